@@ -1,0 +1,1 @@
+"""AnnData and arrays in: layers, isoform groups, designs; the simulator."""

@@ -1,0 +1,1 @@
+"""What users call: fit, test, summary, save, load."""

@@ -1,0 +1,1 @@
+"""Tests of hypotheses and the distributions behind their p-values."""

@@ -1,0 +1,1 @@
+"""Fitting: Newton, Laplace, gradient; one row of convergence a gene."""

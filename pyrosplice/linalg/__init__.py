@@ -1,0 +1,1 @@
+"""Linear algebra behind one protocol: sparse, dense and low-rank."""

@@ -1,0 +1,1 @@
+"""The Pyro models, their priors and likelihoods: the specification of every family."""

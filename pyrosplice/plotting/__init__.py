@@ -1,0 +1,1 @@
+"""Figures: one function a figure, from a table, returning Axes."""

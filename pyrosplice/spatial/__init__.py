@@ -1,0 +1,1 @@
+"""Spatial graphs and the CAR covariance on them."""
