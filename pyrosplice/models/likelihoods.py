@@ -80,7 +80,7 @@ class Likelihood:
 class Multinomial(Likelihood):
     r"""Multinomial with softmax link, the last category as reference.
 
-    .. math:: y_i \mid \eta_i \sim \operatorname{Multinomial}(n_i, p_i), \qquad p_i = \operatorname{softmax}([\eta_i, 0])
+    .. math:: y_i \mid \eta_i \sim \operatorname{Multinomial}(n_i, p_i), \quad p_i = \operatorname{softmax}([\eta_i, 0])
 
     A spot with :math:`n_i = 0` has log density 0 and zero derivatives.
     """
