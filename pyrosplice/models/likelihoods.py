@@ -21,6 +21,8 @@ class Likelihood:
     ``mean``                 yes      fitted usage ratios
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
+    ``log_kernel``           no       speed: ``log_prob`` without terms that do not depend on ``eta``
+    ``additive``             no       speed: True if spots of equal ``eta`` may be replaced by one with their summed counts
     ``score``                no       speed: first derivative, closed form
     ``information``          no       speed: minus the second derivative, closed form
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
@@ -28,6 +30,7 @@ class Likelihood:
     """
 
     name: str = "likelihood"
+    additive: bool = False
 
     def n_predictors(self, n_isos: int) -> int:
         """Length Q of the linear predictor of a gene with ``n_isos`` isoforms."""
@@ -36,6 +39,10 @@ class Likelihood:
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
         raise NotImplementedError
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
+        return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``(..., N, K)``; sums to one over the last dimension."""
@@ -86,6 +93,7 @@ class Multinomial(Likelihood):
     """
 
     name = "multinomial"
+    additive = True
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log n! − Σ log y! + y' [η, 0] − n log(1 + Σ e^η)``."""
