@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.linalg import eigsh, splu
+from numpy.typing import ArrayLike
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
 
@@ -55,8 +56,7 @@ class CarCovariance:
         self.n_spots: int = self.adjacency.shape[0]
         normalised = _normalised(self.adjacency)
         unscaled = sp.csc_matrix(sp.identity(self.n_spots) - self.rho * normalised)
-        self._scale = np.sqrt(_inverse_diagonal(unscaled))
-        scale = sp.diags(self._scale)
+        scale = sp.diags(np.sqrt(inverse_diagonal(unscaled)))
         self.precision = sp.csc_matrix(scale @ unscaled @ scale)
         self.precision.sort_indices()
 
@@ -84,26 +84,9 @@ class CarCovariance:
         return torch.from_numpy(1.0 / values), torch.from_numpy(np.ascontiguousarray(vectors))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw ``n`` fields from N(0, V): ``(n, N)``.
-
-        With :math:`b \sim N(0, M)`, :math:`M^{-1} b \sim N(0, M^{-1})`; M is a sum over edges, so b is one normal
-        draw an edge and one a spot, and no square root is needed.
-        """
-        edges = sp.triu(self.adjacency, k=1).tocoo()
-        degree = _degree(self.adjacency)
-        n_edges, position = edges.nnz, np.arange(edges.nnz)
-        half = np.sqrt(self.rho * edges.data)
-        incidence = sp.csr_matrix(
-            (
-                np.concatenate([half / np.sqrt(degree[edges.row]), -half / np.sqrt(degree[edges.col])]),
-                (np.concatenate([edges.row, edges.col]), np.concatenate([position, position])),
-            ),
-            shape=(self.n_spots, n_edges),
-        )
-        normal = torch.randn(self.n_spots + n_edges, n, generator=generator, dtype=torch.float64).numpy()
-        moment = np.sqrt(1 - self.rho) * normal[: self.n_spots] + incidence @ normal[self.n_spots :]
-        solved = splu(self.precision).solve(self._scale[:, None] * moment)
-        return torch.from_numpy(np.ascontiguousarray(solved.T))
+        """Draw ``n`` fields from N(0, V), by back-substitution with the sparse factor of V⁻¹: ``(n, N)``."""
+        noise = torch.randn(1, self.n_spots, n, generator=generator, dtype=torch.float64)
+        return SparseSolver(self.precision).colour(noise)[0].T.contiguous()
 
     def __repr__(self) -> str:
         return f"CarCovariance(n_spots={self.n_spots}, n_edges={sp.triu(self.adjacency, 1).nnz}, rho={self.rho:g})"
@@ -166,17 +149,9 @@ def check_rank(rank: int | None) -> None:
         raise InvalidArgumentError(f"rank: expected None or a whole number ≥ 1, found {rank!r}.")
 
 
-def _degree(adjacency: sp.csr_matrix) -> NDArray[np.float64]:
-    degree = np.asarray(adjacency.sum(1)).ravel()
-    return np.where(degree > 0, degree, 1.0)
-
-
 def _normalised(adjacency: sp.csr_matrix) -> sp.csr_matrix:
     """D^-½ W D^-½ with a self-loop for every spot without neighbours."""
-    alone = np.asarray(adjacency.sum(1)).ravel() == 0
-    inverse_root = sp.diags(_degree(adjacency) ** -0.5)
-    return inverse_root @ (adjacency + sp.diags(alone.astype(np.float64))) @ inverse_root
-
-
-def _inverse_diagonal(precision: sp.csc_matrix) -> NDArray[np.float64]:
-    return np.diag(np.linalg.inv(precision.toarray())).copy()
+    degree = np.asarray(adjacency.sum(1)).ravel()
+    alone = (degree == 0).astype(np.float64)
+    inverse_root = sp.diags((degree + alone) ** -0.5)
+    return inverse_root @ (adjacency + sp.diags(alone)) @ inverse_root
