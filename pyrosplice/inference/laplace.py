@@ -8,7 +8,8 @@ c (independent), one of each a logit,
 
 so that :math:`\nu = a s + c e` has covariance :math:`\sigma^2(\theta V + (1-\theta) I)` with
 :math:`a^2 = \sigma^2 \theta,\ c^2 = \sigma^2 (1 - \theta)`. Laplace's method in (s, e) and in ν give the same
-value, since ν is linear in them; in (s, e) everything stays finite and smooth at θ = 0, at θ = 1 and at spots without counts.
+value, since ν is linear in them; in (s, e) everything stays finite and smooth at θ = 0, at θ = 1 and at spots without
+counts.
 
 With W the information of the likelihood at the mode (Q × Q blocks), eliminating e leaves one sparse system
 
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar
+from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar, sandwich
 from pyrosplice.linalg.solver import Factor, SpatialSolver
 from pyrosplice.models.likelihoods import Likelihood
 
@@ -120,9 +121,9 @@ class LaplaceModel:
 
     def random_part(self, parameters: Parameters, latents: Latents) -> Tensor:
         """``ν = a s + c e``: (B, N, Q)."""
-        out = parameters.white * latents.noise
+        out = latents.noise * parameters.white
         if self.solver is not None:
-            out += parameters.spatial[:, None] * self.solver.spread(latents.field)
+            out += self.solver.spread(latents.field) * parameters.spatial[:, None]
         return out
 
     def log_joint(self, parameters: Parameters, latents: Latents) -> Tensor:
@@ -175,17 +176,17 @@ class NewtonStep:
         self.eta = eta
         self.score = model.likelihood.score(model.counts, eta)
         self.information = model.likelihood.information(model.counts, eta)
-        scaled = c[..., None] * self.information * c[..., None, :]
+        scaled = sandwich(c, self.information, c)
         torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
         self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E
         self.white_logdet = white_logdet.sum(-1)
         # T = I − c E c W maps a s to the posterior mean of ν given s
-        self.transfer = -matmul(c[..., None] * self.white_covariance * c[..., None, :], self.information)
+        self.transfer = -matmul(sandwich(c, self.white_covariance, c), self.information)
         torch.diagonal(self.transfer, dim1=-2, dim2=-1).add_(1.0)
         self.effective = matmul(self.information, self.transfer)  # W̃
         self.factor: Factor | None = None
         if model.solver is not None:
-            self.factor = model.solver.factorise(a[..., None] * self.effective * a[..., None, :])
+            self.factor = model.solver.factorise(sandwich(a, self.effective, a))
         gradient = self.pull_back(self.score, latents)
         self.direction = self.solve(gradient)
         self.decrement = (gradient.field * self.direction.field).sum((1, 2)) + (
@@ -194,10 +195,10 @@ class NewtonStep:
 
     def pull_back(self, field: Tensor, latents: Latents | None = None) -> Latents:
         """``J' field``, and less the prior's pull at ``latents`` when given."""
-        model, noise = self.model, self.parameters.white * field
+        model, noise = self.model, field * self.parameters.white
         spatial = noise.new_zeros(noise.shape[0], 0, noise.shape[2])
         if model.solver is not None:
-            spatial = model.solver.gather(self.parameters.spatial[:, None] * field)
+            spatial = model.solver.gather(field * self.parameters.spatial[:, None])
             if latents is not None:
                 spatial = spatial - model.solver.prior(latents.field)
         return Latents(spatial, noise if latents is None else noise - latents.noise)
@@ -208,8 +209,8 @@ class NewtonStep:
         white = matvec(self.white_covariance, rhs.noise)
         if solver is None or self.factor is None:
             return Latents(rhs.field, white)
-        field = self.factor.solve(rhs.field - solver.gather(a * matvec(self.information, c * white)))
-        coupling = c * matvec(self.information, a * solver.spread(field))
+        field = self.factor.solve(rhs.field - solver.gather(matvec(self.information, white * c) * a))
+        coupling = matvec(self.information, solver.spread(field) * a) * c
         return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
 
     def marginal_precision_product(self, field: Tensor) -> Tensor:
@@ -255,15 +256,15 @@ class LaplaceMode:
         """Posterior covariance of ν at each spot, and of ν with s and with e."""
         step = self.step
         a, c = step.parameters.spatial[:, None], step.parameters.white
-        self.covariance = c[..., None] * step.white_covariance * c[..., None, :]
-        self.cross_white = c[..., None] * step.white_covariance
+        self.covariance = sandwich(c, step.white_covariance, c)
+        self.cross_white = step.white_covariance * c[..., None]
         self.cross_spatial: Tensor | None = None
         if step.factor is not None:
-            spread = a[..., None] * step.factor.spot_covariance()
+            spread = step.factor.spot_covariance() * a[..., None]
             self.cross_spatial = matmul(step.transfer, spread)  # T a S⁻¹
             through = self.cross_spatial * a[..., None, :]
             self.covariance = self.covariance + matmul(through, step.transfer.mT)
-            coupling = matmul(step.information, c[..., None] * step.white_covariance)
+            coupling = matmul(step.information, step.white_covariance * c[..., None])
             self.cross_white = self.cross_white - matmul(through, coupling)
 
     def _gradient(self, tilt: Tensor) -> None:
@@ -284,11 +285,11 @@ class LaplaceMode:
     def response(self, change: Parameters) -> Latents:
         """First-order change of the mode when the parameters change."""
         step, model = self.step, self.step.model
-        moved = model.fixed_part(change.coefficients) + change.white * self.latents.noise
-        noise = change.white * self.score
+        moved = model.fixed_part(change.coefficients) + self.latents.noise * change.white
+        noise = self.score * change.white
         field = self.latents.field
         if model.solver is not None:
-            moved = moved + change.spatial[:, None] * model.solver.spread(self.latents.field)
-            field = model.solver.gather(change.spatial[:, None] * self.score)
+            moved = moved + model.solver.spread(self.latents.field) * change.spatial[:, None]
+            field = model.solver.gather(self.score * change.spatial[:, None])
         pulled = step.pull_back(-matvec(step.information, moved))
         return step.solve(Latents(pulled.field + field, pulled.noise + noise))

@@ -34,6 +34,11 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return out
 
 
+def sandwich(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
+    """``diag(left) matrix diag(right)`` for vectors (..., Q) that broadcast against (..., Q, Q) matrices."""
+    return matrix * left[..., :, None] * right[..., None, :]
+
+
 def inverse_and_logdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Inverses and log determinants of symmetric positive definite matrices ``(..., Q, Q)``.
 

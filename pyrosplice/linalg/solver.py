@@ -12,8 +12,8 @@ class SpatialSolver(ABC):
 
     The field at the spots is :math:`s = F z` with :math:`z \sim N(0, P^{-1})`, so that its covariance is
     :math:`V = F P^{-1} F' + \operatorname{diag}(\delta)`. A sparse precision has F = I; a dense or
-    truncated covariance has P = I and F its square root. What a truncation leaves out of the diagonal is ``remainder`` δ, so that V keeps its
-    trace.
+    truncated covariance has P = I and F its square root. What a truncation leaves out of the diagonal is
+    ``remainder`` δ, so that V keeps its trace.
 
     Fields are ``(B, N, Q)`` (genes, spots, logits), latents ``(B, r, Q)``; genes never interact.
 
