@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.multinomial import MultinomGLM, MultinomGLMM
 
 SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
@@ -51,6 +53,11 @@ class FittedGene:
     best_loss: float
     best_epoch: int
     fitting_time_s: float
+
+    def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
+        """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
+        eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
+        return eta if design is None else eta + design @ self.values["beta"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,16 @@ class FitPlan:
 def _better(first: FittedGene, second: FittedGene) -> FittedGene:
     best = second if second.best_loss < first.best_loss else first
     return replace(best, fitting_time_s=first.fitting_time_s + second.fitting_time_s)
+
+
+def check_jobs(n_jobs: int, device: str) -> int:
+    """Number of processes: as asked on the CPU, one (with a warning) on accelerators."""
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise InvalidArgumentError(f"n_jobs: expected a whole number other than 0, found {n_jobs!r}.")
+    if n_jobs != 1 and device != "cpu":
+        warnings.warn(f"n_jobs={n_jobs}: on {device!r} genes are fitted in one process.", stacklevel=3)
+        return 1
+    return n_jobs
 
 
 def fit_genes(

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyrosplice.data.design import Design, build_design
 from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
 from pyrosplice.spatial.graph import (
     Graph,
     adjacency_graph,
@@ -48,6 +48,15 @@ class SpatialOptions:
     graph: Graph = "mutual"
     rho: float = 0.99
     approx_rank: int | str | None = "auto"
+
+    def __post_init__(self) -> None:
+        check_k_neighbors(self.k_neighbors)
+        check_option("graph", self.graph, get_args(Graph))
+        check_rho(self.rho)
+        rank = self.approx_rank
+        whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
+        if not (rank is None or rank == "auto" or whole):
+            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
 
     def rank(self, n_spots: int, device: str) -> int | None:
         """Number of eigenpairs to keep; None for the exact covariance.

@@ -15,6 +15,7 @@ from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.estimators import representation, storage, tables, usage_tests
 from pyrosplice.estimators.usage_models import UsageFit, UsageModels
 from pyrosplice.io import load_archive, save_archive
+from pyrosplice.models.likelihoods import Multinomial
 
 
 class SplisosmGLMM(UsageModels):
@@ -144,7 +145,7 @@ class SplisosmGLMM(UsageModels):
         design = prepared.design_tensor if fit.with_design else None
         ratios = np.empty(prepared.data.adata.shape)
         for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
-            ratios[:, columns] = gene.usage(prepared.n_spots, design).numpy()
+            ratios[:, columns] = Multinomial().mean(gene.linear_predictor(prepared.n_spots, design)).numpy()
         adata = prepared.data.adata.copy()
         adata.layers[layer_name] = ratios
         return adata
@@ -246,8 +247,10 @@ class SplisosmGLMM(UsageModels):
         options = self._model_options()
         if self.model_type == "glm":
             return f"multinomial GLM by {options['fitting_method']}, flat priors"
-        prior = self.var_prior_model if self.var_prior_model == "none" else (
-            f"{self.var_prior_model}{self.var_prior_model_params or ''}"
+        prior = (
+            self.var_prior_model
+            if self.var_prior_model == "none"
+            else (f"{self.var_prior_model}{self.var_prior_model_params or ''}")
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"

@@ -45,9 +45,7 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prepared:
     """Inverse of :func:`pack_data`."""
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in content["columns"])
-    data = IsoformData(
-        anndata_from_tensor(tensors["adata"]), content["layer"], tuple(content["gene_names"]), columns
-    )
+    data = IsoformData(anndata_from_tensor(tensors["adata"]), content["layer"], tuple(content["gene_names"]), columns)
     design = None
     if "design" in content:
         names = content["design"]

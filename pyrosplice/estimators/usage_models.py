@@ -14,10 +14,15 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
 APPROX_RANK_AUTO = "auto"
 GLM_METHODS = ("iwls", "newton", "gd")
+OPTIONS = (
+    "model_type share_variance var_fix_sigma var_prior_model var_prior_model_params init_ratio fitting_method "
+    "fitting_configs k_neighbors rho approx_rank device graph"
+).split()
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,11 @@ class UsageModels:
         check_option("model_type", model_type, MODELS)
         check_option("device", device.split(":")[0], ("cpu", "cuda", "mps"))
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type = model_type
-        self.share_variance = share_variance
-        self.var_fix_sigma = var_fix_sigma
-        self.var_prior_model = var_prior_model
-        self.var_prior_model_params = deepcopy(var_prior_model_params)
-        self.init_ratio = init_ratio
-        self.fitting_method = fitting_method
-        self.fitting_configs = deepcopy(fitting_configs)
-        self.k_neighbors = k_neighbors
-        self.rho = rho
-        self.approx_rank = approx_rank
-        self.device = device
-        self.graph = graph
+        self.model_type, self.device = model_type, device
+        self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
+        self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
+        self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
+        self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -270,6 +267,10 @@ class UsageModels:
         """Drop fits and test results of earlier data."""
         self._fitted = None
         self._sv_test_results, self._du_test_results = {}, {}
+
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: deepcopy(getattr(self, name)) for name in OPTIONS}
 
     def _model_options(self, **changed: Any) -> dict[str, Any]:
         """Constructor arguments of the model of one batch."""
