@@ -166,15 +166,16 @@ class FitPlan:
 
     def run(self, counts: Tensor) -> tuple[list[FittedGene], list[FittedGene] | None]:
         """Fitted genes of the full model and, when asked for, of the null."""
-        settings = {"quiet": self.quiet, "random_seed": self.random_seed}
         if self.null is None:
-            return self.full.fit(counts, **settings), None
-        null = self.null.fit(counts, **settings)
-        full = self.full.fit(counts, start=null, **settings)
+            return self._fit(self.full, counts), None
+        null = self._fit(self.null, counts)
+        full = self._fit(self.full, counts, null)
         if self.refit_null:
-            again = self.null.fit(counts, start=full, **settings)
-            null = [_better(a, b) for a, b in zip(null, again, strict=True)]
+            null = [_better(*pair) for pair in zip(null, self._fit(self.null, counts, full), strict=True)]
         return full, null
+
+    def _fit(self, spec: ModelSpec, counts: Tensor, start: Sequence[FittedGene] | None = None) -> list[FittedGene]:
+        return spec.fit(counts, start=start, quiet=self.quiet, random_seed=self.random_seed)
 
 
 def _better(first: FittedGene, second: FittedGene) -> FittedGene:

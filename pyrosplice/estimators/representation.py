@@ -37,8 +37,8 @@ def describe_data(prepared: Prepared | None) -> dict[str, str]:
         return {"data": "none; call setup_data"}
     n_isos = prepared.data.n_isos
     return {
-        "data": f"{prepared.n_spots} spots, {len(n_isos)} genes, {sum(n_isos)} isoforms ({min(n_isos)} to {max(n_isos)} "
-        f"a gene), layer {prepared.data.layer!r}",
+        "data": f"{prepared.n_spots} spots, {len(n_isos)} genes, {sum(n_isos)} isoforms "
+        f"({min(n_isos)} to {max(n_isos)} a gene), layer {prepared.data.layer!r}",
         "space": _describe_space(prepared),
         "design": f"{len(prepared.covariate_names)} covariates: {_shorten(prepared.covariate_names)}"
         if prepared.covariate_names

@@ -17,7 +17,7 @@ def sv_table(results: dict[str, Any]) -> pd.DataFrame:
 
 
 def du_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Differential usage, covariates within genes: ``gene``, ``covariate``, ``statistic``, ``pvalue``, ``pvalue_adj``."""
+    """Differential usage: ``gene``, ``covariate`` (within genes), ``statistic``, ``pvalue``, ``pvalue_adj``."""
     genes, covariates = results["gene"], results["covariate"]
     index = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
     values = {name: np.asarray(results[name]).reshape(-1) for name in ("statistic", "pvalue", "pvalue_adj")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from pyrosplice.spatial.graph import Graph
 APPROX_RANK_AUTO = "auto"
 GLM_METHODS = ("iwls", "newton", "gd")
 OPTIONS = (
-    "model_type share_variance var_fix_sigma var_prior_model var_prior_model_params init_ratio fitting_method "
-    "fitting_configs k_neighbors rho approx_rank device graph"
-).split()
+    *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
+    *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
+)
 
 
 @dataclass(frozen=True)
@@ -292,13 +292,13 @@ class UsageModels:
             self.device,
         )
 
-    def _spatial_arguments(self, model_type: str) -> Mapping[str, Any]:
+    def _spatial_arguments(self, model_type: str) -> dict[str, Any]:
         """The covariance as ``setup_data`` of a model takes it: sparse, or its leading eigenpairs."""
         prepared = self._ready()
-        if model_type == "glm":
-            return {}
         if model_type == "glmm-null":
             return {"corr_sp": IdentityCovariance(prepared.n_spots)}
+        if prepared.covariance is None:
+            return {}
         rank = self._space.rank(prepared.n_spots, self.device)
         if rank is None:
             return {"corr_sp": prepared.covariance}
