@@ -198,7 +198,7 @@ def _groups(values: pd.Series, column: str) -> pd.Series:
     missing = int(values.isna().sum())
     if missing:
         warnings.warn(
-            f"group_iso_by: {missing} isoforms have no value in adata.var[{column!r}] and are left out.", stacklevel=4
+            f"group_iso_by: {missing} isoforms have no value in adata.var[{column!r}] and are left out.", stacklevel=3
         )
     return values.astype(object)
 

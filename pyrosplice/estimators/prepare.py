@@ -69,7 +69,7 @@ class SpatialOptions:
                 warnings.warn(
                     f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {device!r} is expensive; "
                     "leave approx_rank out, or give a rank.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return None
         if self.approx_rank == "auto":
@@ -121,6 +121,11 @@ class Prepared:
     def design_tensor(self) -> Tensor | None:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
+
+    @property
+    def fitted_design(self) -> Tensor | None:
+        """Covariates that models are fitted with: the first level of every factor is the reference."""
+        return None if self.design is None else torch.from_numpy(self.design.values[:, self.design.estimable])
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each."""
@@ -183,7 +188,7 @@ def prepare(
         covariance = IdentityCovariance(data.adata.n_obs)
     elif model_type == "glmm-full" and adjacency is not None:
         adjacency = adjacency if spots is None else adjacency[spots][:, spots]
-        warn_if_disconnected(adjacency, stacklevel=4)
+        warn_if_disconnected(adjacency, stacklevel=3)
         covariance = CarCovariance(adjacency, rho=space.rho)
     return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso)
 
@@ -210,6 +215,6 @@ def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_] | None:
     warnings.warn(
         f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "
         "spatial graph and are left out.",
-        stacklevel=5,
+        stacklevel=4,
     )
     return kept

@@ -142,7 +142,7 @@ class SplisosmGLMM(UsageModels):
         Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
         """
         fit, prepared = self._ready_fit(), self._ready()
-        design = prepared.design_tensor if fit.with_design else None
+        design = prepared.fitted_design if fit.with_design else None
         ratios = np.empty(prepared.data.adata.shape)
         for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
             ratios[:, columns] = Multinomial().mean(gene.linear_predictor(prepared.n_spots, design)).numpy()

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
+from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
 from pyrosplice.spatial.car import IdentityCovariance
@@ -55,7 +56,7 @@ class UsageModels:
         graph: Graph = "mutual",
     ) -> None:
         check_option("model_type", model_type, MODELS)
-        check_option("device", device.split(":")[0], ("cpu", "cuda", "mps"))
+        as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
         self.model_type, self.device = model_type, device
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
@@ -288,7 +289,7 @@ class UsageModels:
             model_type,
             self._model_options(**changed),
             self._spatial_arguments(model_type),
-            prepared.design_tensor if with_design else None,
+            prepared.fitted_design if with_design else None,
             self.device,
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -78,7 +78,10 @@ class CarCovariance:
             values, vectors = np.linalg.eigh(self.precision.toarray())
         else:
             start = np.random.default_rng(0).standard_normal(self.n_spots)
-            values, vectors = eigsh(self.precision, k=rank, sigma=0.0, which="LM", v0=start)
+            symmetric = {"SymmetricMode": True, "DiagPivotThresh": 0.0}
+            factor = splu(self.precision, permc_spec="MMD_AT_PLUS_A", options=symmetric)
+            covariance = LinearOperator(self.precision.shape, factor.solve)
+            values, vectors = eigsh(self.precision, k=rank, sigma=0.0, OPinv=covariance, v0=start)
             order = np.argsort(values)
             values, vectors = values[order], vectors[:, order]
         return torch.from_numpy(1.0 / values), torch.from_numpy(np.ascontiguousarray(vectors))
