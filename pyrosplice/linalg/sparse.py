@@ -48,9 +48,9 @@ class SparsePattern:
         )
         self.updates = kernels.update_lists(self.column_start, self.row, n)
         self.diagonal = np.ascontiguousarray(ordered.diagonal())
-        where = sp.csc_matrix((np.arange(1, self.row.size + 1), self.row, self.column_start), shape=(n, n))
+        column = np.repeat(np.arange(n), np.diff(self.column_start))
         entries = lower.tocoo()
-        self.at = np.asarray(where[entries.row, entries.col]).ravel().astype(np.int64) - 1
+        self.at = np.searchsorted(column * n + self.row, entries.col.astype(np.int64) * n + entries.row)
         self.below = entries.data
 
     def factorise(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
