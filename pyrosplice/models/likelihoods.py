@@ -21,6 +21,7 @@ class Likelihood:
     ``mean``                 yes      fitted usage ratios
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
+    ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
     ``score``                no       speed: first derivative, closed form
     ``information``          no       speed: minus the second derivative, closed form
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
@@ -36,6 +37,10 @@ class Likelihood:
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
         raise NotImplementedError
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
+        return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``(..., N, K)``; sums to one over the last dimension."""
