@@ -68,8 +68,7 @@ def permutation_test(
         used[running] += 1
         if early_stop is not None:
             running = running[reached[running] < early_stop]
-    complete = (1 + reached) / (used + 1)
-    pvalue = (
-        complete if early_stop is None else torch.where(reached >= early_stop, reached / used.clamp_min(1), complete)
-    )
-    return observed, torch.where(torch.isnan(observed), torch.nan, pvalue.to(torch.float64)), used
+    pvalue = (1.0 + reached.to(torch.float64)) / (used + 1)
+    if early_stop is not None:
+        pvalue = torch.where(reached >= early_stop, reached.to(torch.float64) / used, pvalue)
+    return observed, torch.where(torch.isnan(observed), torch.nan, pvalue), used

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
+from pyrosplice.linalg.blocks import matmul
 
 PrecisionProduct = Callable[[Tensor], Tensor]
 """``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
@@ -43,7 +44,7 @@ class CovariateTest:
 
 def information_product(information: Tensor) -> PrecisionProduct:
     """The GLM's ``V⁻¹ x = W x`` from the information of the spots, ``(B, N, Q, Q)``."""
-    return lambda x: information @ x
+    return lambda x: matmul(information, x)
 
 
 def score_test(
@@ -93,7 +94,7 @@ def score_test(
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
     """``(X ⊗ I)' V⁻¹ (X ⊗ I)`` of covariates ``(N, C)``: ``(B, C Q, C Q)``, logits fastest."""
-    n_spots, n_columns = columns.shape
+    n_spots = columns.shape[0]
     eye = torch.eye(n_logits, dtype=columns.dtype, device=columns.device)
     size = max(1, _BLOCK // (n_genes * n_spots * n_logits**2))
     parts = []

@@ -60,7 +60,7 @@ def wald_test(beta: Tensor, covariance: Tensor, *, terms: Sequence[Sequence[int]
     terms
         Covariates tested together. Default: each on its own.
     """
-    n_factors, n_logits = beta.shape[-2:]
+    n_factors = beta.shape[-2]
     groups = [list(term) for term in terms] if terms is not None else [[j] for j in range(n_factors)]
     results = []
     for group in groups:
@@ -124,7 +124,7 @@ def usage_effects(beta: Tensor, bias_eta: Tensor, covariance: Tensor, design: Te
     effect = usage.unsqueeze(-2) * excess
     jacobian = torch.diag_embed(usage) - usage.unsqueeze(-1) * usage.unsqueeze(-2)  # dp_k / dη_l
     by_eta = jacobian.unsqueeze(1) * excess.unsqueeze(-1) - usage[:, None, :, None] * effect.unsqueeze(-2)
-    n_genes, n_factors, n_logits = beta.shape
+    n_factors, n_logits = beta.shape[-2:]
     by_coefficient = by_eta[..., :n_logits].unsqueeze(3) * torch.cat([mean, mean.new_ones(1)])[:, None]
     own = torch.arange(n_factors, device=beta.device)  # (B, P, K, P + 1, Q) from here on
     by_coefficient[:, own, :, own] += jacobian[..., :n_logits]
