@@ -31,9 +31,7 @@ def test_even_multiplicities_are_hypoexponential():
     rates = [mpmath.mpf(1) / (2 * w) for w in (1.0, 0.7, 0.3, 0.05)]
     weights = torch.tensor([1.0, 0.7, 0.3, 0.05], **torch64)
     for x in (0.01, 0.5, 3.0, 10.0, 60.0, 300.0, 1200.0):
-        exact = mpmath.fsum(
-            mpmath.exp(-r * x) * mpmath.fprod(s / (s - r) for s in rates if s != r) for r in rates
-        )
+        exact = mpmath.fsum(mpmath.exp(-r * x) * mpmath.fprod(s / (s - r) for s in rates if s != r) for r in rates)
         log_sf = chi2_mixture_log_sf(torch.tensor(x, **torch64), weights, torch.full_like(weights, 2.0))
         assert float(log_sf) == pytest.approx(float(mpmath.log(exact)), abs=1e-8)
 
@@ -52,7 +50,9 @@ def test_difference_of_exponentials_is_laplace():
 def test_ratio_of_quadratic_forms_is_f():
     for m, n, q in ((3, 10, 2.0), (5, 200, 12.0), (20, 40, 0.8)):
         weights, dof = torch.tensor([1 / m, -q / n], **torch64), torch.tensor([m, n], **torch64)
-        assert float(chi2_mixture_sf(torch.zeros((), **torch64), weights, dof)) == pytest.approx(f.sf(q, m, n), rel=1e-8)
+        assert float(chi2_mixture_sf(torch.zeros((), **torch64), weights, dof)) == pytest.approx(
+            f.sf(q, m, n), rel=1e-8
+        )
 
 
 def test_long_spectrum_against_numerical_inversion_in_high_precision():

@@ -30,7 +30,11 @@ def test_orders_are_distinct_seeded_and_do_not_depend_on_the_batch():
     again = []
     permutation_test(
         lambda genes, order: (again.append(order), torch.zeros(len(genes)))[1],
-        n_genes=1, n_spots=20, n_permutations=3, seed=5, gene_numbers=torch.tensor([1]),
+        n_genes=1,
+        n_spots=20,
+        n_permutations=3,
+        seed=5,
+        gene_numbers=torch.tensor([1]),
     )
     assert torch.equal(torch.cat(again[1:]), orders[1::2])
 

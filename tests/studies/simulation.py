@@ -24,7 +24,9 @@ def grid(side: int) -> CarCovariance:
 
 def scattered(n_spots: int, seed: int = 0) -> CarCovariance:
     """CAR covariance of spots thrown at random on a square, linked to their four nearest."""
-    return CarCovariance(knn_graph(np.random.default_rng(seed).uniform(size=(n_spots, 2)), k_neighbors=4, graph="union"))
+    return CarCovariance(
+        knn_graph(np.random.default_rng(seed).uniform(size=(n_spots, 2)), k_neighbors=4, graph="union")
+    )
 
 
 def olfactory_bulb(path: Path) -> CarCovariance:

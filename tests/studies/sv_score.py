@@ -42,16 +42,17 @@ def nulls(covariance: CarCovariance) -> Iterator[tuple[str, dict]]:
     smooth = covariance.sample(1, torch.Generator().manual_seed(7))[0].numpy()
     smooth = (smooth - smooth.mean()) / smooth.std()
     noise = np.random.default_rng(7).gamma(2.0, 0.5, n)
-    yield "no effect", dict(sigma=0.0)
-    yield "over-dispersion", dict(sigma=0.7)
-    yield "over-dispersion, spatial totals", dict(sigma=0.7, factor=np.exp(0.7 * smooth))
-    yield "over-dispersion, uneven totals", dict(sigma=0.7, factor=noise)
-    yield "over-dispersion, two isoforms", dict(sigma=0.7, n_isos=2)
-    yield "over-dispersion, six isoforms", dict(sigma=0.7, n_isos=6)
-    yield "over-dispersion, usage .83 .15 .02", dict(sigma=0.7, bias=np.log([0.83 / 0.02, 0.15 / 0.02]))
-    yield "over-dispersion, usage .98 .02", dict(sigma=0.7, n_isos=2, bias=np.log([0.98 / 0.02]))
+    iid = {"sigma": 0.7}
+    yield "no effect", {"sigma": 0.0}
+    yield "over-dispersion", iid
+    yield "over-dispersion, spatial totals", iid | {"factor": np.exp(0.7 * smooth)}
+    yield "over-dispersion, uneven totals", iid | {"factor": noise}
+    yield "over-dispersion, two isoforms", iid | {"n_isos": 2}
+    yield "over-dispersion, six isoforms", iid | {"n_isos": 6}
+    yield "over-dispersion, usage .83 .15 .02", iid | {"bias": np.log([0.83 / 0.02, 0.15 / 0.02])}
+    yield "over-dispersion, usage .98 .02", iid | {"n_isos": 2, "bias": np.log([0.98 / 0.02])}
     effect = np.stack([0.8 * smooth, -0.4 * smooth], 1)
-    yield "over-dispersion, smooth covariate", dict(sigma=0.7, effect=effect, design=torch.from_numpy(smooth)[:, None])
+    yield "over-dispersion, smooth covariate", iid | {"effect": effect, "design": torch.from_numpy(smooth)[:, None]}
 
 
 def null_pvalues(
