@@ -1,6 +1,6 @@
 """Size and power of the variance-component score test of spatial variability.
 
-    python -m tests.studies.sv_score size  [--genes 20000]
+    python -m tests.studies.sv_score size  [--genes 10000]
     python -m tests.studies.sv_score power [--genes 500]
 
 Tables go to tests/studies/results/. A size cell is right when its rejections lie in the exact binomial 99 % interval.
@@ -113,7 +113,8 @@ if __name__ == "__main__":
     parser.add_argument("--genes", type=int)
     parser.add_argument("--damping", type=float, default=0.1)
     given = parser.parse_args()
-    run, default = {"size": (size_table, 20_000), "power": (power_table, 500)}[given.study]
-    table = run(given.genes or default, given.damping).assign(damping=given.damping, commit=commit())
+    run, default = {"size": (size_table, 10_000), "power": (power_table, 500)}[given.study]
+    at = commit()
+    table = run(given.genes or default, given.damping).assign(damping=given.damping, commit=at)
     RESULTS.mkdir(exist_ok=True)
     table.to_csv(RESULTS / f"sv_score_{given.study}.csv", index=False, float_format="%.5g")
