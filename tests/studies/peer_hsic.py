@@ -1,6 +1,6 @@
 """P-values of the peer package's HSIC-IR test. Runs in the peer's own interpreter, called by sv_score.py.
 
-Input .npz: ``data``, ``indices``, ``indptr`` of the adjacency (CSR), and for every cell ``counts_<cell>`` (genes, spots,
+Input .npz: ``data``, ``indices``, ``indptr`` of the adjacency (CSR), and ``counts_<cell>`` (genes, spots,
 isoforms). Output: ``<cell>`` p-values in the order of the genes (NaN where the peer drops the gene).
 """
 
