@@ -51,8 +51,9 @@ class Standardisation:
         mean = covariates.mean(0)
         spread = (covariates - mean).square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
-        inverse = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, spread))
-        design = torch.cat([(covariates - mean) * inverse, covariates.new_ones(n_spots, 1)], 1)
+        inverse = 1 / torch.where(constant, 1.0, spread)
+        centred = torch.where(constant, 0.0, covariates - mean)
+        design = torch.cat([centred * inverse, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
         matrix[:n_factors, :n_factors] = torch.diag(inverse)
         matrix[n_factors, :n_factors] = -mean * inverse
@@ -129,9 +130,9 @@ class GLMObjective:
         return weights[:, :-1], weights[:, -1]
 
     def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Inverse of :meth:`coefficients` (constant covariates lose their effect)."""
+        """Inverse of :meth:`coefficients`."""
         weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
-        return (torch.linalg.pinv(self.scaling.matrix) @ weights).flatten(1)
+        return torch.linalg.solve(self.scaling.matrix, weights).flatten(1)
 
     def linear_predictor(self, point: Tensor) -> Tensor:
         """η ``(A, N, Q)``, stored logit by logit."""
@@ -174,8 +175,9 @@ class GLMObjective:
     def separated(self, point: Tensor, hessian: Tensor) -> Tensor:
         """Whether the optimum is at infinity, ``(A,)``.
 
-        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the information has all but vanished beside that of the same molecules with even usage,
-        and some spot with molecules has an extreme predictor.
+        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the
+        information has all but vanished beside that of the same molecules with even usage, and some spot with
+        molecules has an extreme predictor.
         """
         seen = self.counts.sum(-1) > 0
         extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
@@ -202,8 +204,7 @@ class GLMObjective:
         unidentified = self.scaling.covariance(eye - inverse @ hessian, self.n_logits)
         share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
         scale = torch.diagonal(self.scaling.covariance(eye, self.n_logits), dim1=-2, dim2=-1)
-        unknown = (share > 1e-6 * scale) | (scale == 0)
-        return covariance + torch.diag_embed(torch.where(unknown, torch.inf, 0.0))
+        return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
