@@ -51,8 +51,9 @@ class Standardisation:
         mean = covariates.mean(0)
         spread = (covariates - mean).square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
-        inverse = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, spread))
-        design = torch.cat([(covariates - mean) * inverse, covariates.new_ones(n_spots, 1)], 1)
+        inverse = 1 / torch.where(constant, 1.0, spread)
+        centred = torch.where(constant, 0.0, covariates - mean)
+        design = torch.cat([centred * inverse, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
         matrix[:n_factors, :n_factors] = torch.diag(inverse)
         matrix[n_factors, :n_factors] = -mean * inverse
@@ -129,9 +130,9 @@ class GLMObjective:
         return weights[:, :-1], weights[:, -1]
 
     def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Inverse of :meth:`coefficients` (constant covariates lose their effect)."""
+        """Inverse of :meth:`coefficients`."""
         weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
-        return (torch.linalg.pinv(self.scaling.matrix) @ weights).flatten(1)
+        return torch.linalg.solve(self.scaling.matrix, weights).flatten(1)
 
     def linear_predictor(self, point: Tensor) -> Tensor:
         """η ``(A, N, Q)``, stored logit by logit."""
@@ -142,11 +143,23 @@ class GLMObjective:
         loss = -self.constant - self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
         return loss if self.prior is None else loss - self._log_prior(point)
 
+    def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``(A,)`` and its gradient ``(A, D)``."""
+        eta = self.linear_predictor(point)
+        loss = -self.constant - self.likelihood.log_kernel(self.counts, eta).sum(-1)
+        gradient = self._likelihood_gradient(eta)
+        if self.prior is None:
+            return loss, gradient
+        with torch.enable_grad():
+            point = point.detach().requires_grad_(True)
+            log_prior = self._log_prior(point)
+            (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
+        return loss - log_prior.detach(), gradient - prior_gradient
+
     def derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(A, D)`` and Hessian ``(A, D, D)`` of the loss."""
         eta = self.linear_predictor(point)
-        score = self.likelihood.score(self.counts, eta).movedim(-1, 0)
-        gradient = -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
+        gradient = self._likelihood_gradient(eta)
         hessian = self._assemble(self.likelihood.information(self.counts, eta))
         if self.prior is None:
             return gradient, hessian
@@ -162,13 +175,15 @@ class GLMObjective:
     def separated(self, point: Tensor, hessian: Tensor) -> Tensor:
         """Whether the optimum is at infinity, ``(A,)``.
 
-        Along some direction the information has all but vanished beside that of the same molecules with even usage,
-        and some spot with molecules has an extreme predictor.
+        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the
+        information has all but vanished beside that of the same molecules with even usage, and some spot with
+        molecules has an extreme predictor.
         """
         seen = self.counts.sum(-1) > 0
         extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
-        answer = torch.zeros_like(extreme)
-        for row in torch.nonzero(extreme).squeeze(-1).tolist():
+        totals = self.counts.sum(-2)
+        answer = (totals == 0).any(-1) & (totals.sum(-1) > 0) & (self.prior is None)
+        for row in torch.nonzero(extreme & ~answer).squeeze(-1).tolist():
             design = self.scaling.design
             metric = design.T @ (self.counts[row].sum(-1).unsqueeze(-1) * design)
             values, vectors = torch.linalg.eigh(metric)
@@ -189,11 +204,14 @@ class GLMObjective:
         unidentified = self.scaling.covariance(eye - inverse @ hessian, self.n_logits)
         share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
         scale = torch.diagonal(self.scaling.covariance(eye, self.n_logits), dim1=-2, dim2=-1)
-        unknown = (share > 1e-6 * scale) | (scale == 0)
-        return covariance + torch.diag_embed(torch.where(unknown, torch.inf, 0.0))
+        return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
+
+    def _likelihood_gradient(self, eta: Tensor) -> Tensor:
+        score = self.likelihood.score(self.counts, eta).movedim(-1, 0)
+        return -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
 
     def _log_prior(self, point: Tensor) -> Tensor:
         assert self.prior is not None
@@ -220,10 +238,10 @@ class GLMObjective:
         pairs = torch.triu_indices(n_logits, n_logits, device=design.device)
         planes = information[..., pairs[0], pairs[1]].movedim(-1, 0)
         block = max(1, _BLOCK // len(first))
-        packed = sum(
-            planes[..., i : i + block] @ (design[i : i + block, first] * design[i : i + block, second])
-            for i in range(0, len(design), block)
-        )
+        packed = planes.new_zeros(*planes.shape[:2], len(first))
+        for i in range(0, len(design), block):
+            rows = slice(i, i + block)
+            packed += planes[..., rows] @ (design[rows, first] * design[rows, second])
         full = information.new_empty(len(information), n_columns, n_logits, n_columns, n_logits)
         for plane, k, m in zip(packed, *pairs.tolist(), strict=True):
             full[:, first, k, second, m] = full[:, second, k, first, m] = plane

@@ -106,7 +106,7 @@ def newton(objective: NewtonObjective, start: Tensor, *, options: NewtonOptions 
 
 
 def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
-    """``|H|⁺ right`` for right-hand sides ``(A, D, R)``: Cholesky, or the eigenbasis where H is not positive definite."""
+    """``|H|⁺ right`` for ``(A, D, R)``: by Cholesky, or in the eigenbasis where H is not positive definite."""
     scale = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
     scale = torch.where(scale > 0, scale, 1.0).rsqrt()
     scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)

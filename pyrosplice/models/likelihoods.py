@@ -22,8 +22,8 @@ class Likelihood:
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
     ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
-    ``additive``             no       speed: True if spots of equal eta may be summed: :math:`\sum_i \log p(y_i \mid \eta)`
-                                      and :math:`\log p(\sum_i y_i \mid \eta)` differ by a constant in eta
+    ``additive``             no       speed: True if, but for a constant in eta, spots of equal eta have the
+                                      log density of one spot with their summed counts
     ``score``                no       speed: first derivative, closed form
     ``information``          no       speed: minus the second derivative, closed form
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
