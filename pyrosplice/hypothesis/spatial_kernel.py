@@ -163,16 +163,12 @@ def _sparse_kernel(precision: sp.csc_matrix, values: Tensor, vectors: Tensor) ->
     n = precision.shape[0]
     diagonal = inverse_diagonal(precision)
     step = 1e-3 / float(values[0])
-    lower, upper = (
-        float(inverse_diagonal(sp.csc_matrix(precision + h * sp.identity(n))).sum()) for h in (-step, step)
-    )
+    lower, upper = (float(inverse_diagonal(sp.csc_matrix(precision + h * sp.identity(n))).sum()) for h in (-step, step))
     trace = float(diagonal.sum())
     square, cube = (lower - upper) / (2 * step), (lower - 2 * trace + upper) / (2 * step**2)
     moments = [float(n - len(values))]
     moments += [total - float((values**k).sum()) for k, total in ((1, trace), (2, square), (3, cube))]
-    return SpatialKernel(
-        values, vectors, torch.from_numpy(diagonal), _skewness(moments), square, precision=precision
-    )
+    return SpatialKernel(values, vectors, torch.from_numpy(diagonal), _skewness(moments), square, precision=precision)
 
 
 def _skewness(moments: list[float]) -> float:
