@@ -1,9 +1,10 @@
-"""From fitted genes to test statistics: arranges data for :mod:`pyrosplice.hypothesis`, one batch of genes at a time."""
+"""From fitted genes to tests: arranges data for :mod:`pyrosplice.hypothesis`, one batch of genes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from tqdm.auto import tqdm
 from pyrosplice.data.design import Design
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
-from pyrosplice.hypothesis.permutation import permutation_test
+from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
 from pyrosplice.hypothesis.score import PrecisionProduct, information_product, score_test
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
-from pyrosplice.hypothesis.wald import coefficient_covariance, contrast_test
-from pyrosplice.inference.laplace import LaplaceModel, NewtonStep, Parameters
+from pyrosplice.hypothesis.wald import coefficient_covariance, wald_test
+from pyrosplice.inference.mode import MixedModel, Mode, Parameters
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.models.likelihoods import Multinomial
 
@@ -52,11 +53,6 @@ class GeneTests:
         return tests
 
 
-def progress(batches: Sequence[Sequence[int]], *, description: str, show: bool) -> tqdm:
-    """The batches behind a progress bar."""
-    return tqdm(batches, desc=description, unit="batch", disable=not show)
-
-
 def variability_score(
     counts: Tensor, kernel: SpatialKernel, design: Tensor | None, genes: Sequence[int], null: PermutationNull | None
 ) -> tuple[Tensor, Tensor]:
@@ -77,13 +73,10 @@ def variability_score(
     return _permuted(statistic, counts, genes, null)
 
 
-def variability_ratio(
-    full: Sequence[FittedGene], null: Sequence[FittedGene], *, shared: bool
-) -> tuple[Tensor, Tensor, int]:
-    """Likelihood ratio of θ = 0 for genes of one isoform count: statistic, p-value, number of components."""
+def variability_ratio(full: Sequence[FittedGene], null: Sequence[FittedGene], *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Likelihood ratio of θ = 0 for genes of one isoform count, on one θ or one a logit."""
     n_components = 1 if shared else len(full[0].values["bias_eta"])
-    log_full, log_null = (torch.tensor([gene.log_prob for gene in fit], dtype=torch.float64) for fit in (full, null))
-    return *spatial_likelihood_ratio_test(log_full, log_null, n_components=n_components), n_components
+    return spatial_likelihood_ratio_test(_log_prob(full), _log_prob(null), n_components=n_components)
 
 
 def permuted_variability_ratio(
@@ -95,7 +88,7 @@ def permuted_variability_ratio(
     permutations: PermutationNull,
 ) -> tuple[Tensor, Tensor]:
     """The same with a permutation null. Without space, rows may be exchanged: only the full model is fitted again."""
-    log_full, log_null = (torch.tensor([gene.log_prob for gene in fit], dtype=torch.float64) for fit in (full, null))
+    log_full, log_null = _log_prob(full), _log_prob(null)
 
     def statistic(some: Tensor, order: Tensor) -> Tensor:
         if bool((order == torch.arange(order.shape[1])).all()):
@@ -116,6 +109,35 @@ def permuted(counts: Tensor, order: Tensor) -> Tensor:
     return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
 
 
+@dataclass(frozen=True)
+class UsageTask:
+    """Score or Wald tests of a batch: called with its counts ``(B, N, K)``, its fits and their design.
+
+    Attributes
+    ----------
+    method
+        ``"score"`` or ``"wald"``.
+    design
+        The covariates that are tested.
+    mixed
+        Whether the fits are of a GLMM.
+    solver
+        Its spatial covariance; None where spots are independent.
+    """
+
+    method: str
+    design: Design
+    mixed: bool
+    solver: SpatialSolver | None
+
+    def __call__(self, counts: Tensor, genes: Sequence[FittedGene], fitted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Statistics and p-values, ``(B, P)``."""
+        residual, precision = linearised(counts, genes, fitted, mixed=self.mixed, solver=self.solver)
+        if self.method == "score":
+            return usage_score(residual, precision, self.design)
+        return usage_wald(stacked(genes)["beta"], precision, self.design)
+
+
 def usage_score(residual: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
     """Score test of each covariate beside the intercept and the covariates of other factors: ``(B, P)`` each."""
     values = torch.from_numpy(design.values)
@@ -130,12 +152,13 @@ def usage_score(residual: Tensor, precision: PrecisionProduct, design: Design) -
 
 
 def usage_wald(beta: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
-    """Wald test of each covariate beside all others; a level of a factor against the mean of the other levels."""
+    """Wald test of each covariate beside all others; for a level of a factor, against the mean of the levels."""
     n_genes, _, n_logits = beta.shape
-    fitted = torch.from_numpy(design.values[:, design.estimable])
-    covariance = coefficient_covariance(precision, fitted, n_genes=n_genes, n_logits=n_logits)
-    tests = [contrast_test(beta, covariance, row.unsqueeze(0)) for row in torch.from_numpy(design.contrasts)]
-    return torch.cat([t[0] for t in tests], 1), torch.cat([t[1] for t in tests], 1)
+    reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
+    covariance = coefficient_covariance(precision, reduced, n_genes=n_genes, n_logits=n_logits)
+    recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
+    test = wald_test(beta, recode @ covariance @ recode.T)
+    return test.statistic, test.pvalue
 
 
 def linearised(
@@ -152,42 +175,46 @@ def linearised(
         eta = torch.stack([gene.linear_predictor(counts.shape[1], design) for gene in genes])
         likelihood = Multinomial()
         return likelihood.score(counts, eta), information_product(likelihood.information(counts, eta))
-    step = _mode_step(counts, values, design, solver)
+    mode = _mode(counts, values, design, solver)
 
     def product(x: Tensor) -> Tensor:
-        return torch.stack([step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
+        return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
 
-    return step.score, product
+    return mode.score, product
 
 
-def _mode_step(
-    counts: Tensor, values: dict[str, Tensor], design: Tensor | None, solver: SpatialSolver | None
-) -> NewtonStep:
-    """The Newton system at the mode of the random effect."""
+def _mode(counts: Tensor, values: dict[str, Tensor], design: Tensor | None, solver: SpatialSolver | None) -> Mode:
+    """The mode of the random effect at the fitted parameters."""
     n_spots, n_logits = counts.shape[1], values["bias_eta"].shape[-1]
     ones = counts.new_ones(n_spots, 1)
     columns = ones if design is None else torch.cat([design, ones], 1)
     coefficients = torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
-    sigma, share = (values[name].expand(-1, n_logits) for name in ("sigma", "theta_logit"))
-    spatial, white = sigma * torch.sigmoid(share).sqrt(), sigma * torch.sigmoid(-share).sqrt()
+    sigma, share = (values[name].expand(-1, n_logits).unsqueeze(1) for name in ("sigma", "theta_logit"))
+    spatial, white = torch.sigmoid(share), torch.sigmoid(-share)
     if solver is None:
-        spatial, white = torch.zeros_like(sigma), sigma
-    parameters = Parameters(coefficients, spatial, white.unsqueeze(1))
-    model = LaplaceModel(counts, columns, solver, Multinomial())
-    return model.newton(parameters, model.mode(parameters, model.zeros()).latents)
+        spatial, white = torch.zeros_like(share), torch.ones_like(share)
+    elif solver.remainder is not None:
+        white = white + spatial * solver.remainder.unsqueeze(-1)
+    parameters = Parameters(coefficients, (sigma * spatial.sqrt()).squeeze(1), sigma * white.sqrt())
+    model = MixedModel(counts, columns, solver, Multinomial())
+    return model.mode(parameters, model.zeros())
 
 
 def run_batches(
-    batches: Sequence[Sequence[int]], task: object, arguments: Sequence[tuple], *, n_jobs: int, show: bool
+    task: Callable[..., tuple[Tensor, Tensor]],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    description: str,
+    n_jobs: int = 1,
+    show: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
-    """One call a batch, in parallel processes when asked, behind a progress bar."""
-    calls = (delayed(task)(*some) for some in arguments)
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
-    return list(tqdm(results, total=len(batches), desc="permutations", unit="batch", disable=not show))
+    """One call of ``task`` a batch, in parallel processes when asked, behind a progress bar."""
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(*call) for call in calls)
+    return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))
 
 
 def _permuted(
-    statistic: object, counts: Tensor, genes: Sequence[int], null: PermutationNull
+    statistic: PermutedStatistic, counts: Tensor, genes: Sequence[int], null: PermutationNull
 ) -> tuple[Tensor, Tensor]:
     observed, pvalue, _ = permutation_test(
         statistic,

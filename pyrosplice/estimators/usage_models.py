@@ -80,7 +80,10 @@ class UsageModels:
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
-        self._forget()
+        self._fitted: UsageFit | None = None
+        self._marginal_fits: dict[str, list[FittedGene]] = {}
+        self._sv_test_results: dict[str, Any] = {}
+        self._du_test_results: dict[str, Any] = {}
 
     def setup_data(
         self,
@@ -279,10 +282,8 @@ class UsageModels:
 
     def _forget(self) -> None:
         """Drop fits and test results of earlier data."""
-        self._fitted: UsageFit | None = None
-        self._marginal_fits: dict[str, list[FittedGene]] = {}
-        self._sv_test_results: dict[str, Any] = {}
-        self._du_test_results: dict[str, Any] = {}
+        self._fitted = None
+        self._marginal_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -318,7 +319,7 @@ class UsageModels:
             self._marginal_fits[model_type], _ = fit_genes(
                 FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
                 prepared.counts,
-                prepared.batches(TEST_BATCH),
+                prepared.batches(TEST_BATCH, group=True),
                 n_jobs=fit.n_jobs,
                 description=f"marginal {model_type}",
                 print_progress=print_progress,
@@ -331,7 +332,7 @@ class UsageModels:
             model_type,
             self._model_options(**changed),
             self._spatial_arguments(model_type),
-            prepared.fitted_design if with_design else None,
+            prepared.design if with_design else None,
             self.device,
         )
 
