@@ -33,7 +33,7 @@ class BaseModel(Module):
     counts, design_mtx
         The data, ``(G, N, K)`` and ``(N, P)``, float64.
     logger
-        Per-gene :class:`~pyrosplice.inference.convergence.Convergence`, None before ``fit``.
+        Per-gene :class:`~pyrosplice.inference.convergence.Convergence`; every gene "running" before ``fit``.
     fitting_time
         Seconds of the last fit; 0 before.
     """
@@ -55,7 +55,7 @@ class BaseModel(Module):
         self.n_factors: int | None = None
         self.device = torch.device("cpu")
         self.fitting_time = 0.0
-        self.logger: Convergence | None = None
+        self.logger = Convergence.start(0)
 
     @property
     def model(self) -> MultinomialGLM:
@@ -72,7 +72,7 @@ class BaseModel(Module):
         self.counts, self.design_mtx, self.device = counts, design, counts.device
         self.n_genes, self.n_spots, self.n_isos = counts.shape
         self.n_factors = design.shape[1]
-        self.logger, self.fitting_time = None, 0.0
+        self.logger, self.fitting_time = Convergence.start(self.n_genes), 0.0
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         """(Re)place the parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
@@ -130,7 +130,7 @@ class BaseModel(Module):
     def _status(self) -> str:
         if not self.n_genes:
             return "no data; call setup_data()"
-        if self.logger is None:
+        if "running" in self.logger.reason:
             return "not fitted; call fit()"
         reasons = sorted({reason: self.logger.reason.count(reason) for reason in self.logger.reason}.items())
         counted = ", ".join(f"{number} {reason}" for reason, number in reasons)

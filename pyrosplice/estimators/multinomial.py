@@ -229,14 +229,14 @@ class MultinomGLM(BaseModel):
         return result.point, result.convergence, result.history
 
     def _objective(self) -> GLMObjective:
+        return GLMObjective.of(self.counts, self.design_mtx, self.likelihood, self._log_prior())
+
+    def _log_prior(self) -> Callable[[dict[str, Tensor], Tensor], Tensor] | None:
+        """What engines add to their log likelihood, or None if every prior is flat."""
         priors = self.model.priors
         if all(is_flat(prior) for prior in priors.values()):
-            return GLMObjective.of(self.counts, self.design_mtx, self.likelihood)
-
-        def prior(beta: Tensor, bias_eta: Tensor) -> Tensor:
-            return log_prior(priors, {"beta": beta, "bias_eta": bias_eta})
-
-        return GLMObjective.of(self.counts, self.design_mtx, self.likelihood, prior)
+            return None
+        return lambda values, genes: log_prior(priors, values, genes=genes)
 
 
 def _kept_history(store_param_history: bool, diagnose: bool | None) -> bool:

@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     "no_counts": "the gene has no counts, so every parameter is a start value",
     "max_epochs": "the number of iterations ran out",
     "stalled": "no step improves the objective, yet its gradient is not small",
+    "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
     "not_finite": "the objective or its gradient is not finite",
 }
 

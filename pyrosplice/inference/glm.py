@@ -30,8 +30,8 @@ _BLOCK = 2**24
 _FAR_LOGIT = 12.0
 _SEPARATED = 1e-8
 
-LogPrior = Callable[[Tensor, Tensor], Tensor]
-"""Log prior density of each gene ``(G,)`` from ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)`` of *all* genes."""
+LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""Log prior density ``(A,)`` from the values of ``beta`` and ``bias_eta`` of some genes, and their indices."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GLMObjective:
     prior
         Log prior density, or None if flat.
     genes
-        Which genes of the batch of ``n_genes`` the rows are, ``(A,)``; the prior may differ between genes.
+        Which genes of the batch the rows are, ``(A,)``; the prior may differ between genes.
     constant
         What the kernel of the (summed) counts leaves out of the log likelihood, ``(A,)``.
     """
@@ -90,7 +90,6 @@ class GLMObjective:
     likelihood: Likelihood
     prior: LogPrior | None
     genes: Tensor
-    n_genes: int
     constant: Tensor
 
     @classmethod
@@ -104,7 +103,7 @@ class GLMObjective:
         constant = full - likelihood.log_kernel(counts, level[:, : counts.shape[1]]).sum(-1)
         planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
         genes = torch.arange(len(counts), device=counts.device)
-        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, len(counts), constant)
+        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, constant)
 
     @property
     def n_logits(self) -> int:
@@ -140,8 +139,8 @@ class GLMObjective:
 
     def loss(self, point: Tensor) -> Tensor:
         """Minus log likelihood minus log prior, ``(A,)``; differentiable."""
-        loss = -self.constant - self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
-        return loss if self.prior is None else loss - self._log_prior(point)
+        kernel = self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
+        return -self.constant - kernel - self._log_prior(point)
 
     def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(A,)`` and its gradient ``(A, D)``."""
@@ -214,12 +213,10 @@ class GLMObjective:
         return -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
 
     def _log_prior(self, point: Tensor) -> Tensor:
-        assert self.prior is not None
-        beta, bias_eta = (
-            value.new_zeros(self.n_genes, *value.shape[1:]).index_copy(0, self.genes, value)
-            for value in self.coefficients(point)
-        )
-        return self.prior(beta, bias_eta)[self.genes]
+        if self.prior is None:
+            return point.new_zeros(len(point))
+        beta, bias_eta = self.coefficients(point)
+        return self.prior({"beta": beta, "bias_eta": bias_eta}, self.genes)
 
     def _prior_derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -107,7 +107,7 @@ def fit_marginal(
     unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma)
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes))
-    point, loss = _search(null, genes, unknowns.pack(_intercept(model), sigma, None), convergence, options)
+    point, loss = _search(null, genes, unknowns.pack(start_coefficients(model), sigma, None), convergence, options)
     if not spatial:
         return _assemble(null, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)
@@ -147,7 +147,7 @@ def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memo
     return int(min(max(memory / per_gene // 8, 1), 8)) * 8
 
 
-def _intercept(model: MixedModel) -> Tensor:
+def start_coefficients(model: MixedModel) -> Tensor:
     """Log ratios of the totals as the intercept, zero for the covariates: (B, P, Q)."""
     total = model.counts.sum(1) + 0.5
     coefficients = total.new_zeros(len(total), model.design.shape[1], model.n_predictors)

@@ -38,8 +38,8 @@ def test_loss_gradient_and_hessian_are_those_of_the_pyro_model(data, likelihood,
     given = {"beta": dist.StudentT(4.0, 0.0, 1.0), "bias_eta": dist.Normal(0.0, 2.0)} if with_prior else None
     model = MultinomialGLM(counts, design, likelihood=likelihood, priors=given)
 
-    def prior(beta, bias_eta):
-        return log_prior(model.priors, {"beta": beta, "bias_eta": bias_eta})
+    def prior(values, genes):
+        return log_prior(model.priors, values, genes=genes)
 
     objective = GLMObjective.of(counts, design, likelihood, prior if with_prior else None)
     point = 0.3 * torch.randn(objective.start().shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -66,8 +66,8 @@ def test_selected_genes_keep_their_own_prior(data):
     counts, design = data
     scale = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
 
-    def prior(beta, bias_eta):
-        return -(bias_eta.square().sum(1) / scale + beta.square().sum((1, 2)))
+    def prior(values, genes):
+        return -(values["bias_eta"].square().sum(1) / scale[genes] + values["beta"].square().sum((1, 2)))
 
     objective = GLMObjective.of(counts, design, Multinomial(), prior)
     point, rows = objective.start() + 0.2, torch.tensor([2, 0])
