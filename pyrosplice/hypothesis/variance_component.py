@@ -204,7 +204,7 @@ def _spectrum(
     multiplicities stand for all others (Gauss quadrature with their count, trace, trace of squares and skewness).
     """
     scaled = kernel.vectors * kernel.values.clamp_min(0.0).sqrt()
-    n_spots, rank = scaled.shape
+    rank = scaled.shape[1]
     rows, columns = torch.triu_indices(rank, rank, device=scaled.device)
     packed = size @ (scaled[:, rows] * scaled[:, columns])
     gram = packed.new_zeros(len(size), rank, rank)
