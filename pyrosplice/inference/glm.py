@@ -265,7 +265,10 @@ def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> t
         counts, covariates = counts[:, seen], covariates[seen]
     if not likelihood.additive or not len(covariates):
         return counts, covariates
-    rows, group = torch.unique(covariates, dim=0, return_inverse=True)
+    # the column of ones changes nothing, but torch.unique refuses rows without entries
+    padded = torch.nn.functional.pad(covariates, (0, 1), value=1.0)
+    rows, group = torch.unique(padded, dim=0, return_inverse=True)
+    rows = rows[:, :-1]
     if len(rows) > len(covariates) // 2:
         return counts, covariates
     return counts.new_zeros(len(counts), len(rows), counts.shape[-1]).index_add_(1, group, counts), rows
