@@ -272,8 +272,7 @@ def test_results_survive_a_file_and_not_a_new_fit(tissue, tmp_path):
     ],
 )
 def test_what_cannot_be_tested_says_why(tissue, model_type, setup, fit, ask, message):
-    model = fitted(tissue[:, :5].copy(), model_type, setup=None, fit=fit) if not setup else None
-    model = model or fitted(tissue[:, :5].copy(), model_type, fit=fit, **setup)
+    model = fitted(tissue[:, :5].copy(), model_type, fit=fit, **setup)
     with pytest.raises(InvalidArgumentError, match=message):
         ask(model)
 
