@@ -85,7 +85,7 @@ def contrast_test(beta: Tensor, covariance: Tensor, contrast: Tensor) -> tuple[T
     """
     n_logits = beta.shape[-1]
     value = (contrast @ beta).flatten(1).unsqueeze(-1)
-    rows = torch.kron(contrast, torch.eye(n_logits, dtype=beta.dtype, device=beta.device))
+    rows = torch.kron(contrast.contiguous(), torch.eye(n_logits, dtype=beta.dtype, device=beta.device))
     size = rows.shape[1]
     variance = rows @ covariance[:, :size, :size] @ rows.T
     factor, info = torch.linalg.cholesky_ex(variance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,24 @@ class Objective(Protocol):
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
         """Longest step along ``direction`` that may be tried, in (0, 1], (b,)."""
+        ...
+
+
+class Minimiser(Protocol):
+    """Anything that searches as :func:`minimise` does, with the same arguments and results."""
+
+    def __call__(
+        self,
+        objective: Any,
+        genes: Tensor,
+        start: Tensor,
+        inverse_hessian: Tensor,
+        *,
+        first: tuple[Tensor, Tensor],
+        convergence: Convergence,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (B, d), losses (B,) and gradients (B, d)."""
         ...
 
 
