@@ -76,7 +76,7 @@ def test_shift_unit_and_recoding_of_covariates_change_nothing(tissue, model_type
             )
             model.test_differential_usage(method, **QUIET)
             found.append(table_of(model)["pvalue"])
-        np.testing.assert_allclose(found[0], found[1], rtol=1e-4 if model_type != "glm" and method == "wald" else 1e-8)
+        np.testing.assert_allclose(found[0], found[1], rtol=2e-3 if model_type != "glm" and method == "wald" else 1e-8)
 
 
 def test_glmm_score_is_the_dense_formula(tissue):
