@@ -26,13 +26,27 @@ OPTIONS = (
 )
 
 
+TEST_BATCH = 32  # genes at a time in fits that only tests need
+
+
 @dataclass(frozen=True)
 class UsageFit:
-    """Fitted genes in the order of ``gene_names``; ``null`` when ``from_null``."""
+    """Fitted genes in the order of ``gene_names``.
+
+    Attributes
+    ----------
+    genes, null
+        The model that was asked for; the one without spatial variance when ``from_null``.
+    with_design
+        Whether covariates are in the models.
+    n_jobs
+        Processes, for the fits that tests need too.
+    """
 
     genes: list[FittedGene]
     null: list[FittedGene] | None
     with_design: bool
+    n_jobs: int = 1
 
 
 class UsageModels:
@@ -67,6 +81,7 @@ class UsageModels:
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None
+        self._marginal_fits: dict[str, list[FittedGene]] = {}
         self._sv_test_results: dict[str, Any] = {}
         self._du_test_results: dict[str, Any] = {}
 
@@ -163,9 +178,10 @@ class UsageModels:
             No logs; a progress bar.
         with_design_mtx
             Estimate covariate effects (for the Wald test); without, the fit is the null of the score test.
-        from_null, refit_null
-            For ``"glmm-full"``: fit the model without spatial variance first and start from it; then fit that one
-            again from the full model's values and keep the better. ``method="llr"`` needs ``from_null=True``.
+        from_null
+            For ``"glmm-full"``: fit the model without spatial variance too, which ``method="llr"`` needs.
+        refit_null
+            Accepted for compatibility: fits do not depend on where they start, so another would be the same.
         random_seed
             Passed to the models.
         """
@@ -174,12 +190,12 @@ class UsageModels:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
         if isinstance(batch_size, bool) or not batch_size >= 1:
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        n_jobs = check_jobs(n_jobs, self.device)
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),
             null=self._spec("glmm-null", with_design=with_design_mtx)
             if from_null and self.model_type == "glmm-full"
             else None,
-            refit_null=refit_null,
             random_seed=random_seed,
             quiet=quiet,
         )
@@ -187,11 +203,11 @@ class UsageModels:
             plan,
             prepared.counts,
             prepared.batches(int(batch_size)),
-            n_jobs=check_jobs(n_jobs, self.device),
+            n_jobs=n_jobs,
             print_progress=print_progress,
         )
         self._forget()
-        self._fitted = UsageFit(genes, null, with_design_mtx)
+        self._fitted = UsageFit(genes, null, with_design_mtx, n_jobs)
 
     @property
     def n_spots(self) -> int:
@@ -242,7 +258,8 @@ class UsageModels:
         """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here."""
         fit, prepared = self._ready_fit(), self._ready()
         spec = self._spec(self.model_type, with_design=fit.with_design)
-        return [spec.rebuild(counts, gene) for counts, gene in zip(prepared.counts, fit.genes, strict=True)]
+        pairs = zip(prepared.counts, fit.genes, strict=True)
+        return [spec.rebuild(counts.unsqueeze(0), [gene]) for counts, gene in pairs]
 
     def get_gene_model(self, gene_name: str) -> MultinomGLM:
         """Model of one gene. Raises KeyError for a name that is not in ``gene_names``."""
@@ -251,7 +268,7 @@ class UsageModels:
             raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
         gene = prepared.gene_names.index(gene_name)
         spec = self._spec(self.model_type, with_design=fit.with_design)
-        return spec.rebuild(prepared.counts[gene], fit.genes[gene])
+        return spec.rebuild(prepared.counts[gene].unsqueeze(0), [fit.genes[gene]])
 
     def _ready(self) -> Prepared:
         if self._prepared is None:
@@ -267,7 +284,7 @@ class UsageModels:
     def _forget(self) -> None:
         """Drop fits and test results of earlier data."""
         self._fitted = None
-        self._sv_test_results, self._du_test_results = {}, {}
+        self._marginal_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -283,25 +300,48 @@ class UsageModels:
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
 
+    def _at_marginal_optimum(self) -> bool:
+        """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
+        return self.fitting_method.startswith("marginal") and not self.var_fix_sigma and self.var_prior_model == "none"
+
+    def _marginal_spec(self, model_type: str, *, with_design: bool) -> ModelSpec:
+        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
+        method = {"fitting_method": "marginal_newton", "fitting_configs": None}
+        return self._spec(model_type, with_design=with_design, **free, **method)
+
+    def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
+        """Genes at the marginal optimum of a GLMM with σ free: the user's fit if it is that, else fitted once here."""
+        fit, prepared = self._ready_fit(), self._ready()
+        if self._at_marginal_optimum() and model_type == self.model_type:
+            return fit.genes
+        if self._at_marginal_optimum() and model_type == "glmm-null" and fit.null is not None:
+            return fit.null
+        if model_type not in self._marginal_fits:
+            self._marginal_fits[model_type], _ = fit_genes(
+                FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+                prepared.counts,
+                prepared.batches(TEST_BATCH, group=True),
+                n_jobs=fit.n_jobs,
+                description=f"marginal {model_type}",
+                print_progress=print_progress,
+            )
+        return self._marginal_fits[model_type]
+
     def _spec(self, model_type: str, *, with_design: bool, **changed: Any) -> ModelSpec:
         prepared = self._ready()
         return ModelSpec(
             model_type,
             self._model_options(**changed),
             self._spatial_arguments(model_type),
-            prepared.fitted_design if with_design else None,
+            prepared.design if with_design else None,
             self.device,
         )
 
     def _spatial_arguments(self, model_type: str) -> dict[str, Any]:
-        """The covariance as ``setup_data`` of a model takes it: sparse, or its leading eigenpairs."""
+        """The covariance as ``setup_data`` of a model takes it; its factor is analysed once for all genes."""
         prepared = self._ready()
+        if model_type == "glm":
+            return {}
         if model_type == "glmm-null":
             return {"corr_sp": IdentityCovariance(prepared.n_spots)}
-        if prepared.covariance is None:
-            return {}
-        rank = self._space.rank(prepared.n_spots, self.device)
-        if rank is None:
-            return {"corr_sp": prepared.covariance}
-        values, vectors = prepared.covariance.eigen(rank)
-        return {"corr_sp_eigvals": values, "corr_sp_eigvecs": vectors}
+        return {"corr_sp": prepared.solver(self._space.rank(prepared.n_spots, self.device), self.device)}

@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     "no_counts": "the gene has no counts, so every parameter is a start value",
     "max_epochs": "the number of iterations ran out",
     "stalled": "no step improves the objective, yet its gradient is not small",
+    "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
     "not_finite": "the objective or its gradient is not finite",
 }
 
@@ -73,6 +74,16 @@ class Convergence:
         self.best_loss[better], self.best_epoch[better] = loss[improved], epoch
         self.n_iter[genes] = epoch
         return improved
+
+    def absorb(self, part: Convergence, genes: Tensor) -> None:
+        """Take over the record that another search made of the listed genes, ``(A,)`` in its order."""
+        for gene, reason in zip(genes.tolist(), part.reason, strict=True):
+            self.reason[gene] = reason
+        self.n_iter[genes], self.best_loss[genes], self.best_epoch[genes] = part.n_iter, part.best_loss, part.best_epoch
+        for epoch in range(max(len(self._epochs), len(part._epochs))):
+            if epoch == len(self._epochs):
+                self._epochs.append(self._epochs[-1].clone() if epoch else torch.full_like(self.best_loss, torch.inf))
+            self._epochs[epoch][genes] = part._epochs[min(epoch, len(part._epochs) - 1)]
 
     def finish(self, genes: Tensor, reason: str) -> None:
         """Note why the listed genes stopped."""
