@@ -180,9 +180,7 @@ class MultinomGLMM(MultinomGLM):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        solver = spatial_solver(
-            corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device
-        )
+        solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
         shapes = self._site_shapes(table, design)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
