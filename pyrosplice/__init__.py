@@ -6,5 +6,5 @@ from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.splisosm import SplisosmGLMM
 
+__all__ = ["MultinomGLM", "MultinomGLMM", "SplisosmGLMM", "__version__"]
 __version__ = version("pyrosplice")
-__all__ = ["MultinomGLM", "MultinomGLMM", "SplisosmGLMM"]

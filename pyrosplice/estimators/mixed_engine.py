@@ -12,9 +12,10 @@ from pyrosplice.estimators.random_effect import unit_deviations
 from pyrosplice.inference.effect import effect_density
 from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.laplace import Laplace
-from pyrosplice.inference.marginal import genes_at_once
+from pyrosplice.inference.marginal import MarginalObjective, genes_at_once
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
-from pyrosplice.inference.objective import FINAL_TOLERANCE
+from pyrosplice.inference.objective import FINAL_TOLERANCE, LogPrior, Unknowns
+from pyrosplice.inference.observed import observed_information, profiled_information
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver
@@ -61,10 +62,13 @@ class MixedEngine:
             blocks = 2 * self.solver.n_latent * (self.solver.n_latent + n_spots)
         return list(torch.arange(n_genes).split(genes_at_once(n_spots, self.n_logits, blocks)))
 
+    def coefficients(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
+        """Coefficients ``(G, P + 1, Q)`` of the standardised design; differentiable."""
+        return torch.linalg.solve(self.scaling.matrix, torch.cat([beta, bias_eta.unsqueeze(1)], 1))
+
     def parameters(self, beta: Tensor, bias_eta: Tensor, sigma: Tensor, theta_logit: Tensor) -> Parameters:
         """Values of the sites as the engine's parameters; differentiable."""
-        weights = torch.cat([beta, bias_eta.unsqueeze(1)], 1)
-        coefficients = torch.linalg.solve(self.scaling.matrix, weights)
+        coefficients = self.coefficients(beta, bias_eta)
         return Parameters(coefficients, *unit_deviations(sigma, theta_logit, self.n_logits, self.solver))
 
     def mode(self, parameters: Parameters, genes: Tensor) -> Mode:
@@ -94,8 +98,11 @@ class MixedEngine:
             values.append(likelihood + _with_gradient(found.value, terms))
         return torch.cat(values)
 
-    def information(self, mode: Mode) -> Tensor:
-        r"""``X'(W⁻¹ + Σ)⁻¹ X`` of the standardised coefficients ``(B, D, D)``, logits fastest: never inverts Σ or W."""
+    def conditional_information(self, mode: Mode) -> Tensor:
+        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the standardised coefficients given (σ, θ), ``(B, D, D)``.
+
+        Logits fastest. Inverts neither Σ nor W.
+        """
         design, rows = self.scaling.design, []
         for p in range(design.shape[1]):
             for q in range(self.n_logits):
@@ -105,6 +112,29 @@ class MixedEngine:
                 rows.append((product.permute(2, 0, 1) @ design).permute(1, 2, 0).flatten(1))
         return torch.stack(rows, 1)
 
+    def observed_information(
+        self,
+        genes: Tensor,
+        coefficients: Tensor,
+        sigma: Tensor,
+        theta_logit: Tensor,
+        *,
+        fix_sigma: bool,
+        log_prior: LogPrior | None,
+    ) -> Tensor:
+        """Information of the standardised coefficients of the listed genes, (σ, θ) estimated too, ``(B, D, D)``."""
+        unknowns = Unknowns(
+            n_coefficients=coefficients.shape[1],
+            n_predictors=coefficients.shape[2],
+            n_components=sigma.shape[1],
+            spatial=self.solver is not None,
+            fixed_sigma=sigma if fix_sigma else None,
+            remainder=None if self.solver is None else self.solver.remainder,
+        )
+        objective = MarginalObjective(self.model(genes), unknowns, log_prior)
+        point = unknowns.pack(coefficients, sigma, (theta_logit / 2).exp().atan())
+        return profiled_information(observed_information(objective, point), unknowns.sizes[0])
+
     def dense_covariance(self) -> Tensor:
         """V, ``(N, N)``."""
         n_spots = self.counts.shape[1]
@@ -113,6 +143,19 @@ class MixedEngine:
             return identity
         covariance = self.solver.covariance_product(identity.unsqueeze(0))[0]
         return (covariance + covariance.T) / 2
+
+
+def prior_of_standardised(prior: LogPrior, scaling: Standardisation, genes: Tensor) -> LogPrior:
+    """A log prior of the sites as a function of the engine's values, whose coefficients are standardised.
+
+    ``genes`` are the indices that ``prior`` knows the engine's genes by.
+    """
+
+    def log_prior(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+        weights = scaling.matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
+        return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
+
+    return log_prior
 
 
 def detached(parameters: Parameters) -> Parameters:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.inputs import warn_if_collinear
-from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
 from pyrosplice.estimators.multinomial import MultinomGLM, kept_history
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
@@ -33,7 +33,7 @@ from pyrosplice.inference.mode import Mode
 from pyrosplice.inference.objective import LogPrior
 from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
-from pyrosplice.inference.snapshots import Snapshots
+from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
@@ -209,7 +209,8 @@ class MultinomGLMM(MultinomGLM):
         Parameters
         ----------
         store_param_history
-            Return the parameters after every evaluation, ``{"beta": (E, G, P, Q), "nu": (E, G, N, Q), ...}``.
+            Return the parameters at every evaluation of the last search, and the estimates as the last entry:
+            ``{"beta": (E, G, P, Q), "nu": (E, G, N, Q), ...}``.
         verbose, quiet, random_seed, diagnose
             As for :meth:`MultinomGLM.fit`.
 
@@ -233,7 +234,10 @@ class MultinomGLMM(MultinomGLM):
         self._take(fits)
         self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
-        return _joined(histories) if keep else None
+        if not keep:
+            return None
+        final = {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
+        return {name: torch.cat([value, final[name]]) for name, value in joined(histories).items()}
 
     def forward(self) -> Tensor:
         """Objective of each gene at the present parameters, ``(G,)``, constants included.
@@ -282,14 +286,28 @@ class MultinomGLMM(MultinomGLM):
         return RandomEffectPosterior(self._engine.mode(proper, torch.arange(self.n_genes)))
 
     def vcov(self) -> Tensor:
-        r"""Covariance of ``[beta; bias_eta]`` given (σ, θ), ``(G, D, D)``.
+        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
 
-        The inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`; a prior of the coefficients is not included. What the data do not
-        identify has infinite variance.
+        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
+        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
+        what the data do not identify has infinite variance.
         """
         self._require_data()
-        information = [self._engine.information(self.posterior_mode(genes)) for genes in self._engine.batches()]
-        return coefficient_covariance(torch.cat(information), self._engine.scaling, self._engine.n_logits)
+        groups, engine = self._engine.batches(), self._engine
+        if self.is_marginal:
+            values = [engine.coefficients(self.beta, self.bias_eta), self.sigma, self.theta_logit]
+            found = [
+                engine.observed_information(
+                    genes,
+                    *(value.detach()[genes] for value in values),
+                    fix_sigma=self.var_fix_sigma,
+                    log_prior=self._engine_prior(genes),
+                )
+                for genes in groups
+            ]
+        else:
+            found = [engine.conditional_information(self.posterior_mode(genes)) for genes in groups]
+        return coefficient_covariance(torch.cat(found), engine.scaling, engine.n_logits)
 
     @property
     def model(self) -> MultinomialGLMM:
@@ -354,16 +372,8 @@ class MultinomGLMM(MultinomGLM):
         )
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
-        """The log prior as a function of the engine's coefficients, which are those of standardised covariates."""
-        prior, matrix = self._log_prior(), self._engine.scaling.matrix
-        if prior is None:
-            return None
-
-        def of_standardised(values: dict[str, Tensor], rows: Tensor) -> Tensor:
-            weights = matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
-            return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
-
-        return of_standardised
+        prior = self._log_prior()
+        return None if prior is None else prior_of_standardised(prior, self._engine.scaling, genes)
 
     def _take(self, fits: Sequence[JointFit | MarginalFit]) -> None:
         """Make the estimates of all batches the parameters."""
@@ -386,16 +396,3 @@ class MultinomGLMM(MultinomGLM):
         if "bias_eta" not in self._free_priors():
             record.finish(torch.nonzero((totals == 0).any(-1)).squeeze(-1), "separated")
         record.finish(torch.nonzero(totals.sum(-1) == 0).squeeze(-1), "no_counts")
-
-
-def _joined(histories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Histories of batches side by side; shorter ones keep their last epoch."""
-    length = max(len(history["sigma"]) for history in histories)
-    padded = [
-        {
-            name: torch.cat([value, value[-1:].expand(length - len(value), *value.shape[1:])])
-            for name, value in h.items()
-        }
-        for h in histories
-    ]
-    return {name: torch.cat([history[name] for history in padded], 1) for name in padded[0]}

@@ -110,9 +110,8 @@ def fit_marginal(
     unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma)
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes))
-    point, loss = _search(
-        null, genes, unknowns.pack(start_coefficients(model), sigma, None), convergence, options, minimiser
-    )
+    begin = unknowns.pack(start_coefficients(model), sigma, None)
+    point, loss = _search(null, genes, begin, convergence, options, minimiser)
     if not spatial:
         return _assemble(null, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)

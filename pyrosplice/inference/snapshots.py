@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,16 @@ class Snapshots:
     def stacked(self) -> dict[str, Tensor]:
         """One tensor a name, epochs first."""
         return {name: torch.stack([epoch[name] for epoch in self.epochs]) for name in self.epochs[0]}
+
+
+def joined(histories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Histories ``(E, genes, ...)`` of batches side by side; shorter ones keep their last epoch."""
+    length = max(len(value) for history in histories for value in history.values())
+
+    def padded(value: Tensor) -> Tensor:
+        return torch.cat([value, value[-1:].expand(length - len(value), *value.shape[1:])])
+
+    return {name: torch.cat([padded(history[name]) for history in histories], 1) for name in histories[0]}
 
 
 class _Noted:
