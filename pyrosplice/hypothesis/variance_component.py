@@ -89,14 +89,14 @@ def variance_component_test(
         raise InvalidArgumentError(
             f"design: expected shape ({kernel.n_spots} spots, covariates), found {tuple(design.shape)}."
         )
-    basis = _orthonormal_columns(design, kernel.diagonal)
+    basis = orthonormal_columns(design, kernel.diagonal)
     per_spot = counts.shape[2] if design is None else max(counts.shape[2] ** 2, basis.shape[1])
     size = max(1, _BLOCK // (counts.shape[1] * per_spot))
     blocks = [_test_block(block.to(torch.float64), kernel, basis) for block in counts.split(size)]
     return VarianceComponentTest(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
+def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
     """Orthonormal basis of the span of the intercept and the covariates, the constant first: ``(N, P')``."""
     constant = torch.full_like(like, len(like) ** -0.5).unsqueeze(-1)
     if design is None:

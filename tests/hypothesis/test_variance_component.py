@@ -68,7 +68,7 @@ def test_statistic_and_null_law_are_those_of_the_definition(counts):
 def test_moments_of_the_null_law_are_exact(counts, design):
     """Count, trace and trace of squares of the compressed spectrum, covariates included."""
     dense = KERNEL.matrix
-    basis = module._orthonormal_columns(design, KERNEL.diagonal)
+    basis = module.orthonormal_columns(design, KERNEL.diagonal)
     totals = counts.sum(-1)
     root = module._inverse_root_gram(totals, basis)
     diagonal, squares = module._pair_moments(KERNEL, totals, basis, root)
