@@ -43,8 +43,8 @@ from pyrosplice.inference.glm import GLMObjective
 from pyrosplice.inference.newton import newton
 from pyrosplice.models.likelihoods import Multinomial
 
-_BLOCK = 2**22
-"""Counts of a block of genes that is worked on at once (32 MB a copy)."""
+_BLOCK = 2**21
+"""Numbers of a block of genes that is worked on at once (16 MB a copy)."""
 _MAX_OVERDISPERSION = 0.99
 
 
@@ -90,7 +90,8 @@ def variance_component_test(
             f"design: expected shape ({kernel.n_spots} spots, covariates), found {tuple(design.shape)}."
         )
     basis = _orthonormal_columns(design, kernel.diagonal)
-    size = max(1, _BLOCK // (counts.shape[1] * counts.shape[2]))
+    per_spot = counts.shape[2] if design is None else max(counts.shape[2] ** 2, basis.shape[1])
+    size = max(1, _BLOCK // (counts.shape[1] * per_spot))
     blocks = [_test_block(block.to(torch.float64), kernel, basis) for block in counts.split(size)]
     return VarianceComponentTest(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
