@@ -1,0 +1,117 @@
+r"""The part of the negative-binomial log density that depends on counts and scale alone.
+
+.. math:: T(\zeta) = \sum_i w_i \left[ \log\Gamma(y_i + r) - \log\Gamma(r) - y_i \zeta \right], \qquad r = e^\zeta
+
+Small integer counts enter by how many exceed each value: with :math:`n_j = \sum_i w_i [y_i > j]` and
+:math:`\alpha = 1/r`, :math:`T = \sum_j n_j \log(1 + \alpha j)`: a sum of positive terms, free of the cancellation
+that the gamma functions suffer as :math:`r \to \infty`, and as long as the largest count rather than the number of
+cells. Large or fractional counts are kept as they are, and use Stirling's series where r is large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STIRLING_FROM = 30.0
+# B_2k / (2k (2k − 1)), k = 1..5: the series of log Γ beyond its leading terms
+STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
+
+
+@dataclass(frozen=True)
+class CountTable:
+    """Counts of G genes at E levels of the scale (distinct rows of its design).
+
+    Attributes
+    ----------
+    exceed : Tensor (G, E, J)
+        Weight of the counts above j = 0..J−1, small integer counts only.
+    values, multiplicity : Tensor (G, E, U)
+        All other counts and their weights; padded with zeros.
+    constant : Tensor (G,)
+        ``−Σ w log y!``.
+    """
+
+    exceed: Tensor
+    values: Tensor
+    multiplicity: Tensor
+    constant: Tensor
+
+    def select(self, genes: Tensor) -> CountTable:
+        """The table of some of the genes."""
+        return CountTable(*(getattr(self, f)[genes] for f in ("exceed", "values", "multiplicity", "constant")))
+
+    def sum_squares(self) -> Tensor:
+        """``Σ w y²`` of each gene ``(G,)``."""
+        odd = 2 * torch.arange(self.exceed.shape[-1], dtype=self.exceed.dtype, device=self.exceed.device) + 1
+        return (self.exceed * odd).sum((1, 2)) + (self.multiplicity * self.values.square()).sum((1, 2))
+
+    def terms(self, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T and its first and minus its second derivative in ζ, each ``(G, E)``; ``zeta`` is ``(G, E)``."""
+        value, first, second = self._small(zeta)
+        if self.values.shape[-1]:
+            parts = rising_terms(self.values, zeta.unsqueeze(-1))
+            sums = [(self.multiplicity * p).sum(-1) for p in parts]
+            value, first, second = value + sums[0], first + sums[1], second + sums[2]
+        return value, first, second
+
+    def _small(self, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.exceed.shape[-1] < 2:
+            zero = torch.zeros_like(zeta)
+            return zero, zero, zero
+        j = torch.arange(self.exceed.shape[-1], dtype=zeta.dtype, device=zeta.device)
+        aj = torch.exp(-zeta).unsqueeze(-1) * j
+        shrink = 1 / (1 + aj)
+        slope = self.exceed * aj * shrink
+        return (self.exceed * torch.log1p(aj)).sum(-1), -slope.sum(-1), -(slope * shrink).sum(-1)
+
+
+def rising_terms(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r""":math:`\log\Gamma(y + r) - \log\Gamma(r) - y\zeta` and its first and minus its second derivative in ζ.
+
+    For r ≥ 30 by Stirling's series of the difference, whose terms are all of the order of y² / r; below that by
+    the gamma functions themselves.
+    """
+    zeta = zeta.expand_as(y)
+    terms = _rising_stirling(y, zeta)
+    small = (zeta < math.log(STIRLING_FROM)).nonzero(as_tuple=True)
+    if len(small[0]):
+        for series, exact in zip(terms, _rising_gamma(y[small], zeta[small]), strict=True):
+            series[small] = exact
+    return terms
+
+
+def _rising_gamma(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r = zeta.exp()
+    s = y + r
+    value = torch.lgamma(s) - torch.lgamma(r) - y * zeta
+    slope = r * (torch.digamma(s) - torch.digamma(r))
+    curve = r * r * (torch.polygamma(1, s) - torch.polygamma(1, r))
+    return value, slope - y, -(slope + curve)
+
+
+def _rising_stirling(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""With :math:`x = y/r`: :math:`(r + y - \tfrac12)\log(1 + x) - y + \sum_k c_k [(r+y)^{1-2k} - r^{1-2k}]`."""
+    alpha = torch.exp(-zeta)
+    x = y * alpha
+    shrink = 1 / (1 + x)
+    log1p = torch.log1p(x)
+    odds = x * shrink
+    series = x * x * (0.5 - x * (1 / 3 - x * (0.25 - x * (0.2 - x * (1 / 6 - x / 7)))))
+    gap = torch.where(x < 5e-3, series, x - log1p)  # x − log(1 + x)
+    r = torch.exp(zeta)
+    value = y * log1p - r * gap - 0.5 * log1p
+    first = -r * gap + 0.5 * odds  # d/dζ of the line above
+    second = -r * (gap - x * odds) - 0.5 * odds * shrink
+    power_r, power_s = alpha, alpha * shrink  # 1 / r and 1 / (r + y)
+    for k, c in enumerate(STIRLING, start=1):
+        m = 2 * k - 1
+        value = value + c * (power_s - power_r)
+        first = first + c * m * (power_r - power_s * shrink)
+        curve = m * power_s * shrink * ((m + 1) * shrink - 1) - m * m * power_r
+        second = second + c * curve
+        power_r, power_s = power_r * alpha * alpha, power_s * (alpha * shrink) ** 2
+    return value, first, -second
