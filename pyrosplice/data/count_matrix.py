@@ -53,8 +53,14 @@ class CountMatrix:
         self._matrix = matrix.tocsr() if sp.issparse(matrix) else matrix
         self._columns: Any = None
         self.counts = counts
+        self.block_cells: int | None = None  # cells of a block; by memory where None
         self._warned = False
         self.gene_names = _names(names, gene_names, self.shape[1])
+
+    @property
+    def matrix(self) -> Any:
+        """The data as it is held: ndarray, CSR matrix, or the array on disk."""
+        return self._matrix
 
     @property
     def in_memory(self) -> bool:
@@ -69,7 +75,7 @@ class CountMatrix:
     def cell_blocks(self, size: int | None = None) -> Iterator[tuple[slice, Any]]:
         """Blocks of consecutive cells as ``(slice, CSR matrix or ndarray)``, checked."""
         n, g = self.shape
-        size = size or max(1, min(n, BLOCK_ENTRIES * (10 if self.sparse else 1) // g))
+        size = size or self.block_cells or max(1, min(n, BLOCK_ENTRIES * (10 if self.sparse else 1) // g))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
             block = self._matrix[rows]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from pyrosplice.inference.nb_newton import (
@@ -44,6 +45,8 @@ class GlmFit:
         Observed information, location and scale jointly.
     fisher : (G, P, P)
         Expected information of the location coefficients.
+    gradient : (G, D)
+        Derivative of the log density, zero at an optimum.
     """
 
     theta: Array
@@ -52,6 +55,19 @@ class GlmFit:
     n_iter: NDArray[np.int64]
     information: Array
     fisher: Array
+    gradient: Array
+
+    def covariance(self) -> Array:
+        """Covariance of the coefficients ``(G, D, D)``; infinite variance where they are not identified.
+
+        Location: inverse expected information. Scale: its block of the inverse observed information, which allows
+        for the location being estimated. Between them zero, as the expected information is.
+        """
+        p = self.n_location
+        out = np.zeros_like(self.information)
+        out[:, :p, :p] = safe_inverse(self.fisher)
+        out[:, p:, p:] = safe_inverse(self.information)[:, p:, p:]
+        return out
 
     @property
     def n_location(self) -> int:
@@ -82,6 +98,7 @@ def fit_glm(
     fit = GlmFit(
         np.full((n_genes, d), np.nan), np.full(n_genes, np.nan), np.full(n_genes, int(FitCode.FAILED)),
         np.zeros(n_genes, np.int64), np.full((n_genes, d, d), np.nan), np.full((n_genes, p, p), np.nan),
+        np.full((n_genes, d), np.nan),
     )  # fmt: skip
     begin = start or default_starter(source)
     for which, rows in source.blocks(genes):
@@ -123,11 +140,10 @@ def _try_boundary(newton: Newton, solution: Solution) -> None:
 
 def record(fit: GlmFit, which: Index, rows: Rows, noise: Noise, theta: Tensor, prior: LogPrior | None = None) -> None:
     """Write the coefficients of a block and both information matrices there."""
-    information = derivatives(rows, noise, theta).information
-    if prior is not None:
-        information = information + prior(theta).information
-    fit.theta[which] = theta.cpu().numpy()
-    fit.information[which] = information.cpu().numpy()
+    d = derivatives(rows, noise, theta)
+    d = d if prior is None else d + prior(theta)
+    fit.theta[which], fit.gradient[which] = theta.cpu().numpy(), d.gradient.cpu().numpy()
+    fit.information[which] = d.information.cpu().numpy()
     fit.fisher[which] = fisher_location(rows, noise, theta).cpu().numpy()
 
 
@@ -136,6 +152,39 @@ def fisher_location(rows: Rows, noise: Noise, theta: Tensor) -> Tensor:
     p = rows.x.shape[1]
     weight = rows.weight * noise.expected_weight(rows.eta(theta[:, :p]), rows.zeta(theta[:, p:]))
     return weighted_gram(weight, rows.x, rows.x)
+
+
+def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Array, Array, Array, Array]:
+    """Score test of the location coefficients ``tested`` at ``theta`` ``(G, D)``, the optimum where they are held.
+
+    Returns the statistic and its χ² p-value ``(G,)``, the one-step estimate and its standard error ``(G, k)``.
+    """
+    p, k = source.design.x.shape[1], len(tested)
+    statistic, step, se = (np.full(shape, np.nan) for shape in ((len(theta),), (len(theta), k), (len(theta), k)))
+    for which, rows in source.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
+        at = torch.as_tensor(theta[which], device=rows.x.device)
+        gradient = derivatives(rows, source.noise, at).gradient[:, :p].cpu().numpy()[:, tested]
+        covariance = safe_inverse(fisher_location(rows, source.noise, at).cpu().numpy())[:, tested][:, :, tested]
+        step[which] = (covariance @ gradient[:, :, None])[:, :, 0]
+        statistic[which] = (step[which] * gradient).sum(1)
+        se[which] = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
+    return statistic, stats.chi2.sf(statistic, k), step, se
+
+
+def safe_inverse(matrices: Array) -> Array:
+    """Inverses of symmetric matrices ``(G, D, D)``; NaN stays NaN, and a matrix not positive definite gets
+    infinite variances and NaN covariances.
+    """
+    h = torch.as_tensor(np.nan_to_num(matrices))
+    size = h.diagonal(dim1=1, dim2=2).abs().sqrt().clamp_min(1e-150)
+    factor, info = torch.linalg.cholesky_ex(h / (size[:, :, None] * size[:, None, :]))
+    factor[info > 0] = torch.eye(h.shape[1], dtype=h.dtype)
+    inverse = (torch.cholesky_inverse(factor) / (size[:, :, None] * size[:, None, :])).numpy()
+    bad = (info > 0).numpy() | ~np.isfinite(inverse).all((1, 2))
+    inverse[bad] = np.nan
+    inverse[bad[:, None, None] & np.eye(h.shape[1], dtype=bool)] = np.inf
+    inverse[np.isnan(matrices).any((1, 2))] = np.nan
+    return inverse
 
 
 def default_starter(source: RowSource, *, location: str = "closed_form", scale: str = "closed_form") -> Start:
