@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
-from pyrosplice.inference.nb_fit import score_statistic
+from pyrosplice.inference.nb_fit import GlmFit, score_statistic
 from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]
@@ -77,13 +78,25 @@ def linear_test(
     df
         Residual degrees of freedom, for t and F in place of normal and χ².
     """
-    c, fit = estimator.input_data.constraints_loc, estimator.fit
+    fit, data = estimator.fit, estimator.input_data
+    result = contrast_test(
+        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=gene_means(estimator),
+        covariance=covariance, df=df,
+    )  # fmt: skip
+    result.estimator = estimator
+    return result
+
+
+def contrast_test(
+    fit: GlmFit, constraints: Constraints, contrast: Array, *, gene_ids: NDArray[np.object_], mean: Array,
+    covariance: Array | None = None, df: Any = None,
+) -> ExpressionTest:  # fmt: skip
+    """:func:`linear_test` from its parts."""
     p = fit.n_location
-    v = estimator.fit.covariance()[:, :p, :p] if covariance is None else covariance
-    rows = contrast @ c.matrix
-    shift = contrast @ c.shift
-    estimate = fit.theta[:, :p] @ rows.T + shift
-    v_l = rows @ np.nan_to_num(v) @ rows.T
+    v = fit.covariance()[:, :p, :p] if covariance is None else covariance
+    rows = contrast @ constraints.matrix
+    estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
+    v_l = rows @ np.nan_to_num(v, posinf=0.0) @ rows.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
     se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
     largest = np.argmax(np.abs(np.nan_to_num(estimate)), axis=1)
@@ -92,14 +105,10 @@ def linear_test(
         statistic, pval = wald_z(estimate[:, 0], se[:, 0], df=df)
     else:
         statistic, pval = wald_chi2(estimate, v_l, df=df)
+    logfc, logfc_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
-    return ExpressionTest(
-        gene_ids=estimator.input_data.counts.gene_names, pval=pval, statistic=statistic,
-        logfc=estimate[genes, largest], logfc_se=se[genes, largest], mean=gene_means(estimator), code=fit.code,
-        extra={"grad": gradient, "coef_mle": estimate[genes, largest], "coef_sd": se[genes, largest],
-               "ll": fit.log_likelihood},
-        estimator=estimator,
-    )  # fmt: skip
+    extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
+    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.code, extra=extra)
 
 
 def lrt(

@@ -49,6 +49,17 @@ class CountTable:
         odd = 2 * torch.arange(self.exceed.shape[-1], dtype=self.exceed.dtype, device=self.exceed.device) + 1
         return (self.exceed * odd).sum((1, 2)) + (self.multiplicity * self.values.square()).sum((1, 2))
 
+    def saturated(self, zeta: Tensor) -> Tensor:
+        r"""``Σ w [y log y − (y + r) log(1 + y / r)]``: the rows' terms where every mean is its count ``(G,)``.
+
+        For one common scale, ``zeta`` ``(G, 1)``.
+        """
+        j = torch.arange(1, self.exceed.shape[-1] + 1, dtype=zeta.dtype, device=zeta.device)
+        at_least = self.exceed.sum(1)
+        exactly = at_least - torch.nn.functional.pad(at_least[:, 1:], (0, 1))
+        values, weight = self.values.flatten(1), self.multiplicity.flatten(1)
+        return (exactly * _saturated(j, zeta)).sum(1) + (weight * _saturated(values, zeta)).sum(1)
+
     def terms(self, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T and its first and minus its second derivative in ζ, each ``(G, E)``; ``zeta`` is ``(G, E)``."""
         value, first, second = self._small(zeta)
@@ -67,6 +78,10 @@ class CountTable:
         shrink = 1 / (1 + aj)
         slope = self.exceed * aj * shrink
         return (self.exceed * torch.log1p(aj)).sum(-1), -slope.sum(-1), -(slope * shrink).sum(-1)
+
+
+def _saturated(y: Tensor, zeta: Tensor) -> Tensor:
+    return torch.special.xlogy(y, y) - (y + torch.exp(zeta)) * torch.log1p(y * torch.exp(-zeta))
 
 
 def rising_terms(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

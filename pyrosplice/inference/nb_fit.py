@@ -141,7 +141,7 @@ def _try_boundary(newton: Newton, solution: Solution) -> None:
 def record(fit: GlmFit, which: Index, rows: Rows, noise: Noise, theta: Tensor, prior: LogPrior | None = None) -> None:
     """Write the coefficients of a block and both information matrices there."""
     d = derivatives(rows, noise, theta)
-    d = d if prior is None else d + prior(theta)
+    d = d if prior is None else d + prior(theta, torch.arange(len(theta), device=theta.device))
     fit.theta[which], fit.gradient[which] = theta.cpu().numpy(), d.gradient.cpu().numpy()
     fit.information[which] = d.information.cpu().numpy()
     fit.fisher[which] = fisher_location(rows, noise, theta).cpu().numpy()

@@ -75,7 +75,7 @@ def log_prior(model: ExpressionModel) -> LogPrior | None:
     if all(flat):
         return None
 
-    def prior(theta: Tensor) -> Derivatives:
+    def prior(theta: Tensor, _: Tensor) -> Derivatives:
         with torch.enable_grad():
             t = theta.detach().requires_grad_(True)
             parts = [model.location_prior.log_prob(t[:, :p]), model.scale_prior.log_prob(t[:, p:])]

@@ -60,7 +60,7 @@ class Derivatives:
         )
 
 
-LogPrior = Callable[[Tensor], Derivatives]
+LogPrior = Callable[[Tensor, Tensor], Derivatives]  # of theta (g, D) and which genes of the block they are (g,)
 
 
 @dataclass
@@ -136,7 +136,8 @@ class Newton:
     rows, noise
         The problem: what is observed, and its density.
     prior
-        A function that returns the :class:`Derivatives` of the log prior at ``theta`` ``(G, D)``.
+        A function of ``theta`` ``(g, D)`` and the genes' places in the block ``(g,)`` that returns the
+        :class:`Derivatives` of the log prior.
     options
         Stopping rules, and which block of the coefficients to hold.
     """
@@ -178,7 +179,7 @@ class Newton:
         """Take ``point`` where it is no worse and set the next step, else halve the step; which genes are done."""
         d = derivatives(rows, self.noise, point)
         if self.prior is not None:
-            d = d + self.prior(point)
+            d = d + self.prior(point, active.index)
         rounding = torch.where(active.decrement < 1e-5, 1e-7, 1e-12 * (1 + active.value.abs()))
         required = 1e-4 * active.fraction * active.decrement - rounding
         better = d.value - active.value >= required

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,12 @@ class RowSource:
     def n_rows(self) -> int:
         """Cells, or pseudo-cells."""
         return self.counts.shape[0] if self.compression is None else self.compression.n_rows
+
+    def with_location(self, matrix: Array) -> RowSource:
+        """The same counts with location design ``x @ matrix``; nothing is read again."""
+        other = copy.copy(self)
+        other.design = replace(self.design, x=self.design.x @ matrix)
+        return other
 
     def _read(self) -> None:
         plan, d = self.compression, self.design
