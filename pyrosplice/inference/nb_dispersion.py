@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrosplice.inference.nb_fit import GlmFit, fisher_location
 from pyrosplice.inference.nb_newton import DIRECT_ZETA, FitCode, Newton, NewtonOptions, derivatives
-from pyrosplice.inference.nb_rows import Rows, weighted_gram
+from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import RowSource
 from pyrosplice.models.noise import Noise
 
@@ -112,9 +112,9 @@ def _profile_slope(rows: Rows, noise: Noise, theta: Tensor) -> tuple[Tensor, Ten
     mu, u = rows.eta(theta[:, :p]).exp(), torch.exp(rows.eta(theta[:, :p]) - rows.zeta(theta[:, p:]))
     shrink = 1 / (1 + u)
     weight_eta = rows.weight * mu * shrink.square()
-    fisher = weighted_gram(rows.weight * mu * shrink, rows.x, rows.x)
+    fisher = rows.design.gram(rows.weight * mu * shrink)
     change = weight_eta * (u + path @ rows.x.T)
-    determinant = (torch.linalg.inv_ex(fisher)[0] * weighted_gram(change, rows.x, rows.x)).sum((1, 2))
+    determinant = (torch.linalg.inv_ex(fisher)[0] * rows.design.gram(change)).sum((1, 2))
     curve = d.information[:, p, p] + (h_ab * path).sum(1)
     return d.gradient[:, p] - 0.5 * determinant, curve
 

@@ -21,7 +21,7 @@ from pyrosplice.inference.nb_newton import (
     derivatives,
     solve_ascent,
 )
-from pyrosplice.inference.nb_rows import Rows, weighted_gram
+from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import RowSource
 from pyrosplice.models.noise import Noise
 
@@ -151,7 +151,7 @@ def fisher_location(rows: Rows, noise: Noise, theta: Tensor) -> Tensor:
     """Expected information of the location coefficients ``(G, P, P)``."""
     p = rows.x.shape[1]
     weight = rows.weight * noise.expected_weight(rows.eta(theta[:, :p]), rows.zeta(theta[:, p:]))
-    return weighted_gram(weight, rows.x, rows.x)
+    return rows.design.gram(weight)
 
 
 def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Array, Array, Array, Array]:
@@ -209,9 +209,12 @@ def log_link_location(rows: Rows, group: Tensor, how: str) -> Tensor:
     rate = ((rows.total.sum(1) + 1e-3) / size.sum(1)).log()
     if how == "all_zero":
         return rows.x.new_zeros(rows.n_genes, rows.x.shape[1])
-    ones = _solve_rows(rows.x, rows.x.new_ones(1, rows.x.shape[0]))
+    ones = rows.design.pseudo_inverse.sum(0, keepdim=True)
     if how == "standard":
         return rate[:, None] * ones
+    if len(group) == int(group.max()) + 1:  # every row a group
+        logs = torch.log((rows.total + 0.1 * rows.weight) / size.clamp_min(1e-300))
+        return _rescale(rows, logs @ rows.design.pseudo_inverse, ones)
     n_groups = int(group.max()) + 1
     weight = rows.weight.mean(0)
     cells = weight.new_zeros(n_groups).index_add_(0, group, weight).clamp_min(1e-12)
@@ -219,7 +222,11 @@ def log_link_location(rows: Rows, group: Tensor, how: str) -> Tensor:
     exposure = size.new_zeros(size.shape[0], n_groups).index_add_(1, group, size)
     x = rows.x.new_zeros(n_groups, rows.x.shape[1]).index_copy_(0, group, rows.x)
     logs = torch.log((total.clamp_min(0) + 0.1 * cells) / exposure.clamp_min(1e-300))
-    a = _solve_rows(x * cells.sqrt()[:, None], logs * cells.sqrt())
+    return _rescale(rows, _solve_rows(x * cells.sqrt()[:, None], logs * cells.sqrt()), ones)
+
+
+def _rescale(rows: Rows, a: Tensor, ones: Tensor) -> Tensor:
+    """Move along ``ones`` until the fitted total is the observed one."""
     fitted = (rows.weight * rows.eta(a).clamp_max(50.0).exp()).sum(1)
     return a + torch.log((rows.total.sum(1) + 1e-3) / fitted)[:, None] * ones
 

@@ -79,17 +79,15 @@ def derivatives(rows: Rows, noise: Noise, theta: Tensor) -> Derivatives:
     a, b = theta[:, :p], theta[:, p:]
     t = noise.terms(rows.total, rows.weight, rows.eta(a), rows.zeta(b))
     value = t.value.sum(-1)
-    g_b, h_b = t.g_zeta @ rows.z, weighted_gram(t.h_zeta, rows.z, rows.z)
+    g_b = t.g_zeta.expand(-1, len(rows.z)) @ rows.z
+    information = rows.design.information(t.h_eta, t.h_cross, t.h_zeta)
     if rows.table is not None:
         value = value + rows.table.constant
         if noise.has_scale:
             levels, slope, curve = rows.table.terms(rows.zeta_levels(b))
             value = value + levels.sum(-1)
             g_b = g_b + slope @ rows.level_z
-            h_b = h_b + weighted_gram(curve, rows.level_z, rows.level_z)
-    cross = weighted_gram(t.h_cross, rows.x, rows.z)
-    h_a = weighted_gram(t.h_eta, rows.x, rows.x)
-    information = torch.cat([torch.cat([h_a, cross], 2), torch.cat([cross.mT, h_b], 2)], 1)
+            information[:, p:, p:] += weighted_gram(curve, rows.level_z, rows.level_z)
     return Derivatives(value, torch.cat([t.g_eta @ rows.x, g_b], 1), information)
 
 

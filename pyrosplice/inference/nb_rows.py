@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,12 +31,56 @@ MAX_NODES = 64
 
 
 @dataclass(frozen=True)
+class Designs:
+    """Location and scale designs ``(N, P)``, ``(N, R)`` with what every fit of a block needs from them.
+
+    A weighted cross-product is one product of the weights with the columns' pairwise products, kept here; and least
+    squares on ``x`` one with its pseudo-inverse.
+    """
+
+    x: Tensor
+    z: Tensor
+
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairwise products of columns: x with x and z with z (upper triangles), x with z."""
+        (i, j), (k, m) = (torch.triu_indices(d.shape[1], d.shape[1], device=d.device) for d in (self.x, self.z))
+        cross = (self.x.unsqueeze(2) * self.z.unsqueeze(1)).flatten(1)
+        return self.x[:, i] * self.x[:, j], cross, self.z[:, k] * self.z[:, m]
+
+    @cached_property
+    def pseudo_inverse(self) -> Tensor:
+        """Of x, transposed ``(N, P)``."""
+        return torch.linalg.pinv(self.x).T.contiguous()
+
+    def information(self, h_eta: Tensor, h_cross: Tensor, h_zeta: Tensor) -> Tensor:
+        """``[x z]' diag(·) [x z]`` for weights ``(G, N)`` of the three blocks: ``(G, P + R, P + R)``."""
+        xx, xz, zz = self.products
+        p, r = self.x.shape[1], self.z.shape[1]
+        h_a, h_b = symmetric(h_eta @ xx, p), symmetric(h_zeta.expand(-1, len(zz)) @ zz, r)
+        cross = (h_cross @ xz).unflatten(1, (p, r))
+        return torch.cat([torch.cat([h_a, cross], 2), torch.cat([cross.mT, h_b], 2)], 1)
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """``x' diag(weight) x`` of each gene ``(G, P, P)``."""
+        return symmetric(weight @ self.products[0], self.x.shape[1])
+
+
+def symmetric(upper: Tensor, size: int) -> Tensor:
+    """Symmetric matrices ``(G, size, size)`` from their upper triangles ``(G, size (size + 1) / 2)``."""
+    i, j = torch.triu_indices(size, size, device=upper.device)
+    place = torch.empty(size, size, dtype=torch.long, device=upper.device)
+    place[i, j] = place[j, i] = torch.arange(len(i), device=upper.device)
+    return upper[:, place]
+
+
+@dataclass(frozen=True)
 class Rows:
     """What the likelihood of a block of G genes is made of.
 
     Attributes
     ----------
-    x, z : Tensor (N, P), (N, R)
+    design : Designs
         Designs of location and scale.
     offset : Tensor (1, N) or (G, N)
         Added to ``x a``.
@@ -49,8 +94,7 @@ class Rows:
         Counts a gene; None where the noise needs none.
     """
 
-    x: Tensor
-    z: Tensor
+    design: Designs
     offset: Tensor
     zeta_offset: Tensor
     total: Tensor
@@ -58,6 +102,16 @@ class Rows:
     level_z: Tensor
     level_offset: Tensor
     table: CountTable | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """Location design ``(N, P)``."""
+        return self.design.x
+
+    @property
+    def z(self) -> Tensor:
+        """Scale design ``(N, R)``."""
+        return self.design.z
 
     @property
     def n_genes(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.inference.nb_counts import CountTable
-from pyrosplice.inference.nb_rows import Compression, Rows, as_tensor, compress, distinct_rows
+from pyrosplice.inference.nb_rows import Compression, Designs, Rows, as_tensor, compress, distinct_rows
 from pyrosplice.models.noise import Noise
 
 Array = NDArray[np.float64]
@@ -152,6 +152,7 @@ class RowSource:
             as_tensor(d.z[first], self.device),
             as_tensor(d.zeta_offset[first], self.device),
         )
+        self._designs = self._make_designs()
         if self.compression is not None:
             self._read()
         else:
@@ -168,7 +169,13 @@ class RowSource:
         """The same counts with location design ``x @ matrix``; nothing is read again."""
         other = copy.copy(self)
         other.design = replace(self.design, x=self.design.x @ matrix)
+        other._designs = other._make_designs()
         return other
+
+    def _make_designs(self) -> Designs:
+        d, plan = self.design, self.compression
+        x, z = (d.x, d.z) if plan is None else (plan.expand(d.x), plan.expand(d.z))
+        return Designs(self._tensor(x), self._tensor(z))
 
     def _read(self) -> None:
         plan, d = self.compression, self.design
@@ -198,7 +205,7 @@ class RowSource:
     def blocks(self, genes: Index | None = None) -> Iterator[tuple[Index, Rows]]:
         """Blocks of genes (of all, or of ``genes``) and their rows; genes of like counts are kept together."""
         order = self.order if genes is None else self.order[np.isin(self.order, genes)]
-        size = self.block_size or max(1, min(len(order), BLOCK_SIZE // self.n_rows + 16, 8192))
+        size = self.block_size or max(1, min(len(order), BLOCK_SIZE // self.n_rows + 8, 8192))
         for start in range(0, len(order), size):
             some = order[start : start + size]
             yield some, self.rows(some)
@@ -212,7 +219,7 @@ class RowSource:
         assert plan is not None
         t = self._tensor
         return Rows(
-            x=t(plan.expand(d.x)), z=t(plan.expand(d.z)),
+            design=self._designs,
             offset=t(np.concatenate(plan.nodes)[None]), zeta_offset=t(plan.expand(d.zeta_offset)),
             total=t(self.total[:, genes].T), weight=t(self._weight[None]),
             level_z=self._level_z, level_offset=self._level_offset,
@@ -229,7 +236,7 @@ class RowSource:
             else np.atleast_2d(d.weights[:, genes].T if d.weights.ndim == 2 else d.weights)
         )
         return Rows(
-            x=t(d.x), z=t(d.z), offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
+            design=self._designs, offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
             level_z=self._level_z, level_offset=self._level_offset,
             table=self._dense_table(y, weight) if self.needs_table else None,
         )  # fmt: skip

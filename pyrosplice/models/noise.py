@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 LOG_LINK_LIMIT = 300.0  # exp stays finite, and so does its square
+SERIES_FROM = 8.0  # ζ from which differences of like terms are taken by series
 
 
 class Terms(NamedTuple):
@@ -120,23 +121,34 @@ class NegativeBinomial(Noise):
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
         """``t η − (t + w r) log(1 + μ/r)`` for row totals t and weights w, free of cancellation as r → ∞."""
         r = zeta.clamp_max(LOG_LINK_LIMIT).exp()
-        u = torch.exp((eta - zeta).clamp_max(LOG_LINK_LIMIT))
-        log1p, shrink = torch.log1p(u), 1 / (1 + u)
+        u = (eta - zeta).clamp_(max=LOG_LINK_LIMIT).exp_()
+        log1p, shrink = torch.log1p(u), torch.reciprocal(u + 1)
         odds = u * shrink
         wr = weight * r
-        fitted = (total + wr) * odds
-        series = u * u * (0.5 - u * (2 / 3 - u * (0.75 - u * (0.8 - u * (5 / 6 - u * (6 / 7 - u * 0.875))))))
-        gap = torch.where(u < 1e-2, series, log1p - odds)  # log(1 + u) − u / (1 + u)
-        wr_gap, spread = wr * gap, total * odds
-        cross = (total - wr * u) * odds * shrink
+        both = total + wr
+        fitted = both * odds
+        spread = total * odds
+        wr_gap = _gap(u, log1p, odds, zeta).mul_(wr)
+        cross = torch.mul(wr, u).sub_(total).mul_(odds).mul_(shrink)
         return Terms(
-            value=total * eta - (total + wr) * log1p,
+            value=total * eta - both.mul_(log1p),
             g_eta=total - fitted,
             g_zeta=spread - wr_gap,
-            h_eta=fitted * shrink,
-            h_cross=-cross,
-            h_zeta=wr_gap - wr * odds.square() + spread * shrink,
+            h_eta=fitted.mul_(shrink),
+            h_cross=cross,
+            h_zeta=spread.mul_(shrink).add_(wr_gap).sub_(odds.square_().mul_(wr)),
         )
+
+
+def _gap(u: Tensor, log1p: Tensor, odds: Tensor, zeta: Tensor) -> Tensor:
+    """``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion so small that it matters."""
+    gap = log1p - odds
+    nearly_poisson = (zeta > SERIES_FROM).any(1).nonzero()[:, 0]
+    if len(nearly_poisson):
+        v = u[nearly_poisson]
+        series = v * v * (0.5 - v * (2 / 3 - v * (0.75 - v * (0.8 - v * (5 / 6 - v * (6 / 7 - v * 0.875))))))
+        gap[nearly_poisson] = torch.where(v < 1e-2, series, gap[nearly_poisson])
+    return gap
 
 
 class Poisson(Noise):

@@ -66,7 +66,8 @@ def test_closed_form_terms_are_autograds(noise):
                                                rng.normal(0.5, 1, (2, 40))))  # fmt: skip
     weight = torch.tensor(rng.uniform(0.5, 2, (2, 40)))
     own, auto = kind.terms(weight * y, weight, eta, zeta), Noise.terms(kind, weight * y, weight, eta, zeta)
-    table = [t * weight for t in rising_terms(y, zeta)] if noise == "nb" else [torch.zeros_like(eta)] * 3
+    rising = [t[..., 0] for t in rising_terms(y[..., None], zeta[..., None])]
+    table = [t * weight for t in rising] if noise == "nb" else [torch.zeros_like(eta)] * 3
     constant = 0 if noise == "norm" else weight * torch.lgamma(y + 1)
     torch.testing.assert_close(own.value + table[0] - constant, auto.value)
     torch.testing.assert_close(own.g_eta, auto.g_eta)
