@@ -142,9 +142,9 @@ def trend_and_shrink(
     Parameters
     ----------
     profile : (G, K)
-        :func:`adjusted_profile`; rows with NaN are left out and get NaN.
+        :func:`adjusted_profile`; genes with NaN take the trend at their mean.
     log_mean : (G,)
-        What genes are ordered by.
+        What genes are ordered by; NaN gives NaN.
     residual_df
         Samples less coefficients.
     prior_df
@@ -159,6 +159,8 @@ def trend_and_shrink(
     trend, shrunk = np.full(len(profile), np.nan), np.full(len(profile), np.nan)
     trend[order] = np.exp(-_argmax(local, grid))
     shrunk[order] = np.exp(-_argmax(own + prior_df / residual_df * local, grid))
+    rest = np.flatnonzero(np.isnan(trend) & np.isfinite(log_mean))
+    trend[rest] = shrunk[rest] = np.exp(np.interp(log_mean[rest], log_mean[order], np.log(trend[order])))
     return Dispersions(trend, shrunk, log_mean)
 
 

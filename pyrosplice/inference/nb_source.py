@@ -21,7 +21,7 @@ from pyrosplice.models.noise import Noise
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-BLOCK_SIZE = 50_000  # rows × genes of a block: a few arrays of it stay in a core's cache
+BLOCK_SIZE = 30_000  # rows × genes of a block: its arrays stay in cache, and below where torch would split them
 SMALL_COUNT = 255  # largest count kept in the table of exceedances
 MANY_LEVELS = 16
 
@@ -205,7 +205,7 @@ class RowSource:
     def blocks(self, genes: Index | None = None) -> Iterator[tuple[Index, Rows]]:
         """Blocks of genes (of all, or of ``genes``) and their rows; genes of like counts are kept together."""
         order = self.order if genes is None else self.order[np.isin(self.order, genes)]
-        size = self.block_size or max(1, min(len(order), BLOCK_SIZE // self.n_rows + 8, 8192))
+        size = self.block_size or max(4, min(BLOCK_SIZE // self.n_rows, len(order)))
         for start in range(0, len(order), size):
             some = order[start : start + size]
             yield some, self.rows(some)
