@@ -13,7 +13,7 @@ from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_fit import cell_labels
 from pyrosplice.inference.nb_cluster import cluster_covariance
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.inference.nb_glmm import GlmmFit, donor_design, fit_glmm, varies_within
+from pyrosplice.inference.nb_glmm import GlmmFit, donor_design, fit_glmm
 from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]
@@ -58,11 +58,10 @@ class Donors:
         """The mixed model of every gene."""
         return fit_glmm(self._source(with_columns=True), self.estimator.fit)
 
-    def mixed(self, contrast: Array) -> tuple[GlmFit, Array, float]:
-        """Mixed-model estimates as a fit, their covariance, and the degrees of freedom of a contrast ``(F,)``."""
+    def mixed(self, contrast: Array) -> tuple[GlmFit, Array, Array]:
+        """Mixed-model estimates as a fit, their covariance, and degrees of freedom ``(G,)`` of a contrast ``(F,)``."""
         mixed = self.fit_mixed()
         fit = self.estimator.fit
         theta = np.column_stack([mixed.location, mixed.scale])
-        held = ~varies_within(self.design) & (np.abs(contrast) > 0)
-        df = float(mixed.df[held].min()) if held.any() else np.inf
-        return replace(fit, theta=theta, code=mixed.code, log_likelihood=mixed.log_likelihood), mixed.covariance, df
+        moved = replace(fit, theta=theta, code=mixed.code, log_likelihood=mixed.log_likelihood)
+        return moved, mixed.covariance, mixed.df(contrast)

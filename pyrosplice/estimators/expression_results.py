@@ -35,6 +35,8 @@ class ExpressionTest:
         :class:`FitCode` of the fit behind the test.
     extra : dict
         Further columns of the table.
+    df : float or (G,), optional
+        Degrees of freedom of Student's t behind the interval; normal where None.
     """
 
     gene_ids: NDArray[np.object_]
@@ -47,6 +49,7 @@ class ExpressionTest:
     zero_variance: NDArray[np.bool_] | None = None
     extra: dict[str, Array] = field(default_factory=dict)
     estimator: Any = None
+    df: Any = None
 
     @property
     def qval(self) -> Array:
@@ -88,7 +91,9 @@ class ExpressionTest:
         level
             Coverage of the interval of the fold change.
         """
-        half = float(stats.norm.isf((1 - level) / 2)) * self.logfc_se / LOG_2
+        tail = (1 - level) / 2
+        quantile = stats.norm.isf(tail) if self.df is None else stats.t.isf(tail, self.df)
+        half = quantile * self.logfc_se / LOG_2
         lfc = self.log2_fold_change()
         table = pd.DataFrame(
             {

@@ -108,7 +108,7 @@ def contrast_test(
     logfc, logfc_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
     extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
-    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.code, extra=extra)
+    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.code, extra=extra, df=df)
 
 
 def lrt(

@@ -29,6 +29,7 @@ from pyrosplice.inference.nb_source import Design, RowSource
 Array = NDArray[np.float64]
 LOG_TAU = (math.log(1e-3), math.log(4.0))
 OPTIONS = NewtonOptions(tol=1e-8, max_iter=60)
+DIFFERENCE = 0.1  # of log τ, for derivatives at the optimum
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -48,9 +49,10 @@ class GlmmFit:
         Standard deviation of the donors; at its lower bound 1e-3 where the data show none.
     log_likelihood, code : (G,)
         Laplace approximation of the restricted log likelihood, and a :class:`FitCode`.
-    df : (P,)
-        Degrees of freedom: donors less between-donor coefficients for those, infinite for coefficients that vary
-        within donors.
+    covariance_slope : (G, P, P), tau_information : (G,)
+        Derivative of ``covariance`` in log τ, and minus the second derivative of ``log_likelihood`` there.
+    least_df : int
+        Donors less the coefficients that are constant within donors.
     """
 
     location: Array
@@ -60,7 +62,21 @@ class GlmmFit:
     tau: Array
     log_likelihood: Array
     code: NDArray[np.int64]
-    df: Array
+    covariance_slope: Array
+    tau_information: Array
+    least_df: int
+
+    def df(self, contrast: Array) -> Array:
+        r"""Satterthwaite's degrees of freedom of a contrast of location, not below ``least_df`` ``(G,)``.
+
+        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's.
+        """
+        variance = np.einsum("p,gpq,q->g", contrast, self.covariance, contrast)
+        slope = np.einsum("p,gpq,q->g", contrast, self.covariance_slope, contrast)
+        information = np.maximum(np.nan_to_num(self.tau_information), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            df = 2 * variance**2 * information / slope**2
+        return np.maximum(np.where(np.isnan(df), np.inf, df), self.least_df)
 
 
 def donor_design(design: Design) -> Design:
@@ -111,10 +127,10 @@ def fit_glmm(source: RowSource, fit: GlmFit, *, n_steps: int = 16) -> GlmmFit:
     inner = Design(source.design.x[:, :p], source.design.z, source.design.offset, source.design.zeta_offset,
                    strata=source.design.strata)  # fmt: skip
     between = int((~varies_within(inner)).sum())
-    df = np.where(varies_within(inner), np.inf, j - between)
     out = GlmmFit(
         np.full((g, p), np.nan), np.full((g, p, p), np.nan), np.full((g, r), np.nan), np.full((g, j), np.nan),
-        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), df,
+        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), np.full((g, p, p), np.nan), np.full(g, np.nan),
+        j - between,
     )  # fmt: skip
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
@@ -141,12 +157,16 @@ def _search(out: GlmmFit, which: NDArray[np.intp], rows: Rows, source: RowSource
         )  # fmt: skip
     log_tau = (low + high) / 2
     value, theta, information, ok = _laplace(rows, source, theta, log_tau, p, j)
-    inverse = safe_inverse(information.cpu().numpy())
-    found = theta.cpu().numpy()
-    out.location[which], out.donor_effect[which], out.scale[which] = (
-        found[:, :p], found[:, p : p + j], found[:, p + j :]
+    sides = [_laplace(rows, source, theta, log_tau + h, p, j) for h in (-DIFFERENCE, DIFFERENCE)]
+    inverse, below, above = (
+        safe_inverse(h.cpu().numpy())[:, :p, :p] for h in (information, sides[0][2], sides[1][2])
     )  # fmt: skip
-    out.covariance[which] = inverse[:, :p, :p]
+    curve = (2 * value - sides[0][0] - sides[1][0]) / DIFFERENCE**2
+    found = theta.cpu().numpy()
+    out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
+    out.scale[which], out.covariance[which] = found[:, p + j :], inverse
+    out.covariance_slope[which] = (above - below) / (2 * DIFFERENCE)
+    out.tau_information[which] = curve.cpu().numpy()
     out.tau[which], out.log_likelihood[which] = log_tau.exp().cpu().numpy(), value.cpu().numpy()
     out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
 
