@@ -22,7 +22,7 @@ from pyrosplice.estimators.expression_donors import Donors
 from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_quasi import QuasiFit, quasi_fit, quasi_test
 from pyrosplice.estimators.expression_results import ExpressionTest
-from pyrosplice.estimators.expression_tests import contrast_test, gene_means, tested_columns
+from pyrosplice.estimators.expression_tests import contrast_test, tested_columns
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
@@ -80,7 +80,7 @@ class ExpressionGLM:
         self._fit, self._quasi = self.estimator.fit, None
         self._location, self._constraints = inputs.location, inputs.constraints_loc
         self.gene_names, self.coefficient_names = inputs.counts.gene_names, list(inputs.location.names)
-        self._mean = gene_means(self.estimator)
+        self._mean = self.estimator.gene_means
         return self
 
     @property
@@ -193,7 +193,7 @@ class ExpressionGLM:
             raise InvalidArgumentError(f"coefficient: expected one of {names}, found {coefficient!r}.")
         k = names.index(coefficient)
         fit = self.results
-        se = np.sqrt(fit.covariance()[:, k, k])
+        se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
         return pd.DataFrame(
@@ -227,7 +227,7 @@ class ExpressionGLM:
         fit, c = self.results, self._constraints
         p = fit.n_location
         full = c.full(fit.theta[:, :p].T).T
-        covariance = c.matrix @ np.nan_to_num(fit.covariance()[:, :p, :p], posinf=np.inf) @ c.matrix.T
+        covariance = c.matrix @ np.nan_to_num(fit.covariance[:, :p, :p], posinf=np.inf) @ c.matrix.T
         return pd.DataFrame(
             {
                 "gene": np.repeat(self.gene_names, full.shape[1]),

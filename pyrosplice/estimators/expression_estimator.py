@@ -78,7 +78,8 @@ class Estimator:
     model : FittedModel
         Coefficients and everything derived from them.
     a_var, b_var : (free, G)
-        Free location and scale coefficients; for negative-binomial noise scale is −log dispersion.
+        Free location and scale coefficients; for negative-binomial noise scale is −log dispersion, 28 where the
+        dispersion is zero (Poisson boundary). NaN for genes without a count.
     log_likelihood : (G,)
     loss : float
         Minus the sum of ``log_likelihood`` over genes.
@@ -206,9 +207,18 @@ class Estimator:
     x = property(lambda self: self.input_data.counts.matrix)
 
     @cached_property
+    def gene_means(self) -> Array:
+        """Mean of the data of each gene ``(G,)``."""
+        counts = self.input_data.counts
+        total = np.zeros(counts.shape[1])
+        for _, block in counts.cell_blocks():
+            total += np.asarray(block.sum(0), dtype=np.float64).ravel()
+        return total / counts.shape[0]
+
+    @cached_property
     def fisher_inv(self) -> NDArray[Any]:
         """Covariance of the free coefficients ``(G, D, D)``."""
-        return self._cast(self.fit.covariance())
+        return self._cast(self.fit.covariance)
 
     @cached_property
     def model(self) -> FittedModel:

@@ -5,6 +5,7 @@ The whole port of a script is its import line: ``import pyrosplice.api as de``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def model(
     weights: Array | None = None,
     layer: str | None = None,
     device: str = "cpu",
+    **kwargs: Any,
 ) -> Estimator:
     r"""Fit model via maximum likelihood for each gene.
 
@@ -98,6 +100,8 @@ def model(
         Layer of the AnnData to fit.
     device
         Torch device of the arithmetic.
+    kwargs
+        Options of the original's optimisers and back ends; they have no effect here, and a warning says so.
 
     Returns
     -------
@@ -117,6 +121,8 @@ def model(
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
+    if kwargs:
+        warnings.warn(f"{sorted(kwargs)} have no effect here.", UserWarning, stacklevel=2)
     inputs = prepare(
         data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
         sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,

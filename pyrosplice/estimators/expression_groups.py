@@ -55,7 +55,7 @@ class Groups:
         if self.sample_description is not None:
             rest = self.sample_description.iloc[cells].reset_index(drop=True)
             table = pd.concat([rest.drop(columns="group", errors="ignore"), table], axis=1)
-        matrix = self.counts.matrix[cells]
+        matrix = self.counts.matrix if len(cells) == len(self.index) else self.counts.matrix[cells]
         return {"data": matrix, "sample_description": table, "gene_names": list(self.counts.gene_names)}
 
 

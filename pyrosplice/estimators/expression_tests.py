@@ -80,7 +80,7 @@ def linear_test(
     """
     fit, data = estimator.fit, estimator.input_data
     result = contrast_test(
-        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=gene_means(estimator),
+        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=estimator.gene_means,
         covariance=covariance, df=df,
     )  # fmt: skip
     result.estimator = estimator
@@ -93,7 +93,7 @@ def contrast_test(
 ) -> ExpressionTest:  # fmt: skip
     """:func:`linear_test` from its parts."""
     p = fit.n_location
-    v = fit.covariance()[:, :p, :p] if covariance is None else covariance
+    v = fit.covariance[:, :p, :p] if covariance is None else covariance
     rows = contrast @ constraints.matrix
     estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
     v_l = rows @ np.nan_to_num(v, posinf=0.0) @ rows.T
@@ -170,7 +170,7 @@ def score(
     largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
     return ExpressionTest(
         gene_ids=full.counts.gene_names, pval=pval, statistic=statistic, logfc=step[genes, largest],
-        logfc_se=se[genes, largest], mean=gene_means(big), code=reduced.fit.code, estimator=None,
+        logfc_se=se[genes, largest], mean=big.gene_means, code=reduced.fit.code, estimator=None,
     )  # fmt: skip
 
 
@@ -281,12 +281,3 @@ def tested_columns(design: DesignMatrix, factors: Names | None, coefficients: Na
         return names
     listed = [factors] if isinstance(factors, str) else list(factors or ())
     return list(dict.fromkeys(c for f in listed for c in design.columns_of(f)))
-
-
-def gene_means(estimator: Estimator) -> Array:
-    """Mean of the data of each gene ``(G,)``."""
-    counts = estimator.input_data.counts
-    total = np.zeros(counts.shape[1])
-    for _, block in counts.cell_blocks():
-        total += np.asarray(block.sum(0), dtype=np.float64).ravel()
-    return total / counts.shape[0]

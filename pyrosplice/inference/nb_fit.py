@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ class GlmFit:
     fisher: Array
     gradient: Array
 
+    @cached_property
     def covariance(self) -> Array:
         """Covariance of the coefficients ``(G, D, D)``; infinite variance where they are not identified.
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.sparse as sp
 import torch
+from pyro.infer import Trace_ELBO
 
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.inference.nb_counts import rising_terms
@@ -140,6 +142,35 @@ def test_priors_enter_mode_and_guide():
     torch.testing.assert_close(draws.mean(0), guide.theta, rtol=0, atol=0.03)
     sites = guide(counts)
     assert sites["location"].shape == (4, 1, 3) and sites["scale"].shape == (4, 1, 1)
+
+
+def test_guide_and_model_make_an_elbo():
+    y, design = simulate(n=40, g=4)
+    normal = dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    model = pyro_model(design, NOISE["nb"](), location_prior=normal, scale_prior=normal)
+    counts = torch.as_tensor(y.T.copy())
+    _, guide = fit_mode(model, counts)
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(0)
+        bound = -Trace_ELBO(num_particles=200).loss(model, guide, counts)
+    # Laplace's evidence: log joint at the mode + log volume; the bound lies just below
+    mode = gene_log_density(model, counts, guide.theta)
+    evidence = (mode + 0.5 * torch.logdet(2 * np.pi * guide.covariance)).sum()
+    assert evidence - 0.5 < bound < evidence + 0.5
+
+
+def test_a_noise_with_only_a_distribution_fits_by_autograd():
+    class Plain(Noise):
+        name = "plain"
+
+        def distribution(self, eta, zeta):
+            return NOISE["nb"]().distribution(eta, zeta)
+
+    y, design = simulate(n=80, g=4)
+    reference = fit_glm(RowSource(CountMatrix(y), design, NOISE["nb"]()))
+    fit = fit_glm(RowSource(CountMatrix(y), design, Plain()))
+    np.testing.assert_allclose(fit.theta, reference.theta, atol=1e-7)
+    np.testing.assert_allclose(fit.log_likelihood, reference.log_likelihood, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc", "coo", "blocks"])
