@@ -1,0 +1,220 @@
+"""Fitting many genes: batches in, one small record a gene out, and models rebuilt from the records."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrosplice.data.design import Design
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
+from pyrosplice.inference.convergence import Convergence
+
+SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
+
+
+class IsoFullModel(MultinomGLMM):
+    """GLMM of a gene with a spatial random effect, as ``SplisosmGLMM(model_type="glmm-full")`` fits it."""
+
+
+class IsoNullNoSpVar(MultinomGLMM):
+    """GLMM of a gene without spatial variance, as ``SplisosmGLMM(model_type="glmm-null")`` fits it."""
+
+
+MODELS: dict[str, type[MultinomGLM]] = {"glm": MultinomGLM, "glmm-full": IsoFullModel, "glmm-null": IsoNullNoSpVar}
+
+
+@dataclass(frozen=True)
+class FittedGene:
+    """What is kept of one gene's fit.
+
+    Attributes
+    ----------
+    values
+        Sites of the model without the gene dimension: ``beta`` (P, Q), ``bias_eta`` (Q,), and for the GLMM ``nu``
+        (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,).
+    best_loss
+        Minus the model's objective at these values (log likelihood, joint or marginal), nats.
+    converged, reason, n_iter, best_epoch, fitting_time_s
+        How the fit went; seconds are the batch's divided by its number of genes.
+    """
+
+    values: Mapping[str, Tensor]
+    converged: bool
+    reason: str
+    n_iter: int
+    best_loss: float
+    best_epoch: int
+    fitting_time_s: float
+
+    def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
+        """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
+        eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
+        return eta if design is None else eta + design @ self.values["beta"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to make the model of one batch.
+
+    Attributes
+    ----------
+    model_type
+        ``"glm"``, ``"glmm-full"`` or ``"glmm-null"``.
+    options
+        Constructor arguments of the model.
+    spatial
+        Its covariance as arguments of ``setup_data``; empty for the GLM.
+    design
+        Covariates; None for an intercept only. Models are fitted with its ``reduced`` form, and records and rebuilt
+        models have one coefficient for every covariate, those of a factor's levels summing to zero.
+    device
+        Where to compute.
+    """
+
+    model_type: str
+    options: Mapping[str, Any]
+    spatial: Mapping[str, Any]
+    design: Design | None
+    device: str
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the parameters that a fit estimates."""
+        return SITES["glm" if self.model_type == "glm" else "glmm"]
+
+    def with_rows(self, rows: Tensor) -> ModelSpec:
+        """The same with the covariates of the spots in another order."""
+        return self if self.design is None else replace(self, design=self.design.take(rows.numpy()))
+
+    def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
+        """Fit a batch ``(B, N, K)``."""
+        begin = time.perf_counter()
+        model = self._build(counts, None if self.design is None else self.design.reduced)
+        model.fit(quiet=quiet, random_seed=random_seed)
+        return self._recoded(self._records(model, (time.perf_counter() - begin) / len(counts)))
+
+    def rebuild(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
+        """The fitted model of some genes, ``counts`` ``(B, N, K)``."""
+        with warnings.catch_warnings():  # that levels of a factor sum to one is known here, and dealt with
+            warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
+            model = self._build(counts, None if self.design is None else self.design.values)
+        model.update_params_from_dict(stacked(genes))
+        model.logger = Convergence(
+            reason=[gene.reason for gene in genes],
+            n_iter=torch.tensor([gene.n_iter for gene in genes]),
+            best_loss=torch.tensor([gene.best_loss for gene in genes], dtype=torch.float64),
+            best_epoch=torch.tensor([gene.best_epoch for gene in genes]),
+        )
+        model.fitting_time = sum(gene.fitting_time_s for gene in genes)
+        return model
+
+    def _recoded(self, genes: list[FittedGene]) -> list[FittedGene]:
+        """A coefficient for every covariate."""
+        if self.design is None:
+            return genes
+        coding = torch.from_numpy(self.design.coding)
+        recoded = []
+        for gene in genes:
+            weights = coding @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
+            recoded.append(replace(gene, values={**gene.values, "beta": weights[:-1], "bias_eta": weights[-1]}))
+        return recoded
+
+    def _build(self, counts: Tensor, design: NDArray[np.float64] | None) -> MultinomGLM:
+        model = MODELS[self.model_type](**self.options)
+        model.setup_data(counts, design_mtx=design, device=self.device, **self.spatial)
+        return model
+
+    def _records(self, model: MultinomGLM, seconds: float) -> list[FittedGene]:
+        logger = model.logger
+        if logger is None:
+            raise AssertionError("fit keeps a record")
+        values = {name: getattr(model, name).detach().cpu() for name in self.sites}
+        return [
+            FittedGene(
+                values={name: value[g].clone() for name, value in values.items()},
+                converged=bool(logger.converged[g]),
+                reason=logger.reason[g],
+                n_iter=int(logger.n_iter[g]),
+                best_loss=float(logger.best_loss[g]),
+                best_epoch=int(logger.best_epoch[g]),
+                fitting_time_s=seconds,
+            )
+            for g in range(model.n_genes)
+        ]
+
+
+def stacked(genes: Sequence[FittedGene]) -> dict[str, Tensor]:
+    """Values of several genes with the gene dimension first."""
+    return {name: torch.stack([gene.values[name] for gene in genes]) for name in genes[0].values}
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What to fit to every batch.
+
+    Attributes
+    ----------
+    full
+        The model that was asked for.
+    null
+        The same without spatial variance, fitted too when given.
+    random_seed, quiet
+        Passed to the models.
+    """
+
+    full: ModelSpec
+    null: ModelSpec | None = None
+    random_seed: int | None = None
+    quiet: bool = True
+
+    def run(self, counts: Tensor) -> tuple[list[FittedGene], list[FittedGene] | None]:
+        """Fitted genes of the full model and, when asked for, of the null."""
+        settings: dict[str, Any] = {"quiet": self.quiet, "random_seed": self.random_seed}
+        null = None if self.null is None else self.null.fit(counts, **settings)
+        return self.full.fit(counts, **settings), null
+
+
+def check_jobs(n_jobs: int, device: str) -> int:
+    """Number of processes: as asked on the CPU, one (with a warning) on accelerators."""
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise InvalidArgumentError(f"n_jobs: expected a whole number other than 0, found {n_jobs!r}.")
+    if n_jobs != 1 and device != "cpu":
+        warnings.warn(f"n_jobs={n_jobs}: on {device!r} genes are fitted in one process.", stacklevel=3)
+        return 1
+    return n_jobs
+
+
+def fit_genes(
+    plan: FitPlan,
+    counts: Sequence[Tensor],
+    batches: Sequence[Sequence[int]],
+    *,
+    n_jobs: int = 1,
+    description: str = "fit",
+    print_progress: bool = False,
+) -> tuple[list[FittedGene], list[FittedGene] | None]:
+    """Run a plan on every batch; results in the order of ``counts``, whatever the batches."""
+    stacks = (torch.stack([counts[gene] for gene in batch]) for batch in batches)
+    tasks = (delayed(plan.run)(stack) for stack in stacks)
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
+    full: list[Any] = [None] * len(counts)
+    null: list[Any] = [None] * len(counts)
+    with tqdm(total=len(counts), desc=description, unit="gene", disable=not print_progress) as bar:
+        for batch, (fitted, fitted_null) in zip(batches, results, strict=True):
+            for i, gene in enumerate(batch):
+                full[gene] = fitted[i]
+                null[gene] = None if fitted_null is None else fitted_null[i]
+            bar.update(len(batch))
+    return full, null if plan.null is not None else None
