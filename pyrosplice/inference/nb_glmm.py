@@ -51,8 +51,10 @@ class GlmmFit:
         Laplace approximation of the restricted log likelihood, and a :class:`FitCode`.
     covariance_slope : (G, P, P), tau_information : (G,)
         Derivative of ``covariance`` in log τ, and minus the second derivative of ``log_likelihood`` there.
+    between : (P,)
+        Which coefficients are constant within donors.
     least_df : int
-        Donors less the coefficients that are constant within donors.
+        Donors less those.
     """
 
     location: Array
@@ -64,19 +66,22 @@ class GlmmFit:
     code: NDArray[np.int64]
     covariance_slope: Array
     tau_information: Array
+    between: NDArray[np.bool_]
     least_df: int
 
     def df(self, contrast: Array) -> Array:
-        r"""Satterthwaite's degrees of freedom of a contrast of location, not below ``least_df`` ``(G,)``.
+        r"""Satterthwaite's degrees of freedom of a contrast of location ``(G,)``.
 
-        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's.
+        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's. Not below
+        ``least_df``; for a contrast between donors not above twice that, since τ estimated at zero need not be zero.
         """
-        variance = np.einsum("p,gpq,q->g", contrast, self.covariance, contrast)
-        slope = np.einsum("p,gpq,q->g", contrast, self.covariance_slope, contrast)
         information = np.maximum(np.nan_to_num(self.tau_information), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
+            variance = np.einsum("p,gpq,q->g", contrast, self.covariance, contrast)
+            slope = np.einsum("p,gpq,q->g", contrast, self.covariance_slope, contrast)
             df = 2 * variance**2 * information / slope**2
-        return np.maximum(np.where(np.isnan(df), np.inf, df), self.least_df)
+        most = 2.0 * self.least_df if np.any(contrast[self.between]) else np.inf
+        return np.clip(np.where(np.isnan(df), np.inf, df), self.least_df, most)
 
 
 def donor_design(design: Design) -> Design:
@@ -126,11 +131,11 @@ def fit_glmm(source: RowSource, fit: GlmFit, *, n_steps: int = 16) -> GlmmFit:
     j = source.design.x.shape[1] - p
     inner = Design(source.design.x[:, :p], source.design.z, source.design.offset, source.design.zeta_offset,
                    strata=source.design.strata)  # fmt: skip
-    between = int((~varies_within(inner)).sum())
+    between = ~varies_within(inner)
     out = GlmmFit(
         np.full((g, p), np.nan), np.full((g, p, p), np.nan), np.full((g, r), np.nan), np.full((g, j), np.nan),
         np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), np.full((g, p, p), np.nan), np.full(g, np.nan),
-        j - between,
+        between, j - int(between.sum()),
     )  # fmt: skip
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
@@ -165,7 +170,8 @@ def _search(out: GlmmFit, which: NDArray[np.intp], rows: Rows, source: RowSource
     found = theta.cpu().numpy()
     out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
     out.scale[which], out.covariance[which] = found[:, p + j :], inverse
-    out.covariance_slope[which] = (above - below) / (2 * DIFFERENCE)
+    with np.errstate(invalid="ignore"):  # infinite where a coefficient is not identified
+        out.covariance_slope[which] = (above - below) / (2 * DIFFERENCE)
     out.tau_information[which] = curve.cpu().numpy()
     out.tau[which], out.log_likelihood[which] = log_tau.exp().cpu().numpy(), value.cpu().numpy()
     out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))

@@ -170,7 +170,7 @@ def test_mixed_model_recovers_tau_and_donors():
     assert abs(np.median(mixed.tau) - 0.5) < 0.05 and (mixed.code == FitCode.CONVERGED).all()
     assert np.corrcoef(mixed.donor_effect.ravel(), (u - u.mean(0)).T.ravel())[0, 1] > 0.9
     between, within = mixed.df(np.array([1.0, 0.5])), mixed.df(np.array([0.0, 1.0]))
-    assert mixed.least_df == 19 and np.median(between) < 40 and np.median(within) > 1000
+    assert mixed.least_df == 19 and (between <= 38).all() and np.median(within) > 1000
     flat = Donors(ExpressionGLM("~1").fit(*_no_donor_effect()).estimator, np.repeat(np.arange(8), 25)).fit_mixed()
     assert np.median(flat.tau) < 0.08
 
