@@ -19,6 +19,7 @@ from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 BLOCK_ENTRIES = 8_000_000  # cells × genes of a block read from disk: 64 MB as float64
+HELD_ENTRIES = 20_000_000  # cells × genes kept of data on disk that is wanted by genes, so that it is read rarely
 
 
 class CountMatrix:
@@ -52,6 +53,7 @@ class CountMatrix:
             raise InvalidArgumentError(f"data: expected at least one cell and one gene, found shape {self.shape}.")
         self._matrix = matrix.tocsr() if sp.issparse(matrix) else matrix
         self._columns: Any = None
+        self._held: tuple[int, Array] = (0, np.empty((0, 0)))  # consecutive genes last read from disk
         self.counts = counts
         self.block_cells: int | None = None  # cells of a block; by memory where None
         self._warned = False
@@ -101,11 +103,16 @@ class CountMatrix:
             some = self._columns[:, which]
             self.check(some.data, 0)
             return np.ascontiguousarray(some.toarray().T, dtype=np.float64)
-        out = np.empty((len(which), self.shape[0]))
-        for rows, block in self.cell_blocks():
-            some = block[:, which]
-            out[:, rows] = (some.toarray() if sp.issparse(some) else some).T
-        return out
+        first, held = self._held
+        if not len(held) or which.min() < first or which.max() >= first + len(held):
+            first = int(which.min())
+            stop = max(int(which.max()) + 1, min(first + HELD_ENTRIES // self.shape[0], self.shape[1]))
+            held = np.empty((stop - first, self.shape[0]))
+            for rows, block in self.cell_blocks():
+                some = block[:, first:stop]
+                held[:, rows] = (some.toarray() if sp.issparse(some) else some).T
+            self._held = (first, held)
+        return held[which - first]
 
     def check(self, values: NDArray[Any], first_cell: int) -> None:
         """Raise for entries that cannot be counts; warn once of fractional ones."""

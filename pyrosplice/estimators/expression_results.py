@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.expression_statistics import adjust_pvalues
+from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ class ExpressionTest:
     @property
     def qval(self) -> Array:
         """Benjamini–Hochberg q-values ``(G,)``."""
-        return adjust_pvalues(self.pval)
+        return adjust_jointly(self.pval)
 
     def log_fold_change(self, base: float = np.e) -> Array:
         """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
@@ -174,7 +174,7 @@ class ExpressionTests:
         keys = list(self.tests)
         raw = np.stack([self.tests[k].pval for k in keys])
         corrected = (
-            adjust_pvalues(raw) if self.pval_correction == "global" else np.stack([adjust_pvalues(r) for r in raw])
+            adjust_jointly(raw) if self.pval_correction == "global" else np.stack([adjust_jointly(r) for r in raw])
         )
         out = np.full((*self.shape, raw.shape[1]), 1.0)
         for key, value in zip(keys, corrected, strict=True):

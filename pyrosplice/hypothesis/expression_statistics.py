@@ -12,18 +12,15 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.hypothesis.fdr import adjust_pvalues
 
 Array = NDArray[np.float64]
 
 
-def adjust_pvalues(pval: Any) -> Array:
-    """Benjamini–Hochberg q-values of an array of any shape; NaN stays NaN and does not count as a test."""
+def adjust_jointly(pval: Any) -> Array:
+    """Benjamini–Hochberg q-values over all entries of an array of any shape; NaN stays NaN, and is no test."""
     values = np.asarray(pval, dtype=np.float64)
-    out = np.full(values.shape, np.nan)
-    tested = ~np.isnan(values)
-    if tested.any():
-        out[tested] = stats.false_discovery_control(values[tested])
-    return out
+    return adjust_pvalues(values.ravel()).reshape(values.shape)
 
 
 def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -> tuple[Array, Array]:

@@ -72,8 +72,9 @@ class GlmmFit:
     def df(self, contrast: Array) -> Array:
         r"""Satterthwaite's degrees of freedom of a contrast of location ``(G,)``.
 
-        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's. Not below
-        ``least_df``; for a contrast between donors not above twice that, since τ estimated at zero need not be zero.
+        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's. Not
+        below ``least_df``; for a contrast between donors not above twice that, since a τ estimated at zero need not be
+        zero.
         """
         information = np.maximum(np.nan_to_num(self.tau_information), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):

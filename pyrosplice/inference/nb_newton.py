@@ -23,6 +23,7 @@ DIRECT_ZETA = 20.0  # beyond it, straight to the boundary
 LINEAR_FROM = 0.7  # ζ from which a common dispersion is stepped as α rather than log α
 MAX_STEP = 3.0  # largest change of a predictor in one step
 FLAT_STEP = 1e-3  # a Newton step this long where nothing is left to gain: the optimum is at infinity
+ADRIFT = 100.0  # predictors this far out, and still moving: so is theirs
 STALLED_DECREMENT = 1e-6
 
 
@@ -171,6 +172,8 @@ class Newton:
             point = active.trial()
         out.theta[active.index], out.value[active.index] = active.base, active.value
         out.n_iter[active.index] = self.options.max_iter
+        adrift = self._length(active.base)[:, 0] * MAX_STEP > ADRIFT
+        out.code[active.index[adrift]] = int(FitCode.SEPARATED)
         return out
 
     def _advance(self, active: _Active, rows: Rows, point: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from pyrosplice.data.constraints import parse_constraint
+from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import from_formula
 from pyrosplice.data.size_factors import median_of_ratios, normed_sum
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
@@ -79,6 +80,20 @@ def test_every_input_gives_the_same_fit(kind, data, reference, tmp_path):
     np.testing.assert_allclose(estim.a_var, reference.a_var, atol=1e-9)
     np.testing.assert_allclose(estim.b_var, reference.b_var, atol=1e-7)
     assert estim.model.features[3] == ("gene3" if kind in ("ndarray", "csr", "csc", "int") else "G3")
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_data_on_disk_is_read_rarely_where_genes_are_wanted(sparse, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrosplice.data.count_matrix.HELD_ENTRIES", 3 * 120)
+    ad.AnnData(sp.csr_matrix(data.X) if sparse else data.X, data.obs, data.var).write_h5ad(tmp_path / "a.h5ad")
+    reads = []
+    original = CountMatrix.cell_blocks
+    monkeypatch.setattr(CountMatrix, "cell_blocks", lambda self, size=None: reads.append(1) or original(self, size))
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    estim = fit.model(backed, "~1+time", as_numeric="time", batch_size=(50, 1))
+    assert len(reads) == 3  # eight genes, three at a time
+    memory = fit.model(data, "~1+time", as_numeric="time")
+    np.testing.assert_allclose(estim.a_var, memory.a_var, atol=1e-9)
 
 
 @pytest.mark.parametrize("init", ["AUTO", "standard", "closed_form", "all_zero", "array"])

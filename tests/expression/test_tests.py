@@ -13,7 +13,7 @@ from scipy import stats
 
 import pyrosplice.api as de
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.expression_statistics import adjust_pvalues
+from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.plotting.expression import dispersion
 
 
@@ -127,7 +127,7 @@ def test_pairwise(data, test):
     assert table["gene"].to_list()[0] == "G0" and table["log2fc"].iloc[0] < 0
     assert result.pval_pairs("a", ["b", "c"]).shape == (1, 2, 12)
     raw = np.stack([result.pval[0, 1], result.pval[0, 2], result.pval[1, 2]])
-    np.testing.assert_allclose(result.qval[0, 2], adjust_pvalues(raw)[1])
+    np.testing.assert_allclose(result.qval[0, 2], adjust_jointly(raw)[1])
     assert result.summary()["comparison"].iloc[0] in ("a vs b", "b vs c")
 
 
