@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.hypothesis.expression_quasi import SqueezedVariance, quasi_f, squeeze_variance
+from pyrosplice.hypothesis.expression_quasi import SqueezedVariance, expected_unit_deviance, quasi_f, squeeze_variance
 from pyrosplice.inference.nb_dispersion import Dispersions, adjusted_profile, trend_and_shrink
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
 from pyrosplice.inference.nb_newton import NewtonOptions
@@ -44,8 +44,14 @@ class QuasiFit:
     squeezed: SqueezedVariance
 
 
-def quasi_fit(estimator: Estimator) -> QuasiFit:
+def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
     """Trend the dispersions over mean expression, refit there, and moderate the quasi-dispersions.
+
+    Parameters
+    ----------
+    adjusted
+        Divide deviances by what the model expects of them: right for small counts and large dispersions. False is the
+        published test of 2012.
 
     Raises
     ------
@@ -67,7 +73,8 @@ def quasi_fit(estimator: Estimator) -> QuasiFit:
     held = fit_at(source, estimator.fit, dispersions.trend)
     deviance = deviances(source, held.theta)
     df = residual_df(source, held.theta)
-    s2 = np.where(df > 0, deviance / np.maximum(df, 1), np.nan)
+    expected = expected_unit_deviance(np.exp(log_mean), dispersions.trend) if adjusted else 1.0
+    s2 = np.where(df > 0, deviance / np.maximum(df, 1) / expected, np.nan)
     return QuasiFit(held, dispersions, deviance, df, squeeze_variance(s2, df, covariate=log_mean))
 
 

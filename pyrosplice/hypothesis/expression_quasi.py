@@ -6,7 +6,8 @@ A gene's quasi-dispersion :math:`s_g^2` is its deviance over the residual degree
 .. math:: \tilde s_g^2 = \frac{d_0 s_0^2 + d_g s_g^2}{d_0 + d_g}, \qquad
           F = \frac{(D_{red} - D_{full}) / k}{\tilde s_g^2} \sim F(k, d_0 + d_g)
 
-(Lund, Nettleton, McCarthy and Smyth 2012).
+(Lund, Nettleton, McCarthy and Smyth 2012). A unit deviance has mean one only where counts are large and the dispersion
+is small; elsewhere the deviance is divided by what the model expects of it (:func:`expected_unit_deviance`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import digamma, polygamma
+from scipy.special import digamma, polygamma, xlogy
 
 Array = NDArray[np.float64]
+SUMMED_BELOW = 15.0
+MOST_COUNT = 600
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,23 @@ def natural_spline(x: Array, knots: Array) -> Array:
 
     columns = [cubic(k) - cubic(len(knots) - 2) for k in range(len(knots) - 2)]
     return np.column_stack([np.ones_like(x), x, *columns])
+
+
+def expected_unit_deviance(mean: Array, dispersion: Array) -> Array:
+    r"""Mean of the negative-binomial unit deviance at the true mean, ``(G,)``.
+
+    Summed over the distribution up to mean 15; beyond, that of a gamma with the same coefficient of variation,
+    :math:`2k(\log k - \psi(k))` with :math:`1/k = 1/\mu + \alpha`.
+    """
+    k = 1 / (1 / mean + dispersion)
+    out = 2 * k * (np.log(k) - digamma(k))
+    y = np.arange(MOST_COUNT + 1.0)
+    few = np.flatnonzero(mean < SUMMED_BELOW)
+    for some in np.array_split(few, max(len(few) // 1000, 1)):
+        m, r = mean[some, None], 1 / dispersion[some, None]
+        unit = 2 * (xlogy(y, y / m) - (y + r) * np.log((y + r) / (m + r)))
+        out[some] = (stats.nbinom.pmf(y, r, r / (r + m)) * unit).sum(1)
+    return out
 
 
 def quasi_f(deviance_drop: Array, k: int, squeezed: SqueezedVariance, df: Array) -> tuple[Array, Array, Array]:

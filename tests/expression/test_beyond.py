@@ -10,8 +10,13 @@ from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.expression_donors import Donors
-from pyrosplice.estimators.expression_quasi import deviances, residual_df
-from pyrosplice.hypothesis.expression_quasi import inverse_trigamma, natural_spline, squeeze_variance
+from pyrosplice.estimators.expression_quasi import deviances, quasi_fit, quasi_test, residual_df
+from pyrosplice.hypothesis.expression_quasi import (
+    expected_unit_deviance,
+    inverse_trigamma,
+    natural_spline,
+    squeeze_variance,
+)
 from pyrosplice.inference.nb_dispersion import adjusted_profile, cox_reid, trend_and_shrink
 from pyrosplice.inference.nb_fit import fit_glm
 from pyrosplice.inference.nb_newton import FitCode
@@ -103,6 +108,16 @@ def test_inverse_trigamma_and_natural_spline():
     assert basis.shape == (200, 4) and outside.max() < 1e-10
 
 
+def test_expected_unit_deviance_is_the_mean_over_draws():
+    rng = np.random.default_rng(0)
+    for mean, disp in ((0.5, 1.0), (5.0, 0.1), (14.0, 1.0), (16.0, 1.0), (50.0, 0.3), (300.0, 2.0)):
+        y, r = rng.poisson(rng.gamma(1 / disp, mean * disp, 200_000)), 1 / disp
+        log_ratio = np.log(np.where(y > 0, y, mean) / mean)
+        unit = 2 * (y * log_ratio - (y + r) * np.log((y + r) / (mean + r)))
+        found = expected_unit_deviance(np.array([mean]), np.array([disp]))[0]
+        assert abs(found / unit.mean() - 1) < 0.03
+
+
 def test_deviance_is_statsmodels_formula_and_drops_fitted_zeros():
     y, obs = samples(n=12, g=5)
     y[:, 0] = np.where(obs["group"] == "a", 0, y[:, 0] + 1)
@@ -125,7 +140,8 @@ def test_quasi_f_is_calibrated_where_the_lrt_is_not():
 def test_quasi_f_statistic_is_the_formula():
     y, obs = samples(n=10, g=60, effect=0.3)
     glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
-    test, quasi = glm.test(coefficient="group[T.b]", method="ql"), glm.quasi()
+    quasi = quasi_fit(glm.estimator, adjusted=False)
+    statistic, pval, df = quasi_test(glm.estimator, quasi, np.array([[0.0, 1.0]]))
     trend, k = quasi.dispersions.trend, 7
     one = RowSource(CountMatrix(y[:, [k]]), glm.estimator.source.design, NOISE["nb"]()).with_location(
         np.array([[1.0], [0]])
@@ -134,8 +150,10 @@ def test_quasi_f_statistic_is_the_formula():
     d_red = deviances(one, np.array([[null, -np.log(trend[k])]]))[0]
     s2 = quasi.deviance[k] / 8
     moderated = (quasi.squeezed.prior_df * quasi.squeezed.location[k] + 8 * s2) / (quasi.squeezed.prior_df + 8)
-    if np.isfinite(quasi.squeezed.prior_df):
-        np.testing.assert_allclose(test.statistic[k], (d_red - quasi.deviance[k]) / moderated, rtol=1e-6)
+    assert np.isfinite(quasi.squeezed.prior_df)
+    np.testing.assert_allclose(statistic[k], (d_red - quasi.deviance[k]) / moderated, rtol=1e-6)
+    np.testing.assert_allclose(pval[k], stats.f.sf(statistic[k], 1, min(quasi.squeezed.prior_df + 8, quasi.df.sum())))
+    np.testing.assert_allclose(df[k], min(quasi.squeezed.prior_df + 8, quasi.df.sum()))
     with pytest.raises(InvalidArgumentError, match="formula_scale"):
         ExpressionGLM("~1+group", noise_model="poisson").fit(y, sample_description=obs).test(
             factor="group", method="ql"
