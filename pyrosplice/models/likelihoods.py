@@ -21,6 +21,7 @@ class Likelihood:
     ``mean``                 yes      fitted usage ratios
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
+    ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
     ``score``                no       speed: first derivative, closed form
     ``information``          no       speed: minus the second derivative, closed form
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
@@ -36,6 +37,10 @@ class Likelihood:
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
         raise NotImplementedError
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
+        return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``(..., N, K)``; sums to one over the last dimension."""
@@ -115,13 +120,15 @@ class Multinomial(Likelihood):
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``y − n p`` of the free logits."""
-        return counts[..., :-1] - counts.sum(-1, keepdim=True) * self._usage(eta)
+        return counts[..., :-1] - self._usage(eta) * counts.sum(-1, keepdim=True)
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``n (diag(p) − p p')``."""
         usage = self._usage(eta)
-        expected = counts.sum(-1, keepdim=True) * usage
-        return torch.diag_embed(expected) - expected.unsqueeze(-1) * usage.unsqueeze(-2)
+        expected = usage * counts.sum(-1, keepdim=True)
+        information = -expected.unsqueeze(-1) * usage.unsqueeze(-2)
+        torch.diagonal(information, dim1=-2, dim2=-1).add_(expected)
+        return information
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         """``n p_m (C_mm − Σ_k C_kk p_k − 2 (C p)_m + 2 p' C p)``."""
@@ -129,7 +136,7 @@ class Multinomial(Likelihood):
         diagonal = torch.diagonal(weight, dim1=-2, dim2=-1)
         product = (weight * usage.unsqueeze(-2)).sum(-1)
         common = ((2 * product - diagonal) * usage).sum(-1, keepdim=True)
-        return counts.sum(-1, keepdim=True) * usage * (diagonal - 2 * product + common)
+        return usage * counts.sum(-1, keepdim=True) * (diagonal - 2 * product + common)
 
     def _usage(self, eta: Tensor) -> Tensor:
         top = eta.amax(-1, keepdim=True).clamp_min(0.0)

@@ -1,0 +1,84 @@
+"""The protocol between the Laplace engine and a spatial covariance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class SpatialSolver(ABC):
+    r"""A spatial covariance in the form that Newton's method needs.
+
+    The field at the spots is :math:`s = F z` with :math:`z \sim N(0, P^{-1})`, so that its covariance is
+    :math:`V = F P^{-1} F' + \operatorname{diag}(\delta)`. A sparse precision has F = I; a dense or
+    truncated covariance has P = I and F its square root. What a truncation leaves out of the diagonal is
+    ``remainder`` δ, so that V keeps its trace.
+
+    Fields are ``(B, N, Q)`` (genes, spots, logits), latents ``(B, r, Q)``; genes never interact.
+
+    ============ ======== ===============================================================
+    to override  required for
+    ============ ======== ===============================================================
+    ``spread``   yes      F z
+    ``gather``   yes      F' x
+    ``prior``    yes      P z
+    ``factorise`` yes     the Newton matrix P ⊗ I + F' M F for a block-diagonal M
+    ``colour``   yes      draws of the field from standard normal numbers
+    ============ ======== ===============================================================
+    """
+
+    n_spots: int
+    n_latent: int
+    prior_logdet: float
+    remainder: Tensor | None = None
+
+    @abstractmethod
+    def spread(self, latent: Tensor) -> Tensor:
+        """Field at the spots, ``F z``: (B, r, Q) to (B, N, Q)."""
+
+    @abstractmethod
+    def gather(self, field: Tensor) -> Tensor:
+        """``F' x``: (B, N, Q) to (B, r, Q)."""
+
+    @abstractmethod
+    def prior(self, latent: Tensor) -> Tensor:
+        """``P z``: (B, r, Q) to (B, r, Q)."""
+
+    @abstractmethod
+    def factorise(self, blocks: Tensor) -> Factor:
+        """Factor ``P ⊗ I_Q + F' blockdiag(blocks) F``; ``blocks`` is (B, N, Q, Q), symmetric."""
+
+    @abstractmethod
+    def colour(self, noise: Tensor) -> Tensor:
+        """``F P^{-1/2} noise``: (B, r, Q) standard normal numbers to a field (B, N, Q) with covariance F P⁻¹ F'."""
+
+    def covariance_product(self, field: Tensor) -> Tensor:
+        """``V x`` for (B, N, Q) fields, by a solve with the prior."""
+        width = field.shape[-1]
+        blocks = field.new_zeros(1, self.n_spots, 1, 1)
+        flat = field.transpose(1, 2).reshape(1, -1, self.n_spots).transpose(1, 2)  # one gene, B·Q right-hand sides
+        latent = self.gather(flat)
+        out = self.spread(self.factorise(blocks).solve(latent.unsqueeze(2)).squeeze(2))
+        out = out.transpose(1, 2).reshape(field.shape[0], width, self.n_spots).transpose(1, 2)
+        return out if self.remainder is None else out + self.remainder[:, None] * field
+
+
+class Factor(ABC):
+    """A factorised Newton matrix S of a batch of genes."""
+
+    @abstractmethod
+    def logdet(self) -> Tensor:
+        """``log |S|`` of each gene, (B,); NaN where S is not positive definite."""
+
+    @abstractmethod
+    def solve(self, rhs: Tensor) -> Tensor:
+        """``S⁻¹ rhs`` for (B, r, Q) or, with R right-hand sides, (B, r, Q, R)."""
+
+    @abstractmethod
+    def spot_covariance(self) -> Tensor:
+        """``F_i S⁻¹ F_i'``, the posterior covariance of the field at every spot: (B, N, Q, Q)."""
+
+    @abstractmethod
+    def colour(self, noise: Tensor) -> Tensor:
+        """``S^{-1/2} noise`` for (B, r, Q, R) standard normal numbers: R posterior draws of the latents."""

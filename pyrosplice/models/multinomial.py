@@ -1,0 +1,171 @@
+r"""Isoform usage as Pyro models: the specification that every engine of the library is tested against.
+
+For gene g, spot i with :math:`n_{gi}` molecules, logits k = 1..Q of the isoforms against the last one:
+
+.. math::
+
+   y_{gi} &\sim \operatorname{Multinomial}(n_{gi}, \operatorname{softmax}([\eta_{gi}, 0])) \\
+   \eta_g &= X \beta_g + 1 b_g' + \nu_g \\
+   \nu_{gk} &\sim \mathcal N(0, \sigma_{gk}^2 (\theta_{gk} V + (1 - \theta_{gk}) I))
+
+Both classes are callables without arguments, so ``pyro.poutine``, ``pyro.infer.NUTS`` and ``pyro.infer.SVI`` take them
+as they are; ``pyro.poutine.uncondition(model)`` draws the counts instead of conditioning on them, for ``Predictive``.
+
+To change the model, pass ``priors=`` and ``likelihood=``, or subclass and override one method:
+
+====================  =========  =========================================================
+what to override      required   for
+====================  =========  =========================================================
+``sample_latents``    no         other sites, or other dependence between them
+``linear_predictor``  no         another predictor from the values of the sites
+====================  =========  =========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrosplice.models.distributions import EigenCovariance, SpatialEffect, SpotCounts
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.priors import complete_priors
+
+
+class MultinomialGLM:
+    """Pyro model of isoform counts with covariates and without a random effect.
+
+    Parameters
+    ----------
+    counts
+        ``(G, N, K)``.
+    design
+        Covariates ``(N, P)``, P may be 0; the intercept is the site ``bias_eta``.
+    likelihood
+        Density of a spot's counts; :class:`Multinomial` by default.
+    priors
+        Pyro distributions by site (:mod:`pyrosplice.models.priors`); flat by default.
+
+    Notes
+    -----
+    Sites: ``beta`` ``(G, P, Q)`` (none when P = 0) and ``bias_eta`` ``(G, Q)`` in the plate ``genes`` (dim −1);
+    ``counts`` in the plates ``rows`` (the same genes, dim −2) and ``spots`` (dim −1). A flat prior is improper: it has
+    a density but no draws of its own, so simulating the prior asks for proper ones.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        design: Tensor,
+        *,
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.counts = counts
+        self.design = design
+        self.totals = counts.sum(-1)
+        self.likelihood = likelihood or Multinomial()
+        self.priors = complete_priors(priors, self.site_shapes())
+
+    def site_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        n_genes, _, n_isos = self.counts.shape
+        n_logits = self.likelihood.n_predictors(n_isos)
+        return {"beta": (n_genes, self.design.shape[1], n_logits), "bias_eta": (n_genes, n_logits)}
+
+    def sample_latents(self) -> dict[str, Tensor]:
+        """Sample every latent site (called inside the plate of genes); values by site."""
+        return {name: self._sample(name) for name in self.priors}
+
+    def _sample(self, name: str) -> Tensor:
+        prior = self.priors[name]
+        if prior.event_shape.numel() == 0:  # no covariates: nothing to sample
+            return self.design.new_zeros(prior.shape())
+        return pyro.sample(name, prior)
+
+    def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
+        """η ``(..., G, N, Q)`` from the values of the sites."""
+        return self.design @ values["beta"] + values["bias_eta"].unsqueeze(-2)
+
+    def __call__(self) -> Tensor:
+        """Run the model once; returns η ``(..., G, N, Q)``."""
+        n_genes, n_spots, n_isos = self.counts.shape
+        with pyro.plate("genes", n_genes, dim=-1):
+            values = self.sample_latents()
+        eta = self.linear_predictor(values)
+        if eta.ndim > 3:  # draws come to the left of the plates; dim −2 of the latents belongs to no plate
+            eta = eta.squeeze(-4)
+        with pyro.plate("rows", n_genes, dim=-2), pyro.plate("spots", n_spots, dim=-1):
+            pyro.sample("counts", SpotCounts(self.likelihood, self.totals, eta, n_isos), obs=self.counts)
+        return eta
+
+
+class MultinomialGLMM(MultinomialGLM):
+    """Pyro model of isoform counts with covariates and a spatial random effect on each logit.
+
+    Parameters
+    ----------
+    counts, design, likelihood, priors
+        As in :class:`MultinomialGLM`.
+    covariance
+        Spatial covariance V, dense ``(N, N)``, or its decomposition.
+    share_variance
+        One (σ, θ) a gene (shape ``(G, 1)``), or one per logit (``(G, Q)``).
+    fixed
+        Values of sites that are known rather than latent, e.g. ``{"sigma": tensor}``.
+
+    Notes
+    -----
+    More sites in the plate ``genes``: ``sigma``, ``theta_logit`` and ``nu`` ``(G, N, Q)``.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        design: Tensor,
+        covariance: Tensor | EigenCovariance,
+        *,
+        share_variance: bool = True,
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.covariance = EigenCovariance.from_dense(covariance) if isinstance(covariance, Tensor) else covariance
+        self.share_variance = share_variance
+        self.fixed = dict(fixed or {})
+        super().__init__(counts, design, likelihood=likelihood, priors=priors)
+
+    def site_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        shapes = super().site_shapes()
+        n_genes, n_logits = shapes["bias_eta"]
+        components = (n_genes, 1 if self.share_variance else n_logits)
+        return {**shapes, "sigma": components, "theta_logit": components}
+
+    def sample_latents(self) -> dict[str, Tensor]:
+        """Sample the latent sites that are not fixed, then ν given its variances."""
+        values = {name: self.fixed[name] if name in self.fixed else self._sample(name) for name in self.priors}
+        n_logits = values["bias_eta"].shape[-1]
+        effect = SpatialEffect(self.covariance, values["sigma"], values["theta_logit"], n_logits)
+        return {**values, "nu": pyro.sample("nu", effect)}
+
+    def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
+        """η ``(..., G, N, Q)`` from the values of the sites."""
+        return super().linear_predictor(values) + values["nu"]
+
+
+def log_density(model: Callable[[], Any], values: Mapping[str, Tensor]) -> Tensor:
+    """Joint log density of each gene ``(G,)`` under a Pyro model at given values of its latent sites.
+
+    Differentiable in ``values``. Sums to ``poutine.trace(model).get_trace().log_prob_sum()``.
+    """
+    trace = pyro.poutine.trace(pyro.poutine.condition(model, data=dict(values))).get_trace()
+    trace.compute_log_prob()
+    total: Tensor | float = 0.0
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not pyro.poutine.util.site_is_subsample(site):
+            total = total + (site["log_prob"].sum(-1) if name == "counts" else site["log_prob"])
+    return torch.as_tensor(total)

@@ -1,0 +1,122 @@
+r"""Priors of the isoform models: any Pyro distribution for any site, flat by default.
+
+==============  ==================  ==========================  =====================================================
+site            shape of one gene   default                     meaning
+==============  ==================  ==========================  =====================================================
+``beta``        ``(P, Q)``          flat on the reals           covariate effects
+``bias_eta``    ``(Q,)``            flat on the reals           intercepts
+``sigma``       ``(1,)`` / ``(Q,)``  flat on the positive reals  standard deviation of the random effect
+``theta_logit`` ``(1,)`` / ``(Q,)``  flat on the reals           logit of the spatial share of its variance
+==============  ==================  ==========================  =====================================================
+
+A prior may have any batch and event shape that broadcasts to its site: ``Normal(0, 1)`` is independent over all
+entries, ``MultivariateNormal(zeros(Q), S)`` for ``beta`` couples the logits of each covariate, and so on.
+
+The flat priors are a normal (log-normal for σ) under ``mask(False)``, Pyro's idiom for a factor that is constant: the
+density is improper and zero on the log scale, while samplers and autoguides still find a point to start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+
+SITES = ("beta", "bias_eta", "sigma", "theta_logit")
+VARIANCE_PRIORS: dict[str, dict[str, float]] = {
+    "none": {},
+    "gamma": {"alpha": 2.0, "beta": 0.3},
+    "inv_gamma": {"alpha": 3.0, "beta": 0.5},
+}
+
+
+def variance_prior(name: str, params: Mapping[str, float] | None = None) -> dist.TorchDistribution | None:
+    r"""Prior of σ by its documented name; None for "none".
+
+    ``"gamma"`` is :math:`\sigma \sim \operatorname{Gamma}(\alpha, \text{rate } \beta)`. ``"inv_gamma"`` is
+    :math:`\sigma^2 \sim \operatorname{InvGamma}(\alpha, \beta)`, returned as the density of the site σ, that is with
+    the factor :math:`2\sigma` of the change of variables: the density that Pyro integrates is the one maximised.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Unknown name or parameter, or a parameter that is not positive.
+    """
+    check_option("var_prior_model", name, VARIANCE_PRIORS)
+    values = {**VARIANCE_PRIORS[name], **(params or {})}
+    for key, value in values.items():
+        check_option(f"var_prior_model_params for {name!r}", key, VARIANCE_PRIORS[name])
+        if not value > 0:
+            raise InvalidArgumentError(f"var_prior_model_params[{key!r}]: expected a positive number, found {value!r}.")
+    if name == "none":
+        return None
+    alpha, beta = (torch.tensor(float(values[key]), dtype=torch.float64) for key in ("alpha", "beta"))
+    if name == "gamma":
+        return dist.Gamma(alpha, beta)
+    root = torch.distributions.transforms.PowerTransform(torch.tensor(0.5, dtype=torch.float64))
+    return dist.TransformedDistribution(dist.InverseGamma(alpha, beta), [root])
+
+
+def complete_priors(
+    priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, dist.TorchDistribution]:
+    """One prior for each site of ``shapes``, expanded to batch shape ``(G,)`` and the site's own event shape.
+
+    Parameters
+    ----------
+    priors
+        Pyro distributions by site; sites left out (or None) get a flat, improper prior.
+    shapes
+        Shape of each site, genes first: ``{"beta": (G, P, Q), ...}``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A name that is no site of this model, a value that is no distribution, or one that does not broadcast.
+    """
+    given = dict(priors or {})
+    for name in given:
+        check_option("priors", name, shapes)
+    return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
+
+
+def log_prior(priors: Mapping[str, dist.TorchDistribution], values: Mapping[str, Tensor]) -> Tensor:
+    """Log prior density of each gene, ``(..., G)``, summed over the sites in ``values``; differentiable."""
+    density = torch.zeros((), dtype=torch.float64)
+    for name, value in values.items():
+        if not is_flat(priors[name]):
+            density = density.to(value.device) + priors[name].log_prob(value)
+    n_site = len(priors[name].event_shape)
+    return density.expand(value.shape[: value.ndim - n_site])
+
+
+def is_flat(prior: dist.TorchDistribution) -> bool:
+    """Whether a completed prior has constant (improper) density, so that engines may leave it out."""
+    return isinstance(prior, dist.ImproperUniform) or (
+        isinstance(prior, dist.MaskedDistribution) and prior._mask is False
+    )
+
+
+def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
+    if prior is None:
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        start = dist.LogNormal(zero, one) if name == "sigma" else dist.Normal(zero, one)
+        return start.expand(shape).to_event(len(shape) - 1).mask(False)
+    if not isinstance(prior, torch.distributions.Distribution):
+        raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
+    n_batch = len(shape) - len(prior.event_shape)
+    try:
+        if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:
+            raise RuntimeError
+        expanded = prior.expand(torch.Size(shape[:n_batch]))
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: expected a distribution that broadcasts to shape {shape} (genes first), found batch "
+            f"shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}."
+        ) from error
+    return expanded.to_event(n_batch - 1)
