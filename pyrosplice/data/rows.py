@@ -90,7 +90,7 @@ def _reader(data: Any) -> tuple[Read, int]:
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise InvalidArgumentError(f"X: expected a numeric matrix, found shape {array.shape}, dtype {array.dtype}.")
-    return lambda a, b: torch.from_numpy(np.require(array[a:b], requirements="CW")), len(array)
+    return lambda a, b: torch.from_numpy(np.require(array[a:b], requirements=["C", "W"])), len(array)
 
 
 def _from_dataset(data: Any) -> Read:

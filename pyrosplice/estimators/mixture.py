@@ -86,6 +86,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     [100, 100]
     """
 
+    model_: GaussianMixtureModel
+    converged_: bool
+    num_iter_: int
+    nll_: float
+    _stepwise: StepwiseEM | None
+
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
     def __init__(
@@ -155,13 +161,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
-        if getattr(self, "_stepwise", None) is None:
+        stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
+        if stepwise is None:
             self.fit(X, sample_weight=sample_weight)
             problem = self._problem(self._rows(X, reset=False, sample_weight=sample_weight))
             self._stepwise = StepwiseEM.of(problem, self.model_.parameters_of())
             return self
         rows = self._rows(X, reset=False, sample_weight=sample_weight)
-        parameters, log_likelihood = self._stepwise.step(rows, missing=self.missing == "marginalize")
+        parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
         self.model_ = GaussianMixtureModel.from_parameters(parameters, self.model_.means.dtype)
         self.num_iter_ += 1
         self.nll_ = -log_likelihood
@@ -211,13 +218,13 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         m = self.num_components
         shapes = {"full": (m, dim, dim), "tied": (dim, dim), "diag": (m, dim), "spherical": (m,)}
         names = {"init_weights": (m,), "init_means": (m, dim), "init_covariances": shapes[self.covariance_type]}
-        tensors = []
+        tensors: list[Tensor] = []
         for name, shape in names.items():
             value = torch.as_tensor(getattr(self, name), dtype=torch.float64)
             _check_shape(name, value, shape)
             tensors.append(value)
-        tensors[0] = tensors[0] / tensors[0].sum()
-        return MixtureParameters(*tensors, self.covariance_type)
+        weights, means, covariances = tensors
+        return MixtureParameters(weights / weights.sum(), means, covariances, self.covariance_type)
 
     def _keep(self, result: EMResult, rows: RowBlocks) -> None:
         first = (torch.tensor(0), torch.tensor(0))
@@ -358,9 +365,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 ensure_all_finite="allow-nan" if self.missing == "marginalize" else True,
             )
         options = self.trainer()
-        rows = as_rows(
-            X, size=self.batch_size or 1, use_rep=self.use_rep, dtype=options.dtype, device=options.device
-        )
+        rows = as_rows(X, size=self.batch_size or 1, use_rep=self.use_rep, dtype=options.dtype, device=options.device)
         if self.batch_size is None:
             rows.size = min(rows.n_rows, block_size(rows.dim, self.covariance_type))
         if reset:

@@ -35,6 +35,10 @@ class GaussianMixtureModel(nn.Module):
         :class:`GaussianMixtureModelConfig`.
     """
 
+    component_probs: Tensor
+    means: Tensor
+    precisions_cholesky: Tensor
+
     def __init__(self, config: GaussianMixtureModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -64,8 +68,8 @@ class GaussianMixtureModel(nn.Module):
 
     def parameters_of(self) -> MixtureParameters:
         """The parameters, in float64."""
-        values = (self.component_probs, self.means, self.covariances)
-        return MixtureParameters(*(v.to(torch.float64) for v in values), self.config.covariance_type)
+        weights, means, covariances = self.component_probs.double(), self.means.double(), self.covariances.double()
+        return MixtureParameters(weights, means, covariances, self.config.covariance_type)
 
     @property
     def covariances(self) -> Tensor:

@@ -20,7 +20,7 @@ class TrainerOptions:
     max_epochs
         Most EM iterations.
     accelerator, devices
-        ``"auto"`` leaves the data where they are; ``"cpu"``, ``"gpu"`` or ``"cuda"`` moves each block there. One device.
+        ``"auto"`` leaves the data where they are; ``"cpu"``, ``"gpu"`` or ``"cuda"`` moves blocks there. One device.
     precision
         32 or 64 bits for the products; None (default) is that of the data. Sums are always 64 bits.
     enable_progress_bar

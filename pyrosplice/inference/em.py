@@ -127,6 +127,10 @@ class QuadraticExpectation:
         y = (self.rows.block(start, stop) - self.standardization.shift[:, None]).mT
         return quadratic_features((self.standardization.inverse @ y).to(self.dtype), self.covariance_type)
 
+    def total_squares(self, problems: int) -> Tensor:
+        """Sum of yyᵀ over cells, ``(B, problems, D, D)``."""
+        return self._squares[:, None].expand(-1, problems, -1, -1)
+
     def statistics(self, table: Tensor, *, hard: bool = False) -> tuple[Tensor, Tensor]:
         """Sum over cells of log normalisers (or best scores) ``(B, J)`` and statistics ``(B, J, M, P)``."""
         sets, problems, components, width = table.shape
@@ -145,14 +149,20 @@ class QuadraticExpectation:
             sums += torch.bmm(joint, used.mT)
         return total, sums.view_as(table)
 
+    def promoted(self, sound: Tensor, smallest: Tensor) -> bool:
+        """Go over to float64 products, for good, if the statistics would cancel in float32; True when it does."""
+        if self.dtype == torch.float64 or (bool(sound.all()) and float(smallest.min()) >= FLOAT32_SMALLEST):
+            return False
+        self.dtype, self._cache = torch.float64, {}
+        return True
+
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
         """One E-step over all cells."""
         table, sound, smallest = coefficients(parameters)
-        if self.dtype == torch.float32 and float(smallest.min()) < FLOAT32_SMALLEST:
-            self.dtype, self._cache = torch.float64, {}
+        self.promoted(sound, smallest)
         log_likelihood, sums = self.statistics(table)
         log_likelihood = log_likelihood + (self.total_weight * self.standardization.log_det())[:, None]
-        squares = self._squares[:, None].expand(-1, table.shape[1], -1, -1)
+        squares = self.total_squares(table.shape[1])
         if self.covariance_type == "tied":
             solved = torch.linalg.solve(parameters.covariances, squares)
             log_likelihood = log_likelihood - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -259,8 +269,6 @@ class _State:
             return x.view(sets, problems, *x.shape[1:])
 
         p = self.parameters
-        parameters = replace(
-            p, weights=shaped(p.weights), means=shaped(p.means), covariances=shaped(p.covariances)
-        )
+        parameters = replace(p, weights=shaped(p.weights), means=shaped(p.means), covariances=shaped(p.covariances))
         rest = (self.log_likelihood, self.objective, self.n_iter, self.converged, self.singular)
         return EMResult(parameters, *map(shaped, rest))

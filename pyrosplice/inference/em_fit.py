@@ -66,7 +66,9 @@ class Problem:
             to_standard = Standardization.from_covariance(mean, covariance, covariance_type, regularization)
             complete = rows
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-            raise InvalidArgumentError("X: contains NaN or infinity; remove those cells, or marginalise missing values.")
+            raise InvalidArgumentError(
+                "X: contains NaN or infinity; remove those cells, or marginalise missing values."
+            )
         starter = QuadraticExpectation(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
         penalty = Penalty.of(prior or MixturePrior(), regularization, to_standard, covariance_type)
@@ -114,7 +116,7 @@ def start_one(
     n_components = draws.shape[1]
     active = torch.ones(1, 1, n_components, dtype=torch.bool, device=shift.device)
     if means is not None:
-        centred = (means.to(shift) - shift)[:, None]
+        centred = (means.to(shift) - shift)[None, None]
         start, moments = from_means(problem.starter, centred, active, problem.penalty)
         lost = (moments.counts[0, 0] == 0).nonzero()[:, 0].tolist()
         if lost:
@@ -125,9 +127,7 @@ def start_one(
         raise InvalidArgumentError(
             f"num_components: found {n_components}, but the data have only {int(distinct)} distinct points."
         )
-    return problem.start(
-        seeds, active, max_lloyd=max_lloyd if strategy == "kmeans" else 0, total=strategy == "random"
-    )
+    return problem.start(seeds, active, max_lloyd=max_lloyd if strategy == "kmeans" else 0, total=strategy == "random")
 
 
 def best_of(result: EMResult) -> EMResult:

@@ -92,9 +92,7 @@ class MissingExpectation:
     def __init__(self, rows: RowBlocks, standardization: Standardization, covariance_type: CovarianceType) -> None:
         self.rows, self.standardization, self.covariance_type = rows, standardization, covariance_type
         self.total_weight = rows.total_weight()
-        seen = sum(
-            (_observed(rows, a, b) * _column(rows, a, b)).sum(0, keepdim=True) for a, b in rows.spans()
-        )
+        seen = sum((_observed(rows, a, b) * _column(rows, a, b)).sum(0, keepdim=True) for a, b in rows.spans())
         scale = standardization.inverse.diagonal(dim1=-2, dim2=-1).log()
         self._log_det = (seen * scale).sum(-1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.inference.em import QuadraticExpectation
-from pyrosplice.inference.em_statistics import NEVER, Moments, moments_of, n_features
+from pyrosplice.inference.em_statistics import NEVER, Moments, coefficients, moments_of, n_features
 from pyrosplice.inference.em_update import Penalty, maximize
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
@@ -138,11 +138,13 @@ def from_means(
     """
     kind, dim = expectation.covariance_type, means.shape[-1]
     table = nearest_mean_table(means, active, expectation, n_features(dim, kind))
-    _, sums = expectation.statistics(table, hard=True)
-    squares = expectation._squares[:, None].expand(-1, means.shape[1], -1, -1)
-    moments = moments_of(sums, dim, kind, squares)
     previous = _blank(active, means @ expectation.standardization.inverse.mT[:, None], kind)
-    start = maximize(moments, previous, penalty)
+    while True:
+        _, sums = expectation.statistics(table, hard=True)
+        moments = moments_of(sums, dim, kind, expectation.total_squares(means.shape[1]))
+        start = maximize(moments, previous, penalty)
+        if not expectation.promoted(*coefficients(start)[1:]):
+            break
     if kind == "tied":
         return start, moments
     few = active & (moments.counts <= dim)
@@ -160,7 +162,7 @@ def from_total_covariance(
     kind = expectation.covariance_type
     scaled = means @ expectation.standardization.inverse.mT[:, None]
     blank = _blank(active, scaled, kind)
-    total = expectation._squares / expectation.total_weight[:, None, None]
+    total = expectation.total_squares(1)[:, 0] / expectation.total_weight[:, None, None]
     shaped = {
         "diag": total.diagonal(dim1=-2, dim2=-1)[:, None, None],
         "spherical": total.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None],
@@ -171,7 +173,7 @@ def from_total_covariance(
 
 def _blank(active: Tensor, means: Tensor, kind: CovarianceType) -> MixtureParameters:
     """Equal weights over the active components, unit covariances."""
-    weights = active.to(means.dtype)
+    weights = active.expand(means.shape[:-1]).to(means.dtype)
     weights = weights / weights.sum(-1, keepdim=True)
     ones = torch.ones_like(means)
     shape = {"diag": ones, "spherical": ones[..., 0], "tied": torch.diag_embed(ones[..., 0, :])}

@@ -28,7 +28,12 @@ class StepwiseEM:
     """
 
     def __init__(
-        self, parameters: MixtureParameters, to_standard: Standardization, penalty: Penalty, moments: Moments, seen: float
+        self,
+        parameters: MixtureParameters,
+        to_standard: Standardization,
+        penalty: Penalty,
+        moments: Moments,
+        seen: float,
     ) -> None:
         self._parameters, self._to_standard, self._penalty = parameters, to_standard, penalty
         self._moments, self._seen, self._blocks = moments, seen, 1

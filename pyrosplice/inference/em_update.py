@@ -34,7 +34,7 @@ class Standardization:
     def from_covariance(
         cls, shift: Tensor, covariance: Tensor, covariance_type: CovarianceType, floor: float
     ) -> Standardization:
-        """The map for data sets with mean ``shift`` and ``covariance`` ``(B, D, D)``; ``floor`` is added to variances."""
+        """The map for means ``shift`` and ``covariance`` ``(B, D, D)``; ``floor`` is added to the variances."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         variances = variances + floor + 1e-12 * variances.mean(-1, keepdim=True)
         variances = torch.where(variances > 0, variances, torch.ones_like(variances))
@@ -53,7 +53,7 @@ class Standardization:
         return Standardization(self.shift[index], self.factor[index], self.inverse[index])
 
     def log_det(self) -> Tensor:
-        """log |A⁻¹|, ``(B,)``: what a log density in y lacks."""
+        """What a log density in y lacks, log |A⁻¹|: ``(B,)``."""
         return self.inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def forward(self, parameters: MixtureParameters) -> MixtureParameters:
@@ -201,13 +201,13 @@ def _scatter(moments: Moments, centre: Tensor, spread: Tensor, gap: Tensor, kind
     return own.clamp_min(0) + spread[..., 0] * gap.square().sum(-1)
 
 
-def _covariances(
-    scatter: Tensor, moments: Moments, penalty: Penalty, previous: MixtureParameters, dim: int
-) -> Tensor:
+def _covariances(scatter: Tensor, moments: Moments, penalty: Penalty, previous: MixtureParameters, dim: int) -> Tensor:
     """Scatter over the number of cells, the prior's pseudo-observations counted on both sides."""
     kind, counts = previous.covariance_type, moments.counts
-    from_mean = {"tied": (previous.weights > 0).sum(-1), "spherical": dim}.get(kind, 1)
-    extra = penalty.pseudo_count + (from_mean if penalty.mean is not None else 0)
+    extra: float | Tensor = penalty.pseudo_count
+    if penalty.mean is not None:
+        each: dict[str, float | Tensor] = {"tied": (previous.weights > 0).sum(-1), "spherical": dim}
+        extra = extra + each.get(kind, 1)
     if kind == "tied":
         cells = (counts.sum(-1) + extra)[..., None, None]
     else:

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -134,14 +134,12 @@ class MixtureParameters:
 
     def select(self, index: Tensor | int | tuple[Tensor, ...]) -> MixtureParameters:
         """The mixtures at ``index`` of the leading batch dimensions."""
-        return MixtureParameters(
-            self.weights[index], self.means[index], self.covariances[index], self.covariance_type
-        )
+        return MixtureParameters(self.weights[index], self.means[index], self.covariances[index], self.covariance_type)
 
-    def to(self, *args: object) -> MixtureParameters:
-        """The same parameters with another dtype or on another device."""
-        moved = (t.to(*args) for t in (self.weights, self.means, self.covariances))  # type: ignore[call-overload]
-        return MixtureParameters(*moved, self.covariance_type)
+    def to(self, device: torch.device) -> MixtureParameters:
+        """The same parameters on another device."""
+        weights, means, covariances = self.weights.to(device), self.means.to(device), self.covariances.to(device)
+        return MixtureParameters(weights, means, covariances, self.covariance_type)
 
 
 def as_matrices(covariances: Tensor, means: Tensor, covariance_type: CovarianceType) -> Tensor:
@@ -173,19 +171,25 @@ def gaussian_mixture(
     prior
         Flat when None.
     """
-    prior = prior or MixturePrior()
-    weights = pyro.sample("weights", prior.weight_distribution(x, n_components))
-    covariance = prior.covariance_distribution(x, covariance_type)
-    shared = pyro.sample("covariances", covariance) if covariance_type == "tied" else None
-    with pyro.plate("components", n_components, dim=-1):
-        values = pyro.sample("covariances", covariance) if shared is None else shared
-        template = x.new_empty(n_components, x.shape[-1])
-        matrices = as_matrices(values, template, covariance_type)
-        means = pyro.sample("means", prior.mean_distribution(matrices))
+    weights, means, matrices = mixture_sites(x, n_components, covariance_type, prior or MixturePrior())
     factors = torch.linalg.cholesky(matrices)
     with pyro.plate("cells", len(x), dim=-1):
         z = pyro.sample("assignments", dist.Categorical(weights), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.MultivariateNormal(means[z], scale_tril=factors[z]), obs=x)
+
+
+def mixture_sites(
+    like: Tensor, n_components: int, covariance_type: CovarianceType, prior: MixturePrior
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The parameters: weights ``(M,)``, means ``(M, D)``, matrices ``(M, D, D)``; D and dtype are those of ``like``."""
+    weights = pyro.sample("weights", prior.weight_distribution(like, n_components))
+    covariance = prior.covariance_distribution(like, covariance_type)
+    shared = pyro.sample("covariances", covariance) if covariance_type == "tied" else None
+    with pyro.plate("components", n_components, dim=-1):
+        values = pyro.sample("covariances", covariance) if shared is None else shared
+        matrices = as_matrices(values, like.new_empty(n_components, like.shape[-1]), covariance_type)
+        means = pyro.sample("means", prior.mean_distribution(matrices))
+    return weights, means, matrices
 
 
 def log_joint(
@@ -193,13 +197,15 @@ def log_joint(
 ) -> Tensor:
     """Log density of the model at ``sites`` (weights, means, covariances), assignments summed out; differentiable."""
     conditioned = poutine.condition(gaussian_mixture, data=dict(sites))
-    elbo = TraceEnum_ELBO(max_plate_nesting=1)
     options = {"n_components": len(sites["weights"]), "covariance_type": covariance_type, "prior": prior}
-    return -elbo.differentiable_loss(conditioned, lambda *_, **__: None, x, **options)
+    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-2)).get_trace(x, **options)
+    return TraceEinsumEvaluator(trace, has_enumerable_sites=True, max_plate_nesting=1).log_prob(trace)
 
 
 def log_prior(parameters: MixtureParameters, prior: MixturePrior) -> Tensor:
     """Log density of the prior alone at one mixture's parameters, constants included."""
     sites = {"weights": parameters.weights, "means": parameters.means, "covariances": parameters.covariances}
-    empty = parameters.means[:0]
-    return log_joint(sites, empty, covariance_type=parameters.covariance_type, prior=prior)
+    conditioned = poutine.condition(mixture_sites, data=sites)
+    options = (parameters.n_components, parameters.covariance_type, prior)
+    trace = poutine.trace(conditioned).get_trace(parameters.means, *options)
+    return torch.as_tensor(trace.log_prob_sum())

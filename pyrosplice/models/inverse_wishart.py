@@ -42,7 +42,7 @@ class InverseWishart(TorchDistribution):
         self.scale = scale.expand(shape + scale.shape[-2:])
         super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> InverseWishart:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> InverseWishart:
         """The same distribution with more batch dimensions."""
         return InverseWishart(
             self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)
@@ -62,9 +62,15 @@ class InverseWishart(TorchDistribution):
             - trace / 2
         )
 
-    def rsample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
-        r"""Draw by Bartlett's decomposition: Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ and A Aᵀ standard Wishart."""
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Draws ``sample_shape + batch_shape + (D, D)``."""
+        return self.draw(sample_shape)
+
+    def draw(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draws from a given generator, by Bartlett: Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ, A Aᵀ standard Wishart."""
+        shape = self._extended_shape(torch.Size(sample_shape))
         dim = shape[-1]
         normal = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device, generator=generator).tril(-1)
         steps = torch.arange(dim, dtype=self.scale.dtype, device=self.scale.device)
