@@ -1,9 +1,8 @@
 """A fitted Gaussian mixture as a scriptable torch module."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ class GaussianMixtureModel(nn.Module):
         self.register_buffer("precisions_cholesky", torch.ones(shapes[config.covariance_type]))
 
     @classmethod
-    def from_parameters(cls, parameters: MixtureParameters, dtype: torch.dtype) -> GaussianMixtureModel:
+    def from_parameters(cls, parameters: MixtureParameters, dtype: torch.dtype) -> Self:
         """The module of one mixture's parameters."""
         m, d = parameters.means.shape
         kind = parameters.covariance_type
