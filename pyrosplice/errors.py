@@ -12,6 +12,10 @@ class NotReadyError(RuntimeError):
     """Something was asked for before the step that makes it (``setup_data``, ``fit``, a test)."""
 
 
+class NoResultsError(InvalidArgumentError, NotReadyError):
+    """A result was asked for that no call has made, or that the fit at hand cannot give. Says which call would."""
+
+
 class ModelFileError(ValueError):
     """A file is not one that this version of the library can read: truncated, foreign, or newer."""
 

@@ -1,260 +1,59 @@
-r"""Laplace's method for models with a spatial random effect: mode, log marginal likelihood and its exact gradient.
+r"""Laplace's method for mixed models: log marginal likelihood and its exact gradient.
 
-For one gene, with coefficients Γ (the intercept is a column of the design X) and standard deviations a (spatial) and
-c (independent), one of each a logit,
-
-.. math::
-    \eta = X \Gamma + a\,s + c\,e, \qquad s \sim N(0, V), \quad e \sim N(0, I),
-
-so that :math:`\nu = a s + c e` has covariance :math:`\sigma^2(\theta V + (1-\theta) I)` with
-:math:`a^2 = \sigma^2 \theta,\ c^2 = \sigma^2 (1 - \theta)`. Laplace's method in (s, e) and in ν give the same
-value, since ν is linear in them; in (s, e) everything stays finite and smooth at θ = 0, at θ = 1 and at spots without
-counts.
-
-With W the information of the likelihood at the mode (Q × Q blocks), eliminating e leaves one sparse system
+Laplace's method in (s, e) and in ν = a s + c e (:mod:`pyrosplice.inference.mode`) give the same value, since ν is
+linear in them:
 
 .. math::
-    S = P \otimes I + a \tilde W a, \quad \tilde W = W - W c E c W, \quad E = (I + c W c)^{-1}, \quad P = V^{-1},
-
     \log p(y) \approx \log p(y \mid \hat\eta) - \tfrac12 \hat s' P \hat s - \tfrac12 \hat e' \hat e
       + \tfrac{Q}{2} \log|P| - \tfrac12 \log|S| - \tfrac12 \sum_i \log|I + c W_i c| .
 
 The constants of the Gaussian densities and of the integral cancel: this is a log marginal likelihood, not one up to a
-constant. The gradient follows the mode by the implicit function theorem (Kristensen et al. 2016, J. Stat. Softw.
-70(5), for the method; the sparse form above is ours). Only diagonal blocks of S⁻¹ are needed, and one more solve.
+constant. The gradient follows the mode by the implicit function theorem (the method of Kristensen et al. 2016,
+J. Stat. Softw. 70(5)). It needs only the diagonal blocks of S⁻¹ and one more solve.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar, sandwich
-from pyrosplice.linalg.solver import Factor, SpatialSolver
-from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.inference.mode import Mode
+from pyrosplice.linalg.blocks import matmul, matvec, sandwich
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What the marginal likelihood is a function of.
-
-    Attributes
-    ----------
-    coefficients
-        (B, P, Q), for the columns of the design.
-    spatial, white
-        Standard deviations a (B, Q) of the spatial and c (B, 1 or N, Q) of the independent part.
-    """
-
-    coefficients: Tensor
-    spatial: Tensor
-    white: Tensor
-
-    def select(self, genes: Tensor) -> Parameters:
-        """The same for some of the genes."""
-        return Parameters(self.coefficients[genes], self.spatial[genes], self.white[genes])
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Standardised random effects: ``field`` z (B, r, Q) and ``noise`` e (B, N, Q)."""
-
-    field: Tensor
-    noise: Tensor
-
-    def moved(self, step: Latents, length: Tensor | float = 1.0) -> Latents:
-        """``self + length · step``, ``length`` (B,)."""
-        scale = length[:, None, None] if isinstance(length, Tensor) else length
-        return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
-
-    def select(self, genes: Tensor) -> Latents:
-        """The same for some of the genes."""
-        return Latents(self.field[genes], self.noise[genes])
-
-
-class LaplaceModel:
-    """Counts, design, likelihood and spatial covariance of a batch of genes.
+class Laplace:
+    """Laplace's approximation of the marginal likelihood of a batch of genes.
 
     Parameters
     ----------
-    counts
-        (B, N, K).
-    design
-        (N, P), with its intercept column.
-    solver
-        The spatial covariance; None for a model whose random effect is independent between spots.
-    likelihood
-        Log density of a spot's counts given its linear predictor.
-    """
-
-    def __init__(self, counts: Tensor, design: Tensor, solver: SpatialSolver | None, likelihood: Likelihood):
-        self.counts = planar(counts)
-        self.design, self.solver, self.likelihood = design, solver, likelihood
-        zero = planar(counts.new_zeros(*counts.shape[:2], self.n_predictors))
-        self.constant = (likelihood.log_prob(self.counts, zero) - likelihood.log_kernel(self.counts, zero)).sum(-1)
-
-    @property
-    def n_predictors(self) -> int:
-        """Q."""
-        return self.likelihood.n_predictors(self.counts.shape[-1])
-
-    def select(self, genes: Tensor) -> LaplaceModel:
-        """The same model for some of the genes."""
-        model = object.__new__(LaplaceModel)
-        model.counts = planar(self.counts[genes])
-        model.design, model.solver, model.likelihood = self.design, self.solver, self.likelihood
-        model.constant = self.constant[genes]
-        return model
-
-    def zeros(self) -> Latents:
-        """Random effects at zero."""
-        n_genes, n_spots = self.counts.shape[:2]
-        r = 0 if self.solver is None else self.solver.n_latent
-        blank = self.counts.new_zeros
-        return Latents(planar(blank(n_genes, r, self.n_predictors)), planar(blank(n_genes, n_spots, self.n_predictors)))
-
-    def fixed_part(self, coefficients: Tensor) -> Tensor:
-        """``X Γ``: (B, N, Q)."""
-        return (self.design @ coefficients.permute(2, 1, 0)).permute(2, 1, 0)
-
-    def random_part(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """``ν = a s + c e``: (B, N, Q)."""
-        out = latents.noise * parameters.white
-        if self.solver is not None:
-            out += self.solver.spread(latents.field) * parameters.spatial[:, None]
-        return out
-
-    def log_joint(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """``log p(y | η) − ½ z' P z − ½ e' e``: (B,), without the Gaussian constants."""
-        eta = self.fixed_part(parameters.coefficients) + self.random_part(parameters, latents)
-        value = self.likelihood.log_kernel(self.counts, eta).sum(-1) - 0.5 * latents.noise.square().sum((1, 2))
-        if self.solver is not None:
-            value -= 0.5 * (latents.field * self.solver.prior(latents.field)).sum((1, 2))
-        return value + self.constant
-
-    def newton(self, parameters: Parameters, latents: Latents) -> NewtonStep:
-        """Factorise at ``latents`` and solve for the Newton step to the mode."""
-        return NewtonStep(self, parameters, latents)
-
-    def mode(
-        self, parameters: Parameters, latents: Latents, *, tolerance: float = 1e-8, max_iter: int = 100
-    ) -> LaplaceMode:
-        """Maximise the joint density over the random effects, starting at ``latents``.
-
-        Newton's method with step halving, each gene with its own step. Stops when the Newton decrement of every
-        gene is at most ``tolerance`` nats²; the last step is taken, and the determinant carried along it.
-        """
-        value = self.log_joint(parameters, latents)
-        for iteration in range(1, max_iter + 1):
-            step = self.newton(parameters, latents)
-            done = ~(step.decrement > tolerance)  # NaN counts as done: the gene fails alone
-            length = torch.ones_like(value)
-            proposal = latents.moved(step.direction)
-            proposed = self.log_joint(parameters, proposal)
-            for _ in range(40):
-                short = ~(proposed >= value + 1e-4 * length * step.decrement - 1e-10 * value.abs()) & ~done
-                if not bool(short.any()):
-                    break
-                length = torch.where(short, 0.5 * length, length)
-                proposal = latents.moved(step.direction, length)
-                proposed = self.log_joint(parameters, proposal)
-            if bool(done.all()) or iteration == max_iter:
-                return LaplaceMode(step, proposal, proposed, done, iteration)
-            latents, value = proposal, proposed
-        raise AssertionError("max_iter must be at least 1")
-
-
-class NewtonStep:
-    """The Newton system of a batch of genes at given random effects, factorised."""
-
-    def __init__(self, model: LaplaceModel, parameters: Parameters, latents: Latents):
-        self.model, self.parameters, self.latents = model, parameters, latents
-        a, c = parameters.spatial[:, None], parameters.white
-        eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
-        self.eta = eta
-        self.score = model.likelihood.score(model.counts, eta)
-        self.information = model.likelihood.information(model.counts, eta)
-        scaled = sandwich(c, self.information, c)
-        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
-        self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E
-        self.white_logdet = white_logdet.sum(-1)
-        # T = I − c E c W maps a s to the posterior mean of ν given s
-        self.transfer = -matmul(sandwich(c, self.white_covariance, c), self.information)
-        torch.diagonal(self.transfer, dim1=-2, dim2=-1).add_(1.0)
-        self.effective = matmul(self.information, self.transfer)  # W̃
-        self.factor: Factor | None = None
-        if model.solver is not None:
-            self.factor = model.solver.factorise(sandwich(a, self.effective, a))
-        gradient = self.pull_back(self.score, latents)
-        self.direction = self.solve(gradient)
-        self.decrement = (gradient.field * self.direction.field).sum((1, 2)) + (
-            gradient.noise * self.direction.noise
-        ).sum((1, 2))
-
-    def pull_back(self, field: Tensor, latents: Latents | None = None) -> Latents:
-        """``J' field``, and less the prior's pull at ``latents`` when given."""
-        model, noise = self.model, field * self.parameters.white
-        spatial = noise.new_zeros(noise.shape[0], 0, noise.shape[2])
-        if model.solver is not None:
-            spatial = model.solver.gather(field * self.parameters.spatial[:, None])
-            if latents is not None:
-                spatial = spatial - model.solver.prior(latents.field)
-        return Latents(spatial, noise if latents is None else noise - latents.noise)
-
-    def solve(self, rhs: Latents) -> Latents:
-        """Solve with the Hessian of the joint density in (z, e), by eliminating e."""
-        a, c, solver = self.parameters.spatial[:, None], self.parameters.white, self.model.solver
-        white = matvec(self.white_covariance, rhs.noise)
-        if solver is None or self.factor is None:
-            return Latents(rhs.field, white)
-        field = self.factor.solve(rhs.field - solver.gather(matvec(self.information, white * c) * a))
-        coupling = matvec(self.information, solver.spread(field) * a) * c
-        return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
-
-    def marginal_precision_product(self, field: Tensor) -> Tensor:
-        r"""``(W⁻¹ + Σ)⁻¹ x = W x − W (W + Σ⁻¹)⁻¹ W x`` for x (B, N, Q): never inverts Σ or W."""
-        weighted = matvec(self.information, field)
-        posterior = self.model.random_part(self.parameters, self.solve(self.pull_back(weighted)))
-        return weighted - matvec(self.information, posterior)
-
-
-class LaplaceMode:
-    """The mode of a batch of genes, the log marginal likelihood there and its exact gradient.
+    mode
+        Joint mode of the random effects; the determinant is carried to it from the last factorised point.
 
     Attributes
     ----------
-    latents
-        Random effects at the mode.
-    log_joint
-        ``log p(y | η̂) − ½ ẑ' P ẑ − ½ ê' ê``, (B,).
     value
-        Laplace log marginal likelihood, (B,).
-    converged
-        Whether the inner Newton iteration of each gene got to its mode, (B,).
+        Log marginal likelihood, (B,).
+    covariance
+        Posterior covariance of ν at each spot, (B, N, Q, Q).
     coefficients_gradient, spatial_gradient, white_gradient
-        Derivatives of ``value``, of the shapes of :class:`Parameters`, except ``white_gradient`` which is always
-        (B, N, Q).
+        Derivatives of ``value`` in the :class:`~pyrosplice.inference.mode.Parameters`: (B, P, Q), (B, Q), and one of
+        each spot for the independent part, (B, N, Q).
     """
 
-    def __init__(self, step: NewtonStep, latents: Latents, log_joint: Tensor, converged: Tensor, n_iter: int):
-        self.step, self.latents, self.log_joint, self.n_iter = step, latents, log_joint, n_iter
-        model, parameters = step.model, step.parameters
-        self.eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
-        self.score = model.likelihood.score(model.counts, self.eta)
+    def __init__(self, mode: Mode):
+        self.mode = mode
+        step, model = mode.step, mode.step.model
         self._moments()
         tilt = model.likelihood.information_gradient(model.counts, step.eta, self.covariance)
-        logdet = step.white_logdet + (tilt * (self.eta - step.eta)).sum((1, 2))  # carried along the last step
+        logdet = step.white_logdet + (tilt * (mode.eta - step.eta)).sum((1, 2))
         if model.solver is not None and step.factor is not None:
             logdet = logdet + step.factor.logdet() - model.n_predictors * model.solver.prior_logdet
-        self.value = log_joint - 0.5 * logdet
-        self.converged = converged & torch.isfinite(self.value) & torch.isfinite(step.decrement)
+        self.value = mode.log_joint - 0.5 * logdet
         self._gradient(-0.5 * tilt)
 
     def _moments(self) -> None:
         """Posterior covariance of ν at each spot, and of ν with s and with e."""
-        step = self.step
+        step = self.mode.step
         a, c = step.parameters.spatial[:, None], step.parameters.white
         self.covariance = sandwich(c, step.white_covariance, c)
         self.cross_white = step.white_covariance * c[..., None]
@@ -268,28 +67,16 @@ class LaplaceMode:
             self.cross_white = self.cross_white - matmul(through, coupling)
 
     def _gradient(self, tilt: Tensor) -> None:
-        step, model = self.step, self.step.model
+        mode, step, model = self.mode, self.mode.step, self.mode.step.model
         adjoint = step.solve(step.pull_back(tilt))
         response = matvec(step.information, model.random_part(step.parameters, adjoint))
-        residual = self.score + tilt - response
+        residual = mode.score + tilt - response
         self.coefficients_gradient = (model.design.T @ residual.permute(2, 1, 0)).permute(2, 1, 0)
         trace = (step.information * self.cross_white.mT).sum(-1)
-        self.white_gradient = residual * self.latents.noise + adjoint.noise * self.score - trace
+        self.white_gradient = residual * mode.latents.noise + adjoint.noise * mode.score - trace
         self.spatial_gradient = torch.zeros_like(step.parameters.spatial)
         if model.solver is not None and self.cross_spatial is not None:
             spread = model.solver.spread
             trace = (step.information * self.cross_spatial.mT).sum(-1)
-            pull = residual * spread(self.latents.field) + spread(adjoint.field) * self.score - trace
+            pull = residual * spread(mode.latents.field) + spread(adjoint.field) * mode.score - trace
             self.spatial_gradient = pull.sum(1)
-
-    def response(self, change: Parameters) -> Latents:
-        """First-order change of the mode when the parameters change."""
-        step, model = self.step, self.step.model
-        moved = model.fixed_part(change.coefficients) + self.latents.noise * change.white
-        noise = self.score * change.white
-        field = self.latents.field
-        if model.solver is not None:
-            moved = moved + model.solver.spread(self.latents.field) * change.spatial[:, None]
-            field = model.solver.gather(self.score * change.spatial[:, None])
-        pulled = step.pull_back(-matvec(step.information, moved))
-        return step.solve(Latents(pulled.field + field, pulled.noise + noise))

@@ -48,9 +48,9 @@ class SparsePattern:
         )
         self.updates = kernels.update_lists(self.column_start, self.row, n)
         self.diagonal = np.ascontiguousarray(ordered.diagonal())
-        where = sp.csc_matrix((np.arange(1, self.row.size + 1), self.row, self.column_start), shape=(n, n))
+        column = np.repeat(np.arange(n), np.diff(self.column_start))
         entries = lower.tocoo()
-        self.at = np.asarray(where[entries.row, entries.col]).ravel().astype(np.int64) - 1
+        self.at = np.searchsorted(column * n + self.row, entries.col.astype(np.int64) * n + entries.row)
         self.below = entries.data
 
     def factorise(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
@@ -63,7 +63,7 @@ class SparsePattern:
         for a in range(q):
             diagonal[:, a, a] += self.diagonal[:, None]
             below[self.at, a, a] = self.below[:, None]
-        kernels.factorise(self.column_start, self.row, *self.updates, diagonal, below, (0,) * q)
+        kernels.factorise(self.column_start, self.row, *self.updates, diagonal, below, _width(q))
         return LaneFactor(self, diagonal, below)
 
 
@@ -75,7 +75,7 @@ class LaneFactor:
         self.q = diagonal.shape[1]
 
     def _run(self, kernel: Callable[..., None], *arrays: np.ndarray) -> None:
-        kernel(self.pattern.column_start, self.pattern.row, self.diagonal, self.below, *arrays, (0,) * self.q)
+        kernel(self.pattern.column_start, self.pattern.row, self.diagonal, self.below, *arrays, _width(self.q))
 
     def logdet(self) -> np.ndarray:
         """(LANES,)."""
@@ -185,6 +185,11 @@ class SparseFactor(Factor):
         parts = _in_threads(lambda lane: lane.inverse_blocks(), self.lanes)
         memory = np.concatenate(parts, -1)[..., : self.n_genes]
         return torch.from_numpy(memory).permute(3, 2, 0, 1)
+
+
+def _width(q: int) -> tuple[int, ...] | np.ndarray:
+    """A length that the compiler knows up to Q = 4; beyond, one compiled kernel serves every Q."""
+    return (0,) * q if q <= 4 else np.empty(q, np.int8)
 
 
 def _in_threads(task: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ arithmetic paid once for all of them.
 Arrays: ``diagonal`` (N, Q, Q, LANES) and ``below`` (nnz, Q, Q, LANES) hold the blocks of a matrix on the pattern
 of its factor; ``column_start`` (N + 1), ``row`` (nnz) is that pattern below the diagonal, by column, rows ascending;
 ``update_start`` (N + 1), ``update_column``, ``update_at`` list for every row j the columns k < j with a block (j, k)
-and where that block is stored. ``width`` is a tuple of length Q: its length is known to the compiler.
+and where that block is stored. ``width`` has length Q; where it is a tuple, the compiler knows Q and unrolls.
 """
 
 import numba

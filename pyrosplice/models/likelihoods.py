@@ -22,6 +22,8 @@ class Likelihood:
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
     ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
+    ``additive``             no       speed: True if, but for a constant in eta, spots of equal eta have the
+                                      log density of one spot with their summed counts
     ``score``                no       speed: first derivative, closed form
     ``information``          no       speed: minus the second derivative, closed form
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
@@ -29,6 +31,7 @@ class Likelihood:
     """
 
     name: str = "likelihood"
+    additive: bool = False
 
     def n_predictors(self, n_isos: int) -> int:
         """Length Q of the linear predictor of a gene with ``n_isos`` isoforms."""
@@ -91,6 +94,7 @@ class Multinomial(Likelihood):
     """
 
     name = "multinomial"
+    additive = True
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log n! − Σ log y! + y' [η, 0] − n log(1 + Σ e^η)``."""

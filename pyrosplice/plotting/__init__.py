@@ -1,1 +1,11 @@
-"""Figures: one function a figure, from a table, returning Axes."""
+"""Figures, one a function: each takes a table and returns the matplotlib axes that it drew on.
+
+Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
+"""
+
+from pyrosplice.plotting.pvalues import pvalue_histogram, qq
+from pyrosplice.plotting.recovery import estimate_vs_truth
+from pyrosplice.plotting.usage import usage_map, usage_table
+from pyrosplice.plotting.volcano import volcano
+
+__all__ = ["estimate_vs_truth", "pvalue_histogram", "qq", "usage_map", "usage_table", "volcano"]

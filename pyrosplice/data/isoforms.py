@@ -1,0 +1,245 @@
+"""From an AnnData of isoform counts to one count matrix a gene."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class IsoformData:
+    """The isoforms that passed the filters, grouped by gene.
+
+    Attributes
+    ----------
+    adata
+        Spots × kept isoforms, isoforms in their order in ``var``; a copy.
+    layer
+        Layer that holds the counts.
+    gene_names
+        Display name of each gene, unique, in order of first appearance.
+    columns
+        For each gene, the positions of its isoforms in ``adata``.
+    """
+
+    adata: AnnData
+    layer: str
+    gene_names: tuple[str, ...]
+    columns: tuple[NDArray[np.intp], ...]
+
+    @property
+    def n_isos(self) -> list[int]:
+        """Number of isoforms of each gene."""
+        return [len(columns) for columns in self.columns]
+
+    def counts(self) -> list[Tensor]:
+        """Counts of every gene, each ``(N, K)`` float64; no more than one gene is made dense at a time."""
+        matrix = by_column(self.adata.layers[self.layer])
+        return [torch.from_numpy(dense(matrix[:, columns])) for columns in self.columns]
+
+
+def read_isoforms(
+    adata: AnnData,
+    *,
+    layer: str = "counts",
+    group_iso_by: str = "gene_symbol",
+    gene_names: str | None = None,
+    min_counts: float = 10,
+    min_bin_pct: float = 0.0,
+    spots: NDArray[np.bool_] | None = None,
+) -> IsoformData:
+    """Check, filter and group isoform counts.
+
+    In this order: the given spots; isoforms with a total of at least ``min_counts`` that are seen in at least a
+    fraction ``min_bin_pct`` of the spots; genes with at least two such isoforms.
+
+    Parameters
+    ----------
+    adata
+        Spots × isoforms.
+    layer
+        Layer of counts: whole numbers ≥ 0, dense or sparse.
+    group_iso_by
+        Column of ``var`` that says which gene an isoform belongs to; isoforms without a value are left out.
+    gene_names
+        Column of ``var`` with the genes' display names; those of ``group_iso_by`` by default.
+    min_counts
+        Least total count of an isoform over all spots.
+    min_bin_pct
+        Least fraction of spots with a count; values above 1 are percents.
+    spots
+        Mask of spots to keep, ``(n_obs,)``; all by default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not an AnnData; a missing layer or column; counts that are negative, fractional or NaN; duplicated spots,
+        isoforms or genes; an isoform without counts that ``min_counts`` lets through; nothing left.
+    """
+    check_anndata(adata)
+    for argument, key, where in (
+        ("layer", layer, "layers"),
+        ("group_iso_by", group_iso_by, "var"),
+        ("gene_names", gene_names, "var"),
+    ):
+        check_key(adata, argument, key, where)
+    fraction = _fraction(min_counts, min_bin_pct)
+    check_unique("adata.obs_names", adata.obs_names)
+    check_unique("adata.var_names", adata.var_names)
+    check_counts(adata.layers[layer], adata, layer)
+
+    matrix = by_column(adata.layers[layer])
+    matrix = matrix if spots is None else matrix[np.flatnonzero(spots)]
+    total, seen = column_totals(matrix)
+    group = _groups(adata.var[group_iso_by], group_iso_by)
+    kept = (total >= min_counts) & (seen >= fraction * matrix.shape[0]) & group.notna().to_numpy()
+    members = group[kept].groupby(group[kept]).transform("size").reindex(group.index).fillna(0).to_numpy()
+    kept &= members >= 2
+    _check_selection(adata, kept, total, layer=layer, group=group, min_counts=min_counts, min_bin_pct=min_bin_pct)
+
+    filtered = (adata[:, kept] if spots is None else adata[spots, kept]).copy()
+    codes, genes = pd.factorize(group[kept])
+    columns = tuple(np.flatnonzero(codes == gene) for gene in range(len(genes)))
+    names = [str(gene) for gene in genes]
+    if gene_names is not None:
+        names = _display_names(filtered.var[gene_names], columns, names, gene_names)
+    check_unique("gene_names" if gene_names is not None else "group_iso_by", names)
+    return IsoformData(filtered, layer, tuple(names), columns)
+
+
+def check_anndata(adata: Any) -> None:
+    """Raise unless ``adata`` is an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
+
+
+def check_key(adata: AnnData, argument: str, key: str | None, where: str) -> None:
+    """Raise unless ``adata.<where>`` has ``key`` (None is not asked for); say what it has instead."""
+    mapping = getattr(adata, where)
+    if key is not None and key not in mapping:
+        raise InvalidArgumentError(
+            f"{argument}: adata.{where} has no {key!r}; it has {sorted(map(str, mapping.keys()))}."
+        )
+
+
+def check_unique(argument: str, names: Sequence[str] | pd.Index) -> None:
+    """Raise if a name occurs twice."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        repeated = index[index.duplicated()].unique()
+        raise InvalidArgumentError(
+            f"{argument}: expected unique names, found {len(repeated)} used more than once, e.g. {repeated[0]!r}."
+        )
+
+
+def check_counts(counts: Any, adata: AnnData, layer: str) -> None:
+    """Raise unless every entry is a whole number ≥ 0; say which spot and isoform is not."""
+    values = counts.data if sp.issparse(counts) else np.asarray(counts)
+    for problem, wrong in (
+        ("NaN or infinite", lambda v: ~np.isfinite(v)),
+        ("negative", lambda v: v < 0),
+        ("non-integer", lambda v: v != np.rint(v)),
+    ):
+        found = wrong(values)
+        if found.any():
+            first = int(np.flatnonzero(found.ravel())[0])
+            if sp.issparse(counts):
+                # stored order of the format itself, so that `first` is the entry that was found
+                coordinates = counts.tocoo()
+                row, column = int(coordinates.row[first]), int(coordinates.col[first])
+            else:
+                row, column = divmod(first, counts.shape[1])
+            raise InvalidArgumentError(
+                f"layer {layer!r}: expected counts, whole numbers ≥ 0, found {int(found.sum())} {problem} "
+                f"(first: {values.ravel()[first]} at spot {adata.obs_names[row]!r}, "
+                f"isoform {adata.var_names[column]!r})."
+            )
+
+
+def by_column(counts: Any) -> Any:
+    """Counts in a layout from which columns are cheap: CSC for sparse, an array otherwise."""
+    return sp.csc_matrix(counts) if sp.issparse(counts) else np.asarray(counts)
+
+
+def dense(columns: Any) -> NDArray[np.float64]:
+    """A few columns as a float64 array."""
+    values = columns.toarray() if sp.issparse(columns) else columns
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def column_totals(matrix: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Total of each column and the number of its non-zero entries."""
+    total = np.asarray(matrix.sum(0), dtype=np.float64).ravel()
+    return total, np.asarray((matrix != 0).sum(0), dtype=np.float64).ravel()
+
+
+def _fraction(min_counts: float, min_bin_pct: float) -> float:
+    if not min_counts >= 0:
+        raise InvalidArgumentError(f"min_counts: expected a number ≥ 0, found {min_counts!r}.")
+    if not 0 <= min_bin_pct <= 100:
+        raise InvalidArgumentError(f"min_bin_pct: expected a fraction or percent in [0, 100], found {min_bin_pct!r}.")
+    return min_bin_pct / 100 if min_bin_pct > 1 else min_bin_pct
+
+
+def _groups(values: pd.Series, column: str) -> pd.Series:
+    """Gene of each isoform as an object series; missing values warned about once."""
+    missing = int(values.isna().sum())
+    if missing:
+        warnings.warn(
+            f"group_iso_by: {missing} isoforms have no value in adata.var[{column!r}] and are left out.", stacklevel=3
+        )
+    return values.astype(object)
+
+
+def _check_selection(
+    adata: AnnData,
+    kept: NDArray[np.bool_],
+    total: NDArray[np.float64],
+    *,
+    layer: str,
+    group: pd.Series,
+    min_counts: float,
+    min_bin_pct: float,
+) -> None:
+    if not kept.any():
+        largest = int(group.value_counts().max()) if group.notna().any() else 0
+        raise InvalidArgumentError(
+            f"adata: nothing is left of {adata.n_vars} isoforms in layer {layer!r}: expected a gene with two or more "
+            f"isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
+            f"largest gene by group_iso_by has {largest} isoform(s)."
+        )
+    unseen = np.flatnonzero(kept & (total == 0))
+    if len(unseen):
+        raise InvalidArgumentError(
+            f"min_counts: expected a value that leaves out isoforms that are never seen, found {min_counts} and "
+            f"{len(unseen)} isoforms without a single count (e.g. {adata.var_names[unseen[0]]!r}), whose usage "
+            "cannot be estimated. Use min_counts=1 or more."
+        )
+
+
+def _display_names(
+    values: pd.Series, columns: Sequence[NDArray[np.intp]], groups: Sequence[str], column: str
+) -> list[str]:
+    """One display name a gene: the only value that its isoforms have."""
+    names = []
+    for group, positions in zip(groups, columns, strict=True):
+        found = values.iloc[positions].dropna().unique()
+        if len(found) != 1:
+            raise InvalidArgumentError(
+                f"gene_names: expected one name a gene in adata.var[{column!r}], found {len(found)} for {group!r}: "
+                f"{[str(name) for name in found[:3]]}."
+            )
+        names.append(str(found[0]))
+    return names

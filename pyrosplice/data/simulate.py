@@ -1,0 +1,222 @@
+"""Simulated tissue: isoform counts of spots in space, with everything that made them known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
+
+COVARIATES = ("smooth", "iid", "binary")
+
+
+def simulate_isoforms(
+    *,
+    n_spots: int = 1024,
+    n_genes: int = 50,
+    n_isoforms: int = 3,
+    layout: str | ArrayLike = "grid",
+    depth: float | ArrayLike = 5.0,
+    sigma: float | ArrayLike = 0.7,
+    theta: float | ArrayLike = 0.7,
+    covariates: Sequence[str] = (),
+    beta: float | ArrayLike = 0.0,
+    intercept_scale: float = 0.5,
+    likelihood: Likelihood | None = None,
+    k_neighbors: int = 4,
+    graph: Graph = "mutual",
+    rho: float = 0.99,
+    seed: int = 0,
+) -> AnnData:
+    r"""Draw spatial isoform counts from the multinomial mixed model.
+
+    .. math::
+        n_{gi} \sim \operatorname{Poisson}(d_g), \quad
+        \eta_g = X \beta_g + 1 b_g' + \nu_g, \quad
+        \nu_{gk} \sim N(0, \sigma_g^2 (\theta_g V + (1 - \theta_g) I)), \quad
+        y_{gi} \sim p(\cdot \mid n_{gi}, \eta_{gi})
+
+    Parameters
+    ----------
+    n_spots
+        N; of a given layout, the number of its points.
+    n_genes, n_isoforms
+        G and K.
+    layout
+        ``"grid"`` (row-major on a square as full as N allows, unit distance), ``"random"`` (uniform with one spot
+        a unit area) or coordinates ``(N, D)``.
+    depth
+        Mean count of a gene per spot: a number or ``(G,)``.
+    sigma
+        Standard deviation σ of the random effect, logits: a number or ``(G,)``.
+    theta
+        Spatial share θ of its variance, in [0, 1]: a number or ``(G,)``.
+    covariates
+        Kinds of covariate, P of them: ``"smooth"`` (a draw from N(0, V), standardised), ``"iid"`` (standard normal)
+        or ``"binary"`` (0 or 1 with equal chance).
+    beta
+        Effects on the logits against the last isoform; broadcast to ``(G, P, Q)``. A number is the effect on the
+        first isoform, 0 on the others.
+    intercept_scale
+        Standard deviation of the intercepts b, logits.
+    likelihood
+        What draws the counts; :class:`~pyrosplice.models.likelihoods.Multinomial` by default.
+    k_neighbors, graph, rho
+        The graph and its CAR covariance V.
+    seed
+        Of everything random. The same seed gives the same data.
+
+    Returns
+    -------
+    AnnData
+        Spots × (G·K isoforms). ``layers["counts"]`` sparse int32; ``layers["true_ratios"]`` the usage that was drawn
+        from; ``obsm["spatial"]``; ``obsp["connectivities"]`` the graph of V; ``obs`` the covariates;
+        ``var["gene_symbol"]``, ``var["intercept"]`` and ``var["beta_<covariate>"]`` per isoform (0 for the
+        reference); ``uns["truth"]`` a table of ``sigma``, ``theta`` and ``depth`` per gene; ``uns["simulation"]``
+        the settings.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Sizes below 1 (isoforms below 2), θ outside [0, 1], σ or depth negative, unknown layout or covariate, arrays
+        of the wrong shape.
+    """
+    coords = _coordinates(layout, n_spots, seed)
+    _check_size("n_genes", n_genes, 1)
+    _check_size("n_isoforms", n_isoforms, 2)
+    genes = pd.DataFrame(
+        {
+            "sigma": _per_gene("sigma", sigma, n_genes, (0.0, np.inf)),
+            "theta": _per_gene("theta", theta, n_genes, (0.0, 1.0)),
+            "depth": _per_gene("depth", depth, n_genes, (0.0, np.inf)),
+        },
+        index=[f"gene_{g + 1}" for g in range(n_genes)],
+    )
+    generator = torch.Generator().manual_seed(seed)
+    adjacency = knn_graph(coords, k_neighbors=k_neighbors, graph=graph)
+    covariance = CarCovariance(adjacency, rho=rho)
+    design = _covariates(covariates, covariance, generator)
+    effects = _effects(beta, n_genes, design.shape[1], n_isoforms - 1)
+    intercepts = intercept_scale * torch.randn(n_genes, n_isoforms - 1, generator=generator, dtype=torch.float64)
+    counts, ratios = _draw(genes, design, effects, intercepts, covariance, likelihood or Multinomial(), generator)
+
+    adata = _assemble(counts, ratios, genes, n_isoforms)
+    adata.obsm["spatial"], adata.obsp["connectivities"] = coords, adjacency
+    adata.var["intercept"] = _with_reference(intercepts)
+    for p, name in enumerate(_unique(covariates)):
+        adata.obs[name] = design[:, p].numpy()
+        adata.var[f"beta_{name}"] = _with_reference(effects[:, p])
+    adata.uns["simulation"] = {"seed": seed, "rho": rho, "k_neighbors": k_neighbors, "graph": graph}
+    return adata
+
+
+def _coordinates(layout: Any, n_spots: int, seed: int) -> NDArray[np.float64]:
+    if not isinstance(layout, str):
+        return check_coords(layout, name="layout")
+    check_option("layout", layout, ("grid", "random"))
+    _check_size("n_spots", n_spots, 2)
+    if layout == "random":
+        return np.random.default_rng(seed).uniform(0, np.sqrt(n_spots), size=(n_spots, 2))
+    side = int(np.ceil(np.sqrt(n_spots)))
+    return np.stack(np.divmod(np.arange(n_spots), side), 1).astype(np.float64)
+
+
+def _covariates(kinds: Sequence[str], covariance: CarCovariance, generator: torch.Generator) -> Tensor:
+    """Covariates ``(N, P)``."""
+    columns = []
+    for kind in kinds:
+        check_option("covariates", kind, COVARIATES)
+        if kind == "smooth":
+            field = covariance.sample(1, generator)[0]
+            columns.append((field - field.mean()) / field.std())
+        else:
+            normal = torch.randn(covariance.n_spots, generator=generator, dtype=torch.float64)
+            columns.append(normal if kind == "iid" else (normal > 0).to(torch.float64))
+    return torch.stack(columns, 1) if columns else torch.zeros(covariance.n_spots, 0, dtype=torch.float64)
+
+
+def _effects(beta: Any, n_genes: int, n_covariates: int, n_logits: int) -> Tensor:
+    """Effects ``(G, P, Q)``."""
+    value = np.asarray(beta, dtype=np.float64)
+    if value.ndim == 0:
+        value = np.concatenate([value[None], np.zeros(n_logits - 1)])
+    try:
+        return torch.from_numpy(np.broadcast_to(value, (n_genes, n_covariates, n_logits)).copy())
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"beta: expected a number or an array that broadcasts to (n_genes, n_covariates, n_isoforms - 1) = "
+            f"{(n_genes, n_covariates, n_logits)}, found shape {value.shape}."
+        ) from error
+
+
+def _draw(
+    genes: pd.DataFrame,
+    design: Tensor,
+    effects: Tensor,
+    intercepts: Tensor,
+    covariance: CarCovariance,
+    likelihood: Likelihood,
+    generator: torch.Generator,
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
+    """Counts and usage of every gene, each ``(N, K)``."""
+    n_spots, n_logits = covariance.n_spots, intercepts.shape[1]
+    spatial = covariance.sample(len(genes) * n_logits, generator).reshape(len(genes), n_logits, n_spots)
+    counts, ratios = [], []
+    for g, (sigma, theta, depth) in enumerate(genes.itertuples(index=False)):
+        noise = torch.randn(n_spots, n_logits, generator=generator, dtype=torch.float64)
+        effect = sigma * (theta**0.5 * spatial[g].T + (1 - theta) ** 0.5 * noise)
+        eta = design @ effects[g] + intercepts[g] + effect
+        totals = torch.poisson(torch.full((n_spots,), depth, dtype=torch.float64), generator=generator)
+        counts.append(likelihood.sample(totals, eta, generator=generator).numpy().astype(np.int32))
+        ratios.append(likelihood.mean(eta).numpy().astype(np.float32))
+    return counts, ratios
+
+
+def _assemble(
+    counts: list[NDArray[np.int32]], ratios: list[NDArray[np.float32]], genes: pd.DataFrame, n_isoforms: int
+) -> AnnData:
+    matrix = sp.hstack([sp.csr_matrix(c) for c in counts], format="csr", dtype=np.int32)
+    symbol = np.repeat(genes.index.to_numpy(), n_isoforms)
+    names = [f"{gene}_iso_{k + 1}" for gene in genes.index for k in range(n_isoforms)]
+    return AnnData(
+        X=matrix.astype(np.float32),
+        obs=pd.DataFrame(index=[f"spot_{i + 1}" for i in range(matrix.shape[0])]),
+        var=pd.DataFrame({"gene_symbol": symbol}, index=names),
+        layers={"counts": matrix, "true_ratios": np.hstack(ratios)},
+        uns={"truth": genes},
+    )
+
+
+def _per_gene(name: str, value: Any, n_genes: int, limits: tuple[float, float]) -> NDArray[np.float64]:
+    values = np.asarray(value, dtype=np.float64)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
+        raise InvalidArgumentError(f"{name}: expected a number or ({n_genes},), found shape {values.shape}.")
+    values = np.broadcast_to(values, (n_genes,)).copy()
+    if not ((values >= limits[0]) & (values <= limits[1])).all():
+        raise InvalidArgumentError(f"{name}: expected values in [{limits[0]:g}, {limits[1]:g}], found {value!r}.")
+    return values
+
+
+def _with_reference(logits: Tensor) -> NDArray[np.float64]:
+    """``(G, Q)`` as one value an isoform, 0 for the reference: ``(G·K,)``."""
+    return torch.nn.functional.pad(logits, (0, 1)).reshape(-1).numpy()
+
+
+def _unique(kinds: Sequence[str]) -> list[str]:
+    return [kind if kinds.index(kind) == i else f"{kind}_{kinds[:i].count(kind) + 1}" for i, kind in enumerate(kinds)]
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise InvalidArgumentError(f"{name}: expected a whole number ≥ {least}, found {value!r}.")

@@ -1,0 +1,315 @@
+"""The main job from file to figures: ``python -m pyrosplice.demo --output demo [--data tissue.h5ad]``.
+
+Without ``--data`` a tissue is simulated from the model, so that the report can set estimates beside the truth. Reads
+isoform counts with coordinates, fits the spatial mixed model to every gene by its marginal likelihood, tests spatial
+variability (SV) and differential usage (DU), and leaves tables and figures in the output folder. A file without
+coordinates is fitted by the model without a random effect (GLM) and tested for differential usage only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from pyrosplice import SplisosmGLMM, plotting
+from pyrosplice.data import simulate_isoforms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger("pyrosplice.demo")
+
+ALPHA = 0.05  # adjusted p-values up to here are counted as discoveries
+N_MAPS = 2  # genes whose usage is drawn in space
+SYMBOLS = {"theta": "θ", "sigma": "σ", "effect": "effect β"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    output: Path
+    data: Path | None = None
+    layer: str = "counts"
+    group_iso_by: str = "gene_symbol"
+    spatial_key: str = "spatial"
+    covariates: tuple[str, ...] = ()
+    n_spots: int = 1024
+    n_genes: int = 80
+    batch_size: int = 32
+    n_jobs: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Fitted model and tables; a table is None where the data do not allow it.
+
+    Attributes
+    ----------
+    model
+        Fitted without covariates, as the score tests need.
+    genes
+        One row a gene: summaries, convergence, estimated σ and θ.
+    spatial, differential
+        Tests, as ``get_formatted_test_results`` gives them.
+    effects
+        From a second fit with the covariates: :func:`effect_table`.
+    truth
+        Tables of estimate and truth by what is estimated (simulated tissue only).
+    """
+
+    model: SplisosmGLMM
+    genes: pd.DataFrame
+    spatial: pd.DataFrame | None = None
+    differential: pd.DataFrame | None = None
+    effects: pd.DataFrame | None = None
+    truth: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def simulated_tissue(*, n_spots: int, n_genes: int, seed: int) -> AnnData:
+    """Tissue with known truth: spatial share θ cycles through 0, 0.3, 0.7, 1; half of the genes follow "smooth".
+
+    Two covariates: one smooth in space, and "iid", which moves no gene.
+    """
+    rng = np.random.default_rng(seed)
+    theta = np.resize([0.0, 0.3, 0.7, 1.0], n_genes)
+    follows = np.arange(n_genes) // 4 % 2 == 1
+    beta = np.zeros((n_genes, 2, 2))
+    beta[follows, 0] = rng.choice([-0.5, 0.5], size=(int(follows.sum()), 2))
+    return simulate_isoforms(
+        n_spots=n_spots, n_genes=n_genes, theta=theta, beta=beta, covariates=("smooth", "iid"), seed=seed
+    )
+
+
+def analyse(adata: AnnData, options: Options) -> Analysis:
+    """Fit, test, and estimate effects."""
+    model = _fitted(adata, options, with_design_mtx=False)
+    genes = gene_table(model)
+    spatial = differential = effects = None
+    if model.model_type == "glmm-full":
+        model.test_spatial_variability(method="score", print_progress=False)
+        spatial = model.get_formatted_test_results("sv")
+    if options.covariates:
+        model.test_differential_usage(method="score", print_progress=False)
+        differential = model.get_formatted_test_results("du")
+        effects = effect_table(_fitted(adata, options, with_design_mtx=True), options.group_iso_by)
+    truth = beside_truth(adata, genes, effects) if "truth" in adata.uns else {}
+    return Analysis(model, genes, spatial, differential, effects, truth)
+
+
+def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> SplisosmGLMM:
+    model = SplisosmGLMM(
+        model_type="glmm-full" if options.spatial_key in adata.obsm else "glm",
+        fitting_method="marginal_newton",
+        var_fix_sigma=False,
+    )
+    model.setup_data(
+        adata,
+        spatial_key=options.spatial_key,
+        layer=options.layer,
+        group_iso_by=options.group_iso_by,
+        group_gene_by_n_iso=True,
+        design_mtx=list(options.covariates) or None,
+    )
+    start = time.perf_counter()
+    model.fit(
+        n_jobs=options.n_jobs,
+        batch_size=options.batch_size,
+        with_design_mtx=with_design_mtx,
+        print_progress=False,
+        random_seed=options.seed,
+    )
+    covariates = f"with {len(options.covariates)} covariates" if with_design_mtx else "without covariates"
+    log.info(
+        "%s: %d genes on %d spots fitted %s in %.1f s",
+        model.model_type,
+        model.n_genes,
+        model.n_spots,
+        covariates,
+        time.perf_counter() - start,
+    )
+    return model
+
+
+def gene_table(model: SplisosmGLMM) -> pd.DataFrame:
+    """Gene summary, training summary and the estimated σ and θ (shared by the isoforms), one row a gene."""
+    table = model.extract_feature_summary(level="gene", print_progress=False).join(model.get_training_summary())
+    if model.model_type != "glm":
+        fits = model.get_fitted_models()
+        table["sigma"] = [float(fit.var_total()[0, 0]) ** 0.5 for fit in fits]
+        table["theta"] = [float(fit.var_sp_prop()[0, 0]) for fit in fits]
+    return table.rename_axis("gene").reset_index()
+
+
+def effect_table(model: SplisosmGLMM, group_iso_by: str) -> pd.DataFrame:
+    """Effect β of each covariate on the log-odds of each isoform against the gene's last one (whose effect is 0)."""
+    var = model.filtered_adata.var
+    parts = []
+    for gene, fit in zip(model.gene_names, model.get_fitted_models(), strict=True):
+        isoforms = var.index[var[group_iso_by] == gene]
+        effect = np.pad(fit.beta.detach().cpu().numpy()[0], ((0, 0), (0, 1)))  # (P, K)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "gene": gene,
+                    "covariate": np.repeat(model.covariate_names, len(isoforms)),
+                    "isoform": np.tile(isoforms, len(effect)),
+                    "effect": effect.ravel(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:
+    """For each gene and covariate, the isoform that moves most.
+
+    Effects are centred over the isoforms of the gene, which frees them from the choice of the reference isoform.
+    """
+    keys = ["gene", "covariate"]
+    centred = effects.assign(effect=effects["effect"] - effects.groupby(keys)["effect"].transform("mean"))
+    largest = centred["effect"].abs().groupby([centred[key] for key in keys], sort=False).idxmax()
+    return centred.loc[largest].reset_index(drop=True)
+
+
+def beside_truth(adata: AnnData, genes: pd.DataFrame, effects: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """Estimate and truth of θ, σ and the effects in a simulated tissue."""
+    truth = adata.uns["truth"].loc[genes["gene"]]
+    tables = {
+        name: pd.DataFrame({"gene": genes["gene"], "estimate": genes[name], "truth": truth[name].to_numpy()})
+        for name in ("theta", "sigma")
+    }
+    if effects is not None:
+        true = [adata.var.loc[row.isoform, f"beta_{row.covariate}"] for row in effects.itertuples()]
+        table = effects.rename(columns={"effect": "estimate"}).assign(truth=true)
+        tables["effect"] = table[table.duplicated(["gene", "covariate"], keep="last")]  # not the reference isoform
+    return tables
+
+
+def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
+    """CSV files of every table, the fitted usage ratios as h5ad, the fitted model."""
+    tables = {
+        "genes": analysis.genes,
+        "spatial_variability": analysis.spatial,
+        "differential_usage": analysis.differential,
+        "effects": analysis.effects,
+    } | {f"recovered_{name}": table for name, table in analysis.truth.items()}
+    written = []
+    for name, table in tables.items():
+        if table is not None:
+            written.append(folder / f"{name}.csv")
+            table.to_csv(written[-1], index=False)
+    written += [folder / "fitted_ratios.h5ad", folder / "model.pyrosplice"]
+    analysis.model.get_fitted_ratios_anndata().write_h5ad(written[-2])
+    analysis.model.save(str(written[-1]))
+    return written
+
+
+def draw_figures(analysis: Analysis, options: Options) -> list[Path]:
+    """PNG files: QQ plots, a volcano for each covariate, maps of the clearest genes, estimates against the truth."""
+    figures: dict[str, Axes] = {}
+    if analysis.spatial is not None:
+        figures["spatial_variability_qq"] = plotting.qq(analysis.spatial)
+        figures |= _maps(analysis, options)
+    if analysis.differential is not None and analysis.effects is not None:
+        figures["differential_usage_qq"] = plotting.qq(analysis.differential, by="covariate")
+        joined = analysis.differential.merge(strongest_effect(analysis.effects), on=["gene", "covariate"])
+        for covariate, table in joined.groupby("covariate", sort=False):
+            name = f"log-odds of the isoform that moves most, per unit of {covariate}"
+            figures[f"volcano_{covariate}"] = plotting.volcano(table, effect_name=name)
+    for name, table in analysis.truth.items():
+        by = "covariate" if "covariate" in table else None
+        figures[f"recovered_{name}"] = plotting.estimate_vs_truth(table, by=by, name=SYMBOLS[name])
+    return [_saved(ax, options.output / (re.sub(r"\W+", "_", name) + ".png")) for name, ax in figures.items()]
+
+
+def _maps(analysis: Analysis, options: Options) -> dict[str, Axes]:
+    """Usage maps of the genes with the smallest p-values for spatial variability."""
+    adata = analysis.model.get_fitted_ratios_anndata()
+    maps = {}
+    for gene in analysis.spatial.nsmallest(N_MAPS, "pvalue")["gene"]:  # type: ignore[union-attr]
+        isoforms = list(adata.var_names[adata.var[options.group_iso_by] == gene])
+        table = plotting.usage_table(adata, isoforms, counts_layer=options.layer, spatial_key=options.spatial_key)
+        maps[f"usage_{gene}"] = plotting.usage_map(table, title=gene)[0, 0]
+    return maps
+
+
+def _saved(ax: Axes, path: Path) -> Path:
+    ax.figure.savefig(path, dpi=120)
+    return path
+
+
+def report(analysis: Analysis) -> str:
+    """What was found, in a few lines."""
+    genes = analysis.genes
+    lines = [f"{len(genes)} genes, {int(genes['converged'].sum())} converged."]
+    if analysis.spatial is not None:
+        found = int((analysis.spatial["pvalue_adj"] <= ALPHA).sum())
+        lines.append(f"Spatial variability (score test): {found} genes at an adjusted p-value of at most {ALPHA}.")
+    if analysis.differential is not None:
+        for covariate, table in analysis.differential.groupby("covariate", sort=False):
+            found = int((table["pvalue_adj"] <= ALPHA).sum())
+            lines.append(f"Differential usage with {covariate} (score test): {found} genes.")
+    for name, table in analysis.truth.items():
+        error = table["estimate"] - table["truth"]
+        lines.append(
+            f"Estimated against true {SYMBOLS[name]}: bias {error.mean():+.3f}, RMSE {(error**2).mean() ** 0.5:.3f}."
+        )
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(prog="python -m pyrosplice.demo", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder for tables and figures; made if missing")
+    add("--data", type=Path, help=".h5ad with isoform counts; a simulated tissue by default")
+    add("--layer", default=Options.layer, help="layer with the counts (default: %(default)s)")
+    add("--group-iso-by", default=Options.group_iso_by, help="column of var with the gene (default: %(default)s)")
+    add("--spatial-key", default=Options.spatial_key, help="coordinates in obsm (default: %(default)s)")
+    add("--covariates", nargs="+", default=[], help="columns of obs to test for differential usage")
+    add("--n-spots", type=int, default=Options.n_spots, help="size of the simulated tissue (default: %(default)s)")
+    add("--n-genes", type=int, default=Options.n_genes, help="simulated genes (default: %(default)s)")
+    add("--batch-size", type=int, default=Options.batch_size, help="genes fitted together (default: %(default)s)")
+    add("--n-jobs", type=int, default=Options.n_jobs, help="processes (default: %(default)s)")
+    add("--seed", type=int, default=Options.seed, help="of the simulation (default: %(default)s)")
+    found = parser.parse_args(arguments)
+    if found.data is not None and not found.data.is_file():
+        parser.error(f"--data: no such file: {found.data}")
+    return Options(**{**vars(found), "covariates": tuple(found.covariates)})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demo; the report goes to standard output through the log."""
+    options = parse(arguments)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    start = time.perf_counter()
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.data is None:
+        adata = simulated_tissue(n_spots=options.n_spots, n_genes=options.n_genes, seed=options.seed)
+        options = replace(options, covariates=("smooth", "iid"))
+    else:
+        adata = anndata.read_h5ad(options.data)
+    analysis = analyse(adata, options)
+    written = write_tables(analysis, options.output) + draw_figures(analysis, options)
+    log.info("%s", report(analysis))
+    log.info("%d files in %s after %.0f s:", len(written), options.output, time.perf_counter() - start)
+    for path in written:
+        log.info("  %s", path.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Fitting many genes: batches in, one small record a gene out, and models rebuilt from the records."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.multinomial import MultinomGLM, MultinomGLMM
+
+SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
+
+
+class IsoFullModel(MultinomGLMM):
+    """GLMM of a gene with a spatial random effect, as ``SplisosmGLMM(model_type="glmm-full")`` fits it."""
+
+
+class IsoNullNoSpVar(MultinomGLMM):
+    """GLMM of a gene without spatial variance, as ``SplisosmGLMM(model_type="glmm-null")`` fits it."""
+
+
+MODELS: dict[str, type[MultinomGLM]] = {"glm": MultinomGLM, "glmm-full": IsoFullModel, "glmm-null": IsoNullNoSpVar}
+
+
+@dataclass(frozen=True)
+class FittedGene:
+    """What is kept of one gene's fit.
+
+    Attributes
+    ----------
+    values
+        Sites of the model without the gene dimension: ``beta`` (P, Q), ``bias_eta`` (Q,), and for the GLMM ``nu``
+        (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,).
+    log_prob
+        The model's objective at these values (log likelihood, joint or marginal), nats.
+    converged, reason, n_iter, best_loss, best_epoch, fitting_time_s
+        How the fit went; seconds are the batch's divided by its number of genes.
+    """
+
+    values: Mapping[str, Tensor]
+    log_prob: float
+    converged: bool
+    reason: str
+    n_iter: int
+    best_loss: float
+    best_epoch: int
+    fitting_time_s: float
+
+    def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
+        """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
+        eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
+        return eta if design is None else eta + design @ self.values["beta"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to make the model of one batch.
+
+    Attributes
+    ----------
+    model_type
+        ``"glm"``, ``"glmm-full"`` or ``"glmm-null"``.
+    options
+        Constructor arguments of the model.
+    spatial
+        Its covariance as arguments of ``setup_data``; empty for the GLM.
+    design
+        ``(N, P)``, or None for an intercept only.
+    device
+        Where to compute.
+    """
+
+    model_type: str
+    options: Mapping[str, Any]
+    spatial: Mapping[str, Any]
+    design: Tensor | None
+    device: str
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the parameters that a fit estimates."""
+        return SITES["glm" if self.model_type == "glm" else "glmm"]
+
+    def build(self, counts: Tensor) -> MultinomGLM:
+        """A model with its data, ``counts`` ``(B, N, K)``, not yet fitted."""
+        model = MODELS[self.model_type](**self.options)
+        model.setup_data(counts, design_mtx=self.design, device=self.device, **self.spatial)
+        return model
+
+    def fit(
+        self,
+        counts: Tensor,
+        *,
+        start: Sequence[FittedGene] | None = None,
+        quiet: bool = True,
+        random_seed: int | None = None,
+    ) -> list[FittedGene]:
+        """Fit a batch, from given values if there are any."""
+        begin = time.perf_counter()
+        model = self.build(counts)
+        if start is not None:
+            model.update_params_from_dict(stacked(start))
+        model.fit(quiet=quiet, random_seed=random_seed)
+        return self._records(model, (time.perf_counter() - begin) / len(counts))
+
+    def rebuild(self, counts: Tensor, fitted: FittedGene) -> MultinomGLM:
+        """The fitted model of one gene, ``counts`` ``(N, K)``."""
+        model = self.build(counts.unsqueeze(0))
+        model.update_params_from_dict(stacked([fitted]))
+        return model
+
+    def _records(self, model: MultinomGLM, seconds: float) -> list[FittedGene]:
+        logger = model.logger
+        with torch.no_grad():
+            log_prob = model.forward().detach().cpu()
+        values = {name: getattr(model, name).detach().cpu() for name in self.sites}
+        return [
+            FittedGene(
+                values={name: value[g].clone() for name, value in values.items()},
+                log_prob=float(log_prob[g]),
+                converged=bool(logger.converged[g]),
+                reason=logger.reason[g],
+                n_iter=int(logger.n_iter[g]),
+                best_loss=float(logger.best_loss[g]),
+                best_epoch=int(logger.best_epoch[g]),
+                fitting_time_s=seconds,
+            )
+            for g in range(len(log_prob))
+        ]
+
+
+def stacked(genes: Sequence[FittedGene]) -> dict[str, Tensor]:
+    """Values of several genes with the gene dimension first."""
+    return {name: torch.stack([gene.values[name] for gene in genes]) for name in genes[0].values}
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The documented ways to fit one batch.
+
+    Attributes
+    ----------
+    full
+        The model that was asked for.
+    null
+        The same without spatial variance, fitted first when given (``from_null``).
+    refit_null
+        Fit the null once more, from the full model's values, and keep the better.
+    random_seed, quiet
+        Passed to the models.
+    """
+
+    full: ModelSpec
+    null: ModelSpec | None = None
+    refit_null: bool = False
+    random_seed: int | None = None
+    quiet: bool = True
+
+    def run(self, counts: Tensor) -> tuple[list[FittedGene], list[FittedGene] | None]:
+        """Fitted genes of the full model and, when asked for, of the null."""
+        if self.null is None:
+            return self._fit(self.full, counts), None
+        null = self._fit(self.null, counts)
+        full = self._fit(self.full, counts, null)
+        if self.refit_null:
+            null = [_better(*pair) for pair in zip(null, self._fit(self.null, counts, full), strict=True)]
+        return full, null
+
+    def _fit(self, spec: ModelSpec, counts: Tensor, start: Sequence[FittedGene] | None = None) -> list[FittedGene]:
+        return spec.fit(counts, start=start, quiet=self.quiet, random_seed=self.random_seed)
+
+
+def _better(first: FittedGene, second: FittedGene) -> FittedGene:
+    best = second if second.best_loss < first.best_loss else first
+    return replace(best, fitting_time_s=first.fitting_time_s + second.fitting_time_s)
+
+
+def check_jobs(n_jobs: int, device: str) -> int:
+    """Number of processes: as asked on the CPU, one (with a warning) on accelerators."""
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise InvalidArgumentError(f"n_jobs: expected a whole number other than 0, found {n_jobs!r}.")
+    if n_jobs != 1 and device != "cpu":
+        warnings.warn(f"n_jobs={n_jobs}: on {device!r} genes are fitted in one process.", stacklevel=3)
+        return 1
+    return n_jobs
+
+
+def fit_genes(
+    plan: FitPlan,
+    counts: Sequence[Tensor],
+    batches: Sequence[Sequence[int]],
+    *,
+    n_jobs: int = 1,
+    description: str = "fit",
+    print_progress: bool = False,
+) -> tuple[list[FittedGene], list[FittedGene] | None]:
+    """Run a plan on every batch; results in the order of ``counts``, whatever the batches."""
+    stacks = (torch.stack([counts[gene] for gene in batch]) for batch in batches)
+    tasks = (delayed(plan.run)(stack) for stack in stacks)
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
+    full: list[Any] = [None] * len(counts)
+    null: list[Any] = [None] * len(counts)
+    with tqdm(total=len(counts), desc=description, unit="gene", disable=not print_progress) as bar:
+        for batch, (fitted, fitted_null) in zip(batches, results, strict=True):
+            for i, gene in enumerate(batch):
+                full[gene] = fitted[i]
+                null[gene] = None if fitted_null is None else fitted_null[i]
+            bar.update(len(batch))
+    return full, null if plan.null is not None else None

@@ -1,0 +1,220 @@
+"""What ``setup_data`` makes of an AnnData: counts by gene, covariates and the spatial covariance."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice.data.design import Design, build_design
+from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
+from pyrosplice.spatial.graph import (
+    Graph,
+    adjacency_graph,
+    check_coords,
+    check_k_neighbors,
+    component_labels,
+    knn_graph,
+    warn_if_disconnected,
+)
+
+Covariance = CarCovariance | IdentityCovariance
+
+
+@dataclass(frozen=True)
+class SpatialOptions:
+    """How space enters: the documented constructor arguments, checked where they are given.
+
+    Attributes
+    ----------
+    k_neighbors, graph, rho
+        k-NN graph of the coordinates and strength of the CAR dependence.
+    approx_rank
+        ``"auto"``, None (full) or the number of leading eigenpairs.
+    """
+
+    k_neighbors: int = 4
+    graph: Graph = "mutual"
+    rho: float = 0.99
+    approx_rank: int | str | None = "auto"
+
+    def __post_init__(self) -> None:
+        check_k_neighbors(self.k_neighbors)
+        check_option("graph", self.graph, get_args(Graph))
+        check_rho(self.rho)
+        rank = self.approx_rank
+        whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
+        if not (rank is None or rank == "auto" or whole):
+            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
+
+    def rank(self, n_spots: int, device: str) -> int | None:
+        """Number of eigenpairs to keep; None for the exact covariance.
+
+        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
+        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
+        """
+        if self.approx_rank is None:
+            if device != "cpu" and n_spots > 5000:
+                warnings.warn(
+                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {device!r} is expensive; "
+                    "leave approx_rank out, or give a rank.",
+                    stacklevel=5,
+                )
+            return None
+        if self.approx_rank == "auto":
+            return None if device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
+        return min(int(self.approx_rank), n_spots)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that fits and tests read; replaced as a whole by the next ``setup_data``.
+
+    Attributes
+    ----------
+    data
+        Filtered AnnData and the columns of each gene.
+    counts
+        Counts of each gene, ``(N, K_g)``, float64, on the CPU.
+    design
+        Covariates without intercept, or None.
+    covariance
+        CAR or identity; None for the GLM.
+    group_by_n_iso
+        Whether genes are sorted by isoform count before batching.
+    """
+
+    data: IsoformData
+    counts: list[Tensor]
+    design: Design | None
+    covariance: Covariance | None
+    group_by_n_iso: bool
+    summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return self.data.adata.n_obs
+
+    @property
+    def gene_names(self) -> tuple[str, ...]:
+        """Display names, unique."""
+        return self.data.gene_names
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """Names of the covariates."""
+        return () if self.design is None else self.design.names
+
+    @property
+    def design_tensor(self) -> Tensor | None:
+        """Covariates as a tensor ``(N, P)``, or None."""
+        return None if self.design is None else torch.from_numpy(self.design.values)
+
+    @property
+    def fitted_design(self) -> Tensor | None:
+        """Covariates that models are fitted with: the first level of every factor is the reference."""
+        return None if self.design is None else torch.from_numpy(self.design.values[:, self.design.estimable])
+
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each."""
+        order = list(range(len(self.counts)))
+        if self.group_by_n_iso:
+            order.sort(key=lambda gene: self.data.n_isos[gene])
+        batches: list[list[int]] = []
+        for gene in order:
+            fits = batches and len(batches[-1]) < batch_size
+            if fits and self.data.n_isos[batches[-1][0]] == self.data.n_isos[gene]:
+                batches[-1].append(gene)
+            else:
+                batches.append([gene])
+        return batches
+
+
+def prepare(
+    adata: AnnData,
+    *,
+    model_type: str,
+    space: SpatialOptions,
+    spatial_key: str,
+    adj_key: str | None,
+    layer: str,
+    group_iso_by: str,
+    gene_names: str | None,
+    group_gene_by_n_iso: bool,
+    design_mtx: Any,
+    covariate_names: Sequence[str] | None,
+    min_counts: float,
+    min_bin_pct: float,
+    min_component_size: int,
+) -> Prepared:
+    """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
+    check_anndata(adata)
+    if isinstance(min_component_size, bool) or not min_component_size >= 1:
+        raise InvalidArgumentError(f"min_component_size: expected a whole number ≥ 1, found {min_component_size!r}.")
+    if design_mtx is None and covariate_names is not None:
+        raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
+    design = None if design_mtx is None else build_design(design_mtx, adata.obs, covariate_names=covariate_names)
+    spots = None
+    adjacency = None
+    if model_type == "glmm-full" or min_component_size > 1:
+        adjacency = _adjacency(adata, space, spatial_key=spatial_key, adj_key=adj_key)
+        spots = _large_components(adjacency, min_component_size)
+    data = read_isoforms(
+        adata,
+        layer=layer,
+        group_iso_by=group_iso_by,
+        gene_names=gene_names,
+        min_counts=min_counts,
+        min_bin_pct=min_bin_pct,
+        spots=spots,
+    )
+    if design is not None:
+        design = design if spots is None else design.subset(spots)
+        design.check()
+    covariance: Covariance | None = None
+    if model_type == "glmm-null":
+        covariance = IdentityCovariance(data.adata.n_obs)
+    elif model_type == "glmm-full" and adjacency is not None:
+        adjacency = adjacency if spots is None else adjacency[spots][:, spots]
+        warn_if_disconnected(adjacency, stacklevel=3)
+        covariance = CarCovariance(adjacency, rho=space.rho)
+    return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso)
+
+
+def _adjacency(adata: AnnData, space: SpatialOptions, *, spatial_key: str, adj_key: str | None) -> Any:
+    """Given adjacency, or the k-NN graph of the coordinates."""
+    if adj_key is not None:
+        check_key(adata, "adj_key", adj_key, "obsp")
+        return adjacency_graph(adata.obsp[adj_key])
+    check_key(adata, "spatial_key", spatial_key, "obsm")
+    check_k_neighbors(space.k_neighbors, adata.n_obs)
+    coords = check_coords(adata.obsm[spatial_key], name=f"adata.obsm[{spatial_key!r}]")
+    return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
+
+
+def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_] | None:
+    """Mask of the spots whose component has at least ``least`` spots; None if that is all of them."""
+    if least <= 1:
+        return None
+    labels = component_labels(adjacency)[1]
+    kept = np.bincount(labels)[labels] >= least
+    if kept.all():
+        return None
+    warnings.warn(
+        f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "
+        "spatial graph and are left out.",
+        stacklevel=4,
+    )
+    return kept

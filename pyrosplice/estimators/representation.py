@@ -1,0 +1,81 @@
+"""What an estimator says about itself, as text and as HTML: data, space, model, fit, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+import scipy.sparse as sp
+
+from pyrosplice.estimators.fitted import FittedGene
+from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.graph import component_labels
+
+FDR = 0.05
+
+
+def as_text(title: str, rows: Mapping[str, str]) -> str:
+    """Title and one line a row."""
+    width = max(map(len, rows))
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def as_html(title: str, rows: Mapping[str, str]) -> str:
+    """The same as a small table."""
+    body = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<div><b>{escape(title)}</b><table>{body}</table></div>"
+
+
+def describe_data(prepared: Prepared | None) -> dict[str, str]:
+    """Rows on counts, space and design."""
+    if prepared is None:
+        return {"data": "none; call setup_data"}
+    n_isos = prepared.data.n_isos
+    return {
+        "data": f"{prepared.n_spots} spots, {len(n_isos)} genes, {sum(n_isos)} isoforms "
+        f"({min(n_isos)} to {max(n_isos)} a gene), layer {prepared.data.layer!r}",
+        "space": _describe_space(prepared),
+        "design": f"{len(prepared.covariate_names)} covariates: {_shorten(prepared.covariate_names)}"
+        if prepared.covariate_names
+        else "intercept only",
+    }
+
+
+def describe_fit(fitted: Sequence[FittedGene] | None, *, with_design: bool, with_null: bool) -> str:
+    """How many genes converged, and why the others did not."""
+    if fitted is None:
+        return "not fitted; call fit"
+    good = sum(gene.converged for gene in fitted)
+    seconds = sum(gene.fitting_time_s for gene in fitted)
+    text = f"{good} of {len(fitted)} genes converged in {seconds:.3g} s"
+    reasons = sorted({gene.reason for gene in fitted if not gene.converged})
+    text += f" (others: {', '.join(reasons)})" if reasons else ""
+    return text + (", with design" if with_design else "") + (", null models too" if with_null else "")
+
+
+def describe_test(results: Mapping[str, object] | None) -> str:
+    """Method and number of discoveries."""
+    if not results:
+        return "not run"
+    adjusted = np.asarray(results["pvalue_adj"], dtype=np.float64)
+    found, asked = int((adjusted < FDR).sum()), int(np.isfinite(adjusted).sum())
+    return f"{results['method']}: {found} of {asked} at FDR {FDR:.0%}"
+
+
+def _describe_space(prepared: Prepared) -> str:
+    covariance = prepared.covariance
+    if covariance is None:
+        return "not used"
+    if not isinstance(covariance, CarCovariance):
+        return "independent spots"
+    edges = sp.triu(covariance.adjacency, k=1).nnz
+    return f"CAR, rho {covariance.rho:g}, {edges} edges, {component_labels(covariance.adjacency)[0]} component(s)"
+
+
+def _shorten(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -1,0 +1,266 @@
+"""Isoform usage in tissue, end to end: :class:`SplisosmGLMM` takes an AnnData to models, tests and tables."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from pyrosplice.data.summary import feature_summary
+from pyrosplice.errors import NoResultsError, check_option
+from pyrosplice.estimators import representation, storage, tables, usage_tests
+from pyrosplice.estimators.usage_models import UsageFit, UsageModels
+from pyrosplice.io import load_archive, save_archive
+from pyrosplice.models.likelihoods import Multinomial
+
+
+class SplisosmGLMM(UsageModels):
+    r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
+
+    .. math::
+        y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}[\eta_i, 0]), \quad
+        \eta = X \beta + 1 b' + \nu, \quad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I))
+
+    V is the CAR covariance of the spots' neighbour graph. See :class:`~pyrosplice.MultinomGLMM` for the model of one
+    batch of genes. The joint modes are kept for compatibility: their θ means nothing (it runs to 1 whatever the data).
+    Use a marginal mode with ``var_fix_sigma=False`` for estimates; tests do so by themselves.
+
+    Parameters
+    ----------
+    model_type
+        ``"glmm-full"`` (spatial random effect), ``"glmm-null"`` (independent random effect) or ``"glm"`` (none; no
+        coordinates needed).
+    share_variance
+        One (σ, θ) for all logits of a gene, or one each.
+    var_fix_sigma
+        Keep σ at its start in the fit. Tests estimate it by marginal likelihood regardless.
+    var_prior_model, var_prior_model_params
+        Prior of the variance: ``"none"``, ``"gamma"`` (on σ; alpha 2, beta 0.3), ``"inv_gamma"`` (on σ²; 3, 0.5).
+    init_ratio
+        Start of ν: ``"uniform"`` (0) or ``"observed"``.
+    fitting_method
+        ``"joint_gd"``, ``"joint_newton"``, ``"marginal_gd"`` or ``"marginal_newton"``. The GLM takes ``"iwls"``,
+        ``"newton"`` or ``"gd"``, and reads any of the GLMM's names as ``"iwls"``.
+    fitting_configs
+        ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None. Copied,
+        never changed.
+    k_neighbors
+        Neighbours of the k-NN graph; not used with ``adj_key``.
+    rho
+        ρ of the CAR covariance, in [0, 1).
+    approx_rank
+        Leave out for automatic (the exact sparse covariance on the CPU; on accelerators exact up to 5,000 spots, then
+        ``ceil(4 √N)`` eigenpairs); None for exact; or the number of leading eigenpairs.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    graph
+        Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
+        warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial.graph.knn_graph`.
+
+    Attributes
+    ----------
+    adata : AnnData or None
+        What was given to ``setup_data``; None before, and after ``load``.
+    n_spots, n_genes, n_factors : int
+        After filtering; 0 before ``setup_data``.
+    gene_names, covariate_names : list of str
+        Display names.
+    sp_kernel : CarCovariance, IdentityCovariance or None
+        Spatial covariance of ``"glmm-full"``, ``"glmm-null"`` and ``"glm"``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An option that does not exist or a number out of range (also a ValueError and an AssertionError).
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=3, covariates=("iid",), seed=0)
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(adata, design_mtx="iid", group_gene_by_n_iso=True)
+    >>> model.fit(batch_size=20, print_progress=False)
+    >>> model.test_spatial_variability(method="score", print_progress=False)
+    >>> list(model.get_formatted_test_results("sv").columns)
+    ['gene', 'statistic', 'pvalue', 'pvalue_adj']
+    """
+
+    def test_spatial_variability(
+        self,
+        method: Literal["llr", "score"] = "llr",
+        use_perm_null: bool = False,
+        return_results: bool = False,
+        print_progress: bool = True,
+        n_perms_per_gene: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    def test_differential_usage(
+        self, method: Literal["score", "wald"] = "score", print_progress: bool = True, return_results: bool = False
+    ) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    def extract_feature_summary(
+        self, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
+    ) -> pd.DataFrame:
+        """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
+
+        Gene: ``n_isos``, ``perplexity``, ``pct_bin_on``, ``count_avg``, ``count_std``. Isoform: the columns of ``var``
+        and ``pct_bin_on``, ``count_total``, ``count_avg``, ``count_std``, ``ratio_total``, ``ratio_avg``,
+        ``ratio_std``. See :func:`~pyrosplice.data.feature_summary`.
+
+        Raises
+        ------
+        NotReadyError
+            Before ``setup_data``.
+        InvalidArgumentError
+            Another ``level``.
+        """
+        prepared = self._ready()
+        check_option("level", level, ("gene", "isoform"))
+        if level not in prepared.summaries:
+            prepared.summaries[level] = feature_summary(prepared.data, level=level, print_progress=print_progress)
+        return prepared.summaries[level].copy()
+
+    def get_training_summary(self) -> pd.DataFrame:
+        """How each gene's fit went, indexed by gene name.
+
+        ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
+        ``reason``.
+        """
+        return tables.training_table(self.model_type, self.gene_names, self._ready_fit().genes)
+
+    def get_fitted_ratios_anndata(self, layer_name: str = "fitted_ratios") -> AnnData:
+        """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
+
+        Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
+        """
+        fit, prepared = self._ready_fit(), self._ready()
+        design = prepared.fitted_design if fit.with_design else None
+        ratios = np.empty(prepared.data.adata.shape)
+        for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
+            ratios[:, columns] = Multinomial().mean(gene.linear_predictor(prepared.n_spots, design)).numpy()
+        adata = prepared.data.adata.copy()
+        adata.layers[layer_name] = ratios
+        return adata
+
+    def get_formatted_test_results(
+        self, test_type: Literal["sv", "du"], with_gene_summary: bool = False
+    ) -> pd.DataFrame:
+        """Results of the last test as a table.
+
+        Parameters
+        ----------
+        test_type
+            ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``. ``"du"``: one row a gene and
+            covariate (covariates within genes), with ``covariate``.
+        with_gene_summary
+            Add the columns of ``extract_feature_summary("gene")``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Another ``test_type``, or no results yet.
+        """
+        check_option("test_type", test_type, ("sv", "du"))
+        self._ready()
+        results = self._sv_test_results if test_type == "sv" else self._du_test_results
+        if not results:
+            test = "test_spatial_variability" if test_type == "sv" else "test_differential_usage"
+            raise NoResultsError(f"test_type={test_type!r}: there are no results yet; call {test}() first.")
+        table = tables.sv_table(results) if test_type == "sv" else tables.du_table(results)
+        if not with_gene_summary:
+            return table
+        return table.merge(
+            self.extract_feature_summary("gene", print_progress=False), left_on="gene", right_index=True, how="left"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write options, filtered data, fits and results to one file (safetensors; no pickle).
+
+        The AnnData that was given is not saved, only ``filtered_adata``.
+        """
+        prepared = self._ready()
+        tensors, data = storage.pack_data(prepared)
+        content: dict[str, Any] = {"options": self._options(), "data": data}
+        if self._fitted is not None:
+            content["fit"] = {"with_design": self._fitted.with_design}
+            for name, genes in (("genes", self._fitted.genes), ("null", self._fitted.null)):
+                if genes is not None:
+                    more, content["fit"][name] = storage.pack_genes(name, genes)
+                    tensors |= more
+        for name, results in (("sv", self._sv_test_results), ("du", self._du_test_results)):
+            more, content[name] = storage.pack_results(name, results)
+            tensors |= more
+        save_archive(path, kind=type(self).__name__, tensors=tensors, content=content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], map_location: str | None = None) -> SplisosmGLMM:
+        """Read what ``save`` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+        map_location
+            Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
+
+        Raises
+        ------
+        ModelFileError
+            A file that is truncated, foreign, of another kind, or written by a newer version.
+        """
+        tensors, content = load_archive(path, kind=cls.__name__)
+        options = content["options"]
+        model = cls(**(options if map_location is None else options | {"device": str(map_location)}))
+        model._prepared = storage.unpack_data(tensors, content["data"])
+        if "fit" in content:
+            stored = content["fit"]
+            genes = storage.unpack_genes("genes", tensors, stored["genes"])
+            null = storage.unpack_genes("null", tensors, stored["null"]) if "null" in stored else None
+            model._fitted = UsageFit(genes, null, stored["with_design"])
+        model._sv_test_results = storage.unpack_results("sv", tensors, content["sv"])
+        model._du_test_results = storage.unpack_results("du", tensors, content["du"])
+        return model
+
+    def _rows(self) -> dict[str, str]:
+        fit = self._fitted
+        return {
+            **representation.describe_data(self._prepared),
+            "model": self._describe_model(),
+            "fit": representation.describe_fit(
+                None if fit is None else fit.genes,
+                with_design=fit is not None and fit.with_design,
+                with_null=fit is not None and fit.null is not None,
+            ),
+            "sv test": representation.describe_test(self._sv_test_results),
+            "du test": representation.describe_test(self._du_test_results),
+        }
+
+    def _describe_model(self) -> str:
+        options = self._model_options()
+        if self.model_type == "glm":
+            return f"multinomial GLM by {options['fitting_method']}, flat priors"
+        prior = (
+            self.var_prior_model
+            if self.var_prior_model == "none"
+            else (f"{self.var_prior_model}{self.var_prior_model_params or ''}")
+        )
+        variance = "one variance" if self.share_variance else "a variance each logit"
+        sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
+        return f"multinomial GLMM by {self.fitting_method}, {variance}, {sigma}, variance prior {prior}"
+
+    def __repr__(self) -> str:
+        return representation.as_text(self._title(), self._rows())
+
+    def _repr_html_(self) -> str:
+        return representation.as_html(self._title(), self._rows())
+
+    def _title(self) -> str:
+        return f"{type(self).__name__}(model_type={self.model_type!r}, device={self.device!r})"

@@ -1,0 +1,96 @@
+"""A fitted :class:`SplisosmGLMM` as named tensors and JSON, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from pyrosplice.data.design import Design
+from pyrosplice.data.isoforms import IsoformData
+from pyrosplice.estimators.fitted import FittedGene
+from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.io import anndata_from_tensor, anndata_to_tensor
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
+
+RECORD = ("log_prob", "converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_time_s")
+
+
+def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Filtered AnnData, gene columns, design and graph."""
+    data, design, covariance = prepared.data, prepared.design, prepared.covariance
+    tensors = {"adata": anndata_to_tensor(data.adata)}
+    content: dict[str, Any] = {
+        "layer": data.layer,
+        "gene_names": list(data.gene_names),
+        "columns": [columns.tolist() for columns in data.columns],
+        "group_by_n_iso": prepared.group_by_n_iso,
+        "covariance": None if covariance is None else type(covariance).__name__,
+    }
+    if design is not None:
+        tensors["design"] = torch.from_numpy(design.values)
+        content["design"] = {"names": list(design.names), "factors": list(design.factors)}
+    if isinstance(covariance, CarCovariance):
+        edges = covariance.adjacency.tocoo()
+        tensors["graph.edges"] = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
+        tensors["graph.weights"] = torch.from_numpy(edges.data)
+        content["rho"] = covariance.rho
+    return tensors, content
+
+
+def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prepared:
+    """Inverse of :func:`pack_data`."""
+    columns = tuple(np.asarray(positions, dtype=np.intp) for positions in content["columns"])
+    data = IsoformData(anndata_from_tensor(tensors["adata"]), content["layer"], tuple(content["gene_names"]), columns)
+    design = None
+    if "design" in content:
+        names = content["design"]
+        design = Design(tensors["design"].cpu().numpy(), tuple(names["names"]), tuple(names["factors"]))
+    n_spots = data.adata.n_obs
+    covariance: CarCovariance | IdentityCovariance | None = None
+    if content["covariance"] == "CarCovariance":
+        row, column = tensors["graph.edges"].cpu().numpy()
+        weights = tensors["graph.weights"].cpu().numpy()
+        graph = sp.csr_matrix((weights, (row, column)), shape=(n_spots, n_spots))
+        covariance = CarCovariance(graph, rho=content["rho"])
+    elif content["covariance"] == "IdentityCovariance":
+        covariance = IdentityCovariance(n_spots)
+    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"])
+
+
+def pack_genes(prefix: str, genes: Sequence[FittedGene]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Values as ``<prefix>.<position>.<site>``, the rest as JSON."""
+    tensors = {
+        f"{prefix}.{position}.{site}": value
+        for position, gene in enumerate(genes)
+        for site, value in gene.values.items()
+    }
+    return tensors, [{name: getattr(gene, name) for name in RECORD} for gene in genes]
+
+
+def unpack_genes(prefix: str, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]]) -> list[FittedGene]:
+    """Inverse of :func:`pack_genes`."""
+    values: list[dict[str, Tensor]] = [{} for _ in records]
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}."):
+            _, position, site = name.split(".")
+            values[int(position)][site] = tensor.cpu()
+    return [FittedGene(values=value, **record) for value, record in zip(values, records, strict=True)]
+
+
+def pack_results(prefix: str, results: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Arrays as tensors, the rest as JSON."""
+    arrays = {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
+    tensors = {f"{prefix}.{name}": torch.from_numpy(value) for name, value in arrays.items()}
+    return tensors, {name: value for name, value in results.items() if name not in arrays}
+
+
+def unpack_results(prefix: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`pack_results`."""
+    start = f"{prefix}."
+    arrays = {name[len(start) :]: t.cpu().numpy() for name, t in tensors.items() if name.startswith(start)}
+    return dict(content) | arrays

@@ -1,0 +1,307 @@
+"""The part of :class:`~pyrosplice.SplisosmGLMM` that holds data and fits: options, ``setup_data``, ``fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from anndata import AnnData
+
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
+from pyrosplice.estimators.inputs import as_device
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.spatial.car import IdentityCovariance
+from pyrosplice.spatial.graph import Graph
+
+APPROX_RANK_AUTO = "auto"
+GLM_METHODS = ("iwls", "newton", "gd")
+OPTIONS = (
+    *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
+    *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
+)
+
+
+@dataclass(frozen=True)
+class UsageFit:
+    """Fitted genes in the order of ``gene_names``; ``null`` when ``from_null``."""
+
+    genes: list[FittedGene]
+    null: list[FittedGene] | None
+    with_design: bool
+
+
+class UsageModels:
+    """Data and fitted models of every gene; see :class:`~pyrosplice.SplisosmGLMM`, which documents the arguments."""
+
+    def __init__(
+        self,
+        model_type: Literal["glmm-full", "glmm-null", "glm"] = "glmm-full",
+        share_variance: bool = True,
+        var_fix_sigma: bool = True,
+        var_prior_model: str = "none",
+        var_prior_model_params: dict[str, float] | None = None,
+        init_ratio: str = "uniform",
+        fitting_method: str = "joint_gd",
+        fitting_configs: dict[str, Any] | None = None,
+        k_neighbors: int = 4,
+        rho: float = 0.99,
+        approx_rank: int | str | None = APPROX_RANK_AUTO,
+        device: str = "cpu",
+        *,
+        graph: Graph = "mutual",
+    ) -> None:
+        check_option("model_type", model_type, MODELS)
+        as_device(device)  # raises where there is none
+        self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
+        self.model_type, self.device = model_type, device
+        self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
+        self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
+        self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
+        self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
+        MODELS[model_type](**self._model_options())  # raises where an option is wrong
+        self.adata: AnnData | None = None
+        self._prepared: Prepared | None = None
+        self._fitted: UsageFit | None = None
+        self._sv_test_results: dict[str, Any] = {}
+        self._du_test_results: dict[str, Any] = {}
+
+    def setup_data(
+        self,
+        adata: AnnData,
+        *,
+        spatial_key: str = "spatial",
+        adj_key: str | None = None,
+        layer: str = "counts",
+        group_iso_by: str = "gene_symbol",
+        gene_names: str | None = None,
+        group_gene_by_n_iso: bool = False,
+        design_mtx: Any = None,
+        covariate_names: Sequence[str] | None = None,
+        min_counts: float = 10,
+        min_bin_pct: float = 0.0,
+        min_component_size: int = 1,
+    ) -> None:
+        """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
+
+        Filters in this order: spots in components smaller than ``min_component_size``; isoforms; genes with fewer
+        than two isoforms left.
+
+        Parameters
+        ----------
+        adata
+            Spots × isoforms.
+        spatial_key
+            Coordinates in ``obsm``; not read by ``"glm"`` and ``"glmm-null"`` unless ``min_component_size`` > 1.
+        adj_key
+            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
+        layer
+            Counts in ``layers``, whole numbers, dense or sparse.
+        group_iso_by, gene_names
+            Columns of ``var``: the gene of each isoform, and display names (those of ``group_iso_by`` by default).
+        group_gene_by_n_iso
+            Sort genes by isoform count before batching, so that batches are as full as ``batch_size`` says. Without,
+            only neighbouring genes with the same count share a batch.
+        design_mtx
+            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula. Text
+            and categorical columns become one covariate a level.
+        covariate_names
+            P names to use instead of the columns' own.
+        min_counts, min_bin_pct
+            Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
+        min_component_size
+            Spots in smaller components of the graph are left out, with a warning.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Bad input, naming the argument, what was found and what was expected.
+        """
+        prepared = prepare(
+            adata,
+            model_type=self.model_type,
+            space=self._space,
+            spatial_key=spatial_key,
+            adj_key=adj_key,
+            layer=layer,
+            group_iso_by=group_iso_by,
+            gene_names=gene_names,
+            group_gene_by_n_iso=group_gene_by_n_iso,
+            design_mtx=design_mtx,
+            covariate_names=covariate_names,
+            min_counts=min_counts,
+            min_bin_pct=min_bin_pct,
+            min_component_size=min_component_size,
+        )
+        self.adata, self._prepared = adata, prepared
+        self._forget()
+
+    def fit(
+        self,
+        n_jobs: int = 1,
+        batch_size: int = 1,
+        quiet: bool = True,
+        print_progress: bool = True,
+        with_design_mtx: bool = False,
+        from_null: bool = False,
+        refit_null: bool = True,
+        random_seed: int | None = None,
+    ) -> None:
+        """Fit every gene. Forgets earlier tests; if it fails, the earlier fit is still there.
+
+        Parameters
+        ----------
+        n_jobs
+            Processes; 1 on accelerators (with a warning).
+        batch_size
+            Genes per batch, all of one isoform count.
+        quiet, print_progress
+            No logs; a progress bar.
+        with_design_mtx
+            Estimate covariate effects (for the Wald test); without, the fit is the null of the score test.
+        from_null, refit_null
+            For ``"glmm-full"``: fit the model without spatial variance first and start from it; then fit that one
+            again from the full model's values and keep the better. ``method="llr"`` needs ``from_null=True``.
+        random_seed
+            Passed to the models.
+        """
+        prepared = self._ready()
+        if with_design_mtx and prepared.design is None:
+            raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
+        if isinstance(batch_size, bool) or not batch_size >= 1:
+            raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        plan = FitPlan(
+            full=self._spec(self.model_type, with_design=with_design_mtx),
+            null=self._spec("glmm-null", with_design=with_design_mtx)
+            if from_null and self.model_type == "glmm-full"
+            else None,
+            refit_null=refit_null,
+            random_seed=random_seed,
+            quiet=quiet,
+        )
+        genes, null = fit_genes(
+            plan,
+            prepared.counts,
+            prepared.batches(int(batch_size)),
+            n_jobs=check_jobs(n_jobs, self.device),
+            print_progress=print_progress,
+        )
+        self._forget()
+        self._fitted = UsageFit(genes, null, with_design_mtx)
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots after filtering; 0 before ``setup_data``."""
+        return 0 if self._prepared is None else self._prepared.n_spots
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes after filtering; 0 before ``setup_data``."""
+        return len(self.gene_names)
+
+    @property
+    def n_factors(self) -> int:
+        """Number of covariates; 0 without a design."""
+        return len(self.covariate_names)
+
+    @property
+    def gene_names(self) -> list[str]:
+        """Display names of the genes, in order of first appearance."""
+        return [] if self._prepared is None else list(self._prepared.gene_names)
+
+    @property
+    def covariate_names(self) -> list[str]:
+        """Names of the covariates."""
+        return [] if self._prepared is None else list(self._prepared.covariate_names)
+
+    @property
+    def n_isos_per_gene(self) -> list[int]:
+        """Number of isoforms of each gene after filtering."""
+        return [] if self._prepared is None else self._prepared.data.n_isos
+
+    @property
+    def design_mtx(self) -> torch.Tensor | None:
+        """Covariates ``(n_spots, n_factors)``, float64; None without a design."""
+        return None if self._prepared is None else self._prepared.design_tensor
+
+    @property
+    def sp_kernel(self) -> Covariance | None:
+        """Spatial covariance; None for ``"glm"`` and before ``setup_data``."""
+        return None if self._prepared is None else self._prepared.covariance
+
+    @property
+    def filtered_adata(self) -> AnnData:
+        """The filtered copy of the data, spots × isoforms. Raises :class:`NotReadyError` before ``setup_data``."""
+        return self._ready().data.adata
+
+    def get_fitted_models(self) -> list[MultinomGLM]:
+        """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here."""
+        fit, prepared = self._ready_fit(), self._ready()
+        spec = self._spec(self.model_type, with_design=fit.with_design)
+        return [spec.rebuild(counts, gene) for counts, gene in zip(prepared.counts, fit.genes, strict=True)]
+
+    def get_gene_model(self, gene_name: str) -> MultinomGLM:
+        """Model of one gene. Raises KeyError for a name that is not in ``gene_names``."""
+        fit, prepared = self._ready_fit(), self._ready()
+        if gene_name not in prepared.gene_names:
+            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
+        gene = prepared.gene_names.index(gene_name)
+        spec = self._spec(self.model_type, with_design=fit.with_design)
+        return spec.rebuild(prepared.counts[gene], fit.genes[gene])
+
+    def _ready(self) -> Prepared:
+        if self._prepared is None:
+            raise NotReadyError("There are no data yet: call setup_data(adata) first.")
+        return self._prepared
+
+    def _ready_fit(self) -> UsageFit:
+        self._ready()
+        if self._fitted is None:
+            raise NotReadyError("The models are not fitted yet: call fit() first.")
+        return self._fitted
+
+    def _forget(self) -> None:
+        """Drop fits and test results of earlier data."""
+        self._fitted = None
+        self._sv_test_results, self._du_test_results = {}, {}
+
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: deepcopy(getattr(self, name)) for name in OPTIONS}
+
+    def _model_options(self, **changed: Any) -> dict[str, Any]:
+        """Constructor arguments of the model of one batch."""
+        configs = {"max_epochs": 500} if self.fitting_configs is None else deepcopy(self.fitting_configs)
+        if self.model_type == "glm":
+            method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
+            return {"fitting_method": method, "fitting_configs": configs}
+        names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
+        options = {name: getattr(self, name) for name in names}
+        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
+
+    def _spec(self, model_type: str, *, with_design: bool, **changed: Any) -> ModelSpec:
+        prepared = self._ready()
+        return ModelSpec(
+            model_type,
+            self._model_options(**changed),
+            self._spatial_arguments(model_type),
+            prepared.fitted_design if with_design else None,
+            self.device,
+        )
+
+    def _spatial_arguments(self, model_type: str) -> dict[str, Any]:
+        """The covariance as ``setup_data`` of a model takes it: sparse, or its leading eigenpairs."""
+        prepared = self._ready()
+        if model_type == "glmm-null":
+            return {"corr_sp": IdentityCovariance(prepared.n_spots)}
+        if prepared.covariance is None:
+            return {}
+        rank = self._space.rank(prepared.n_spots, self.device)
+        if rank is None:
+            return {"corr_sp": prepared.covariance}
+        values, vectors = prepared.covariance.eigen(rank)
+        return {"corr_sp_eigvals": values, "corr_sp_eigvecs": vectors}

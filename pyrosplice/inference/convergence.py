@@ -1,0 +1,82 @@
+"""How each gene's fit went: one record for every engine, and the ``logger`` of a fitted model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import check_option
+
+REASONS: dict[str, str] = {
+    "running": "not finished",
+    "converged": "the promised further improvement is below the tolerance",
+    "separated": "the optimum is at infinity: an isoform never seen, or a covariate that separates the isoforms",
+    "no_counts": "the gene has no counts, so every parameter is a start value",
+    "max_epochs": "the number of iterations ran out",
+    "stalled": "no step improves the objective, yet its gradient is not small",
+    "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
+    "not_finite": "the objective or its gradient is not finite",
+}
+
+
+@dataclass
+class Convergence:
+    """One row per gene, filled in while an engine runs.
+
+    Attributes
+    ----------
+    reason
+        Why each gene stopped, one of :data:`REASONS`, length G.
+    n_iter
+        Iterations made, ``(G,)``.
+    best_loss
+        Lowest minus log density seen, ``(G,)``; infinite before the first epoch.
+    best_epoch
+        Epoch at which it was seen, ``(G,)``; epoch 0 is the start.
+    """
+
+    reason: list[str]
+    n_iter: Tensor
+    best_loss: Tensor
+    best_epoch: Tensor
+    _epochs: list[Tensor] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def start(cls, n_genes: int, *, device: torch.device | str = "cpu") -> Convergence:
+        """An empty record for ``n_genes`` genes."""
+        zeros = torch.zeros(n_genes, dtype=torch.int64, device=device)
+        best = torch.full((n_genes,), float("inf"), dtype=torch.float64, device=device)
+        return cls(["running"] * n_genes, zeros, best, zeros.clone())
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each gene is at an optimum, ``(G,)`` bool."""
+        return torch.tensor([reason == "converged" for reason in self.reason])
+
+    @property
+    def loss_history(self) -> Tensor:
+        """Minus log density by epoch, ``(E, G)``; a gene that has stopped keeps its last value."""
+        if not self._epochs:
+            return self.best_loss.new_zeros(0, len(self.reason))
+        return torch.stack(self._epochs)
+
+    def record(self, loss: Tensor, genes: Tensor) -> Tensor:
+        """Append one epoch's loss ``(A,)`` of the listed genes ``(A,)``; returns which of them improved."""
+        loss = loss.detach()
+        epoch = len(self._epochs)
+        latest = self._epochs[-1].clone() if epoch else self.best_loss.clone()
+        latest[genes] = loss
+        self._epochs.append(latest)
+        improved = loss < self.best_loss[genes]
+        better = genes[improved]
+        self.best_loss[better], self.best_epoch[better] = loss[improved], epoch
+        self.n_iter[genes] = epoch
+        return improved
+
+    def finish(self, genes: Tensor, reason: str) -> None:
+        """Note why the listed genes stopped."""
+        check_option("reason", reason, REASONS)
+        for gene in genes.tolist():
+            self.reason[gene] = reason

@@ -1,0 +1,261 @@
+r"""The isoform GLM as an optimisation problem: loss, gradient and information of every gene at once.
+
+With :math:`\tilde X = [X, 1]` and coefficients W = [β; b] ``(P + 1, Q)`` of a gene,
+
+.. math::
+
+   \ell(W) = \sum_i \log p(y_i \mid W' \tilde x_i) + \log \pi(W), \qquad
+   \nabla \ell = \tilde X' S, \qquad
+   I_{(p k),(q l)} = \sum_i \tilde x_{ip} \tilde x_{iq} [W_i]_{kl}
+
+with S the scores and :math:`W_i` the information of the spots. The information of all genes is one matrix product of
+the spots' :math:`[W_i]_{kl}` with the products :math:`\tilde x_{ip} \tilde x_{iq}`, block by block of spots.
+Covariates are standardised inside, so that neither their origin nor their unit matters to the optimiser; spots without
+counts are left out, and spots of equal covariates are added up where the likelihood allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyrosplice.inference.newton import SINGULAR, solve_curvature
+from pyrosplice.models.likelihoods import Likelihood
+
+_BLOCK = 2**24
+"""Numbers held at once for the products of covariates (128 MB)."""
+_FAR_LOGIT = 12.0
+_SEPARATED = 1e-8
+
+LogPrior = Callable[[Tensor, Tensor], Tensor]
+"""Log prior density of each gene ``(G,)`` from ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)`` of *all* genes."""
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    r"""The linear map :math:`W = A W_c` from coefficients of standardised covariates to those of the given ones.
+
+    ``matrix`` is A, ``(P + 1, P + 1)``; ``design`` is the standardised :math:`\tilde X`, ``(N, P + 1)``.
+    """
+
+    matrix: Tensor
+    design: Tensor
+
+    @classmethod
+    def of(cls, covariates: Tensor) -> Standardisation:
+        """Centre and scale ``(N, P)`` covariates; a constant one becomes zero."""
+        n_spots, n_factors = covariates.shape
+        mean = covariates.mean(0)
+        spread = (covariates - mean).square().mean(0).sqrt()
+        constant = spread <= 1e-12 * mean.abs()
+        inverse = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, spread))
+        design = torch.cat([(covariates - mean) * inverse, covariates.new_ones(n_spots, 1)], 1)
+        matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
+        matrix[:n_factors, :n_factors] = torch.diag(inverse)
+        matrix[n_factors, :n_factors] = -mean * inverse
+        return cls(matrix, design)
+
+    def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
+        """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""
+        big = torch.kron(self.matrix, torch.eye(n_logits, dtype=self.matrix.dtype, device=self.matrix.device))
+        return big @ standardised @ big.mT
+
+
+@dataclass(frozen=True)
+class GLMObjective:
+    """Minus the log posterior density of the GLM coefficients of A genes, as a function of ``(A, (P + 1) Q)``.
+
+    Attributes
+    ----------
+    counts
+        ``(A, N, K)``.
+    scaling
+        The standardised design.
+    likelihood
+        Density of a spot's counts.
+    prior
+        Log prior density, or None if flat.
+    genes
+        Which genes of the batch of ``n_genes`` the rows are, ``(A,)``; the prior may differ between genes.
+    constant
+        What the kernel of the (summed) counts leaves out of the log likelihood, ``(A,)``.
+    """
+
+    counts: Tensor
+    scaling: Standardisation
+    likelihood: Likelihood
+    prior: LogPrior | None
+    genes: Tensor
+    n_genes: int
+    constant: Tensor
+
+    @classmethod
+    def of(
+        cls, counts: Tensor, covariates: Tensor, likelihood: Likelihood, prior: LogPrior | None = None
+    ) -> GLMObjective:
+        """The problem of all genes ``(G, N, K)``, stored isoform by isoform for vectorised likelihoods."""
+        level = counts.new_zeros(*counts.shape[:2], likelihood.n_predictors(counts.shape[-1]))
+        full = likelihood.log_prob(counts, level).sum(-1)
+        counts, covariates = _sufficient(counts, covariates, likelihood)
+        constant = full - likelihood.log_kernel(counts, level[:, : counts.shape[1]]).sum(-1)
+        planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
+        genes = torch.arange(len(counts), device=counts.device)
+        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, len(counts), constant)
+
+    @property
+    def n_logits(self) -> int:
+        """Length Q of a spot's linear predictor."""
+        return self.likelihood.n_predictors(self.counts.shape[-1])
+
+    def select(self, rows: Tensor) -> GLMObjective:
+        """The problem of some of the genes."""
+        counts = self.counts.movedim(-1, 0)[:, rows].movedim(0, -1)
+        return replace(self, counts=counts, genes=self.genes[rows], constant=self.constant[rows])
+
+    def start(self) -> Tensor:
+        """Log ratio of the isoforms' totals (half a count added) for the intercepts, zero elsewhere: ``(A, D)``."""
+        totals = self.counts.sum(-2) + 0.5
+        ratio = (totals[:, :-1] / totals[:, -1:]).log()
+        point = self.counts.new_zeros(len(self.counts), self.scaling.design.shape[1], self.n_logits)
+        point[:, -1, : ratio.shape[-1]] = ratio[:, : self.n_logits]
+        return point.flatten(1)
+
+    def coefficients(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """``beta`` ``(A, P, Q)`` and ``bias_eta`` ``(A, Q)`` of the given covariates."""
+        weights = self.scaling.matrix @ self._weights(point)
+        return weights[:, :-1], weights[:, -1]
+
+    def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
+        """Inverse of :meth:`coefficients` (constant covariates lose their effect)."""
+        weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
+        return (torch.linalg.pinv(self.scaling.matrix) @ weights).flatten(1)
+
+    def linear_predictor(self, point: Tensor) -> Tensor:
+        """η ``(A, N, Q)``, stored logit by logit."""
+        return (self._weights(point).permute(2, 0, 1) @ self.scaling.design.T).movedim(0, -1)
+
+    def loss(self, point: Tensor) -> Tensor:
+        """Minus log likelihood minus log prior, ``(A,)``; differentiable."""
+        loss = -self.constant - self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
+        return loss if self.prior is None else loss - self._log_prior(point)
+
+    def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``(A,)`` and its gradient ``(A, D)``."""
+        eta = self.linear_predictor(point)
+        loss = -self.constant - self.likelihood.log_kernel(self.counts, eta).sum(-1)
+        gradient = self._likelihood_gradient(eta)
+        if self.prior is None:
+            return loss, gradient
+        with torch.enable_grad():
+            point = point.detach().requires_grad_(True)
+            log_prior = self._log_prior(point)
+            (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
+        return loss - log_prior.detach(), gradient - prior_gradient
+
+    def derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``(A, D)`` and Hessian ``(A, D, D)`` of the loss."""
+        eta = self.linear_predictor(point)
+        gradient = self._likelihood_gradient(eta)
+        hessian = self._assemble(self.likelihood.information(self.counts, eta))
+        if self.prior is None:
+            return gradient, hessian
+        prior_gradient, prior_hessian = self._prior_derivatives(point)
+        return gradient - prior_gradient, hessian - prior_hessian
+
+    def curvature(self, point: Tensor) -> Tensor:
+        """Diagonal of the information at ``point``, ``(A, D)``: a scale for first-order methods."""
+        information = self.likelihood.information(self.counts, self.linear_predictor(point))
+        diagonal = torch.diagonal(information, dim1=-2, dim2=-1).movedim(-1, 0)
+        return (diagonal @ self.scaling.design.square()).permute(1, 2, 0).flatten(1)
+
+    def separated(self, point: Tensor, hessian: Tensor) -> Tensor:
+        """Whether the optimum is at infinity, ``(A,)``.
+
+        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the information has all but vanished beside that of the same molecules with even usage,
+        and some spot with molecules has an extreme predictor.
+        """
+        seen = self.counts.sum(-1) > 0
+        extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
+        totals = self.counts.sum(-2)
+        answer = (totals == 0).any(-1) & (totals.sum(-1) > 0) & (self.prior is None)
+        for row in torch.nonzero(extreme & ~answer).squeeze(-1).tolist():
+            design = self.scaling.design
+            metric = design.T @ (self.counts[row].sum(-1).unsqueeze(-1) * design)
+            values, vectors = torch.linalg.eigh(metric)
+            kept = values > SINGULAR * values[-1]
+            identity = torch.eye(self.n_logits, dtype=design.dtype, device=design.device)
+            white = torch.kron(vectors[:, kept] * values[kept].rsqrt(), identity)
+            answer[row] = torch.linalg.eigvalsh(white.T @ hessian[row] @ white)[0] < _SEPARATED
+        return answer
+
+    def covariance(self, hessian: Tensor) -> Tensor:
+        """Covariance matrices ``(A, D, D)`` of ``[beta; bias_eta]``, the inverse of the Hessian of the loss.
+
+        What the data do not identify has infinite variance.
+        """
+        eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
+        inverse = solve_curvature(hessian, eye)
+        covariance = self.scaling.covariance(inverse, self.n_logits)
+        unidentified = self.scaling.covariance(eye - inverse @ hessian, self.n_logits)
+        share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
+        scale = torch.diagonal(self.scaling.covariance(eye, self.n_logits), dim1=-2, dim2=-1)
+        unknown = (share > 1e-6 * scale) | (scale == 0)
+        return covariance + torch.diag_embed(torch.where(unknown, torch.inf, 0.0))
+
+    def _weights(self, point: Tensor) -> Tensor:
+        return point.unflatten(-1, (-1, self.n_logits))
+
+    def _likelihood_gradient(self, eta: Tensor) -> Tensor:
+        score = self.likelihood.score(self.counts, eta).movedim(-1, 0)
+        return -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
+
+    def _log_prior(self, point: Tensor) -> Tensor:
+        assert self.prior is not None
+        beta, bias_eta = (
+            value.new_zeros(self.n_genes, *value.shape[1:]).index_copy(0, self.genes, value)
+            for value in self.coefficients(point)
+        )
+        return self.prior(beta, bias_eta)[self.genes]
+
+    def _prior_derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            point = point.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self._log_prior(point).sum(), point, create_graph=True)
+            if not gradient.requires_grad:
+                return gradient, point.new_zeros(*point.shape, point.shape[-1])
+            columns = [torch.autograd.grad(g.sum(), point, retain_graph=True)[0] for g in gradient.unbind(-1)]
+        return gradient.detach(), torch.stack(columns, -1)
+
+    def _assemble(self, information: Tensor) -> Tensor:
+        """``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)`` with D in the order of ``[beta; bias_eta]``, logits fastest."""
+        design, n_logits = self.scaling.design, self.n_logits
+        n_columns = design.shape[1]
+        first, second = torch.triu_indices(n_columns, n_columns, device=design.device)
+        pairs = torch.triu_indices(n_logits, n_logits, device=design.device)
+        planes = information[..., pairs[0], pairs[1]].movedim(-1, 0)
+        block = max(1, _BLOCK // len(first))
+        packed = planes.new_zeros(*planes.shape[:2], len(first))
+        for i in range(0, len(design), block):
+            rows = slice(i, i + block)
+            packed += planes[..., rows] @ (design[rows, first] * design[rows, second])
+        full = information.new_empty(len(information), n_columns, n_logits, n_columns, n_logits)
+        for plane, k, m in zip(packed, *pairs.tolist(), strict=True):
+            full[:, first, k, second, m] = full[:, second, k, first, m] = plane
+            full[:, first, m, second, k] = full[:, second, m, first, k] = plane
+        return full.flatten(3, 4).flatten(1, 2)
+
+
+def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    """Counts and covariates without empty spots, those of equal covariates added up if the likelihood allows."""
+    seen = (counts.sum(-1) > 0).any(0)
+    if not seen.all():
+        counts, covariates = counts[:, seen], covariates[seen]
+    if not likelihood.additive or not len(covariates):
+        return counts, covariates
+    rows, group = torch.unique(covariates, dim=0, return_inverse=True)
+    if len(rows) > len(covariates) // 2:
+        return counts, covariates
+    return counts.new_zeros(len(counts), len(rows), counts.shape[-1]).index_add_(1, group, counts), rows

@@ -1,0 +1,105 @@
+"""One safe file format: named tensors and JSON in a safetensors container. Nothing in it is ever executed.
+
+The header of a file says what wrote it: ``format`` (always ``pyrosplice``), ``kind`` (what the file holds),
+``format_version`` (one whole number) and ``content``, the JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from anndata import AnnData
+from anndata.io import read_elem, write_elem
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pyrosplice.errors import ModelFileError
+
+FORMAT = "pyrosplice"
+FORMAT_VERSION = 1
+
+
+def save_archive(
+    path: str | os.PathLike[str], *, kind: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON to one file; an existing file is replaced only once the new one is whole.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    kind
+        What the file holds, checked by :func:`load_archive`.
+    tensors
+        Tensors by name, any device.
+    content
+        Whatever JSON can say.
+    """
+    header = {"format": FORMAT, "kind": kind, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
+    whole = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(whole)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_archive(
+    path: str | os.PathLike[str], *, kind: str, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_archive` wrote: the tensors, on ``device``, and the JSON.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ModelFileError
+        A file that is truncated, of another format or kind, or written by a newer version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}.")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as archive:
+            content = _checked_header(path, archive.metadata() or {}, kind)
+            return {name: archive.get_tensor(name) for name in archive.keys()}, content  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ModelFileError(f"{os.fspath(path)!r} is truncated or no {FORMAT} file at all ({error}).") from error
+
+
+def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kind: str) -> dict[str, Any]:
+    name = os.fspath(path)
+    if header.get("format") != FORMAT:
+        raise ModelFileError(f"{name!r} was not written by {FORMAT}: expected format {FORMAT!r} in its header.")
+    version = int(header["format_version"])
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{name!r} has format version {version}; this version of {FORMAT} reads up to {FORMAT_VERSION}. Upgrade it."
+        )
+    if header["kind"] != kind:
+        raise ModelFileError(f"{name!r} holds a {header['kind']}; expected a {kind}.")
+    return json.loads(header["content"])
+
+
+def anndata_to_tensor(adata: AnnData) -> Tensor:
+    """An AnnData as the bytes of its h5ad file: uint8 ``(n_bytes,)``."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write_elem(file, "/", adata)
+    return torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+
+
+def anndata_from_tensor(data: Tensor) -> AnnData:
+    """Inverse of :func:`anndata_to_tensor`."""
+    with h5py.File(io.BytesIO(data.cpu().numpy().tobytes()), "r") as file:
+        return read_elem(file)

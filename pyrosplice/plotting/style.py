@@ -1,0 +1,84 @@
+"""What the figures share: the optional import, colours that colour-blind readers can tell apart, table checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyrosplice.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Okabe and Ito's palette (jfly.uni-koeln.de/color), the order in which groups get their colours.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#9A9A9A"
+BLACK = "#222222"
+#: Sequential and perceptually uniform, readable without red–green vision and in grey.
+SEQUENTIAL = "viridis"
+
+
+def new_axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
+    """Return ``ax``, or the axes of a new figure of ``figsize`` inches with the upper and right frame taken away."""
+    if ax is not None:
+        return ax
+    _, ax = pyplot().subplots(figsize=figsize, layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def pyplot():  # type: ignore[no-untyped-def]
+    """``matplotlib.pyplot``, or an error that says how to get it."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("pyrosplice.plotting needs matplotlib: pip install 'pyrosplice[plot]'.") from error
+    return plt
+
+
+def require_columns(table: pd.DataFrame, *columns: str) -> None:
+    """Raise :class:`InvalidArgumentError` unless ``table`` has rows and every one of ``columns``."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InvalidArgumentError(f"table: expected the columns {missing}, found {list(table.columns)}.")
+    if len(table) == 0:
+        raise InvalidArgumentError("table: expected at least one row, found none.")
+
+
+def checked_pvalues(table: pd.DataFrame, column: str) -> np.ndarray:
+    """P-values as float64; a missing one (NaN) stays missing, one outside [0, 1] raises."""
+    require_columns(table, column)
+    values = table[column].to_numpy(dtype=np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        raise InvalidArgumentError(
+            f"table[{column!r}]: expected p-values in [0, 1], found {values[outside][0]!r} in row {outside.argmax()}."
+        )
+    if np.isnan(values).all():
+        raise InvalidArgumentError(f"table[{column!r}]: expected p-values, found only missing ones.")
+    return values
+
+
+def groups(table: pd.DataFrame, by: str | None) -> list[tuple[str | None, pd.DataFrame]]:
+    """Split ``table`` by the values of column ``by`` in order of appearance; one unnamed group without it."""
+    if by is None:
+        return [(None, table)]
+    require_columns(table, by)
+    split: list[tuple[str | None, pd.DataFrame]] = [
+        (str(name), group) for name, group in table.groupby(by, sort=False, observed=True)
+    ]
+    if len(split) > len(OKABE_ITO):
+        raise InvalidArgumentError(
+            f"by: expected a column with at most {len(OKABE_ITO)} values (one colour each), "
+            f"found {len(split)} in {by!r}."
+        )
+    return split
+
+
+def counted(name: str | None, shown: int, missing: int) -> str:
+    """Legend entry: the name, how many points are shown, how many had no value."""
+    text = f"{shown:,}" if name is None else f"{name}: {shown:,}"
+    return text + (f" ({missing:,} missing)" if missing else "")

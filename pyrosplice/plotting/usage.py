@@ -1,0 +1,173 @@
+"""Isoform usage in space: what was counted above what was fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.plotting.style import GREY, SEQUENTIAL, pyplot, require_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL = 2.3  # inches, width and height of one map
+
+
+def usage_table(
+    adata: AnnData,
+    isoforms: Sequence[str],
+    *,
+    counts_layer: str = "counts",
+    fitted_layer: str = "fitted_ratios",
+    spatial_key: str = "spatial",
+) -> pd.DataFrame:
+    r"""Raw and fitted usage ratios of one gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
+
+    Parameters
+    ----------
+    adata
+        What ``SplisosmGLMM.get_fitted_ratios_anndata()`` returns: spots × isoforms with both layers.
+    isoforms
+        The isoforms of one gene, all of them (the raw ratio is a spot's count over the sum over ``isoforms``).
+    counts_layer, fitted_layer
+        Layers with counts and with fitted ratios.
+    spatial_key
+        Coordinates in ``adata.obsm``; the first two columns are used.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``x``, ``y``, ``isoform``, ``raw`` (missing where the gene was not seen in the spot), ``fitted``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A layer, an isoform or the coordinates are not in ``adata``.
+    """
+    for argument, key, found in (
+        ("counts_layer", counts_layer, adata.layers),
+        ("fitted_layer", fitted_layer, adata.layers),
+        ("spatial_key", spatial_key, adata.obsm),
+    ):
+        if key not in found:
+            raise InvalidArgumentError(f"{argument}: expected one of {list(found)}, found {key!r}.")
+    unknown = [name for name in isoforms if name not in adata.var_names]
+    if unknown:
+        raise InvalidArgumentError(f"isoforms: not in adata.var_names: {unknown}.")
+    gene = adata[:, list(isoforms)]
+    counts = _dense(gene.layers[counts_layer])
+    total = counts.sum(1, keepdims=True)
+    raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    return pd.DataFrame(
+        {
+            "x": np.tile(coordinates[:, 0], len(isoforms)),
+            "y": np.tile(coordinates[:, 1], len(isoforms)),
+            "isoform": np.repeat(np.asarray(isoforms, dtype=object), adata.n_obs),
+            "raw": raw.ravel(order="F"),
+            "fitted": _dense(gene.layers[fitted_layer]).ravel(order="F"),
+        }
+    )
+
+
+def _dense(layer: Any) -> np.ndarray:
+    return np.asarray(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float64)
+
+
+def usage_map(
+    table: pd.DataFrame,
+    *,
+    x: str = "x",
+    y: str = "y",
+    isoform: str = "isoform",
+    raw: str = "raw",
+    fitted: str = "fitted",
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> np.ndarray:
+    """Maps of one gene: a column an isoform, raw usage ratios above fitted ones on the same colour scale.
+
+    Parameters
+    ----------
+    table
+        One row an isoform and spot (:func:`usage_table` makes it).
+    x, y, isoform, raw, fitted
+        Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+    limits
+        Colour scale of every map. By default each isoform has its own, the range of its fitted ratios; raw ratios
+        beyond it (0 and 1 are common at low counts) get the end colours, which the arrows of the colour bar say.
+    title
+        Title of the figure, for example the gene.
+
+    Returns
+    -------
+    ndarray of Axes
+        Shape (2, isoforms): raw in the first row, fitted in the second.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A column is missing or ``limits`` is not an increasing pair.
+    """
+    require_columns(table, x, y, isoform, raw, fitted)
+    if limits is not None and not limits[0] < limits[1]:
+        raise InvalidArgumentError(f"limits: expected (low, high) with low < high, found {limits!r}.")
+    names = list(dict.fromkeys(table[isoform]))
+    figure, axes = pyplot().subplots(
+        2, len(names), figsize=(PANEL * len(names) + 0.4, 2 * PANEL + 0.7), squeeze=False, layout="constrained"
+    )
+    for column, name in enumerate(names):
+        spots = table[table[isoform] == name]
+        low, high = limits or _range(spots[fitted].to_numpy(dtype=np.float64))
+        size = _marker_size(spots[[x, y]].to_numpy(dtype=np.float64))
+        for ax, values in zip(axes[:, column], (spots[raw], spots[fitted]), strict=True):
+            image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
+        axes[0, column].set_title(str(name), fontsize="medium")
+        figure.colorbar(
+            image, ax=axes[:, column], location="bottom", shrink=0.85, extend=_beyond(spots[raw], low, high)
+        )
+    axes[0, 0].set_ylabel("raw")
+    axes[1, 0].set_ylabel("fitted")
+    if title is not None:
+        figure.suptitle(title)
+    return axes
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    middle, half = (low + high) / 2, max((high - low) / 2, 0.025)  # a flat map is shown flat
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _beyond(values: pd.Series, low: float, high: float) -> str:
+    below, above = bool((values < low).any()), bool((values > high).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[below, above]
+
+
+def _marker_size(coordinates: np.ndarray) -> float:
+    """Area in points² at which a marker is as wide as the usual distance between neighbouring spots."""
+    if len(coordinates) < 2:
+        return 36.0
+    nearest = np.median(cKDTree(coordinates).query(coordinates, k=2)[0][:, 1])
+    extent = np.ptp(coordinates, axis=0).max() + nearest
+    return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
+
+
+def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float):  # type: ignore[no-untyped-def]
+    seen = values.notna()
+    ax.scatter(x[~seen], y[~seen], s=size / 9, color=GREY, alpha=0.5, linewidth=0)
+    image = ax.scatter(
+        x[seen], y[seen], c=values[seen], s=size, cmap=SEQUENTIAL, vmin=limits[0], vmax=limits[1], linewidth=0
+    )
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return image
