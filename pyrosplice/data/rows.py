@@ -61,6 +61,16 @@ def as_rows(
     return RowBlocks(block, n_rows, size=size, weights=None if weights is None else weights[None])
 
 
+def is_array(data: Any) -> bool:
+    """True for what scikit-learn calls an array: NumPy, lists, tables, scipy sparse."""
+    return not (isinstance(data, (Tensor, Dataset, DataLoader, anndata.AnnData)) or hasattr(data, "compute"))
+
+
+def as_given(data: Any, values: Tensor) -> Any:
+    """``values`` as a NumPy array if ``data`` :func:`is_array`, as the Tensor that they are otherwise."""
+    return values.cpu().numpy() if is_array(data) else values
+
+
 def _floating(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.float64
 

@@ -148,7 +148,7 @@ class TripletDataset(Dataset):
         return torch.tensor(np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int64))
 
 
-class AnnData_TripletDataset(TripletDataset):  # noqa: N801 -- the documented name
+class AnnData_TripletDataset(TripletDataset):
     """Patients of an AnnData as distributions of their cells.
 
     Parameters
@@ -298,7 +298,7 @@ class AnnData_TripletDataset(TripletDataset):  # noqa: N801 -- the documented na
 def stored_mixtures(
     dataset: AnnData_TripletDataset, key: str, n_samples: int | None, source: WeightsSource, seed: int
 ) -> tuple[Any, Any, Any, bool]:
-    """Supports, covariances, weights and whether they are shared, from ``uns[key]``, for the patients of ``dataset``."""
+    """Supports, covariances, weights, and whether they are shared, of the patients of ``dataset`` in ``uns[key]``."""
     if key not in dataset.adata.uns:
         raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(dataset.adata.uns)}, found {key!r}.")
     stored: Mapping[str, Any] = dataset.adata.uns[key]

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import anndata
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pyrosplice.data.rows import as_rows
+from pyrosplice.data.rows import as_given, as_rows, is_array
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_attributes, write_parameters
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
@@ -238,7 +236,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Any:
         """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise."""
-        return _as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
+        return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """:meth:`fit`, then :meth:`predict` of the same cells."""
@@ -246,11 +244,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each component given each cell: ``(N, M)``; array or Tensor as in :meth:`predict`."""
-        return _as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
+        return as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
 
     def score_samples(self, X: Any) -> Any:
         """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`."""
-        return _as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
+        return as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
 
     def score(self, X: Any, y: None = None) -> float:
         """Mean **negative** log likelihood of the cells."""
@@ -354,7 +352,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 raise InvalidArgumentError(f"{name}: expected a number of at least 0, found {getattr(self, name)!r}.")
 
     def _rows(self, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
-        if not (isinstance(X, (Tensor, Dataset, DataLoader, anndata.AnnData)) or hasattr(X, "compute")):
+        if is_array(X):
             X = validate_data(
                 self,
                 X,
@@ -380,13 +378,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             )
         rows.weights = _weights(sample_weight, rows)
         return rows
-
-
-def _as_given(X: Any, values: Tensor) -> Any:
-    """A NumPy array for what scikit-learn calls an array, a Tensor for everything else."""
-    if isinstance(X, (Tensor, Dataset, DataLoader, anndata.AnnData)) or hasattr(X, "compute"):
-        return values
-    return values.cpu().numpy()
 
 
 def _weights(sample_weight: Any, rows: RowBlocks) -> Tensor | None:
