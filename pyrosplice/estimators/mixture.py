@@ -129,8 +129,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.use_rep = use_rep
 
-    # ---- fitting ------------------------------------------------------------------------------------------------
-
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Fit the mixture to cells ``X`` ``(N, D)``.
 
@@ -232,8 +230,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.num_iter_ = int(result.n_iter)
         self.nll_ = -float(result.log_likelihood) / float(rows.total_weight())
 
-    # ---- using the fit ------------------------------------------------------------------------------------------
-
     def predict(self, X: Any) -> Any:
         """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise."""
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
@@ -284,8 +280,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         tags.input_tags.sparse = self.batch_size is not None
         tags.input_tags.allow_nan = self.missing == "marginalize"
         return tags
-
-    # ---- configuration ------------------------------------------------------------------------------------------
 
     def set_params(self, values: Mapping[str, Any] | None = None, **params: Any) -> Self:
         """Set parameters, from a mapping or by keyword."""

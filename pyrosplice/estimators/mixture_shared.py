@@ -29,6 +29,7 @@ from pyrosplice.models.gaussian_mixture import MixtureParameters
 
 
 def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
+    """One set of components for all cells, weights of each patient estimated inside EM."""
     every = PatientCells("all patients", torch.cat([p.cells for p in patients]), np.arange(0))
     groups = torch.repeat_interleave(torch.arange(len(patients)), torch.tensor([len(p.cells) for p in patients]))
     components = candidates([every], options)

@@ -39,12 +39,14 @@ def candidates(patients: Sequence[PatientCells], options: GMMOptions) -> list[in
 
 
 def split_cells(n_cells: int, options: GMMOptions) -> list[Split]:
+    """The cells of one patient to fit candidates to and to judge them by."""
     if options.n_folds is not None:
         return split_folds(n_cells, options.n_folds, options.random_state)
     return split_once(n_cells, options.train_size, options.random_state)
 
 
 def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> MixturePrior | None:
+    """The prior that was asked for; a pooled one is learned from ``sets``."""
     if options.prior != "pooled":
         return options.prior
     return pooled_prior(
@@ -58,6 +60,7 @@ def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMM
 
 
 def fit_sets(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> list[dict[int, Fit]]:
+    """Every data set with every number of components, one program."""
     return fit_many(
         sets,
         components,
