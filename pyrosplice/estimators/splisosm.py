@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
-from pyrosplice.estimators import representation, storage, tables
+from pyrosplice.estimators import representation, storage, tables, usage_tests
 from pyrosplice.estimators.usage_models import UsageFit, UsageModels
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Multinomial
