@@ -37,8 +37,8 @@ class Design:
     names: tuple[str, ...]
     factors: tuple[str, ...]
 
-    def subset(self, spots: NDArray[np.bool_]) -> Design:
-        """The same covariates on the spots of a mask."""
+    def take(self, spots: NDArray[Any]) -> Design:
+        """The same covariates on some spots: a mask, or positions in any order."""
         return Design(self.values[spots], self.names, self.factors)
 
     @property
@@ -47,6 +47,29 @@ class Design:
         repeated = {factor for factor in self.factors if self.factors.count(factor) > 1}
         first = {self.factors.index(factor) for factor in repeated}
         return [i for i in range(len(self.names)) if i not in first]
+
+    @property
+    def reduced(self) -> NDArray[np.float64]:
+        """Covariates that can be estimated together, ``(N, P')``: all but the first level of every factor."""
+        return self.values[:, self.estimable]
+
+    @property
+    def coding(self) -> NDArray[np.float64]:
+        """Matrix ``(P + 1, P' + 1)`` from coefficients of ``reduced`` and intercept to those of all covariates.
+
+        Effects of the levels of a factor are centred: they sum to zero, and the intercept takes up their mean, so that
+        the linear predictor stays the same and no level is special.
+        """
+        kept = self.estimable
+        matrix = np.zeros((len(self.names) + 1, len(kept) + 1))
+        matrix[kept, np.arange(len(kept))] = 1.0
+        matrix[-1, -1] = 1.0
+        for factor in {factor for factor in self.factors if self.factors.count(factor) > 1}:
+            levels = [i for i, name in enumerate(self.factors) if name == factor]
+            mean = matrix[levels].mean(0)
+            matrix[levels] -= mean
+            matrix[-1] += mean
+        return matrix
 
     def check(self) -> None:
         """Raise if a covariate is constant, or a combination of the intercept and the others."""
@@ -58,7 +81,7 @@ class Design:
                 f"design_mtx: expected covariates that vary between spots, found constant {name!r} "
                 f"(value {self.values[0, constant[0]]:g}); the models have an intercept already."
             )
-        dependent = _first_dependent(self.values[:, self.estimable])
+        dependent = _first_dependent(self.reduced)
         if dependent is not None:
             name = self.names[self.estimable[dependent]]
             raise InvalidArgumentError(

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from joblib import Parallel, delayed
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.multinomial import MultinomGLM, MultinomGLMM
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.multinomial_glmm import MultinomGLMM
 
 SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
 
@@ -73,7 +77,8 @@ class ModelSpec:
     spatial
         Its covariance as arguments of ``setup_data``; empty for the GLM.
     design
-        ``(N, P)``, or None for an intercept only.
+        Covariates; None for an intercept only. Models are fitted with its ``reduced`` form, and records and rebuilt
+        models have one coefficient for every covariate, those of a factor's levels summing to zero.
     device
         Where to compute.
     """
@@ -81,7 +86,7 @@ class ModelSpec:
     model_type: str
     options: Mapping[str, Any]
     spatial: Mapping[str, Any]
-    design: Tensor | None
+    design: Design | None
     device: str
 
     @property
@@ -89,11 +94,9 @@ class ModelSpec:
         """Names of the parameters that a fit estimates."""
         return SITES["glm" if self.model_type == "glm" else "glmm"]
 
-    def build(self, counts: Tensor) -> MultinomGLM:
-        """A model with its data, ``counts`` ``(B, N, K)``, not yet fitted."""
-        model = MODELS[self.model_type](**self.options)
-        model.setup_data(counts, design_mtx=self.design, device=self.device, **self.spatial)
-        return model
+    def with_rows(self, rows: Tensor) -> ModelSpec:
+        """The same with the covariates of the spots in another order."""
+        return self if self.design is None else replace(self, design=self.design.take(rows.numpy()))
 
     def fit(
         self,
@@ -103,22 +106,42 @@ class ModelSpec:
         quiet: bool = True,
         random_seed: int | None = None,
     ) -> list[FittedGene]:
-        """Fit a batch, from given values if there are any."""
+        """Fit a batch ``(B, N, K)``, from the values of such a fit if there is one. Records are in reduced coding."""
         begin = time.perf_counter()
-        model = self.build(counts)
+        model = self._build(counts, None if self.design is None else self.design.reduced)
         if start is not None:
             model.update_params_from_dict(stacked(start))
         model.fit(quiet=quiet, random_seed=random_seed)
         return self._records(model, (time.perf_counter() - begin) / len(counts))
 
+    def recoded(self, genes: Sequence[FittedGene]) -> list[FittedGene]:
+        """Records of :meth:`fit` with a coefficient for every covariate."""
+        if self.design is None:
+            return list(genes)
+        coding = torch.from_numpy(self.design.coding)
+        recoded = []
+        for gene in genes:
+            weights = coding @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
+            recoded.append(replace(gene, values={**gene.values, "beta": weights[:-1], "bias_eta": weights[-1]}))
+        return recoded
+
     def rebuild(self, counts: Tensor, fitted: FittedGene) -> MultinomGLM:
         """The fitted model of one gene, ``counts`` ``(N, K)``."""
-        model = self.build(counts.unsqueeze(0))
+        with warnings.catch_warnings():  # that levels of a factor sum to one is known here, and dealt with
+            warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
+            model = self._build(counts.unsqueeze(0), None if self.design is None else self.design.values)
         model.update_params_from_dict(stacked([fitted]))
+        return model
+
+    def _build(self, counts: Tensor, design: NDArray[np.float64] | None) -> MultinomGLM:
+        model = MODELS[self.model_type](**self.options)
+        model.setup_data(counts, design_mtx=design, device=self.device, **self.spatial)
         return model
 
     def _records(self, model: MultinomGLM, seconds: float) -> list[FittedGene]:
         logger = model.logger
+        if logger is None:
+            raise AssertionError("fit keeps a record")
         with torch.no_grad():
             log_prob = model.forward().detach().cpu()
         values = {name: getattr(model, name).detach().cpu() for name in self.sites}
@@ -167,12 +190,12 @@ class FitPlan:
     def run(self, counts: Tensor) -> tuple[list[FittedGene], list[FittedGene] | None]:
         """Fitted genes of the full model and, when asked for, of the null."""
         if self.null is None:
-            return self._fit(self.full, counts), None
+            return self.full.recoded(self._fit(self.full, counts)), None
         null = self._fit(self.null, counts)
         full = self._fit(self.full, counts, null)
         if self.refit_null:
             null = [_better(*pair) for pair in zip(null, self._fit(self.null, counts, full), strict=True)]
-        return full, null
+        return self.full.recoded(full), self.null.recoded(null)
 
     def _fit(self, spec: ModelSpec, counts: Tensor, start: Sequence[FittedGene] | None = None) -> list[FittedGene]:
         return spec.fit(counts, start=start, quiet=self.quiet, random_seed=self.random_seed)

@@ -122,15 +122,13 @@ class Prepared:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
 
-    @property
-    def fitted_design(self) -> Tensor | None:
-        """Covariates that models are fitted with: the first level of every factor is the reference."""
-        return None if self.design is None else torch.from_numpy(self.design.values[:, self.design.estimable])
+    def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
+        """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.
 
-    def batches(self, batch_size: int) -> list[list[int]]:
-        """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each."""
+        Sorted by isoform count if ``group``, by default as ``setup_data`` was told.
+        """
         order = list(range(len(self.counts)))
-        if self.group_by_n_iso:
+        if self.group_by_n_iso if group is None else group:
             order.sort(key=lambda gene: self.data.n_isos[gene])
         batches: list[list[int]] = []
         for gene in order:
@@ -181,7 +179,7 @@ def prepare(
         spots=spots,
     )
     if design is not None:
-        design = design if spots is None else design.subset(spots)
+        design = design if spots is None else design.take(spots)
         design.check()
     covariance: Covariance | None = None
     if model_type == "glmm-null":

@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
-from pyrosplice.estimators import representation, storage, tables, usage_tests
-from pyrosplice.estimators.usage_models import UsageFit, UsageModels
+from pyrosplice.estimators import representation, storage, tables
+from pyrosplice.estimators.usage_models import UsageFit
+from pyrosplice.estimators.usage_tests import UsageTests
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Multinomial
 
 
-class SplisosmGLMM(UsageModels):
+class SplisosmGLMM(UsageTests):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::
@@ -90,22 +90,6 @@ class SplisosmGLMM(UsageModels):
     ['gene', 'statistic', 'pvalue', 'pvalue_adj']
     """
 
-    def test_spatial_variability(
-        self,
-        method: Literal["llr", "score"] = "llr",
-        use_perm_null: bool = False,
-        return_results: bool = False,
-        print_progress: bool = True,
-        n_perms_per_gene: int | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any] | None:
-        raise NotImplementedError
-
-    def test_differential_usage(
-        self, method: Literal["score", "wald"] = "score", print_progress: bool = True, return_results: bool = False
-    ) -> dict[str, Any] | None:
-        raise NotImplementedError
-
     def extract_feature_summary(
         self, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
     ) -> pd.DataFrame:
@@ -142,7 +126,7 @@ class SplisosmGLMM(UsageModels):
         Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
         """
         fit, prepared = self._ready_fit(), self._ready()
-        design = prepared.fitted_design if fit.with_design else None
+        design = prepared.design_tensor if fit.with_design else None
         ratios = np.empty(prepared.data.adata.shape)
         for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
             ratios[:, columns] = Multinomial().mean(gene.linear_predictor(prepared.n_spots, design)).numpy()

@@ -26,13 +26,27 @@ OPTIONS = (
 )
 
 
+TEST_BATCH = 32  # genes at a time in fits that only tests need
+
+
 @dataclass(frozen=True)
 class UsageFit:
-    """Fitted genes in the order of ``gene_names``; ``null`` when ``from_null``."""
+    """Fitted genes in the order of ``gene_names``.
+
+    Attributes
+    ----------
+    genes, null
+        The model that was asked for; the one without spatial variance when ``from_null``.
+    with_design
+        Whether covariates are in the models.
+    n_jobs
+        Processes, for the fits that tests need too.
+    """
 
     genes: list[FittedGene]
     null: list[FittedGene] | None
     with_design: bool
+    n_jobs: int = 1
 
 
 class UsageModels:
@@ -67,6 +81,7 @@ class UsageModels:
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None
+        self._marginal_fits: dict[str, list[FittedGene]] = {}
         self._sv_test_results: dict[str, Any] = {}
         self._du_test_results: dict[str, Any] = {}
 
@@ -174,6 +189,7 @@ class UsageModels:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
         if isinstance(batch_size, bool) or not batch_size >= 1:
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        n_jobs = check_jobs(n_jobs, self.device)
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),
             null=self._spec("glmm-null", with_design=with_design_mtx)
@@ -187,11 +203,11 @@ class UsageModels:
             plan,
             prepared.counts,
             prepared.batches(int(batch_size)),
-            n_jobs=check_jobs(n_jobs, self.device),
+            n_jobs=n_jobs,
             print_progress=print_progress,
         )
         self._forget()
-        self._fitted = UsageFit(genes, null, with_design_mtx)
+        self._fitted = UsageFit(genes, null, with_design_mtx, n_jobs)
 
     @property
     def n_spots(self) -> int:
@@ -267,7 +283,7 @@ class UsageModels:
     def _forget(self) -> None:
         """Drop fits and test results of earlier data."""
         self._fitted = None
-        self._sv_test_results, self._du_test_results = {}, {}
+        self._marginal_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -283,13 +299,40 @@ class UsageModels:
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
 
+    def _at_marginal_optimum(self) -> bool:
+        """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
+        return self.fitting_method.startswith("marginal") and not self.var_fix_sigma and self.var_prior_model == "none"
+
+    def _marginal_spec(self, model_type: str, *, with_design: bool) -> ModelSpec:
+        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
+        method = {"fitting_method": "marginal_newton", "fitting_configs": None}
+        return self._spec(model_type, with_design=with_design, **free, **method)
+
+    def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
+        """Genes at the marginal optimum of a GLMM with σ free: the user's fit if it is that, else fitted once here."""
+        fit, prepared = self._ready_fit(), self._ready()
+        if self._at_marginal_optimum() and model_type == self.model_type:
+            return fit.genes
+        if self._at_marginal_optimum() and model_type == "glmm-null" and fit.null is not None:
+            return fit.null
+        if model_type not in self._marginal_fits:
+            self._marginal_fits[model_type], _ = fit_genes(
+                FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+                prepared.counts,
+                prepared.batches(TEST_BATCH, group=True),
+                n_jobs=fit.n_jobs,
+                description=f"marginal {model_type}",
+                print_progress=print_progress,
+            )
+        return self._marginal_fits[model_type]
+
     def _spec(self, model_type: str, *, with_design: bool, **changed: Any) -> ModelSpec:
         prepared = self._ready()
         return ModelSpec(
             model_type,
             self._model_options(**changed),
             self._spatial_arguments(model_type),
-            prepared.fitted_design if with_design else None,
+            prepared.design if with_design else None,
             self.device,
         )
 

@@ -1,1 +1,224 @@
-"""stub"""
+"""The part of :class:`~pyrosplice.SplisosmGLMM` that tests hypotheses: spatial variability and differential usage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosplice.data.design import Design
+from pyrosplice.errors import NoResultsError, check_option
+from pyrosplice.estimators import gene_tests
+from pyrosplice.estimators.fitted import check_jobs
+from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
+from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
+from pyrosplice.hypothesis.fdr import adjust_pvalues
+from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.linalg.select import solver_for
+from pyrosplice.linalg.solver import SpatialSolver
+
+
+class UsageTests(UsageModels):
+    """Tests on the models of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
+
+    def test_spatial_variability(
+        self,
+        method: Literal["llr", "score"] = "llr",
+        use_perm_null: bool = False,
+        return_results: bool = False,
+        print_progress: bool = True,
+        n_perms_per_gene: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """Test every gene for spatial variability of its usage (θ = 0).
+
+        Parameters
+        ----------
+        method
+            ``"score"``: variance-component score test (recommended: right size at every depth, no fit needed). It
+            adjusts for the covariates if ``fit(with_design_mtx=True)`` was called.
+            ``"llr"``: likelihood ratio of the models with and without spatial variance, each at its own *marginal*
+            optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
+            found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``.
+        use_perm_null
+            P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law (a
+            mixture of χ²; for ``"llr"`` with one component ½χ²₀ + ½χ²₁).
+        return_results
+            Return the results instead of keeping them.
+        print_progress
+            Progress bars.
+        n_perms_per_gene
+            Permutations per gene; 20 by default, so that no p-value is below 1/21.
+        **kwargs
+            For permutations: ``random_seed`` (0), ``early_stop`` (number of permuted statistics above the observed one
+            after which a gene is given up; None), ``n_jobs`` (that of ``fit``).
+
+        Returns
+        -------
+        dict or None
+            ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``method``, ``df``,
+            ``use_perm_null``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Another method; a model type without space; ``"llr"`` without a null fit.
+        NotReadyError
+            Before ``setup_data``, or ``fit`` for ``"llr"``.
+        """
+        self._ready()
+        check_option("method", method, ("llr", "score"))
+        if self.model_type != "glmm-full":
+            raise NoResultsError(
+                f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
+            )
+        settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None}
+        for name in kwargs:
+            check_option("test_spatial_variability(...)", name, settings)
+        settings |= kwargs
+        null = None
+        if use_perm_null:
+            n_permutations = 20 if n_perms_per_gene is None else n_perms_per_gene
+            null = PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])
+        test = self._variability_score if method == "score" else self._variability_ratio
+        tests = test(null, n_jobs=settings["n_jobs"], show=print_progress)
+        results = {
+            "gene": self.gene_names,
+            "statistic": tests.statistic,
+            "pvalue": tests.pvalue,
+            "pvalue_adj": adjust_pvalues(tests.pvalue),
+            "method": method,
+            "df": self._n_components(),
+            "use_perm_null": use_perm_null,
+        }
+        if return_results:
+            return results
+        self._sv_test_results = results
+        return None
+
+    def test_differential_usage(
+        self, method: Literal["score", "wald"] = "score", print_progress: bool = True, return_results: bool = False
+    ) -> dict[str, Any] | None:
+        """Test every gene and covariate for an effect on usage (β = 0 in all logits; Q degrees of freedom).
+
+        With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
+        whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
+        here, once.
+
+        Parameters
+        ----------
+        method
+            ``"score"`` after ``fit(with_design_mtx=False)``: each covariate beside the intercept and all covariates but
+            the levels of its own factor. ``"wald"`` after ``fit(with_design_mtx=True)``: from the full information
+            matrix; a level of a factor is compared with the mean of the levels.
+        print_progress
+            Progress bars.
+        return_results
+            Return the results instead of keeping them.
+
+        Returns
+        -------
+        dict or None
+            ``gene`` (G), ``covariate`` (P), ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg over the
+            genes of a covariate), ``(G, P)`` each, and ``method``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Another method; no design; a fit that is with covariates where it should be without, or the other way round.
+        NotReadyError
+            Before ``setup_data`` or ``fit``.
+        """
+        prepared = self._ready()
+        check_option("method", method, ("score", "wald"))
+        fit = self._ready_fit()
+        if prepared.design is None:
+            raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
+        if fit.with_design != (method == "wald"):
+            raise NoResultsError(
+                f"method={method!r}: expected models fitted with with_design_mtx={method == 'wald'}, found "
+                f"{fit.with_design}. Fit again, or use method={'wald' if fit.with_design else 'score'!r}."
+            )
+        tests = self._usage_tests(method, prepared.design, show=print_progress)
+        results = {
+            "gene": self.gene_names,
+            "covariate": self.covariate_names,
+            "statistic": tests.statistic,
+            "pvalue": tests.pvalue,
+            "pvalue_adj": adjust_pvalues(tests.pvalue),
+            "method": method,
+        }
+        if return_results:
+            return results
+        self._du_test_results = results
+        return None
+
+    def _variability_score(self, null: PermutationNull | None, *, n_jobs: int | None, show: bool) -> GeneTests:
+        prepared = self._ready()
+        kernel = spatial_kernel(prepared.covariance)
+        adjusted = self._fitted is not None and self._fitted.with_design
+        design = prepared.design_tensor if adjusted else None
+        batches = prepared.batches(TEST_BATCH, group=True)
+        calls = [(self._counts(prepared, genes), kernel, design, genes, null) for genes in batches]
+        found = run_batches(
+            gene_tests.variability_score, calls, description="score", n_jobs=self._jobs(n_jobs), show=show
+        )
+        return GeneTests.gather(batches, found, (self.n_genes,))
+
+    def _variability_ratio(self, null: PermutationNull | None, *, n_jobs: int | None, show: bool) -> GeneTests:
+        prepared, fit = self._ready(), self._ready_fit()
+        if fit.null is None:
+            raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")
+        whole = self._marginal_fit("glmm-full", print_progress=show)
+        white = self._marginal_fit("glmm-null", print_progress=show)
+        batches = prepared.batches(TEST_BATCH, group=True)
+        pairs = [([whole[gene] for gene in genes], [white[gene] for gene in genes]) for genes in batches]
+        if null is None:
+            found = [gene_tests.variability_ratio(*pair, shared=self.share_variance) for pair in pairs]
+            return GeneTests.gather(batches, found, (self.n_genes,))
+        spec = self._marginal_spec("glmm-full", with_design=fit.with_design)
+        calls = [
+            (self._counts(prepared, genes), spec, *pair, genes, null)
+            for genes, pair in zip(batches, pairs, strict=True)
+        ]
+        task = gene_tests.permuted_variability_ratio
+        found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
+        return GeneTests.gather(batches, found, (self.n_genes,))
+
+    def _usage_tests(self, method: str, tested: Design, *, show: bool) -> GeneTests:
+        prepared, fit = self._ready(), self._ready_fit()
+        mixed = self.model_type != "glm"
+        genes = self._marginal_fit(self.model_type, print_progress=show) if mixed else fit.genes
+        design = prepared.design_tensor if fit.with_design else None
+        batches = prepared.batches(TEST_BATCH, group=True)
+        calls = [(self._counts(prepared, some), [genes[gene] for gene in some], design) for some in batches]
+        task = gene_tests.UsageTask(method, tested, mixed, self._solver())
+        found = run_batches(task, calls, description=method, show=show)
+        return GeneTests.gather(batches, found, (self.n_genes, self.n_factors))
+
+    def _solver(self) -> SpatialSolver | None:
+        """Solver for the covariance that the models are fitted with; None without space."""
+        arguments = self._spatial_arguments(self.model_type)
+        if self.model_type != "glmm-full":
+            return None
+        return solver_for(
+            arguments.get("corr_sp"),
+            eigenvalues=arguments.get("corr_sp_eigvals"),
+            eigenvectors=arguments.get("corr_sp_eigvecs"),
+        )
+
+    def _n_components(self) -> int | np.ndarray:
+        """Variance components tested: one, or with ``share_variance=False`` one a logit, ``(G,)``."""
+        return 1 if self.share_variance else np.array(self.n_isos_per_gene) - 1
+
+    def _jobs(self, n_jobs: int | None) -> int:
+        if n_jobs is None:
+            return 1 if self._fitted is None else self._fitted.n_jobs
+        return check_jobs(n_jobs, self.device)
+
+    @staticmethod
+    def _counts(prepared: Prepared, genes: list[int]) -> Tensor:
+        return torch.stack([prepared.counts[gene] for gene in genes])

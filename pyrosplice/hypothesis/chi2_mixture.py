@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-_STEP = 0.125  # of the trapezoidal rule, in the hyperbola's own parameter
-_NODES = 48
+_STEP = 0.15  # of the trapezoidal rule, in the hyperbola's own parameter
+_NODES = 56
 _ROOT_ITERATIONS = 100
 _ROOT_TOLERANCE = 1e-3  # any contour right of the pole is exact; the best one is only the cheapest
 _BLOCK = 2**12  # weights worked on at once, so that their values at all nodes stay in cache

@@ -137,8 +137,8 @@ def _null_usage(counts: Tensor, basis: Tensor) -> Tensor:
     if basis.shape[1] == 1:
         return counts.sum(1, keepdim=True) / counts.sum((1, 2))[:, None, None]
     objective = GLMObjective.of(counts, basis[:, 1:], Multinomial())
-    fit = newton(objective, objective.start())
-    return Multinomial().mean(objective.linear_predictor(fit.point))
+    beta, bias = objective.coefficients(newton(objective, objective.start()).point)
+    return Multinomial().mean(basis[:, 1:] @ beta + bias.unsqueeze(-2))
 
 
 def _overdispersion(residual: Tensor, totals: Tensor, usage: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _spectrum(
     multiplicities stand for all others (Gauss quadrature with their count, trace, trace of squares and skewness).
     """
     scaled = kernel.vectors * kernel.values.clamp_min(0.0).sqrt()
-    n_spots, rank = scaled.shape
+    rank = scaled.shape[1]
     rows, columns = torch.triu_indices(rank, rank, device=scaled.device)
     packed = size @ (scaled[:, rows] * scaled[:, columns])
     gram = packed.new_zeros(len(size), rank, rank)

@@ -30,8 +30,8 @@ _BLOCK = 2**24
 _FAR_LOGIT = 12.0
 _SEPARATED = 1e-8
 
-LogPrior = Callable[[Tensor, Tensor], Tensor]
-"""Log prior density of each gene ``(G,)`` from ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)`` of *all* genes."""
+LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""Log prior density ``(A,)`` from the values of ``beta`` and ``bias_eta`` of some genes, and their indices."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Standardisation:
         mean = covariates.mean(0)
         spread = (covariates - mean).square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
-        inverse = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, spread))
-        design = torch.cat([(covariates - mean) * inverse, covariates.new_ones(n_spots, 1)], 1)
+        inverse = 1 / torch.where(constant, 1.0, spread)
+        centred = torch.where(constant, 0.0, covariates - mean)
+        design = torch.cat([centred * inverse, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
         matrix[:n_factors, :n_factors] = torch.diag(inverse)
         matrix[n_factors, :n_factors] = -mean * inverse
@@ -79,7 +80,7 @@ class GLMObjective:
     prior
         Log prior density, or None if flat.
     genes
-        Which genes of the batch of ``n_genes`` the rows are, ``(A,)``; the prior may differ between genes.
+        Which genes of the batch the rows are, ``(A,)``; the prior may differ between genes.
     constant
         What the kernel of the (summed) counts leaves out of the log likelihood, ``(A,)``.
     """
@@ -89,7 +90,6 @@ class GLMObjective:
     likelihood: Likelihood
     prior: LogPrior | None
     genes: Tensor
-    n_genes: int
     constant: Tensor
 
     @classmethod
@@ -103,7 +103,7 @@ class GLMObjective:
         constant = full - likelihood.log_kernel(counts, level[:, : counts.shape[1]]).sum(-1)
         planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
         genes = torch.arange(len(counts), device=counts.device)
-        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, len(counts), constant)
+        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, constant)
 
     @property
     def n_logits(self) -> int:
@@ -129,9 +129,9 @@ class GLMObjective:
         return weights[:, :-1], weights[:, -1]
 
     def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Inverse of :meth:`coefficients` (constant covariates lose their effect)."""
+        """Inverse of :meth:`coefficients`."""
         weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
-        return (torch.linalg.pinv(self.scaling.matrix) @ weights).flatten(1)
+        return torch.linalg.solve(self.scaling.matrix, weights).flatten(1)
 
     def linear_predictor(self, point: Tensor) -> Tensor:
         """η ``(A, N, Q)``, stored logit by logit."""
@@ -139,8 +139,8 @@ class GLMObjective:
 
     def loss(self, point: Tensor) -> Tensor:
         """Minus log likelihood minus log prior, ``(A,)``; differentiable."""
-        loss = -self.constant - self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
-        return loss if self.prior is None else loss - self._log_prior(point)
+        kernel = self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
+        return -self.constant - kernel - self._log_prior(point)
 
     def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(A,)`` and its gradient ``(A, D)``."""
@@ -174,8 +174,9 @@ class GLMObjective:
     def separated(self, point: Tensor, hessian: Tensor) -> Tensor:
         """Whether the optimum is at infinity, ``(A,)``.
 
-        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the information has all but vanished beside that of the same molecules with even usage,
-        and some spot with molecules has an extreme predictor.
+        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the
+        information has all but vanished beside that of the same molecules with even usage, and some spot with
+        molecules has an extreme predictor.
         """
         seen = self.counts.sum(-1) > 0
         extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
@@ -202,8 +203,7 @@ class GLMObjective:
         unidentified = self.scaling.covariance(eye - inverse @ hessian, self.n_logits)
         share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
         scale = torch.diagonal(self.scaling.covariance(eye, self.n_logits), dim1=-2, dim2=-1)
-        unknown = (share > 1e-6 * scale) | (scale == 0)
-        return covariance + torch.diag_embed(torch.where(unknown, torch.inf, 0.0))
+        return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
@@ -213,12 +213,10 @@ class GLMObjective:
         return -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
 
     def _log_prior(self, point: Tensor) -> Tensor:
-        assert self.prior is not None
-        beta, bias_eta = (
-            value.new_zeros(self.n_genes, *value.shape[1:]).index_copy(0, self.genes, value)
-            for value in self.coefficients(point)
-        )
-        return self.prior(beta, bias_eta)[self.genes]
+        if self.prior is None:
+            return point.new_zeros(len(point))
+        beta, bias_eta = self.coefficients(point)
+        return self.prior({"beta": beta, "bias_eta": bias_eta}, self.genes)
 
     def _prior_derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -255,7 +253,10 @@ def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> t
         counts, covariates = counts[:, seen], covariates[seen]
     if not likelihood.additive or not len(covariates):
         return counts, covariates
-    rows, group = torch.unique(covariates, dim=0, return_inverse=True)
+    # the column of ones changes nothing, but torch.unique refuses rows without entries
+    padded = torch.nn.functional.pad(covariates, (0, 1), value=1.0)
+    rows, group = torch.unique(padded, dim=0, return_inverse=True)
+    rows = rows[:, :-1]
     if len(rows) > len(covariates) // 2:
         return counts, covariates
     return counts.new_zeros(len(counts), len(rows), counts.shape[-1]).index_add_(1, group, counts), rows

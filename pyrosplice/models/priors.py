@@ -85,14 +85,42 @@ def complete_priors(
     return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
 
 
-def log_prior(priors: Mapping[str, dist.TorchDistribution], values: Mapping[str, Tensor]) -> Tensor:
-    """Log prior density of each gene, ``(..., G)``, summed over the sites in ``values``; differentiable."""
-    density = torch.zeros((), dtype=torch.float64)
+def log_prior(
+    priors: Mapping[str, dist.TorchDistribution], values: Mapping[str, Tensor], *, genes: Tensor | None = None
+) -> Tensor:
+    """Log prior density of each gene, summed over the sites in ``values``; differentiable.
+
+    Parameters
+    ----------
+    priors
+        Of :func:`complete_priors`, for G genes.
+    values
+        Values by site, genes first.
+    genes
+        Which of the G genes the values belong to, ``(B,)``; all of them if None.
+
+    Returns
+    -------
+    Tensor
+        ``(B,)``; minus infinity for a gene with a value outside a prior's support (or NaN), which troubles no other.
+    """
+    first = next(iter(values.values()))
+    genes = torch.arange(len(first), device=first.device) if genes is None else genes
+    density = first.new_zeros(len(first))
     for name, value in values.items():
         if not is_flat(priors[name]):
-            density = density.to(value.device) + priors[name].log_prob(value)
-    n_site = len(priors[name].event_shape)
-    return density.expand(value.shape[: value.ndim - n_site])
+            density = density + _log_density(priors[name], value, genes)
+    return density
+
+
+def _log_density(prior: dist.TorchDistribution, value: Tensor, genes: Tensor) -> Tensor:
+    n_event = len(prior.event_shape)
+    support: Any = prior.support
+    inner = torch.distributions.transform_to(support)(value.new_zeros(prior.shape()))
+    every = inner.index_copy(0, genes, value)
+    inside = support.check(every)
+    every = torch.where(inside.reshape(*inside.shape, *[1] * n_event), every, inner)
+    return torch.where(inside, prior.log_prob(every), -torch.inf)[genes]
 
 
 def is_flat(prior: dist.TorchDistribution) -> bool:

@@ -188,4 +188,7 @@ def glm_fits(gold: Path) -> pd.DataFrame:
 
 def _by_term(model: MultinomGLM) -> tuple[np.ndarray, np.ndarray]:
     """Estimates and standard errors in the gold order: category by category, intercept first."""
-    raise NotImplementedError
+    errors = model.standard_errors()
+    pairs = ((model.bias_eta, model.beta), (errors["bias_eta"], errors["beta"]))
+    estimates, deviations = (torch.cat([b.unsqueeze(1), beta], 1)[0].T.reshape(-1).numpy() for b, beta in pairs)
+    return estimates, deviations

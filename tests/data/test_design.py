@@ -40,6 +40,16 @@ def test_categories_become_one_covariate_a_level(obs):
     assert build_design("age", obs).names == ("age",)
 
 
+def test_coding_keeps_the_predictor_and_centres_the_levels(obs):
+    design = build_design(["age", "region", "flag"], obs)
+    reduced = np.random.default_rng(0).standard_normal(5)  # age, two regions, one flag, intercept
+    full = design.coding @ reduced
+    expected = design.reduced @ reduced[:-1] + reduced[-1]
+    np.testing.assert_allclose(design.values @ full[:-1] + full[-1], expected)
+    np.testing.assert_allclose([full[1:4].sum(), full[4:6].sum()], 0.0, atol=1e-12)
+    assert full[0] == reduced[0]
+
+
 def test_levels_without_spots_are_not_covariates(obs):
     obs["region"] = obs["region"].cat.add_categories(["nowhere"])
     assert build_design("region", obs).names == ("region_x", "region_y", "region_z")
@@ -60,7 +70,7 @@ def test_a_formula_drops_its_intercept_and_codes_against_a_reference(obs):
 
 
 def test_a_mask_of_spots(obs):
-    design = build_design("age", obs).subset(np.arange(12) > 8)
+    design = build_design("age", obs).take(np.arange(12) > 8)
     np.testing.assert_allclose(design.values[:, 0], [9.0, 10.0, 11.0])
 
 

@@ -129,6 +129,26 @@ def test_bad_priors_are_named(priors, match):
         complete_priors(priors, {"beta": (G, P, Q), "bias_eta": (G, Q)})
 
 
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Uniform(0.1, 2.0),
+        dist.HalfCauchy(1.0),
+        dist.LogNormal(0.0, 1.0),
+        variance_prior("inv_gamma"),
+        variance_prior("gamma"),
+    ],
+)
+def test_a_value_outside_the_support_is_one_gene_s_trouble(prior):
+    priors = complete_priors({"sigma": prior}, {"sigma": (4, 1)})
+    sigma = torch.tensor([[1.0], [-1.0], [float("nan")], [0.5]], dtype=torch.float64)
+    density = log_prior(priors, {"sigma": sigma})
+    assert density[1:3].tolist() == [-torch.inf, -torch.inf]
+    torch.testing.assert_close(density[[0, 3]].double(), prior.log_prob(sigma[[0, 3], 0]).double())
+    some = log_prior(priors, {"sigma": sigma[[3, 1]]}, genes=torch.tensor([3, 1]))
+    assert torch.equal(some, density[[3, 1]])
+
+
 @pytest.mark.parametrize("n_covariates", [P, 0])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_keeps_shapes_and_totals(data, values, n_covariates, parallel):

@@ -1,38 +1,43 @@
-"""Array simulator for the studies: counts of the spatial multinomial-logit model on grids and irregular layouts."""
+"""Layouts and counts for the studies, as arrays."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
-from scipy.spatial import cKDTree
+import torch
+from torch import Tensor
+
+from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.graph import knn_graph
+
+RESULTS = Path(__file__).parent / "results"
 
 
-def grid_adjacency(side: int) -> sp.csr_matrix:
-    """Four-neighbour adjacency of a side × side grid."""
+def grid(side: int) -> CarCovariance:
+    """CAR covariance (ρ = 0.99) of a side × side grid with four neighbours."""
     path = sp.diags([np.ones(side - 1)] * 2, [-1, 1])
-    return (sp.kron(path, sp.eye(side)) + sp.kron(sp.eye(side), path)).tocsr()
+    return CarCovariance(sp.kron(path, sp.eye(side)) + sp.kron(sp.eye(side), path))
 
 
-def knn_adjacency(coordinates: np.ndarray, k: int = 4) -> sp.csr_matrix:
-    """Symmetrised k-nearest-neighbour adjacency with weight 1."""
-    n = len(coordinates)
-    _, neighbours = cKDTree(coordinates).query(coordinates, k + 1)
-    rows = np.repeat(np.arange(n), k)
-    directed = sp.coo_matrix((np.ones(n * k), (rows, neighbours[:, 1:].ravel())), (n, n)).tocsr()
-    return directed.maximum(directed.T).tocsr()
+def scattered(n_spots: int, seed: int = 0) -> CarCovariance:
+    """CAR covariance of spots thrown at random on a square, linked to their four nearest."""
+    return CarCovariance(
+        knn_graph(np.random.default_rng(seed).uniform(size=(n_spots, 2)), k_neighbors=4, graph="union")
+    )
 
 
-def car_covariance(adjacency: sp.spmatrix, rho: float = 0.99) -> np.ndarray:
-    """Dense CAR covariance scaled to unit marginal variance."""
-    inverse_root = sp.diags(np.asarray(adjacency.sum(1)).ravel() ** -0.5)
-    precision = np.eye(adjacency.shape[0]) - rho * (inverse_root @ adjacency @ inverse_root).toarray()
-    covariance = np.linalg.inv(precision)
-    scale = np.sqrt(np.diag(covariance))
-    return covariance / scale / scale[:, None]
+def olfactory_bulb(path: Path) -> CarCovariance:
+    """CAR covariance of the spots of the mouse olfactory bulb slide at ``path``."""
+    import anndata
+
+    return CarCovariance(knn_graph(anndata.read_h5ad(path).obsm["spatial"], k_neighbors=4, graph="union"))
 
 
 def simulate_counts(
-    covariance: np.ndarray,
+    covariance: CarCovariance,
     *,
     n_genes: int,
     depth: float | np.ndarray,
@@ -42,15 +47,21 @@ def simulate_counts(
     n_isos: int = 3,
     bias: np.ndarray | None = None,
     effect: np.ndarray | None = None,
-) -> np.ndarray:
-    """Counts (genes, spots, isoforms); ``depth`` may be (spots,), ``effect`` (spots, Q) is added to the logits."""
+) -> Tensor:
+    """Counts ``(genes, N, K)``; ``depth`` may be ``(N,)``, ``effect`` ``(N, Q)`` is added to the logits."""
     rng = np.random.default_rng(seed)
-    n, q = len(covariance), n_isos - 1
-    root = np.linalg.cholesky(covariance)
-    spatial = root @ rng.standard_normal((n_genes, n, q))
+    n, q = covariance.n_spots, n_isos - 1
+    generator = torch.Generator().manual_seed(seed)
+    fields = covariance.sample(n_genes * q, generator).reshape(n_genes, q, n).transpose(1, 2).numpy() if theta else 0.0
     noise = rng.standard_normal((n_genes, n, q))
-    eta = sigma * (np.sqrt(theta) * spatial + np.sqrt(1 - theta) * noise)
+    eta = sigma * (np.sqrt(theta) * fields + np.sqrt(1 - theta) * noise)
     eta = eta + (0 if bias is None else bias) + (0 if effect is None else effect)
     odds = np.exp(np.concatenate([eta, np.zeros((n_genes, n, 1))], -1))
     totals = rng.poisson(np.broadcast_to(depth, (n_genes, n)))
-    return rng.multinomial(totals, odds / odds.sum(-1, keepdims=True)).astype(float)
+    return torch.from_numpy(rng.multinomial(totals, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
+
+
+def commit() -> str:
+    """The commit that the study ran on."""
+    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

@@ -1,0 +1,164 @@
+"""What the multinomial models share: data, parameters, options, their record of the fit and their representation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.estimators.inputs import as_counts, as_design, as_device
+from pyrosplice.inference.convergence import Convergence
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.priors import is_flat
+
+logger = logging.getLogger("pyrosplice")
+
+ModelType = TypeVar("ModelType", bound="BaseModel")
+
+
+class BaseModel(Module):
+    """State of a model of isoform usage for a batch of genes with the same number of isoforms.
+
+    Attributes
+    ----------
+    n_genes, n_spots, n_isos, n_factors
+        Sizes G, N, K, P; zero (P: None) before ``setup_data``.
+    counts, design_mtx
+        The data, ``(G, N, K)`` and ``(N, P)``, float64.
+    logger
+        Per-gene :class:`~pyrosplice.inference.convergence.Convergence`; every gene "running" before ``fit``.
+    fitting_time
+        Seconds of the last fit; 0 before.
+    """
+
+    counts: Tensor
+    design_mtx: Tensor
+    fitting_method: str
+    fitting_configs: dict[str, Any]
+
+    def __init__(self, *, likelihood: Likelihood | None, priors: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        if likelihood is not None and not isinstance(likelihood, Likelihood):
+            raise InvalidArgumentError(
+                f"likelihood: expected a pyrosplice Likelihood, found {type(likelihood).__name__}."
+            )
+        self.likelihood = likelihood or Multinomial()
+        self.priors = dict(priors or {})
+        self.n_genes = self.n_spots = self.n_isos = 0
+        self.n_factors: int | None = None
+        self.device = torch.device("cpu")
+        self.fitting_time = 0.0
+        self.logger = Convergence.start(0)
+
+    @property
+    def model(self) -> MultinomialGLM:
+        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _checked(counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
+        chosen = as_device(device)
+        table = as_counts(counts, chosen)
+        return table, as_design(design_mtx, table.shape[1], chosen)
+
+    def _set_data(self, counts: Tensor, design: Tensor) -> None:
+        self.counts, self.design_mtx, self.device = counts, design, counts.device
+        self.n_genes, self.n_spots, self.n_isos = counts.shape
+        self.n_factors = design.shape[1]
+        self.logger, self.fitting_time = Convergence.start(self.n_genes), 0.0
+
+    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """(Re)place the parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
+        for name, value in values.items():
+            self.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
+
+    def _require_data(self) -> None:
+        if not self.n_genes:
+            raise NotReadyError(f"{type(self).__name__} has no data yet: call setup_data() first.")
+
+    def clone(self: ModelType) -> ModelType:
+        """A model of its own with the same data, options, parameters and record of the fit.
+
+        The data are shared (they are never changed in place), everything else is copied.
+        """
+        new = copy.copy(self)
+        new._parameters = {}
+        new.fitting_configs = dict(self.fitting_configs)
+        new.priors = dict(self.priors)
+        new.logger = copy.deepcopy(self.logger)
+        new._set_parameters(dict(self.named_parameters(recurse=False)))
+        return new
+
+    def update_params_from_dict(self, params: Mapping[str, Any]) -> None:
+        """Replace some parameters by the values in a dictionary.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A name that is no parameter of this model, or a value of another shape. Nothing is changed then.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        own = dict(self.named_parameters(recurse=False))
+        values = {}
+        for name, value in params.items():
+            check_option("params", name, own)
+            values[name] = torch.as_tensor(value).detach().to(own[name])
+            if values[name].shape != own[name].shape:
+                raise InvalidArgumentError(
+                    f"params[{name!r}]: expected shape {tuple(own[name].shape)}, found {tuple(values[name].shape)}."
+                )
+        for name, value in values.items():
+            own[name].data.copy_(value)
+
+    def _finish(self, record: Convergence, seconds: float, *, verbose: bool, quiet: bool) -> None:
+        self.logger, self.fitting_time = record, seconds
+        if verbose:
+            for epoch, loss in enumerate(record.loss_history.sum(1).tolist()):
+                logger.info("%s: epoch %d, loss %.6f", type(self).__name__, epoch, loss)
+        if not quiet:
+            logger.info("%s: %s", type(self).__name__, self._status())
+
+    def _status(self) -> str:
+        if not self.n_genes:
+            return "no data; call setup_data()"
+        if "running" in self.logger.reason:
+            return "not fitted; call fit()"
+        reasons = sorted({reason: self.logger.reason.count(reason) for reason in self.logger.reason}.items())
+        counted = ", ".join(f"{number} {reason}" for reason, number in reasons)
+        return f"fitted in {self.fitting_time:.3g} s: {counted}"
+
+    def _described_priors(self) -> str:
+        if not self.n_genes:
+            return ", ".join(f"{name} ~ {prior}" for name, prior in self.priors.items()) or "flat"
+        return ", ".join(
+            f"{name} {'flat' if is_flat(prior) else 'as given'}" for name, prior in self.model.priors.items()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {"fitting_method": self.fitting_method, **self.fitting_configs}
+
+    def __repr__(self) -> str:
+        size = ""
+        if self.n_genes:
+            size = (
+                f": {self.n_genes} genes × {self.n_spots} spots × {self.n_isos} isoforms, {self.n_factors} covariates"
+            )
+        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
+        return "\n".join(
+            (
+                f"{type(self).__name__}{size}",
+                f"  likelihood  {self.likelihood.name}",
+                f"  priors      {self._described_priors()}",
+                f"  fitting     {options}",
+                f"  status      {self._status()}",
+            )
+        )

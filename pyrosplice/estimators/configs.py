@@ -1,0 +1,53 @@
+"""``fitting_configs``: the documented dictionary, copied, completed and checked key by key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.inference.descent_rules import RULES
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 0.01,
+    "optim": "adam",
+    "tol": 1e-5,
+    "tol_relative": False,
+    "max_epochs": 1000,
+    "patience": 5,
+}
+
+
+def complete_configs(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A new dictionary with ``given`` over ``defaults``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A key that is not in ``defaults``, or a value that does not fit its key.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidArgumentError(f"fitting_configs: expected a dict or None, found {type(given).__name__}.")
+    for key in given or {}:
+        check_option("fitting_configs", key, defaults)
+    configs = {**defaults, **(given or {})}
+    for key, value in configs.items():
+        _check_value(key, value)
+    return configs
+
+
+def _check_value(key: str, value: Any) -> None:
+    name = f"fitting_configs[{key!r}]"
+    if key == "optim":
+        check_option(name, value, RULES)
+    elif key == "tol_relative":
+        check_option(name, value, (True, False))
+    elif key in ("lr", "tol"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
+            raise InvalidArgumentError(f"{name}: expected a positive number, found {value!r}.")
+    elif (
+        isinstance(value, bool) or not isinstance(value, int) or not (value >= 1 or (key, value) == ("max_epochs", -1))
+    ):
+        also = " or -1 (10,000)" if key == "max_epochs" else ""
+        raise InvalidArgumentError(f"{name}: expected a positive integer{also}, found {value!r}.")

@@ -1,0 +1,232 @@
+"""From fitted genes to tests: arranges data for :mod:`pyrosplice.hypothesis`, one batch of genes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrosplice.data.design import Design
+from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
+from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
+from pyrosplice.hypothesis.score import PrecisionProduct, information_product, score_test
+from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
+from pyrosplice.hypothesis.variance_component import variance_component_test
+from pyrosplice.hypothesis.wald import coefficient_covariance, wald_test
+from pyrosplice.inference.mode import MixedModel, Mode, Parameters
+from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.models.likelihoods import Multinomial
+
+
+@dataclass(frozen=True)
+class PermutationNull:
+    """How to permute: ``n_permutations`` a gene, ``seed``, and where to ``early_stop`` (None: never)."""
+
+    n_permutations: int
+    seed: int = 0
+    early_stop: int | None = None
+
+
+@dataclass(frozen=True)
+class GeneTests:
+    """Statistics and p-values of all genes, ``(G,)`` or ``(G, P)``."""
+
+    statistic: NDArray[np.float64]
+    pvalue: NDArray[np.float64]
+
+    @classmethod
+    def gather(
+        cls, batches: Sequence[Sequence[int]], results: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, ...]
+    ) -> GeneTests:
+        """Put the results of batches back in the order of the genes."""
+        tests = cls(np.full(shape, np.nan), np.full(shape, np.nan))
+        for genes, (statistic, pvalue) in zip(batches, results, strict=True):
+            tests.statistic[list(genes)], tests.pvalue[list(genes)] = statistic.numpy(), pvalue.numpy()
+        return tests
+
+
+def variability_score(
+    counts: Tensor, kernel: SpatialKernel, design: Tensor | None, genes: Sequence[int], null: PermutationNull | None
+) -> tuple[Tensor, Tensor]:
+    """Variance-component score test of a batch ``(B, N, K)``, its p-values from permutations when ``null`` is given."""
+    if null is None:
+        test = variance_component_test(counts, kernel, design=design)
+        return test.statistic, test.pvalue
+
+    def statistic(some: Tensor, order: Tensor) -> Tensor:
+        if design is None:
+            return variance_component_test(permuted(counts[some], order), kernel).statistic
+        each = (
+            variance_component_test(counts[gene : gene + 1, rows], kernel, design=design[rows]).statistic
+            for gene, rows in zip(some.tolist(), order, strict=True)
+        )
+        return torch.cat(list(each))
+
+    return _permuted(statistic, counts, genes, null)
+
+
+def variability_ratio(full: Sequence[FittedGene], null: Sequence[FittedGene], *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Likelihood ratio of θ = 0 for genes of one isoform count, on one θ or one a logit."""
+    n_components = 1 if shared else len(full[0].values["bias_eta"])
+    return spatial_likelihood_ratio_test(_log_prob(full), _log_prob(null), n_components=n_components)
+
+
+def permuted_variability_ratio(
+    counts: Tensor,
+    spec: ModelSpec,
+    full: Sequence[FittedGene],
+    null: Sequence[FittedGene],
+    genes: Sequence[int],
+    permutations: PermutationNull,
+) -> tuple[Tensor, Tensor]:
+    """The same with a permutation null. Without space, rows may be exchanged: only the full model is fitted again."""
+    log_full, log_null = _log_prob(full), _log_prob(null)
+
+    def statistic(some: Tensor, order: Tensor) -> Tensor:
+        if bool((order == torch.arange(order.shape[1])).all()):
+            fitted = log_full[some]
+        elif spec.design is None:
+            fitted = _log_prob(spec.fit(permuted(counts[some], order)))
+        else:
+            pairs = zip(some.tolist(), order, strict=True)
+            each = (spec.with_rows(rows).fit(counts[gene : gene + 1, rows]) for gene, rows in pairs)
+            fitted = torch.cat([_log_prob(gene) for gene in each])
+        return 2 * (fitted - log_null[some])
+
+    return _permuted(statistic, counts, genes, permutations)
+
+
+def permuted(counts: Tensor, order: Tensor) -> Tensor:
+    """Rows of each gene in its own order: ``(A, N, K)`` by ``(A, N)``."""
+    return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
+
+
+@dataclass(frozen=True)
+class UsageTask:
+    """Score or Wald tests of a batch: called with its counts ``(B, N, K)``, its fits and their design.
+
+    Attributes
+    ----------
+    method
+        ``"score"`` or ``"wald"``.
+    design
+        The covariates that are tested.
+    mixed
+        Whether the fits are of a GLMM.
+    solver
+        Its spatial covariance; None where spots are independent.
+    """
+
+    method: str
+    design: Design
+    mixed: bool
+    solver: SpatialSolver | None
+
+    def __call__(self, counts: Tensor, genes: Sequence[FittedGene], fitted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Statistics and p-values, ``(B, P)``."""
+        residual, precision = linearised(counts, genes, fitted, mixed=self.mixed, solver=self.solver)
+        if self.method == "score":
+            return usage_score(residual, precision, self.design)
+        return usage_wald(stacked(genes)["beta"], precision, self.design)
+
+
+def usage_score(residual: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
+    """Score test of each covariate beside the intercept and the covariates of other factors: ``(B, P)`` each."""
+    values = torch.from_numpy(design.values)
+    statistic = values.new_zeros(len(residual), len(design.names))
+    pvalue = torch.zeros_like(statistic)
+    for factor in dict.fromkeys(design.factors):
+        own = [i for i, name in enumerate(design.factors) if name == factor]
+        others = [i for i in design.estimable if i not in own]
+        test = score_test(residual, precision, values[:, own], nuisance=values[:, others])
+        statistic[:, own], pvalue[:, own] = test.statistic, test.pvalue
+    return statistic, pvalue
+
+
+def usage_wald(beta: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
+    """Wald test of each covariate beside all others; for a level of a factor, against the mean of the levels."""
+    n_genes, _, n_logits = beta.shape
+    reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
+    covariance = coefficient_covariance(precision, reduced, n_genes=n_genes, n_logits=n_logits)
+    recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
+    test = wald_test(beta, recode @ covariance @ recode.T)
+    return test.statistic, test.pvalue
+
+
+def linearised(
+    counts: Tensor,
+    genes: Sequence[FittedGene],
+    design: Tensor | None,
+    *,
+    mixed: bool,
+    solver: SpatialSolver | None,
+) -> tuple[Tensor, PrecisionProduct]:
+    """Residuals ``y − n p`` ``(B, N, Q)`` at the fit and the product with V⁻¹ of the linearised model."""
+    values = stacked(genes)
+    if not mixed:
+        eta = torch.stack([gene.linear_predictor(counts.shape[1], design) for gene in genes])
+        likelihood = Multinomial()
+        return likelihood.score(counts, eta), information_product(likelihood.information(counts, eta))
+    mode = _mode(counts, values, design, solver)
+
+    def product(x: Tensor) -> Tensor:
+        return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
+
+    return mode.score, product
+
+
+def _mode(counts: Tensor, values: dict[str, Tensor], design: Tensor | None, solver: SpatialSolver | None) -> Mode:
+    """The mode of the random effect at the fitted parameters."""
+    n_spots, n_logits = counts.shape[1], values["bias_eta"].shape[-1]
+    ones = counts.new_ones(n_spots, 1)
+    columns = ones if design is None else torch.cat([design, ones], 1)
+    coefficients = torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
+    sigma, share = (values[name].expand(-1, n_logits).unsqueeze(1) for name in ("sigma", "theta_logit"))
+    spatial, white = torch.sigmoid(share), torch.sigmoid(-share)
+    if solver is None:
+        spatial, white = torch.zeros_like(share), torch.ones_like(share)
+    elif solver.remainder is not None:
+        white = white + spatial * solver.remainder.unsqueeze(-1)
+    parameters = Parameters(coefficients, (sigma * spatial.sqrt()).squeeze(1), sigma * white.sqrt())
+    model = MixedModel(counts, columns, solver, Multinomial())
+    return model.mode(parameters, model.zeros())
+
+
+def run_batches(
+    task: Callable[..., tuple[Tensor, Tensor]],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    description: str,
+    n_jobs: int = 1,
+    show: bool = False,
+) -> list[tuple[Tensor, Tensor]]:
+    """One call of ``task`` a batch, in parallel processes when asked, behind a progress bar."""
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(*call) for call in calls)
+    return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))
+
+
+def _permuted(
+    statistic: PermutedStatistic, counts: Tensor, genes: Sequence[int], null: PermutationNull
+) -> tuple[Tensor, Tensor]:
+    observed, pvalue, _ = permutation_test(
+        statistic,
+        n_genes=counts.shape[0],
+        n_spots=counts.shape[1],
+        n_permutations=null.n_permutations,
+        seed=null.seed,
+        gene_numbers=torch.tensor(list(genes)),
+        early_stop=null.early_stop,
+    )
+    return observed, pvalue
+
+
+def _log_prob(genes: Sequence[FittedGene]) -> Tensor:
+    return torch.tensor([gene.log_prob for gene in genes], dtype=torch.float64)

@@ -1,0 +1,113 @@
+"""Checks of what users hand to a model: counts, design and device, as float64 tensors or a clear error."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """The device to compute on.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not one of cpu, cuda, mps, or not present on this machine.
+    """
+    chosen = str(device)
+    check_option("device", chosen.split(":")[0], DEVICES)
+    if chosen.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidArgumentError("device: found 'cuda', but torch sees no CUDA device here; use 'cpu'.")
+    if chosen.startswith("mps"):
+        warnings.warn("device 'mps' has no float64, which the fits need: computing on the CPU.", stacklevel=3)
+        return torch.device("cpu")
+    return torch.device(chosen)
+
+
+def as_counts(counts: Any, device: torch.device) -> Tensor:
+    """Counts ``(G, N, K)`` from ``(G, N, K)`` or ``(N, K)``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Wrong number of dimensions, no genes or spots, or a count that is NaN, infinite, negative or fractional.
+    NotImplementedError
+        One isoform: there is no usage to model.
+    """
+    table = torch.as_tensor(counts)
+    if table.ndim not in (2, 3):
+        raise InvalidArgumentError(
+            f"counts: expected shape (n_genes, n_spots, n_isos) or (n_spots, n_isos), found {tuple(table.shape)}."
+        )
+    table = (table if table.ndim == 3 else table.unsqueeze(0)).to(device, torch.float64)
+    n_genes, n_spots, n_isos = table.shape
+    if n_genes == 0 or n_spots == 0:
+        raise InvalidArgumentError(f"counts: expected a gene and a spot at least, found shape {tuple(table.shape)}.")
+    if n_isos < 2:
+        raise NotImplementedError(f"counts: a gene needs at least two isoforms, found {n_isos}; drop such genes first.")
+    for problem, wrong in (
+        ("finite", ~torch.isfinite(table)),
+        ("non-negative", table < 0),
+        ("whole", table != table.round()),
+    ):
+        if bool(wrong.any()):
+            gene, spot, iso = torch.nonzero(wrong)[0].tolist()
+            raise InvalidArgumentError(
+                f"counts: expected {problem} numbers, found {table[gene, spot, iso].item()} "
+                f"at gene {gene}, spot {spot}, isoform {iso} ({int(wrong.sum())} such entries)."
+            )
+    return table
+
+
+def as_design(design_mtx: Any, n_spots: int, device: torch.device) -> Tensor:
+    """Covariates ``(N, P)``; P = 0 for None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not a matrix with one row a spot, or an entry that is not finite.
+    """
+    if design_mtx is None:
+        return torch.zeros(n_spots, 0, dtype=torch.float64, device=device)
+    design = torch.as_tensor(design_mtx).to(device, torch.float64)
+    if design.ndim != 2 or len(design) != n_spots:
+        raise InvalidArgumentError(
+            f"design_mtx: expected shape (n_spots = {n_spots}, n_factors), found {tuple(design.shape)}."
+        )
+    if not bool(torch.isfinite(design).all()):
+        spot, factor = torch.nonzero(~torch.isfinite(design))[0].tolist()
+        raise InvalidArgumentError(
+            f"design_mtx: expected finite numbers, found {design[spot, factor].item()} at spot {spot}, column {factor}."
+        )
+    return design
+
+
+def collinear_columns(design: Tensor) -> list[int]:
+    """Columns of ``(N, P)`` that the intercept and the columns before them already determine."""
+    centred = design - design.mean(0)
+    size = centred.square().sum(0).sqrt()
+    constant = size <= 1e-10 * design.square().sum(0).sqrt()
+    unit = torch.where(constant, 0.0, centred / torch.where(constant, 1.0, size))
+    corner = torch.linalg.qr(unit, mode="r").R if len(unit) else unit
+    diagonal = torch.zeros(design.shape[1], dtype=design.dtype, device=design.device)
+    rank = torch.diagonal(corner).abs()
+    diagonal[: len(rank)] = rank
+    return torch.nonzero(diagonal < 1e-8).squeeze(-1).tolist()
+
+
+def warn_if_collinear(design: Tensor) -> None:
+    """Say once which columns :func:`collinear_columns` finds, if any."""
+    columns = collinear_columns(design)
+    if columns:
+        warnings.warn(
+            f"design_mtx: columns {columns} are constant or determined by the intercept and the columns before them; "
+            "usage ratios are unaffected, but their coefficients are not identified. Drop them, or give beta a prior.",
+            stacklevel=3,
+        )

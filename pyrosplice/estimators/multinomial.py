@@ -1,0 +1,246 @@
+"""``MultinomGLM``: isoform usage with covariates and without a random effect."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import check_option
+from pyrosplice.estimators.base import BaseModel
+from pyrosplice.estimators.configs import DEFAULTS, complete_configs
+from pyrosplice.estimators.inputs import warn_if_collinear
+from pyrosplice.inference.convergence import Convergence
+from pyrosplice.inference.glm import GLMObjective
+from pyrosplice.inference.gradient import DescentOptions, descend
+from pyrosplice.inference.guide import PointGuide
+from pyrosplice.inference.newton import NewtonOptions, newton
+from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.priors import is_flat, log_prior
+
+_NEWTON_TOLERANCE = 1e-10
+"""Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
+
+
+class MultinomGLM(BaseModel):
+    r"""Multinomial generalized linear model of isoform usage.
+
+    .. math:: y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad \eta = X\beta + 1b'
+
+    The last isoform is the reference. Estimates are maximum a posteriori, that is maximum likelihood under the flat
+    default priors.
+
+    Parameters
+    ----------
+    fitting_method
+        ``"iwls"`` or ``"newton"``: Newton's method with step halving, closed-form derivatives where the likelihood
+        has them. With the softmax link, the canonical one, the two are the same algorithm. ``"gd"``: first-order, by
+        ``fitting_configs["optim"]``.
+    fitting_configs
+        Any of: ``lr`` (first step length of adam and sgd, 0.01), ``optim`` ("adam", "sgd" or "lbfgs"), ``tol``
+        (improvement in nats below which a gene has converged, 1e-5), ``tol_relative`` (False), ``max_epochs`` (1000;
+        −1 is 10,000), ``patience`` (epochs without improvement before "gd" shortens its steps: 5; 2 otherwise).
+    likelihood
+        Density of a spot's counts, any :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None.
+    priors
+        Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.models.priors`; flat if None.
+
+    Attributes
+    ----------
+    beta, bias_eta
+        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An unknown option or a value that does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM()
+    >>> model.setup_data(counts)
+    >>> model.fit()
+    >>> model.get_isoform_ratio().shape
+    torch.Size([5, 100, 3])
+    """
+
+    beta: Tensor
+    bias_eta: Tensor
+    _methods: tuple[str, ...] = ("iwls", "newton", "gd")
+
+    def __init__(
+        self,
+        fitting_method: str = "iwls",
+        fitting_configs: Mapping[str, Any] | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_option("fitting_method", fitting_method, self._methods)
+        super().__init__(likelihood=likelihood, priors=priors)
+        self.fitting_method = fitting_method
+        self.fitting_configs = complete_configs(fitting_configs, self._default_configs())
+
+    def _default_configs(self) -> dict[str, Any]:
+        return {**DEFAULTS, "patience": 5 if self.fitting_method == "gd" else 2}
+
+    def setup_data(self, counts: Any, design_mtx: Any = None, device: str | torch.device = "cpu") -> None:
+        """Take the data; forgets an earlier fit.
+
+        Parameters
+        ----------
+        counts
+            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers.
+        design_mtx
+            Covariates ``(N, P)`` without intercept, which is always there; None for none.
+        device
+            ``"cpu"``, ``"cuda"``, or ``"mps"`` (which has no float64: computes on the CPU, with a warning).
+
+        Raises
+        ------
+        InvalidArgumentError
+            Counts, design or device that cannot be used; says where. The model keeps its earlier data.
+        NotImplementedError
+            One isoform.
+
+        Warns
+        -----
+        UserWarning
+            Covariates that are constant or collinear, when their prior is flat: ratios and likelihood are unique, the
+            coefficients are not (the smallest ones are reported, with infinite standard errors).
+        """
+        table, design = self._checked(counts, design_mtx, device)
+        model = MultinomialGLM(table, design, likelihood=self.likelihood, priors=self.priors)  # checks the priors
+        if is_flat(model.priors["beta"]):
+            warn_if_collinear(design)
+        self._set_data(table, design)
+        n_logits = self.likelihood.n_predictors(self.n_isos)
+        self._set_parameters(
+            {
+                "beta": self.counts.new_zeros(self.n_genes, self.design_mtx.shape[1], n_logits),
+                "bias_eta": self.counts.new_zeros(self.n_genes, n_logits),
+            }
+        )
+
+    def fit(
+        self,
+        store_param_history: bool = False,
+        verbose: bool = False,
+        quiet: bool = False,
+        random_seed: int | None = None,
+        diagnose: bool | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Fit every gene; each stops on its own, see ``logger``.
+
+        Parameters
+        ----------
+        store_param_history
+            Return the parameters of every epoch, ``{"beta": (E, G, P, Q), ...}``.
+        verbose
+            Log the loss of every epoch (logger ``pyrosplice``, level INFO).
+        quiet
+            Leave out the log's closing line.
+        random_seed
+            Accepted for compatibility; fits are deterministic.
+        diagnose
+            Deprecated alias of ``store_param_history``.
+
+        Raises
+        ------
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        keep = _kept_history(store_param_history, diagnose)
+        began = time.perf_counter()
+        objective = self._objective()
+        point, record, history = self._minimise(objective, keep)
+        _, hessian = objective.derivatives(point)
+        record.finish(torch.nonzero(objective.separated(point, hessian)).squeeze(-1), "separated")
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+        self._set_parameters(dict(zip(("beta", "bias_eta"), objective.coefficients(point), strict=True)))
+        self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
+        if not keep:
+            return None
+        steps = [objective.coefficients(past) for past in history]
+        return {"beta": torch.stack([s[0] for s in steps]), "bias_eta": torch.stack([s[1] for s in steps])}
+
+    def forward(self) -> Tensor:
+        """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
+        self._require_data()
+        density = self.likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1)
+        return density + log_prior(self.model.priors, {"beta": self.beta, "bias_eta": self.bias_eta})
+
+    def linear_predictor(self) -> Tensor:
+        """η ``(G, N, Q)`` at the present parameters."""
+        self._require_data()
+        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
+
+    def get_isoform_ratio(self) -> Tensor:
+        """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
+        return self.likelihood.mean(self.linear_predictor()).detach()
+
+    def vcov(self) -> Tensor:
+        """Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
+
+        The inverse of minus the full second derivative of the log posterior. Order: ``beta`` (covariate by covariate,
+        logits fastest), then ``bias_eta``. What the data do not identify has infinite variance.
+        """
+        self._require_data()
+        objective = self._objective()
+        _, hessian = objective.derivatives(objective.point(self.beta, self.bias_eta))
+        return objective.covariance(hessian)
+
+    def standard_errors(self) -> dict[str, Tensor]:
+        """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
+        errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
+        return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    @property
+    def model(self) -> MultinomialGLM:
+        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
+        self._require_data()
+        return MultinomialGLM(self.counts, self.design_mtx, likelihood=self.likelihood, priors=self.priors)
+
+    @property
+    def guide(self) -> Callable[[], dict[str, Tensor]]:
+        """A Pyro guide with every site at its fitted value (MAP)."""
+        self._require_data()
+        values = {"beta": self.beta, "bias_eta": self.bias_eta}
+        return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
+
+    def _minimise(self, objective: GLMObjective, keep: bool) -> tuple[Tensor, Convergence, list[Tensor]]:
+        configs, start = self.fitting_configs, objective.start()
+        if self.fitting_method == "gd":
+            options = DescentOptions(**configs, keep_history=keep)
+            descent = descend(objective, start, curvature=objective.curvature(start), options=options)
+            return descent.point, descent.convergence, descent.history
+        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
+        tolerance = min(_NEWTON_TOLERANCE, configs["tol"])
+        result = newton(objective, start, options=NewtonOptions(tolerance, epochs, keep))
+        return result.point, result.convergence, result.history
+
+    def _objective(self) -> GLMObjective:
+        return GLMObjective.of(self.counts, self.design_mtx, self.likelihood, self._log_prior())
+
+    def _log_prior(self) -> Callable[[dict[str, Tensor], Tensor], Tensor] | None:
+        """What engines add to their log likelihood, or None if every prior is flat."""
+        priors = self.model.priors
+        if all(is_flat(prior) for prior in priors.values()):
+            return None
+        return lambda values, genes: log_prior(priors, values, genes=genes)
+
+
+def _kept_history(store_param_history: bool, diagnose: bool | None) -> bool:
+    if diagnose is None:
+        return store_param_history
+    warnings.warn("diagnose is deprecated; use store_param_history.", DeprecationWarning, stacklevel=3)
+    return diagnose

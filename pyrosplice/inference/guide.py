@@ -1,0 +1,31 @@
+"""Guides: what a fit says about the latent sites, as Pyro programs without parameters of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor
+
+
+class PointGuide:
+    """All mass of every site at its fitted value (what ``AutoDelta`` is after training, without a parameter store).
+
+    Parameters
+    ----------
+    values
+        Fitted values by site, genes first.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = dict(values)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Sample every site; returns values by site."""
+        n_genes = len(next(iter(self.values.values())))
+        with pyro.plate("genes", n_genes, dim=-1):
+            return {
+                name: pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1))
+                for name, value in self.values.items()
+            }

@@ -1,0 +1,119 @@
+"""Size and power of the variance-component score test of spatial variability.
+
+    python -m tests.studies.sv_score size  [--genes 20000]
+    python -m tests.studies.sv_score power [--genes 500]
+
+Tables go to tests/studies/results/. A size cell is right when its rejections lie in the exact binomial 99 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
+from pyrosplice.hypothesis.variance_component import variance_component_test
+from pyrosplice.spatial.car import CarCovariance
+from tests.paths import SHARED
+from tests.studies.simulation import RESULTS, commit, grid, olfactory_bulb, simulate_counts
+
+DEPTHS = (1, 5, 20)
+LEVELS = (0.05, 0.01, 0.001)
+SIGNALS = ((0.7, 0.7), (0.4, 0.7), (0.7, 0.3), (0.4, 0.3))
+_BATCH = 1_000
+
+
+def layouts() -> dict[str, CarCovariance]:
+    found = {"grid 16x16": grid(16), "grid 32x32": grid(32)}
+    slide = SHARED / "data" / "mob_rep11_families.h5ad"
+    return found | ({"olfactory bulb": olfactory_bulb(slide)} if slide.exists() else {})
+
+
+def nulls(covariance: CarCovariance) -> Iterator[tuple[str, dict]]:
+    """The two nulls of the plan, then what usually breaks such a test."""
+    n = covariance.n_spots
+    smooth = covariance.sample(1, torch.Generator().manual_seed(7))[0].numpy()
+    smooth = (smooth - smooth.mean()) / smooth.std()
+    noise = np.random.default_rng(7).gamma(2.0, 0.5, n)
+    iid = {"sigma": 0.7}
+    yield "no effect", {"sigma": 0.0}
+    yield "over-dispersion", iid
+    yield "over-dispersion, spatial totals", iid | {"factor": np.exp(0.7 * smooth)}
+    yield "over-dispersion, uneven totals", iid | {"factor": noise}
+    yield "over-dispersion, two isoforms", iid | {"n_isos": 2}
+    yield "over-dispersion, six isoforms", iid | {"n_isos": 6}
+    yield "over-dispersion, usage .83 .15 .02", iid | {"bias": np.log([0.83 / 0.02, 0.15 / 0.02])}
+    yield "over-dispersion, usage .98 .02", iid | {"n_isos": 2, "bias": np.log([0.98 / 0.02])}
+    effect = np.stack([0.8 * smooth, -0.4 * smooth], 1)
+    yield "over-dispersion, smooth covariate", iid | {"effect": effect, "design": torch.from_numpy(smooth)[:, None]}
+
+
+def null_pvalues(
+    covariance: CarCovariance, kernel: SpatialKernel, null: dict, *, depth: float, n_genes: int, seed: int
+) -> Tensor:
+    options = dict(null)
+    design, factor = options.pop("design", None), options.pop("factor", 1.0)
+    parts = []
+    for batch, size in enumerate(np.diff([*range(0, n_genes, _BATCH), n_genes])):
+        counts = simulate_counts(
+            covariance, n_genes=int(size), depth=depth * factor, theta=0.0, seed=seed + batch, **options
+        )
+        parts.append(variance_component_test(counts, kernel, design=design).pvalue)
+    return torch.cat(parts)
+
+
+def size_row(pvalue: Tensor) -> dict[str, float]:
+    tested = pvalue[~torch.isnan(pvalue)]
+    row: dict[str, float] = {"genes": len(tested)}
+    for level in LEVELS:
+        rejected = int((tested < level).sum())
+        low, high = binom.ppf([0.005, 0.995], len(tested), level)
+        row[f"size {level:g}"] = rejected / len(tested)
+        row[f"inside {level:g}"] = bool(low <= rejected <= high)
+    return row
+
+
+def size_table(n_genes: int, damping: float) -> pd.DataFrame:
+    rows = []
+    for layout, covariance in layouts().items():
+        kernel = spatial_kernel(covariance, damping=damping)
+        for name, null in nulls(covariance):
+            for depth in DEPTHS:
+                seed = zlib.crc32(f"{layout} {name} {depth}".encode()) % 2**31
+                pvalue = null_pvalues(covariance, kernel, null, depth=depth, n_genes=n_genes, seed=seed)
+                rows.append({"layout": layout, "null": name, "depth": depth, **size_row(pvalue), "seed": seed})
+                print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def power_table(n_genes: int, damping: float) -> pd.DataFrame:
+    rows = []
+    for layout, covariance in layouts().items():
+        kernel = spatial_kernel(covariance, damping=damping)
+        for sigma, theta in SIGNALS:
+            for depth in DEPTHS:
+                counts = simulate_counts(covariance, n_genes=n_genes, depth=depth, sigma=sigma, theta=theta, seed=1)
+                pvalue = variance_component_test(counts, kernel).pvalue
+                power = {f"power {level:g}": float((pvalue < level).double().mean()) for level in LEVELS}
+                rows.append({"layout": layout, "sigma": sigma, "theta": theta, "depth": depth, **power, "seed": 1})
+                print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=["size", "power"])
+    parser.add_argument("--genes", type=int)
+    parser.add_argument("--damping", type=float, default=0.1)
+    given = parser.parse_args()
+    run, default = {"size": (size_table, 20_000), "power": (power_table, 500)}[given.study]
+    table = run(given.genes or default, given.damping).assign(damping=given.damping, commit=commit())
+    RESULTS.mkdir(exist_ok=True)
+    table.to_csv(RESULTS / f"sv_score_{given.study}.csv", index=False, float_format="%.5g")
