@@ -129,8 +129,17 @@ class TripletDataset(Dataset):
             for name, points, a, b in zip(self.names, self._points, starts, starts[1:], strict=False)
         ]
 
-    def attach(self, means: Tensor, covariances: Tensor, weights: Tensor, *, identical_supports: bool) -> None:
-        """Make fitted components the distributions' supports."""
+    def attach(
+        self,
+        means: Tensor,
+        covariances: Tensor,
+        weights: Tensor,
+        schema: dict[str, Any],
+        *,
+        identical_supports: bool,
+    ) -> None:
+        """Make fitted components the distributions' supports; ``schema`` is all that is known of the fit."""
+        self.gmm: dict[str, Any] = schema
         self.supports, self.covariances, self.weights = means, covariances, weights
         self.identical_supports = identical_supports
 
@@ -203,6 +212,7 @@ class AnnData_TripletDataset(TripletDataset):
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
         self._names, self._rows = self._choose_patients(n_cells)
+        self._check_finite()
         self.index_mask = self._draw_cells(n_cells, seed)
         self.classes, labels = self._labels()
         supports, covariances, weights, shared = self._supports(n_cells, sample_gmm, gmm_weights_source, seed)
@@ -241,6 +251,12 @@ class AnnData_TripletDataset(TripletDataset):
         if few:
             warnings.warn(f"Patients with fewer than n_cells={n_cells} cells are left out: {few}.", stacklevel=3)
         return list(kept), list(kept.values())
+
+    def _check_finite(self) -> None:
+        bad = np.logical_not(np.isfinite(self.representation()).all(axis=1))
+        for name, rows in zip(self._names, self._rows, strict=True):
+            if bad[rows].any():
+                raise InvalidArgumentError(f"adata: patient {name!r} has NaN or infinite values; remove those cells.")
 
     def _draw_cells(self, n_cells: int, seed: int) -> NDArray[np.bool_]:
         mask = np.zeros(self.adata.n_obs, dtype=bool)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells, TripletDataset
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing
-from pyrosplice.estimators.mixture_schema import FittedMixtures, store
+from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
 from pyrosplice.estimators.mixture_selection import Curves, Split, curves_of
 from pyrosplice.estimators.mixture_shared import fit_shared_components
 from pyrosplice.estimators.mixture_steps import ROBUST_FACTOR, candidates, fit_sets, singular_components, split_cells
@@ -93,7 +93,8 @@ def fit_gmm(
 
     Returns
     -------
-    The same data set with components as ``supports``, ``covariances`` and ``weights``; an AnnData also has
+    The same data set with components as ``supports``, ``covariances`` and ``weights``, and ``gmm``, all that is
+    known of the fit (:func:`~pyrosplice.estimators.mixture_selection.selection_table` reads it). An AnnData also has
     ``uns[gmm_key]``, hard labels ``obs[gmm_key + "_comp"]`` and responsibilities ``obsm[gmm_key + "_resp"]``.
 
     Raises
@@ -122,9 +123,11 @@ def fit_gmm(
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_supports)
     fitted = fit_shared_components(patients, options) if shared else _fit_each(patients, options)
+    representation = (isinstance(dataset, AnnData_TripletDataset) and dataset.use_rep) or "X"
+    schema = schema_of(fitted, options, representation)
     if isinstance(dataset, AnnData_TripletDataset):
-        store(dataset, fitted, options, gmm_key or f"gmm_{dataset.use_rep or 'X'}")
-    dataset.attach(*fitted.padded(), identical_supports=shared)
+        store(dataset, fitted, schema, gmm_key or f"gmm_{representation}")
+    dataset.attach(*fitted.padded(), schema, identical_supports=shared)
     if verbose:
         for patient, mixture in zip(patients, fitted.mixtures, strict=False):
             logger.info("%s: %d components, %d cells", patient.name, mixture.n_components, len(patient.cells))

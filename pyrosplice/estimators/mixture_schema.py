@@ -80,22 +80,28 @@ class FittedMixtures:
         return [joint.softmax(1) for (joint,) in joints]
 
 
-def store(dataset: AnnData_TripletDataset, fitted: FittedMixtures, options: GMMOptions, key: str) -> None:
+def store(dataset: AnnData_TripletDataset, fitted: FittedMixtures, schema: dict[str, Any], key: str) -> None:
     """Write ``uns[key]``, ``obs[key + "_comp"]`` (−1 for cells of patients left out) and ``obsm[key + "_resp"]``."""
     adata = dataset.adata
-    means, covariances, weights = (t.numpy() for t in fitted.model())
-    every = fitted.distribution_weights().numpy()
     labels = np.full(adata.n_obs, -1)
-    resp = np.zeros((adata.n_obs, every.shape[1]))
+    resp = np.zeros((adata.n_obs, fitted.distribution_weights().shape[1]))
     for patient, own in zip(fitted.patients, fitted.responsibilities(), strict=True):
         resp[patient.rows, : own.shape[1]] = own.numpy()
         labels[patient.rows] = own.argmax(1).numpy()
     adata.obs[f"{key}_comp"] = labels
     adata.obsm[f"{key}_resp"] = resp
+    adata.uns[key] = schema
+    dataset.gmm_key = key
+
+
+def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) -> dict[str, Any]:
+    """Everything that is known of the fit, as plain values and arrays that an h5ad file can hold."""
+    means, covariances, weights = (t.numpy() for t in fitted.model())
+    every = fitted.distribution_weights().numpy()
     counts = list(fitted.chosen) * (len(fitted.patients) if fitted.shared else 1)
-    adata.uns[key] = {
+    return {
         "component_sharing": "global" if fitted.shared else "sample_specific",
-        "use_rep": dataset.use_rep or "X",
+        "use_rep": representation,
         "covariance_type": options.covariance_type,
         "n_components": means.shape[1],
         "distribution_n_components": np.array(counts),
@@ -109,7 +115,7 @@ def store(dataset: AnnData_TripletDataset, fitted: FittedMixtures, options: GMMO
         "selection": _selection(fitted, options),
         "backend": "pyrosplice",
         "model_family": "gaussian_mixture",
-        "representation_space": dataset.use_rep or "X",
+        "representation_space": representation,
         "backend_metadata": {"fit_indices_count": int(sum(fitted.n_fitted)), "refit": options.refit},
         "model": {"mu": means, "var": covariances, "pi": weights},
         "distribution_weights": every,
@@ -119,7 +125,6 @@ def store(dataset: AnnData_TripletDataset, fitted: FittedMixtures, options: GMMO
             "distribution_ids": np.array([p.name for p in fitted.patients], dtype=object),
         },
     }
-    dataset.gmm_key = key
 
 
 def _selection(fitted: FittedMixtures, options: GMMOptions) -> dict[str, Any] | None:

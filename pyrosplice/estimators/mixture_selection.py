@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.em_batch import Fit, log_joint_of_cells
 
 Floats = NDArray[np.float64]
@@ -42,6 +45,38 @@ class Curves:
     def scores(self, metric: str) -> Floats:
         """The criterion to be minimised, ``(P, C)``."""
         return {"aic": self.aic, "bic": self.bic, "heldout_nll": self.heldout_nll}[metric]
+
+
+def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
+    """The criteria as a table, one row a patient and candidate.
+
+    Parameters
+    ----------
+    gmm
+        ``dataset.gmm`` after ``fit_gmm``, or ``adata.uns[gmm_key]``.
+
+    Returns
+    -------
+    Columns ``patient``, ``n_components``, ``aic``, ``bic``, ``train_nll``, ``heldout_nll``, ``heldout_se``, ``chosen``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The number of components was fixed: there are no criteria.
+    """
+    selection = gmm["selection"]
+    if selection is None:
+        raise InvalidArgumentError("gmm: the number of components was fixed; give fit_gmm several k_comps.")
+    candidates = np.asarray(selection["k_comps"])
+    n_rows = len(selection["scores_by_distribution"])
+    shared = gmm["component_sharing"] == "global"
+    names = ["all patients"] if shared else list(gmm["weight_inference"]["distribution_ids"])
+    table = pd.DataFrame({"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, n_rows)})
+    for name, values in selection["curves"].items():
+        table[name] = np.asarray(values).ravel()
+    chosen = np.repeat(np.asarray(selection["best_k_by_distribution"]), len(candidates))
+    table["chosen"] = table["n_components"].to_numpy() == chosen
+    return table
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -14,16 +13,21 @@ from pyrosplice.inference.em_update import Penalty, maximize
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
+TRIES = 4
+"""Cells that compete to be the next k-means++ seed."""
+
 
 def uniforms(n_starts: int, n_components: int, seed: int | None) -> Tensor:
-    """The random numbers that the seeds of one data set use, ``(R, M, T)``; the same for every data set of a batch."""
+    """The random numbers that the seeds of one data set use, ``(R, M, T)``.
+
+    The same for every data set of a batch; the first k components' do not depend on how many follow.
+    """
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    tries = 2 + int(math.log(n_components))
-    return torch.rand(n_starts, n_components, tries, dtype=torch.float64, generator=generator)
+    return torch.rand(n_components, n_starts, TRIES, dtype=torch.float64, generator=generator).movedim(0, 1)
 
 
 def seed_means(rows: RowBlocks, shift: Tensor, draws: Tensor, *, spread: bool = True) -> tuple[Tensor, Tensor]:
@@ -111,20 +115,21 @@ def lloyd(
 ) -> Tensor:
     """k-means from ``means`` ``(B, J, M, D)``, all cells a pass; a mean that loses its cells stays where it is.
 
-    Stops when the squared shift of every problem's means is below ``tolerance`` times the mean variance.
+    A problem stops when the squared shift of its means is below ``tolerance`` times the mean variance.
     """
     dim = means.shape[-1]
     factor = expectation.standardization.factor
-    limit = tolerance * factor.square().sum((-2, -1)) / dim
+    limit = tolerance * factor.square().sum((-2, -1))[:, None] / dim
+    done = torch.zeros(means.shape[:2], dtype=torch.bool, device=means.device)
     for _ in range(max_iter):
         table = nearest_mean_table(means, active, expectation, 1 + dim)
         _, sums = expectation.statistics(table, hard=True)
         counts = sums[..., :1]
         moved = (sums[..., 1:] / counts.clamp_min(1e-300)) @ factor.mT[:, None]
-        moved = torch.where(counts > 0, moved, means)
-        shift = (moved - means).square().sum((-2, -1))
+        moved = torch.where((counts > 0) & ~done[..., None, None], moved, means)
+        done = done | ((moved - means).square().sum((-2, -1)) <= limit)
         means = moved
-        if bool((shift <= limit[:, None]).all()):
+        if bool(done.all()):
             break
     return means
 

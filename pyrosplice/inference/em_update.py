@@ -161,29 +161,42 @@ def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) ->
 
     A component without cells keeps its mean and covariance (unless the prior has them) and gets weight 0.
     """
-    counts, dim = moments.counts, moments.sums.shape[-1]
-    total = counts.sum(-1, keepdim=True)
-    present = counts > 1e-10 * total
-    safe = torch.where(present, counts, torch.ones_like(counts))[..., None]
-    excess = penalty.concentration_excess
-    weights = torch.where(previous.weights > 0, (counts + excess).clamp_min(0), torch.zeros_like(counts))
+    counts, means, scatter = conditional_scatter(moments, previous, penalty)
+    raised = (counts + penalty.concentration_excess).clamp_min(0)
+    weights = torch.where(previous.weights > 0, raised, torch.zeros_like(counts))
     weights = weights / weights.sum(-1, keepdim=True)
-    centre = torch.where(present[..., None], moments.sums / safe, previous.means)
-    means = centre
-    spread = torch.zeros_like(counts)[..., None]
-    gap = torch.zeros_like(centre)
-    if penalty.mean is not None:
-        kappa = penalty.mean_strength
-        means = (counts[..., None] * centre + kappa * penalty.mean) / (counts[..., None] + kappa)
-        spread = kappa * counts[..., None] / (counts[..., None] + kappa)
-        gap = centre - penalty.mean
-    scatter = _scatter(moments, centre, spread, gap, previous.covariance_type)
-    kept = previous.covariances
-    covariances = _covariances(scatter, moments, penalty, previous, dim) + penalty.floor
+    covariances = _covariances(scatter, counts, penalty, previous) + penalty.floor
     if penalty.scale is None and previous.covariance_type != "tied":
-        shape = present.reshape(*present.shape, *(1,) * (kept.dim() - present.dim()))
-        covariances = torch.where(shape, covariances, kept)
+        present = _present(counts)
+        present = present.reshape(*present.shape, *(1,) * (covariances.dim() - present.dim()))
+        covariances = torch.where(present, covariances, previous.covariances)
     return replace(previous, weights=weights, means=means, covariances=covariances)
+
+
+def conditional_scatter(
+    moments: Moments, previous: MixtureParameters, penalty: Penalty
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts ``(..., M)``, conditional means ``(..., M, D)``, and sums of squares shaped as the covariances.
+
+    The means are those that maximise the density given labels (and centre the posterior), the sums of squares are
+    about the components' own means, with the pull of the prior mean on them added.
+    """
+    counts = moments.counts
+    present = _present(counts)[..., None]
+    safe = torch.where(present, counts[..., None], torch.ones_like(counts[..., None]))
+    centre = torch.where(present, moments.sums / safe, previous.means)
+    if penalty.mean is None:
+        none = torch.zeros_like(counts)[..., None]
+        return counts, centre, _scatter(moments, centre, none, torch.zeros_like(centre), previous.covariance_type)
+    kappa, cells = penalty.mean_strength, counts[..., None]
+    means = (cells * centre + kappa * penalty.mean) / (cells + kappa)
+    spread = kappa * cells / (cells + kappa)
+    return counts, means, _scatter(moments, centre, spread, centre - penalty.mean, previous.covariance_type)
+
+
+def _present(counts: Tensor) -> Tensor:
+    """Components that have cells."""
+    return counts > 1e-10 * counts.sum(-1, keepdim=True)
 
 
 def _scatter(moments: Moments, centre: Tensor, spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:
@@ -201,9 +214,9 @@ def _scatter(moments: Moments, centre: Tensor, spread: Tensor, gap: Tensor, kind
     return own.clamp_min(0) + spread[..., 0] * gap.square().sum(-1)
 
 
-def _covariances(scatter: Tensor, moments: Moments, penalty: Penalty, previous: MixtureParameters, dim: int) -> Tensor:
+def _covariances(scatter: Tensor, counts: Tensor, penalty: Penalty, previous: MixtureParameters) -> Tensor:
     """Scatter over the number of cells, the prior's pseudo-observations counted on both sides."""
-    kind, counts = previous.covariance_type, moments.counts
+    kind, dim = previous.covariance_type, previous.means.shape[-1]
     extra: float | Tensor = penalty.pseudo_count
     if penalty.mean is not None:
         each: dict[str, float | Tensor] = {"tied": (previous.weights > 0).sum(-1), "spherical": dim}
