@@ -16,7 +16,6 @@ from pyrosplice.estimators.inputs import as_counts, as_design, as_device
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
-from pyrosplice.models.priors import is_flat
 
 logger = logging.getLogger("pyrosplice")
 
@@ -137,11 +136,7 @@ class BaseModel(Module):
         return f"fitted in {self.fitting_time:.3g} s: {counted}"
 
     def _described_priors(self) -> str:
-        if not self.n_genes:
-            return ", ".join(f"{name} ~ {prior}" for name, prior in self.priors.items()) or "flat"
-        return ", ".join(
-            f"{name} {'flat' if is_flat(prior) else 'as given'}" for name, prior in self.model.priors.items()
-        )
+        return ", ".join(f"{name} ~ {type(prior).__name__}" for name, prior in self.priors.items()) or "flat"
 
     def _options(self) -> dict[str, Any]:
         return {"fitting_method": self.fitting_method, **self.fitting_configs}

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.multinomial import MultinomGLM
-from pyrosplice.estimators.multinomial_glmm import MultinomGLMM
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 
 SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
 
@@ -98,40 +98,31 @@ class ModelSpec:
         """The same with the covariates of the spots in another order."""
         return self if self.design is None else replace(self, design=self.design.take(rows.numpy()))
 
-    def fit(
-        self,
-        counts: Tensor,
-        *,
-        start: Sequence[FittedGene] | None = None,
-        quiet: bool = True,
-        random_seed: int | None = None,
-    ) -> list[FittedGene]:
-        """Fit a batch ``(B, N, K)``, from the values of such a fit if there is one. Records are in reduced coding."""
+    def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
+        """Fit a batch ``(B, N, K)``."""
         begin = time.perf_counter()
         model = self._build(counts, None if self.design is None else self.design.reduced)
-        if start is not None:
-            model.update_params_from_dict(stacked(start))
         model.fit(quiet=quiet, random_seed=random_seed)
-        return self._records(model, (time.perf_counter() - begin) / len(counts))
+        return self._recoded(self._records(model, (time.perf_counter() - begin) / len(counts)))
 
-    def recoded(self, genes: Sequence[FittedGene]) -> list[FittedGene]:
-        """Records of :meth:`fit` with a coefficient for every covariate."""
+    def rebuild(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
+        """The fitted model of some genes, ``counts`` ``(B, N, K)``."""
+        with warnings.catch_warnings():  # that levels of a factor sum to one is known here, and dealt with
+            warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
+            model = self._build(counts, None if self.design is None else self.design.values)
+        model.update_params_from_dict(stacked(genes))
+        return model
+
+    def _recoded(self, genes: list[FittedGene]) -> list[FittedGene]:
+        """A coefficient for every covariate."""
         if self.design is None:
-            return list(genes)
+            return genes
         coding = torch.from_numpy(self.design.coding)
         recoded = []
         for gene in genes:
             weights = coding @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
             recoded.append(replace(gene, values={**gene.values, "beta": weights[:-1], "bias_eta": weights[-1]}))
         return recoded
-
-    def rebuild(self, counts: Tensor, fitted: FittedGene) -> MultinomGLM:
-        """The fitted model of one gene, ``counts`` ``(N, K)``."""
-        with warnings.catch_warnings():  # that levels of a factor sum to one is known here, and dealt with
-            warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
-            model = self._build(counts.unsqueeze(0), None if self.design is None else self.design.values)
-        model.update_params_from_dict(stacked([fitted]))
-        return model
 
     def _build(self, counts: Tensor, design: NDArray[np.float64] | None) -> MultinomGLM:
         model = MODELS[self.model_type](**self.options)
@@ -167,43 +158,28 @@ def stacked(genes: Sequence[FittedGene]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """The documented ways to fit one batch.
+    """What to fit to every batch.
 
     Attributes
     ----------
     full
         The model that was asked for.
     null
-        The same without spatial variance, fitted first when given (``from_null``).
-    refit_null
-        Fit the null once more, from the full model's values, and keep the better.
+        The same without spatial variance, fitted too when given.
     random_seed, quiet
         Passed to the models.
     """
 
     full: ModelSpec
     null: ModelSpec | None = None
-    refit_null: bool = False
     random_seed: int | None = None
     quiet: bool = True
 
     def run(self, counts: Tensor) -> tuple[list[FittedGene], list[FittedGene] | None]:
         """Fitted genes of the full model and, when asked for, of the null."""
-        if self.null is None:
-            return self.full.recoded(self._fit(self.full, counts)), None
-        null = self._fit(self.null, counts)
-        full = self._fit(self.full, counts, null)
-        if self.refit_null:
-            null = [_better(*pair) for pair in zip(null, self._fit(self.null, counts, full), strict=True)]
-        return self.full.recoded(full), self.null.recoded(null)
-
-    def _fit(self, spec: ModelSpec, counts: Tensor, start: Sequence[FittedGene] | None = None) -> list[FittedGene]:
-        return spec.fit(counts, start=start, quiet=self.quiet, random_seed=self.random_seed)
-
-
-def _better(first: FittedGene, second: FittedGene) -> FittedGene:
-    best = second if second.best_loss < first.best_loss else first
-    return replace(best, fitting_time_s=first.fitting_time_s + second.fitting_time_s)
+        settings: dict[str, Any] = {"quiet": self.quiet, "random_seed": self.random_seed}
+        null = None if self.null is None else self.null.fit(counts, **settings)
+        return self.full.fit(counts, **settings), null
 
 
 def check_jobs(n_jobs: int, device: str) -> int:

@@ -15,15 +15,14 @@ from tqdm.auto import tqdm
 
 from pyrosplice.data.design import Design
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
 from pyrosplice.hypothesis.score import PrecisionProduct, information_product, score_test
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from pyrosplice.hypothesis.wald import coefficient_covariance, wald_test
-from pyrosplice.inference.mode import MixedModel, Mode, Parameters
-from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.models.likelihoods import Multinomial
 
 
 @dataclass(frozen=True)
@@ -109,33 +108,14 @@ def permuted(counts: Tensor, order: Tensor) -> Tensor:
     return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
 
 
-@dataclass(frozen=True)
-class UsageTask:
-    """Score or Wald tests of a batch: called with its counts ``(B, N, K)``, its fits and their design.
-
-    Attributes
-    ----------
-    method
-        ``"score"`` or ``"wald"``.
-    design
-        The covariates that are tested.
-    mixed
-        Whether the fits are of a GLMM.
-    solver
-        Its spatial covariance; None where spots are independent.
-    """
-
-    method: str
-    design: Design
-    mixed: bool
-    solver: SpatialSolver | None
-
-    def __call__(self, counts: Tensor, genes: Sequence[FittedGene], fitted: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Statistics and p-values, ``(B, P)``."""
-        residual, precision = linearised(counts, genes, fitted, mixed=self.mixed, solver=self.solver)
-        if self.method == "score":
-            return usage_score(residual, precision, self.design)
-        return usage_wald(stacked(genes)["beta"], precision, self.design)
+def usage_test(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, method: str
+) -> tuple[Tensor, Tensor]:
+    """Score or Wald tests of every covariate for a batch ``(B, N, K)``: statistics and p-values ``(B, P)``."""
+    residual, precision = linearised(spec.rebuild(counts, genes))
+    if method == "score":
+        return usage_score(residual, precision, design)
+    return usage_wald(stacked(genes)["beta"], precision, design)
 
 
 def usage_score(residual: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
@@ -161,43 +141,19 @@ def usage_wald(beta: Tensor, precision: PrecisionProduct, design: Design) -> tup
     return test.statistic, test.pvalue
 
 
-def linearised(
-    counts: Tensor,
-    genes: Sequence[FittedGene],
-    design: Tensor | None,
-    *,
-    mixed: bool,
-    solver: SpatialSolver | None,
-) -> tuple[Tensor, PrecisionProduct]:
+def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:
     """Residuals ``y − n p`` ``(B, N, Q)`` at the fit and the product with V⁻¹ of the linearised model."""
-    values = stacked(genes)
-    if not mixed:
-        eta = torch.stack([gene.linear_predictor(counts.shape[1], design) for gene in genes])
-        likelihood = Multinomial()
-        return likelihood.score(counts, eta), information_product(likelihood.information(counts, eta))
-    mode = _mode(counts, values, design, solver)
+    if not isinstance(model, MultinomGLMM):
+        eta = model.linear_predictor().detach()
+        return model.likelihood.score(model.counts, eta), information_product(
+            model.likelihood.information(model.counts, eta)
+        )
+    mode = model.posterior_mode()
 
     def product(x: Tensor) -> Tensor:
         return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
 
     return mode.score, product
-
-
-def _mode(counts: Tensor, values: dict[str, Tensor], design: Tensor | None, solver: SpatialSolver | None) -> Mode:
-    """The mode of the random effect at the fitted parameters."""
-    n_spots, n_logits = counts.shape[1], values["bias_eta"].shape[-1]
-    ones = counts.new_ones(n_spots, 1)
-    columns = ones if design is None else torch.cat([design, ones], 1)
-    coefficients = torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
-    sigma, share = (values[name].expand(-1, n_logits).unsqueeze(1) for name in ("sigma", "theta_logit"))
-    spatial, white = torch.sigmoid(share), torch.sigmoid(-share)
-    if solver is None:
-        spatial, white = torch.zeros_like(share), torch.ones_like(share)
-    elif solver.remainder is not None:
-        white = white + spatial * solver.remainder.unsqueeze(-1)
-    parameters = Parameters(coefficients, (sigma * spatial.sqrt()).squeeze(1), sigma * white.sqrt())
-    model = MixedModel(counts, columns, solver, Multinomial())
-    return model.mode(parameters, model.zeros())
 
 
 def run_batches(

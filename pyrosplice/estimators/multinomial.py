@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
@@ -21,7 +22,7 @@ from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import NewtonOptions, newton
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
-from pyrosplice.models.priors import is_flat, log_prior
+from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 
 _NEWTON_TOLERANCE = 1e-10
 """Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
@@ -118,17 +119,11 @@ class MultinomGLM(BaseModel):
             coefficients are not (the smallest ones are reported, with infinite standard errors).
         """
         table, design = self._checked(counts, design_mtx, device)
-        model = MultinomialGLM(table, design, likelihood=self.likelihood, priors=self.priors)  # checks the priors
-        if is_flat(model.priors["beta"]):
+        shapes = self._site_shapes(table, design)
+        if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
-        n_logits = self.likelihood.n_predictors(self.n_isos)
-        self._set_parameters(
-            {
-                "beta": self.counts.new_zeros(self.n_genes, self.design_mtx.shape[1], n_logits),
-                "bias_eta": self.counts.new_zeros(self.n_genes, n_logits),
-            }
-        )
+        self._set_parameters({name: table.new_zeros(shape) for name, shape in shapes.items()})
 
     def fit(
         self,
@@ -159,7 +154,7 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
-        keep = _kept_history(store_param_history, diagnose)
+        keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         objective = self._objective()
         point, record, history = self._minimise(objective, keep)
@@ -176,8 +171,7 @@ class MultinomGLM(BaseModel):
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
-        density = self.likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1)
-        return density + log_prior(self.model.priors, {"beta": self.beta, "bias_eta": self.bias_eta})
+        return self.likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self._log_prior_here()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
@@ -231,15 +225,34 @@ class MultinomGLM(BaseModel):
     def _objective(self) -> GLMObjective:
         return GLMObjective.of(self.counts, self.design_mtx, self.likelihood, self._log_prior())
 
+    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        n_genes, _, n_isos = counts.shape
+        n_logits = self.likelihood.n_predictors(n_isos)
+        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits)}
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of the sites that a fit estimates, without the flat ones."""
+        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
+        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
+
     def _log_prior(self) -> Callable[[dict[str, Tensor], Tensor], Tensor] | None:
         """What engines add to their log likelihood, or None if every prior is flat."""
-        priors = self.model.priors
-        if all(is_flat(prior) for prior in priors.values()):
+        priors = self._free_priors()
+        if not priors:
             return None
-        return lambda values, genes: log_prior(priors, values, genes=genes)
+        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
+
+    def _log_prior_here(self) -> Tensor:
+        """Log prior density of each gene at the present parameters, ``(G,)``."""
+        priors = self._free_priors()
+        if not priors:
+            return self.bias_eta.new_zeros(self.n_genes)
+        return log_prior(priors, {name: getattr(self, name) for name in priors})
 
 
-def _kept_history(store_param_history: bool, diagnose: bool | None) -> bool:
+def kept_history(store_param_history: bool, diagnose: bool | None) -> bool:
+    """Whether to keep the history, by either of the two names of the argument."""
     if diagnose is None:
         return store_param_history
     warnings.warn("diagnose is deprecated; use store_param_history.", DeprecationWarning, stacklevel=3)

@@ -18,6 +18,8 @@ from torch import Tensor
 from pyrosplice.data.design import Design, build_design
 from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.linalg.select import solver_for
+from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
 from pyrosplice.spatial.graph import (
     Graph,
@@ -101,6 +103,7 @@ class Prepared:
     covariance: Covariance | None
     group_by_n_iso: bool
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
 
     @property
     def n_spots(self) -> int:
@@ -121,6 +124,17 @@ class Prepared:
     def design_tensor(self) -> Tensor | None:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
+
+    def solver(self, rank: int | None, device: str) -> SpatialSolver:
+        """Solver for the covariance, exact or its ``rank`` leading eigenpairs; made once."""
+        if self.covariance is None:
+            raise AssertionError("models without space need no solver")
+        if (rank, device) not in self._solvers:
+            values, vectors = (None, None) if rank is None else self.covariance.eigen(rank)
+            covariance = self.covariance if rank is None else None
+            solver = solver_for(covariance, eigenvalues=values, eigenvectors=vectors, device=device)
+            self._solvers[rank, device] = solver
+        return self._solvers[rank, device]
 
     def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
         """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.

@@ -178,9 +178,10 @@ class UsageModels:
             No logs; a progress bar.
         with_design_mtx
             Estimate covariate effects (for the Wald test); without, the fit is the null of the score test.
-        from_null, refit_null
-            For ``"glmm-full"``: fit the model without spatial variance first and start from it; then fit that one
-            again from the full model's values and keep the better. ``method="llr"`` needs ``from_null=True``.
+        from_null
+            For ``"glmm-full"``: fit the model without spatial variance too, which ``method="llr"`` needs.
+        refit_null
+            Accepted for compatibility: fits do not depend on where they start, so another would be the same.
         random_seed
             Passed to the models.
         """
@@ -195,7 +196,6 @@ class UsageModels:
             null=self._spec("glmm-null", with_design=with_design_mtx)
             if from_null and self.model_type == "glmm-full"
             else None,
-            refit_null=refit_null,
             random_seed=random_seed,
             quiet=quiet,
         )
@@ -258,7 +258,8 @@ class UsageModels:
         """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here."""
         fit, prepared = self._ready_fit(), self._ready()
         spec = self._spec(self.model_type, with_design=fit.with_design)
-        return [spec.rebuild(counts, gene) for counts, gene in zip(prepared.counts, fit.genes, strict=True)]
+        pairs = zip(prepared.counts, fit.genes, strict=True)
+        return [spec.rebuild(counts.unsqueeze(0), [gene]) for counts, gene in pairs]
 
     def get_gene_model(self, gene_name: str) -> MultinomGLM:
         """Model of one gene. Raises KeyError for a name that is not in ``gene_names``."""
@@ -267,7 +268,7 @@ class UsageModels:
             raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
         gene = prepared.gene_names.index(gene_name)
         spec = self._spec(self.model_type, with_design=fit.with_design)
-        return spec.rebuild(prepared.counts[gene], fit.genes[gene])
+        return spec.rebuild(prepared.counts[gene].unsqueeze(0), [fit.genes[gene]])
 
     def _ready(self) -> Prepared:
         if self._prepared is None:
@@ -337,14 +338,10 @@ class UsageModels:
         )
 
     def _spatial_arguments(self, model_type: str) -> dict[str, Any]:
-        """The covariance as ``setup_data`` of a model takes it: sparse, or its leading eigenpairs."""
+        """The covariance as ``setup_data`` of a model takes it; its factor is analysed once for all genes."""
         prepared = self._ready()
+        if model_type == "glm":
+            return {}
         if model_type == "glmm-null":
             return {"corr_sp": IdentityCovariance(prepared.n_spots)}
-        if prepared.covariance is None:
-            return {}
-        rank = self._space.rank(prepared.n_spots, self.device)
-        if rank is None:
-            return {"corr_sp": prepared.covariance}
-        values, vectors = prepared.covariance.eigen(rank)
-        return {"corr_sp_eigvals": values, "corr_sp_eigvecs": vectors}
+        return {"corr_sp": prepared.solver(self._space.rank(prepared.n_spots, self.device), self.device)}

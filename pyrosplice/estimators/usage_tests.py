@@ -17,8 +17,6 @@ from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
-from pyrosplice.linalg.select import solver_for
-from pyrosplice.linalg.solver import SpatialSolver
 
 
 class UsageTests(UsageModels):
@@ -188,27 +186,18 @@ class UsageTests(UsageModels):
         found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
         return GeneTests.gather(batches, found, (self.n_genes,))
 
-    def _usage_tests(self, method: str, tested: Design, *, show: bool) -> GeneTests:
+    def _usage_tests(self, method: str, design: Design, *, show: bool) -> GeneTests:
         prepared, fit = self._ready(), self._ready_fit()
         mixed = self.model_type != "glm"
         genes = self._marginal_fit(self.model_type, print_progress=show) if mixed else fit.genes
-        design = prepared.design_tensor if fit.with_design else None
+        make = self._marginal_spec if mixed else self._spec
+        spec = make(self.model_type, with_design=fit.with_design)
         batches = prepared.batches(TEST_BATCH, group=True)
-        calls = [(self._counts(prepared, some), [genes[gene] for gene in some], design) for some in batches]
-        task = gene_tests.UsageTask(method, tested, mixed, self._solver())
-        found = run_batches(task, calls, description=method, show=show)
+        calls = [
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], design, method) for some in batches
+        ]
+        found = run_batches(gene_tests.usage_test, calls, description=method, show=show)
         return GeneTests.gather(batches, found, (self.n_genes, self.n_factors))
-
-    def _solver(self) -> SpatialSolver | None:
-        """Solver for the covariance that the models are fitted with; None without space."""
-        arguments = self._spatial_arguments(self.model_type)
-        if self.model_type != "glmm-full":
-            return None
-        return solver_for(
-            arguments.get("corr_sp"),
-            eigenvalues=arguments.get("corr_sp_eigvals"),
-            eigenvectors=arguments.get("corr_sp_eigvecs"),
-        )
 
     def _n_components(self) -> int | np.ndarray:
         """Variance components tested: one, or with ``share_variance=False`` one a logit, ``(G,)``."""

@@ -159,16 +159,20 @@ def _dense_kernel(matrix: Tensor) -> SpatialKernel:
 
 
 def _sparse_kernel(precision: sp.csc_matrix, values: Tensor, vectors: Tensor) -> SpatialKernel:
-    """Traces of powers from derivatives of ``tr (P + h I)⁻¹``, whose diagonal the sparse factor gives."""
+    """Power sums of the other eigenvalues from differences in h of their ``Σ λ / (1 + h λ) = tr (K⁻¹ + h I)⁻¹ − …``."""
     n = precision.shape[0]
     diagonal = inverse_diagonal(precision)
-    step = 1e-3 / float(values[0])
-    lower, upper = (float(inverse_diagonal(sp.csc_matrix(precision + h * sp.identity(n))).sum()) for h in (-step, step))
-    trace = float(diagonal.sum())
-    square, cube = (lower - upper) / (2 * step), (lower - 2 * trace + upper) / (2 * step**2)
-    moments = [float(n - len(values))]
-    moments += [total - float((values**k).sum()) for k, total in ((1, trace), (2, square), (3, cube))]
-    return SpatialKernel(values, vectors, torch.from_numpy(diagonal), _skewness(moments), square, precision=precision)
+    step = min(1e-3 / float(values[-1]), 0.5 / float(values[0]))
+
+    def others(h: float) -> float:
+        trace = inverse_diagonal(sp.csc_matrix(precision + h * sp.identity(n))).sum()
+        return float(trace) - float((values / (1 + h * values)).sum())
+
+    middle, lower, upper = others(0.0), others(-step), others(step)
+    square, cube = (lower - upper) / (2 * step), (lower - 2 * middle + upper) / (2 * step**2)
+    skewness = _skewness([float(n - len(values)), middle, square, cube])
+    trace_square = square + float(values.square().sum())
+    return SpatialKernel(values, vectors, torch.from_numpy(diagonal), skewness, trace_square, precision=precision)
 
 
 def _skewness(moments: list[float]) -> float:

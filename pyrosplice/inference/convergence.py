@@ -75,6 +75,16 @@ class Convergence:
         self.n_iter[genes] = epoch
         return improved
 
+    def absorb(self, part: Convergence, genes: Tensor) -> None:
+        """Take over the record that another search made of the listed genes, ``(A,)`` in its order."""
+        for gene, reason in zip(genes.tolist(), part.reason, strict=True):
+            self.reason[gene] = reason
+        self.n_iter[genes], self.best_loss[genes], self.best_epoch[genes] = part.n_iter, part.best_loss, part.best_epoch
+        for epoch in range(max(len(self._epochs), len(part._epochs))):
+            if epoch == len(self._epochs):
+                self._epochs.append(self._epochs[-1].clone() if epoch else torch.full_like(self.best_loss, torch.inf))
+            self._epochs[epoch][genes] = part._epochs[min(epoch, len(part._epochs) - 1)]
+
     def finish(self, genes: Tensor, reason: str) -> None:
         """Note why the listed genes stopped."""
         check_option("reason", reason, REASONS)

@@ -165,6 +165,10 @@ class GLMObjective:
         prior_gradient, prior_hessian = self._prior_derivatives(point)
         return gradient - prior_gradient, hessian - prior_hessian
 
+    def step_limit(self, point: Tensor, step: Tensor) -> Tensor:
+        """At most five units of any coefficient at a time."""
+        return (5.0 / step.abs().amax(-1).clamp_min(1e-300)).clamp_max(1.0)
+
     def curvature(self, point: Tensor) -> Tensor:
         """Diagonal of the information at ``point``, ``(A, D)``: a scale for first-order methods."""
         information = self.likelihood.information(self.counts, self.linear_predictor(point))
@@ -195,15 +199,9 @@ class GLMObjective:
     def covariance(self, hessian: Tensor) -> Tensor:
         """Covariance matrices ``(A, D, D)`` of ``[beta; bias_eta]``, the inverse of the Hessian of the loss.
 
-        What the data do not identify has infinite variance.
+        See :func:`coefficient_covariance`.
         """
-        eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
-        inverse = solve_curvature(hessian, eye)
-        covariance = self.scaling.covariance(inverse, self.n_logits)
-        unidentified = self.scaling.covariance(eye - inverse @ hessian, self.n_logits)
-        share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
-        scale = torch.diagonal(self.scaling.covariance(eye, self.n_logits), dim1=-2, dim2=-1)
-        return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
+        return coefficient_covariance(hessian, self.scaling, self.n_logits)
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
@@ -244,6 +242,20 @@ class GLMObjective:
             full[:, first, k, second, m] = full[:, second, k, first, m] = plane
             full[:, first, m, second, k] = full[:, second, m, first, k] = plane
         return full.flatten(3, 4).flatten(1, 2)
+
+
+def coefficient_covariance(information: Tensor, scaling: Standardisation, n_logits: int) -> Tensor:
+    """Covariance ``(A, D, D)`` of ``[beta; bias_eta]`` from the information of the standardised coefficients.
+
+    What is not identified has infinite variance.
+    """
+    eye = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device).expand_as(information)
+    inverse = solve_curvature(information, eye)
+    covariance = scaling.covariance(inverse, n_logits)
+    unidentified = scaling.covariance(eye - inverse @ information, n_logits)
+    share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
+    scale = torch.diagonal(scaling.covariance(eye, n_logits), dim1=-2, dim2=-1)
+    return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
 
 
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ of each gene is what is returned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from pyrosplice.errors import check_option
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.descent_rules import RULES
+from pyrosplice.inference.objective import ModeObjective
+from pyrosplice.inference.quasi_newton import Options
 
 _MAX_PLATEAUS = 12
 _SHORTEST = 1e-12
@@ -29,6 +31,10 @@ class GradientObjective(Protocol):
 
     def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(A,)`` and gradient ``(A, D)`` at ``(A, D)``."""
+        ...
+
+    def step_limit(self, point: Tensor, step: Tensor) -> Tensor:
+        """Longest part of each step that may be tried, in (0, 1], ``(A,)``."""
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
@@ -66,6 +72,11 @@ class DescentOptions:
     patience: int = 5
     keep_history: bool = False
 
+    @property
+    def epochs(self) -> int:
+        """The number that ``max_epochs`` stands for."""
+        return 10_000 if self.max_epochs == -1 else self.max_epochs
+
 
 @dataclass
 class DescentResult:
@@ -100,8 +111,7 @@ def descend(
     options = options or DescentOptions()
     check_option("optim", options.optim, RULES)
     run = _Run(objective, start, torch.ones_like(start) if curvature is None else curvature, options)
-    max_epochs = 10_000 if options.max_epochs == -1 else options.max_epochs
-    for _ in range(max_epochs):
+    for _ in range(options.epochs):
         if not len(run.genes):
             break
         run.epoch()
@@ -130,6 +140,7 @@ class _Run:
     def epoch(self) -> None:
         """One evaluation of every unfinished gene."""
         step = self.rule.displacement(self.gradient)
+        step = self.objective.step_limit(self.point, step).unsqueeze(-1) * step
         trial = self.point + step
         loss, gradient = self.objective.value_and_gradient(trial)
         usable = torch.isfinite(loss) & torch.isfinite(gradient).all(-1)
@@ -182,3 +193,49 @@ class _Run:
     def _tolerance(self) -> Tensor:
         size = self.loss.abs() if self.options.tol_relative else torch.ones_like(self.loss)
         return self.options.tol * size
+
+
+@dataclass(frozen=True)
+class Descent:
+    """First-order search of a mixed model's objective: a :class:`~pyrosplice.inference.quasi_newton.Minimiser`.
+
+    The random effects follow their mode at every evaluation, so the search is over the other unknowns only.
+    """
+
+    options: DescentOptions
+
+    def __call__(
+        self,
+        objective: ModeObjective,
+        genes: Tensor,
+        start: Tensor,
+        inverse_hessian: Tensor,
+        *,
+        first: tuple[Tensor, Tensor],
+        convergence: Convergence,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (B, d), losses (B,) and gradients (B, d); ``options`` may only shorten the search."""
+        curvature = 1 / torch.diagonal(inverse_hessian, dim1=1, dim2=2)
+        limited = replace(self.options, max_epochs=min(self.options.epochs, options.max_iter))
+        result = descend(_AtMode(objective, genes), start, curvature=curvature, options=limited)
+        convergence.absorb(result.convergence, genes)
+        loss, gradient = objective.evaluate(genes, result.point)
+        return result.point, loss, gradient
+
+
+@dataclass(frozen=True)
+class _AtMode:
+    """Some genes of a :class:`ModeObjective`."""
+
+    objective: ModeObjective
+    genes: Tensor
+
+    def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        return self.objective.evaluate(self.genes, point)
+
+    def step_limit(self, point: Tensor, step: Tensor) -> Tensor:
+        return self.objective.step_limit(self.genes, point, step)
+
+    def select(self, rows: Tensor) -> _AtMode:
+        return _AtMode(self.objective, self.genes[rows])

@@ -8,6 +8,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyrosplice.inference.posterior import RandomEffectPosterior
+
 
 class PointGuide:
     """All mass of every site at its fitted value (what ``AutoDelta`` is after training, without a parameter store).
@@ -29,3 +31,25 @@ class PointGuide:
                 name: pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1))
                 for name, value in self.values.items()
             }
+
+
+class LaplaceGuide(PointGuide):
+    """Laplace guide: ν from its Gaussian posterior, gene by gene, the other sites at their fitted values.
+
+    Parameters
+    ----------
+    values
+        Fitted values of ``beta``, ``bias_eta``, ``sigma`` and ``theta_logit``, genes first.
+    posterior
+        Posterior of ν at these values.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], posterior: RandomEffectPosterior) -> None:
+        super().__init__(values)
+        self.posterior = posterior
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Sample every site; returns values by site."""
+        values = super().__call__()
+        with pyro.plate("genes", self.posterior.batch_shape[0], dim=-1):
+            return {**values, "nu": pyro.sample("nu", self.posterior)}

@@ -22,7 +22,7 @@ from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.marginal import NEUTRAL, start_coefficients
 from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.inference.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
-from pyrosplice.inference.quasi_newton import Options, minimise
+from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
 
 SMALLEST_SIGMA = 1e-3  # below it the joint density is running to infinity
 JITTER = 1e-10  # added to V, so that Σ stays invertible at θ = 1 also where V is singular
@@ -120,6 +120,7 @@ def fit_joint(
     fix_sigma: bool = True,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
+    minimiser: Minimiser = minimise,
 ) -> JointFit:
     """Joint mode of every gene.
 
@@ -132,7 +133,7 @@ def fit_joint(
     fix_sigma
         Hold σ. Without a prior that keeps σ from 0 the joint density has no maximum in it; genes that run there are
         reported as not converged (``"unbounded"``).
-    log_prior, options
+    log_prior, options, minimiser
         As in :func:`~pyrosplice.inference.marginal.fit_marginal`.
     """
     options = options or Options()
@@ -149,7 +150,7 @@ def fit_joint(
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
     convergence = Convergence.start(len(genes))
-    point, _, _ = minimise(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, _, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
     return _assemble(objective, point, convergence)
 
 

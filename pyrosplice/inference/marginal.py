@@ -12,7 +12,7 @@ from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.mode import Latents, MixedModel, Mode
 from pyrosplice.inference.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
-from pyrosplice.inference.quasi_newton import Options, minimise
+from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
 
 NEUTRAL = math.pi / 4  # ψ of θ = 1/2
 NEAR_ONE = 1.35  # ψ of θ = 0.95
@@ -72,6 +72,7 @@ def fit_marginal(
     fixed_sigma: Tensor | None = None,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
+    minimiser: Minimiser = minimise,
 ) -> MarginalFit:
     """Maximise the Laplace marginal likelihood (plus log prior) of every gene.
 
@@ -90,6 +91,8 @@ def fit_marginal(
         ``theta_logit`` of some genes, and the indices of those genes.
     options
         Tolerance and iterations.
+    minimiser
+        The search; BFGS by default.
 
     Notes
     -----
@@ -107,7 +110,8 @@ def fit_marginal(
     unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma)
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes))
-    point, loss = _search(null, genes, unknowns.pack(start_coefficients(model), sigma, None), convergence, options)
+    begin = unknowns.pack(start_coefficients(model), sigma, None)
+    point, loss = _search(null, genes, begin, convergence, options, minimiser)
     if not spatial:
         return _assemble(null, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)
@@ -117,19 +121,19 @@ def fit_marginal(
     at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma))
     begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEUTRAL))
     convergence = Convergence.start(len(genes))
-    best, best_loss = _search(full, genes, begin, convergence, options)
+    best, best_loss = _search(full, genes, begin, convergence, options, minimiser)
     angle = unknowns.unpack(best, genes)[2]
     fallen = genes[(angle.sin().square() < NEAR_ZERO).all(-1)]
     if len(fallen):
         begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEAR_ONE))[fallen]
         second = Convergence.start(len(genes))
         scouts = replace(options, max_iter=min(SCOUTING, options.max_iter))
-        begin, _ = _search(full, fallen, begin, second, scouts)
+        begin, _ = _search(full, fallen, begin, second, scouts, minimiser)
         # below θ = ½ the search would only repeat the first one
         apart = (unknowns.unpack(begin, fallen)[2].sin().square() > 0.5).any(-1)
         fallen, begin = fallen[apart], begin[apart]
     if len(fallen):
-        other, other_loss = _search(full, fallen, begin, second, options)
+        other, other_loss = _search(full, fallen, begin, second, options, minimiser)
         better = other_loss < best_loss[fallen]
         best[fallen[better]], best_loss[fallen[better]] = other[better], other_loss[better]
         _adopt(convergence, second, fallen, better)
@@ -157,11 +161,16 @@ def start_coefficients(model: MixedModel) -> Tensor:
 
 
 def _search(
-    objective: MarginalObjective, genes: Tensor, begin: Tensor, convergence: Convergence, options: Options
+    objective: MarginalObjective,
+    genes: Tensor,
+    begin: Tensor,
+    convergence: Convergence,
+    options: Options,
+    minimiser: Minimiser,
 ) -> tuple[Tensor, Tensor]:
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
-    point, loss, _ = minimise(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, loss, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
     return point, loss
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,24 @@ class Objective(Protocol):
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
         """Longest step along ``direction`` that may be tried, in (0, 1], (b,)."""
+        ...
+
+
+class Minimiser(Protocol):
+    """Anything that searches as :func:`minimise` does, with the same arguments and results."""
+
+    def __call__(
+        self,
+        objective: Any,
+        genes: Tensor,
+        start: Tensor,
+        inverse_hessian: Tensor,
+        *,
+        first: tuple[Tensor, Tensor],
+        convergence: Convergence,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (B, d), losses (B,) and gradients (B, d)."""
         ...
 
 
@@ -153,8 +171,8 @@ def _advance(
     promised = SUFFICIENT_DECREASE * state.length * (state.direction * state.gradient).sum(-1)
     noise = 1e-10 * state.loss.abs() + 1e-9
     accepted = torch.isfinite(slope).all(-1) & (found <= state.loss + promised + noise)
-    change, difference = trial - state.point, slope - state.gradient
-    _update(state, accepted, change, difference)
+    updated = bfgs(state.inverse_hessian, trial - state.point, slope - state.gradient)
+    state.inverse_hessian[accepted] = updated[accepted]
     state.point[accepted], state.loss[accepted], state.gradient[accepted] = (
         trial[accepted],
         found[accepted],
@@ -175,14 +193,17 @@ def _shorter(state: Search, found: Tensor, rejected: Tensor) -> Tensor:
     return torch.nan_to_num(ratio, nan=0.1, posinf=0.5, neginf=0.1).clamp(0.1, 0.5)[rejected]
 
 
-def _update(state: Search, rows: Tensor, change: Tensor, difference: Tensor) -> None:
-    """BFGS update of the inverse Hessian where the curvature along the step is positive."""
+def bfgs(inverse_hessian: Tensor, change: Tensor, difference: Tensor) -> Tensor:
+    """Updated inverse Hessians (B, d, d) after steps ``change`` (B, d) that changed the gradient by ``difference``.
+
+    Rows without positive curvature along the step are left as they are.
+    """
     curvature = (change * difference).sum(-1)
-    rows = rows & (curvature > 1e-10 * change.norm(dim=-1) * difference.norm(dim=-1))
-    s, y, h, sy = change[rows], difference[rows], state.inverse_hessian[rows], curvature[rows]
+    rows = curvature > 1e-10 * change.norm(dim=-1) * difference.norm(dim=-1)
+    s, y, h, sy = change[rows], difference[rows], inverse_hessian[rows], curvature[rows]
     hy = (h @ y[..., None])[..., 0]
     scale = (1 + (y * hy).sum(-1) / sy) / sy
     outer = hy[:, :, None] * s[:, None, :]
-    state.inverse_hessian[rows] = (
-        h + scale[:, None, None] * s[:, :, None] * s[:, None, :] - (outer + outer.mT) / sy[:, None, None]
-    )
+    out = inverse_hessian.clone()
+    out[rows] = h + scale[:, None, None] * s[:, :, None] * s[:, None, :] - (outer + outer.mT) / sy[:, None, None]
+    return out

@@ -289,7 +289,8 @@ def test_lung_junctions_by_cell_type():
     model.setup_data(adata, group_iso_by="usage_group", design_mtx="compartment", group_gene_by_n_iso=True)
     assert model.n_genes == adata.var["usage_group"].nunique()
     model.fit(batch_size=20, with_design_mtx=True, **QUIET)
-    assert model.get_training_summary()["converged"].all()
+    # a junction that a whole compartment never uses has its optimum at infinity, and the summary says so
+    assert set(model.get_training_summary()["reason"]) == {"converged", "separated"}
     # with one covariate a level, fitted usage is the usage within the level
     counts = model.filtered_adata.layers["counts"].toarray()
     usage = model.get_fitted_ratios_anndata().layers["fitted_ratios"]

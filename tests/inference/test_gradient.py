@@ -26,6 +26,9 @@ class Quartic:
         bad = self.broken & (point.detach() != 0).any(-1)
         return torch.where(bad, torch.nan, loss.detach()), gradient
 
+    def step_limit(self, point, step):
+        return torch.ones(len(point), dtype=torch.float64)
+
     def select(self, rows):
         return Quartic(self.scale[rows], self.centre[rows], self.broken[rows])
 

@@ -1,0 +1,158 @@
+"""The data of a mixed model in the engine's terms: standardised design, batches of genes, values with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrosplice.estimators.random_effect import unit_deviations
+from pyrosplice.inference.effect import effect_density
+from pyrosplice.inference.glm import Standardisation
+from pyrosplice.inference.laplace import Laplace
+from pyrosplice.inference.marginal import MarginalObjective, genes_at_once
+from pyrosplice.inference.mode import MixedModel, Mode, Parameters
+from pyrosplice.inference.objective import FINAL_TOLERANCE, LogPrior, Unknowns
+from pyrosplice.inference.observed import observed_information, profiled_information
+from pyrosplice.linalg.lowrank import LowRankSolver
+from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.models.likelihoods import Likelihood
+
+
+@dataclass(frozen=True)
+class MixedEngine:
+    """Data of G genes and what the engine makes of them.
+
+    Attributes
+    ----------
+    counts
+        ``(G, N, K)``.
+    scaling
+        The design, standardised, with its intercept column.
+    solver
+        Of the spatial covariance; None if nothing is spatial.
+    likelihood
+        Density of a spot's counts.
+    """
+
+    counts: Tensor
+    scaling: Standardisation
+    solver: SpatialSolver | None
+    likelihood: Likelihood
+
+    @property
+    def n_logits(self) -> int:
+        """Q."""
+        return self.likelihood.n_predictors(self.counts.shape[-1])
+
+    def model(self, genes: Tensor) -> MixedModel:
+        """The engine's model of some of the genes."""
+        return MixedModel(self.counts[genes], self.scaling.design, self.solver, self.likelihood)
+
+    def batches(self) -> list[Tensor]:
+        """Indices of the genes that are worked on together, within bounded memory."""
+        n_genes, n_spots, _ = self.counts.shape
+        blocks = 0
+        if isinstance(self.solver, SparseSolver):
+            blocks = 2 * (self.solver.pattern.row.size + n_spots)
+        elif isinstance(self.solver, LowRankSolver):
+            blocks = 2 * self.solver.n_latent * (self.solver.n_latent + n_spots)
+        return list(torch.arange(n_genes).split(genes_at_once(n_spots, self.n_logits, blocks)))
+
+    def coefficients(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
+        """Coefficients ``(G, P + 1, Q)`` of the standardised design; differentiable."""
+        return torch.linalg.solve(self.scaling.matrix, torch.cat([beta, bias_eta.unsqueeze(1)], 1))
+
+    def parameters(self, beta: Tensor, bias_eta: Tensor, sigma: Tensor, theta_logit: Tensor) -> Parameters:
+        """Values of the sites as the engine's parameters; differentiable."""
+        coefficients = self.coefficients(beta, bias_eta)
+        return Parameters(coefficients, *unit_deviations(sigma, theta_logit, self.n_logits, self.solver))
+
+    def mode(self, parameters: Parameters, genes: Tensor) -> Mode:
+        """Mode of the random effects of the listed genes, at their rows of ``parameters``."""
+        model = self.model(genes)
+        return model.mode(detached(parameters).select(genes), model.zeros(), tolerance=FINAL_TOLERANCE)
+
+    def log_marginal(self, parameters: Parameters) -> Tensor:
+        """Laplace log marginal likelihood ``(G,)``; differentiable once."""
+        values = []
+        for genes in self.batches():
+            found = Laplace(self.mode(parameters, genes))
+            gradients = (found.coefficients_gradient, found.spatial_gradient, found.white_gradient)
+            own = parameters.select(genes)
+            values.append(_with_gradient(found.value, zip(vars(own).values(), gradients, strict=True)))
+        return torch.cat(values)
+
+    def log_joint(self, parameters: Parameters, nu: Tensor) -> Tensor:
+        """Joint log density of counts and ν ``(G,)``, constants included; differentiable once."""
+        values = []
+        for genes in self.batches():
+            own, effect, model = parameters.select(genes), nu[genes], self.model(genes)
+            eta = model.fixed_part(own.coefficients) + effect
+            likelihood = self.likelihood.log_prob(self.counts[genes], eta).sum(-1)
+            found = effect_density(model, detached(own), effect.detach())
+            terms = ((effect, found.nu), (own.spatial, found.spatial), (own.white, found.white))
+            values.append(likelihood + _with_gradient(found.value, terms))
+        return torch.cat(values)
+
+    def conditional_information(self, mode: Mode) -> Tensor:
+        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the standardised coefficients given (σ, θ), ``(B, D, D)``.
+
+        Logits fastest. Inverts neither Σ nor W.
+        """
+        design, rows = self.scaling.design, []
+        for p in range(design.shape[1]):
+            for q in range(self.n_logits):
+                column = torch.zeros_like(mode.eta)
+                column[:, :, q] = design[:, p]
+                product = mode.step.marginal_precision_product(column)
+                rows.append((product.permute(2, 0, 1) @ design).permute(1, 2, 0).flatten(1))
+        return torch.stack(rows, 1)
+
+    def observed_information(
+        self,
+        genes: Tensor,
+        coefficients: Tensor,
+        sigma: Tensor,
+        theta_logit: Tensor,
+        *,
+        fix_sigma: bool,
+        log_prior: LogPrior | None,
+    ) -> Tensor:
+        """Information of the standardised coefficients of the listed genes, (σ, θ) estimated too, ``(B, D, D)``."""
+        unknowns = Unknowns(
+            n_coefficients=coefficients.shape[1],
+            n_predictors=coefficients.shape[2],
+            n_components=sigma.shape[1],
+            spatial=self.solver is not None,
+            fixed_sigma=sigma if fix_sigma else None,
+            remainder=None if self.solver is None else self.solver.remainder,
+        )
+        objective = MarginalObjective(self.model(genes), unknowns, log_prior)
+        point = unknowns.pack(coefficients, sigma, (theta_logit / 2).exp().atan())
+        return profiled_information(observed_information(objective, point), unknowns.sizes[0])
+
+    def dense_covariance(self) -> Tensor:
+        """V, ``(N, N)``."""
+        n_spots = self.counts.shape[1]
+        identity = torch.eye(n_spots, dtype=torch.float64, device=self.counts.device)
+        if self.solver is None:
+            return identity
+        covariance = self.solver.covariance_product(identity.unsqueeze(0))[0]
+        return (covariance + covariance.T) / 2
+
+
+def detached(parameters: Parameters) -> Parameters:
+    """The same without gradients."""
+    return Parameters(*(value.detach() for value in vars(parameters).values()))
+
+
+def _with_gradient(value: Tensor, terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """``value`` (B,), with the given gradient in each tensor (B, ...)."""
+    for tensor, gradient in terms:
+        if tensor.requires_grad:
+            value = value + ((tensor - tensor.detach()) * gradient).flatten(1).sum(1)
+    return value

@@ -1,0 +1,402 @@
+"""``MultinomGLMM``: isoform usage with covariates and a spatial random effect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrosplice.errors import check_option
+from pyrosplice.estimators.inputs import warn_if_collinear
+from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.multinomial import MultinomGLM, kept_history
+from pyrosplice.estimators.random_effect import (
+    LARGEST_LOGIT,
+    START_THETA_LOGIT,
+    fano_sigma,
+    logit_of,
+    observed_effect,
+    spatial_solver,
+    uniform_effect,
+)
+from pyrosplice.inference.convergence import Convergence
+from pyrosplice.inference.glm import Standardisation, coefficient_covariance
+from pyrosplice.inference.gradient import Descent, DescentOptions
+from pyrosplice.inference.guide import LaplaceGuide, PointGuide
+from pyrosplice.inference.joint import JointFit, fit_joint
+from pyrosplice.inference.marginal import MarginalFit, fit_marginal
+from pyrosplice.inference.mode import Mode
+from pyrosplice.inference.objective import LogPrior
+from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
+from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
+from pyrosplice.inference.snapshots import Snapshots, joined
+from pyrosplice.models.distributions import EigenCovariance
+from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.multinomial import MultinomialGLMM
+from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
+
+INIT_RATIOS = ("observed", "uniform")
+_GRADIENT_NORM = 1e-3
+
+
+class MultinomGLMM(MultinomGLM):
+    r"""Multinomial generalized linear mixed model of isoform usage in space.
+
+    .. math::
+        y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad
+        \eta = X\beta + 1b' + \nu, \quad \nu_k \sim N(0, \sigma_k^2 (\theta_k V + (1 - \theta_k) I))
+
+    Parameters
+    ----------
+    share_variance
+        One (σ, θ) for all logits of a gene, or one each.
+    var_fix_sigma
+        Hold σ at its value before the fit: the Fano-factor start of ``setup_data`` unless changed by
+        ``update_params_from_dict``. That start measures counting noise as well; for inference on (σ, θ) use False
+        with a marginal method.
+    var_prior_model, var_prior_model_params
+        Prior of σ: ``"none"``, ``"gamma"`` on σ (alpha 2, rate beta 0.3) or ``"inv_gamma"`` on σ² (alpha 3, beta 0.5);
+        as a density of σ, see :func:`~pyrosplice.models.priors.variance_prior`. ``priors["sigma"]`` goes before it.
+    init_ratio
+        Value of ν before the fit: ``"uniform"`` 0, ``"observed"`` the log of the spots' smoothed ratios. The mode of ν
+        is unique, so fits do not depend on it.
+    fitting_method
+        Joint: maximise the joint density of counts and ν over everything. Its optimum in (σ, θ) is degenerate by
+        nature (θ runs to 1 whatever the data; without a prior σ runs to 0, reported as "unbounded"). Marginal:
+        maximise the Laplace approximation of the marginal likelihood, ν integrated out; what tests rest on. ``*_gd``
+        first-order by ``fitting_configs["optim"]``; ``*_newton`` by BFGS from the expected information. In all of
+        them ν follows its mode by Newton's method at every evaluation. β maximises the marginal likelihood with only
+        ν integrated out (as TMB does), not jointly with ν (as INLA and mgcv do).
+    fitting_configs
+        As for :class:`MultinomGLM`, and ``update_nu_every_k``, accepted for compatibility: ν is always at its mode.
+        The Newton methods stop at a gradient norm of 1e-3 (nats per logit, σ, and radian of arcsin √θ) or tighter if
+        ``tol`` asks for it.
+    likelihood, priors
+        As for :class:`MultinomGLM`; ``priors`` also of ``sigma`` and ``theta_logit``.
+
+    Attributes
+    ----------
+    beta, bias_eta, nu, sigma, theta_logit
+        ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36.
+    gradient_norm
+        Norm of the objective's gradient at the estimates, ``(G,)``.
+    log_marginal_null
+        For marginal methods: log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An unknown option or a value that does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.spatial.car import get_cov_sp
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> counts = torch.randint(0, 10, (5, 100, 3), generator=generator)
+    >>> coords = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(counts, corr_sp=get_cov_sp(coords, k=4, rho=0.9))
+    >>> model.fit()
+    >>> model.nu.shape, model.sigma.shape
+    (torch.Size([5, 100, 2]), torch.Size([5, 1]))
+    """
+
+    nu: Tensor
+    sigma: Tensor
+    theta_logit: Tensor
+    _engine: MixedEngine
+    _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
+
+    def __init__(
+        self,
+        share_variance: bool = True,
+        var_fix_sigma: bool = True,
+        var_prior_model: str = "none",
+        var_prior_model_params: Mapping[str, float] | None = None,
+        init_ratio: str = "uniform",
+        fitting_method: str = "joint_gd",
+        fitting_configs: Mapping[str, Any] | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
+            check_option(name, value, (True, False))
+        check_option("init_ratio", init_ratio, INIT_RATIOS)
+        sigma_prior = variance_prior(var_prior_model, var_prior_model_params)
+        super().__init__(
+            fitting_method,
+            fitting_configs,
+            likelihood=likelihood,
+            priors={**({} if sigma_prior is None else {"sigma": sigma_prior}), **(priors or {})},
+        )
+        self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
+        self.var_prior_model, self.var_prior_model_params = var_prior_model, dict(var_prior_model_params or {})
+        self.gradient_norm = torch.zeros(0, dtype=torch.float64)
+        self.log_marginal_null: Tensor | None = None
+        self._eigen: EigenCovariance | None = None
+
+    def _default_configs(self) -> dict[str, Any]:
+        return {**super()._default_configs(), "patience": 5, "update_nu_every_k": 1}
+
+    @property
+    def is_marginal(self) -> bool:
+        """Whether the objective is the marginal likelihood rather than the joint density."""
+        return self.fitting_method.startswith("marginal")
+
+    def setup_data(  # type: ignore[override]  # the documented order of arguments
+        self,
+        counts: Any,
+        corr_sp: Any = None,
+        design_mtx: Any = None,
+        device: str | torch.device = "cpu",
+        corr_sp_eigvals: Any = None,
+        corr_sp_eigvecs: Any = None,
+    ) -> None:
+        """Take the data; forgets an earlier fit.
+
+        Parameters
+        ----------
+        counts, design_mtx, device
+            As for :meth:`MultinomGLM.setup_data`.
+        corr_sp
+            Spatial covariance V: dense ``(N, N)``; an object with a sparse ``precision`` such as
+            :class:`~pyrosplice.spatial.car.CarCovariance`; or a
+            :class:`~pyrosplice.linalg.solver.SpatialSolver`, to share one between models. A dense V whose inverse is
+            sparse is recognised; the identity means that nothing is spatial (θ is reported as 0).
+        corr_sp_eigvals, corr_sp_eigvecs
+            Leading eigenpairs ``(r,)``, ``(N, r)`` of V instead. With r < N the lost part of its diagonal (of
+            ``corr_sp`` if given too, else of ones) is kept as independent variance.
+
+        Raises
+        ------
+        InvalidArgumentError, NotImplementedError
+            As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
+        """
+        table, design = self._checked(counts, design_mtx, device)
+        solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
+        shapes = self._site_shapes(table, design)
+        if is_flat(complete_priors(self.priors, shapes)["beta"]):
+            warn_if_collinear(design)
+        self._set_data(table, design)
+        self._engine = MixedEngine(table, Standardisation.of(design), solver, self.likelihood)
+        self._eigen, self.log_marginal_null = None, None
+        values = {name: table.new_zeros(shape) for name, shape in shapes.items()}
+        values["sigma"] = fano_sigma(table).expand(shapes["sigma"])
+        values["theta_logit"] += START_THETA_LOGIT if solver is not None else -LARGEST_LOGIT
+        effect = observed_effect if self.init_ratio == "observed" else uniform_effect
+        self._set_parameters({**values, "nu": effect(table, shapes["bias_eta"][1])})
+
+    def fit(
+        self,
+        store_param_history: bool = False,
+        verbose: bool = False,
+        quiet: bool = False,
+        random_seed: int | None = None,
+        diagnose: bool | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Fit every gene; each stops on its own, see ``logger``.
+
+        Searches start from closed-form values, not from the present parameters (σ excepted, where it is held), so a
+        second fit gives the same result.
+
+        Parameters
+        ----------
+        store_param_history
+            Return the parameters after every evaluation, ``{"beta": (E, G, P, Q), "nu": (E, G, N, Q), ...}``.
+        verbose, quiet, random_seed, diagnose
+            As for :meth:`MultinomGLM.fit`.
+
+        Raises
+        ------
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        keep = kept_history(store_param_history, diagnose)
+        began = time.perf_counter()
+        record = Convergence.start(self.n_genes, device=self.device)
+        fits, histories = [], []
+        for genes in self._engine.batches():
+            snapshots = Snapshots(self._minimiser(), len(genes)) if keep else None
+            fit = self._fit_batch(genes, snapshots or self._minimiser())
+            record.absorb(fit.convergence, genes)
+            fits.append(fit)
+            if snapshots is not None:
+                histories.append(self._sites(snapshots.stacked()))
+        self._take(fits)
+        self._name_trouble(record)
+        self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
+        return joined(histories) if keep else None
+
+    def forward(self) -> Tensor:
+        """Objective of each gene at the present parameters, ``(G,)``, constants included.
+
+        Marginal methods: Laplace log marginal likelihood. Joint methods: joint log density of counts and ν. Plus the
+        log prior. Differentiable in the parameters.
+        """
+        self._require_data()
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        if self.is_marginal:
+            return self._engine.log_marginal(parameters) + self._log_prior_here()
+        return self._engine.log_joint(parameters, self.nu) + self._log_prior_here()
+
+    def linear_predictor(self) -> Tensor:
+        """η ``(G, N, Q)`` at the present parameters, ν included."""
+        return super().linear_predictor() + self.nu
+
+    def var_total(self) -> Tensor:
+        """σ², ``(G, 1)`` or ``(G, Q)``."""
+        self._require_data()
+        return self.sigma.detach().square()
+
+    def var_sp_prop(self) -> Tensor:
+        """θ, the spatial share of the variance, ``(G, 1)`` or ``(G, Q)``."""
+        self._require_data()
+        return torch.sigmoid(self.theta_logit.detach())
+
+    def posterior_mode(self, genes: Tensor | None = None) -> Mode:
+        """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
+
+        Parameters
+        ----------
+        genes
+            Indices; all of them if None. Memory grows with their number.
+        """
+        self._require_data()
+        genes = torch.arange(self.n_genes) if genes is None else genes
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        return self._engine.mode(parameters, genes)
+
+    def posterior(self) -> RandomEffectPosterior:
+        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+        self._require_data()
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        proper = bounded_away_from_zero(detached(parameters))
+        return RandomEffectPosterior(self._engine.mode(proper, torch.arange(self.n_genes)))
+
+    def vcov(self) -> Tensor:
+        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
+
+        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
+        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
+        what the data do not identify has infinite variance.
+        """
+        self._require_data()
+        groups, engine = self._engine.batches(), self._engine
+        if self.is_marginal:
+            values = [engine.coefficients(self.beta, self.bias_eta), self.sigma, self.theta_logit]
+            found = [
+                engine.observed_information(
+                    genes,
+                    *(value.detach()[genes] for value in values),
+                    fix_sigma=self.var_fix_sigma,
+                    log_prior=self._engine_prior(genes),
+                )
+                for genes in groups
+            ]
+        else:
+            found = [engine.conditional_information(self.posterior_mode(genes)) for genes in groups]
+        return coefficient_covariance(torch.cat(found), engine.scaling, engine.n_logits)
+
+    @property
+    def model(self) -> MultinomialGLMM:
+        """The Pyro model of the data, σ fixed if ``var_fix_sigma``; decomposes the dense V, so N in the thousands."""
+        self._require_data()
+        if self._eigen is None:
+            self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
+        return MultinomialGLMM(
+            self.counts,
+            self.design_mtx,
+            self._eigen,
+            share_variance=self.share_variance,
+            likelihood=self.likelihood,
+            priors=self.priors,
+            fixed={name: getattr(self, name).detach() for name in self._held()},
+        )
+
+    @property
+    def guide(self) -> Callable[[], dict[str, Tensor]]:
+        """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
+        self._require_data()
+        names = [name for name in SITES if name not in self._held() and getattr(self, name).numel()]
+        values = {name: getattr(self, name).detach() for name in names}
+        if self.is_marginal:
+            return LaplaceGuide(values, self.posterior())
+        return PointGuide({**values, "nu": self.nu.detach()})
+
+    def _held(self) -> tuple[str, ...]:
+        """Sites that a fit does not estimate."""
+        sigma = ("sigma",) if self.var_fix_sigma else ()
+        return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
+
+    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
+        shapes = super()._site_shapes(counts, design)
+        n_genes, n_logits = shapes["bias_eta"]
+        components = (n_genes, 1 if self.share_variance else n_logits)
+        return {**shapes, "sigma": components, "theta_logit": components}
+
+    def _minimiser(self) -> Minimiser:
+        configs = {key: value for key, value in self.fitting_configs.items() if key != "update_nu_every_k"}
+        return Descent(DescentOptions(**configs)) if self.fitting_method.endswith("gd") else minimise
+
+    def _fit_batch(self, genes: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
+        configs, sigma = self.fitting_configs, self.sigma.detach()[genes]
+        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
+        options = Options(min(_GRADIENT_NORM, 0.3 * configs["tol"] ** 0.5), epochs)
+        model, prior = self._engine.model(genes), self._engine_prior(genes)
+        if not self.is_marginal:
+            return fit_joint(
+                model, sigma=sigma, fix_sigma=self.var_fix_sigma, log_prior=prior, options=options, minimiser=minimiser
+            )
+        return fit_marginal(
+            model,
+            share_variance=self.share_variance,
+            fixed_sigma=sigma if self.var_fix_sigma else None,
+            log_prior=prior,
+            options=options,
+            minimiser=minimiser,
+        )
+
+    def _engine_prior(self, genes: Tensor) -> LogPrior | None:
+        """The log prior as a function of the engine's coefficients, which are those of standardised covariates."""
+        prior, matrix = self._log_prior(), self._engine.scaling.matrix
+        if prior is None:
+            return None
+
+        def of_standardised(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+            weights = matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
+            return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
+
+        return of_standardised
+
+    def _take(self, fits: Sequence[JointFit | MarginalFit]) -> None:
+        """Make the estimates of all batches the parameters."""
+        names = ("coefficients", "sigma", "theta", "nu", "gradient_norm")
+        found = {name: torch.cat([getattr(fit, name) for fit in fits]) for name in names}
+        self.gradient_norm = found.pop("gradient_norm")
+        nulls = [fit.log_marginal_null for fit in fits if isinstance(fit, MarginalFit)]
+        self.log_marginal_null = torch.cat(nulls) if nulls else None
+        self._set_parameters(self._sites(found))
+
+    def _sites(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Estimates of the engine, with any leading dimensions, as values of the sites."""
+        weights = self._engine.scaling.matrix @ found["coefficients"]
+        theta = found["theta"] if self._engine.solver is not None else torch.zeros_like(found["theta"])
+        values = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :], "nu": found["nu"]}
+        return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta)}
+
+    def _name_trouble(self, record: Convergence) -> None:
+        totals = self.counts.sum(1)
+        if "bias_eta" not in self._free_priors():
+            record.finish(torch.nonzero((totals == 0).any(-1)).squeeze(-1), "separated")
+        record.finish(torch.nonzero(totals.sum(-1) == 0).squeeze(-1), "no_counts")

@@ -1,0 +1,307 @@
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from pyrosplice.data import simulate_isoforms
+from pyrosplice.errors import InvalidArgumentError, NotReadyError
+from pyrosplice.estimators.splisosm import SplisosmGLMM
+from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.hypothesis.variance_component import variance_component_test
+from tests.paths import shared
+
+QUIET = {"print_progress": False}
+MARGINAL = {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+
+
+def fitted(adata, model_type="glm", *, options=None, fit=None, **setup):
+    model = SplisosmGLMM(model_type, **(options or {}))
+    model.setup_data(adata, **setup)
+    model.fit(batch_size=32, **QUIET, **(fit or {}))
+    return model
+
+
+def table_of(model, kind="du"):
+    return model.get_formatted_test_results(kind)
+
+
+def counts_of(model, gene):
+    return model.filtered_adata[:, model.filtered_adata.var["gene_symbol"] == gene].layers["counts"].toarray()
+
+
+# differential usage
+
+
+def test_glm_score_of_a_binary_covariate_is_pearson_s_chi_square(tissue):
+    model = fitted(tissue, design_mtx="half")
+    model.test_differential_usage(**QUIET)
+    table = table_of(model).set_index(["gene", "covariate"])
+    upper = (tissue.obs["half"] == "upper").to_numpy()
+    for gene in model.gene_names:
+        counts = counts_of(model, gene)
+        pearson = stats.chi2_contingency(np.stack([counts[upper].sum(0), counts[~upper].sum(0)]), correction=False)
+        for level in ("half_upper", "half_lower"):
+            np.testing.assert_allclose(table.loc[(gene, level), "statistic"], pearson.statistic, rtol=1e-8)
+            np.testing.assert_allclose(table.loc[(gene, level), "pvalue"], pearson.pvalue, rtol=1e-6)
+
+
+def test_glm_wald_of_two_groups_is_the_closed_form(tissue):
+    model = fitted(tissue, design_mtx="half", fit={"with_design_mtx": True})
+    model.test_differential_usage("wald", **QUIET)
+    table = table_of(model).set_index(["gene", "covariate"])
+    upper = (tissue.obs["half"] == "upper").to_numpy()
+    for gene in model.gene_names:
+        counts = counts_of(model, gene)
+        groups = [counts[mask].sum(0).astype(float) for mask in (upper, ~upper)]
+        difference = np.subtract(*[np.log(n[:-1] / n[-1]) for n in groups])
+        covariance = sum(np.diag(1 / n[:-1]) + 1 / n[-1] for n in groups)
+        expected = difference @ np.linalg.solve(covariance, difference)
+        for level in ("half_upper", "half_lower"):
+            np.testing.assert_allclose(table.loc[(gene, level), "statistic"], expected, rtol=1e-6)
+        beta = model.get_gene_model(gene).beta[0].numpy()
+        np.testing.assert_allclose(beta, [-difference / 2, difference / 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["glm", "glmm-full"])
+def test_shift_unit_and_recoding_of_covariates_change_nothing(tissue, model_type):
+    values = tissue.obs[["smooth", "iid"]].to_numpy()
+    mixed = np.stack([3 - 2 * values[:, 0], 1e3 * values[:, 1] + 7], 1)
+    for method in ("score", "wald"):
+        found = []
+        for design in (values, mixed):
+            model = fitted(
+                tissue, model_type, options=MARGINAL, design_mtx=design, fit={"with_design_mtx": method == "wald"}
+            )
+            model.test_differential_usage(method, **QUIET)
+            found.append(table_of(model)["pvalue"])
+        np.testing.assert_allclose(found[0], found[1], rtol=2e-3 if model_type != "glm" and method == "wald" else 1e-8)
+
+
+def test_glmm_score_is_the_dense_formula(tissue):
+    model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=["smooth", "iid"])
+    model.test_differential_usage(**QUIET)
+    found = table_of(model)["statistic"].to_numpy().reshape(6, 2)
+    covariance = model.sp_kernel.dense().numpy()
+    for g, gene in enumerate(model.gene_names):
+        counts, fit = counts_of(model, gene), model.get_gene_model(gene)
+        n_logits = counts.shape[1] - 1
+        sigma2, theta = fit.var_total()[0, 0].item(), fit.var_sp_prop()[0, 0].item()
+        usage = fit.get_isoform_ratio()[0].numpy()[:, :-1]
+        total = counts.sum(1)
+        prior = np.kron(sigma2 * (theta * covariance + (1 - theta) * np.eye(36)), np.eye(n_logits))
+        weight = np.zeros_like(prior)
+        for i, (n, p) in enumerate(zip(total, usage, strict=True)):
+            block = slice(i * n_logits, (i + 1) * n_logits)
+            weight[block, block] = n * (np.diag(p) - np.outer(p, p))
+        precision = weight - weight @ prior @ np.linalg.solve(np.eye(len(prior)) + weight @ prior, weight)
+        residual = (counts[:, :-1] - total[:, None] * usage).ravel()
+        design = [np.kron(np.ones((36, 1)), np.eye(n_logits))]
+        design += [np.kron(tissue.obs[[name]].to_numpy(), np.eye(n_logits)) for name in ("smooth", "iid")]
+        for j in (1, 2):
+            others = np.hstack([design[0], design[3 - j]])
+            solved = np.linalg.solve(others.T @ precision @ others, others.T)
+            remove = others @ solved  # projection in the metric of V⁻¹
+            score = design[j].T @ (residual - precision @ remove @ residual)
+            own = design[j] - remove @ precision @ design[j]
+            information = own.T @ precision @ own
+            np.testing.assert_allclose(found[g, j - 1], score @ np.linalg.solve(information, score), rtol=1e-4)
+
+
+def test_other_covariates_are_adjusted_for():
+    rng = np.random.default_rng(0)
+    adata = simulate_isoforms(n_spots=400, n_genes=30, covariates=("iid",), beta=1.0, sigma=0.0, depth=10, seed=3)
+    adata.obs["shadow"] = adata.obs["iid"] + 0.5 * rng.standard_normal(400)
+    model = fitted(adata, design_mtx=["iid", "shadow"])
+    model.test_differential_usage(**QUIET)
+    together = table_of(model).pivot(index="gene", columns="covariate", values="pvalue")
+    assert (together["iid"] < 1e-8).all()
+    assert (together["shadow"] < 0.05).mean() < 0.2
+    alone = fitted(adata, design_mtx="shadow")
+    alone.test_differential_usage(**QUIET)
+    assert (table_of(alone)["pvalue"] < 1e-3).all()
+
+
+def test_null_genes_have_the_right_size_and_effects_are_found():
+    beta = np.zeros((120, 2, 2))
+    beta[60:, 1] = [0.6, 0.0]
+    adata = simulate_isoforms(n_spots=196, n_genes=120, covariates=("smooth", "iid"), beta=beta, seed=5)
+    model = fitted(adata, "glmm-full", options=MARGINAL, design_mtx=["smooth", "iid"])
+    model.test_differential_usage(**QUIET)
+    pvalues = table_of(model).pivot(index="gene", columns="covariate", values="pvalue").loc[model.gene_names]
+    null = np.concatenate([pvalues["smooth"], pvalues["iid"].iloc[:60]])
+    assert stats.binomtest(int((null < 0.05).sum()), len(null), 0.05).pvalue > 1e-3
+    assert (pvalues["iid"].iloc[60:] < 0.05).mean() > 0.9
+
+
+def test_du_tables_are_gene_major_and_adjusted_by_covariate(tissue):
+    model = fitted(tissue, design_mtx=["smooth", "iid"])
+    results = model.test_differential_usage(return_results=True, **QUIET)
+    assert results["pvalue"].shape == (6, 2)
+    with pytest.raises(ValueError, match="no results yet"):
+        table_of(model)
+    assert model.test_differential_usage(**QUIET) is None
+    table = table_of(model)
+    assert list(table.columns) == ["gene", "covariate", "statistic", "pvalue", "pvalue_adj"]
+    assert list(table["gene"]) == list(np.repeat(model.gene_names, 2))
+    assert list(table["covariate"]) == ["smooth", "iid"] * 6
+    for _, some in table.groupby("covariate"):
+        np.testing.assert_allclose(some["pvalue_adj"], stats.false_discovery_control(some["pvalue"]))
+    wide = model.get_formatted_test_results("du", with_gene_summary=True)
+    assert list(wide.columns[5:]) == ["n_isos", "perplexity", "pct_bin_on", "count_avg", "count_std"]
+    assert list(wide["gene"]) == list(table["gene"])
+
+
+# spatial variability
+
+
+def test_sv_score_is_the_variance_component_test_gene_by_gene(tissue):
+    model = SplisosmGLMM()
+    model.setup_data(tissue)
+    model.test_spatial_variability(method="score", **QUIET)  # needs no fit
+    table = table_of(model, "sv")
+    assert list(table.columns) == ["gene", "statistic", "pvalue", "pvalue_adj"]
+    kernel = spatial_kernel(model.sp_kernel)
+    for row in table.itertuples():
+        expected = variance_component_test(torch.tensor(counts_of(model, row.gene))[None], kernel)
+        np.testing.assert_allclose(row.statistic, expected.statistic.item(), rtol=1e-10)
+        np.testing.assert_allclose(row.pvalue, expected.pvalue.item(), rtol=1e-8)
+    np.testing.assert_allclose(table["pvalue_adj"], stats.false_discovery_control(table["pvalue"]))
+
+
+def test_sv_score_adjusts_for_covariates_when_they_are_in_the_models():
+    adata = simulate_isoforms(n_spots=256, n_genes=20, covariates=("smooth",), beta=0.8, sigma=0.0, depth=20, seed=2)
+    model = fitted(adata, "glmm-full", design_mtx="smooth", options=MARGINAL)
+    model.test_spatial_variability(method="score", **QUIET)
+    assert (table_of(model, "sv")["pvalue"] < 0.01).all()
+    model.fit(batch_size=32, with_design_mtx=True, **QUIET)
+    model.test_spatial_variability(method="score", **QUIET)
+    assert (table_of(model, "sv")["pvalue"] < 0.01).sum() <= 2
+
+
+def test_llr_compares_marginal_optima_whatever_the_fit_was(tissue):
+    tables = []
+    for options in ({}, MARGINAL, {"fitting_method": "joint_newton", "fitting_configs": {"max_epochs": 3}}):
+        model = fitted(tissue, "glmm-full", options=options, fit={"from_null": True})
+        model.test_spatial_variability(**QUIET)
+        tables.append(table_of(model, "sv"))
+        assert (tables[-1]["statistic"] >= -1e-6).all()
+    for table in tables[1:]:
+        np.testing.assert_allclose(table["statistic"], tables[0]["statistic"], atol=1e-3)
+    expected = np.where(tables[0]["statistic"] > 1e-5, 0.5 * stats.chi2.sf(tables[0]["statistic"], 1), 1.0)
+    np.testing.assert_allclose(tables[0]["pvalue"], expected, rtol=1e-6)
+
+
+def test_results_as_a_dictionary_say_how_they_were_made(tissue):
+    model = fitted(tissue, "glmm-full", options=MARGINAL, fit={"from_null": True})
+    found = model.test_spatial_variability(return_results=True, **QUIET)
+    assert (found["method"], found["df"], found["use_perm_null"]) == ("llr", 1, False)
+    apart = fitted(tissue, "glmm-full", options={**MARGINAL, "share_variance": False}, fit={"from_null": True})
+    found = apart.test_spatial_variability(return_results=True, **QUIET)
+    assert list(found["df"]) == [k - 1 for k in apart.n_isos_per_gene]
+
+
+def test_spatial_genes_are_found_and_others_are_not():
+    theta = np.repeat([0.0, 0.9], 40)
+    adata = simulate_isoforms(n_spots=196, n_genes=80, theta=theta, depth=8, seed=7)
+    model = fitted(adata, "glmm-full", options=MARGINAL, fit={"from_null": True})
+    for method in ("score", "llr"):
+        model.test_spatial_variability(method, **QUIET)
+        pvalue = table_of(model, "sv")["pvalue"].to_numpy()
+        assert stats.binomtest(int((pvalue[:40] < 0.05).sum()), 40, 0.05).pvalue > 1e-3
+        assert (pvalue[40:] < 0.05).mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ["score", "llr"])
+@pytest.mark.parametrize("with_design", [False, True])
+def test_permutations_are_seeded_distinct_and_never_give_zero(tissue, method, with_design):
+    tissue = tissue[:, :7].copy()
+    fit = {"from_null": True, "with_design_mtx": with_design}
+    model = fitted(tissue, "glmm-full", options=MARGINAL, fit=fit, design_mtx="iid")
+    n = 19 if method == "score" else 5
+    ask = {"use_perm_null": True, "n_perms_per_gene": n, "return_results": True, **QUIET}
+    first = model.test_spatial_variability(method, random_seed=1, **ask)
+    again = model.test_spatial_variability(method, random_seed=1, **ask)
+    plain = model.test_spatial_variability(method, return_results=True, **QUIET)
+    np.testing.assert_array_equal(first["pvalue"], again["pvalue"])
+    np.testing.assert_allclose(first["statistic"], plain["statistic"], atol=1e-8)
+    steps = first["pvalue"] * (n + 1)
+    np.testing.assert_allclose(steps, np.rint(steps))
+    assert steps.min() >= 1
+    if method == "score":
+        others = [model.test_spatial_variability(method, random_seed=seed, **ask)["pvalue"] for seed in range(5)]
+        assert len({tuple(other) for other in others}) > 1
+
+
+def test_results_survive_a_file_and_not_a_new_fit(tissue, tmp_path):
+    model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=["smooth", "half"])
+    model.test_spatial_variability("score", **QUIET)
+    model.test_differential_usage(**QUIET)
+    model.save(tmp_path / "model")
+    again = SplisosmGLMM.load(tmp_path / "model")
+    for kind in ("sv", "du"):
+        pd.testing.assert_frame_equal(table_of(again, kind), table_of(model, kind))
+    assert "score" in repr(again).split("sv test")[1]
+    again.fit(batch_size=32, **QUIET)
+    for kind in ("sv", "du"):
+        with pytest.raises(ValueError, match="no results yet"):
+            table_of(again, kind)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setup", "fit", "ask", "message"),
+    [
+        ("glm", {}, {}, lambda m: m.test_differential_usage(), "design_mtx: .*without a design"),
+        ("glm", {"design_mtx": "iid"}, {}, lambda m: m.test_differential_usage("wald"), "with_design_mtx=True, found"),
+        (
+            "glm",
+            {"design_mtx": "iid"},
+            {"with_design_mtx": True},
+            lambda m: m.test_differential_usage("score"),
+            "with_design_mtx=False, found True",
+        ),
+        ("glm", {"design_mtx": "iid"}, {}, lambda m: m.test_differential_usage("lrt"), "method: .*'lrt'"),
+        ("glm", {}, {}, lambda m: m.test_spatial_variability("score"), "model_type='glm' has no space"),
+        ("glmm-null", {}, {}, lambda m: m.test_spatial_variability("score"), "model_type='glmm-null' has no space"),
+        ("glmm-full", {}, {}, lambda m: m.test_spatial_variability(), "from_null=True"),
+        ("glmm-full", {}, {}, lambda m: m.test_spatial_variability("wald"), "method: .*'wald'"),
+        ("glmm-full", {}, {}, lambda m: m.test_spatial_variability("score", perms=3), "'perms'"),
+        ("glm", {}, {}, lambda m: m.get_formatted_test_results("sv"), "test_type='sv': there are no results yet"),
+        ("glm", {}, {}, lambda m: m.get_formatted_test_results("dtu"), "test_type: .*'dtu'"),
+    ],
+)
+def test_what_cannot_be_tested_says_why(tissue, model_type, setup, fit, ask, message):
+    model = fitted(tissue[:, :5].copy(), model_type, fit=fit, **setup)
+    with pytest.raises(InvalidArgumentError, match=message):
+        ask(model)
+
+
+def test_tests_that_need_a_fit_say_so(tissue):
+    model = SplisosmGLMM()
+    model.setup_data(tissue, design_mtx="iid")
+    for ask in (model.test_spatial_variability, model.test_differential_usage):
+        with pytest.raises(NotReadyError, match="fit"):
+            ask()
+
+
+@pytest.mark.slow
+def test_mouse_olfactory_bulb_from_file_to_tables():
+    adata = ad.read_h5ad(shared("data", "mob_rep11_families.h5ad"))
+    gold = pd.read_csv(shared("gold", "b_mob_families_tmb.csv")).set_index(["depth", "family"])
+    adata.obs["x"] = adata.obsm["spatial"][:, 0]
+    model = SplisosmGLMM(graph="union", **MARGINAL)
+    model.setup_data(adata, layer="counts_thinned", design_mtx="x", group_gene_by_n_iso=True, min_counts=1)
+    model.fit(batch_size=32, from_null=True, **QUIET)
+    assert (model.n_spots, model.n_genes) == (260, 30)
+    assert model.get_training_summary()["converged"].all()
+    found = -model.get_training_summary()["best_loss"]
+    expected = gold.loc["thinned"].loc[found.index, "ll_free"]
+    assert (found >= expected - 1e-4).all()
+    for method in ("llr", "score"):
+        model.test_spatial_variability(method, **QUIET)
+        assert table_of(model, "sv")["pvalue"].between(0, 1).all()
+    model.test_differential_usage(**QUIET)
+    assert table_of(model)["pvalue"].between(0, 1).all()
+    ratios = model.get_fitted_ratios_anndata().layers["fitted_ratios"]
+    np.testing.assert_allclose(ratios.sum(1), 30.0)
