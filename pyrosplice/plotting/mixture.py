@@ -35,11 +35,11 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Returns
     -------
     Axes
-        One thin line a patient, one line with error bars for the mean, patients' choices as ticks below.
+        One thin line a patient, one line with error bars for the mean, below it how many patients have their best there.
     """
     if criterion not in CRITERIA:
         raise InvalidArgumentError(f"criterion: expected one of {sorted(CRITERIA)}, found {criterion!r}.")
-    require_columns(table, "patient", "n_components", "chosen", "heldout_se", criterion)
+    require_columns(table, "patient", "n_components", "heldout_se", criterion)
     curves = table.pivot(index="patient", columns="n_components", values=criterion)
     excess = curves.sub(curves.min(axis=1), axis=0)
     ax = new_axes(ax, figsize=(4.8, 3.6))
@@ -59,12 +59,12 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
         capsize=3,
         label="mean ± s.e.",
     )
-    counts = table.loc[table["chosen"], "n_components"].value_counts()
+    counts = excess.idxmin(axis=1).value_counts()
     for k, count in counts.items():
         ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center", color=BLACK)
     ax.set_xticks(candidates)
     ax.margins(y=0.12)
-    ax.set_xlabel("components (below the curve: patients that chose it)")
+    ax.set_xlabel("components (below the curve: patients best described by it)")
     ax.set_ylabel(f"{CRITERIA[criterion]}\nabove the patient's best")
     ax.legend(frameon=False)
     return ax
