@@ -100,7 +100,7 @@ def sample_posterior(
     prior = prior or weak_prior(covariance[0], mean[0], fitted.n_components)
     if prior.mean is None or prior.covariance_scale is None:
         raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
-    problem = Problem.of(rows, kind, prior=prior, regularization=0.0)
+    problem = Problem.of(rows, kind, prior=prior, regularization=0.0, features=True)
     labels = torch.cat([log_joint_of_cells([rows.block(a, b)[0]], [[fitted]])[0][0].argmax(1) for a, b in rows.spans()])
     generator = torch.Generator().manual_seed(seed)
     sampler = GibbsSampler(problem.starter, problem.penalty, prior, labels, generator, fitted.n_components)

@@ -37,6 +37,8 @@ class TrainerOptions:
         check_option("accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda"))
         check_option("devices", self.devices, (1, "auto", "1"))
         check_option("precision", self.precision, (None, 32, 64, "32", "64", "32-true", "64-true"))
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InvalidArgumentError(f"accelerator: {self.accelerator!r}, but PyTorch finds no CUDA device here.")
         if not isinstance(self.max_epochs, int) or self.max_epochs < 1:
             raise InvalidArgumentError(f"max_epochs: expected a positive integer, found {self.max_epochs!r}.")
 

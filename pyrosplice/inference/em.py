@@ -106,7 +106,7 @@ class QuadraticExpectation:
         rows = self.rows
         weights = None if rows.weights is None else rows.weights[sets]
         fewer = RowBlocks(lambda a, b: rows.block(a, b)[sets], rows.n_rows, size=rows.size, weights=weights)
-        out = object.__new__(QuadraticExpectation)
+        out = object.__new__(type(self))
         out.__dict__.update(self.__dict__, rows=fewer, standardization=self.standardization.select(sets))
         out.total_weight, out._squares = self.total_weight[sets], self._squares[sets]
         out._cache = {start: features[sets] for start, features in self._cache.items()}
@@ -125,7 +125,19 @@ class QuadraticExpectation:
 
     def _compute(self, start: int, stop: int) -> Tensor:
         y = (self.rows.block(start, stop) - self.standardization.shift[:, None]).mT
-        return quadratic_features((self.standardization.inverse @ y).to(self.dtype), self.covariance_type)
+        return quadratic_features((self.standardization.inverse @ y).to(self.dtype), self._kept)
+
+    @property
+    def _kept(self) -> CovarianceType:
+        """The type whose features are made."""
+        return self.covariance_type
+
+    def hard_moments(self, table: Tensor) -> Moments:
+        """Moments of cells given to their nearest mean; ``table`` ``(B, J, M, 1 + D)`` ranks the means."""
+        width = n_features(self.rows.dim, self.covariance_type)
+        padded = torch.nn.functional.pad(table, (0, width - table.shape[-1]))
+        _, sums = self.statistics(padded, hard=True)
+        return moments_of(sums, self.rows.dim, self.covariance_type, self.total_squares(table.shape[1]))
 
     def total_squares(self, problems: int) -> Tensor:
         """Sum of yyᵀ over cells, ``(B, problems, D, D)``."""

@@ -12,6 +12,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.em import EMOptions, EMResult, Expectation, QuadraticExpectation, run_em
 from pyrosplice.inference.em_missing import MissingExpectation, impute_means, observed_mean_and_variance
 from pyrosplice.inference.em_starts import from_means, from_total_covariance, lloyd, seed_means
+from pyrosplice.inference.em_triangular import FEATURES_UP_TO, TriangularExpectation
 from pyrosplice.inference.em_update import Penalty, Standardization
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
@@ -53,8 +54,9 @@ class Problem:
         prior: MixturePrior | None = None,
         regularization: float = 1e-6,
         missing: bool = False,
+        features: bool = False,
     ) -> Problem:
-        """Standardise ``rows``; ``missing`` marginalises NaN, which is an error otherwise."""
+        """Standardise ``rows``; ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension."""
         if missing:
             mean, variance = observed_mean_and_variance(rows)
             diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
@@ -69,7 +71,9 @@ class Problem:
             raise InvalidArgumentError(
                 "X: contains NaN or infinity; remove those cells, or marginalise missing values."
             )
-        starter = QuadraticExpectation(complete, to_standard, covariance_type, covariance)
+        triangular = covariance_type == "full" and rows.dim > FEATURES_UP_TO and not features
+        expectation_type = TriangularExpectation if triangular else QuadraticExpectation
+        starter = expectation_type(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
         penalty = Penalty.of(prior or MixturePrior(), regularization, to_standard, covariance_type)
         return cls(rows, to_standard, expectation, starter, penalty)

@@ -89,7 +89,7 @@ def fit_shared(
     """
     kind = start.covariance_type
     rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind))
-    problem = Problem.of(rows, kind, prior=prior, regularization=regularization)
+    problem = Problem.of(rows, kind, prior=prior, regularization=regularization, features=True)
     expectation = SharedExpectation(problem.starter, groups, start.n_components)
     lead = start.select((None, None))  # type: ignore[arg-type]
     result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.inference.em import QuadraticExpectation
-from pyrosplice.inference.em_statistics import NEVER, Moments, coefficients, moments_of, n_features
+from pyrosplice.inference.em_statistics import NEVER, Moments, coefficients
 from pyrosplice.inference.em_update import Penalty, maximize
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
@@ -100,10 +100,10 @@ def _best(
     return mean, gaps.gather(2, pick.expand(-1, -1, 1, rows.n_rows))[:, :, 0]
 
 
-def nearest_mean_table(means: Tensor, active: Tensor, expectation: QuadraticExpectation, width: int) -> Tensor:
-    """Coefficients ``(B, J, M, P)`` whose scores rank the means by distance in units of the data."""
+def nearest_mean_table(means: Tensor, active: Tensor, expectation: QuadraticExpectation) -> Tensor:
+    """Coefficients ``(B, J, M, 1 + D)`` of 1 and y whose scores rank the means by distance in units of the data."""
     factor = expectation.standardization.factor
-    table = means.new_zeros(*means.shape[:3], width)
+    table = means.new_zeros(*means.shape[:3], 1 + means.shape[-1])
     constant = -0.5 * means.square().sum(-1)
     table[..., 0] = torch.where(active, constant, constant.new_tensor(NEVER))
     table[..., 1 : 1 + means.shape[-1]] = means @ factor[:, None]
@@ -122,7 +122,7 @@ def lloyd(
     limit = tolerance * factor.square().sum((-2, -1))[:, None] / dim
     done = torch.zeros(means.shape[:2], dtype=torch.bool, device=means.device)
     for _ in range(max_iter):
-        table = nearest_mean_table(means, active, expectation, 1 + dim)
+        table = nearest_mean_table(means, active, expectation)
         _, sums = expectation.statistics(table, hard=True)
         counts = sums[..., :1]
         moved = (sums[..., 1:] / counts.clamp_min(1e-300)) @ factor.mT[:, None]
@@ -142,11 +142,10 @@ def from_means(
     A component with no more than D cells has no covariance of its own yet: it starts with the pooled one.
     """
     kind, dim = expectation.covariance_type, means.shape[-1]
-    table = nearest_mean_table(means, active, expectation, n_features(dim, kind))
+    table = nearest_mean_table(means, active, expectation)
     previous = _blank(active, means @ expectation.standardization.inverse.mT[:, None], kind)
     while True:
-        _, sums = expectation.statistics(table, hard=True)
-        moments = moments_of(sums, dim, kind, expectation.total_squares(means.shape[1]))
+        moments = expectation.hard_moments(table)
         start = maximize(moments, previous, penalty)
         if not expectation.promoted(*coefficients(start)[1:]):
             break

@@ -35,7 +35,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Returns
     -------
     Axes
-        One thin line a patient, one line with error bars for the mean, below it how many patients have their best there.
+        One thin line a patient, one with error bars for the mean, below it how many patients have their best there.
     """
     if criterion not in CRITERIA:
         raise InvalidArgumentError(f"criterion: expected one of {sorted(CRITERIA)}, found {criterion!r}.")

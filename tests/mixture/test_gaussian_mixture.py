@@ -222,6 +222,7 @@ def test_missing_values_are_an_error_until_asked_for():
         ({"init_means": torch.zeros(2, 5)}, "init_means"),
         ({"trainer_params": {"max_epoch": 5}}, "max_epoch"),
         ({"trainer_params": {"devices": 2}}, "devices"),
+        ({"trainer_params": {"accelerator": "tpu"}}, "accelerator"),
         ({"num_components": 200}, "num_components"),
     ],
 )

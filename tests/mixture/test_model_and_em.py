@@ -13,6 +13,8 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_missing import missing_log_joint
+from pyrosplice.inference.em_starts import nearest_mean_table
+from pyrosplice.inference.em_triangular import TriangularExpectation
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
 from pyrosplice.models.inverse_wishart import InverseWishart
@@ -188,6 +190,37 @@ def test_blocks_add_up_to_the_same_fit(kind):
     for other in fits[1:]:
         torch.testing.assert_close(fits[0].means, other.means, rtol=0, atol=1e-9)
         torch.testing.assert_close(fits[0].covariances, other.covariances, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_triangular_e_step_is_the_quadratic_one(weighted):
+    x, _ = clouds(300, 5, 3, seed=2)
+    weights = torch.linspace(0, 2, 300, dtype=F64) if weighted else None
+    quadratic = problem(x, "full", weights=weights)
+    own = quadratic.starter
+    triangular = TriangularExpectation(own.rows, own.standardization, "full", own.total_squares(1)[:, 0] / 300)
+    parameters = quadratic.standardization.forward(lead(some_parameters("full", 5, 3)))
+    for a, b in zip(own(parameters)[:2], triangular(parameters)[:2], strict=True):
+        for ours, theirs in zip(*(vars(m).values() if not torch.is_tensor(m) else [m] for m in (a, b)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+    means = torch.randn(1, 2, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+    table = nearest_mean_table(means, torch.ones(1, 2, 3, dtype=torch.bool), own)
+    for ours, theirs in zip(
+        vars(own.hard_moments(table)).values(), vars(triangular.hard_moments(table)).values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+
+
+def test_many_dimensions_take_the_triangular_way():
+    x, labels = clouds(600, 70, 2, seed=2)
+    p = problem(x, "full", regularization=1e-3)
+    assert isinstance(p.expectation, TriangularExpectation)
+    template = some_parameters("full", 70, 2)
+    means = torch.tensor(np.stack([x[labels == j].mean(0) for j in (0, 1)]))
+    start = type(template)(template.weights, means, torch.eye(70, dtype=F64).expand(2, 70, 70), "full")
+    result = p.run(p.standardization.forward(lead(start)), EMOptions(max_iter=5, tolerance=0))
+    expected = brute_force(first(result.parameters), x).sum()
+    assert float(result.log_likelihood) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
