@@ -98,7 +98,9 @@ def sample_posterior(
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
     mean, covariance = rows.mean_and_covariance()
     prior = prior or weak_prior(covariance[0], mean[0], fitted.n_components)
-    if prior.mean is None or prior.covariance_scale is None:
+    dim = fitted.means.shape[1]
+    least = dim - 1 if kind in ("full", "tied") else 0
+    if prior.mean is None or prior.covariance_dof is None or prior.covariance_dof <= least:
         raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
     problem = Problem.of(rows, kind, prior=prior, regularization=0.0, features=True)
     labels = torch.cat([log_joint_of_cells([rows.block(a, b)[0]], [[fitted]])[0][0].argmax(1) for a, b in rows.spans()])

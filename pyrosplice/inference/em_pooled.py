@@ -7,6 +7,10 @@ components' scatter matrices :math:`A_k` of :math:`n_k` cells, covariances integ
 .. math:: \log p(A_k) = \tfrac{\nu}{2} \log|\Psi| - \tfrac{\nu + n_k}{2} \log|\Psi + A_k|
           + \log\Gamma_D\!\left(\tfrac{\nu + n_k}{2}\right) - \log\Gamma_D\!\left(\tfrac{\nu}{2}\right) + c_k,
           \quad \Psi = (\nu - D - 1) S.
+
+Given :math:`n_k` cells the posterior mean of a covariance is then :math:`(c S + A_k)/(c + n_k)`: the prior is worth
+:math:`c = \nu - D - 1` cells. The mode of the same posterior is far too small (its denominator has 2D + 2 more), so the
+prior that is returned to EM has :math:`\Psi = c S` and c − D − 1 degrees of freedom, whose mode is that mean.
 """
 
 from __future__ import annotations
@@ -100,8 +104,10 @@ def _estimate(counts: Tensor, scatters: Tensor, regularization: float, kind: Cov
     best = minimize_scalar(
         lambda t: -_log_marginal(size + math.exp(t), cells, sums), bounds=(least, math.log(MOST_DOF)), method="bounded"
     )
-    dof = size + math.exp(best.x)
-    return MixturePrior(covariance_dof=max(dof, dim), covariance_scale=(max(dof, dim) - size - 1) * pooled)
+    worth = math.exp(best.x) - 1
+    if kind in ("diag", "spherical"):
+        worth = max(worth, 2.01)
+    return MixturePrior(covariance_dof=worth - size - 1, covariance_scale=worth * pooled)
 
 
 def _log_marginal(dof: float, counts: Tensor, scatters: Tensor) -> float:

@@ -102,6 +102,7 @@ class Penalty:
         dim, extra = shift.shape[-1], 1 if covariance_type == "tied" else 2
         scale, mean, pseudo_count = None, None, 0.0
         if prior.covariance_scale is not None and prior.covariance_dof is not None:
+            prior.covariance_distribution(shift, covariance_type)
             matrix = prior.covariance_scale.to(shift)
             shaped = {"diag": matrix.diagonal(), "spherical": matrix.trace() / dim}.get(covariance_type, matrix)
             scale = congruence(shaped, inverse, covariance_type, extra)

@@ -38,7 +38,9 @@ class MixturePrior:
     mean, mean_strength
         μ₀ ``(D,)`` and κ, the number of cells that the prior mean is worth; 0 (default) is flat.
     covariance_dof, covariance_scale
-        ν and Ψ ``(D, D)``; None (default) is flat.
+        ν and Ψ ``(D, D)``; None (default) is flat. The density falls as the −(ν + D + 1)/2 th power of the determinant
+        (−(ν + 2)/2 th of a variance), so that Ψ/(ν + D + 1) is its mode. A full or tied prior with ν ≤ D − 1 is
+        improper: a penalty, good for a mode but not for draws.
 
     Raises
     ------
@@ -59,10 +61,6 @@ class MixturePrior:
             raise InvalidArgumentError("mean and mean_strength: give both (strength above 0), or neither.")
         if (self.covariance_dof is None) != (self.covariance_scale is None):
             raise InvalidArgumentError("covariance_dof and covariance_scale: give both, or neither.")
-        if self.covariance_dof is not None and self.covariance_scale is not None:
-            least = self.covariance_scale.shape[-1] - 1
-            if self.covariance_dof <= least:
-                raise InvalidArgumentError(f"covariance_dof: expected more than {least}, found {self.covariance_dof}.")
 
     @property
     def is_flat(self) -> bool:
@@ -82,6 +80,9 @@ class MixturePrior:
             support = constraints.positive_definite if matrix else constraints.positive
             return dist.ImproperUniform(support, (), shape)
         assert self.covariance_dof is not None
+        least = -(dim + 1) if matrix else 0
+        if self.covariance_dof <= least:
+            raise InvalidArgumentError(f"covariance_dof: expected more than {least}, found {self.covariance_dof}.")
         scale = self.covariance_scale.to(like)
         if matrix:
             return InverseWishart(self.covariance_dof, scale)

@@ -22,7 +22,8 @@ class InverseWishart(TorchDistribution):
     Parameters
     ----------
     dof
-        Degrees of freedom ν, ``batch_shape``; more than D − 1.
+        Degrees of freedom ν, ``batch_shape``. The distribution is proper for ν > D − 1; for less it is a penalty, whose
+        density is given without a constant and which has no draws.
     scale
         Scale matrix Ψ, ``batch_shape + (D, D)``, in squared units of the data.
 
@@ -31,7 +32,7 @@ class InverseWishart(TorchDistribution):
     Gelman et al., Bayesian Data Analysis, 3rd edition, appendix A.
     """
 
-    arg_constraints = {"dof": constraints.positive, "scale": constraints.positive_definite}  # noqa: RUF012
+    arg_constraints = {"dof": constraints.real, "scale": constraints.positive_definite}  # noqa: RUF012
     support = constraints.positive_definite
     has_rsample = True
 
@@ -51,13 +52,14 @@ class InverseWishart(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each covariance matrix, constants included."""
         dim = self.event_shape[-1]
-        half = self.dof / 2
+        proper = self.dof > dim - 1
+        half = torch.where(proper, self.dof, self.dof.new_tensor(dim)) / 2
         factor = torch.linalg.cholesky(value)
         trace = torch.cholesky_solve(self.scale.expand(value.shape), factor).diagonal(dim1=-2, dim2=-1).sum(-1)
+        constant = half * torch.linalg.slogdet(self.scale).logabsdet - half * dim * math.log(2)
+        constant = constant - torch.special.multigammaln(half, dim)
         return (
-            half * torch.linalg.slogdet(self.scale).logabsdet
-            - half * dim * math.log(2)
-            - torch.special.multigammaln(half, dim)
+            torch.where(proper, constant, torch.zeros_like(constant))
             - (self.dof + dim + 1) * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             - trace / 2
         )

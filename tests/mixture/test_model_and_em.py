@@ -278,12 +278,26 @@ def test_a_weight_of_two_is_a_cell_twice():
         {"covariance_dof": 3.0},
         {"mean_strength": 1.0},
         {"concentration": 0.0},
-        {"covariance_dof": 1.0, "covariance_scale": torch.eye(3)},
     ],
 )
 def test_half_a_prior_is_refused(options):
     with pytest.raises(InvalidArgumentError):
         MixturePrior(**options)
+
+
+def test_an_improper_prior_is_a_penalty_with_the_mode_it_says():
+    x, _ = clouds(40, 3, 1, seed=2)
+    scale = torch.eye(3, dtype=F64)
+    prior = MixturePrior(covariance_dof=-2.0, covariance_scale=2 * scale)
+    p = problem(x, "full", prior=prior)
+    start = p.standardization.forward(lead(some_parameters("full", 3, 1)))
+    found = first(p.run(start, EMOptions(tolerance=0.0, max_iter=2)).parameters).covariances[0]
+    scatter = torch.tensor(40 * np.cov(x.T, bias=True))
+    torch.testing.assert_close(found, (2 * scale + scatter) / 42, rtol=1e-9, atol=1e-9)
+    with pytest.raises(InvalidArgumentError, match="covariance_dof"):
+        problem(x, "full", prior=MixturePrior(covariance_dof=-4.0, covariance_scale=scale))
+    with pytest.raises(InvalidArgumentError, match="covariance_dof"):
+        problem(x, "diag", prior=MixturePrior(covariance_dof=-1.0, covariance_scale=scale))
 
 
 def test_prior_sites_are_pyro_distributions():
