@@ -145,6 +145,19 @@ class MixedEngine:
         return (covariance + covariance.T) / 2
 
 
+def prior_of_standardised(prior: LogPrior, scaling: Standardisation, genes: Tensor) -> LogPrior:
+    """A log prior of the sites as a function of the engine's values, whose coefficients are standardised.
+
+    ``genes`` are the indices that ``prior`` knows the engine's genes by.
+    """
+
+    def log_prior(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+        weights = scaling.matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
+        return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
+
+    return log_prior
+
+
 def detached(parameters: Parameters) -> Parameters:
     """The same without gradients."""
     return Parameters(*(value.detach() for value in vars(parameters).values()))

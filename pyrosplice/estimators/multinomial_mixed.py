@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.inputs import warn_if_collinear
-from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
 from pyrosplice.estimators.multinomial import MultinomGLM, kept_history
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
@@ -209,7 +209,8 @@ class MultinomGLMM(MultinomGLM):
         Parameters
         ----------
         store_param_history
-            Return the parameters after every evaluation, ``{"beta": (E, G, P, Q), "nu": (E, G, N, Q), ...}``.
+            Return the parameters at every evaluation of the last search, and the estimates as the last entry:
+            ``{"beta": (E, G, P, Q), "nu": (E, G, N, Q), ...}``.
         verbose, quiet, random_seed, diagnose
             As for :meth:`MultinomGLM.fit`.
 
@@ -233,7 +234,10 @@ class MultinomGLMM(MultinomGLM):
         self._take(fits)
         self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
-        return joined(histories) if keep else None
+        if not keep:
+            return None
+        final = {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
+        return {name: torch.cat([value, final[name]]) for name, value in joined(histories).items()}
 
     def forward(self) -> Tensor:
         """Objective of each gene at the present parameters, ``(G,)``, constants included.
@@ -368,16 +372,8 @@ class MultinomGLMM(MultinomGLM):
         )
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
-        """The log prior as a function of the engine's coefficients, which are those of standardised covariates."""
-        prior, matrix = self._log_prior(), self._engine.scaling.matrix
-        if prior is None:
-            return None
-
-        def of_standardised(values: dict[str, Tensor], rows: Tensor) -> Tensor:
-            weights = matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
-            return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
-
-        return of_standardised
+        prior = self._log_prior()
+        return None if prior is None else prior_of_standardised(prior, self._engine.scaling, genes)
 
     def _take(self, fits: Sequence[JointFit | MarginalFit]) -> None:
         """Make the estimates of all batches the parameters."""

@@ -25,6 +25,7 @@ from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
 DENSE_LIMIT = 2_000
 """Number of spots up to which a sparse precision is inverted densely."""
 _LEADING = 32
+_SAMPLED = 64  # columns of K that the sum of its cubes is estimated from
 
 
 @dataclass(frozen=True)
@@ -64,38 +65,53 @@ class SpatialKernel:
         """``K x`` for rows ``(..., N)``."""
         return x @ self.matrix if self.matrix is not None else _solve(self._solver, x)
 
-    def squared_product(self, x: Tensor) -> Tensor:
-        r"""``(K ∘ K) x`` for rows ``(..., N)``.
+    def pair_product(self, x: Tensor, power: int) -> Tensor:
+        r""":math:`\sum_{j \ne i} (K_{ij} - c)^p x_j` for rows ``(..., N)``: p = 2, c = 0, or p = 3, c the mean of K.
 
-        Without K at hand, its squares are a multiple of the identity and a kernel of half K's range,
-        :math:`\alpha I + \beta (K^{-1} + 3 \lambda_{min}(K^{-1}) I)^{-1}`, with α and β such that the trace and the
-        sum of all squares are K's. It is exact in both limits of x (constant, and white noise) on a regular graph.
+        Without K at hand, its powers are those of a kernel of 1 / p its range,
+        :math:`\beta (K^{-1} + (p^2 - 1) \lambda_{min}(K^{-1}) I)^{-1}` off the diagonal, with β such that the sum of
+        all entries is right. On a regular graph this is exact for constant x, and for white noise on average.
         """
         if self.matrix is not None:
-            return x @ self._squares
-        solver, identity, multiple = self._half_range
-        return identity * x + multiple * _solve(solver, x)
+            return x @ self._pair_powers[power]
+        solver, diagonal, multiple = self._shorter_kernels[power]
+        return multiple * (_solve(solver, x) - diagonal * x)
 
     @cached_property
-    def _squares(self) -> Tensor:
+    def _mean(self) -> float:
+        return float(self.product(torch.ones_like(self.diagonal)).mean()) / self.n_spots
+
+    @cached_property
+    def _pair_powers(self) -> dict[int, Tensor]:
         assert self.matrix is not None
-        return self.matrix.square()
+        powers = {2: self.matrix.square(), 3: (self.matrix - self._mean) ** 3}
+        for matrix in powers.values():
+            matrix.fill_diagonal_(0.0)
+        return powers
 
     @cached_property
     def _solver(self) -> SparseSolver:
         return SparseSolver(self.precision)
 
     @cached_property
-    def _half_range(self) -> tuple[SparseSolver, float, float]:
+    def _shorter_kernels(self) -> dict[int, tuple[SparseSolver, Tensor, float]]:
+        spots = torch.linspace(0, self.n_spots - 1, min(_SAMPLED, self.n_spots)).round().to(torch.int64)
+        columns = self.product(torch.nn.functional.one_hot(spots, self.n_spots).to(self.diagonal)) - self._mean
+        cubes = columns**3
+        cubes[torch.arange(len(spots)), spots] = 0.0
+        totals = {
+            2: self.trace_square - float(self.diagonal.square().sum()),
+            3: float(cubes.sum(-1).mean()) * self.n_spots,
+        }
+        return {power: self._shorter_kernel(power, total) for power, total in totals.items()}
+
+    def _shorter_kernel(self, power: int, total: float) -> tuple[SparseSolver, Tensor, float]:
         assert self.precision is not None
-        shorter = sp.csc_matrix(self.precision + (3 / float(self.values[0])) * sp.identity(self.n_spots))
-        solver = SparseSolver(shorter)
-        ones = torch.ones(self.n_spots, dtype=torch.float64)
-        # α N + β tr S = Σ K_ii², α N + β 1'S1 = tr K²
-        trace, total = float(inverse_diagonal(shorter).sum()), float(_solve(solver, ones).sum())
-        squares = float(self.diagonal.square().sum())
-        multiple = (self.trace_square - squares) / (total - trace)
-        return solver, (squares - multiple * trace) / self.n_spots, multiple
+        shift = (power**2 - 1) / float(self.values[0])
+        precision = sp.csc_matrix(self.precision + shift * sp.identity(self.n_spots))
+        solver, diagonal = SparseSolver(precision), torch.from_numpy(inverse_diagonal(precision))
+        pairs = _solve(solver, torch.ones_like(diagonal)).sum() - diagonal.sum()
+        return solver, diagonal, total / float(pairs)
 
 
 def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:

@@ -27,10 +27,13 @@ class PointGuide:
         """Sample every site; returns values by site."""
         n_genes = len(next(iter(self.values.values())))
         with pyro.plate("genes", n_genes, dim=-1):
-            return {
-                name: pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1))
-                for name, value in self.values.items()
-            }
+            return self.sample_sites()
+
+    def sample_sites(self) -> dict[str, Tensor]:
+        """Sample every site (called inside the plate of genes); values by site."""
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1)) for name, value in self.values.items()
+        }
 
 
 class LaplaceGuide(PointGuide):
@@ -48,8 +51,6 @@ class LaplaceGuide(PointGuide):
         super().__init__(values)
         self.posterior = posterior
 
-    def __call__(self) -> dict[str, Tensor]:
-        """Sample every site; returns values by site."""
-        values = super().__call__()
-        with pyro.plate("genes", self.posterior.batch_shape[0], dim=-1):
-            return {**values, "nu": pyro.sample("nu", self.posterior)}
+    def sample_sites(self) -> dict[str, Tensor]:
+        """Sample every site (called inside the plate of genes); values by site."""
+        return {**super().sample_sites(), "nu": pyro.sample("nu", self.posterior)}

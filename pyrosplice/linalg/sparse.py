@@ -188,8 +188,8 @@ class SparseFactor(Factor):
 
 
 def _width(q: int) -> tuple[int, ...] | np.ndarray:
-    """A length that the compiler knows up to Q = 4; beyond, one compiled kernel serves every Q."""
-    return (0,) * q if q <= 4 else np.empty(q, np.int8)
+    """A length that the compiler knows where it unrolls; beyond, one compiled kernel serves every Q."""
+    return (0,) * q if q <= kernels.UNROLLED else np.empty(q, np.int8)
 
 
 def _in_threads(task: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 LANES = 8
+UNROLLED = 4  # largest Q for which the compiler unrolls the sums over logits
 
 
 @numba.njit(cache=True)
@@ -96,14 +97,7 @@ def factorise(column_start, row, update_start, update_column, update_at, diagona
                         for lane in range(LANES):
                             diagonal[j, a, b, lane] -= pivot[a, c, lane] * pivot[b, c, lane]
             for p in range(at + 1, end):
-                target = where[row[p]]
-                for a in range(q):
-                    for b in range(q):
-                        for lane in range(LANES):
-                            total = below[target, a, b, lane]
-                            for c in range(q):
-                                total -= below[p, a, c, lane] * pivot[b, c, lane]
-                            below[target, a, b, lane] = total
+                _subtract_outer(below[p], pivot, below[where[row[p]]], width)
         _factorise_block(diagonal[j], q)
         for p in range(first, column_start[j + 1]):
             for a in range(q):
@@ -201,12 +195,12 @@ def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inver
                         product[p - first, a, b, lane] = 0.0
         for p in range(first, last):
             k, s = row[p], p - first
-            _add_product(inverse_diagonal[k], scaled[s], product[s], q)
+            _add_product(inverse_diagonal[k], scaled[s], product[s], width)
             for at in range(column_start[k], column_start[k + 1]):
                 t = local[row[at]]
                 if t >= 0:
-                    _add_product(inverse_below[at], scaled[s], product[t], q)
-                    _add_transposed_product(inverse_below[at], scaled[t], product[s], q)
+                    _add_product(inverse_below[at], scaled[s], product[t], width)
+                    _add_transposed_product(inverse_below[at], scaled[t], product[s], width)
         for a in range(q):
             for b in range(q):
                 for lane in range(LANES):
@@ -221,29 +215,61 @@ def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inver
                 for b in range(q):
                     for lane in range(LANES):
                         inverse_below[p, a, b, lane] = -product[s, a, b, lane]
-            _add_transposed_product(scaled[s], product[s], inverse_diagonal[j], q)
+            _add_transposed_product(scaled[s], product[s], inverse_diagonal[j], width)
 
 
 @numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
-def _add_product(left, right, out, q):  # type: ignore[no-untyped-def]
+def _add_product(left, right, out, width):  # type: ignore[no-untyped-def]
+    """``out += left right``."""
+    q = len(width)
     for a in range(q):
         for b in range(q):
-            for lane in range(LANES):
-                total = out[a, b, lane]
+            if q <= UNROLLED:
+                for lane in range(LANES):
+                    total = out[a, b, lane]
+                    for c in range(q):
+                        total += left[a, c, lane] * right[c, b, lane]
+                    out[a, b, lane] = total
+            else:
                 for c in range(q):
-                    total += left[a, c, lane] * right[c, b, lane]
-                out[a, b, lane] = total
+                    for lane in range(LANES):
+                        out[a, b, lane] += left[a, c, lane] * right[c, b, lane]
 
 
 @numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
-def _add_transposed_product(left, right, out, q):  # type: ignore[no-untyped-def]
+def _add_transposed_product(left, right, out, width):  # type: ignore[no-untyped-def]
+    """``out += left' right``."""
+    q = len(width)
     for a in range(q):
         for b in range(q):
-            for lane in range(LANES):
-                total = out[a, b, lane]
+            if q <= UNROLLED:
+                for lane in range(LANES):
+                    total = out[a, b, lane]
+                    for c in range(q):
+                        total += left[c, a, lane] * right[c, b, lane]
+                    out[a, b, lane] = total
+            else:
                 for c in range(q):
-                    total += left[c, a, lane] * right[c, b, lane]
-                out[a, b, lane] = total
+                    for lane in range(LANES):
+                        out[a, b, lane] += left[c, a, lane] * right[c, b, lane]
+
+
+@numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
+def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
+    """``out -= left right'``."""
+    q = len(width)
+    for a in range(q):
+        for b in range(q):
+            if q <= UNROLLED:
+                for lane in range(LANES):
+                    total = out[a, b, lane]
+                    for c in range(q):
+                        total -= left[a, c, lane] * right[b, c, lane]
+                    out[a, b, lane] = total
+            else:
+                for c in range(q):
+                    for lane in range(LANES):
+                        out[a, b, lane] -= left[a, c, lane] * right[b, c, lane]
 
 
 @numba.njit(cache=True, nogil=True, inline="always", error_model="numpy")

@@ -33,22 +33,27 @@ def test_three_ways_to_the_same_kernel(layout, damping, monkeypatch):
         torch.testing.assert_close(kernel.vectors * kernel.values, exact @ kernel.vectors, rtol=1e-6, atol=1e-6)
         assert kernel.trace_square == pytest.approx(float(values.square().sum()), rel=1e-4)
         assert kernel.skewness == pytest.approx(skewness, rel=0.05)
-    torch.testing.assert_close(dense.squared_product(x), x @ exact.square(), rtol=1e-8, atol=1e-8)
+    for power, centre in ((2, 0.0), (3, exact.mean())):
+        pairs = ((exact - centre) ** power).fill_diagonal_(0.0)
+        torch.testing.assert_close(dense.pair_product(x, power), x @ pairs, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("layout", [grid(20), scattered(400)])
-def test_sparse_squares_are_close_where_it_matters(layout, monkeypatch):
+def test_sparse_powers_are_close_where_it_matters(layout, monkeypatch):
     """Quadratic forms of totals: constant, white noise, and a trend."""
-    monkeypatch.setattr(module, "DENSE_LIMIT", 0)
     n, generator = layout.n_spots, torch.Generator().manual_seed(1)
-    kernel = spatial_kernel(layout)
-    dense = kernel.product(torch.eye(n, dtype=torch.float64)).square()
+    dense = spatial_kernel(layout)
+    monkeypatch.setattr(module, "DENSE_LIMIT", 0)
+    sparse = spatial_kernel(layout)
     constant = torch.ones(n, dtype=torch.float64)
     noise = torch.poisson(2 * constant, generator=generator)
     trend = torch.exp(0.7 * layout.sample(1, generator)[0])
-    for weight, tolerance in ((constant, 1e-6), (noise, 0.02), (trend, 0.05)):
-        exact = float(weight @ dense @ weight)
-        assert float(weight @ kernel.squared_product(weight)) == pytest.approx(exact, rel=tolerance)
+    for power, tolerance in ((2, 0.05), (3, 0.15)):
+        for weight in (constant, noise, trend):
+            exact = float(weight @ dense.pair_product(weight, power))
+            assert float(weight @ sparse.pair_product(weight, power)) == pytest.approx(exact, rel=tolerance)
+    exact = float(dense.pair_product(constant, 2).sum())
+    assert float(sparse.pair_product(constant, 2).sum()) == pytest.approx(exact, rel=1e-5)
 
 
 def test_bad_input_is_named():

@@ -72,7 +72,7 @@ def test_moments_of_the_null_law_are_exact(counts, design):
     totals = counts.sum(-1)
     root = module._inverse_root_gram(totals, basis)
     diagonal, squares = module._pair_moments(KERNEL, totals, basis, root)
-    lam, dof = module._spectrum(KERNEL, totals, basis, root, diagonal, squares, (totals > 0).sum(-1) - 3)
+    lam, dof = module._spectrum(KERNEL, totals, basis, root, diagonal, squares, torch.ones(6), (totals > 0).sum(-1) - 3)
     for g, a in enumerate(totals):
         x = torch.cat([design, torch.ones(100, 1, dtype=torch.float64)], 1)
         projection = torch.eye(100, dtype=torch.float64) - x @ torch.linalg.solve(x.T @ (a[:, None] * x), x.T * a)
@@ -84,6 +84,34 @@ def test_moments_of_the_null_law_are_exact(counts, design):
         assert float((dof[g] * lam[g]).sum()) == pytest.approx(0.0, abs=1e-9)
         assert float((dof[g] * lam[g] ** 2).sum()) == pytest.approx(float(squares[g]), rel=1e-9)
         assert float(dof[g].sum()) == int((a > 0).sum()) - 3
+
+
+def test_third_cumulant_of_rare_isoforms():
+    """Of T with known usage, by the formula and by simulation, multinomial and Dirichlet-multinomial."""
+    rng = np.random.default_rng(5)
+    totals = rng.integers(1, 3, 100).astype(float)
+    pairs = KERNEL.matrix.numpy() - KERNEL.matrix.numpy().mean()
+    np.fill_diagonal(pairs, 0.0)
+    usage, shape = np.array([0.97, 0.02, 0.01]), (60_000, 100)
+    for rho in (0.0, 0.3):
+        p = rng.dirichlet(usage * (1 - rho) / rho, shape) if rho else usage
+        weight = 1 / (1 + (totals - 1) * rho)
+        residual = weight[:, None] * (
+            rng.multinomial(np.broadcast_to(totals.astype(int), shape), p) - totals[:, None] * usage
+        )
+        statistic = np.einsum("gik,ij,gjk->g", residual, pairs, residual, optimize=True)
+        size = torch.from_numpy(weight * totals)[None]
+        mu = np.linalg.eigvalsh(np.diag(usage) - np.outer(usage, usage))[1:]
+        extra = module._skewness_of_counts(
+            KERNEL, size, torch.from_numpy(weight)[None], torch.tensor([rho]), torch.from_numpy(usage)[None, None],
+            torch.from_numpy(mu)[None],
+        )  # fmt: skip
+        root = np.sqrt(weight * totals)
+        normal = (np.linalg.eigvalsh(root[:, None] * pairs * root) ** 3).sum()
+        expected = 8 * (mu**3).sum() * (normal + float(extra))
+        cubes = (statistic - statistic.mean()) ** 3
+        assert float(extra) > 0.5 * normal
+        assert abs(cubes.mean() - expected) < 4 * cubes.std() / np.sqrt(len(cubes))
 
 
 def test_order_of_isoforms_genes_and_spots(counts, design):
@@ -170,18 +198,19 @@ def smooth_field(layout):
     return (field - field.mean()) / field.std()
 
 
-@pytest.mark.parametrize("null", ["no effect", "over-dispersion", "spatial totals", "smooth covariate"])
+@pytest.mark.parametrize("null", ["no effect", "over-dispersion", "spatial totals", "smooth covariate", "rare isoform"])
 @pytest.mark.parametrize("depth", [1, 5])
 def test_size(null, depth):
-    """Rejections of 2,000 true nulls inside the exact binomial 99.9 % interval (eight cells, three levels)."""
+    """Rejections of 2,000 true nulls inside the exact binomial 99.9 % interval (ten cells, three levels)."""
     layout = grid(16)
     field = smooth_field(layout)
     factor = np.exp(0.7 * field) if null == "spatial totals" else 1.0
     effect = np.stack([0.8 * field, -0.4 * field], 1) if null == "smooth covariate" else None
     design = torch.from_numpy(field)[:, None] if null == "smooth covariate" else None
+    rare = {"n_isos": 2, "bias": np.log([30.0])} if null == "rare isoform" else {}
     counts = simulate_counts(
         layout, n_genes=2000, depth=depth * factor, sigma=0.0 if null == "no effect" else 0.7, theta=0.0,
-        seed=10 + depth, effect=effect,
+        seed=10 + depth, effect=effect, **rare,
     )  # fmt: skip
     pvalue = variance_component_test(counts, spatial_kernel(layout), design=design).pvalue
     for level in (0.05, 0.01, 0.001):

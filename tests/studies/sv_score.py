@@ -1,7 +1,7 @@
 """Size and power of the variance-component score test of spatial variability.
 
-    python -m tests.studies.sv_score size  [--genes 20000]
-    python -m tests.studies.sv_score power [--genes 500]
+    python -m tests.studies.sv_score size  [--genes 10000]
+    python -m tests.studies.sv_score power [--genes 500] [--peer /path/to/python]
 
 Tables go to tests/studies/results/. A size cell is right when its rejections lie in the exact binomial 99 % interval.
 """
@@ -9,8 +9,11 @@ Tables go to tests/studies/results/. A size cell is right when its rejections li
 from __future__ import annotations
 
 import argparse
+import subprocess
+import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -93,18 +96,40 @@ def size_table(n_genes: int, damping: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def power_table(n_genes: int, damping: float) -> pd.DataFrame:
+def power_table(n_genes: int, damping: float, peer: str | None) -> pd.DataFrame:
     rows = []
     for layout, covariance in layouts().items():
         kernel = spatial_kernel(covariance, damping=damping)
-        for sigma, theta in SIGNALS:
-            for depth in DEPTHS:
-                counts = simulate_counts(covariance, n_genes=n_genes, depth=depth, sigma=sigma, theta=theta, seed=1)
-                pvalue = variance_component_test(counts, kernel).pvalue
-                power = {f"power {level:g}": float((pvalue < level).double().mean()) for level in LEVELS}
-                rows.append({"layout": layout, "sigma": sigma, "theta": theta, "depth": depth, **power, "seed": 1})
-                print(rows[-1], flush=True)
+        cells = [(sigma, theta, depth) for sigma, theta in SIGNALS for depth in DEPTHS]
+        counts = {
+            f"{s}_{t}_{d}": simulate_counts(covariance, n_genes=n_genes, depth=d, sigma=s, theta=t, seed=1)
+            for s, t, d in cells
+        }
+        theirs = peer_pvalues(peer, covariance, counts) if peer else {}
+        for (sigma, theta, depth), (cell, gene) in zip(cells, counts.items(), strict=True):
+            row = {"layout": layout, "sigma": sigma, "theta": theta, "depth": depth, "seed": 1}
+            ours = variance_component_test(gene, kernel).pvalue.numpy()
+            for level in LEVELS[:2]:
+                row[f"power {level:g}"] = (ours < level).mean()
+                if peer:
+                    row[f"HSIC-IR {level:g}"] = (theirs[cell] < level).mean()
+                    difference = (ours < level).astype(float) - (theirs[cell] < level)
+                    row[f"SE of difference {level:g}"] = difference.std(ddof=1) / len(difference) ** 0.5
+            rows.append(row)
+            print(row, flush=True)
     return pd.DataFrame(rows)
+
+
+def peer_pvalues(python: str, covariance: CarCovariance, counts: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """HSIC-IR on the same genes and graph, by the interpreter that has the peer package."""
+    graph = covariance.adjacency
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        arrays = {f"counts_{cell}": value.numpy() for cell, value in counts.items()}
+        np.savez(source, data=graph.data, indices=graph.indices, indptr=graph.indptr, **arrays)
+        script = Path(__file__).with_name("peer_hsic.py")
+        subprocess.run([python, str(script), str(source), str(target)], check=True)
+        return dict(np.load(target))
 
 
 if __name__ == "__main__":
@@ -112,8 +137,13 @@ if __name__ == "__main__":
     parser.add_argument("study", choices=["size", "power"])
     parser.add_argument("--genes", type=int)
     parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--peer", help="interpreter that has the peer package: its HSIC-IR is put beside")
     given = parser.parse_args()
-    run, default = {"size": (size_table, 20_000), "power": (power_table, 500)}[given.study]
-    table = run(given.genes or default, given.damping).assign(damping=given.damping, commit=commit())
+    at = commit()
+    if given.study == "size":
+        table = size_table(given.genes or 10_000, given.damping)
+    else:
+        table = power_table(given.genes or 500, given.damping, given.peer)
     RESULTS.mkdir(exist_ok=True)
+    table = table.assign(damping=given.damping, commit=at)
     table.to_csv(RESULTS / f"sv_score_{given.study}.csv", index=False, float_format="%.5g")
