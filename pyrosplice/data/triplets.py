@@ -60,6 +60,8 @@ class TripletDataset(Dataset):
 
     Attributes
     ----------
+    identical_points
+        ``identical_supports`` as given; a fit changes the latter, never this.
     supports, weights, covariances
         Tensors in float64, or lists of them when ragged. :func:`~pyrosplice.fit_gmm` replaces them by means
         ``(P, K, D)``, weights ``(P, K)`` and covariances ``(P, K, D, D)``, zero where a patient has fewer components.
@@ -82,6 +84,7 @@ class TripletDataset(Dataset):
         self.covariances = None if covariances is None else _tensors("covariances", covariances)
         self._check()
         self._points = self.supports
+        self.identical_points = identical_supports
 
     @classmethod
     def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
@@ -119,7 +122,7 @@ class TripletDataset(Dataset):
 
     def patients(self) -> list[PatientCells]:
         """All cells of each distribution, never its fitted components."""
-        if self.identical_supports and isinstance(self._points, Tensor) and self._points.dim() == 2:
+        if self.identical_points:
             raise InvalidArgumentError(
                 "dataset: identical supports are no cells; give each distribution its own points."
             )

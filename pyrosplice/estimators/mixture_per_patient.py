@@ -121,7 +121,7 @@ def fit_gmm(
         random_state=random_state,
     )
     patients = [_in_canonical_order(p) for p in dataset.patients()]
-    shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_supports)
+    shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
     fitted = fit_shared_components(patients, options) if shared else _fit_each(patients, options)
     representation = (isinstance(dataset, AnnData_TripletDataset) and dataset.use_rep) or "X"
     schema = schema_of(fitted, options, representation)

@@ -393,6 +393,25 @@ def test_data_sets_follow_the_page():
     assert plain[0][2].sum() == 1
 
 
+def test_auto_sharing_follows_the_points_not_an_earlier_fit():
+    data = dataset(cohort())
+    fit_gmm(data, k_comps=2, component_sharing="global", **QUIET)
+    assert data.identical_supports and fit_gmm(data, k_comps=2, component_sharing="auto", **QUIET).supports.dim() == 3
+    adata = cohort()
+    adata.obs["state"] = np.where(adata.X[:, 0] > 0, "high", "low")
+    grouped = dataset(adata, group_by="state")
+    assert fit_gmm(grouped, k_comps=2, component_sharing="auto", **QUIET).supports.dim() == 2
+    shared = TripletDataset(np.zeros((4, 2)), [0, 1], weights=np.full((2, 4), 0.25), identical_supports=True)
+    with pytest.raises(InvalidArgumentError, match="no cells"):
+        fit_gmm(shared, k_comps=1, component_sharing="auto", **QUIET)
+
+
+def test_one_cell_is_a_point_with_the_floor_for_a_covariance():
+    data = fit_gmm(TripletDataset([np.ones((1, 2)), clouds(30, 2, 1)[0]], [0, 1]), k_comps=1, eps=1e-3, **QUIET)
+    torch.testing.assert_close(data.covariances[0, 0], 1e-3 * torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(data.supports[0, 0], torch.ones(2, dtype=torch.float64))
+
+
 def test_given_prior_is_used():
     prior = MixturePrior(covariance_dof=1e6, covariance_scale=4e6 * torch.eye(3, dtype=torch.float64))
     data = fit_gmm(dataset(cohort()), k_comps=2, prior=prior, **QUIET)
