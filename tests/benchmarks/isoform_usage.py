@@ -60,7 +60,7 @@ def print_peer(options: argparse.Namespace) -> None:
     if options.peer_python is None:
         print("\n(peer: left out, no --peer-python)")
         return
-    n_genes, epochs = (1, 2) if options.quick else (4, 5)
+    n_genes, epochs = (1, 2) if options.quick else (4, None)
     table = speed.beside_the_peer(options.peer_python, n_genes=n_genes, epochs=epochs)
     print_table("Marginal fit beside the documented system, same counts, same run", table)
 

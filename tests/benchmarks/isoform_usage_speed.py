@@ -95,8 +95,10 @@ def run_peer(python: Path, jobs: list[PeerJob], data: dict[int, tuple[torch.Tens
         return dict(np.load(target))
 
 
-def beside_the_peer(python: Path, *, n_genes: int, epochs: int) -> pd.DataFrame:
-    """Marginal fits of 256 spots to the end, and ``epochs`` of them at 1,024, against our whole fit of the same counts.
+def beside_the_peer(python: Path, *, n_genes: int, epochs: int | None) -> pd.DataFrame:
+    """Marginal fits of 256 and 1,024 spots against ours of the same counts.
+
+    ``n_genes`` at 256 spots, one at 1,024, where the peer needs minutes: ``epochs`` stops it early there.
 
     The peer takes its genes one by one (its marginal modes are no faster in batches), ours a batch of ``OUR_GENES``
     that begins with the same genes.
