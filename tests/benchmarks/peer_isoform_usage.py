@@ -2,7 +2,8 @@
 
 Input: ``counts_<size>`` (genes, spots, isoforms) and ``corr_<size>`` (spots, spots) for every size, and ``jobs``, a
 JSON list of ``{"name", "size", "n_genes", "method", "var_fix_sigma", "max_epochs"}``. Output, for every job:
-``<name>_seconds``, ``_epochs``, ``_converged``, ``_objective`` and the fitted parameters. Genes are fitted one by one.
+``<name>_seconds``, ``_cpu`` (seconds), ``_epochs``, ``_converged``, ``_objective`` and the fitted parameters. Genes are
+fitted one by one.
 """
 
 import json
@@ -20,16 +21,17 @@ PARAMETERS = ("beta", "bias_eta", "nu", "sigma", "theta_logit")
 def fit_one(counts, corr, job):
     configs = None if job["max_epochs"] is None else {"max_epochs": job["max_epochs"]}
     model = MultinomGLMM(fitting_method=job["method"], var_fix_sigma=job["var_fix_sigma"], fitting_configs=configs)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     model.setup_data(counts, corr_sp=corr)
     model.fit(quiet=True, random_seed=0)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     found = {name: getattr(model, name).detach().numpy() for name in PARAMETERS}
     with torch.no_grad():
         objective = model().numpy()
     logger = model.logger
     return {
         "seconds": np.array([seconds]),
+        "cpu": np.array([cpu]),
         "epochs": np.array([len(logger.loss_history)]),
         "converged": np.asarray(logger.convergence).reshape(-1),
         "objective": objective,
