@@ -52,7 +52,7 @@ class DesignMatrix:
         found: list[str] = []
         if self.spec is not None:
             for term, columns in self.spec.term_indices.items():
-                variables = {str(f) for f in term.factors}
+                variables = {re.sub(r"^C\((\w+).*\)$", r"\1", str(f)) for f in term.factors}
                 if str(term) == factor or (variables == {factor}):
                     found += [self.names[i] for i in columns]
         else:

@@ -80,7 +80,7 @@ def model(
     noise_model
         ``"nb"``, ``"poisson"`` or ``"norm"`` (identity link; scale is the log standard deviation).
     size_factors
-        Positive, one a cell, or the column that holds them.
+        Positive, one a cell, or the column that holds them; their logarithm is added to the location predictor.
     batch_size
         Cells read at a time, or (cells, genes).
     training_strategy

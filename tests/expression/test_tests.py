@@ -59,6 +59,24 @@ def test_wald_is_estimate_over_standard_error(data):
     np.testing.assert_allclose(again.pval, both.pval)
 
 
+def test_factors_may_be_wrapped_and_interact(data):
+    plain = de.test.wald(data, "group", formula_loc="~1+group*batch")
+    wrapped = de.test.wald(data, "group", formula_loc="~1+C(group)*batch")
+    np.testing.assert_allclose(plain.pval, wrapped.pval)
+    both = de.test.wald(data, ["group", "group:batch"], formula_loc="~1+group*batch")
+    lrt = de.test.lrt(data, "~1+group*batch", "~1+batch")
+    np.testing.assert_allclose(both.statistic[1:11], lrt.statistic[1:11], rtol=0.15, atol=0.1)
+
+
+def test_parts_of_data_on_disk(data, tmp_path):
+    ad.AnnData(sp.csr_matrix(data.X), data.obs, data.var).write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for test in ("wald", "t-test", "rank"):
+        found = de.test.partition(backed, "batch").two_sample(grouping="two", test=test)
+        expected = de.test.partition(data, "batch").two_sample(grouping="two", test=test)
+        np.testing.assert_allclose(found.pval, expected.pval, atol=1e-9)
+
+
 def test_summary_columns_and_filters(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     table = test.summary()
