@@ -18,7 +18,14 @@ from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, 
 from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
 from pyrosplice.estimators.mixture_selection import Curves, Split, curves_of
 from pyrosplice.estimators.mixture_shared import fit_shared_components
-from pyrosplice.estimators.mixture_steps import ROBUST_FACTOR, candidates, fit_sets, singular_components, split_cells
+from pyrosplice.estimators.mixture_steps import (
+    ROBUST_FACTOR,
+    candidates,
+    chosen_prior,
+    fit_sets,
+    singular_components,
+    split_cells,
+)
 from pyrosplice.inference.em_batch import Fit, best_components
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixturePrior
 
@@ -157,8 +164,7 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
         chosen = [best_components(dict(zip(components, s, strict=True))) for s in curves.scores(options.metric)]
         if options.refit == "full" or options.n_folds is not None:
             sets = cells
-            every = fit_sets(sets, sorted(set(chosen)), options)
-            fits = [own[k] for own, k in zip(every, chosen, strict=True)]
+            fits = _fit_chosen(cells, chosen, options)
         else:
             sets = [x[own[0].train] for x, own in zip(cells, splits, strict=True)]
             fits = [folds[0][k] for folds, k in zip(per_fold, chosen, strict=True)]
@@ -173,6 +179,17 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
         chosen=tuple(chosen),
         n_train=tuple(len(s[0].train) for s in splits),
     )
+
+
+def _fit_chosen(cells: Sequence[Tensor], chosen: Sequence[int], options: GMMOptions) -> list[Fit]:
+    """Every patient's cells fitted with its own number of components, patients with the same one together."""
+    prior = chosen_prior(cells, sorted(set(chosen)), options)
+    fits: dict[int, Fit] = {}
+    for k in sorted(set(chosen)):
+        own = [p for p, c in enumerate(chosen) if c == k]
+        found = fit_sets([cells[p] for p in own], [k], replace(options, prior=prior))
+        fits |= {p: fit[k] for p, fit in zip(own, found, strict=True)}
+    return [fits[p] for p in range(len(cells))]
 
 
 def _judge(
