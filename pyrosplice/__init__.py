@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
+from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.mixture import GaussianMixture
 from pyrosplice.estimators.mixture_per_patient import fit_gmm
 from pyrosplice.estimators.multinomial import MultinomGLM
@@ -11,6 +12,7 @@ from pyrosplice.estimators.splisosm import SplisosmGLMM
 
 __all__ = [
     "AnnData_TripletDataset",
+    "ExpressionGLM",
     "GaussianMixture",
     "MultinomGLM",
     "MultinomGLMM",
