@@ -14,8 +14,7 @@ from formulaic import model_matrix
 from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
-
-COLLINEAR = 1e-8  # relative length below which what is left of a covariate, given the others, counts as nothing
+from pyrosplice.linalg.rank import CONSTANT, collinear_columns
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,17 @@ class Design:
 
     def check(self) -> None:
         """Raise if a covariate is constant, or a combination of the intercept and the others."""
-        spread = np.ptp(self.values, axis=0) if len(self.values) else np.zeros(len(self.names))
-        constant = np.flatnonzero(spread <= 1e-12 * np.abs(self.values).max(axis=0, initial=0.0))
+        largest = np.abs(self.values).max(axis=0, initial=0.0)
+        constant = np.flatnonzero(np.ptp(self.values, axis=0) <= CONSTANT * largest)
         if len(constant):
             name = self.names[constant[0]]
             raise InvalidArgumentError(
                 f"design_mtx: expected covariates that vary between spots, found constant {name!r} "
                 f"(value {self.values[0, constant[0]]:g}); the models have an intercept already."
             )
-        dependent = _first_dependent(self.reduced)
-        if dependent is not None:
-            name = self.names[self.estimable[dependent]]
+        dependent = collinear_columns(torch.from_numpy(self.reduced))
+        if dependent:
+            name = self.names[self.estimable[dependent[0]]]
             raise InvalidArgumentError(
                 f"design_mtx: expected linearly independent covariates, found {name!r} collinear with the intercept "
                 "and the covariates before it. Leave it out."
@@ -204,17 +203,3 @@ def _from_formula(formula: str, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[s
     if table.shape[1] == 0:
         raise InvalidArgumentError(f"design_mtx: formula {formula!r} has no covariates beside the intercept.")
     return table, [str(name) for name in table.columns]
-
-
-def _first_dependent(values: NDArray[np.float64]) -> int | None:
-    """First column that lies in the span of the intercept and the columns before it."""
-    centred = values - values.mean(0)
-    basis = np.zeros((len(values), 0))
-    for i, column in enumerate(centred.T):
-        rest = column - basis @ (basis.T @ column)
-        rest = rest - basis @ (basis.T @ rest)  # once more, against rounding
-        size = np.linalg.norm(rest)
-        if size <= COLLINEAR * np.linalg.norm(column):
-            return i
-        basis = np.column_stack([basis, rest / size])
-    return None

@@ -205,13 +205,14 @@ def fit_genes(
     description: str = "fit",
     print_progress: bool = False,
 ) -> tuple[list[FittedGene], list[FittedGene] | None]:
-    """Run a plan on every batch; results in the order of ``counts``, whatever the batches."""
+    """Run a plan on every batch; results in the order of ``counts``, None for a gene that is in no batch."""
     stacks = (torch.stack([counts[gene] for gene in batch]) for batch in batches)
     tasks = (delayed(plan.run)(stack) for stack in stacks)
     results = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
     full: list[Any] = [None] * len(counts)
     null: list[Any] = [None] * len(counts)
-    with tqdm(total=len(counts), desc=description, unit="gene", disable=not print_progress) as bar:
+    hidden = not print_progress or not batches
+    with tqdm(total=sum(map(len, batches)), desc=description, unit="gene", disable=hidden) as bar:
         for batch, (fitted, fitted_null) in zip(batches, results, strict=True):
             for i, gene in enumerate(batch):
                 full[gene] = fitted[i]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.estimators.random_effect import unit_deviations
+from pyrosplice.hypothesis.score import covariate_information
 from pyrosplice.inference.effect import effect_density
 from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.laplace import Laplace
@@ -60,7 +61,8 @@ class MixedEngine:
             blocks = 2 * (self.solver.pattern.row.size + n_spots)
         elif isinstance(self.solver, LowRankSolver):
             blocks = 2 * self.solver.n_latent * (self.solver.n_latent + n_spots)
-        return list(torch.arange(n_genes).split(genes_at_once(n_spots, self.n_logits, blocks)))
+        genes = torch.arange(n_genes, device=self.counts.device)
+        return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
 
     def coefficients(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
         """Coefficients ``(G, P + 1, Q)`` of the standardised design; differentiable."""
@@ -103,14 +105,11 @@ class MixedEngine:
 
         Logits fastest. Inverts neither Σ nor W.
         """
-        design, rows = self.scaling.design, []
-        for p in range(design.shape[1]):
-            for q in range(self.n_logits):
-                column = torch.zeros_like(mode.eta)
-                column[:, :, q] = design[:, p]
-                product = mode.step.marginal_precision_product(column)
-                rows.append((product.permute(2, 0, 1) @ design).permute(1, 2, 0).flatten(1))
-        return torch.stack(rows, 1)
+
+        def product(columns: Tensor) -> Tensor:
+            return torch.stack([mode.step.marginal_precision_product(x) for x in columns.unbind(-1)], -1)
+
+        return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
 
     def observed_information(
         self,

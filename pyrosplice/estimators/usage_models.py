@@ -13,7 +13,6 @@ from anndata import AnnData
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
-from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
@@ -24,8 +23,6 @@ OPTIONS = (
     *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
     *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
 )
-
-
 TEST_BATCH = 32  # genes at a time in fits that only tests need
 
 
@@ -300,31 +297,33 @@ class UsageModels:
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
 
-    def _at_marginal_optimum(self) -> bool:
-        """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
-        return self.fitting_method.startswith("marginal") and not self.var_fix_sigma and self.var_prior_model == "none"
-
     def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
         free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
         method = {"fitting_method": "marginal_newton", "fitting_configs": None}
         return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 
     def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
-        """Genes at the marginal optimum of a GLMM with σ free: the user's fit if it is that, else fitted once here."""
+        """Genes at the marginal optimum of a GLMM with σ free, which tests rest on.
+
+        The user's own fits where they are that and have converged; the others are fitted here, once.
+        """
+        if model_type in self._marginal_fits:
+            return self._marginal_fits[model_type]
         fit, prepared = self._ready_fit(), self._ready()
-        if self._at_marginal_optimum() and model_type == self.model_type:
-            return fit.genes
-        if self._at_marginal_optimum() and model_type == "glmm-null" and fit.null is not None:
-            return fit.null
-        if model_type not in self._marginal_fits:
-            self._marginal_fits[model_type], _ = fit_genes(
-                FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
-                prepared.counts,
-                prepared.batches(TEST_BATCH, group=True),
-                n_jobs=fit.n_jobs,
-                description=f"marginal {model_type}",
-                print_progress=print_progress,
-            )
+        marginal = self.fitting_method.startswith("marginal")
+        usable = marginal and not self.var_fix_sigma and self.var_prior_model == "none"
+        own = fit.genes if model_type == self.model_type else fit.null
+        kept = [gene if usable and gene.converged else None for gene in own] if own else [None] * self.n_genes
+        batches = [[gene for gene in some if kept[gene] is None] for some in prepared.batches(TEST_BATCH, group=True)]
+        fitted, _ = fit_genes(
+            FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+            prepared.counts,
+            [some for some in batches if some],
+            n_jobs=fit.n_jobs,
+            description=f"marginal {model_type}",
+            print_progress=print_progress,
+        )
+        self._marginal_fits[model_type] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
         return self._marginal_fits[model_type]
 
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:

@@ -245,7 +245,8 @@ def _spectrum(
     mean = -lam.sum(-1) / left.clamp_min(1.0)
     variance = ((squares - lam.square().sum(-1)) / left.clamp_min(1.0) - mean.square()).clamp_min(0.0)
     spread = variance.sqrt()
-    skewness = kernel.skewness + cubes / (left * spread**3).clamp_min(1e-300)
+    several = spread > 1e-6 * lam.abs().amax(-1)  # with few spots the leading ones are all there is
+    skewness = kernel.skewness + torch.where(several, cubes / (left * spread**3), 0.0)
     reach = (skewness.square() + 4).sqrt()
     ends = torch.stack([skewness + reach, skewness - reach], -1) / 2
     rest = mean.unsqueeze(-1) + spread.unsqueeze(-1) * ends

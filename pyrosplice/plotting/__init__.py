@@ -3,9 +3,20 @@
 Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
 """
 
+from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
 from pyrosplice.plotting.pvalues import pvalue_histogram, qq
 from pyrosplice.plotting.recovery import estimate_vs_truth
 from pyrosplice.plotting.usage import usage_map, usage_table
 from pyrosplice.plotting.volcano import volcano
 
-__all__ = ["estimate_vs_truth", "pvalue_histogram", "qq", "usage_map", "usage_table", "volcano"]
+__all__ = [
+    "criterion_curve",
+    "estimate_vs_truth",
+    "mixture_components",
+    "patient_distance_map",
+    "pvalue_histogram",
+    "qq",
+    "usage_map",
+    "usage_table",
+    "volcano",
+]
