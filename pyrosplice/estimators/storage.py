@@ -29,6 +29,7 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "gene_names": list(data.gene_names),
         "columns": [columns.tolist() for columns in data.columns],
         "group_by_n_iso": prepared.group_by_n_iso,
+        "section_key": prepared.section_key,
         "covariance": None if covariance is None else type(covariance).__name__,
     }
     if design is not None:
@@ -59,7 +60,7 @@ def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Pr
         covariance = CarCovariance(graph, rho=content["rho"])
     elif content["covariance"] == "IdentityCovariance":
         covariance = IdentityCovariance(n_spots)
-    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"])
+    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"], content.get("section_key"))
 
 
 def pack_genes(prefix: str, genes: Sequence[FittedGene]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
