@@ -34,7 +34,9 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if design is not None:
         tensors["design"] = torch.from_numpy(design.values)
-        content["design"] = {"names": list(design.names), "factors": list(design.factors)}
+        content["design"] = {"names": list(design.names), "factors": list(design.factors)} | (
+            {"terms": list(design.given_terms)} if design.given_terms else {}
+        )
     if isinstance(covariance, CarCovariance):
         edges = covariance.adjacency.tocoo()
         tensors["graph.edges"] = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
@@ -50,7 +52,12 @@ def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Pr
     design = None
     if "design" in content:
         names = content["design"]
-        design = Design(tensors["design"].cpu().numpy(), tuple(names["names"]), tuple(names["factors"]))
+        design = Design(
+            tensors["design"].cpu().numpy(),
+            tuple(names["names"]),
+            tuple(names["factors"]),
+            tuple(names.get("terms", ())),
+        )
     n_spots = data.adata.n_obs
     covariance: CarCovariance | IdentityCovariance | None = None
     if content["covariance"] == "CarCovariance":
