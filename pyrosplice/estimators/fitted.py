@@ -58,6 +58,10 @@ class FittedGene:
     best_epoch: int
     fitting_time_s: float
 
+    def with_values(self, **values: Tensor) -> FittedGene:
+        """The same with other values of some sites."""
+        return replace(self, values={**self.values, **values})
+
     def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
         """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
         eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
@@ -94,9 +98,13 @@ class ModelSpec:
         """Names of the parameters that a fit estimates."""
         return SITES["glm" if self.model_type == "glm" else "glmm"]
 
+    def with_design(self, design: Design | None) -> ModelSpec:
+        """The same with other covariates."""
+        return replace(self, design=design)
+
     def with_rows(self, rows: Tensor) -> ModelSpec:
         """The same with the covariates of the spots in another order."""
-        return self if self.design is None else replace(self, design=self.design.take(rows.numpy()))
+        return self if self.design is None else self.with_design(self.design.take(rows.numpy()))
 
     def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
         """Fit a batch ``(B, N, K)``."""
@@ -128,7 +136,7 @@ class ModelSpec:
         recoded = []
         for gene in genes:
             weights = coding @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
-            recoded.append(replace(gene, values={**gene.values, "beta": weights[:-1], "bias_eta": weights[-1]}))
+            recoded.append(gene.with_values(beta=weights[:-1], bias_eta=weights[-1]))
         return recoded
 
     def _build(self, counts: Tensor, design: NDArray[np.float64] | None) -> MultinomGLM:

@@ -97,6 +97,7 @@ class UsageModels:
         min_counts: float = 10,
         min_bin_pct: float = 0.0,
         min_component_size: int = 1,
+        section_key: str | None = None,
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -127,6 +128,11 @@ class UsageModels:
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
             Spots in smaller components of the graph are left out, with a warning.
+        section_key
+            Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
+            graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
+            that counts them), so that their random effects are independent and their coordinates may overlap. Put the
+            section among the covariates too, or differences between sections count as spatial variability.
 
         Raises
         ------
@@ -148,6 +154,7 @@ class UsageModels:
             min_counts=min_counts,
             min_bin_pct=min_bin_pct,
             min_component_size=min_component_size,
+            section_key=section_key,
         )
         self.adata, self._prepared = adata, prepared
         self._forget()

@@ -289,7 +289,7 @@ def test_results_survive_a_file_and_not_a_new_fit(tissue, tmp_path):
             lambda m: m.test_differential_usage("score"),
             "with_design_mtx=False, found True",
         ),
-        ("glm", {"design_mtx": "iid"}, {}, lambda m: m.test_differential_usage("lrt"), "method: .*'lrt'"),
+        ("glm", {"design_mtx": "iid"}, {}, lambda m: m.test_differential_usage("anova"), "method: .*'anova'"),
         ("glm", {}, {}, lambda m: m.test_spatial_variability("score"), "model_type='glm' has no space"),
         ("glmm-null", {}, {}, lambda m: m.test_spatial_variability("score"), "model_type='glmm-null' has no space"),
         ("glmm-full", {}, {}, lambda m: m.test_spatial_variability(), "from_null=True"),
