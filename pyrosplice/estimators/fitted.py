@@ -128,6 +128,16 @@ class ModelSpec:
         model.fitting_time = sum(gene.fitting_time_s for gene in genes)
         return model
 
+    def rebuild_estimable(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
+        """The same model with the covariates that can be estimated together only: all but one level of a factor."""
+        if self.design is None:
+            return self.rebuild(counts, genes)
+        inverse, reduced = torch.linalg.pinv(torch.from_numpy(self.design.coding)), []
+        for gene in genes:
+            weights = inverse @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
+            reduced.append(gene.with_values(beta=weights[:-1], bias_eta=weights[-1]))
+        return self.with_design(self.design.only(self.design.estimable)).rebuild(counts, reduced)
+
     def _recoded(self, genes: list[FittedGene]) -> list[FittedGene]:
         """A coefficient for every covariate."""
         if self.design is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_tes
 from pyrosplice.hypothesis.score import PrecisionProduct, information_product
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,13 @@ def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:
 
 
 def run_batches(
-    task: Callable[..., tuple[Tensor, Tensor]],
+    task: Callable[..., Result],
     calls: Sequence[tuple[Any, ...]],
     *,
     description: str,
     n_jobs: int = 1,
     show: bool = False,
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[Result]:
     """One call of ``task`` a batch, in parallel processes when asked, behind a progress bar."""
     results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(*call) for call in calls)
     return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))

@@ -11,9 +11,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
+from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
-from pyrosplice.estimators.multinomial import MultinomGLM, kept_history
+from pyrosplice.estimators.multinomial import kept_history
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -43,7 +44,7 @@ INIT_RATIOS = ("observed", "uniform")
 _GRADIENT_NORM = 1e-3
 
 
-class MultinomGLMM(MultinomGLM):
+class MultinomGLMM(ImportanceSampling):
     r"""Multinomial generalized linear mixed model of isoform usage in space.
 
     .. math::
@@ -82,8 +83,8 @@ class MultinomGLMM(MultinomGLM):
     ----------
     beta, bias_eta, nu, sigma, theta_logit
         ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36.
-    gradient_norm
-        Norm of the objective's gradient at the estimates, ``(G,)``; NaN before a fit.
+    gradient_norm, pareto_k
+        Norm of the objective's gradient at the estimates (NaN before a fit) and k̂ after :meth:`refine`, ``(G,)``.
     log_marginal_null
         For marginal methods: log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)``.
 

@@ -86,7 +86,7 @@ def gene_effects(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], d
 
 def coefficient_covariance(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design) -> Tensor:
     """Covariance of ``[β; b]`` of all covariates, levels of a factor centred; from the estimable ones' ``vcov``."""
-    model = spec.with_design(design.only(design.estimable)).rebuild(counts, [_reduced(gene, design) for gene in genes])
+    model = spec.rebuild_estimable(counts, genes)
     recode = torch.kron(torch.from_numpy(design.coding), torch.eye(model.bias_eta.shape[-1], dtype=torch.float64))
     return recode @ model.vcov().cpu() @ recode.T
 
@@ -103,10 +103,3 @@ def effects_table(
         for suffix, value in values.items():
             table[name + suffix] = value.flatten().numpy()
     return table
-
-
-def _reduced(gene: FittedGene, design: Design) -> FittedGene:
-    """The gene with coefficients of the estimable covariates only; inverse of the centred coding."""
-    weights = torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
-    weights = torch.linalg.pinv(torch.from_numpy(design.coding)) @ weights
-    return gene.with_values(beta=weights[:-1], bias_eta=weights[-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators import covariate_tests, gene_tests
+from pyrosplice.estimators import covariate_tests, gene_tests, variability_ratio
 from pyrosplice.estimators.covariate_tests import By, Contrast, Term, contrasts_of, terms_of
 from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
@@ -32,6 +32,9 @@ class UsageTests(UsageModels):
         return_results: bool = False,
         print_progress: bool = True,
         n_perms_per_gene: int | None = None,
+        *,
+        importance: bool = False,
+        n_bootstrap: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any] | None:
         """Test every gene for spatial variability of its usage (θ = 0).
@@ -53,20 +56,27 @@ class UsageTests(UsageModels):
             Progress bars.
         n_perms_per_gene
             Permutations per gene; 20 by default, so that no p-value is below 1/21.
+        importance
+            For ``"llr"``: both marginal likelihoods and their optima by importance sampling instead of Laplace's
+            method, see :meth:`MultinomGLMM.refine`; for low depth. Adds ``statistic_se`` and ``pareto_k``.
+        n_bootstrap
+            For ``"llr"``: p-values from this many data sets a gene drawn from its null fit, both models fitted to
+            each; (1 + number of ratios not below the observed one) / (n_bootstrap + 1).
         **kwargs
-            For permutations: ``random_seed`` (0), ``early_stop`` (number of permuted statistics above the observed one
-            after which a gene is given up; None), ``n_jobs`` (that of ``fit``).
+            ``random_seed`` (0) of permutations, bootstrap and importance sampling; ``n_draws`` (400) of the latter;
+            ``early_stop`` (number of permuted statistics above the observed one after which a gene is given up; None);
+            ``n_jobs`` (that of ``fit``).
 
         Returns
         -------
         dict or None
             ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``method``, ``df``,
-            ``use_perm_null``.
+            ``use_perm_null``; where asked for, ``statistic_se`` and ``pareto_k``, ``(G,)`` (above 0.7 not reliable).
 
         Raises
         ------
         InvalidArgumentError
-            Another method; a model type without space; ``"llr"`` without a null fit.
+            Another method; a model type without space; ``"llr"`` without a null fit; options that exclude each other.
         NotReadyError
             Before ``setup_data``, or ``fit`` for ``"llr"``.
         """
@@ -76,7 +86,7 @@ class UsageTests(UsageModels):
             raise NoResultsError(
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
-        settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None}
+        settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
         for name in kwargs:
             check_option("test_spatial_variability(...)", name, settings)
         settings |= kwargs
@@ -88,8 +98,15 @@ class UsageTests(UsageModels):
                     f"n_perms_per_gene: expected a whole number ≥ 1, found {n_perms_per_gene!r}."
                 )
             null = PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])
-        test = self._variability_score if method == "score" else self._variability_ratio
-        tests = test(null, n_jobs=settings["n_jobs"], show=print_progress)
+        _check_ratio_options(method, use_perm_null=use_perm_null, importance=importance, n_bootstrap=n_bootstrap)
+        options = {"n_jobs": settings["n_jobs"], "show": print_progress}
+        reliability: dict[str, Any] = {}
+        if importance:
+            tests, reliability = self._corrected_ratio(settings["n_draws"], settings["random_seed"], **options)
+        elif n_bootstrap is not None:
+            tests = self._bootstrapped_ratio(n_bootstrap, settings["random_seed"], **options)
+        else:
+            tests = (self._variability_score if method == "score" else self._variability_ratio)(null, **options)
         results = {
             "gene": self.gene_names,
             "statistic": tests.statistic,
@@ -98,6 +115,7 @@ class UsageTests(UsageModels):
             "method": method,
             "df": self._n_components(),
             "use_perm_null": use_perm_null,
+            **reliability,
         }
         if return_results:
             return results
@@ -221,6 +239,38 @@ class UsageTests(UsageModels):
         found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
         return GeneTests.gather(batches, found, (self.n_genes,))
 
+    def _corrected_ratio(
+        self, n_draws: int, seed: int, *, n_jobs: int | None, show: bool
+    ) -> tuple[GeneTests, dict[str, Any]]:
+        batches, calls = self._ratio_calls(n_draws, seed, show=show)
+        task = variability_ratio.corrected_ratio
+        found = run_batches(task, calls, description="importance", n_jobs=self._jobs(n_jobs), show=show)
+        tests = GeneTests.gather(batches, [one[:2] for one in found], (self.n_genes,))
+        more = GeneTests.gather(batches, [one[2:] for one in found], (self.n_genes,))
+        return tests, {"statistic_se": more.statistic, "pareto_k": more.pvalue}
+
+    def _bootstrapped_ratio(self, n_bootstrap: int, seed: int, *, n_jobs: int | None, show: bool) -> GeneTests:
+        batches, calls = self._ratio_calls(n_bootstrap, seed, show=show)
+        calls = [(*call[:5], genes, *call[5:]) for call, genes in zip(calls, batches, strict=True)]
+        task = variability_ratio.bootstrapped_ratio
+        found = run_batches(task, calls, description="bootstrap", n_jobs=self._jobs(n_jobs), show=show)
+        return GeneTests.gather(batches, found, (self.n_genes,))
+
+    def _ratio_calls(self, *more: Any, show: bool) -> tuple[list[list[int]], list[tuple[Any, ...]]]:
+        """Batches of genes, and for each its counts, both models' specifications and fits, and ``more``."""
+        prepared, fit = self._ready(), self._ready_fit()
+        if fit.null is None:
+            raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")
+        models = ("glmm-full", "glmm-null")
+        specs = [self._marginal_spec(model, with_design=fit.with_design) for model in models]
+        fits = [self._marginal_fit(model, print_progress=show) for model in models]
+        batches = prepared.batches(TEST_BATCH, group=True)
+        calls = [
+            (self._counts(prepared, some), *specs, *([fitted[gene] for gene in some] for fitted in fits), *more)
+            for some in batches
+        ]
+        return batches, calls
+
     def _usage_score(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
         return self._linearised_tests(covariate_tests.score_of_terms, terms, description="score", show=show)
 
@@ -291,3 +341,16 @@ class UsageTests(UsageModels):
     @staticmethod
     def _counts(prepared: Prepared, genes: list[int]) -> Tensor:
         return torch.stack([prepared.counts[gene] for gene in genes])
+
+
+def _check_ratio_options(method: str, *, use_perm_null: bool, importance: bool, n_bootstrap: int | None) -> None:
+    """Raise where options of the likelihood ratio are asked for together, of another test, or out of range."""
+    asked = {"importance": importance, "n_bootstrap": n_bootstrap is not None}
+    names = [name for name, value in asked.items() if value]
+    if names and method != "llr":
+        raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={method!r}.")
+    names += ["use_perm_null"] if use_perm_null else []
+    if len(names) > 1:
+        raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
+    if n_bootstrap is not None and (isinstance(n_bootstrap, bool) or not n_bootstrap >= 1):
+        raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 1, found {n_bootstrap!r}.")

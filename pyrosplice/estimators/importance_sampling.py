@@ -1,0 +1,164 @@
+"""The part of :class:`~pyrosplice.MultinomGLMM` that goes beyond Laplace's method, by importance sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.random_effect import logit_of
+from pyrosplice.inference.importance import importance
+from pyrosplice.inference.objective import LogPrior
+from pyrosplice.inference.refine import StartingPoint, refine
+
+FEWEST_DRAWS = 50  # below which a Pareto tail cannot be fitted
+
+
+@dataclass(frozen=True)
+class MarginalLikelihood:
+    """Importance-sampling estimates for G genes.
+
+    Attributes
+    ----------
+    value
+        Log marginal likelihood, nats, without log prior, ``(G,)``.
+    standard_error
+        Its Monte Carlo standard error, ``(G,)``.
+    pareto_k
+        Shape of the tail of the weights, ``(G,)``: up to 0.7 the estimate and its standard error can be relied on.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    pareto_k: Tensor
+
+
+class ImportanceSampling(MultinomGLM):
+    """Marginal likelihood and estimates of a mixed model without Laplace's bias; see :class:`~pyrosplice.MultinomGLMM`.
+
+    Attributes
+    ----------
+    pareto_k
+        k̂ at the refined estimates, ``(G,)``; None unless :meth:`refine` was called after the last fit.
+    """
+
+    nu: Tensor
+    sigma: Tensor
+    theta_logit: Tensor
+    var_fix_sigma: bool
+    pareto_k: Tensor | None
+    _engine: MixedEngine
+
+    @property
+    def is_marginal(self) -> bool:
+        """Whether the objective is a marginal likelihood."""
+        raise NotImplementedError
+
+    def importance(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
+        """Log marginal likelihood of each gene at the present parameters by importance sampling.
+
+        Draws of ν from Laplace's posterior, in pairs ± around its mode. The same seed gives the same standard normal
+        numbers, so that differences between parameters have a smaller error than the values.
+
+        Parameters
+        ----------
+        n_draws
+            Even, at least 50.
+        seed
+            Of the draws.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Another number of draws.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        _check_draws(n_draws)
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        found = []
+        for genes in self._engine.batches():
+            estimate = importance(self._engine.mode(parameters, genes), n_draws=n_draws, seed=seed)
+            found.append((estimate.value, estimate.standard_error, estimate.pareto_k))
+        return MarginalLikelihood(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def refine(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
+        """Move the estimates from Laplace's optimum to that of the importance-sampling marginal likelihood.
+
+        Laplace's method shrinks σ² where counts are low (about 15 % at two molecules a spot). Estimates move only
+        as far as the corrected likelihood rises. Genes whose search does not end keep their Laplace estimates, with
+        ``converged`` False and the reason ``"not_refined"`` in ``logger``.
+        Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to be trusted.
+
+        Parameters
+        ----------
+        n_draws, seed
+            As for :meth:`importance`; the same draws at every evaluation.
+
+        Returns
+        -------
+        MarginalLikelihood
+            At the new estimates.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A joint method or σ held fixed, whose estimates are not those of a marginal likelihood; number of draws.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        _check_draws(n_draws)
+        if not self.is_marginal or self.var_fix_sigma:
+            raise InvalidArgumentError(
+                "refine: expected a marginal fitting_method with var_fix_sigma=False, found "
+                f"{self.fitting_method!r} with var_fix_sigma={self.var_fix_sigma}."
+            )
+        for genes in self._engine.batches():
+            self._refine_batch(genes, n_draws, seed)
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        for genes in self._engine.batches():
+            mode = self._engine.mode(parameters, genes)
+            self.nu.data[genes] = mode.step.model.random_part(detached(parameters).select(genes), mode.latents)
+        found = self.importance(n_draws, seed)
+        self.pareto_k = found.pareto_k
+        return found
+
+    def _refine_batch(self, genes: Tensor, n_draws: int, seed: int) -> None:
+        engine = self._engine
+        coefficients = engine.coefficients(self.beta, self.bias_eta).detach()[genes]
+        theta = torch.sigmoid(self.theta_logit.detach()[genes])
+        start = StartingPoint(coefficients, self.sigma.detach()[genes], theta)
+        prior = self._engine_prior(genes)
+        found = refine(engine.model(genes), start, n_draws=n_draws, seed=seed, log_prior=prior)
+        weights = engine.scaling.matrix @ found.coefficients
+        theta = found.theta if engine.solver is not None else torch.zeros_like(found.theta)
+        values = {"beta": weights[:, :-1], "bias_eta": weights[:, -1], "sigma": found.sigma}
+        done = torch.nonzero(found.converged).squeeze(-1)
+        for name, value in {**values, "theta_logit": logit_of(theta)}.items():
+            getattr(self, name).data[genes[done]] = value[done]
+        for gene in genes[~found.converged].tolist():
+            if self.logger.reason[gene] == "converged":
+                self.logger.reason[gene] = "not_refined"
+
+    def _engine_prior(self, genes: Tensor) -> LogPrior | None:
+        raise NotImplementedError
+
+    def _set_data(self, counts: Tensor, design: Tensor) -> None:
+        super()._set_data(counts, design)
+        self.pareto_k = None
+
+    def _finish(self, *args: Any, **kwargs: Any) -> None:
+        self.pareto_k = None
+        super()._finish(*args, **kwargs)
+
+
+def _check_draws(n_draws: int) -> None:
+    if isinstance(n_draws, bool) or not isinstance(n_draws, int) or n_draws < FEWEST_DRAWS or n_draws % 2:
+        raise InvalidArgumentError(f"n_draws: expected an even number of at least {FEWEST_DRAWS}, found {n_draws!r}.")
