@@ -113,14 +113,13 @@ class GLMObjective:
     def select(self, rows: Tensor) -> GLMObjective:
         """The problem of some of the genes."""
         counts = self.counts.movedim(-1, 0)[:, rows].movedim(0, -1)
-        return replace(self, counts=counts, genes=self.genes[rows], constant=self.constant[rows])
+        likelihood = self.likelihood.select(rows)
+        return replace(self, counts=counts, likelihood=likelihood, genes=self.genes[rows], constant=self.constant[rows])
 
     def start(self) -> Tensor:
-        """Log ratio of the isoforms' totals (half a count added) for the intercepts, zero elsewhere: ``(A, D)``."""
-        totals = self.counts.sum(-2) + 0.5
-        ratio = (totals[:, :-1] / totals[:, -1:]).log()
+        """The likelihood's start for the intercepts, zero elsewhere: ``(A, D)``."""
         point = self.counts.new_zeros(len(self.counts), self.scaling.design.shape[1], self.n_logits)
-        point[:, -1, : ratio.shape[-1]] = ratio[:, : self.n_logits]
+        point[:, -1] = self.likelihood.start(self.counts)
         return point.flatten(1)
 
     def coefficients(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,13 +181,14 @@ class GLMObjective:
         information has all but vanished beside that of the same molecules with even usage, and some spot with
         molecules has an extreme predictor.
         """
-        seen = self.counts.sum(-1) > 0
+        weights = self.counts.sum(-1) if self.likelihood.conditional else 1 + self.counts.sum(-1)
+        seen = weights > 0
         extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
         totals = self.counts.sum(-2)
         answer = (totals == 0).any(-1) & (totals.sum(-1) > 0) & (self.prior is None)
         for row in torch.nonzero(extreme & ~answer).squeeze(-1).tolist():
             design = self.scaling.design
-            metric = design.T @ (self.counts[row].sum(-1).unsqueeze(-1) * design)
+            metric = design.T @ (weights[row].unsqueeze(-1) * design)
             values, vectors = torch.linalg.eigh(metric)
             kept = values > SINGULAR * values[-1]
             identity = torch.eye(self.n_logits, dtype=design.dtype, device=design.device)
@@ -261,7 +261,7 @@ def coefficient_covariance(information: Tensor, scaling: Standardisation, n_logi
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
     """Counts and covariates without empty spots, those of equal covariates added up if the likelihood allows."""
     seen = (counts.sum(-1) > 0).any(0)
-    if not seen.all():
+    if likelihood.conditional and not seen.all():
         counts, covariates = counts[:, seen], covariates[seen]
     if not likelihood.additive or not len(covariates):
         return counts, covariates
