@@ -19,6 +19,7 @@ from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
+from pyrosplice.inference.convergence import Convergence
 
 SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
 
@@ -43,14 +44,13 @@ class FittedGene:
     values
         Sites of the model without the gene dimension: ``beta`` (P, Q), ``bias_eta`` (Q,), and for the GLMM ``nu``
         (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,).
-    log_prob
-        The model's objective at these values (log likelihood, joint or marginal), nats.
-    converged, reason, n_iter, best_loss, best_epoch, fitting_time_s
+    best_loss
+        Minus the model's objective at these values (log likelihood, joint or marginal), nats.
+    converged, reason, n_iter, best_epoch, fitting_time_s
         How the fit went; seconds are the batch's divided by its number of genes.
     """
 
     values: Mapping[str, Tensor]
-    log_prob: float
     converged: bool
     reason: str
     n_iter: int
@@ -111,6 +111,13 @@ class ModelSpec:
             warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
             model = self._build(counts, None if self.design is None else self.design.values)
         model.update_params_from_dict(stacked(genes))
+        model.logger = Convergence(
+            reason=[gene.reason for gene in genes],
+            n_iter=torch.tensor([gene.n_iter for gene in genes]),
+            best_loss=torch.tensor([gene.best_loss for gene in genes], dtype=torch.float64),
+            best_epoch=torch.tensor([gene.best_epoch for gene in genes]),
+        )
+        model.fitting_time = sum(gene.fitting_time_s for gene in genes)
         return model
 
     def _recoded(self, genes: list[FittedGene]) -> list[FittedGene]:
@@ -133,13 +140,10 @@ class ModelSpec:
         logger = model.logger
         if logger is None:
             raise AssertionError("fit keeps a record")
-        with torch.no_grad():
-            log_prob = model.forward().detach().cpu()
         values = {name: getattr(model, name).detach().cpu() for name in self.sites}
         return [
             FittedGene(
                 values={name: value[g].clone() for name, value in values.items()},
-                log_prob=float(log_prob[g]),
                 converged=bool(logger.converged[g]),
                 reason=logger.reason[g],
                 n_iter=int(logger.n_iter[g]),
@@ -147,7 +151,7 @@ class ModelSpec:
                 best_epoch=int(logger.best_epoch[g]),
                 fitting_time_s=seconds,
             )
-            for g in range(len(log_prob))
+            for g in range(model.n_genes)
         ]
 
 

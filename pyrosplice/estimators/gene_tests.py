@@ -75,7 +75,7 @@ def variability_score(
 def variability_ratio(full: Sequence[FittedGene], null: Sequence[FittedGene], *, shared: bool) -> tuple[Tensor, Tensor]:
     """Likelihood ratio of θ = 0 for genes of one isoform count, on one θ or one a logit."""
     n_components = 1 if shared else len(full[0].values["bias_eta"])
-    return spatial_likelihood_ratio_test(_log_prob(full), _log_prob(null), n_components=n_components)
+    return spatial_likelihood_ratio_test(_log_marginal(full), _log_marginal(null), n_components=n_components)
 
 
 def permuted_variability_ratio(
@@ -87,17 +87,17 @@ def permuted_variability_ratio(
     permutations: PermutationNull,
 ) -> tuple[Tensor, Tensor]:
     """The same with a permutation null. Without space, rows may be exchanged: only the full model is fitted again."""
-    log_full, log_null = _log_prob(full), _log_prob(null)
+    log_full, log_null = _log_marginal(full), _log_marginal(null)
 
     def statistic(some: Tensor, order: Tensor) -> Tensor:
         if bool((order == torch.arange(order.shape[1])).all()):
             fitted = log_full[some]
         elif spec.design is None:
-            fitted = _log_prob(spec.fit(permuted(counts[some], order)))
+            fitted = _log_marginal(spec.fit(permuted(counts[some], order)))
         else:
             pairs = zip(some.tolist(), order, strict=True)
             each = (spec.with_rows(rows).fit(counts[gene : gene + 1, rows]) for gene, rows in pairs)
-            fitted = torch.cat([_log_prob(gene) for gene in each])
+            fitted = torch.cat([_log_marginal(gene) for gene in each])
         return 2 * (fitted - log_null[some])
 
     return _permuted(statistic, counts, genes, permutations)
@@ -145,9 +145,8 @@ def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:
     """Residuals ``y − n p`` ``(B, N, Q)`` at the fit and the product with V⁻¹ of the linearised model."""
     if not isinstance(model, MultinomGLMM):
         eta = model.linear_predictor().detach()
-        return model.likelihood.score(model.counts, eta), information_product(
-            model.likelihood.information(model.counts, eta)
-        )
+        likelihood = model.bound_likelihood
+        return likelihood.score(model.counts, eta), information_product(likelihood.information(model.counts, eta))
     mode = model.posterior_mode()
 
     def product(x: Tensor) -> Tensor:
@@ -184,5 +183,5 @@ def _permuted(
     return observed, pvalue
 
 
-def _log_prob(genes: Sequence[FittedGene]) -> Tensor:
-    return torch.tensor([gene.log_prob for gene in genes], dtype=torch.float64)
+def _log_marginal(genes: Sequence[FittedGene]) -> Tensor:
+    return torch.tensor([-gene.best_loss for gene in genes], dtype=torch.float64)

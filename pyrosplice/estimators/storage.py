@@ -17,7 +17,7 @@ from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.io import anndata_from_tensor, anndata_to_tensor
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
-RECORD = ("log_prob", "converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_time_s")
+RECORD = ("converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_time_s")
 
 
 def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,6 @@ from anndata import AnnData
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
-from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
@@ -254,14 +253,14 @@ class UsageModels:
         """The filtered copy of the data, spots × isoforms. Raises :class:`NotReadyError` before ``setup_data``."""
         return self._ready().data.adata
 
-    def get_fitted_models(self) -> list[MultinomGLM]:
+    def get_fitted_models(self) -> list[Any]:
         """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here."""
         fit, prepared = self._ready_fit(), self._ready()
         spec = self._spec(self.model_type, with_design=fit.with_design)
         pairs = zip(prepared.counts, fit.genes, strict=True)
         return [spec.rebuild(counts.unsqueeze(0), [gene]) for counts, gene in pairs]
 
-    def get_gene_model(self, gene_name: str) -> MultinomGLM:
+    def get_gene_model(self, gene_name: str) -> Any:
         """Model of one gene. Raises KeyError for a name that is not in ``gene_names``."""
         fit, prepared = self._ready_fit(), self._ready()
         if gene_name not in prepared.gene_names:
@@ -304,10 +303,10 @@ class UsageModels:
         """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
         return self.fitting_method.startswith("marginal") and not self.var_fix_sigma and self.var_prior_model == "none"
 
-    def _marginal_spec(self, model_type: str, *, with_design: bool) -> ModelSpec:
+    def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
         free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
         method = {"fitting_method": "marginal_newton", "fitting_configs": None}
-        return self._spec(model_type, with_design=with_design, **free, **method)
+        return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 
     def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
         """Genes at the marginal optimum of a GLMM with σ free: the user's fit if it is that, else fitted once here."""
@@ -327,21 +326,22 @@ class UsageModels:
             )
         return self._marginal_fits[model_type]
 
-    def _spec(self, model_type: str, *, with_design: bool, **changed: Any) -> ModelSpec:
-        prepared = self._ready()
+    def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
+        """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""
+        device = device or self.device
         return ModelSpec(
             model_type,
             self._model_options(**changed),
-            self._spatial_arguments(model_type),
-            prepared.design if with_design else None,
-            self.device,
+            self._spatial_arguments(model_type, device),
+            self._ready().design if with_design else None,
+            device,
         )
 
-    def _spatial_arguments(self, model_type: str) -> dict[str, Any]:
+    def _spatial_arguments(self, model_type: str, device: str) -> dict[str, Any]:
         """The covariance as ``setup_data`` of a model takes it; its factor is analysed once for all genes."""
         prepared = self._ready()
         if model_type == "glm":
             return {}
         if model_type == "glmm-null":
             return {"corr_sp": IdentityCovariance(prepared.n_spots)}
-        return {"corr_sp": prepared.solver(self._space.rank(prepared.n_spots, self.device), self.device)}
+        return {"corr_sp": prepared.solver(self._space.rank(prepared.n_spots, self.device), device)}

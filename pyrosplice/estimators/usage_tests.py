@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
-from pyrosplice.errors import NoResultsError, check_option
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import gene_tests
 from pyrosplice.estimators.fitted import check_jobs
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
@@ -17,6 +17,8 @@ from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+
+SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 
 
 class UsageTests(UsageModels):
@@ -80,6 +82,10 @@ class UsageTests(UsageModels):
         null = None
         if use_perm_null:
             n_permutations = 20 if n_perms_per_gene is None else n_perms_per_gene
+            if not n_permutations >= 1:
+                raise InvalidArgumentError(
+                    f"n_perms_per_gene: expected a whole number ≥ 1, found {n_perms_per_gene!r}."
+                )
             null = PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])
         test = self._variability_score if method == "score" else self._variability_ratio
         tests = test(null, n_jobs=settings["n_jobs"], show=print_progress)
@@ -159,7 +165,7 @@ class UsageTests(UsageModels):
         kernel = spatial_kernel(prepared.covariance)
         adjusted = self._fitted is not None and self._fitted.with_design
         design = prepared.design_tensor if adjusted else None
-        batches = prepared.batches(TEST_BATCH, group=True)
+        batches = prepared.batches(SCORE_BATCH, group=True)
         calls = [(self._counts(prepared, genes), kernel, design, genes, null) for genes in batches]
         found = run_batches(
             gene_tests.variability_score, calls, description="score", n_jobs=self._jobs(n_jobs), show=show
@@ -191,7 +197,7 @@ class UsageTests(UsageModels):
         mixed = self.model_type != "glm"
         genes = self._marginal_fit(self.model_type, print_progress=show) if mixed else fit.genes
         make = self._marginal_spec if mixed else self._spec
-        spec = make(self.model_type, with_design=fit.with_design)
+        spec = make(self.model_type, with_design=fit.with_design, device="cpu")
         batches = prepared.batches(TEST_BATCH, group=True)
         calls = [
             (self._counts(prepared, some), spec, [genes[gene] for gene in some], design, method) for some in batches

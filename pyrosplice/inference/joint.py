@@ -143,7 +143,7 @@ def fit_joint(
         As in :func:`~pyrosplice.inference.marginal.fit_marginal`.
     """
     options = options or Options()
-    genes, spatial = torch.arange(len(model.counts)), model.solver is not None
+    genes, spatial = model.genes, model.solver is not None
     remainder = None
     if model.solver is not None:
         lost = model.solver.remainder
@@ -162,13 +162,13 @@ def fit_joint(
     begin = unknowns.pack(start_coefficients(model), sigma, torch.full_like(sigma, NEUTRAL), hyper)
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
-    convergence = Convergence.start(len(genes))
+    convergence = Convergence.start(len(genes), device=genes.device)
     point, _, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
     return _assemble(objective, point, convergence)
 
 
 def _assemble(objective: JointObjective, point: Tensor, convergence: Convergence) -> JointFit:
-    genes, unknowns = torch.arange(len(point)), objective.unknowns
+    genes, unknowns = objective.model.genes, objective.unknowns
     _, gradient = objective.evaluate(genes, point, tolerance=FINAL_TOLERANCE)
     mode = objective.mode
     if mode is None:

@@ -107,16 +107,14 @@ def fit_marginal(
     it at θ = ½, and genes that fall back to θ ≈ 0 once more at θ = 0.95. The best of all is kept.
     """
     options = options or Options()
-    genes = torch.arange(len(model.counts))
+    genes = model.genes
     n_components = 1 if share_variance else model.n_predictors
     sigma = model.counts.new_full((len(genes), n_components), 0.5) if fixed_sigma is None else fixed_sigma
     spatial = model.solver is not None
-    unknowns = Unknowns(
-        model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma, hyper=model.hyper
-    )
+    unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma, hyper=model.hyper)
     hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
-    convergence = Convergence.start(len(genes))
+    convergence = Convergence.start(len(genes), device=genes.device)
     begin = unknowns.pack(start_coefficients(model), sigma, None, hyper)
     point, loss = _search(null, genes, begin, convergence, options, minimiser)
     if not spatial:
@@ -128,13 +126,13 @@ def fit_marginal(
     full = MarginalObjective(model, unknowns, log_prior)
     at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma), hyper)
     begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEUTRAL), hyper)
-    convergence = Convergence.start(len(genes))
+    convergence = Convergence.start(len(genes), device=genes.device)
     best, best_loss = _search(full, genes, begin, convergence, options, minimiser)
     angle = unknowns.unpack(best, genes)[2]
     fallen = genes[(angle.sin().square() < NEAR_ZERO).all(-1)]
     if len(fallen):
         begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEAR_ONE), hyper)[fallen]
-        second = Convergence.start(len(genes))
+        second = Convergence.start(len(genes), device=genes.device)
         scouts = replace(options, max_iter=min(SCOUTING, options.max_iter))
         begin, _ = _search(full, fallen, begin, second, scouts, minimiser)
         # below θ = ½ the search would only repeat the first one
@@ -193,7 +191,7 @@ def _assemble(
     objective: MarginalObjective, point: Tensor, null: Tensor | None, convergence: Convergence
 ) -> MarginalFit:
     """Evaluate once more, tightly, with σ ≥ 0 and ψ in [0, π/2]."""
-    genes, unknowns, latents = torch.arange(len(point)), objective.unknowns, objective.latents
+    genes, unknowns, latents = objective.model.genes, objective.unknowns, objective.latents
     coefficients, sigma, angle = unknowns.unpack(point, genes)
     old = unknowns.parameters(point, genes)
     hyper = unknowns.hyper_values(point)

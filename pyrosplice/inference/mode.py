@@ -105,6 +105,11 @@ class MixedModel:
         """Q."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
+    @property
+    def genes(self) -> Tensor:
+        """Indices of the genes, (B,), on the device of the counts."""
+        return torch.arange(len(self.counts), device=self.counts.device)
+
     def select(self, genes: Tensor) -> MixedModel:
         """The same model for some of the genes."""
         model = copy(self)

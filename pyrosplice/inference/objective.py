@@ -140,7 +140,7 @@ class ModeObjective(ABC):
     def __init__(self, model: MixedModel, unknowns: Unknowns, log_prior: LogPrior | None):
         self.model, self.unknowns, self.log_prior = model, unknowns, log_prior
         self.latents = model.zeros()  # of every gene, where it was last evaluated
-        self.batch, self.genes = model, torch.arange(len(model.counts))
+        self.batch, self.genes = model, model.genes
         self.mode: Mode | None = None
         self._hyper_scale: Tensor | None = None
 

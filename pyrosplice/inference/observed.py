@@ -16,7 +16,7 @@ def observed_information(objective: ModeObjective, point: Tensor) -> Tensor:
 
     Steps of 1e-3 in units of the unknowns (logits, σ, radians), which the loss is smooth in; 2 d evaluations.
     """
-    genes, columns = torch.arange(len(point)), []
+    genes, columns = torch.arange(len(point), device=point.device), []
     for unknown in range(point.shape[1]):
         step = torch.zeros_like(point)
         step[:, unknown] = STEP

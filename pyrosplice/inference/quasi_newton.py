@@ -116,7 +116,7 @@ def minimise(
     n_genes = len(start)
     point, loss, gradient = start.clone(), first[0].clone(), first[1].clone()
     state = Search(
-        row=torch.arange(n_genes),
+        row=torch.arange(n_genes, device=start.device),
         genes=genes,
         point=start.clone(),
         loss=first[0].clone(),
@@ -124,10 +124,10 @@ def minimise(
         inverse_hessian=inverse_hessian.clone(),
         direction=torch.zeros_like(start),
         length=start.new_ones(n_genes),
-        halvings=torch.zeros(n_genes, dtype=torch.int64),
+        halvings=torch.zeros(n_genes, dtype=torch.int64, device=start.device),
     )
     convergence.record(first[0], genes)
-    _aim(objective, state, torch.ones(n_genes, dtype=torch.bool))
+    _aim(objective, state, torch.ones(n_genes, dtype=torch.bool, device=start.device))
     for iteration in range(options.max_iter + 1):
         reasons = _stopped(state, options, out_of_time=iteration == options.max_iter)
         for reason, rows in reasons.items():

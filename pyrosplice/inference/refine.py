@@ -82,7 +82,7 @@ def refine(
     -----
     Quasi-Newton steps on the gradient rather than a line search on the value, whose Monte Carlo error is another one.
     """
-    genes, spatial = torch.arange(len(fit.sigma)), model.solver is not None
+    genes, spatial = model.genes, model.solver is not None
     remainder = model.solver.remainder if model.solver is not None else None
     unknowns = Unknowns(model.design.shape[1], model.n_predictors, fit.sigma.shape[1], spatial, remainder=remainder)
     objective = ImportanceObjective(model, unknowns, log_prior, n_draws=n_draws, seed=seed)
@@ -90,7 +90,7 @@ def refine(
     point = unknowns.pack(fit.coefficients, fit.sigma.clamp_min(0.1), angle)
     _, gradient = objective.evaluate(genes, point, tolerance=FINAL_TOLERANCE)
     inverse = torch.linalg.inv(objective.information())
-    done = torch.zeros(len(genes), dtype=torch.bool)
+    done = torch.zeros_like(genes, dtype=torch.bool)
     for _ in range(max_iter):
         direction = -(inverse @ gradient[..., None])[..., 0]
         done = -(direction * gradient).sum(-1) <= 2 * ENOUGH

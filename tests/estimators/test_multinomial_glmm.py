@@ -372,7 +372,7 @@ def test_importance_sampling_from_the_guide_gives_the_exact_evidence(row):
         "theta_logit": torch.logit(torch.full((1, 1), exact["theta"], dtype=torch.float64)),
     }
     model.update_params_from_dict(point)
-    posterior, pyro_model = model.posterior(), model.model
+    posterior, pyro_model = model.random_effect_posterior(), model.model
     draws = posterior.sample((800,), generator=torch.Generator().manual_seed(0))
     sites = {name: getattr(model, name).detach() for name in point}
     joint = torch.stack([log_density(pyro_model, {**sites, "nu": nu}) for nu in draws])

@@ -87,6 +87,18 @@ def test_batches_and_jobs_do_not_change_the_results(tissue, model_type):
             torch.testing.assert_close(x.get_isoform_ratio(), y.get_isoform_ratio(), atol=1e-5, rtol=1e-5)
 
 
+def test_a_full_rank_is_exact_and_a_low_one_keeps_the_variance(tissue):
+    options = {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+    found = {}
+    for rank in (None, 36, 10):
+        model = SplisosmGLMM(approx_rank=rank, **options)
+        model.setup_data(tissue)
+        model.fit(batch_size=8, **QUIET)
+        found[rank] = model.get_training_summary()["best_loss"].to_numpy()
+    np.testing.assert_allclose(found[36], found[None], atol=1e-6)
+    assert 1e-6 < np.abs(found[10] - found[None]).max() < 1.0
+
+
 def test_training_summary_has_the_documented_columns(tissue):
     table = fitted(tissue, "glm").get_training_summary()
     assert list(table.columns[:5]) == ["model_type", "converged", "best_loss", "best_epoch", "fitting_time_s"]
@@ -123,6 +135,9 @@ def test_changing_a_rebuilt_model_changes_nothing_here(tissue):
     with torch.no_grad():
         model.get_gene_model("gene_2").bias_eta.fill_(7.0)
     assert torch.equal(model.get_gene_model("gene_2").bias_eta, before)
+    summary = model.get_training_summary().loc["gene_2"]
+    assert model.get_gene_model("gene_2").logger.reason == [summary["reason"]]
+    assert "not fitted" not in repr(model.get_gene_model("gene_2"))
     with pytest.raises(KeyError, match="gene_9"):
         model.get_gene_model("gene_9")
 

@@ -267,6 +267,13 @@ def test_results_survive_a_file_and_not_a_new_fit(tissue, tmp_path):
         ("glmm-full", {}, {}, lambda m: m.test_spatial_variability(), "from_null=True"),
         ("glmm-full", {}, {}, lambda m: m.test_spatial_variability("wald"), "method: .*'wald'"),
         ("glmm-full", {}, {}, lambda m: m.test_spatial_variability("score", perms=3), "'perms'"),
+        (
+            "glmm-full",
+            {},
+            {},
+            lambda m: m.test_spatial_variability("score", use_perm_null=True, n_perms_per_gene=0),
+            "n_perms_per_gene: .*found 0",
+        ),
         ("glm", {}, {}, lambda m: m.get_formatted_test_results("sv"), "test_type='sv': there are no results yet"),
         ("glm", {}, {}, lambda m: m.get_formatted_test_results("dtu"), "test_type: .*'dtu'"),
     ],
