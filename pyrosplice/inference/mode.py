@@ -278,7 +278,8 @@ class Mode:
 
     def __init__(self, step: NewtonStep, latents: Latents, log_joint: Tensor, converged: Tensor):
         self.step, self.latents, self.log_joint = step, latents, log_joint
-        self.converged = converged & torch.isfinite(log_joint) & torch.isfinite(step.decrement)
+        curved = torch.isfinite(step.decrement) & torch.isfinite(step.white_logdet)
+        self.converged = converged & torch.isfinite(log_joint) & curved
         model, parameters = step.model, step.parameters
         self.eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.score = model.likelihood.score(model.counts, self.eta)

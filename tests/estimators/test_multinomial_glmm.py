@@ -456,7 +456,7 @@ def test_bad_covariances_are_named_and_the_model_keeps_its_data(data):
 
 
 @pytest.mark.parametrize(
-    "ask", ["fit", "forward", "get_isoform_ratio", "var_total", "var_sp_prop", "vcov", "posterior"]
+    "ask", ["fit", "forward", "get_isoform_ratio", "var_total", "var_sp_prop", "vcov", "random_effect_posterior"]
 )
 def test_asking_before_setup_is_an_error_that_says_so(ask):
     with pytest.raises(NotReadyError, match="setup_data"):
