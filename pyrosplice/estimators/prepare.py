@@ -31,7 +31,7 @@ from pyrosplice.spatial.graph import (
     warn_if_disconnected,
 )
 
-Covariance = CarCovariance | IdentityCovariance
+Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def prepare(
     min_counts: float,
     min_bin_pct: float,
     min_component_size: int,
+    covariance: Any,
 ) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
@@ -180,7 +181,7 @@ def prepare(
     design = None if design_mtx is None else build_design(design_mtx, adata.obs, covariate_names=covariate_names)
     spots = None
     adjacency = None
-    if model_type == "glmm-full" or min_component_size > 1:
+    if (model_type == "glmm-full" and covariance is None) or min_component_size > 1:
         adjacency = _adjacency(adata, space, spatial_key=spatial_key, adj_key=adj_key)
         spots = _large_components(adjacency, min_component_size)
     data = read_isoforms(
@@ -195,14 +196,26 @@ def prepare(
     if design is not None:
         design = design if spots is None else design.take(spots)
         design.check()
-    covariance: Covariance | None = None
-    if model_type == "glmm-null":
+    if model_type == "glmm-full" and covariance is not None:
+        check_size(covariance, data.adata.n_obs)
+    elif model_type == "glmm-null":
         covariance = IdentityCovariance(data.adata.n_obs)
     elif model_type == "glmm-full" and adjacency is not None:
         adjacency = adjacency if spots is None else adjacency[spots][:, spots]
         warn_if_disconnected(adjacency, stacklevel=3)
         covariance = CarCovariance(adjacency, rho=space.rho)
     return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso)
+
+
+def check_size(covariance: Any, n_spots: int) -> None:
+    """Raise unless a given covariance is one of ``n_spots`` spots."""
+    if getattr(covariance, "precision", None) is None and not hasattr(covariance, "dense"):
+        raise InvalidArgumentError(
+            f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
+        )
+    found = getattr(covariance, "n_spots", n_spots)
+    if found != n_spots:
+        raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
 
 
 def _adjacency(adata: AnnData, space: SpatialOptions, *, spatial_key: str, adj_key: str | None) -> Any:

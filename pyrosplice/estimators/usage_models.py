@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
@@ -67,6 +68,8 @@ class UsageModels:
         device: str = "cpu",
         *,
         graph: Graph = "mutual",
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
     ) -> None:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
@@ -76,6 +79,7 @@ class UsageModels:
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
+        self.likelihood, self.priors = Multinomial() if likelihood is None else likelihood, dict(priors or {})
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -99,6 +103,7 @@ class UsageModels:
         min_counts: float = 10,
         min_bin_pct: float = 0.0,
         min_component_size: int = 1,
+        covariance: Any = None,
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -129,6 +134,9 @@ class UsageModels:
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
             Spots in smaller components of the graph are left out, with a warning.
+        covariance
+            Spatial covariance of the spots to use instead of the graph's CAR: a
+            :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
 
         Raises
         ------
@@ -150,6 +158,7 @@ class UsageModels:
             min_counts=min_counts,
             min_bin_pct=min_bin_pct,
             min_component_size=min_component_size,
+            covariance=covariance,
         )
         self.adata, self._prepared = adata, prepared
         self._forget()
@@ -292,19 +301,21 @@ class UsageModels:
     def _model_options(self, **changed: Any) -> dict[str, Any]:
         """Constructor arguments of the model of one batch."""
         configs = {"max_epochs": 500} if self.fitting_configs is None else deepcopy(self.fitting_configs)
+        own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors}
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
-            return {"fitting_method": method, "fitting_configs": configs}
+            return {"fitting_method": method, "fitting_configs": configs, **own}
         names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
         options = {name: getattr(self, name) for name in names}
-        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
+        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
     def _at_marginal_optimum(self) -> bool:
         """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
-        return self.fitting_method.startswith("marginal") and not self.var_fix_sigma and self.var_prior_model == "none"
+        free = not self.var_fix_sigma and self.var_prior_model == "none" and not self.priors
+        return self.fitting_method.startswith("marginal") and free
 
     def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
-        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
+        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
         method = {"fitting_method": "marginal_newton", "fitting_configs": None}
         return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 
