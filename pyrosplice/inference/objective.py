@@ -23,7 +23,7 @@ from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]  # (site values of the listed genes, genes) to (b,)
 INNER_TOLERANCE = 1e-6  # Newton decrement, nats²
 FINAL_TOLERANCE = 1e-12
-ROUNDING = 3e-3  # a prior of σ is evaluated at √(σ² + this²): smooth in σ through 0, where it may have its mode
+ROUNDING = 1e-3  # a prior of σ is evaluated at √(σ² + this²): smooth in σ through 0, where it may have its mode
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def log_prior(
     values
         Values by site, genes first.
     genes
-        Which of the G genes the values belong to, ``(B,)``; all of them if None.
+        Which of the G genes the values belong to, ``(B,)``; all of them if None. May hold the same genes again and
+        again, in the same order.
 
     Returns
     -------
@@ -118,11 +119,13 @@ def log_prior(
 def _log_density(prior: dist.TorchDistribution, value: Tensor, genes: Tensor) -> Tensor:
     n_event = len(prior.event_shape)
     support: Any = prior.support
-    inner = torch.distributions.transform_to(support)(value.new_zeros(prior.shape()))
-    every = inner.index_copy(0, genes, value)
+    rows = genes[: len(torch.unique(genes))]
+    times = len(genes) // max(len(rows), 1)
+    inner = torch.distributions.transform_to(support)(value.new_zeros((times, *prior.shape())))
+    every = inner.index_copy(1, rows, value.reshape(times, len(rows), *value.shape[1:]))
     inside = support.check(every)
     every = torch.where(inside.reshape(*inside.shape, *[1] * n_event), every, inner)
-    return torch.where(inside, prior.log_prob(every), -torch.inf)[genes]
+    return torch.where(inside, prior.log_prob(every), -torch.inf)[:, rows].reshape(-1)
 
 
 def is_flat(prior: dist.TorchDistribution) -> bool:
