@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -24,7 +25,13 @@ from pyrosplice.inference.newton import NewtonOptions, newton
 from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrosplice.posterior.nuts import NutsOptions
 
 _GRADIENT_NORM = 1e-3
 _NEWTON_TOLERANCE = 1e-10
@@ -209,6 +216,73 @@ class MultinomGLM(BaseModel):
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    def prior_table(self) -> pd.DataFrame:
+        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        self._require_data()
+        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
+
+    def posterior(
+        self,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        hyper: str = "plug-in",
+        genes: Sequence[int] | None = None,
+        names: Mapping[str, Sequence[Any]] | None = None,
+        groups: Sequence[str] | None = None,
+        usage: bool = False,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+    ) -> xr.DataTree:
+        r"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Parameters
+        ----------
+        num_samples
+            Draws a gene (and chain).
+        method
+            ``"laplace"``: Gaussians of the coefficients and of ν. ``"importance"``: these draws, resampled by their
+            Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro model by
+            NUTS, gene by gene; seconds to minutes a gene.
+        hyper
+            σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``) or integrated over on a grid
+            (``"integrate"``, proper priors needed; up to three of them).
+        genes
+            Positions of the genes to draw from; all by default.
+        names
+            Coordinates by dimension: ``gene``, ``spot``, ``isoform``, ``covariate``.
+        groups
+            Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default.
+        usage
+            Whether to keep usage at every spot.
+        seed
+            Of all that is random.
+        nuts_options
+            Of NUTS.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Options that do not exist; a joint fit; flat priors where a proper one is needed.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        from pyrosplice.posterior import sampling, tree  # they import this module
+
+        self._require_data()
+        chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
+        samples = sampling.sample_posterior(
+            self,
+            num_samples=num_samples,
+            method=method,
+            hyper=hyper,
+            genes=chosen,
+            seed=seed,
+            nuts_options=nuts_options,
+        )
+        made = tree.GROUPS if groups is None else groups
+        return tree.data_tree(self, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
 
     @property
     def model(self) -> MultinomialGLM:

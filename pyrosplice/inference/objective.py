@@ -23,7 +23,7 @@ from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]  # (site values of the listed genes, genes) to (b,)
 INNER_TOLERANCE = 1e-6  # Newton decrement, nats²
 FINAL_TOLERANCE = 1e-12
-ROUNDING = 1e-3  # a prior of σ is evaluated at √(σ² + this²): smooth in σ through 0, where it may have its mode
+ROUNDING = 1e-3  # below it, |σ| is rounded off for a prior of σ, which may have its mode, and a kink, at σ = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Unknowns:
         """Values of the sites of the Pyro model; differentiable in ``vector``."""
         coefficients, sigma, angle = self.unpack(vector, genes)
         sites = {"beta": coefficients[:, :-1], "bias_eta": coefficients[:, -1]}
-        sites["sigma"] = (sigma.square() + ROUNDING**2).sqrt()
+        rounded = (sigma.square() / ROUNDING + ROUNDING) / 2
+        sites["sigma"] = torch.where(sigma.abs() < ROUNDING, rounded, sigma.abs())
         if self.spatial:
             sites["theta_logit"] = 2 * angle.tan().abs().log()
         return {**sites, **self.hyper_values(vector)}

@@ -95,7 +95,13 @@ def _differs(prior: Any, complete: Any) -> bool:
 
 def _chain(model: MultinomialGLM, num_samples: int, options: NutsOptions) -> dict[str, Tensor]:
     program: Any = pyro.poutine.reparam(model, config={"nu": WhitenedEffect()})
-    kernel = NUTS(program, target_accept_prob=options.target_accept_prob, max_tree_depth=options.max_tree_depth)
+    kernel = NUTS(
+        program,
+        target_accept_prob=options.target_accept_prob,
+        max_tree_depth=options.max_tree_depth,
+        jit_compile=True,
+        ignore_jit_warnings=True,
+    )
     with pyro.validation_enabled(False):
         mcmc = MCMC(kernel, num_samples, options.warmup_steps, disable_progbar=True)
         mcmc.run()
