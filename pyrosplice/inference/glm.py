@@ -151,7 +151,9 @@ class GLMObjective:
         with torch.enable_grad():
             point = point.detach().requires_grad_(True)
             log_prior = self._log_prior(point)
-            (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
+            prior_gradient = torch.zeros_like(point)
+            if log_prior.requires_grad:
+                (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
         return loss - log_prior.detach(), gradient - prior_gradient
 
     def derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,9 +221,11 @@ class GLMObjective:
     def _prior_derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = point.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self._log_prior(point).sum(), point, create_graph=True)
+            log_prior, gradient = self._log_prior(point).sum(), torch.zeros_like(point)
+            if log_prior.requires_grad:  # else it is a prior of other sites
+                (gradient,) = torch.autograd.grad(log_prior, point, create_graph=True)
             if not gradient.requires_grad:
-                return gradient, point.new_zeros(*point.shape, point.shape[-1])
+                return gradient.detach(), point.new_zeros(*point.shape, point.shape[-1])
             columns = [torch.autograd.grad(g.sum(), point, retain_graph=True)[0] for g in gradient.unbind(-1)]
         return gradient.detach(), torch.stack(columns, -1)
 

@@ -43,23 +43,24 @@ def draw_plugged_in(
     target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator
 ) -> Draws:
     """Draws at the estimated φ: one Gaussian of coefficients and random effects together, factorised once a gene."""
-    profile = target.profile(coefficients, phi, steps=1)
+    profile = target.profile(coefficients, phi)
+    centred, _ = profile.optimum()
     mode, model = profile.mode, profile.mode.step.model
     away, log_coefficients = _coefficient_draws(profile, n_draws, generator)
     responses = _responses(mode, coefficients.shape[1:])
     logdet = _logdet(mode)
     nu, weights = [], []
     for s, deviation in enumerate(posterior_deviations(mode, n_draws, generator)):
-        shift = away[s].flatten(1)
+        shift = (away[s] + centred - coefficients).flatten(1)
         centre = mode.latents
         for j, response in enumerate(responses):
             centre = centre.moved(response, shift[:, j])
         latents = centre.moved(deviation)
         base = mode.step.parameters
-        here = Parameters(profile.coefficients + away[s], base.spatial, base.white)
+        here = Parameters(centred + away[s], base.spatial, base.white)
         nu.append(model.random_part(here, latents))
         weights.append(_log_ratio(mode, here, latents, deviation, logdet))
-    drawn = profile.coefficients + away
+    drawn = centred + away
     prior = torch.stack([target.prior(one, phi) for one in drawn])
     log_weights = torch.stack(weights) + prior - log_coefficients
     return Draws(drawn, phi.expand(n_draws, *phi.shape), torch.stack(nu), log_weights)
@@ -75,9 +76,9 @@ def draw_integrated(
     parts, n_genes = [], len(phi)
     for rows in torch.arange(n_draws).split(max(LANES // n_genes, 1)):
         lanes = phis[rows].flatten(0, 1)
-        profile = target.profile(starts[rows].flatten(0, 1), lanes, steps=1)
+        profile = target.profile(starts[rows].flatten(0, 1), lanes)
         away, log_coefficients = _coefficient_draws(profile, 1, generator)
-        drawn = profile.coefficients + away[0]
+        drawn = profile.optimum()[0] + away[0]
         mode = target.mode(drawn, lanes)
         deviation = next(iter(posterior_deviations(mode, 1, generator)))
         latents, here = mode.latents.moved(deviation), mode.step.parameters

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from scipy.ndimage import zoom
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.posterior.target import Target
+
+if TYPE_CHECKING:
+    from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 
 SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-4.0, 1.7), (-8.0, 8.0), (-4.0, 4.0)
 COARSE = {1: 17, 2: 11, 3: 7}
@@ -84,10 +89,10 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
         )
     low, high = _plausible(target, phi)
     coarse = _axes(low, high, COARSE[d])
-    table, _ = _evaluate(target, coefficients, coarse, steps=1)
+    table, _ = _evaluate(target, coefficients, coarse)
     low, high = _box(coarse, table)
     fine = _axes(low, high, FINE[d])
-    table, profiled = _evaluate(target, coefficients, fine, steps=2)
+    table, profiled = _evaluate(target, coefficients, fine)
     return HyperGrid(fine, table.reshape(len(table), *[FINE[d]] * d), profiled)
 
 
@@ -119,7 +124,7 @@ def _box(axes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _evaluate(target: Target, coefficients: Tensor, axes: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (B, n^d) at all nodes, and the coefficients there; a node that fails is far below the others."""
     n_genes, d, n = axes.shape
     nodes = torch.tensor(list(itertools.product(range(n), repeat=d)))
@@ -127,11 +132,12 @@ def _evaluate(target: Target, coefficients: Tensor, axes: Tensor, *, steps: int)
     values, found = [], []
     for part in at.split(max(LANES // n_genes, 1)):
         lanes = coefficients.repeat(len(part), 1, 1)
-        profile = target.profile(lanes, part.reshape(-1, d), steps=steps)
+        profile = target.profile(lanes, part.reshape(-1, d))
+        optimum, top = profile.optimum()
         sign, logdet = torch.linalg.slogdet(torch.nan_to_num(profile.information))
-        value = torch.where(sign > 0, profile.value - 0.5 * logdet, torch.nan)
+        value = torch.where(sign > 0, top - 0.5 * logdet, torch.nan)
         values.append(value.reshape(len(part), n_genes))
-        found.append(profile.coefficients.reshape(len(part), n_genes, *coefficients.shape[1:]))
+        found.append(optimum.reshape(len(part), n_genes, *coefficients.shape[1:]))
     table = torch.cat(values).T
     top = torch.nan_to_num(table, nan=-torch.inf).amax(1, keepdim=True)
     if not bool(torch.isfinite(top).all()):
@@ -139,3 +145,25 @@ def _evaluate(target: Target, coefficients: Tensor, axes: Tensor, *, steps: int)
     floor = top - 60.0
     table = torch.maximum(torch.where(torch.isfinite(table), table, floor), floor)
     return table - top, torch.cat(found).transpose(0, 1)
+
+
+def grid_table(model: MultinomGLMM, gene: int) -> pd.DataFrame:
+    """Posterior density of (σ, θ) of one gene at the nodes of its grid: ``sigma``, ``theta``, ``log_density``.
+
+    As a density of (log σ, logit θ), up to a constant; for models with one variance component and no other
+    hyper-parameters.
+    """
+    from pyrosplice.posterior.sampling import target_of  # it imports this module
+
+    target, coefficients, phi = target_of(model, torch.tensor([gene]), hyper="integrate")
+    if not (target.free_sigma and target.free_theta and phi.shape[1] == 2):
+        raise InvalidArgumentError("model: expected one σ and one θ a gene, both estimated, and no hyper-parameters.")
+    found = hyper_grid(target, coefficients, phi)
+    log_sigma, logit = torch.meshgrid(*found.axes[0], indexing="ij")
+    return pd.DataFrame(
+        {
+            "sigma": log_sigma.exp().flatten().numpy(),
+            "theta": torch.sigmoid(logit).flatten().numpy(),
+            "log_density": found.log_density[0].flatten().numpy(),
+        }
+    )

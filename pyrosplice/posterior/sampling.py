@@ -22,6 +22,7 @@ from pyrosplice.posterior.target import Target
 
 METHODS = ("laplace", "importance", "nuts")
 HYPER = ("plug-in", "integrate")
+FEWEST_FOR_K = 25  # draws below which k̂ is NaN
 OVERSAMPLED = 4  # proposals a draw of importance resampling
 _INTEGRATED_AT_ONCE = 16
 
@@ -154,7 +155,8 @@ def _resampled(
     draws: _Sites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Importance: each gene's draws resampled without replacement by their smoothed weights. And k̂."""
-    k_hat = pareto_k(draws.log_weights)
+    enough = len(draws.log_weights) >= FEWEST_FOR_K
+    k_hat = pareto_k(draws.log_weights) if enough else torch.full_like(draws.log_weights[0], torch.nan)
     if method == "laplace":
         return draws.values, draws.log_weights, k_hat
     smooth = smoothed(draws.log_weights)

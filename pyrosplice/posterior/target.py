@@ -102,19 +102,11 @@ class Target:
             model = model.bound({name: sites[name] for name in self.hyper})
         return model.mode(self.parameters(coefficients, phi), model.zeros(), tolerance=INNER_TOLERANCE)
 
-    def profile(self, coefficients: Tensor, phi: Tensor, *, steps: int) -> Profile:
-        """Newton steps of the coefficients (L, P, Q) towards their optimum given φ."""
-        for _ in range(steps):
-            found = self._evaluate(coefficients, phi)
-            move = solve_curvature(found.information, found.gradient.flatten(1).unsqueeze(-1)).squeeze(-1)
-            move = torch.nan_to_num(move * (3.0 / move.abs().amax(-1, keepdim=True).clamp_min(3.0)))
-            coefficients = coefficients + move.reshape(coefficients.shape)
-        return self._evaluate(coefficients, phi)
-
     def _logged(self) -> tuple[str, ...]:
         return (*(("sigma",) if self.free_sigma else ()), *self.hyper)
 
-    def _evaluate(self, coefficients: Tensor, phi: Tensor) -> Profile:
+    def profile(self, coefficients: Tensor, phi: Tensor) -> Profile:
+        """The log posterior around coefficients (L, P, Q) given φ (L, d), to second order."""
         mode = self.mode(coefficients, phi)
         laplace = Laplace(mode)
         with torch.enable_grad():
@@ -127,7 +119,6 @@ class Target:
         return Profile(
             mode,
             laplace.value + prior.detach(),
-            laplace.value,
             coefficients,
             laplace.coefficients_gradient + gradient.detach(),
             self.engine.conditional_information(mode) - bend,
@@ -136,17 +127,25 @@ class Target:
 
 @dataclass(frozen=True)
 class Profile:
-    """A point: mode of ν, log posterior with ν integrated out, and its derivatives in the coefficients.
+    """A point: mode of ν, log posterior (L,) with ν integrated out, its derivatives in the coefficients.
 
-    ``value`` and ``log_marginal`` (L,) are with and without the prior; ``information`` (L, D, D).
+    ``gradient`` (L, P, Q), ``information`` (L, D, D): expected, that of the prior included.
     """
 
     mode: Mode
     value: Tensor
-    log_marginal: Tensor
     coefficients: Tensor
     gradient: Tensor
     information: Tensor
+
+    def optimum(self) -> tuple[Tensor, Tensor]:
+        """Where a Newton step leads, (L, P, Q), and the log posterior there, (L,), to second order."""
+        slope = self.gradient.flatten(1)
+        move = solve_curvature(self.information, slope.unsqueeze(-1)).squeeze(-1)
+        move = torch.nan_to_num(move * (3.0 / move.abs().amax(-1, keepdim=True).clamp_min(3.0)))
+        curved = (move * (self.information @ move.unsqueeze(-1)).squeeze(-1)).sum(-1)
+        value = self.value + (slope * move).sum(-1) - 0.5 * curved
+        return self.coefficients + move.reshape(self.coefficients.shape), value
 
 
 def _rows(gradient: Tensor, point: Tensor) -> Tensor:

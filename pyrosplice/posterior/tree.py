@@ -170,10 +170,9 @@ def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Te
     program = model.model
     with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", model.n_genes, dim=-1):
         sites = program.sample_latents()
-    fixed = {
-        name: value.expand(n_draws, *value.shape) if len(value) != n_draws else value for name, value in sites.items()
-    }
-    return {name: value[:, genes] for name, value in fixed.items()}
+    fixed = getattr(program, "fixed", {})
+    whole = {name: v.expand(n_draws, *v.shape) if name in fixed else v for name, v in sites.items()}
+    return {name: value[:, genes] for name, value in whole.items()}
 
 
 class _Labels:
@@ -198,7 +197,7 @@ class _Labels:
         self, values: Mapping[str, Tensor], dims: Mapping[str, tuple[str, ...]] | None = None, *, chains: int = 2
     ) -> xr.Dataset:
         """Tensors ``(C, S, G, ...)``, or ``(G, ...)`` with ``chains=0``."""
-        leading = ("chain", "draw")[:chains] + ("gene",)
+        leading = (*("chain", "draw")[:chains], "gene")
         arrays, used = {}, {"gene"}
         for name, value in values.items():
             own = (DIMS if dims is None else dims).get(name, ())

