@@ -3,12 +3,11 @@
     python -m tests.studies.laplace_nuts [n_genes] [depth] [first_gene]
 
 Simulated genes, N = 64 on a grid, three isoforms, one covariate; weak priors. Writes one row a gene, site and entry to
-``laplace_nuts_<depth>_<first>.csv`` beside this file as genes finish, and prints a summary.
+``results/laplace_nuts_<depth>_<first>.csv`` as genes finish, and prints a summary.
 """
 
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -18,9 +17,10 @@ from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.nuts import NutsOptions
 from tests.studies.posterior_calibration import SPACE, simulate
+from tests.studies.simulation import RESULTS
 
-NUTS = NutsOptions(warmup_steps=250)
-N_DRAWS = 500
+NUTS = NutsOptions(warmup_steps=200)
+N_DRAWS = 400
 
 
 def fitted(n_genes: int, depth: float, seed: int = 1) -> MultinomGLMM:
@@ -47,7 +47,8 @@ def compare(model: MultinomGLMM, gene: int, *, n_draws: int = N_DRAWS, options: 
 
 def main(n_genes: int = 20, depth: float = 20.0, first: int = 0) -> None:
     model, tables = fitted(n_genes, depth), []
-    path = Path(__file__).with_name(f"laplace_nuts_{depth:g}_{first}.csv")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"laplace_nuts_{depth:g}_{first}.csv"
     for gene in range(first, n_genes):
         tables.append(compare(model, gene))
         pd.concat(tables).to_csv(path, index=False, float_format="%.4g")

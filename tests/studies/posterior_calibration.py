@@ -3,13 +3,12 @@
     python -m tests.studies.posterior_calibration [n_simulations] [depth] [method]
 
 Parameters are drawn from the prior, counts from the model, posterior draws from the fit; the rank of each true value
-among its draws is uniform if the posterior is right (Talts et al. 2018). Writes the ranks to
-``posterior_calibration_<depth>_<method>.csv`` beside this file, and prints χ² p-values of uniformity in 20 bins.
+among its draws is uniform if the posterior is right (Talts et al. 2018). Writes
+``results/posterior_calibration_<depth>_<method>.csv``: χ² p-values of uniformity in 20 bins.
 """
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from pyrosplice import MultinomGLMM
 from pyrosplice.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.distributions import EigenCovariance, SpatialEffect
 from pyrosplice.models.penalised_complexity import weak_priors
-from tests.inference.test_laplace import grid
+from tests.studies.simulation import RESULTS, commit, grid
 
 SPACE = grid(8)
 N_DRAWS, BINS, BATCH = 99, 20, 50
@@ -86,7 +85,10 @@ def uniformity(table: pd.DataFrame) -> pd.Series:
 def main(n_simulations: int = 500, depth: float = 20.0, method: str = "laplace") -> None:
     began = time.perf_counter()
     table = ranks(n_simulations, depth=depth, method=method)
-    table.to_csv(Path(__file__).with_name(f"posterior_calibration_{depth:g}_{method}.csv"), index=False)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"posterior_calibration_{depth:g}_{method}.csv"
+    summary = uniformity(table).rename("chi2_p").to_frame().assign(simulations=n_simulations, commit=commit())
+    summary.assign(mean_rank=table.mean() / N_DRAWS).to_csv(path, float_format="%.4g")
     print(uniformity(table).to_string())
     print(table.describe().to_string(), f"{time.perf_counter() - began:.0f} s")
 
