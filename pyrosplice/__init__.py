@@ -2,9 +2,23 @@
 
 from importlib.metadata import version
 
+from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
+from pyrosplice.estimators.expression import ExpressionGLM
+from pyrosplice.estimators.mixture import GaussianMixture
+from pyrosplice.estimators.mixture_per_patient import fit_gmm
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.splisosm import SplisosmGLMM
 
-__all__ = ["MultinomGLM", "MultinomGLMM", "SplisosmGLMM", "__version__"]
+__all__ = [
+    "AnnData_TripletDataset",
+    "ExpressionGLM",
+    "GaussianMixture",
+    "MultinomGLM",
+    "MultinomGLMM",
+    "SplisosmGLMM",
+    "TripletDataset",
+    "__version__",
+    "fit_gmm",
+]
 __version__ = version("pyrosplice")

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyrosplice import SplisosmGLMM, plotting
+from pyrosplice import MultinomGLMM, SplisosmGLMM, plotting
 from pyrosplice.data import simulate_isoforms
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ log = logging.getLogger("pyrosplice.demo")
 
 ALPHA = 0.05  # adjusted p-values up to here are counted as discoveries
 N_MAPS = 2  # genes whose usage is drawn in space
+MAX_COVARIATES = 6  # covariates in figures and report: those with the most discoveries
+SIMULATED_COVARIATES = ("smooth", "iid")
 SYMBOLS = {"theta": "θ", "sigma": "σ", "effect": "effect β"}
 
 
@@ -80,34 +82,44 @@ class Analysis:
 
 
 def simulated_tissue(*, n_spots: int, n_genes: int, seed: int) -> AnnData:
-    """Tissue with known truth: spatial share θ cycles through 0, 0.3, 0.7, 1; half of the genes follow "smooth".
+    """Tissue with known truth: θ cycles through 0, 0.3, 0.7, 1 and σ through 0.5, 0.7, 1; half follow "smooth".
 
-    Two covariates: one smooth in space, and "iid", which moves no gene.
+    Two covariates: "smooth" in space, and "iid", noise that moves no gene.
     """
     rng = np.random.default_rng(seed)
     theta = np.resize([0.0, 0.3, 0.7, 1.0], n_genes)
     follows = np.arange(n_genes) // 4 % 2 == 1
+    sigma = np.resize(np.repeat([0.5, 0.7, 1.0], 8), n_genes)
     beta = np.zeros((n_genes, 2, 2))
     beta[follows, 0] = rng.choice([-0.5, 0.5], size=(int(follows.sum()), 2))
-    return simulate_isoforms(
-        n_spots=n_spots, n_genes=n_genes, theta=theta, beta=beta, covariates=("smooth", "iid"), seed=seed
+    adata = simulate_isoforms(
+        n_spots=n_spots,
+        n_genes=n_genes,
+        sigma=sigma,
+        theta=theta,
+        beta=beta,
+        covariates=SIMULATED_COVARIATES,
+        seed=seed,
     )
+    adata.var["gene_symbol"] = adata.var["gene_symbol"].astype("category")  # as in a file
+    return adata
 
 
 def analyse(adata: AnnData, options: Options) -> Analysis:
     """Fit, test, and estimate effects."""
     model = _fitted(adata, options, with_design_mtx=False)
-    genes = gene_table(model)
     spatial = differential = effects = None
+    truth = {}
     if model.model_type == "glmm-full":
         model.test_spatial_variability(method="score", print_progress=False)
         spatial = model.get_formatted_test_results("sv")
     if options.covariates:
         model.test_differential_usage(method="score", print_progress=False)
         differential = model.get_formatted_test_results("du")
-        effects = effect_table(_fitted(adata, options, with_design_mtx=True), options.group_iso_by)
-    truth = beside_truth(adata, genes, effects) if "truth" in adata.uns else {}
-    return Analysis(model, genes, spatial, differential, effects, truth)
+        complete = _fitted(adata, options, with_design_mtx=True)
+        effects = effect_table(complete, options.group_iso_by)
+        truth = beside_truth(adata, gene_table(complete), effects) if "truth" in adata.uns else {}
+    return Analysis(model, gene_table(model), spatial, differential, effects, truth)
 
 
 def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> SplisosmGLMM:
@@ -132,7 +144,7 @@ def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> Splis
         print_progress=False,
         random_seed=options.seed,
     )
-    covariates = f"with {len(options.covariates)} covariates" if with_design_mtx else "without covariates"
+    covariates = f"with {model.n_factors} covariates" if with_design_mtx else "without covariates"
     log.info(
         "%s: %d genes on %d spots fitted %s in %.1f s",
         model.model_type,
@@ -147,10 +159,10 @@ def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> Splis
 def gene_table(model: SplisosmGLMM) -> pd.DataFrame:
     """Gene summary, training summary and the estimated σ and θ (shared by the isoforms), one row a gene."""
     table = model.extract_feature_summary(level="gene", print_progress=False).join(model.get_training_summary())
-    if model.model_type != "glm":
-        fits = model.get_fitted_models()
-        table["sigma"] = [float(fit.var_total()[0, 0]) ** 0.5 for fit in fits]
-        table["theta"] = [float(fit.var_sp_prop()[0, 0]) for fit in fits]
+    mixed = [fit for fit in model.get_fitted_models() if isinstance(fit, MultinomGLMM)]
+    if mixed:
+        table["sigma"] = [float(fit.var_total()[0, 0]) ** 0.5 for fit in mixed]
+        table["theta"] = [float(fit.var_sp_prop()[0, 0]) for fit in mixed]
     return table.rename_axis("gene").reset_index()
 
 
@@ -185,17 +197,22 @@ def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:
     return centred.loc[largest].reset_index(drop=True)
 
 
-def beside_truth(adata: AnnData, genes: pd.DataFrame, effects: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
-    """Estimate and truth of θ, σ and the effects in a simulated tissue."""
+def discoveries(differential: pd.DataFrame) -> pd.Series:
+    """Number of genes found with each covariate, most first."""
+    found = differential["pvalue_adj"] <= ALPHA
+    return found.groupby(differential["covariate"], sort=False).sum().sort_values(ascending=False, kind="stable")
+
+
+def beside_truth(adata: AnnData, genes: pd.DataFrame, effects: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Estimate, from the fit with covariates, and truth of θ, σ and the effects in a simulated tissue."""
     truth = adata.uns["truth"].loc[genes["gene"]]
     tables = {
         name: pd.DataFrame({"gene": genes["gene"], "estimate": genes[name], "truth": truth[name].to_numpy()})
         for name in ("theta", "sigma")
     }
-    if effects is not None:
-        true = [adata.var.loc[row.isoform, f"beta_{row.covariate}"] for row in effects.itertuples()]
-        table = effects.rename(columns={"effect": "estimate"}).assign(truth=true)
-        tables["effect"] = table[table.duplicated(["gene", "covariate"], keep="last")]  # not the reference isoform
+    true = [adata.var.loc[row.isoform, f"beta_{row.covariate}"] for row in effects.itertuples()]
+    table = effects.rename(columns={"effect": "estimate"}).assign(truth=true)
+    tables["effect"] = table[table.duplicated(["gene", "covariate"], keep="last")]  # not the reference isoform
     return tables
 
 
@@ -225,11 +242,12 @@ def draw_figures(analysis: Analysis, options: Options) -> list[Path]:
         figures["spatial_variability_qq"] = plotting.qq(analysis.spatial)
         figures |= _maps(analysis, options)
     if analysis.differential is not None and analysis.effects is not None:
-        figures["differential_usage_qq"] = plotting.qq(analysis.differential, by="covariate")
         joined = analysis.differential.merge(strongest_effect(analysis.effects), on=["gene", "covariate"])
-        for covariate, table in joined.groupby("covariate", sort=False):
-            name = f"log-odds of the isoform that moves most, per unit of {covariate}"
-            figures[f"volcano_{covariate}"] = plotting.volcano(table, effect_name=name)
+        shown = joined[joined["covariate"].isin(discoveries(joined).index[:MAX_COVARIATES])]
+        figures["differential_usage_qq"] = plotting.qq(shown, by="covariate")
+        for covariate, table in shown.groupby("covariate", sort=False):
+            effect_name = f"log-odds per unit of {covariate}"
+            figures[f"volcano_{covariate}"] = plotting.volcano(table, effect_name=effect_name)
     for name, table in analysis.truth.items():
         by = "covariate" if "covariate" in table else None
         figures[f"recovered_{name}"] = plotting.estimate_vs_truth(table, by=by, name=SYMBOLS[name])
@@ -248,7 +266,7 @@ def _maps(analysis: Analysis, options: Options) -> dict[str, Axes]:
 
 
 def _saved(ax: Axes, path: Path) -> Path:
-    ax.figure.savefig(path, dpi=120)
+    ax.figure.canvas.figure.savefig(path, dpi=120)
     return path
 
 
@@ -260,9 +278,13 @@ def report(analysis: Analysis) -> str:
         found = int((analysis.spatial["pvalue_adj"] <= ALPHA).sum())
         lines.append(f"Spatial variability (score test): {found} genes at an adjusted p-value of at most {ALPHA}.")
     if analysis.differential is not None:
-        for covariate, table in analysis.differential.groupby("covariate", sort=False):
-            found = int((table["pvalue_adj"] <= ALPHA).sum())
-            lines.append(f"Differential usage with {covariate} (score test): {found} genes.")
+        found_by = discoveries(analysis.differential)
+        lines += [
+            f"Differential usage with {covariate} (score test): {found} genes."
+            for covariate, found in found_by[:MAX_COVARIATES].items()
+        ]
+        if len(found_by) > MAX_COVARIATES:
+            lines.append(f"{len(found_by) - MAX_COVARIATES} more covariates: see differential_usage.csv.")
     for name, table in analysis.truth.items():
         error = table["estimate"] - table["truth"]
         lines.append(
@@ -300,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if options.data is None:
         adata = simulated_tissue(n_spots=options.n_spots, n_genes=options.n_genes, seed=options.seed)
-        options = replace(options, covariates=("smooth", "iid"))
+        options = replace(options, covariates=SIMULATED_COVARIATES)
     else:
         adata = anndata.read_h5ad(options.data)
     analysis = analyse(adata, options)

@@ -27,4 +27,4 @@ class NonSpatialWarning(UserWarning):
 def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise InvalidArgumentError(f"{name}: expected one of {sorted(map(repr, allowed))}, found {value!r}.")
+        raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")

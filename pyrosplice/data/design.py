@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,7 @@ from formulaic import model_matrix
 from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
-
-COLLINEAR = 1e-8  # relative length below which what is left of a covariate, given the others, counts as nothing
+from pyrosplice.linalg.rank import CONSTANT, collinear_columns
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,28 @@ class Design:
     factors
         For each covariate the name of what it came from. Covariates of one factor are the levels of a categorical
         column: they sum to one, so with an intercept one of them is redundant.
+    given_terms
+        For each covariate the term of a formula that it came from; empty where there was no formula.
     """
 
     values: NDArray[np.float64]
     names: tuple[str, ...]
     factors: tuple[str, ...]
+    given_terms: tuple[str, ...] = ()
 
     def take(self, spots: NDArray[Any]) -> Design:
         """The same covariates on some spots: a mask, or positions in any order."""
-        return Design(self.values[spots], self.names, self.factors)
+        return replace(self, values=self.values[spots])
+
+    def only(self, columns: Sequence[int]) -> Design:
+        """Some of the covariates, which must be linearly independent; each is then a factor of its own."""
+        names = tuple(self.names[i] for i in columns)
+        return Design(np.ascontiguousarray(self.values[:, list(columns)]), names, names)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What belongs together: for each covariate its term of the formula, else its factor."""
+        return self.given_terms or self.factors
 
     @property
     def estimable(self) -> list[int]:
@@ -73,17 +85,17 @@ class Design:
 
     def check(self) -> None:
         """Raise if a covariate is constant, or a combination of the intercept and the others."""
-        spread = np.ptp(self.values, axis=0) if len(self.values) else np.zeros(len(self.names))
-        constant = np.flatnonzero(spread <= 1e-12 * np.abs(self.values).max(axis=0, initial=0.0))
+        largest = np.abs(self.values).max(axis=0, initial=0.0)
+        constant = np.flatnonzero(np.ptp(self.values, axis=0) <= CONSTANT * largest)
         if len(constant):
             name = self.names[constant[0]]
             raise InvalidArgumentError(
                 f"design_mtx: expected covariates that vary between spots, found constant {name!r} "
                 f"(value {self.values[0, constant[0]]:g}); the models have an intercept already."
             )
-        dependent = _first_dependent(self.reduced)
-        if dependent is not None:
-            name = self.names[self.estimable[dependent]]
+        dependent = collinear_columns(torch.from_numpy(self.reduced))
+        if dependent:
+            name = self.names[self.estimable[dependent[0]]]
             raise InvalidArgumentError(
                 f"design_mtx: expected linearly independent covariates, found {name!r} collinear with the intercept "
                 "and the covariates before it. Leave it out."
@@ -110,7 +122,7 @@ def build_design(design_mtx: Any, obs: pd.DataFrame, *, covariate_names: Sequenc
     InvalidArgumentError
         A column that ``obs`` lacks; another number of rows than spots; NaN; wrong number of names.
     """
-    table, factors = _table(design_mtx, obs)
+    table, factors, terms = _table(design_mtx, obs)
     values = np.ascontiguousarray(table.to_numpy(dtype=np.float64))
     if len(values) != len(obs):
         raise InvalidArgumentError(f"design_mtx: expected {len(obs)} rows (spots), found {len(values)}.")
@@ -126,13 +138,17 @@ def build_design(design_mtx: Any, obs: pd.DataFrame, *, covariate_names: Sequenc
             f"design_mtx: expected finite values, found {len(wrong)} missing (first: {names[column]!r} of spot "
             f"{obs.index[row]!r})."
         )
-    return Design(values, tuple(names), tuple(factors))
+    return Design(values, tuple(names), tuple(factors), tuple(terms))
 
 
-def _table(design_mtx: Any, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Numeric columns and, for each, the name of its source."""
+def _table(design_mtx: Any, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Numeric columns and, for each, the name of its source and its term in a formula (none without formula)."""
     if isinstance(design_mtx, str) and "~" in design_mtx:
         return _from_formula(design_mtx, obs)
+    return *_without_formula(design_mtx, obs), []
+
+
+def _without_formula(design_mtx: Any, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if isinstance(design_mtx, str):
         return _from_columns(_columns([design_mtx], obs))
     if isinstance(design_mtx, pd.Series):
@@ -198,23 +214,12 @@ def _from_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat(pieces, axis=1), factors
 
 
-def _from_formula(formula: str, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _from_formula(formula: str, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
     matrix = model_matrix(formula, obs, na_action="ignore")
+    indices = matrix.model_spec.term_indices
+    term_of = {matrix.columns[i]: str(term) for term, columns in indices.items() for i in columns}
     table = pd.DataFrame(matrix).drop(columns="Intercept", errors="ignore")
     if table.shape[1] == 0:
         raise InvalidArgumentError(f"design_mtx: formula {formula!r} has no covariates beside the intercept.")
-    return table, [str(name) for name in table.columns]
-
-
-def _first_dependent(values: NDArray[np.float64]) -> int | None:
-    """First column that lies in the span of the intercept and the columns before it."""
-    centred = values - values.mean(0)
-    basis = np.zeros((len(values), 0))
-    for i, column in enumerate(centred.T):
-        rest = column - basis @ (basis.T @ column)
-        rest = rest - basis @ (basis.T @ rest)  # once more, against rounding
-        size = np.linalg.norm(rest)
-        if size <= COLLINEAR * np.linalg.norm(column):
-            return i
-        basis = np.column_stack([basis, rest / size])
-    return None
+    names = [str(name) for name in table.columns]
+    return table, names, [term_of[name] for name in names]

@@ -56,6 +56,10 @@ class FittedGene:
     best_epoch: int
     fitting_time_s: float
 
+    def with_values(self, **values: Tensor) -> FittedGene:
+        """The same with other values of some sites."""
+        return replace(self, values={**self.values, **values})
+
     def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
         """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
         eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
@@ -87,9 +91,13 @@ class ModelSpec:
     design: Design | None
     device: str
 
+    def with_design(self, design: Design | None) -> ModelSpec:
+        """The same with other covariates."""
+        return replace(self, design=design)
+
     def with_rows(self, rows: Tensor) -> ModelSpec:
         """The same with the covariates of the spots in another order."""
-        return self if self.design is None else replace(self, design=self.design.take(rows.numpy()))
+        return self if self.design is None else self.with_design(self.design.take(rows.numpy()))
 
     def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
         """Fit a batch ``(B, N, K)``."""
@@ -121,7 +129,7 @@ class ModelSpec:
         recoded = []
         for gene in genes:
             weights = coding @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
-            recoded.append(replace(gene, values={**gene.values, "beta": weights[:-1], "bias_eta": weights[-1]}))
+            recoded.append(gene.with_values(beta=weights[:-1], bias_eta=weights[-1]))
         return recoded
 
     def _build(self, counts: Tensor, design: NDArray[np.float64] | None) -> MultinomGLM:
@@ -198,13 +206,14 @@ def fit_genes(
     description: str = "fit",
     print_progress: bool = False,
 ) -> tuple[list[FittedGene], list[FittedGene] | None]:
-    """Run a plan on every batch; results in the order of ``counts``, whatever the batches."""
+    """Run a plan on every batch; results in the order of ``counts``, None for a gene that is in no batch."""
     stacks = (torch.stack([counts[gene] for gene in batch]) for batch in batches)
     tasks = (delayed(plan.run)(stack) for stack in stacks)
     results = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
     full: list[Any] = [None] * len(counts)
     null: list[Any] = [None] * len(counts)
-    with tqdm(total=len(counts), desc=description, unit="gene", disable=not print_progress) as bar:
+    hidden = not print_progress or not batches
+    with tqdm(total=sum(map(len, batches)), desc=description, unit="gene", disable=hidden) as bar:
         for batch, (fitted, fitted_null) in zip(batches, results, strict=True):
             for i, gene in enumerate(batch):
                 full[gene] = fitted[i]

@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrosplice.data.design import Design
-from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
-from pyrosplice.hypothesis.score import PrecisionProduct, information_product, score_test
+from pyrosplice.hypothesis.score import PrecisionProduct, information_product
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
-from pyrosplice.hypothesis.wald import coefficient_covariance, wald_test
 
 
 @dataclass(frozen=True)
@@ -106,39 +104,6 @@ def permuted_variability_ratio(
 def permuted(counts: Tensor, order: Tensor) -> Tensor:
     """Rows of each gene in its own order: ``(A, N, K)`` by ``(A, N)``."""
     return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
-
-
-def usage_test(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, method: str
-) -> tuple[Tensor, Tensor]:
-    """Score or Wald tests of every covariate for a batch ``(B, N, K)``: statistics and p-values ``(B, P)``."""
-    residual, precision = linearised(spec.rebuild(counts, genes))
-    if method == "score":
-        return usage_score(residual, precision, design)
-    return usage_wald(stacked(genes)["beta"], precision, design)
-
-
-def usage_score(residual: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
-    """Score test of each covariate beside the intercept and the covariates of other factors: ``(B, P)`` each."""
-    values = torch.from_numpy(design.values)
-    statistic = values.new_zeros(len(residual), len(design.names))
-    pvalue = torch.zeros_like(statistic)
-    for factor in dict.fromkeys(design.factors):
-        own = [i for i, name in enumerate(design.factors) if name == factor]
-        others = [i for i in design.estimable if i not in own]
-        test = score_test(residual, precision, values[:, own], nuisance=values[:, others])
-        statistic[:, own], pvalue[:, own] = test.statistic, test.pvalue
-    return statistic, pvalue
-
-
-def usage_wald(beta: Tensor, precision: PrecisionProduct, design: Design) -> tuple[Tensor, Tensor]:
-    """Wald test of each covariate beside all others; for a level of a factor, against the mean of the levels."""
-    n_genes, _, n_logits = beta.shape
-    reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
-    covariance = coefficient_covariance(precision, reduced, n_genes=n_genes, n_logits=n_logits)
-    recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
-    test = wald_test(beta, recode @ covariance @ recode.T)
-    return test.statistic, test.pvalue
 
 
 def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.linalg.rank import collinear_columns
 from pyrosplice.models.likelihoods import Likelihood
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -96,21 +97,8 @@ def as_design(design_mtx: Any, n_spots: int, device: torch.device) -> Tensor:
     return design
 
 
-def collinear_columns(design: Tensor) -> list[int]:
-    """Columns of ``(N, P)`` that the intercept and the columns before them already determine."""
-    centred = design - design.mean(0)
-    size = centred.square().sum(0).sqrt()
-    constant = size <= 1e-10 * design.square().sum(0).sqrt()
-    unit = torch.where(constant, 0.0, centred / torch.where(constant, 1.0, size))
-    corner = torch.linalg.qr(unit, mode="r").R if len(unit) else unit
-    diagonal = torch.zeros(design.shape[1], dtype=design.dtype, device=design.device)
-    rank = torch.diagonal(corner).abs()
-    diagonal[: len(rank)] = rank
-    return torch.nonzero(diagonal < 1e-8).squeeze(-1).tolist()
-
-
 def warn_if_collinear(design: Tensor) -> None:
-    """Say once which columns :func:`collinear_columns` finds, if any."""
+    """Say once which columns :func:`~pyrosplice.linalg.rank.collinear_columns` finds, if any."""
     columns = collinear_columns(design)
     if columns:
         warnings.warn(

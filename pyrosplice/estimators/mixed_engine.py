@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pyrosplice.estimators.random_effect import unit_deviations
+from pyrosplice.hypothesis.score import covariate_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.effect import effect_density
-from pyrosplice.inference.glm import Standardisation, coefficient_covariance
+from pyrosplice.inference.glm import Standardisation, covariance_from_information
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.marginal import MarginalObjective, fit_marginal, genes_at_once
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
@@ -63,7 +64,8 @@ class MixedEngine:
             blocks = 2 * (self.solver.pattern.row.size + n_spots)
         elif isinstance(self.solver, LowRankSolver):
             blocks = 2 * self.solver.n_latent * (self.solver.n_latent + n_spots)
-        return list(torch.arange(n_genes).split(genes_at_once(n_spots, self.n_logits, blocks)))
+        genes = torch.arange(n_genes, device=self.counts.device)
+        return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
 
     def coefficients(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
         """Coefficients ``(G, P + 1, Q)`` of the standardised design; differentiable."""
@@ -106,14 +108,11 @@ class MixedEngine:
 
         Logits fastest. Inverts neither Σ nor W.
         """
-        design, rows = self.scaling.design, []
-        for p in range(design.shape[1]):
-            for q in range(self.n_logits):
-                column = torch.zeros_like(mode.eta)
-                column[:, :, q] = design[:, p]
-                product = mode.step.marginal_precision_product(column)
-                rows.append((product.permute(2, 0, 1) @ design).permute(1, 2, 0).flatten(1))
-        return torch.stack(rows, 1)
+
+        def product(columns: Tensor) -> Tensor:
+            return torch.stack([mode.step.marginal_precision_product(x) for x in columns.unbind(-1)], -1)
+
+        return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
 
     def covariance(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:
         """Covariance ``(G, D, D)`` of ``[beta; bias_eta]`` at the sites' values, all unknowns estimated together."""
@@ -126,7 +125,7 @@ class MixedEngine:
             )
             for genes in self.batches()
         ]
-        return coefficient_covariance(torch.cat(found), self.scaling, self.n_logits)
+        return covariance_from_information(torch.cat(found), self.scaling, self.n_logits)
 
     def observed_information(
         self, genes: Tensor, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None

@@ -25,7 +25,7 @@ from pyrosplice.estimators.random_effect import (
     uniform_effect,
 )
 from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.glm import Standardisation, coefficient_covariance
+from pyrosplice.inference.glm import Standardisation, covariance_from_information
 from pyrosplice.inference.guide import LaplaceGuide, PointGuide
 from pyrosplice.inference.joint import JointFit, fit_joint
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
@@ -82,7 +82,7 @@ class MultinomGLMM(MultinomGLM):
     beta, bias_eta, nu, sigma, theta_logit
         ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36.
     gradient_norm
-        Norm of the objective's gradient at the estimates, ``(G,)``.
+        Norm of the objective's gradient at the estimates, ``(G,)``; NaN before a fit.
     log_marginal_null
         For marginal methods: log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)``.
 
@@ -186,6 +186,7 @@ class MultinomGLMM(MultinomGLM):
         self._set_data(table, design)
         self._engine = MixedEngine(table, Standardisation.of(design), solver, self.likelihood)
         self._eigen, self.log_marginal_null = None, None
+        self.gradient_norm = torch.full_like(table[:, 0, 0], torch.nan)
         values = self._start_values(table, shapes)
         values["sigma"] = fano_sigma(table).expand(shapes["sigma"])
         values["theta_logit"] += START_THETA_LOGIT if solver is not None else -LARGEST_LOGIT
@@ -273,7 +274,7 @@ class MultinomGLMM(MultinomGLM):
             Indices; all of them if None. Memory grows with their number.
         """
         self._require_data()
-        genes = torch.arange(self.n_genes) if genes is None else genes
+        genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         return self._engine_here().mode(parameters, genes)
 
@@ -282,7 +283,8 @@ class MultinomGLMM(MultinomGLM):
         self._require_data()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         proper = bounded_away_from_zero(detached(parameters))
-        return RandomEffectPosterior(self._engine_here().mode(proper, torch.arange(self.n_genes)))
+        genes = torch.arange(self.n_genes, device=self.device)
+        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
 
     def vcov(self) -> Tensor:
         r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
@@ -298,7 +300,7 @@ class MultinomGLMM(MultinomGLM):
             )
         engine = self._engine_here()
         found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
-        return coefficient_covariance(torch.cat(found), engine.scaling, engine.n_logits)
+        return covariance_from_information(torch.cat(found), engine.scaling, engine.n_logits)
 
     @property
     def model(self) -> MultinomialGLMM:

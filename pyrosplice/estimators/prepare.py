@@ -30,6 +30,7 @@ from pyrosplice.spatial.graph import (
     knn_graph,
     warn_if_disconnected,
 )
+from pyrosplice.spatial.sections import section_graph, within_sections
 
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
@@ -95,6 +96,8 @@ class Prepared:
         CAR or identity; None for the GLM.
     group_by_n_iso
         Whether genes are sorted by isoform count before batching.
+    section_key
+        Column of ``obs`` with the spots' sections; None if they are one.
     """
 
     data: IsoformData
@@ -102,6 +105,7 @@ class Prepared:
     design: Design | None
     covariance: Covariance | None
     group_by_n_iso: bool
+    section_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
 
@@ -109,6 +113,11 @@ class Prepared:
     def n_spots(self) -> int:
         """N."""
         return self.data.adata.n_obs
+
+    @property
+    def n_sections(self) -> int:
+        """Sections with spots left in them; 1 where none were named."""
+        return 1 if self.section_key is None else int(self.data.adata.obs[self.section_key].nunique())
 
     @property
     def gene_names(self) -> tuple[str, ...]:
@@ -171,6 +180,7 @@ def prepare(
     min_bin_pct: float,
     min_component_size: int,
     covariance: Any,
+    section_key: str | None = None,
 ) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
@@ -179,10 +189,12 @@ def prepare(
     if design_mtx is None and covariate_names is not None:
         raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
     design = None if design_mtx is None else build_design(design_mtx, adata.obs, covariate_names=covariate_names)
+    check_key(adata, "section_key", section_key, "obs")
+    sections = None if section_key is None else adata.obs[section_key].to_numpy()
     spots = None
     adjacency = None
     if (model_type == "glmm-full" and covariance is None) or min_component_size > 1:
-        adjacency = _adjacency(adata, space, spatial_key=spatial_key, adj_key=adj_key)
+        adjacency = _adjacency(adata, space, sections, spatial_key=spatial_key, adj_key=adj_key)
         spots = _large_components(adjacency, min_component_size)
     data = read_isoforms(
         adata,
@@ -202,9 +214,10 @@ def prepare(
         covariance = IdentityCovariance(data.adata.n_obs)
     elif model_type == "glmm-full" and adjacency is not None:
         adjacency = adjacency if spots is None else adjacency[spots][:, spots]
-        warn_if_disconnected(adjacency, stacklevel=3)
+        n_sections = 1 if section_key is None else data.adata.obs[section_key].nunique()
+        warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=3)
         covariance = CarCovariance(adjacency, rho=space.rho)
-    return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso)
+    return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso, section_key)
 
 
 def check_size(covariance: Any, n_spots: int) -> None:
@@ -218,15 +231,20 @@ def check_size(covariance: Any, n_spots: int) -> None:
         raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
 
 
-def _adjacency(adata: AnnData, space: SpatialOptions, *, spatial_key: str, adj_key: str | None) -> Any:
-    """Given adjacency, or the k-NN graph of the coordinates."""
+def _adjacency(
+    adata: AnnData, space: SpatialOptions, sections: NDArray[Any] | None, *, spatial_key: str, adj_key: str | None
+) -> Any:
+    """Given adjacency, or the k-NN graph of the coordinates; within sections."""
     if adj_key is not None:
         check_key(adata, "adj_key", adj_key, "obsp")
-        return adjacency_graph(adata.obsp[adj_key])
+        given = adjacency_graph(adata.obsp[adj_key])
+        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=4)
     check_key(adata, "spatial_key", spatial_key, "obsm")
     check_k_neighbors(space.k_neighbors, adata.n_obs)
     coords = check_coords(adata.obsm[spatial_key], name=f"adata.obsm[{spatial_key!r}]")
-    return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
+    if sections is None:
+        return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
+    return section_graph(coords, sections, k_neighbors=space.k_neighbors, graph=space.graph, name="section_key")
 
 
 def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_] | None:

@@ -84,7 +84,9 @@ def _describe_space(prepared: Prepared) -> str:
     if not isinstance(covariance, CarCovariance):
         return f"{type(covariance).__name__} of {prepared.n_spots} spots"
     edges = sp.triu(covariance.adjacency, k=1).nnz
-    return f"CAR, rho {covariance.rho:g}, {edges} edges, {component_labels(covariance.adjacency)[0]} component(s)"
+    components = component_labels(covariance.adjacency)[0]
+    sections = "" if prepared.section_key is None else f" of {prepared.n_sections} section(s)"
+    return f"CAR, rho {covariance.rho:g}, {edges} edges, {components} component(s){sections}"
 
 
 def _shorten(names: Sequence[str], limit: int = 5) -> str:

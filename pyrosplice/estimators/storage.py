@@ -30,11 +30,14 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "gene_names": list(data.gene_names),
         "columns": [columns.tolist() for columns in data.columns],
         "group_by_n_iso": prepared.group_by_n_iso,
+        "section_key": prepared.section_key,
         "covariance": None if covariance is None else type(covariance).__name__,
     }
     if design is not None:
         tensors["design"] = torch.from_numpy(design.values)
-        content["design"] = {"names": list(design.names), "factors": list(design.factors)}
+        content["design"] = {"names": list(design.names), "factors": list(design.factors)} | (
+            {"terms": list(design.given_terms)} if design.given_terms else {}
+        )
     if isinstance(covariance, CarCovariance | GraphMatern):
         edges = covariance.adjacency.tocoo()
         tensors["graph.edges"] = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
@@ -51,7 +54,12 @@ def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any], covar
     design = None
     if "design" in content:
         names = content["design"]
-        design = Design(tensors["design"].cpu().numpy(), tuple(names["names"]), tuple(names["factors"]))
+        design = Design(
+            tensors["design"].cpu().numpy(),
+            tuple(names["names"]),
+            tuple(names["factors"]),
+            tuple(names.get("terms", ())),
+        )
     n_spots = data.adata.n_obs
     if content["covariance"] in ("CarCovariance", "GraphMatern"):
         row, column = tensors["graph.edges"].cpu().numpy()
@@ -65,7 +73,7 @@ def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any], covar
         covariance = IdentityCovariance(n_spots)
     elif content["covariance"] is not None:
         check_size(covariance, n_spots)
-    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"])
+    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"], content.get("section_key"))
 
 
 def pack_genes(prefix: str, genes: Sequence[FittedGene]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -24,8 +24,6 @@ OPTIONS = (
     *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
     *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
 )
-
-
 TEST_BATCH = 32  # genes at a time in fits that only tests need
 
 
@@ -104,6 +102,7 @@ class UsageModels:
         min_bin_pct: float = 0.0,
         min_component_size: int = 1,
         covariance: Any = None,
+        section_key: str | None = None,
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -137,6 +136,11 @@ class UsageModels:
         covariance
             Spatial covariance of the spots to use instead of the graph's CAR: a
             :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
+        section_key
+            Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
+            graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
+            that counts them), so that their random effects are independent and their coordinates may overlap. Put the
+            section among the covariates too, or differences between sections count as spatial variability.
 
         Raises
         ------
@@ -159,6 +163,7 @@ class UsageModels:
             min_bin_pct=min_bin_pct,
             min_component_size=min_component_size,
             covariance=covariance,
+            section_key=section_key,
         )
         self.adata, self._prepared = adata, prepared
         self._forget()
@@ -309,32 +314,33 @@ class UsageModels:
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
-    def _at_marginal_optimum(self) -> bool:
-        """Whether the user's own fits are what tests may rest on: marginal, σ free, flat priors."""
-        free = not self.var_fix_sigma and self.var_prior_model == "none" and not self.priors
-        return self.fitting_method.startswith("marginal") and free
-
     def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
         free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
         method = {"fitting_method": "marginal_newton", "fitting_configs": None}
         return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 
     def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
-        """Genes at the marginal optimum of a GLMM with σ free: the user's fit if it is that, else fitted once here."""
+        """Genes at the marginal optimum of a GLMM with σ free, which tests rest on.
+
+        The user's own fits where they are that and have converged; the others are fitted here, once.
+        """
+        if model_type in self._marginal_fits:
+            return self._marginal_fits[model_type]
         fit, prepared = self._ready_fit(), self._ready()
-        if self._at_marginal_optimum() and model_type == self.model_type:
-            return fit.genes
-        if self._at_marginal_optimum() and model_type == "glmm-null" and fit.null is not None:
-            return fit.null
-        if model_type not in self._marginal_fits:
-            self._marginal_fits[model_type], _ = fit_genes(
-                FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
-                prepared.counts,
-                prepared.batches(TEST_BATCH, group=True),
-                n_jobs=fit.n_jobs,
-                description=f"marginal {model_type}",
-                print_progress=print_progress,
-            )
+        marginal = self.fitting_method.startswith("marginal")
+        usable = marginal and not self.var_fix_sigma and self.var_prior_model == "none"
+        own = fit.genes if model_type == self.model_type else fit.null
+        kept = [gene if usable and gene.converged else None for gene in own] if own else [None] * self.n_genes
+        batches = [[gene for gene in some if kept[gene] is None] for some in prepared.batches(TEST_BATCH, group=True)]
+        fitted, _ = fit_genes(
+            FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+            prepared.counts,
+            [some for some in batches if some],
+            n_jobs=fit.n_jobs,
+            description=f"marginal {model_type}",
+            print_progress=print_progress,
+        )
+        self._marginal_fits[model_type] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
         return self._marginal_fits[model_type]
 
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:

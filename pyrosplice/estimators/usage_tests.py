@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators import gene_tests
-from pyrosplice.estimators.fitted import check_jobs
+from pyrosplice.estimators import covariate_tests, gene_tests
+from pyrosplice.estimators.covariate_tests import By, Contrast, Term, contrasts_of, terms_of
+from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
@@ -104,7 +105,13 @@ class UsageTests(UsageModels):
         return None
 
     def test_differential_usage(
-        self, method: Literal["score", "wald"] = "score", print_progress: bool = True, return_results: bool = False
+        self,
+        method: Literal["score", "wald", "lrt"] = "score",
+        print_progress: bool = True,
+        return_results: bool = False,
+        *,
+        by: By = "covariate",
+        contrasts: Any = None,
     ) -> dict[str, Any] | None:
         """Test every gene and covariate for an effect on usage (β = 0 in all logits; Q degrees of freedom).
 
@@ -117,43 +124,65 @@ class UsageTests(UsageModels):
         method
             ``"score"`` after ``fit(with_design_mtx=False)``: each covariate beside the intercept and all covariates but
             the levels of its own factor. ``"wald"`` after ``fit(with_design_mtx=True)``: from the full information
-            matrix; a level of a factor is compared with the mean of the levels.
+            matrix; a level of a factor is compared with the mean of the levels. ``"lrt"`` after either: twice the log
+            (marginal) likelihood ratio of the models with and without the covariate, the others (those of the score
+            test) in both and σ and θ estimated under each. It fits a model for every covariate.
         print_progress
             Progress bars.
         return_results
             Return the results instead of keeping them.
+        by
+            ``"covariate"``: one test each. ``"factor"``: the levels of a factor (columns of a term of a formula)
+            jointly, (L − 1) Q degrees of freedom, called as the factor is.
+        contrasts
+            For ``"wald"``, instead of ``by``: combinations of coefficients that are tested to be zero, levels of a
+            factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
+            covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
 
         Returns
         -------
         dict or None
-            ``gene`` (G), ``covariate`` (P), ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg over the
-            genes of a covariate), ``(G, P)`` each, and ``method``.
+            ``gene`` (G), ``covariate`` (T: covariates, factors or contrasts), ``statistic``, ``pvalue``, ``pvalue_adj``
+            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method`` and ``by``.
 
         Raises
         ------
         InvalidArgumentError
-            Another method; no design; a fit that is with covariates where it should be without, or the other way round.
+            Another method; no design; a fit that is with covariates where it should be without, or the other way round;
+            contrasts that cannot be tested, or for another method.
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
         prepared = self._ready()
-        check_option("method", method, ("score", "wald"))
+        check_option("method", method, ("score", "wald", "lrt"))
+        check_option("by", by, ("covariate", "factor"))
         fit = self._ready_fit()
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
-        if fit.with_design != (method == "wald"):
+        if method != "lrt" and fit.with_design != (method == "wald"):
             raise NoResultsError(
                 f"method={method!r}: expected models fitted with with_design_mtx={method == 'wald'}, found "
-                f"{fit.with_design}. Fit again, or use method={'wald' if fit.with_design else 'score'!r}."
+                f"{fit.with_design}. Fit again, or use method={'wald' if fit.with_design else 'score'!r} or 'lrt'."
             )
-        tests = self._usage_tests(method, prepared.design, show=print_progress)
+        if contrasts is not None and method != "wald":
+            raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={method!r}.")
+        if method == "wald":
+            rows = contrasts_of(prepared.design, by, contrasts)
+            names, ranks = [one.name for one in rows], [len(one.rows) for one in rows]
+            tests = self._usage_wald(rows, show=print_progress)
+        else:
+            terms = terms_of(prepared.design, by)
+            names, ranks = [term.name for term in terms], [len(term.columns) for term in terms]
+            tests = (self._usage_score if method == "score" else self._usage_ratio)(terms, show=print_progress)
         results = {
             "gene": self.gene_names,
-            "covariate": self.covariate_names,
+            "covariate": names,
             "statistic": tests.statistic,
             "pvalue": tests.pvalue,
             "pvalue_adj": adjust_pvalues(tests.pvalue),
+            "df": np.outer(np.array(self.n_isos_per_gene) - 1, ranks),
             "method": method,
+            "by": "contrast" if contrasts is not None else by,
         }
         if return_results:
             return results
@@ -192,18 +221,63 @@ class UsageTests(UsageModels):
         found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
         return GeneTests.gather(batches, found, (self.n_genes,))
 
-    def _usage_tests(self, method: str, design: Design, *, show: bool) -> GeneTests:
+    def _usage_score(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
+        return self._linearised_tests(covariate_tests.score_of_terms, terms, description="score", show=show)
+
+    def _usage_wald(self, contrasts: Sequence[Contrast], *, show: bool) -> GeneTests:
+        return self._linearised_tests(covariate_tests.wald_of_contrasts, contrasts, description="wald", show=show)
+
+    def _linearised_tests(
+        self, task: Callable[..., tuple[Tensor, Tensor]], wanted: Sequence[Any], *, description: str, show: bool
+    ) -> GeneTests:
+        """Tests of ``wanted`` at the present fits, the marginal ones of a GLMM."""
         prepared, fit = self._ready(), self._ready_fit()
-        mixed = self.model_type != "glm"
-        genes = self._marginal_fit(self.model_type, print_progress=show) if mixed else fit.genes
-        make = self._marginal_spec if mixed else self._spec
-        spec = make(self.model_type, with_design=fit.with_design, device="cpu")
+        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=fit.with_design)
         batches = prepared.batches(TEST_BATCH, group=True)
         calls = [
-            (self._counts(prepared, some), spec, [genes[gene] for gene in some], design, method) for some in batches
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted)
+            for some in batches
         ]
-        found = run_batches(gene_tests.usage_test, calls, description=method, show=show)
-        return GeneTests.gather(batches, found, (self.n_genes, self.n_factors))
+        found = run_batches(task, calls, description=description, show=show)
+        return GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
+
+    def _usage_ratio(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
+        fits: dict[tuple[int, ...], list[FittedGene]] = {}
+        for term in terms:
+            for columns in (term.full, term.nuisance):
+                if columns not in fits:
+                    fits[columns] = self._fit_with(columns, show=show)
+        full, null = [fits[term.full] for term in terms], [fits[term.nuisance] for term in terms]
+        return GeneTests(*covariate_tests.ratio_of_terms(full, null, terms))
+
+    def _fit_with(self, columns: tuple[int, ...], *, show: bool) -> list[FittedGene]:
+        """Genes fitted with some of the covariates: the present fits where they are with these, else new ones."""
+        prepared, fit = self._ready(), self._ready_fit()
+        design = prepared.design
+        if design is None:
+            raise AssertionError("columns are those of a design")
+        if columns == (tuple(design.estimable) if fit.with_design else ()):
+            return self._tested_fit(show=show)
+        spec = self._tested_spec(with_design=False, device=self.device)
+        genes, _ = fit_genes(
+            FitPlan(full=spec.with_design(design.only(columns) if columns else None)),
+            prepared.counts,
+            prepared.batches(TEST_BATCH, group=True),
+            n_jobs=fit.n_jobs,
+            description=f"{len(columns)} covariate(s)",
+            print_progress=show,
+        )
+        return genes
+
+    def _tested_fit(self, *, show: bool) -> list[FittedGene]:
+        """Fits that tests of covariates rest on: the GLM's own, or the marginal optimum of a GLMM."""
+        if self.model_type == "glm":
+            return self._ready_fit().genes
+        return self._marginal_fit(self.model_type, print_progress=show)
+
+    def _tested_spec(self, *, with_design: bool, device: str = "cpu") -> ModelSpec:
+        make = self._spec if self.model_type == "glm" else self._marginal_spec
+        return make(self.model_type, with_design=with_design, device=device)
 
     def _n_components(self) -> int | np.ndarray:
         """Variance components tested: one, or with ``share_variance=False`` one a logit, ``(G,)``."""

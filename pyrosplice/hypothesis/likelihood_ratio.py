@@ -2,7 +2,9 @@ r"""Likelihood-ratio tests: of covariates (regular) and of spatial variance comp
 
 A spatial share θ cannot be negative, so under the null half of the estimates are 0 and the ratio is 0 with them.
 With one θ the null law is :math:`\tfrac12 \chi^2_0 + \tfrac12 \chi^2_1`; with k of them it is the chi-bar-square
-:math:`\sum_j w_j \chi^2_j`, whose weights depend on their information matrix. Source: Self & Liang (1987) JASA
+:math:`\sum_j w_j \chi^2_j`, whose weights depend on their information matrix. These are limits that a spatial field is
+far from at any usual size of a tissue: they reject too little. :mod:`pyrosplice.hypothesis.ratio_null` has the law to
+use; the limits remain for comparison. Source: Self & Liang (1987) JASA
 82:605, cases 5 to 9; Silvapulle & Sen (2005) "Constrained Statistical Inference", section 3.5, for the weights.
 """
 

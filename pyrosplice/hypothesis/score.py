@@ -54,8 +54,9 @@ def score_test(
     *,
     terms: Sequence[Sequence[int]] | None = None,
     nuisance: Tensor | None = None,
+    robust: bool = False,
 ) -> CovariateTest:
-    """Score tests of terms, each beside the intercept and the nuisance covariates only.
+    r"""Score tests of terms, each beside the intercept and the nuisance covariates only.
 
     Parameters
     ----------
@@ -69,6 +70,11 @@ def score_test(
         Columns of ``design`` that are tested together (the indicators of a factor). Default: each on its own.
     nuisance
         Covariates to adjust for, ``(N, S)``: those of the null fit. The intercept is always adjusted for.
+    robust
+        Take the variance of the score from the residuals,
+        :math:`\sum_i \tilde x_i \tilde x_i' \otimes r_i r_i'`, and not
+        from the model: right for a GLM whose spots or cells are independent but over-dispersed. Not for a GLMM, whose
+        residuals depend on each other, and no help against spatial dependence.
 
     Raises
     ------
@@ -80,12 +86,16 @@ def score_test(
     columns = torch.cat([base, *groups], 1)
     score = (columns.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(precision_product, columns, len(residual), n_logits)
-    score, information = _without_nuisance(score, information, base.shape[1] * n_logits)
+    score, variance = _without_nuisance(score, information, base.shape[1] * n_logits)
+    if robust:
+        outer = residual.unsqueeze(-1) * residual.unsqueeze(-2)
+        observed = covariate_information(information_product(outer), columns, len(residual), n_logits)
+        variance = _sandwich(observed, information, base.shape[1] * n_logits)
     statistics, start = [], 0
     for group in groups:
         stop = start + group.shape[1] * n_logits
         part = score[:, start:stop, None]
-        statistics.append((part * _solve(information[:, start:stop, start:stop], part)).sum((-2, -1)))
+        statistics.append((part * _solve(variance[:, start:stop, start:stop], part)).sum((-2, -1)))
         start = stop
     statistic = torch.stack(statistics, -1)
     dof = torch.tensor([group.shape[1] * n_logits for group in groups], device=statistic.device)
@@ -112,6 +122,14 @@ def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[T
     solved = _solve(information[:, :width, :width], torch.cat([cross, score[:, :width, None]], -1))
     information = information[:, width:, width:] - cross.mT @ solved[..., :-1]
     return score[:, width:] - (cross.mT @ solved[..., -1:]).squeeze(-1), information
+
+
+def _sandwich(observed: Tensor, information: Tensor, width: int) -> Tensor:
+    """Variance of the projected score when that of the score is ``observed`` and its derivative ``−information``."""
+    cross = observed.new_zeros(observed.shape[0], observed.shape[1] - width, observed.shape[1])
+    cross[..., :width] = -_solve(information[:, :width, :width], information[:, :width, width:]).mT
+    torch.diagonal(cross[..., width:], dim1=-2, dim2=-1).fill_(1.0)
+    return cross @ observed @ cross.mT
 
 
 def _orthonormal_terms(

@@ -43,8 +43,8 @@ from pyrosplice.inference.glm import GLMObjective
 from pyrosplice.inference.newton import newton
 from pyrosplice.models.likelihoods import Multinomial
 
-_BLOCK = 2**22
-"""Counts of a block of genes that is worked on at once (32 MB a copy)."""
+_BLOCK = 2**21
+"""Numbers of a block of genes that is worked on at once (16 MB a copy)."""
 _MAX_OVERDISPERSION = 0.99
 
 
@@ -89,13 +89,14 @@ def variance_component_test(
         raise InvalidArgumentError(
             f"design: expected shape ({kernel.n_spots} spots, covariates), found {tuple(design.shape)}."
         )
-    basis = _orthonormal_columns(design, kernel.diagonal)
-    size = max(1, _BLOCK // (counts.shape[1] * counts.shape[2]))
+    basis = orthonormal_columns(design, kernel.diagonal)
+    per_spot = counts.shape[2] if design is None else max(counts.shape[2] ** 2, basis.shape[1])
+    size = max(1, _BLOCK // (counts.shape[1] * per_spot))
     blocks = [_test_block(block.to(torch.float64), kernel, basis) for block in counts.split(size)]
     return VarianceComponentTest(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
+def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
     """Orthonormal basis of the span of the intercept and the covariates, the constant first: ``(N, P')``."""
     constant = torch.full_like(like, len(like) ** -0.5).unsqueeze(-1)
     if design is None:
@@ -244,7 +245,8 @@ def _spectrum(
     mean = -lam.sum(-1) / left.clamp_min(1.0)
     variance = ((squares - lam.square().sum(-1)) / left.clamp_min(1.0) - mean.square()).clamp_min(0.0)
     spread = variance.sqrt()
-    skewness = kernel.skewness + cubes / (left * spread**3).clamp_min(1e-300)
+    several = spread > 1e-6 * lam.abs().amax(-1)  # with few spots the leading ones are all there is
+    skewness = kernel.skewness + torch.where(several, cubes / (left * spread**3), 0.0)
     reach = (skewness.square() + 4).sqrt()
     ends = torch.stack([skewness + reach, skewness - reach], -1) / 2
     rest = mean.unsqueeze(-1) + spread.unsqueeze(-1) * ends

@@ -44,8 +44,10 @@ def coefficient_covariance(
     scaling = Standardisation.of(design.to(torch.float64))
     information = covariate_information(precision_product, scaling.design, n_genes, n_logits)
     factor, info = torch.linalg.cholesky_ex(information)
-    inverse = torch.cholesky_inverse(factor)
-    return scaling.covariance(torch.where((info != 0)[:, None, None], torch.nan, inverse), n_logits)
+    singular = (info != 0)[:, None, None]
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.cholesky_inverse(torch.where(singular, eye, factor))  # one gene's trouble stays its own
+    return scaling.covariance(torch.where(singular, torch.nan, inverse), n_logits)
 
 
 def wald_test(beta: Tensor, covariance: Tensor, *, terms: Sequence[Sequence[int]] | None = None) -> CovariateTest:

@@ -136,6 +136,10 @@ class GLMObjective:
         """η ``(A, N, Q)``, stored logit by logit."""
         return (self._weights(point).permute(2, 0, 1) @ self.scaling.design.T).movedim(0, -1)
 
+    def rounding(self) -> Tensor:
+        """Size of the rounding errors of the loss, ``(A,)``: it is a difference of numbers as large as ``constant``."""
+        return 1e-12 * (1 + self.counts.sum((1, 2))) + 1e-14 * self.constant.abs()
+
     def loss(self, point: Tensor) -> Tensor:
         """Minus log likelihood minus log prior, ``(A,)``; differentiable."""
         kernel = self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
@@ -201,9 +205,9 @@ class GLMObjective:
     def covariance(self, hessian: Tensor) -> Tensor:
         """Covariance matrices ``(A, D, D)`` of ``[beta; bias_eta]``, the inverse of the Hessian of the loss.
 
-        See :func:`coefficient_covariance`.
+        See :func:`covariance_from_information`.
         """
-        return coefficient_covariance(hessian, self.scaling, self.n_logits)
+        return covariance_from_information(hessian, self.scaling, self.n_logits)
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
@@ -248,7 +252,7 @@ class GLMObjective:
         return full.flatten(3, 4).flatten(1, 2)
 
 
-def coefficient_covariance(information: Tensor, scaling: Standardisation, n_logits: int) -> Tensor:
+def covariance_from_information(information: Tensor, scaling: Standardisation, n_logits: int) -> Tensor:
     """Covariance ``(A, D, D)`` of ``[beta; bias_eta]`` from the information of the standardised coefficients.
 
     What is not identified has infinite variance.

@@ -21,7 +21,6 @@ from pyrosplice.inference.convergence import Convergence
 
 SINGULAR = 1e-10
 """Relative curvature, after scaling H to unit diagonal, below which a direction counts as flat."""
-_ROUNDING = 1e-12
 _MAX_HALVINGS = 40
 
 Self = TypeVar("Self")
@@ -29,6 +28,10 @@ Self = TypeVar("Self")
 
 class NewtonObjective(Protocol):
     """A loss of A genes with D parameters each, and its first two derivatives."""
+
+    def rounding(self) -> Tensor:
+        """Size of the rounding errors of the loss, ``(A,)``: a smaller rise is none."""
+        ...
 
     def loss(self, point: Tensor) -> Tensor:
         """Loss ``(A,)`` at ``(A, D)``."""
@@ -136,6 +139,7 @@ def _halved_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points and losses after the longest of the steps 1, ½, ¼, … that lowers the loss, and which genes have one."""
     new, new_loss, moved = here.clone(), loss.clone(), torch.zeros_like(finite)
+    noise = objective.rounding()
     trying, length = torch.nonzero(finite).squeeze(-1), 1.0
     current = objective if len(trying) == len(here) else objective.select(trying)
     for _ in range(_MAX_HALVINGS):
@@ -143,8 +147,7 @@ def _halved_step(
             break
         candidate = here[trying] - length * step[trying]
         value = current.loss(candidate)
-        slack = _ROUNDING * (1 + loss[trying].abs()) - 1e-4 * length * decrement[trying]
-        good = value <= loss[trying] + slack  # a NaN is never good
+        good = value <= loss[trying] + noise[trying] - 1e-4 * length * decrement[trying]  # a NaN is never good
         kept = trying[good]
         new[kept], new_loss[kept], moved[kept] = candidate[good], value[good], True
         left = torch.nonzero(~good).squeeze(-1)

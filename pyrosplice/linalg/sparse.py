@@ -63,7 +63,8 @@ class SparsePattern:
         for a in range(q):
             diagonal[:, a, a] += self.diagonal[:, None]
             below[self.at, a, a] = self.below[:, None]
-        kernels.factorise(self.column_start, self.row, *self.updates, diagonal, below, _width(q))
+        start, column, at = self.updates
+        kernels.factorise(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
         return LaneFactor(self, diagonal, below)
 
 

@@ -3,6 +3,7 @@
 Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
 """
 
+from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
 from pyrosplice.plotting.posterior import (
     convergence_traces,
     effect_forest,
@@ -18,9 +19,12 @@ from pyrosplice.plotting.volcano import volcano
 
 __all__ = [
     "convergence_traces",
+    "criterion_curve",
     "effect_forest",
     "effect_table",
     "estimate_vs_truth",
+    "mixture_components",
+    "patient_distance_map",
     "pvalue_histogram",
     "qq",
     "rank_histogram",

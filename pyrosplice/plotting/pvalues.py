@@ -86,7 +86,7 @@ def qq(
     ax.set_ylabel("observed $-\\log_{10}\\,p$")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
-    ax.legend(title=f"tests by {by}" if by else "tests", frameon=False, loc="upper left")
+    ax.legend(title=f"tests by {by}" if by else "tests", frameon=False)
     return ax
 
 

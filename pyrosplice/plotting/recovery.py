@@ -60,7 +60,8 @@ def estimate_vs_truth(
         raise InvalidArgumentError(f"table: no row has both {estimate!r} and {truth!r}.")
     ax = new_axes(ax, figsize=(4.4, 4.2))
     levels = np.unique(shown[truth])
-    width = 0.5 * np.diff(levels).min() if 1 < len(levels) <= MAX_LEVELS else 0.0
+    gaps = np.diff(levels) if len(levels) > 1 else np.array([np.ptp(shown[estimate])])
+    width = 0.5 * gaps.min() if len(levels) <= MAX_LEVELS else 0.0
     for (group_name, group), colour, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
         points = group.dropna(subset=[estimate, truth])
         x = points[truth].to_numpy(dtype=np.float64) + width * _spread(len(points))

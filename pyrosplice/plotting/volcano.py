@@ -74,7 +74,7 @@ def volcano(
     ax.axvline(0, color=BLACK, linewidth=0.6, zorder=0)
     if found.any():
         ax.axhline(shown.loc[found, "_height"].min(), color=BLACK, linewidth=0.6, linestyle="--", zorder=0)
-    ax.margins(x=0.16, y=0.1)
+    ax.margins(x=0.22, y=0.1)
     ax.set_ylim(bottom=0)
     ax.set_xlabel(effect_name or effect)
     ax.set_ylabel("$-\\log_{10}\\,p$")

@@ -2,6 +2,7 @@
 
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, get_cov_sp
 from pyrosplice.spatial.graph import adjacency_graph, component_labels, knn_graph, warn_if_disconnected
+from pyrosplice.spatial.sections import section_graph, within_sections
 
 __all__ = [
     "CarCovariance",
@@ -10,5 +11,7 @@ __all__ = [
     "component_labels",
     "get_cov_sp",
     "knn_graph",
+    "section_graph",
     "warn_if_disconnected",
+    "within_sections",
 ]

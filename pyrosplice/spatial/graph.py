@@ -84,15 +84,16 @@ def component_labels(adjacency: sp.spmatrix) -> tuple[int, NDArray[np.int32]]:
     return int(count), labels
 
 
-def warn_if_disconnected(adjacency: sp.spmatrix, *, stacklevel: int = 2) -> None:
-    """Issue one :class:`~pyrosplice.errors.NonSpatialWarning` when the graph is in several components."""
+def warn_if_disconnected(adjacency: sp.spmatrix, *, n_sections: int = 1, stacklevel: int = 2) -> None:
+    """Issue one :class:`~pyrosplice.errors.NonSpatialWarning` when the graph is in more components than sections."""
     count, labels = component_labels(adjacency)
-    if count == 1:
+    if count <= n_sections:
         return
+    pieces = "the tissue is in one piece" if n_sections == 1 else f"each of the {n_sections} sections is in one piece"
     alone = int((np.bincount(labels) == 1).sum())
     warnings.warn(
         f"The spatial graph of {adjacency.shape[0]} spots falls into {count} components ({alone} of them single "
-        "spots); nothing is shared between components. If the tissue is in one piece, use a connected graph "
+        f"spots); nothing is shared between components. If {pieces}, use a connected graph "
         "(graph='union' or graph='connected'), more k_neighbors, or min_component_size to drop small pieces.",
         NonSpatialWarning,
         stacklevel=stacklevel + 1,

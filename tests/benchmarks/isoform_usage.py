@@ -60,13 +60,13 @@ def print_peer(options: argparse.Namespace) -> None:
     if options.peer_python is None:
         print("\n(peer: left out, no --peer-python)")
         return
-    n_genes, epochs = (1, 2) if options.quick else (4, 5)
-    table = speed.beside_the_peer(options.peer_python, n_genes=n_genes, epochs=epochs)
+    n_genes, max_epochs = (2, 3) if options.quick else (8, None)
+    table = speed.beside_the_peer(options.peer_python, n_genes=n_genes, max_epochs=max_epochs)
     print_table("Marginal fit beside the documented system, same counts, same run", table)
 
 
 def print_joint(options: argparse.Namespace) -> None:
-    sizes = {256: 2} if options.quick else {256: 4, 1024: 2}
+    sizes = {256: 8} if options.quick else {256: 32, 1024: 32}
     print_table("Joint mode, σ fixed", speed.joint_modes(options.peer_python, sizes=sizes))
 
 

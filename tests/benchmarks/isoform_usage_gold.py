@@ -69,7 +69,7 @@ def laplace_points(gold: Path) -> pd.DataFrame:
             {
                 "reference": source,
                 "rows": len(table),
-                "largest |error|": error.abs().max(),
+                "largest error": error.abs().max(),
                 "median error": error.median(),
             }
         )
@@ -119,7 +119,7 @@ def grid_fits(gold: Path) -> pd.DataFrame:
                 "model": kind,
                 "log-likelihood": float(model()[0]),
                 "ours − TMB": float(model()[0]) - reference["loglik"].iloc[0],
-                "largest |Δβ|": np.abs(ours - theirs).max(),
+                "largest Δβ": np.abs(ours - theirs).max(),
             }
         )
     return pd.DataFrame(rows)
@@ -178,9 +178,9 @@ def glm_fits(gold: Path) -> pd.DataFrame:
             {
                 "data": name,
                 "coefficients": estimates.size,
-                "largest |Δ coefficient|": np.abs(estimates - reference["newton_coef"].to_numpy()).max(),
-                "largest |Δ SE|": np.abs(errors - reference["newton_se"].to_numpy()).max(),
-                "|Δ log-likelihood|": abs(float(model()[0]) - summary.loc[name, "loglik_full"]),
+                "largest Δ coefficient": np.abs(estimates - reference["newton_coef"].to_numpy()).max(),
+                "largest Δ SE": np.abs(errors - reference["newton_se"].to_numpy()).max(),
+                "Δ log-likelihood": abs(float(model()[0]) - summary.loc[name, "loglik_full"]),
             }
         )
     return pd.DataFrame(rows)

@@ -1,8 +1,9 @@
 """Fit the documented system to data from an .npz file. Runs in its own interpreter, called by isoform_usage.py.
 
 Input: ``counts_<size>`` (genes, spots, isoforms) and ``corr_<size>`` (spots, spots) for every size, and ``jobs``, a
-JSON list of ``{"name", "size", "n_genes", "method", "var_fix_sigma", "max_epochs"}``. Output, for every job:
-``<name>_seconds``, ``_epochs``, ``_converged``, ``_objective`` and the fitted parameters. Genes are fitted one by one.
+JSON list of ``{"name", "size", "n_genes", "at_once", "method", "var_fix_sigma", "max_epochs"}``, ``at_once`` genes in a
+batch. Output, for every job: ``<name>_seconds`` and ``_cpu`` of each batch, ``_epochs``, ``_converged``, ``_objective``
+and the fitted parameters.
 """
 
 import json
@@ -17,19 +18,20 @@ from splisosm.model import MultinomGLMM
 PARAMETERS = ("beta", "bias_eta", "nu", "sigma", "theta_logit")
 
 
-def fit_one(counts, corr, job):
+def fit_batch(counts, corr, job):
     configs = None if job["max_epochs"] is None else {"max_epochs": job["max_epochs"]}
     model = MultinomGLMM(fitting_method=job["method"], var_fix_sigma=job["var_fix_sigma"], fitting_configs=configs)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     model.setup_data(counts, corr_sp=corr)
     model.fit(quiet=True, random_seed=0)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     found = {name: getattr(model, name).detach().numpy() for name in PARAMETERS}
     with torch.no_grad():
         objective = model().numpy()
     logger = model.logger
     return {
         "seconds": np.array([seconds]),
+        "cpu": np.array([cpu]),
         "epochs": np.array([len(logger.loss_history)]),
         "converged": np.asarray(logger.convergence).reshape(-1),
         "objective": objective,
@@ -45,7 +47,8 @@ def main(source, target):
     for position, job in enumerate([warm_up, *jobs]):
         counts = torch.tensor(data[f"counts_{job['size']}"], dtype=torch.float32)
         corr = torch.tensor(data[f"corr_{job['size']}"], dtype=torch.float32)
-        fits = [fit_one(counts[gene : gene + 1], corr, job) for gene in range(job["n_genes"] if position else 1)]
+        starts = range(0, job["n_genes"] if position else 1, job["at_once"])
+        fits = [fit_batch(counts[start : start + job["at_once"]], corr, job) for start in starts]
         if position:
             results |= {f"{job['name']}_{key}": np.concatenate([fit[key] for fit in fits]) for key in fits[0]}
     np.savez(target, **results)

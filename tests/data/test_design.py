@@ -125,3 +125,10 @@ def test_a_covariate_that_a_factor_already_says_is_collinear(obs):
 def test_nearly_but_not_quite_collinear_is_accepted(obs):
     noise = 1e-4 * np.random.default_rng(0).standard_normal(12)
     build_design(np.stack([1e6 + AGE, 1e6 + AGE + noise], 1), obs).check()
+
+
+def test_covariates_of_a_formula_know_their_term(obs):
+    design = build_design("~ age * region", obs)
+    assert design.terms == ("age", "region", "region", "age:region", "age:region")
+    assert design.take(np.arange(5)).terms == design.terms
+    assert build_design(["age", "region"], obs).terms == ("age", *["region"] * 3)

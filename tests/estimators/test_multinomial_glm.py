@@ -160,6 +160,19 @@ def test_bad_genes_are_named_and_change_no_other(method):
     assert model.get_isoform_ratio()[2, :, 1].max() < 1e-2
 
 
+def test_extreme_genes_are_done_in_few_steps_and_change_no_other():
+    counts, design, *_ = simulate(n_genes=4, n_spots=60)
+    alone = fitted(counts[:1], design)
+    counts[1] *= 1e6
+    counts[2, 5, 0] = 1e7
+    counts[3] = torch.tensor([1e6, 0.0, 0.0]).double()
+    counts[3, 0, 2] = 1
+    model = fitted(counts, design)
+    torch.testing.assert_close(model.beta[:1], alone.beta.data, rtol=0, atol=1e-9)
+    assert model.logger.reason == ["converged", "converged", "converged", "separated"]
+    assert model.logger.n_iter.max() < 40
+
+
 def test_a_never_seen_isoform_with_a_prior_is_no_trouble():
     counts, design, *_ = simulate(n_genes=1, n_spots=40)
     counts[0, :, 1] = 0

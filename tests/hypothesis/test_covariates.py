@@ -152,6 +152,23 @@ def test_size_of_the_glm_score_and_wald_tests(kind):
         assert low <= int((wald < level).sum()) <= high
 
 
+def test_robust_score_test_stands_over_dispersion():
+    """Independent over-dispersion: the model's variance is too small, that of the residuals is right."""
+    layout = grid(16)
+    counts = simulate_counts(layout, n_genes=2000, depth=20, sigma=0.7, theta=0.0, seed=9)
+    generator = torch.Generator().manual_seed(3)
+    design = torch.cat([layout.sample(1, generator).T, torch.randn(256, 1, generator=generator).sign().double()], 1)
+    residual, product = intercepts_only(counts)
+    plain, robust = (score_test(residual, product, design, robust=flag).pvalue for flag in (False, True))
+    low, high = binom.ppf([0.0005, 0.9995], 2000, 0.05)
+    assert ((plain < 0.05).sum(0) > 3 * high).all()
+    assert ((robust < 0.05).sum(0) >= low).all() and ((robust < 0.05).sum(0) <= high).all()
+    joint = score_test(residual, product, design, terms=[[0, 1]], robust=True)
+    mixed = design @ torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64) + 4
+    other = score_test(residual, product, mixed, terms=[[0, 1]], robust=True)
+    assert (joint.pvalue - other.pvalue).abs().max() < 1e-8
+
+
 def test_covariance_is_the_inverse_information_whatever_the_origin(gene_batch):
     counts, design, _ = gene_batch
     design = design[:, :2] + 1e3

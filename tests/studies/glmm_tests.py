@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
+from pyrosplice.hypothesis.ratio_null import spatial_ratio_null
 from pyrosplice.hypothesis.score import CovariateTest, score_test
+from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
 from pyrosplice.linalg.sparse import SparseSolver
@@ -52,12 +54,15 @@ def null_fit(counts: Tensor, covariance: CarCovariance) -> tuple[MarginalFit, Mo
 
 
 def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the score tests ``(genes, covariates)`` and of the spatial likelihood ratio ``(genes,)``."""
+    """Of the score tests ``(genes, covariates)`` and of the spatial ratio by both null laws ``(genes, 2)``."""
     usage, variability = [], []
+    kernel = spatial_kernel(covariance, damping=0.0)
     for some in counts.split(_BATCH):
         fit, mode = null_fit(some, covariance)
         usage.append(score(mode, design).pvalue)
-        variability.append(spatial_likelihood_ratio_test(fit.log_marginal, fit.log_marginal_null)[1])
+        ratio, boundary = spatial_likelihood_ratio_test(fit.log_marginal, fit.log_marginal_null)
+        sigma = fit_marginal(mode.step.model.without_field()).sigma
+        variability.append(torch.stack([boundary, spatial_ratio_null(some, sigma, kernel).sf(ratio)], -1))
     return torch.cat(usage), torch.cat(variability)
 
 
@@ -71,7 +76,7 @@ def score(mode: Mode, design: Tensor) -> CovariateTest:
 def rates(pvalue: Tensor, ratio: Tensor) -> dict[str, float]:
     row: dict[str, float] = {"genes": len(pvalue)}
     for level in (0.05, 0.01):
-        row[f"LLR {level:g}"] = float((ratio < level).double().mean())
+        row[f"LLR boundary {level:g}"], row[f"LLR {level:g}"] = (ratio < level).double().mean(0).tolist()
     for kind, columns in KINDS.items():
         for level in (0.05, 0.01):
             each = (pvalue[:, columns] < level).double().mean(1)
@@ -110,7 +115,8 @@ def power_table(n_genes: int, only: str | None) -> pd.DataFrame:
                 counts = simulate_counts(
                     covariance, n_genes=n_genes, depth=depth, sigma=0.7, theta=0.7, seed=2, effect=effect
                 )
-                pvalue = pvalues(counts, covariance, column)[0][:, 0]
+                batches = counts.split(_BATCH)
+                pvalue = torch.cat([score(null_fit(some, covariance)[1], column).pvalue[:, 0] for some in batches])
                 power = {f"power {level:g}": float((pvalue < level).double().mean()) for level in (0.05, 0.01)}
                 rows.append({"layout": layout, "covariate": kind, "depth": depth, **power, "seed": 2})
                 print(rows[-1], flush=True)

@@ -1,0 +1,28 @@
+"""The namespace that a diffxpy script imports: ``import pyrosplice.api as de``.
+
+``de.fit`` fits, ``de.test`` tests, ``de.stats`` has the statistics alone, ``de.utils`` designs and constraints.
+"""
+
+from types import SimpleNamespace
+
+from pyrosplice.estimators import expression_fit as fit
+from pyrosplice.estimators import expression_groups as _groups
+from pyrosplice.estimators import expression_tests as _tests
+from pyrosplice.estimators import expression_utils as utils
+from pyrosplice.hypothesis import expression_statistics as stats
+
+test = SimpleNamespace(
+    wald=_tests.wald,
+    wald_repeated=_tests.wald_repeated,
+    lrt=_tests.lrt,
+    score=_tests.score,
+    continuous_1d=_tests.continuous_1d,
+    t_test=_groups.t_test,
+    rank_test=_groups.rank_test,
+    two_sample=_groups.two_sample,
+    pairwise=_groups.pairwise,
+    versus_rest=_groups.versus_rest,
+    partition=_groups.partition,
+)
+
+__all__ = ["fit", "stats", "test", "utils"]

@@ -1,0 +1,81 @@
+"""Size factors of cells: given, or estimated from the counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.errors import InvalidArgumentError
+
+Array = NDArray[np.float64]
+
+
+def resolve_size_factors(size_factors: Any, sample_description: pd.DataFrame | None, n_cells: int) -> Array | None:
+    """Size factors as an array ``(N,)``: from an array, a Series, or the name of a column.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown column, a wrong length, or values that are not positive and finite.
+    """
+    if size_factors is None:
+        return None
+    if isinstance(size_factors, str):
+        if sample_description is None or size_factors not in sample_description:
+            found = [] if sample_description is None else [str(c) for c in sample_description.columns]
+            raise InvalidArgumentError(
+                f"size_factors: no column {size_factors!r} in sample_description, found {found}."
+            )
+        size_factors = sample_description[size_factors]
+    values = np.asarray(size_factors, dtype=np.float64)
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.ravel()
+    if values.shape != (n_cells,):
+        raise InvalidArgumentError(f"size_factors: expected {n_cells} values, one a cell, found shape {values.shape}.")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(bad):
+        raise InvalidArgumentError(
+            f"size_factors: expected positive numbers, found {values[bad[0]]} at cell {bad[0]} "
+            f"({len(bad)} such); remove empty cells before fitting."
+        )
+    return values
+
+
+def normed_sum(data: Any) -> Array:
+    """Total count of each cell over the mean total, ``(N,)``."""
+    counts = data if isinstance(data, CountMatrix) else CountMatrix(data)
+    total = np.zeros(counts.shape[0])
+    for cells, block in counts.cell_blocks():
+        total[cells] = np.asarray(block.sum(1)).ravel()
+    return total / total.mean()
+
+
+def median_of_ratios(data: Any) -> Array:
+    """Median of the ratios of a sample's counts to the genes' geometric means (Anders and Huber 2010, eq. 5), ``(N,)``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where no gene is counted in every sample (single cells): use :func:`normed_sum`.
+    """
+    counts = data if isinstance(data, CountMatrix) else CountMatrix(data)
+    n, g = counts.shape
+    logs, everywhere = np.zeros(g), np.ones(g, bool)
+    for _, block in counts.cell_blocks():
+        dense = block.toarray() if sp.issparse(block) else block
+        everywhere &= (dense > 0).all(0)
+        logs += np.where(everywhere, np.log(np.where(dense > 0, dense, 1)).sum(0), 0.0)
+    if not everywhere.any():
+        raise InvalidArgumentError("data: no gene is counted in every cell; use normed_sum for sparse counts.")
+    use = np.flatnonzero(everywhere)
+    out = np.empty(n)
+    for cells, block in counts.cell_blocks():
+        some = block[:, use]
+        dense = some.toarray() if sp.issparse(some) else np.asarray(some, dtype=np.float64)
+        out[cells] = np.exp(np.median(np.log(dense) - logs[use] / n, axis=1))
+    return out

@@ -1,0 +1,357 @@
+"""Patients as distributions of cells: the data sets that ``fit_gmm`` fits and writes to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import anndata
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+
+WeightsSource = Literal["auto", "stored", "components"]
+
+
+@dataclass(frozen=True)
+class PatientCells:
+    """All cells of one patient.
+
+    Attributes
+    ----------
+    name
+        Identifier.
+    cells
+        ``(N, D)``, float64.
+    rows
+        Their rows in the table they come from, ``(N,)``.
+    """
+
+    name: str
+    cells: Tensor
+    rows: NDArray[np.int64]
+
+
+class TripletDataset(Dataset):
+    """Labelled distributions: points, or components of a mixture with weights and covariances.
+
+    Parameters
+    ----------
+    supports
+        For each of P distributions its points ``(N_p, D)``, of any numbers; or points ``(N, D)`` shared by all when
+        ``identical_supports``.
+    distribution_labels
+        Class of each distribution, ``(P,)``.
+    n_triplets
+        Positive and negative partners of a distribution in :meth:`triplets`.
+    weights
+        Of the points, ``(P, N)`` or ragged; uniform when None.
+    covariances
+        Of components, ``(P, N, D, D)`` or ragged; None for points.
+    identical_supports
+        The distributions differ by their weights alone.
+
+    Attributes
+    ----------
+    identical_points
+        ``identical_supports`` as given; a fit changes the latter, never this.
+    supports, weights, covariances
+        Tensors in float64, or lists of them when ragged. :func:`~pyrosplice.fit_gmm` replaces them by means
+        ``(P, K, D)``, weights ``(P, K)`` and covariances ``(P, K, D, D)``, zero where a patient has fewer components.
+    """
+
+    def __init__(
+        self,
+        supports: Any,
+        distribution_labels: Sequence[int] | NDArray[np.int64],
+        n_triplets: int = 3,
+        weights: Any = None,
+        covariances: Any = None,
+        identical_supports: bool = False,
+    ) -> None:
+        self.distribution_labels = [int(label) for label in distribution_labels]
+        self.identical_supports = identical_supports
+        self.n_triplets = n_triplets
+        self.supports = _tensors("supports", supports)
+        self.weights = None if weights is None else _tensors("weights", weights)
+        self.covariances = None if covariances is None else _tensors("covariances", covariances)
+        self._check()
+        self._points = self.supports
+        self.identical_points = identical_supports
+
+    @classmethod
+    def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
+        """The same as the constructor."""
+        return cls(*args, **kwargs)
+
+    def _check(self) -> None:
+        count = len(self.distribution_labels)
+        if count == 0:
+            raise InvalidArgumentError("distribution_labels: expected at least one distribution, found none.")
+        if not self.identical_supports and len(self.supports) != count:
+            raise InvalidArgumentError(f"supports: expected {count}, one a label, found {len(self.supports)}.")
+        if self.identical_supports and not isinstance(self.supports, Tensor):
+            raise InvalidArgumentError("supports: expected one matrix (N, D) when identical_supports.")
+        if self.weights is not None and len(self.weights) != count:
+            raise InvalidArgumentError(f"weights: expected {count}, one a label, found {len(self.weights)}.")
+
+    def __len__(self) -> int:
+        """Number of distributions P."""
+        return len(self.distribution_labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Points, covariances, weights and label of a distribution; empty tensors for what it does not have."""
+        nothing = torch.empty(0, dtype=torch.float64)
+        weights = nothing if self.weights is None else self.weights[index]
+        label = self.distribution_labels[index]
+        if self.identical_supports:
+            return nothing, nothing, weights, label
+        return self.supports[index], nothing if self.covariances is None else self.covariances[index], weights, label
+
+    @property
+    def names(self) -> list[str]:
+        """Identifiers of the distributions."""
+        return [str(i) for i in range(len(self))]
+
+    def patients(self) -> list[PatientCells]:
+        """All cells of each distribution, never its fitted components."""
+        if self.identical_points:
+            raise InvalidArgumentError(
+                "dataset: identical supports are no cells; give each distribution its own points."
+            )
+        starts = np.concatenate([[0], np.cumsum([len(p) for p in self._points])])
+        return [
+            PatientCells(name, points, np.arange(a, b))
+            for name, points, a, b in zip(self.names, self._points, starts, starts[1:], strict=False)
+        ]
+
+    def attach(
+        self,
+        means: Tensor,
+        covariances: Tensor,
+        weights: Tensor,
+        schema: dict[str, Any],
+        *,
+        identical_supports: bool,
+    ) -> None:
+        """Make fitted components the distributions' supports; ``schema`` is all that is known of the fit."""
+        self.gmm: dict[str, Any] = schema
+        self.supports, self.covariances, self.weights = means, covariances, weights
+        self.identical_supports = identical_supports
+
+    def triplets(self, *, seed: int = 0) -> Tensor:
+        """Anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
+        rng = np.random.default_rng(seed)
+        labels = np.array(self.distribution_labels)
+        found = []
+        for anchor, label in enumerate(labels):
+            same = np.setdiff1d(np.flatnonzero(labels == label), anchor)
+            other = np.flatnonzero(labels != label)
+            if len(same) and len(other):
+                pick = rng.choice(same, self.n_triplets), rng.choice(other, self.n_triplets)
+                found.append(np.stack([np.full(self.n_triplets, anchor), *pick], 1))
+        return torch.tensor(np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int64))
+
+
+class AnnData_TripletDataset(TripletDataset):
+    """Patients of an AnnData as distributions of their cells.
+
+    Parameters
+    ----------
+    adata
+        Cells. ``uns["ggml_params"]`` and ``uns["ggml_preprocessed"]`` are written to it.
+    patient_col, label_col
+        Columns of ``obs``: the patient of a cell, and the patient's group.
+    n_cells
+        Cells drawn from each patient as its support; patients with fewer are left out.
+    n_triplets
+        See :class:`TripletDataset`.
+    use_rep
+        Key of ``obsm``; ``X`` when None.
+    group_by
+        Column of ``obs``: the supports are then the groups' centroids, the weights a patient's shares of them.
+    gmm_key
+        Key of ``uns`` with mixtures fitted earlier: they become the supports.
+    sample_gmm
+        With ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
+    gmm_weights_source
+        With ``gmm_key``: ``"stored"`` weights, or shares of hard labels (``"components"``); ``"auto"`` prefers stored.
+    seed
+        Of the draws.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A column or key is missing, a patient has several groups, or no patient has enough cells.
+    """
+
+    def __init__(
+        self,
+        adata: anndata.AnnData,
+        patient_col: str = "sample",
+        label_col: str = "patient_group",
+        n_cells: int = 250,
+        n_triplets: int = 3,
+        use_rep: str | None = None,
+        group_by: str | None = None,
+        gmm_key: str | None = None,
+        sample_gmm: bool = False,
+        gmm_weights_source: WeightsSource = "auto",
+        seed: int = 0,
+    ) -> None:
+        check_option("gmm_weights_source", gmm_weights_source, ("auto", "stored", "components"))
+        for name, column in (("patient_col", patient_col), ("label_col", label_col), ("group_by", group_by)):
+            if column is not None and column not in adata.obs:
+                raise InvalidArgumentError(f"{name}: expected a column of obs {list(adata.obs)}, found {column!r}.")
+        if use_rep is not None and use_rep not in adata.obsm:
+            raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
+        self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
+        self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
+        self._names, self._rows = self._choose_patients(n_cells)
+        self._check_finite()
+        self.index_mask = self._draw_cells(n_cells, seed)
+        self.classes, labels = self._labels()
+        supports, covariances, weights, shared = self._supports(n_cells, sample_gmm, gmm_weights_source, seed)
+        super().__init__(supports, labels, n_triplets, weights, covariances, shared)
+        self._record(n_cells, sample_gmm, gmm_weights_source)
+
+    @classmethod
+    def from_anndata(cls, *args: Any, **kwargs: Any) -> Self:
+        """The same as the constructor."""
+        return cls(*args, **kwargs)
+
+    @property
+    def names(self) -> list[str]:
+        """Patients, sorted."""
+        return self._names
+
+    def patients(self) -> list[PatientCells]:
+        """All cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
+        x = self.representation()
+        return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows, strict=True)]
+
+    def representation(self) -> NDArray[np.float64]:
+        """The features of all cells ``(N, D)``."""
+        x: Any = self.adata.X if self.use_rep is None else self.adata.obsm[self.use_rep]
+        return np.asarray(x.toarray() if scipy.sparse.issparse(x) else x, dtype=np.float64)
+
+    def _choose_patients(self, n_cells: int) -> tuple[list[str], list[NDArray[np.int64]]]:
+        if bool(self.adata.obs[self.patient_col].isna().any()):
+            raise InvalidArgumentError(f"patient_col: obs[{self.patient_col!r}] has missing values; drop those cells.")
+        column = self.adata.obs[self.patient_col].astype(str).to_numpy()
+        rows = {name: np.flatnonzero(column == name) for name in sorted(set(column))}
+        few = {name: len(r) for name, r in rows.items() if len(r) < n_cells}
+        kept = {name: r for name, r in rows.items() if name not in few}
+        if not kept:
+            raise InvalidArgumentError(f"n_cells: no patient has {n_cells} cells; found {few}.")
+        if few:
+            warnings.warn(f"Patients with fewer than n_cells={n_cells} cells are left out: {few}.", stacklevel=3)
+        return list(kept), list(kept.values())
+
+    def _check_finite(self) -> None:
+        bad = np.logical_not(np.isfinite(self.representation()).all(axis=1))
+        for name, rows in zip(self._names, self._rows, strict=True):
+            if bad[rows].any():
+                raise InvalidArgumentError(f"adata: patient {name!r} has NaN or infinite values; remove those cells.")
+
+    def _draw_cells(self, n_cells: int, seed: int) -> NDArray[np.bool_]:
+        mask = np.zeros(self.adata.n_obs, dtype=bool)
+        for rows in self._rows:
+            mask[np.random.default_rng(seed).choice(rows, n_cells, replace=False)] = True
+        return mask
+
+    def _labels(self) -> tuple[list[str], list[int]]:
+        column = self.adata.obs[self.label_col].astype(str).to_numpy()
+        classes = sorted(set(column))
+        labels = []
+        for name, rows in zip(self._names, self._rows, strict=True):
+            own = sorted(set(column[rows]))
+            if len(own) > 1:
+                raise InvalidArgumentError(f"label_col: patient {name!r} has several groups {own}; expected one.")
+            labels.append(classes.index(own[0]))
+        return classes, labels
+
+    def _supports(self, n_cells: int, sample: bool, source: WeightsSource, seed: int) -> tuple[Any, Any, Any, bool]:
+        if self.gmm_key is not None:
+            return stored_mixtures(self, self.gmm_key, n_cells if sample else None, source, seed)
+        if source != "auto" or sample:
+            raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
+        x = self.representation()
+        if self.group_by is None:
+            return [x[r[self.index_mask[r]]] for r in self._rows], None, None, False
+        groups = self.adata.obs[self.group_by].astype(str).to_numpy()
+        names = sorted(set(groups))
+        centroids = np.stack([x[groups == g].mean(0) for g in names])
+        shares = np.array([[(groups[r] == g).mean() for g in names] for r in self._rows])
+        return centroids, None, shares, True
+
+    def _record(self, n_cells: int, sample: bool, source: WeightsSource) -> None:
+        options = {
+            "patient_col": self.patient_col,
+            "label_col": self.label_col,
+            "n_cells": n_cells,
+            "n_triplets": self.n_triplets,
+            "use_rep": self.use_rep,
+            "group_by": self.group_by,
+            "gmm_key": self.gmm_key,
+            "sample_gmm": sample,
+            "gmm_weights_source": source,
+        }
+        self.adata.uns["ggml_params"] = {k: v for k, v in options.items() if v is not None}
+        self.adata.uns["ggml_preprocessed"] = {
+            "distribution_labels": np.array(self.distribution_labels),
+            "distribution_ids": np.array(self._names, dtype=object),
+            "identical_supports": self.identical_supports,
+            "index_mask": self.index_mask,
+            "use_rep": self.use_rep or "X",
+        }
+
+
+def stored_mixtures(
+    dataset: AnnData_TripletDataset, key: str, n_samples: int | None, source: WeightsSource, seed: int
+) -> tuple[Any, Any, Any, bool]:
+    """Supports, covariances, weights, and whether they are shared, of the patients of ``dataset`` in ``uns[key]``."""
+    if key not in dataset.adata.uns:
+        raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(dataset.adata.uns)}, found {key!r}.")
+    stored: Mapping[str, Any] = dataset.adata.uns[key]
+    ids = [str(i) for i in stored["weight_inference"]["distribution_ids"]]
+    unknown = sorted(set(dataset.names) - set(ids))
+    if unknown:
+        raise InvalidArgumentError(f"gmm_key: uns[{key!r}] has no mixture of patients {unknown}; fit again.")
+    order = [ids.index(name) for name in dataset.names]
+    means, covariances = np.asarray(stored["model"]["mu"]), np.asarray(stored["model"]["var"])
+    shared = stored["component_sharing"] == "global"
+    weights = np.asarray(stored["distribution_weights"])[order]
+    if source == "components":
+        labels = dataset.adata.obs[f"{key}_comp"].to_numpy()
+        weights = np.array([np.bincount(labels[r], minlength=weights.shape[1]) / len(r) for r in dataset._rows])
+    pick = [0] * len(order) if shared else order
+    if n_samples is None:
+        return (means[0], covariances[0], weights, True) if shared else (means[pick], covariances[pick], weights, False)
+    points = []
+    for p, own in zip(pick, weights, strict=True):
+        rng = np.random.default_rng(seed)
+        component = rng.choice(len(own), n_samples, p=own / own.sum())
+        draws = [rng.multivariate_normal(means[p, c], covariances[p, c]) for c in component]
+        points.append(np.stack(draws))
+    return points, None, None, False
+
+
+def _tensors(name: str, values: Any) -> Any:
+    """One tensor where the shapes agree, a list of them where they do not; finite float64 either way."""
+    parts = [torch.as_tensor(np.asarray(v), dtype=torch.float64) for v in values]
+    for i, part in enumerate(parts):
+        if part.numel() == 0 or not bool(part.isfinite().all()):
+            raise InvalidArgumentError(f"{name}: distribution {i} is empty, or has NaN or infinite values.")
+    if len({p.shape for p in parts}) == 1:
+        return torch.stack(parts)
+    if len({p.shape[1:] for p in parts}) > 1 and name == "supports":
+        raise InvalidArgumentError(f"{name}: distributions have different numbers of features.")
+    return parts

@@ -1,0 +1,173 @@
+"""Score, Wald and likelihood-ratio tests of covariates: what is tested beside what, one batch of genes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice.data.design import Design
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
+from pyrosplice.hypothesis.score import score_test
+from pyrosplice.hypothesis.wald import coefficient_covariance, contrast_test
+
+By = Literal["covariate", "factor"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """Covariates that are tested together.
+
+    Attributes
+    ----------
+    name
+        Of the covariate or factor.
+    columns
+        Their positions, linearly independent beside the nuisance.
+    nuisance
+        Positions of the covariates that the test adjusts for.
+    """
+
+    name: str
+    columns: tuple[int, ...]
+    nuisance: tuple[int, ...]
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """Covariates of the larger model."""
+        return tuple(sorted(self.columns + self.nuisance))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Combinations ``(C, P)`` of the coefficients, levels of a factor centred, that are tested to be zero together."""
+
+    name: str
+    rows: NDArray[np.float64]
+
+
+def terms_of(design: Design, by: By) -> list[Term]:
+    """One term a covariate or a factor.
+
+    A level by itself is tested without the factor's other levels: this level against all others.
+    """
+    check_option("by", by, ("covariate", "factor"))
+    if by == "covariate":
+        return [
+            Term(name, (i,), tuple(j for j in design.estimable if design.factors[j] != design.factors[i]))
+            for i, name in enumerate(design.names)
+        ]
+    terms = []
+    for term in dict.fromkeys(design.terms):
+        own = [i for i, name in enumerate(design.terms) if name == term]
+        columns = tuple(i for i in own if i in design.estimable)
+        nuisance = tuple(i for i in design.estimable if i not in own)
+        terms.append(Term(design.names[own[0]] if len(own) == 1 else term, columns, nuisance))
+    return terms
+
+
+def contrasts_of(design: Design, by: By, given: Any) -> list[Contrast]:
+    """The contrasts that are asked for, or one a covariate or factor.
+
+    Parameters
+    ----------
+    given
+        ``{name: {covariate: weight, …}}``, ``{name: weights (P,) or (C, P)}``, or a matrix ``(T, P)`` of T contrasts of
+        one row each; None for those of ``by``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Unknown covariates, another number of weights than covariates, weights that are not finite, rows that are zero
+        or depend on each other.
+    """
+    unit = np.eye(len(design.names))
+    if given is None:
+        return [Contrast(term.name, unit[list(term.columns)]) for term in terms_of(design, by)]
+    if not isinstance(given, Mapping):
+        rows = np.atleast_2d(np.asarray(given, dtype=np.float64))
+        given = {f"contrast_{i + 1}": row for i, row in enumerate(rows)}
+    if not given:
+        raise InvalidArgumentError("contrasts: expected at least one, found none.")
+    return [Contrast(str(name), _weights(str(name), value, design)) for name, value in given.items()]
+
+
+def score_of_terms(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term]
+) -> tuple[Tensor, Tensor]:
+    """Score tests at fits without covariates, a batch ``(B, N, K)``: statistics and p-values ``(B, T)``."""
+    residual, precision = linearised(spec.rebuild(counts, genes))
+    values = torch.from_numpy(design.values)
+    statistic = values.new_zeros(len(residual), len(terms))
+    pvalue = torch.zeros_like(statistic)
+    for nuisance in dict.fromkeys(term.nuisance for term in terms):
+        some = [t for t, term in enumerate(terms) if term.nuisance == nuisance]
+        columns = [terms[t].columns for t in some]
+        test = score_test(residual, precision, values, terms=columns, nuisance=values[:, list(nuisance)])
+        statistic[:, some], pvalue[:, some] = test.statistic, test.pvalue
+    return statistic, pvalue
+
+
+def wald_of_contrasts(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, contrasts: Sequence[Contrast]
+) -> tuple[Tensor, Tensor]:
+    """Wald tests of contrasts beside all covariates, levels of a factor centred: ``(B, T)`` each."""
+    _, precision = linearised(spec.rebuild(counts, genes))
+    beta = stacked(genes)["beta"]
+    n_genes, _, n_logits = beta.shape
+    reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
+    covariance = coefficient_covariance(precision, reduced, n_genes=n_genes, n_logits=n_logits)
+    recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
+    covariance = recode @ covariance @ recode.T
+    tests = [contrast_test(beta, covariance, torch.from_numpy(contrast.rows)) for contrast in contrasts]
+    return torch.cat([test[0] for test in tests], -1), torch.cat([test[1] for test in tests], -1)
+
+
+def ratio_of_terms(
+    full: Sequence[Sequence[FittedGene]], null: Sequence[Sequence[FittedGene]], terms: Sequence[Term]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Likelihood ratios of every gene, ``(G, T)`` each, from its fits of the models with and without every term."""
+    statistic = np.full((len(full[0]), len(terms)), np.nan)
+    pvalue = np.full_like(statistic, np.nan)
+    for t, (large, small) in enumerate(zip(full, null, strict=True)):
+        for g, (more, less) in enumerate(zip(large, small, strict=True)):
+            log_full, log_null = (torch.tensor(-gene.best_loss, dtype=torch.float64) for gene in (more, less))
+            dof = len(terms[t].columns) * len(more.values["bias_eta"])
+            found = likelihood_ratio_test(log_full, log_null, dof)
+            statistic[g, t], pvalue[g, t] = (float(value) for value in found)
+    return statistic, pvalue
+
+
+def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:
+    """Rows ``(C, P)`` of one contrast, checked."""
+    if isinstance(given, Mapping):
+        unknown = [str(covariate) for covariate in given if covariate not in design.names]
+        if unknown:
+            raise InvalidArgumentError(
+                f"contrasts[{name!r}]: expected covariates among {list(design.names)}, found {unknown}."
+            )
+        rows = np.array([[float(given.get(covariate, 0.0)) for covariate in design.names]])
+    else:
+        rows = np.atleast_2d(np.asarray(given, dtype=np.float64))
+    if rows.ndim != 2 or rows.shape[1] != len(design.names):
+        raise InvalidArgumentError(
+            f"contrasts[{name!r}]: expected {len(design.names)} weights, one a covariate {list(design.names)}, found "
+            f"shape {rows.shape}."
+        )
+    if not np.isfinite(rows).all():
+        raise InvalidArgumentError(f"contrasts[{name!r}]: expected finite weights, found {rows.tolist()}.")
+    free = rows @ design.coding[:-1, :-1]
+    if np.linalg.matrix_rank(free, tol=1e-9 * np.abs(rows).max()) < len(rows):
+        raise InvalidArgumentError(
+            f"contrasts[{name!r}]: expected rows that are linearly independent and not zero (the effects of a factor's "
+            f"levels sum to zero by themselves), found {rows.tolist()}."
+        )
+    return rows

@@ -1,0 +1,226 @@
+"""``fit_gmm``: a Gaussian mixture for every patient, or one whose weights differ between patients."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells, TripletDataset
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing
+from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
+from pyrosplice.estimators.mixture_selection import Curves, Split, curves_of
+from pyrosplice.estimators.mixture_shared import fit_shared_components
+from pyrosplice.estimators.mixture_steps import (
+    ROBUST_FACTOR,
+    candidates,
+    chosen_prior,
+    fit_sets,
+    singular_components,
+    split_cells,
+)
+from pyrosplice.inference.em_batch import Fit, best_components
+from pyrosplice.models.gaussian_mixture import CovarianceType, MixturePrior
+
+logger = logging.getLogger(__name__)
+
+AnyDataset = TypeVar("AnyDataset", bound=TripletDataset)
+
+
+def fit_gmm(
+    dataset: AnyDataset,
+    *,
+    component_sharing: Sharing = "sample_specific",
+    k_comps: int | Sequence[int] | None = None,
+    k_selection_metric: Metric = "aic",
+    refit: Refit = "none",
+    covariance_type: CovarianceType = "full",
+    train_size: float = 0.5,
+    max_iter: int = 100,
+    tol: float = 1e-3,
+    n_init: int = 1,
+    eps: float = 1e-4,
+    singularity_handling: Handling = "guarded",
+    gmm_key: str | None = None,
+    verbose: bool = True,
+    prior: MixturePrior | Literal["pooled"] | None = None,
+    n_folds: int | None = None,
+    random_state: int = 0,
+) -> AnyDataset:
+    """Fit a Gaussian mixture to the cells of every patient, all patients × candidates × restarts as one program.
+
+    A patient's result depends neither on the order of the cells nor on the other patients (but through a pooled
+    prior, or shared components).
+
+    Parameters
+    ----------
+    dataset
+        :class:`~pyrosplice.data.triplets.TripletDataset` or ``AnnData_TripletDataset``; all cells are fitted.
+    component_sharing
+        ``"sample_specific"`` (default): a mixture for each patient. ``"global"``: shared components, weights of
+        each patient estimated inside EM. ``"auto"``: global for data sets with identical supports.
+    k_comps
+        Number of components; several are selected from, None from 1..8 as far as the cells allow.
+    k_selection_metric
+        ``"aic"`` (default), ``"bic"`` or ``"heldout_nll"``.
+    refit
+        After selection: ``"none"`` keeps the fit to the training cells (the documented default), ``"full"`` fits
+        all cells again, which is the better choice.
+    covariance_type
+        ``"full"`` (default), ``"diag"``, ``"tied"`` or ``"spherical"``.
+    train_size
+        Share of each patient's cells that candidates are fitted to.
+    max_iter, tol
+        Most EM iterations; change of the log likelihood per cell at which EM stops.
+    n_init
+        Restarts from k-means++ seeds.
+    eps
+        Added to the variances, squared units of the data.
+    singularity_handling
+        A component whose covariance is singular before ``eps`` is added: ``"guarded"`` (default) goes on,
+        ``"robust"`` fits that patient again with 100 ``eps`` and warns, ``"strict"`` raises.
+    gmm_key
+        Key of ``uns`` (AnnData); ``gmm_<use_rep or X>`` when None.
+    verbose
+        Show progress, log each patient.
+    prior
+        None (maximum likelihood), a :class:`~pyrosplice.models.gaussian_mixture.MixturePrior`, or ``"pooled"``: an
+        inverse-Wishart prior learned from all patients, for patients with few cells.
+    n_folds
+        Select by cross-validation with so many folds instead of one split; the best is then fitted to all cells.
+    random_state
+        Seed of splits and restarts.
+
+    Returns
+    -------
+    The same data set with components as ``supports``, ``covariances`` and ``weights``, and ``gmm``, all that is
+    known of the fit (:func:`~pyrosplice.estimators.mixture_selection.selection_table` reads it). An AnnData also has
+    ``uns[gmm_key]``, hard labels ``obs[gmm_key + "_comp"]`` and responsibilities ``obsm[gmm_key + "_resp"]``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
+        covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
+    """
+    options = GMMOptions(
+        component_sharing=component_sharing,
+        k_comps=k_comps,
+        k_selection_metric=k_selection_metric,
+        refit=refit,
+        covariance_type=covariance_type,
+        train_size=train_size,
+        max_iter=max_iter,
+        tol=tol,
+        n_init=n_init,
+        eps=eps,
+        singularity_handling=singularity_handling,
+        verbose=verbose,
+        prior=prior,
+        n_folds=n_folds,
+        random_state=random_state,
+    )
+    patients = [_in_canonical_order(p) for p in dataset.patients()]
+    shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
+    fitted = fit_shared_components(patients, options) if shared else _fit_each(patients, options)
+    representation = (isinstance(dataset, AnnData_TripletDataset) and dataset.use_rep) or "X"
+    schema = schema_of(fitted, options, representation)
+    if isinstance(dataset, AnnData_TripletDataset):
+        store(dataset, fitted, schema, gmm_key or f"gmm_{representation}")
+    dataset.attach(*fitted.padded(), schema, identical_supports=shared)
+    if verbose:
+        for patient, mixture in zip(patients, fitted.mixtures, strict=False):
+            logger.info("%s: %d components, %d cells", patient.name, mixture.n_components, len(patient.cells))
+    return dataset
+
+
+def _in_canonical_order(patient: PatientCells) -> PatientCells:
+    """Cells sorted by their features, so that nothing depends on their order in the table."""
+    if not bool(patient.cells.isfinite().all()):
+        raise InvalidArgumentError(f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells.")
+    order = np.lexsort(patient.cells.numpy().T[::-1])
+    return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order])
+
+
+# ---- a mixture for each patient ---------------------------------------------------------------------------------
+
+
+def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
+    components = candidates(patients, options)
+    cells = [p.cells for p in patients]
+    curves, splits = None, [split_cells(len(x), options) for x in cells]
+    if len(components) == 1:
+        chosen, sets = components * len(patients), cells
+        fits = [own[k] for own, k in zip(fit_sets(sets, components, options), chosen, strict=True)]
+    else:
+        per_fold, curves = _judge(cells, splits, components, options)
+        chosen = [best_components(dict(zip(components, s, strict=True))) for s in curves.scores(options.metric)]
+        if options.refit == "full" or options.n_folds is not None:
+            sets = cells
+            fits = _fit_chosen(cells, chosen, options)
+        else:
+            sets = [x[own[0].train] for x, own in zip(cells, splits, strict=True)]
+            fits = [folds[0][k] for folds, k in zip(per_fold, chosen, strict=True)]
+    fits = [_handled(p.name, x, f, options) for p, x, f in zip(patients, sets, fits, strict=True)]
+    return FittedMixtures(
+        patients=tuple(patients),
+        mixtures=tuple(f.parameters for f in fits),
+        weights=tuple(f.parameters.weights for f in fits),
+        n_fitted=tuple(len(x) for x in sets),
+        shared=False,
+        curves=curves,
+        chosen=tuple(chosen),
+        n_train=tuple(len(s[0].train) for s in splits),
+    )
+
+
+def _fit_chosen(cells: Sequence[Tensor], chosen: Sequence[int], options: GMMOptions) -> list[Fit]:
+    """Every patient's cells fitted with its own number of components, patients with the same one together."""
+    prior = chosen_prior(cells, sorted(set(chosen)), options)
+    fits: dict[int, Fit] = {}
+    for k in sorted(set(chosen)):
+        own = [p for p, c in enumerate(chosen) if c == k]
+        found = fit_sets([cells[p] for p in own], [k], replace(options, prior=prior))
+        fits |= {p: fit[k] for p, fit in zip(own, found, strict=True)}
+    return [fits[p] for p in range(len(cells))]
+
+
+def _judge(
+    cells: Sequence[Tensor], splits: Sequence[Sequence[Split]], components: Sequence[int], options: GMMOptions
+) -> tuple[list[list[dict[int, Fit]]], Curves]:
+    """Every candidate fitted to every patient's training cells, and its criteria."""
+    training = [x[split.train] for x, own in zip(cells, splits, strict=True) for split in own]
+    flat = fit_sets(training, components, options)
+    n_folds = len(splits[0])
+    per_fold = [flat[i : i + n_folds] for i in range(0, len(flat), n_folds)]
+    held_out = [[x[s.held_out] for s in own] for x, own in zip(cells, splits, strict=True)]
+    curves = curves_of(per_fold, held_out, [[len(s.train) for s in own] for own in splits])
+    if options.metric == "heldout_nll" and bool(np.isnan(curves.heldout_nll).any()):
+        raise InvalidArgumentError("train_size: a patient has no cell left to judge candidates by; give a smaller one.")
+    return per_fold, curves
+
+
+def _handled(name: str, cells: Tensor, fit: Fit, options: GMMOptions) -> Fit:
+    """Apply ``singularity_handling`` to one fit."""
+    bad = singular_components(fit, cells, options.eps)
+    if not bad:
+        return fit
+    found = f"patient {name!r}: components {bad} of {fit.parameters.n_components} have singular covariances"
+    advice = "fewer components, covariance_type='diag', prior='pooled' or a larger eps"
+    if options.singularity_handling == "strict" or (fit.singular and options.eps == 0):
+        raise InvalidArgumentError(f"singularity_handling: {found}; try {advice}.")
+    if options.singularity_handling == "guarded":
+        logger.info("%s; eps=%g was added.", found, options.eps)
+        return fit
+    eps = ROBUST_FACTOR * options.eps
+    warnings.warn(f"{found}; fitted again with eps={eps:g}. Try {advice}.", stacklevel=4)
+    kept = options.prior if isinstance(options.prior, MixturePrior) else None
+    again = fit_sets([cells], [fit.parameters.n_components], replace(options, eps=eps, prior=kept, verbose=False))
+    return again[0][fit.parameters.n_components]

@@ -1,0 +1,139 @@
+"""How many components: AIC, BIC and held-out likelihood of every candidate for every patient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.inference.em_batch import Fit, log_joint_of_cells
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Criteria of P distributions × C candidates; all but the candidates ``(P, C)``, NaN where not computed.
+
+    Attributes
+    ----------
+    components
+        Candidate numbers of components.
+    aic, bic
+        On the training cells.
+    train_nll, heldout_nll
+        Mean negative log likelihood of a training cell, and of a cell left out.
+    heldout_se
+        Standard error of the latter, over cells.
+    """
+
+    components: tuple[int, ...]
+    aic: Floats
+    bic: Floats
+    train_nll: Floats
+    heldout_nll: Floats
+    heldout_se: Floats
+
+    def scores(self, metric: str) -> Floats:
+        """The criterion to be minimised, ``(P, C)``."""
+        return {"aic": self.aic, "bic": self.bic, "heldout_nll": self.heldout_nll}[metric]
+
+
+def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
+    """The criteria as a table, one row a patient and candidate.
+
+    Parameters
+    ----------
+    gmm
+        ``dataset.gmm`` after ``fit_gmm``, or ``adata.uns[gmm_key]``.
+
+    Returns
+    -------
+    Columns ``patient``, ``n_components``, ``aic``, ``bic``, ``train_nll``, ``heldout_nll``, ``heldout_se``, ``chosen``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The number of components was fixed: there are no criteria.
+    """
+    selection = gmm["selection"]
+    if selection is None:
+        raise InvalidArgumentError("gmm: the number of components was fixed; give fit_gmm several k_comps.")
+    candidates = np.asarray(selection["k_comps"])
+    n_rows = len(selection["scores_by_distribution"])
+    shared = gmm["component_sharing"] == "global"
+    names = ["all patients"] if shared else list(gmm["weight_inference"]["distribution_ids"])
+    table = pd.DataFrame({"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, n_rows)})
+    for name, values in selection["curves"].items():
+        table[name] = np.asarray(values).ravel()
+    chosen = np.repeat(np.asarray(selection["best_k_by_distribution"]), len(candidates))
+    table["chosen"] = table["n_components"].to_numpy() == chosen
+    return table
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cells to fit and cells to judge, as indices."""
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def split_once(n_cells: int, train_size: float, seed: int) -> list[Split]:
+    """``round(train_size · n_cells)`` cells to train, at random; at least one."""
+    order = np.random.default_rng(seed).permutation(n_cells)
+    n_train = min(max(1, round(train_size * n_cells)), n_cells)
+    return [Split(np.sort(order[:n_train]), np.sort(order[n_train:]))]
+
+
+def split_folds(n_cells: int, n_folds: int, seed: int) -> list[Split]:
+    """``n_folds`` splits in which every cell is held out once."""
+    folds = np.array_split(np.random.default_rng(seed).permutation(n_cells), n_folds)
+    every = np.arange(n_cells)
+    return [Split(np.setdiff1d(every, fold), np.sort(fold)) for fold in folds]
+
+
+def curves_of(
+    fits: Sequence[Sequence[dict[int, Fit]]], held_out: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]
+) -> Curves:
+    """Criteria from fits, held-out cells and training sizes of each patient's folds; means over folds.
+
+    Held-out cells of all folds are pooled, so each cell counts once.
+    """
+    components = tuple(fits[0][0])
+    values = {name: np.full((len(fits), len(components)), np.nan) for name in _NAMES}
+    for p, (own, cells, size) in enumerate(zip(fits, held_out, sizes, strict=True)):
+        judged = [_heldout(fold, x) for fold, x in zip(own, cells, strict=True) if len(x)]
+        nll = np.concatenate(judged, 1) if judged else None
+        for c, k in enumerate(components):
+            folds = [(fold[k], n) for fold, n in zip(own, size, strict=True)]
+            values["aic"][p, c] = np.mean([2 * f.parameters.n_free() - 2 * f.log_likelihood for f, _ in folds])
+            values["bic"][p, c] = np.mean(
+                [f.parameters.n_free() * math.log(n) - 2 * f.log_likelihood for f, n in folds]
+            )
+            values["train_nll"][p, c] = np.mean([-f.log_likelihood / n for f, n in folds])
+            if nll is not None:
+                values["heldout_nll"][p, c], values["heldout_se"][p, c] = mean_and_se(nll[c])
+    return Curves(components, **values)
+
+
+_NAMES = ("aic", "bic", "train_nll", "heldout_nll", "heldout_se")
+
+
+def mean_and_se(nll: Floats) -> tuple[float, float]:
+    """Mean over cells and its standard error (NaN for one cell)."""
+    return float(nll.mean()), float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else math.nan
+
+
+def _heldout(fits: dict[int, Fit], cells: Tensor) -> Floats:
+    """Negative log likelihood of each held-out cell under each candidate, ``(C, N)``."""
+    (joints,) = log_joint_of_cells([cells], [[f.parameters for f in fits.values()]])
+    return -torch.stack([j.logsumexp(1) for j in joints]).numpy()

@@ -1,0 +1,112 @@
+"""The part of :class:`~pyrosplice.SplisosmGLMM` that says how large effects are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyrosplice.data.design import Design
+from pyrosplice.errors import InvalidArgumentError, NoResultsError
+from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.estimators.usage_models import TEST_BATCH
+from pyrosplice.estimators.usage_tests import UsageTests
+from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
+from pyrosplice.hypothesis.wald import Effects
+
+POINTS = 100.0  # percentage points of usage
+
+
+class UsageEffects(UsageTests):
+    """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
+
+    def get_effects(self, *, level: float = 0.95) -> pd.DataFrame:
+        """How much each covariate changes each isoform, with standard errors and intervals.
+
+        After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
+        estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; it
+        is that of the GLMM's random effect, whose fit it changes a little.
+
+        Parameters
+        ----------
+        level
+            Of the (normal) confidence intervals.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a gene, covariate and isoform (name in ``var``):
+
+            ``log_odds``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
+            for a level of a factor, against the mean of the levels.
+
+            ``usage_points``: percentage points of usage, averaged over the spots; the derivative for a continuous
+            covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
+            With two levels that is half their difference. Levels that a formula coded are against the one it left out.
+
+            Each with ``_se``, ``_lower`` and ``_upper``, from the covariance of β and intercept with (σ, θ) estimated
+            too; NaN where the data do not identify the gene's coefficients.
+
+        Raises
+        ------
+        NotReadyError
+            Before ``setup_data`` or ``fit``.
+        InvalidArgumentError
+            A fit without covariates; ``level`` outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
+        prepared, fit = self._ready(), self._ready_fit()
+        if prepared.design is None or not fit.with_design:
+            raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
+        genes, spec = self._tested_fit(show=False), self._tested_spec(with_design=True)
+        tables: dict[int, pd.DataFrame] = {}
+        for batch in prepared.batches(TEST_BATCH, group=True):
+            found = gene_effects(self._counts(prepared, batch), spec, [genes[g] for g in batch], prepared.design)
+            for row, gene in enumerate(batch):
+                isoforms = prepared.data.adata.var_names[prepared.data.columns[gene]]
+                own = {name: Effects(e.estimate[row], e.standard_error[row]) for name, e in found.items()}
+                tables[gene] = effects_table(prepared.gene_names[gene], prepared.design.names, isoforms, own, level)
+        return pd.concat([tables[gene] for gene in range(self.n_genes)], ignore_index=True)
+
+
+def gene_effects(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design) -> dict[str, Effects]:
+    """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
+    covariance = coefficient_covariance(counts, spec, genes, design)
+    beta, covariates = stacked(genes)["beta"], torch.from_numpy(design.values)
+    eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
+    usage = average_usage_effects(eta, beta, covariance, covariates, changes_of(covariates, design.terms))
+    return {
+        "log_odds": centred_log_odds(beta, covariance),
+        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error),
+    }
+
+
+def coefficient_covariance(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design) -> Tensor:
+    """Covariance of ``[β; b]`` of all covariates, levels of a factor centred; from the estimable ones' ``vcov``."""
+    model = spec.with_design(design.only(design.estimable)).rebuild(counts, [_reduced(gene, design) for gene in genes])
+    recode = torch.kron(torch.from_numpy(design.coding), torch.eye(model.bias_eta.shape[-1], dtype=torch.float64))
+    return recode @ model.vcov().cpu() @ recode.T
+
+
+def effects_table(
+    gene: str, covariates: Sequence[str], isoforms: Sequence[str], effects: dict[str, Effects], level: float
+) -> pd.DataFrame:
+    """Effects ``(P, K)`` of one gene as rows, isoforms within covariates."""
+    index = [(gene, covariate, isoform) for covariate in covariates for isoform in isoforms]
+    table = pd.DataFrame(index, columns=["gene", "covariate", "isoform"])
+    for name, effect in effects.items():
+        lower, upper = effect.interval(level)
+        values = {"": effect.estimate, "_se": effect.standard_error, "_lower": lower, "_upper": upper}
+        for suffix, value in values.items():
+            table[name + suffix] = value.flatten().numpy()
+    return table
+
+
+def _reduced(gene: FittedGene, design: Design) -> FittedGene:
+    """The gene with coefficients of the estimable covariates only; inverse of the centred coding."""
+    weights = torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
+    weights = torch.linalg.pinv(torch.from_numpy(design.coding)) @ weights
+    return gene.with_values(beta=weights[:-1], bias_eta=weights[-1])

@@ -1,0 +1,127 @@
+"""Test statistics of expression models, one value a gene; every p-value is a survival function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy import stats
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.hypothesis.fdr import adjust_pvalues
+
+Array = NDArray[np.float64]
+
+
+def adjust_jointly(pval: Any) -> Array:
+    """Benjamini–Hochberg q-values over all entries of an array of any shape; NaN stays NaN, and is no test."""
+    values = np.asarray(pval, dtype=np.float64)
+    return adjust_pvalues(values.ravel()).reshape(values.shape)
+
+
+def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -> tuple[Array, Array]:
+    """``(θ − θ₀) / se`` and its two-sided p-value, normal or, with ``df``, Student's t."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = (estimate - theta0) / se
+    tail = stats.norm.sf(np.abs(z)) if df is None else stats.t.sf(np.abs(z), df)
+    return z, np.minimum(2 * tail, 1.0)
+
+
+def wald_chi2(estimate: Array, covariance: Array, *, df: Any = None) -> tuple[Array, Array]:
+    """``θ' V⁻¹ θ`` of k coefficients ``(G, k)`` and its p-value: χ² with k degrees of freedom, or F with ``df`` below.
+
+    Genes with an infinite or undefined variance have statistic and p-value NaN.
+    """
+    k = estimate.shape[1]
+    good = np.isfinite(covariance).all((1, 2)) & np.isfinite(estimate).all(1)
+    statistic = np.full(len(estimate), np.nan)
+    v, e = covariance[good], estimate[good]
+    statistic[good] = (e * np.linalg.solve(v, e[:, :, None])[:, :, 0]).sum(1)
+    pval = stats.chi2.sf(statistic, k) if df is None else stats.f.sf(statistic / k, k, df)
+    return statistic, pval
+
+
+def likelihood_ratio(full: Array, reduced: Array, df: int) -> tuple[Array, Array]:
+    """``2 (ℓ_full − ℓ_reduced)``, not below zero, and its χ² p-value.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For ``df`` below one: the reduced model is not smaller.
+    """
+    if df < 1:
+        raise InvalidArgumentError(
+            f"reduced_formula_loc: expected fewer coefficients than the full model, found {-df} more."
+        )
+    statistic = np.maximum(2 * (full - reduced), 0.0)
+    return statistic, stats.chi2.sf(statistic, df)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Cells, mean and variance (ddof 1) of each gene in a group."""
+
+    n: int
+    mean: Array
+    variance: Array
+
+
+def group_moments(
+    blocks: Iterable[tuple[slice, Any]], group: NDArray[np.intp], n_groups: int, *, log: bool = False
+) -> list[Moments]:
+    """Moments of each group from blocks of cells, sparse blocks as they are; ``log`` takes log1p of entries first."""
+    n = np.bincount(group, minlength=n_groups)
+    total: Any = 0.0
+    square: Any = 0.0
+    for cells, block in blocks:
+        y = block.astype(np.float64)
+        if log:
+            y = y.log1p() if sp.issparse(y) else np.log1p(y)
+        member = sp.csr_matrix(
+            (np.ones(y.shape[0]), (group[cells], np.arange(y.shape[0]))), shape=(n_groups, y.shape[0])
+        )
+        squared = y.multiply(y) if sp.issparse(y) else y * y
+        total, square = total + _dense(member @ y), square + _dense(member @ squared)
+    out = []
+    for k in range(n_groups):
+        mean = total[k] / max(n[k], 1)
+        variance = np.maximum(square[k] - n[k] * mean**2, 0.0) / (n[k] - 1) if n[k] > 1 else np.full(len(mean), np.nan)
+        out.append(Moments(int(n[k]), mean, np.where(variance < 1e-14 * mean**2, 0.0, variance)))
+    return out
+
+
+def _dense(product: Any) -> Array:
+    return product.toarray() if sp.issparse(product) else np.asarray(product)
+
+
+def welch(first: Moments, second: Moments) -> tuple[Array, Array, Array]:
+    """Welch's t of ``second − first``, its p-value, and the standard error of the difference.
+
+    NaN where both groups are constant.
+    """
+    a, b = first.variance / first.n, second.variance / second.n
+    se = np.sqrt(a + b)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = (second.mean - first.mean) / se
+        df = (a + b) ** 2 / (a**2 / (first.n - 1) + b**2 / (second.n - 1))
+    t = np.where(se > 0, t, np.nan)
+    return t, np.minimum(2 * stats.t.sf(np.abs(t), df), 1.0), se
+
+
+def mann_whitney(first: Array, second: Array) -> tuple[Array, Array]:
+    """Mann–Whitney U of ``second`` ``(g, n2)`` over ``first`` ``(g, n1)``, and its normal p-value, ties corrected."""
+    n1, n2 = first.shape[1], second.shape[1]
+    n = n1 + n2
+    both = np.concatenate([second, first], axis=1)
+    rank = stats.rankdata(both, axis=1)
+    u = rank[:, :n2].sum(1) - n2 * (n2 + 1) / 2
+    ordered = np.sort(rank, axis=1)
+    ties = np.array([(c**3 - c).sum() for c in (np.unique(r, return_counts=True)[1] for r in ordered)])
+    sd = np.sqrt(n1 * n2 / 12 * ((n + 1) - ties / (n * (n - 1))))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0) / sd
+    return u, np.where(sd > 0, np.minimum(2 * stats.norm.sf(z), 1.0), np.nan)

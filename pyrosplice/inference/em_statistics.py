@@ -1,0 +1,153 @@
+r"""Quadratic features, and the two matrix products of which EM for Gaussian mixtures is made.
+
+The log joint density of a cell and a component is linear in features of the cell,
+
+.. math:: \log w_m + \log N(y \mid \mu_m, \Sigma_m) = T_m^\top f(y) + q(y),
+
+and all that the M-step needs is linear in the same features, :math:`S_m = \sum_i r_{im} f(y_i)`:
+
+========= ======================= ==================================================================
+type      f(y)                    remark
+========= ======================= ==================================================================
+full      1, y, upper yyᵀ         P = 1 + D + D(D + 1)/2
+tied      1, y                    yᵀΣ⁻¹y is the same for all components; Σ yyᵀ never changes
+diag      1, y, y²                P = 1 + 2D
+spherical 1, y, yᵀy               P = 2 + D
+========= ======================= ==================================================================
+
+Cells are columns, features rows: features ``(..., P, N)``, coefficients and statistics ``(..., M, P)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
+
+NEVER = -1e30
+"""Log weight of a component that no cell may have; finite, so that products with it stay finite."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted sums over cells given their responsibilities.
+
+    Attributes
+    ----------
+    counts
+        ``(..., M)``.
+    sums
+        Of y, ``(..., M, D)``.
+    squares
+        Of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    def select(self, index: Tensor | tuple[Tensor, ...]) -> Moments:
+        """The moments at ``index`` of the leading batch dimensions."""
+        return replace(self, counts=self.counts[index], sums=self.sums[index], squares=self.squares[index])
+
+
+def n_features(dim: int, covariance_type: CovarianceType) -> int:
+    """Number P of features of a cell."""
+    more = {"full": dim * (dim + 1) // 2, "tied": 0, "diag": dim, "spherical": 1}
+    return 1 + dim + more[covariance_type]
+
+
+def quadratic_features(y: Tensor, covariance_type: CovarianceType) -> Tensor:
+    """Features ``(..., P, N)`` of standardised cells ``(..., D, N)``."""
+    dim = y.shape[-2]
+    out = y.new_empty(*y.shape[:-2], n_features(dim, covariance_type), y.shape[-1])
+    out[..., 0, :] = 1
+    out[..., 1 : 1 + dim, :] = y
+    squares = out[..., 1 + dim :, :]
+    if covariance_type == "diag":
+        torch.mul(y, y, out=squares)
+    elif covariance_type == "spherical":
+        torch.sum(y * y, -2, keepdim=True, out=squares)
+    elif covariance_type == "full":
+        start = 0
+        for i in range(dim):
+            torch.mul(y[..., i : i + 1, :], y[..., i:, :], out=squares[..., start : start + dim - i, :])
+            start += dim - i
+    return out
+
+
+def coefficients(parameters: MixtureParameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients T ``(..., M, P)``, which components are sound ``(..., M)``, smallest variance ``(...)``.
+
+    Variances are those along the Cholesky factor's diagonal, a lower bound up to a factor of D on how far the
+    statistics cancel. A component whose covariance is not positive definite gets the coefficients of the unit
+    covariance and False.
+    """
+    kind, means = parameters.covariance_type, parameters.means
+    dim = means.shape[-1]
+    if kind in ("full", "tied"):
+        factor, info = torch.linalg.cholesky_ex(parameters.covariances)
+        sound = (info == 0) & factor.isfinite().flatten(-2).all(-1)
+        eye = torch.eye(dim, dtype=means.dtype, device=means.device)
+        factor = torch.where(sound[..., None, None], factor, eye)
+        precision = torch.cholesky_inverse(factor)
+        pivots = factor.diagonal(dim1=-2, dim2=-1)
+        half_log_det = -pivots.log().sum(-1)
+        if kind == "tied":
+            precision, half_log_det, sound = precision[..., None, :, :], half_log_det[..., None], sound[..., None]
+        linear = (precision @ means[..., None])[..., 0]
+        smallest = pivots.square().flatten(-1 - (kind == "full")).amin(-1)
+    else:
+        variances = parameters.covariances if kind == "diag" else parameters.covariances[..., None]
+        sound = ((variances > 0) & variances.isfinite()).all(-1)
+        variances = torch.where(sound[..., None], variances, torch.ones_like(variances))
+        precision = 1 / variances
+        half_log_det = -0.5 * variances.expand(means.shape).log().sum(-1)
+        linear = precision * means
+        smallest = variances.flatten(-2).amin(-1)
+    log_weights = parameters.weights.clamp_min(1e-300).log()
+    constant = half_log_det - 0.5 * (linear * means).sum(-1) + log_weights - 0.5 * dim * math.log(2 * math.pi)
+    constant = torch.where(parameters.weights > 0, constant, constant.new_tensor(NEVER))
+    table = [constant[..., None], linear]
+    if kind == "full":
+        rows, cols = torch.triu_indices(dim, dim, device=means.device)
+        table.append(precision[..., rows, cols] * torch.where(rows == cols, -0.5, -1.0).to(precision))
+    elif kind != "tied":
+        table.append(-0.5 * precision)
+    return torch.cat(table, -1), sound.expand(parameters.weights.shape), smallest
+
+
+def moments_of(statistics: Tensor, dim: int, covariance_type: CovarianceType, total_squares: Tensor) -> Moments:
+    """Statistics ``(..., M, P)`` unpacked; ``total_squares`` ``(..., D, D)`` is used by tied covariances alone."""
+    counts, sums, rest = statistics[..., 0], statistics[..., 1 : 1 + dim], statistics[..., 1 + dim :]
+    if covariance_type == "tied":
+        return Moments(counts, sums, total_squares)
+    if covariance_type == "diag":
+        return Moments(counts, sums, rest)
+    if covariance_type == "spherical":
+        return Moments(counts, sums, rest[..., 0])
+    rows, cols = torch.triu_indices(dim, dim, device=statistics.device)
+    squares = statistics.new_empty(*statistics.shape[:-1], dim, dim)
+    squares[..., rows, cols] = rest
+    squares[..., cols, rows] = rest
+    return Moments(counts, sums, squares)
+
+
+def responsibilities_(scores: Tensor) -> Tensor:
+    """Turn log joint densities ``(..., M, N)`` into responsibilities in place; returns their log sums ``(..., N)``."""
+    largest = scores.amax(-2)
+    scores.sub_(largest.unsqueeze(-2)).exp_()
+    total = scores.sum(-2)
+    scores.div_(total.unsqueeze(-2))
+    return largest.add_(total.log_())
+
+
+def nearest_(scores: Tensor) -> Tensor:
+    """Turn scores ``(..., M, N)`` into one-hot rows of the largest in place; returns it ``(..., N)``."""
+    best, label = scores.max(-2)
+    scores.zero_().scatter_(-2, label.unsqueeze(-2), 1)
+    return best

@@ -1,0 +1,84 @@
+"""The inverse-Wishart distribution, which neither PyTorch nor Pyro ships."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class InverseWishart(TorchDistribution):
+    r"""Distribution of a covariance matrix,
+
+    .. math:: p(\Sigma) = \frac{|\Psi|^{\nu/2}}{2^{\nu D/2}\,\Gamma_D(\nu/2)}
+              |\Sigma|^{-(\nu+D+1)/2} \exp\{-\tfrac12 \operatorname{tr}(\Psi\Sigma^{-1})\}.
+
+    Its mean is :math:`\Psi/(\nu-D-1)` for :math:`\nu > D+1`.
+
+    Parameters
+    ----------
+    dof
+        Degrees of freedom ν, ``batch_shape``. The distribution is proper for ν > D − 1; for less it is a penalty, whose
+        density is given without a constant and which has no draws.
+    scale
+        Scale matrix Ψ, ``batch_shape + (D, D)``, in squared units of the data.
+
+    References
+    ----------
+    Gelman et al., Bayesian Data Analysis, 3rd edition, appendix A.
+    """
+
+    arg_constraints = {"dof": constraints.real, "scale": constraints.positive_definite}  # noqa: RUF012
+    support = constraints.positive_definite
+    has_rsample = True
+
+    def __init__(self, dof: Tensor | float, scale: Tensor, *, validate_args: bool | None = None) -> None:
+        dof = torch.as_tensor(dof, dtype=scale.dtype, device=scale.device)
+        shape = torch.broadcast_shapes(dof.shape, scale.shape[:-2])
+        self.dof = dof.expand(shape)
+        self.scale = scale.expand(shape + scale.shape[-2:])
+        super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> InverseWishart:
+        """The same distribution with more batch dimensions."""
+        return InverseWishart(
+            self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each covariance matrix, constants included."""
+        dim = self.event_shape[-1]
+        proper = self.dof > dim - 1
+        half = torch.where(proper, self.dof, self.dof.new_tensor(dim)) / 2
+        factor = torch.linalg.cholesky(value)
+        trace = torch.cholesky_solve(self.scale.expand(value.shape), factor).diagonal(dim1=-2, dim2=-1).sum(-1)
+        constant = half * torch.linalg.slogdet(self.scale).logabsdet - half * dim * math.log(2)
+        constant = constant - torch.special.multigammaln(half, dim)
+        return (
+            torch.where(proper, constant, torch.zeros_like(constant))
+            - (self.dof + dim + 1) * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            - trace / 2
+        )
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Draws ``sample_shape + batch_shape + (D, D)``."""
+        return self.draw(sample_shape)
+
+    def draw(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draws from a given generator, by Bartlett: Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ, A Aᵀ standard Wishart."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        dim = shape[-1]
+        normal = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device, generator=generator).tril(-1)
+        steps = torch.arange(dim, dtype=self.scale.dtype, device=self.scale.device)
+        half = ((self.dof[..., None] - steps) / 2).expand(shape[:-1]).contiguous()
+        chi2 = 2 * torch._standard_gamma(half, generator=generator)
+        bartlett = normal + torch.diag_embed(chi2.sqrt())
+        factor = torch.linalg.cholesky(self.scale).mT.expand(shape)
+        root = torch.linalg.solve_triangular(bartlett, factor, upper=False)
+        return root.mT @ root

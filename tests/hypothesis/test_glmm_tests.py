@@ -1,0 +1,40 @@
+"""Reduced version of tests/studies/glmm_tests.py: the tests that rest on a marginal fit of the GLMM."""
+
+import pytest
+import torch
+
+from tests.hypothesis.oracle import random_effect_fit
+from tests.studies.glmm_tests import covariates, null_fit, pvalues, rates, score
+from tests.studies.simulation import grid, simulate_counts
+
+LAYOUT = grid(12)
+
+
+def test_engine_and_oracle_give_the_same_statistic():
+    """At the engine's σ and θ; the intercept there is not the joint mode's, to which the test is insensitive."""
+    counts = simulate_counts(LAYOUT, n_genes=2, depth=8, sigma=0.7, theta=0.7, seed=3)
+    design = covariates(LAYOUT)[:, 7:10]
+    fit, mode = null_fit(counts, LAYOUT)
+    ours = score(mode, design).statistic
+    eye, ones = torch.eye(144, dtype=torch.float64), torch.ones(144, 1, dtype=torch.float64)
+    for g in range(2):
+        sigma, theta = fit.sigma[g, 0], fit.theta[g, 0].clamp(max=1 - 1e-9)
+        spatial = sigma**2 * (theta * LAYOUT.dense() + (1 - theta) * eye)
+        residual, _, inverse = random_effect_fit(counts[g], spatial, ones)
+        for j in range(3):
+            x = torch.kron(design[:, [j]].contiguous(), torch.eye(2, dtype=torch.float64))
+            a = inverse @ torch.kron(ones, torch.eye(2, dtype=torch.float64))
+            projected = inverse - a @ torch.linalg.solve(a.reshape(144, 2, 2).sum(0), a.T)
+            u = x.T @ residual.flatten()
+            expected = float(u @ torch.linalg.solve(x.T @ projected @ x, u))
+            assert float(ours[g, j]) == pytest.approx(expected, rel=0.05, abs=0.02)
+
+
+@pytest.mark.slow
+def test_size_with_a_spatial_truth():
+    """The hard case: smooth covariates, smooth residual usage. Rates within 0.7 to 1.3 times 5 % (SE ≤ 0.006)."""
+    counts = simulate_counts(LAYOUT, n_genes=256, depth=5, sigma=0.7, theta=0.7, seed=12)
+    row = rates(*pvalues(counts, LAYOUT, covariates(LAYOUT)))
+    for kind in ("iid", "smooth", "binary"):
+        assert 0.035 - 2 * row[f"SE {kind} 0.05"] < row[f"{kind} 0.05"] < 0.065 + 2 * row[f"SE {kind} 0.05"]
+    assert row["LLR 0.05"] > 0.5

@@ -1,0 +1,80 @@
+"""How often each test of a null effect rejects: negative-binomial counts, by samples, dispersion and mean.
+
+    python tests/studies/negative_binomial_calibration.py --genes 2000 --output calibration.csv
+
+Cells: {7, 20, 200, 2000 samples} × dispersion {0.1, 1} × mean {0.5, 5, 50}: Wald, likelihood ratio and quasi-likelihood
+F at 5 % and 1 %; then 6 donors of 100 cells with donor effects: naive Wald, bias-reduced sandwich, random intercept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pyrosplice.estimators.expression import ExpressionGLM
+
+SAMPLES, DISPERSIONS, MEANS = (7, 20, 200, 2000), (0.1, 1.0), (0.5, 5.0, 50.0)
+LEVELS = (0.05, 0.01)
+
+
+def null_counts(n: int, g: int, mean: float, disp: float, rng: np.random.Generator) -> tuple[np.ndarray, pd.DataFrame]:
+    size = rng.lognormal(0, 0.2, n)
+    y = rng.poisson(rng.gamma(1 / disp, disp * mean * size[:, None], (n, g))).astype(float)
+    return y, pd.DataFrame({"group": np.where(np.arange(n) % 2, "b", "a"), "size": size})
+
+
+def donor_counts(
+    g: int, mean: float, disp: float, tau: float, rng: np.random.Generator, *, donors: int = 6, per: int = 100
+) -> tuple[np.ndarray, pd.DataFrame]:
+    donor = np.repeat(np.arange(donors), per)
+    rate = mean * np.exp(rng.normal(0, tau, (donors, g))[donor] - tau**2 / 2)
+    y = rng.poisson(rng.gamma(1 / disp, disp * rate)).astype(float)
+    return y, pd.DataFrame({"group": np.where(donor % 2, "b", "a"), "donor": [f"d{d}" for d in donor]})
+
+
+def rejections(y: np.ndarray, obs: pd.DataFrame, methods: tuple[str, ...], **options: object) -> list[dict]:
+    size = {"size_factors": "size"} if "size" in obs else {}
+    glm = ExpressionGLM("~1+group").fit(y, sample_description=obs, **size)
+    rows = []
+    for method in methods:
+        donors = {"donors": "donor"} if method in ("cluster", "glmm") else {}
+        pval = glm.test(factor="group", method=method, **donors).pval
+        tested = np.isfinite(pval)
+        rates = {f"at {level:.0%}": float((pval[tested] < level).mean()) for level in LEVELS}
+        rows.append({**options, "method": method, "tested": int(tested.sum()), **rates})
+    return rows
+
+
+def run(genes: int, seed: int, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame:
+    rng, rows = np.random.default_rng(seed), []
+    for n, disp, mean in product(samples, DISPERSIONS, MEANS):
+        y, obs = null_counts(n, genes, mean, disp, rng)
+        rows += rejections(y, obs, ("wald", "lrt", "ql"), samples=n, dispersion=disp, mean=mean, tau=0.0)
+    for mean, tau in product((0.5, 5.0), (0.2, 0.5)):
+        y, obs = donor_counts(genes, mean, 0.5, tau, rng)
+        rows += rejections(y, obs, ("wald", "cluster", "glmm"), samples=600, dispersion=0.5, mean=mean, tau=tau)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    start = time.perf_counter()
+    table = run(args.genes, args.seed)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    table["genes"], table["seed"], table["commit"] = args.genes, args.seed, commit.strip()
+    table.to_csv(args.output, index=False, float_format="%.4f")
+    print(table.to_string(index=False), f"\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
