@@ -61,10 +61,14 @@ class BaseModel(Module):
         """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
         raise NotImplementedError
 
-    @staticmethod
-    def _checked(counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    @property
+    def bound_likelihood(self) -> Likelihood:
+        """The likelihood with its hyper-parameters at their present values."""
+        return self.likelihood.bind({name: getattr(self, name) for name in self.likelihood.free})
+
+    def _checked(self, counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
         chosen = as_device(device)
-        table = as_counts(counts, chosen)
+        table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen)
 
     def _set_data(self, counts: Tensor, design: Tensor) -> None:

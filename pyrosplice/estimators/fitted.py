@@ -21,8 +21,6 @@ from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.inference.convergence import Convergence
 
-SITES = {"glm": ("beta", "bias_eta"), "glmm": ("beta", "bias_eta", "nu", "sigma", "theta_logit")}
-
 
 class IsoFullModel(MultinomGLMM):
     """GLMM of a gene with a spatial random effect, as ``SplisosmGLMM(model_type="glmm-full")`` fits it."""
@@ -43,7 +41,7 @@ class FittedGene:
     ----------
     values
         Sites of the model without the gene dimension: ``beta`` (P, Q), ``bias_eta`` (Q,), and for the GLMM ``nu``
-        (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,).
+        (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,); also the likelihood's free hyper-parameters (1,).
     best_loss
         Minus the model's objective at these values (log likelihood, joint or marginal), nats.
     converged, reason, n_iter, best_epoch, fitting_time_s
@@ -92,11 +90,6 @@ class ModelSpec:
     spatial: Mapping[str, Any]
     design: Design | None
     device: str
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the parameters that a fit estimates."""
-        return SITES["glm" if self.model_type == "glm" else "glmm"]
 
     def with_design(self, design: Design | None) -> ModelSpec:
         """The same with other covariates."""
@@ -158,7 +151,7 @@ class ModelSpec:
         logger = model.logger
         if logger is None:
             raise AssertionError("fit keeps a record")
-        values = {name: getattr(model, name).detach().cpu() for name in self.sites}
+        values = {name: value.detach().cpu() for name, value in model.named_parameters(recurse=False)}
         return [
             FittedGene(
                 values={name: value[g].clone() for name, value in values.items()},

@@ -112,9 +112,8 @@ def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:
     """Residuals ``y − n p`` ``(B, N, Q)`` at the fit and the product with V⁻¹ of the linearised model."""
     if not isinstance(model, MultinomGLMM):
         eta = model.linear_predictor().detach()
-        return model.likelihood.score(model.counts, eta), information_product(
-            model.likelihood.information(model.counts, eta)
-        )
+        likelihood = model.bound_likelihood
+        return likelihood.score(model.counts, eta), information_product(likelihood.information(model.counts, eta))
     mode = model.posterior_mode()
 
     def product(x: Tensor) -> Tensor:

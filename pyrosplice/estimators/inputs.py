@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.linalg.rank import collinear_columns
+from pyrosplice.models.likelihoods import Likelihood
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -32,7 +33,7 @@ def as_device(device: str | torch.device) -> torch.device:
     return torch.device(chosen)
 
 
-def as_counts(counts: Any, device: torch.device) -> Tensor:
+def as_counts(counts: Any, device: torch.device, likelihood: Likelihood) -> Tensor:
     """Counts ``(G, N, K)`` from ``(G, N, K)`` or ``(N, K)``.
 
     Raises
@@ -40,7 +41,7 @@ def as_counts(counts: Any, device: torch.device) -> Tensor:
     InvalidArgumentError
         Wrong number of dimensions, no genes or spots, or a count that is NaN, infinite, negative or fractional.
     NotImplementedError
-        One isoform: there is no usage to model.
+        One isoform where the likelihood needs more: there is no usage to model.
     """
     table = torch.as_tensor(counts)
     if table.ndim not in (2, 3):
@@ -51,8 +52,14 @@ def as_counts(counts: Any, device: torch.device) -> Tensor:
     n_genes, n_spots, n_isos = table.shape
     if n_genes == 0 or n_spots == 0:
         raise InvalidArgumentError(f"counts: expected a gene and a spot at least, found shape {tuple(table.shape)}.")
-    if n_isos < 2:
+    least, most = likelihood.n_categories
+    if n_isos < 2 <= least:
         raise NotImplementedError(f"counts: a gene needs at least two isoforms, found {n_isos}; drop such genes first.")
+    if n_isos < least or (most is not None and n_isos > most):
+        raise InvalidArgumentError(
+            f"counts: the {likelihood.name} likelihood is for {least if least == most else f'at least {least}'} "
+            f"columns a spot, found {n_isos}."
+        )
     for problem, wrong in (
         ("finite", ~torch.isfinite(table)),
         ("non-negative", table < 0),

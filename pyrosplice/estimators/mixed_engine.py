@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +10,16 @@ from torch import Tensor
 
 from pyrosplice.estimators.random_effect import unit_deviations
 from pyrosplice.hypothesis.score import covariate_information
+from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.effect import effect_density
-from pyrosplice.inference.glm import Standardisation
+from pyrosplice.inference.glm import Standardisation, covariance_from_information
 from pyrosplice.inference.laplace import Laplace
-from pyrosplice.inference.marginal import MarginalObjective, genes_at_once
+from pyrosplice.inference.marginal import MarginalObjective, fit_marginal, genes_at_once
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
 from pyrosplice.inference.objective import FINAL_TOLERANCE, LogPrior, Unknowns
 from pyrosplice.inference.observed import observed_information, profiled_information
+from pyrosplice.inference.quasi_newton import Minimiser, Options
+from pyrosplice.inference.snapshots import Snapshots
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver
@@ -51,7 +54,7 @@ class MixedEngine:
 
     def model(self, genes: Tensor) -> MixedModel:
         """The engine's model of some of the genes."""
-        return MixedModel(self.counts[genes], self.scaling.design, self.solver, self.likelihood)
+        return MixedModel(self.counts[genes], self.scaling.design, self.solver, self.likelihood.select(genes))
 
     def batches(self) -> list[Tensor]:
         """Indices of the genes that are worked on together, within bounded memory."""
@@ -94,7 +97,7 @@ class MixedEngine:
         for genes in self.batches():
             own, effect, model = parameters.select(genes), nu[genes], self.model(genes)
             eta = model.fixed_part(own.coefficients) + effect
-            likelihood = self.likelihood.log_prob(self.counts[genes], eta).sum(-1)
+            likelihood = model.likelihood.log_prob(self.counts[genes], eta).sum(-1)
             found = effect_density(model, detached(own), effect.detach())
             terms = ((effect, found.nu), (own.spatial, found.spatial), (own.white, found.white))
             values.append(likelihood + _with_gradient(found.value, terms))
@@ -111,27 +114,38 @@ class MixedEngine:
 
         return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
 
+    def covariance(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:
+        """Covariance ``(G, D, D)`` of ``[beta; bias_eta]`` at the sites' values, all unknowns estimated together."""
+        found = [
+            self.observed_information(
+                genes,
+                {name: value.detach()[genes] for name, value in values.items()},
+                fix_sigma=fix_sigma,
+                log_prior=None if log_prior is None else prior_of_standardised(log_prior, self.scaling, genes),
+            )
+            for genes in self.batches()
+        ]
+        return covariance_from_information(torch.cat(found), self.scaling, self.n_logits)
+
     def observed_information(
-        self,
-        genes: Tensor,
-        coefficients: Tensor,
-        sigma: Tensor,
-        theta_logit: Tensor,
-        *,
-        fix_sigma: bool,
-        log_prior: LogPrior | None,
+        self, genes: Tensor, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None
     ) -> Tensor:
-        """Information of the standardised coefficients of the listed genes, (σ, θ) estimated too, ``(B, D, D)``."""
+        """Information of the standardised coefficients of some genes, the other unknowns estimated too, ``(B, D, D)``.
+
+        ``values`` are those of the sites of these genes; ``log_prior`` is of the engine's values.
+        """
+        coefficients, model = self.coefficients(values["beta"], values["bias_eta"]), self.model(genes)
         unknowns = Unknowns(
             n_coefficients=coefficients.shape[1],
             n_predictors=coefficients.shape[2],
-            n_components=sigma.shape[1],
+            n_components=values["sigma"].shape[1],
             spatial=self.solver is not None,
-            fixed_sigma=sigma if fix_sigma else None,
+            fixed_sigma=values["sigma"] if fix_sigma else None,
             remainder=None if self.solver is None else self.solver.remainder,
+            hyper=model.hyper,
         )
-        objective = MarginalObjective(self.model(genes), unknowns, log_prior)
-        point = unknowns.pack(coefficients, sigma, (theta_logit / 2).exp().atan())
+        objective = MarginalObjective(model, unknowns, log_prior)
+        point = unknowns.pack(coefficients, values["sigma"], (values["theta_logit"] / 2).exp().atan(), values)
         return profiled_information(observed_information(objective, point), unknowns.sizes[0])
 
     def dense_covariance(self) -> Tensor:
@@ -142,6 +156,25 @@ class MixedEngine:
             return identity
         covariance = self.solver.covariance_product(identity.unsqueeze(0))[0]
         return (covariance + covariance.T) / 2
+
+
+def fit_without_effect(
+    engine: MixedEngine, prior: LogPrior | None, options: Options, minimiser: Minimiser
+) -> tuple[Convergence, list[dict[str, Tensor]]]:
+    """Fit coefficients and the likelihood's hyper-parameters together, the random effect held at zero.
+
+    Returns the record and the values of the sites at every evaluation, the estimates last.
+    """
+    genes, sigma = torch.arange(len(engine.counts)), engine.counts.new_zeros(len(engine.counts), 1)
+    snapshots = Snapshots(minimiser, len(genes))
+    own = None if prior is None else prior_of_standardised(prior, engine.scaling, genes)
+    fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimiser=snapshots)
+    steps = []
+    for found in (*snapshots.epochs, {"coefficients": fit.coefficients, **fit.hyper}):
+        weights = engine.scaling.matrix @ found["coefficients"]
+        hyper = {name: found[name] for name in engine.likelihood.free}
+        steps.append({"beta": weights[:, :-1], "bias_eta": weights[:, -1], **hyper})
+    return fit.convergence, steps
 
 
 def prior_of_standardised(prior: LogPrior, scaling: Standardisation, genes: Tensor) -> LogPrior:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -15,15 +16,24 @@ from pyrosplice.errors import check_option
 from pyrosplice.estimators.base import BaseModel
 from pyrosplice.estimators.configs import DEFAULTS, complete_configs
 from pyrosplice.estimators.inputs import warn_if_collinear
+from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
 from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.glm import GLMObjective
-from pyrosplice.inference.gradient import DescentOptions, descend
+from pyrosplice.inference.glm import GLMObjective, Standardisation
+from pyrosplice.inference.gradient import Descent, DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import NewtonOptions, newton
+from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrosplice.posterior.nuts import NutsOptions
+
+_GRADIENT_NORM = 1e-3
 _NEWTON_TOLERANCE = 1e-10
 """Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
 
@@ -123,7 +133,7 @@ class MultinomGLM(BaseModel):
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
-        self._set_parameters({name: table.new_zeros(shape) for name, shape in shapes.items()})
+        self._set_parameters(self._start_values(table, shapes))
 
     def fit(
         self,
@@ -156,22 +166,27 @@ class MultinomGLM(BaseModel):
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
+        if self.likelihood.free:
+            record, steps = fit_without_effect(
+                self._mixed_engine(), self._log_prior(), self._search_options(), self._minimiser()
+            )
+            self._set_parameters(steps[-1])
         objective = self._objective()
-        point, record, history = self._minimise(objective, keep)
+        if not self.likelihood.free:
+            point, record, history = self._minimise(objective, keep)
+            self._set_parameters(dict(zip(("beta", "bias_eta"), objective.coefficients(point), strict=True)))
+            steps = [dict(zip(("beta", "bias_eta"), objective.coefficients(past), strict=True)) for past in history]
+        point = objective.point(self.beta, self.bias_eta)
         _, hessian = objective.derivatives(point)
         record.finish(torch.nonzero(objective.separated(point, hessian)).squeeze(-1), "separated")
         record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
-        self._set_parameters(dict(zip(("beta", "bias_eta"), objective.coefficients(point), strict=True)))
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
-        if not keep:
-            return None
-        steps = [objective.coefficients(past) for past in history]
-        return {"beta": torch.stack([s[0] for s in steps]), "bias_eta": torch.stack([s[1] for s in steps])}
+        return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} if keep else None
 
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
-        return self.likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self._log_prior_here()
+        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self._log_prior_here()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
@@ -180,7 +195,7 @@ class MultinomGLM(BaseModel):
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
-        return self.likelihood.mean(self.linear_predictor()).detach()
+        return self.bound_likelihood.mean(self.linear_predictor()).detach()
 
     def vcov(self) -> Tensor:
         """Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
@@ -189,6 +204,10 @@ class MultinomGLM(BaseModel):
         logits fastest), then ``bias_eta``. What the data do not identify has infinite variance.
         """
         self._require_data()
+        if self.likelihood.free:
+            zero, values = self.bias_eta.new_zeros(self.n_genes, 1), dict(self.named_parameters())
+            values |= {"sigma": zero, "theta_logit": zero}
+            return self._mixed_engine().covariance(values, fix_sigma=True, log_prior=self._log_prior())
         objective = self._objective()
         _, hessian = objective.derivatives(objective.point(self.beta, self.bias_eta))
         return objective.covariance(hessian)
@@ -197,6 +216,73 @@ class MultinomGLM(BaseModel):
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    def prior_table(self) -> pd.DataFrame:
+        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        self._require_data()
+        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
+
+    def posterior(
+        self,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        hyper: str = "plug-in",
+        genes: Sequence[int] | None = None,
+        names: Mapping[str, Sequence[Any]] | None = None,
+        groups: Sequence[str] | None = None,
+        usage: bool = False,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+    ) -> xr.DataTree:
+        r"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Parameters
+        ----------
+        num_samples
+            Draws a gene (and chain).
+        method
+            ``"laplace"``: Gaussians of the coefficients and of ν. ``"importance"``: these draws, resampled by their
+            Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro model by
+            NUTS, gene by gene; seconds to minutes a gene.
+        hyper
+            σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``) or integrated over on a grid
+            (``"integrate"``, proper priors needed; up to three of them).
+        genes
+            Positions of the genes to draw from; all by default.
+        names
+            Coordinates by dimension: ``gene``, ``spot``, ``isoform``, ``covariate``.
+        groups
+            Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default.
+        usage
+            Whether to keep usage at every spot.
+        seed
+            Of all that is random.
+        nuts_options
+            Of NUTS.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Options that do not exist; a joint fit; flat priors where a proper one is needed.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        from pyrosplice.posterior import sampling, tree  # they import this module
+
+        self._require_data()
+        chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
+        samples = sampling.sample_posterior(
+            self,
+            num_samples=num_samples,
+            method=method,
+            hyper=hyper,
+            genes=chosen,
+            seed=seed,
+            nuts_options=nuts_options,
+        )
+        made = tree.GROUPS if groups is None else groups
+        return tree.data_tree(self, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
 
     @property
     def model(self) -> MultinomialGLM:
@@ -208,7 +294,7 @@ class MultinomGLM(BaseModel):
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide with every site at its fitted value (MAP)."""
         self._require_data()
-        values = {"beta": self.beta, "bias_eta": self.bias_eta}
+        values = {name: getattr(self, name) for name in ("beta", "bias_eta", *self.likelihood.free)}
         return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
 
     def _minimise(self, objective: GLMObjective, keep: bool) -> tuple[Tensor, Convergence, list[Tensor]]:
@@ -223,13 +309,39 @@ class MultinomGLM(BaseModel):
         return result.point, result.convergence, result.history
 
     def _objective(self) -> GLMObjective:
-        return GLMObjective.of(self.counts, self.design_mtx, self.likelihood, self._log_prior())
+        own = {name: getattr(self, name).detach() for name in self.likelihood.free}
+        prior = self._log_prior()
+        if prior is not None and own:
+            whole = prior
+
+            def prior(values: dict[str, Tensor], genes: Tensor) -> Tensor:
+                return whole({**{name: value[genes] for name, value in own.items()}, **values}, genes)
+
+        return GLMObjective.of(self.counts, self.design_mtx, self.bound_likelihood, prior)
+
+    def _mixed_engine(self) -> MixedEngine:
+        """The model as a mixed one without space, whose random effect is held at zero."""
+        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self.likelihood)
+
+    def _start_values(self, counts: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        values = {name: counts.new_zeros(shape) for name, shape in shapes.items()}
+        return values | {name: values[name] + self.likelihood.hyperparameters[name] for name in self.likelihood.free}
+
+    def _minimiser(self) -> Minimiser:
+        configs = {key: value for key, value in self.fitting_configs.items() if key != "update_nu_every_k"}
+        return Descent(DescentOptions(**configs)) if self.fitting_method.endswith("gd") else minimise
+
+    def _search_options(self) -> Options:
+        configs = self.fitting_configs
+        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
+        return Options(min(_GRADIENT_NORM, 0.3 * configs["tol"] ** 0.5), epochs)
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         """Shape of each site that takes a prior, genes first."""
         n_genes, _, n_isos = counts.shape
         n_logits = self.likelihood.n_predictors(n_isos)
-        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits)}
+        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
+        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
     def _free_priors(self) -> dict[str, TorchDistribution]:
         """Priors of the sites that a fit estimates, without the flat ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,14 +27,13 @@ from pyrosplice.estimators.random_effect import (
 )
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import Standardisation, covariance_from_information
-from pyrosplice.inference.gradient import Descent, DescentOptions
 from pyrosplice.inference.guide import LaplaceGuide, PointGuide
 from pyrosplice.inference.joint import JointFit, fit_joint
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
 from pyrosplice.inference.mode import Mode
 from pyrosplice.inference.objective import LogPrior
 from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
-from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
+from pyrosplice.inference.quasi_newton import Minimiser
 from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
 from pyrosplice.models.likelihoods import Likelihood
@@ -41,7 +41,6 @@ from pyrosplice.models.multinomial import MultinomialGLMM
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
 
 INIT_RATIOS = ("observed", "uniform")
-_GRADIENT_NORM = 1e-3
 
 
 class MultinomGLMM(ImportanceSampling):
@@ -189,7 +188,7 @@ class MultinomGLMM(ImportanceSampling):
         self._engine = MixedEngine(table, Standardisation.of(design), solver, self.likelihood)
         self._eigen, self.log_marginal_null = None, None
         self.gradient_norm = torch.full_like(table[:, 0, 0], torch.nan)
-        values = {name: table.new_zeros(shape) for name, shape in shapes.items()}
+        values = self._start_values(table, shapes)
         values["sigma"] = fano_sigma(table).expand(shapes["sigma"])
         values["theta_logit"] += START_THETA_LOGIT if solver is not None else -LARGEST_LOGIT
         effect = observed_effect if self.init_ratio == "observed" else uniform_effect
@@ -250,8 +249,8 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         if self.is_marginal:
-            return self._engine.log_marginal(parameters) + self._log_prior_here()
-        return self._engine.log_joint(parameters, self.nu) + self._log_prior_here()
+            return self._engine_here().log_marginal(parameters) + self._log_prior_here()
+        return self._engine_here().log_joint(parameters, self.nu) + self._log_prior_here()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters, ν included."""
@@ -278,14 +277,15 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
-        return self._engine.mode(parameters, genes)
+        return self._engine_here().mode(parameters, genes)
 
-    def posterior(self) -> RandomEffectPosterior:
+    def random_effect_posterior(self) -> RandomEffectPosterior:
         """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
         self._require_data()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         proper = bounded_away_from_zero(detached(parameters))
-        return RandomEffectPosterior(self._engine.mode(proper, torch.arange(self.n_genes, device=self.device)))
+        genes = torch.arange(self.n_genes, device=self.device)
+        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
 
     def vcov(self) -> Tensor:
         r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
@@ -295,20 +295,12 @@ class MultinomGLMM(ImportanceSampling):
         what the data do not identify has infinite variance.
         """
         self._require_data()
-        groups, engine = self._engine.batches(), self._engine
         if self.is_marginal:
-            values = [engine.coefficients(self.beta, self.bias_eta), self.sigma, self.theta_logit]
-            found = [
-                engine.observed_information(
-                    genes,
-                    *(value.detach()[genes] for value in values),
-                    fix_sigma=self.var_fix_sigma,
-                    log_prior=self._engine_prior(genes),
-                )
-                for genes in groups
-            ]
-        else:
-            found = [engine.conditional_information(self.posterior_mode(genes)) for genes in groups]
+            return self._engine.covariance(
+                dict(self.named_parameters()), fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()
+            )
+        engine = self._engine_here()
+        found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
         return covariance_from_information(torch.cat(found), engine.scaling, engine.n_logits)
 
     @property
@@ -331,11 +323,16 @@ class MultinomGLMM(ImportanceSampling):
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
         self._require_data()
-        names = [name for name in SITES if name not in self._held() and getattr(self, name).numel()]
+        names = (*SITES, *self.likelihood.free)
+        names = [name for name in names if name not in self._held() and getattr(self, name).numel()]
         values = {name: getattr(self, name).detach() for name in names}
         if self.is_marginal:
-            return LaplaceGuide(values, self.posterior())
+            return LaplaceGuide(values, self.random_effect_posterior())
         return PointGuide({**values, "nu": self.nu.detach()})
+
+    def _engine_here(self) -> MixedEngine:
+        """The engine with the likelihood's hyper-parameters at their present values."""
+        return replace(self._engine, likelihood=self.bound_likelihood)
 
     def _held(self) -> tuple[str, ...]:
         """Sites that a fit does not estimate."""
@@ -351,14 +348,8 @@ class MultinomGLMM(ImportanceSampling):
         components = (n_genes, 1 if self.share_variance else n_logits)
         return {**shapes, "sigma": components, "theta_logit": components}
 
-    def _minimiser(self) -> Minimiser:
-        configs = {key: value for key, value in self.fitting_configs.items() if key != "update_nu_every_k"}
-        return Descent(DescentOptions(**configs)) if self.fitting_method.endswith("gd") else minimise
-
     def _fit_batch(self, genes: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
-        configs, sigma = self.fitting_configs, self.sigma.detach()[genes]
-        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
-        options = Options(min(_GRADIENT_NORM, 0.3 * configs["tol"] ** 0.5), epochs)
+        sigma, options = self.sigma.detach()[genes], self._search_options()
         model, prior = self._engine.model(genes), self._engine_prior(genes)
         if not self.is_marginal:
             return fit_joint(
@@ -381,6 +372,7 @@ class MultinomGLMM(ImportanceSampling):
         """Make the estimates of all batches the parameters."""
         names = ("coefficients", "sigma", "theta", "nu", "gradient_norm")
         found = {name: torch.cat([getattr(fit, name) for fit in fits]) for name in names}
+        found |= {name: torch.cat([fit.hyper[name] for fit in fits]) for name in self.likelihood.free}
         self.gradient_norm = found.pop("gradient_norm")
         nulls = [fit.log_marginal_null for fit in fits if isinstance(fit, MarginalFit)]
         self.log_marginal_null = torch.cat(nulls) if nulls else None
@@ -391,7 +383,8 @@ class MultinomGLMM(ImportanceSampling):
         weights = self._engine.scaling.matrix @ found["coefficients"]
         theta = found["theta"] if self._engine.solver is not None else torch.zeros_like(found["theta"])
         values = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :], "nu": found["nu"]}
-        return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta)}
+        own = {name: found[name] for name in self.likelihood.free}
+        return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta), **own}
 
     def _name_trouble(self, record: Convergence) -> None:
         totals = self.counts.sum(1)

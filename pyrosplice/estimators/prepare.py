@@ -32,7 +32,7 @@ from pyrosplice.spatial.graph import (
 )
 from pyrosplice.spatial.sections import section_graph, within_sections
 
-Covariance = CarCovariance | IdentityCovariance
+Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ def prepare(
     min_counts: float,
     min_bin_pct: float,
     min_component_size: int,
+    covariance: Any,
     section_key: str | None = None,
 ) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
@@ -192,7 +193,7 @@ def prepare(
     sections = None if section_key is None else adata.obs[section_key].to_numpy()
     spots = None
     adjacency = None
-    if model_type == "glmm-full" or min_component_size > 1:
+    if (model_type == "glmm-full" and covariance is None) or min_component_size > 1:
         adjacency = _adjacency(adata, space, sections, spatial_key=spatial_key, adj_key=adj_key)
         spots = _large_components(adjacency, min_component_size)
     data = read_isoforms(
@@ -207,8 +208,9 @@ def prepare(
     if design is not None:
         design = design if spots is None else design.take(spots)
         design.check()
-    covariance: Covariance | None = None
-    if model_type == "glmm-null":
+    if model_type == "glmm-full" and covariance is not None:
+        check_size(covariance, data.adata.n_obs)
+    elif model_type == "glmm-null":
         covariance = IdentityCovariance(data.adata.n_obs)
     elif model_type == "glmm-full" and adjacency is not None:
         adjacency = adjacency if spots is None else adjacency[spots][:, spots]
@@ -216,6 +218,17 @@ def prepare(
         warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=3)
         covariance = CarCovariance(adjacency, rho=space.rho)
     return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso, section_key)
+
+
+def check_size(covariance: Any, n_spots: int) -> None:
+    """Raise unless a given covariance is one of ``n_spots`` spots."""
+    if getattr(covariance, "precision", None) is None and not hasattr(covariance, "dense"):
+        raise InvalidArgumentError(
+            f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
+        )
+    found = getattr(covariance, "n_spots", n_spots)
+    if found != n_spots:
+        raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
 
 
 def _adjacency(

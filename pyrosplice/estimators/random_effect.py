@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,10 +99,10 @@ def _size(covariance: Any) -> int:
 
 
 def _is_identity(covariance: Any) -> bool:
-    if hasattr(covariance, "precision"):
+    if getattr(covariance, "precision", None) is not None:
         matrix = covariance.precision
         return matrix.nnz == matrix.shape[0] and bool((matrix.diagonal() == 1).all())
-    if isinstance(covariance, SpatialSolver):
+    if not isinstance(covariance, Tensor | np.ndarray):
         return False
     matrix = torch.as_tensor(covariance)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

@@ -10,7 +10,8 @@ import scipy.sparse as sp
 
 from pyrosplice.estimators.fitted import FittedGene
 from pyrosplice.estimators.prepare import Prepared
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.models.prior_tables import describe
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.graph import component_labels
 
 FDR = 0.05
@@ -46,6 +47,13 @@ def describe_data(prepared: Prepared | None) -> dict[str, str]:
     }
 
 
+def describe_priors(priors: Mapping[str, object]) -> str:
+    """Priors that are not flat, in a line."""
+    if not priors:
+        return "flat priors"
+    return "priors " + ", ".join(f"{name} ~ {describe(prior)}" for name, prior in priors.items())
+
+
 def describe_fit(fitted: Sequence[FittedGene] | None, *, with_design: bool, with_null: bool) -> str:
     """How many genes converged, and why the others did not."""
     if fitted is None:
@@ -71,8 +79,10 @@ def _describe_space(prepared: Prepared) -> str:
     covariance = prepared.covariance
     if covariance is None:
         return "not used"
-    if not isinstance(covariance, CarCovariance):
+    if isinstance(covariance, IdentityCovariance):
         return "independent spots"
+    if not isinstance(covariance, CarCovariance):
+        return f"{type(covariance).__name__} of {prepared.n_spots} spots"
     edges = sp.triu(covariance.adjacency, k=1).nnz
     components = component_labels(covariance.adjacency)[0]
     sections = "" if prepared.section_key is None else f" of {prepared.n_sections} section(s)"

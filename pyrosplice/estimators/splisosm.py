@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +12,11 @@ from anndata import AnnData
 
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
-from pyrosplice.estimators import representation, storage, tables
+from pyrosplice.estimators import extensions, representation, storage, tables
 from pyrosplice.estimators.usage_effects import UsageEffects
 from pyrosplice.estimators.usage_models import UsageFit
 from pyrosplice.io import load_archive, save_archive
-from pyrosplice.models.likelihoods import Multinomial
+from pyrosplice.models.likelihoods import Likelihood
 
 
 class SplisosmGLMM(UsageEffects):
@@ -60,6 +61,13 @@ class SplisosmGLMM(UsageEffects):
     graph
         Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial.graph.knn_graph`.
+
+    likelihood
+        Density of a spot's counts, a :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None. Its free
+        hyper-parameters are estimated for each gene.
+    priors
+        Pyro distributions by site (``beta``, ``bias_eta``, ``sigma``, ``theta_logit``, hyper-parameters); flat if
+        None. Fits and posteriors honour them; the tests of a GLMM are of its maximum marginal likelihood, without.
 
     Attributes
     ----------
@@ -129,7 +137,8 @@ class SplisosmGLMM(UsageEffects):
         design = prepared.design_tensor if fit.with_design else None
         ratios = np.empty(prepared.data.adata.shape)
         for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
-            ratios[:, columns] = Multinomial().mean(gene.linear_predictor(prepared.n_spots, design)).numpy()
+            likelihood = self.likelihood.bind(gene.values)
+            ratios[:, columns] = likelihood.mean(gene.linear_predictor(prepared.n_spots, design)).numpy()
         adata = prepared.data.adata.copy()
         adata.layers[layer_name] = ratios
         return adata
@@ -173,6 +182,7 @@ class SplisosmGLMM(UsageEffects):
         prepared = self._ready()
         tensors, data = storage.pack_data(prepared)
         content: dict[str, Any] = {"options": self._options(), "data": data}
+        content["extensions"] = extensions.pack(self.likelihood, self.priors, prepared.covariance)
         if self._fitted is not None:
             content["fit"] = {"with_design": self._fitted.with_design}
             for name, genes in (("genes", self._fitted.genes), ("null", self._fitted.null)):
@@ -185,7 +195,15 @@ class SplisosmGLMM(UsageEffects):
         save_archive(path, kind=type(self).__name__, tensors=tensors, content=content)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], map_location: str | None = None) -> SplisosmGLMM:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        map_location: str | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
+        covariance: Any = None,
+    ) -> SplisosmGLMM:
         """Read what ``save`` wrote.
 
         Parameters
@@ -194,6 +212,9 @@ class SplisosmGLMM(UsageEffects):
             The file.
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
+        likelihood, priors, covariance
+            Those of your own classes that it was saved with; a file holds no code. Shipped ones come back by
+            themselves, and Pyro's distributions too.
 
         Raises
         ------
@@ -202,8 +223,9 @@ class SplisosmGLMM(UsageEffects):
         """
         tensors, content = load_archive(path, kind=cls.__name__)
         options = content["options"]
-        model = cls(**(options if map_location is None else options | {"device": str(map_location)}))
-        model._prepared = storage.unpack_data(tensors, content["data"])
+        own = extensions.unpack(content.get("extensions"), likelihood, priors, covariance, path=os.fspath(path))
+        model = cls(**(options if map_location is None else options | {"device": str(map_location)}), **own)
+        model._prepared = storage.unpack_data(tensors, content["data"], covariance)
         if "fit" in content:
             stored = content["fit"]
             genes = storage.unpack_genes("genes", tensors, stored["genes"])
@@ -230,7 +252,8 @@ class SplisosmGLMM(UsageEffects):
     def _describe_model(self) -> str:
         options = self._model_options()
         if self.model_type == "glm":
-            return f"multinomial GLM by {options['fitting_method']}, flat priors"
+            priors = representation.describe_priors(self.priors)
+            return f"{self.likelihood.name} GLM by {options['fitting_method']}, {priors}"
         prior = (
             self.var_prior_model
             if self.var_prior_model == "none"
@@ -238,7 +261,8 @@ class SplisosmGLMM(UsageEffects):
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        return f"multinomial GLMM by {self.fitting_method}, {variance}, {sigma}, variance prior {prior}"
+        priors = f"{representation.describe_priors(self.priors)}, variance prior {prior}"
+        return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
 
     def __repr__(self) -> str:
         return representation.as_text(self._title(), self._rows())

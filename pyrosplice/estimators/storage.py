@@ -13,9 +13,10 @@ from torch import Tensor
 from pyrosplice.data.design import Design
 from pyrosplice.data.isoforms import IsoformData
 from pyrosplice.estimators.fitted import FittedGene
-from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.estimators.prepare import Prepared, check_size
 from pyrosplice.io import anndata_from_tensor, anndata_to_tensor
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial.covariance import GraphMatern
 
 RECORD = ("converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_time_s")
 
@@ -37,16 +38,17 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content["design"] = {"names": list(design.names), "factors": list(design.factors)} | (
             {"terms": list(design.given_terms)} if design.given_terms else {}
         )
-    if isinstance(covariance, CarCovariance):
+    if isinstance(covariance, CarCovariance | GraphMatern):
         edges = covariance.adjacency.tocoo()
         tensors["graph.edges"] = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
         tensors["graph.weights"] = torch.from_numpy(edges.data)
-        content["rho"] = covariance.rho
+        names = ("rho",) if isinstance(covariance, CarCovariance) else ("range_", "alpha")
+        content |= {name: getattr(covariance, name) for name in names}
     return tensors, content
 
 
-def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prepared:
-    """Inverse of :func:`pack_data`."""
+def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any], covariance: Any = None) -> Prepared:
+    """Inverse of :func:`pack_data`; a ``covariance`` of the user's own has to be given."""
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in content["columns"])
     data = IsoformData(anndata_from_tensor(tensors["adata"]), content["layer"], tuple(content["gene_names"]), columns)
     design = None
@@ -59,14 +61,18 @@ def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Pr
             tuple(names.get("terms", ())),
         )
     n_spots = data.adata.n_obs
-    covariance: CarCovariance | IdentityCovariance | None = None
-    if content["covariance"] == "CarCovariance":
+    if content["covariance"] in ("CarCovariance", "GraphMatern"):
         row, column = tensors["graph.edges"].cpu().numpy()
         weights = tensors["graph.weights"].cpu().numpy()
         graph = sp.csr_matrix((weights, (row, column)), shape=(n_spots, n_spots))
-        covariance = CarCovariance(graph, rho=content["rho"])
+        if content["covariance"] == "CarCovariance":
+            covariance = CarCovariance(graph, rho=content["rho"])
+        else:
+            covariance = GraphMatern(graph, range_=content["range_"], alpha=content["alpha"])
     elif content["covariance"] == "IdentityCovariance":
         covariance = IdentityCovariance(n_spots)
+    elif content["covariance"] is not None:
+        check_size(covariance, n_spots)
     return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"], content.get("section_key"))
 
 

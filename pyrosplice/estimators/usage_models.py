@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
@@ -65,6 +66,8 @@ class UsageModels:
         device: str = "cpu",
         *,
         graph: Graph = "mutual",
+        likelihood: Likelihood | None = None,
+        priors: Mapping[str, Any] | None = None,
     ) -> None:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
@@ -74,6 +77,7 @@ class UsageModels:
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
+        self.likelihood, self.priors = Multinomial() if likelihood is None else likelihood, dict(priors or {})
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -97,6 +101,7 @@ class UsageModels:
         min_counts: float = 10,
         min_bin_pct: float = 0.0,
         min_component_size: int = 1,
+        covariance: Any = None,
         section_key: str | None = None,
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
@@ -128,6 +133,9 @@ class UsageModels:
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
             Spots in smaller components of the graph are left out, with a warning.
+        covariance
+            Spatial covariance of the spots to use instead of the graph's CAR: a
+            :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
         section_key
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
@@ -154,6 +162,7 @@ class UsageModels:
             min_counts=min_counts,
             min_bin_pct=min_bin_pct,
             min_component_size=min_component_size,
+            covariance=covariance,
             section_key=section_key,
         )
         self.adata, self._prepared = adata, prepared
@@ -297,15 +306,16 @@ class UsageModels:
     def _model_options(self, **changed: Any) -> dict[str, Any]:
         """Constructor arguments of the model of one batch."""
         configs = {"max_epochs": 500} if self.fitting_configs is None else deepcopy(self.fitting_configs)
+        own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors}
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
-            return {"fitting_method": method, "fitting_configs": configs}
+            return {"fitting_method": method, "fitting_configs": configs, **own}
         names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
         options = {name: getattr(self, name) for name in names}
-        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | changed
+        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
     def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
-        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None}
+        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
         method = {"fitting_method": "marginal_newton", "fitting_configs": None}
         return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 

@@ -128,6 +128,8 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     """
     if not 0 <= damping < np.inf:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
+    if not isinstance(covariance, Tensor) and getattr(covariance, "precision", None) is None:
+        covariance = covariance.dense()
     if isinstance(covariance, Tensor):
         return _dense_kernel(_damped(_checked(covariance), damping))
     precision = sp.csc_matrix(covariance.precision + damping * sp.identity(covariance.n_spots))

@@ -113,14 +113,13 @@ class GLMObjective:
     def select(self, rows: Tensor) -> GLMObjective:
         """The problem of some of the genes."""
         counts = self.counts.movedim(-1, 0)[:, rows].movedim(0, -1)
-        return replace(self, counts=counts, genes=self.genes[rows], constant=self.constant[rows])
+        likelihood = self.likelihood.select(rows)
+        return replace(self, counts=counts, likelihood=likelihood, genes=self.genes[rows], constant=self.constant[rows])
 
     def start(self) -> Tensor:
-        """Log ratio of the isoforms' totals (half a count added) for the intercepts, zero elsewhere: ``(A, D)``."""
-        totals = self.counts.sum(-2) + 0.5
-        ratio = (totals[:, :-1] / totals[:, -1:]).log()
+        """The likelihood's start for the intercepts, zero elsewhere: ``(A, D)``."""
         point = self.counts.new_zeros(len(self.counts), self.scaling.design.shape[1], self.n_logits)
-        point[:, -1, : ratio.shape[-1]] = ratio[:, : self.n_logits]
+        point[:, -1] = self.likelihood.start(self.counts)
         return point.flatten(1)
 
     def coefficients(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +155,9 @@ class GLMObjective:
         with torch.enable_grad():
             point = point.detach().requires_grad_(True)
             log_prior = self._log_prior(point)
-            (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
+            prior_gradient = torch.zeros_like(point)
+            if log_prior.requires_grad:
+                (prior_gradient,) = torch.autograd.grad(log_prior.sum(), point)
         return loss - log_prior.detach(), gradient - prior_gradient
 
     def derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,13 +187,14 @@ class GLMObjective:
         information has all but vanished beside that of the same molecules with even usage, and some spot with
         molecules has an extreme predictor.
         """
-        seen = self.counts.sum(-1) > 0
+        weights = self.counts.sum(-1) if self.likelihood.conditional else 1 + self.counts.sum(-1)
+        seen = weights > 0
         extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
         totals = self.counts.sum(-2)
         answer = (totals == 0).any(-1) & (totals.sum(-1) > 0) & (self.prior is None)
         for row in torch.nonzero(extreme & ~answer).squeeze(-1).tolist():
             design = self.scaling.design
-            metric = design.T @ (self.counts[row].sum(-1).unsqueeze(-1) * design)
+            metric = design.T @ (weights[row].unsqueeze(-1) * design)
             values, vectors = torch.linalg.eigh(metric)
             kept = values > SINGULAR * values[-1]
             identity = torch.eye(self.n_logits, dtype=design.dtype, device=design.device)
@@ -223,9 +225,11 @@ class GLMObjective:
     def _prior_derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = point.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self._log_prior(point).sum(), point, create_graph=True)
+            log_prior, gradient = self._log_prior(point).sum(), torch.zeros_like(point)
+            if log_prior.requires_grad:  # else it is a prior of other sites
+                (gradient,) = torch.autograd.grad(log_prior, point, create_graph=True)
             if not gradient.requires_grad:
-                return gradient, point.new_zeros(*point.shape, point.shape[-1])
+                return gradient.detach(), point.new_zeros(*point.shape, point.shape[-1])
             columns = [torch.autograd.grad(g.sum(), point, retain_graph=True)[0] for g in gradient.unbind(-1)]
         return gradient.detach(), torch.stack(columns, -1)
 
@@ -265,7 +269,7 @@ def covariance_from_information(information: Tensor, scaling: Standardisation, n
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
     """Counts and covariates without empty spots, those of equal covariates added up if the likelihood allows."""
     seen = (counts.sum(-1) > 0).any(0)
-    if not seen.all():
+    if likelihood.conditional and not seen.all():
         counts, covariates = counts[:, seen], covariates[seen]
     if not likelihood.additive or not len(covariates):
         return counts, covariates

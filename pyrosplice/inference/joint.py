@@ -13,7 +13,7 @@ likelihood (:mod:`pyrosplice.inference.marginal`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class JointFit:
         Norm of the gradient of the objective in (coefficients, σ, ψ), (B,).
     convergence
         How each gene's search went.
+    hyper
+        Hyper-parameters of the likelihood that were estimated, (B, 1) each.
     """
 
     coefficients: Tensor
@@ -56,6 +58,7 @@ class JointFit:
     log_joint: Tensor
     gradient_norm: Tensor
     convergence: Convergence
+    hyper: dict[str, Tensor] = field(default_factory=dict)
 
 
 class JointObjective(ModeObjective):
@@ -75,20 +78,23 @@ class JointObjective(ModeObjective):
             safe = torch.where(parameters.spatial == 0, 1.0, parameters.spatial)
             spatial = (mode.score * model.solver.spread(mode.latents.field)).sum(1) - explained / safe
         coefficients = (model.design.T @ mode.score.permute(2, 1, 0)).permute(2, 1, 0)
-        return Measure(value, coefficients, spatial, white)
+        names, hyper = self.unknowns.hyper, ()
+        if names:
+            hyper = model.likelihood.hyper_gradient(model.counts, mode.eta, names, None, None)
+        return Measure(value, coefficients, spatial, white, *hyper)
 
     def information(self) -> Tensor:
         """Exact for the coefficients; the scale of the Gaussian density's own curvature for σ and ψ."""
         out = super().information()
         if self.mode is None:
             raise AssertionError("evaluate first")
-        n_gamma, n_sigma, _ = self.unknowns.sizes
+        n_gamma, n_sigma, n_angle, _ = self.unknowns.sizes
         parameters = self.mode.step.parameters
         count = float(self.mode.score[0].numel()) / max(self.unknowns.n_components, 1)
         variance = parameters.spatial.square() + parameters.white[:, 0].square()
         diagonal = torch.diagonal(out, dim1=1, dim2=2)
         diagonal[:, n_gamma : n_gamma + n_sigma] += 2 * count / variance[:, :n_sigma].clamp_min(1e-6)
-        diagonal[:, n_gamma + n_sigma :] += count
+        diagonal[:, n_gamma + n_sigma : n_gamma + n_sigma + n_angle] += count
         return out
 
 
@@ -143,10 +149,17 @@ def fit_joint(
         lost = model.solver.remainder
         remainder = model.counts.new_full((1,), JITTER) if lost is None else lost + JITTER
     unknowns = Unknowns(
-        model.design.shape[1], model.n_predictors, sigma.shape[1], spatial, sigma if fix_sigma else None, remainder
+        model.design.shape[1],
+        model.n_predictors,
+        sigma.shape[1],
+        spatial,
+        sigma if fix_sigma else None,
+        remainder,
+        hyper=model.hyper,
     )
+    hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     objective = JointObjective(model, unknowns, log_prior)
-    begin = unknowns.pack(start_coefficients(model), sigma, torch.full_like(sigma, NEUTRAL))
+    begin = unknowns.pack(start_coefficients(model), sigma, torch.full_like(sigma, NEUTRAL), hyper)
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
     convergence = Convergence.start(len(genes), device=genes.device)
@@ -172,4 +185,5 @@ def _assemble(objective: JointObjective, point: Tensor, convergence: Convergence
         log_joint=objective.measure(mode).value,
         gradient_norm=gradient.norm(dim=-1),
         convergence=convergence,
+        hyper=unknowns.hyper_values(point),
     )

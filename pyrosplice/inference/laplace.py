@@ -14,6 +14,8 @@ J. Stat. Softw. 70(5)). It needs only the diagonal blocks of S⁻¹ and one more
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,10 +68,16 @@ class Laplace:
             coupling = matmul(step.information, step.white_covariance * c[..., None])
             self.cross_white = self.cross_white - matmul(through, coupling)
 
+    def hyper_gradient(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Derivative of ``value`` in the logs of the likelihood's hyper-parameters, and its scale: both (B, H)."""
+        model = self.mode.step.model
+        return model.likelihood.hyper_gradient(model.counts, self.mode.eta, names, self.adjoint_eta, self.covariance)
+
     def _gradient(self, tilt: Tensor) -> None:
         mode, step, model = self.mode, self.mode.step, self.mode.step.model
         adjoint = step.solve(step.pull_back(tilt))
-        response = matvec(step.information, model.random_part(step.parameters, adjoint))
+        self.adjoint_eta = model.random_part(step.parameters, adjoint)
+        response = matvec(step.information, self.adjoint_eta)
         residual = mode.score + tilt - response
         self.coefficients_gradient = (model.design.T @ residual.permute(2, 1, 0)).permute(2, 1, 0)
         trace = (step.information * self.cross_white.mT).sum(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class MarginalObjective(ModeObjective):
     def measure(self, mode: Mode) -> Measure:
         """Laplace's approximation and its exact gradient."""
         found = Laplace(mode)
-        return Measure(found.value, found.coefficients_gradient, found.spatial_gradient, found.white_gradient)
+        known = (found.value, found.coefficients_gradient, found.spatial_gradient, found.white_gradient)
+        return Measure(*known, *(found.hyper_gradient(self.unknowns.hyper) if self.unknowns.hyper else ()))
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class MarginalFit:
         Norm of the gradient of the objective in (coefficients, σ, ψ) at the estimates, (B,).
     convergence
         How each gene's search went.
+    hyper
+        Hyper-parameters of the likelihood that were estimated, (B, 1) each.
     """
 
     coefficients: Tensor
@@ -63,6 +66,7 @@ class MarginalFit:
     log_marginal_null: Tensor
     gradient_norm: Tensor
     convergence: Convergence
+    hyper: dict[str, Tensor] = field(default_factory=dict)
 
 
 def fit_marginal(
@@ -107,25 +111,27 @@ def fit_marginal(
     n_components = 1 if share_variance else model.n_predictors
     sigma = model.counts.new_full((len(genes), n_components), 0.5) if fixed_sigma is None else fixed_sigma
     spatial = model.solver is not None
-    unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma)
+    unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma, hyper=model.hyper)
+    hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes), device=genes.device)
-    begin = unknowns.pack(start_coefficients(model), sigma, None)
+    begin = unknowns.pack(start_coefficients(model), sigma, None, hyper)
     point, loss = _search(null, genes, begin, convergence, options, minimiser)
     if not spatial:
         return _assemble(null, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)
+    hyper = unknowns.hyper_values(point)
     remainder = model.solver.remainder if model.solver is not None else None
-    unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, True, fixed_sigma, remainder)
+    unknowns = replace(unknowns, spatial=True, remainder=remainder)
     full = MarginalObjective(model, unknowns, log_prior)
-    at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma))
-    begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEUTRAL))
+    at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma), hyper)
+    begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEUTRAL), hyper)
     convergence = Convergence.start(len(genes), device=genes.device)
     best, best_loss = _search(full, genes, begin, convergence, options, minimiser)
     angle = unknowns.unpack(best, genes)[2]
     fallen = genes[(angle.sin().square() < NEAR_ZERO).all(-1)]
     if len(fallen):
-        begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEAR_ONE))[fallen]
+        begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEAR_ONE), hyper)[fallen]
         second = Convergence.start(len(genes), device=genes.device)
         scouts = replace(options, max_iter=min(SCOUTING, options.max_iter))
         begin, _ = _search(full, fallen, begin, second, scouts, minimiser)
@@ -152,11 +158,9 @@ def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memo
 
 
 def start_coefficients(model: MixedModel) -> Tensor:
-    """Log ratios of the totals as the intercept, zero for the covariates: (B, P, Q)."""
-    total = model.counts.sum(1) + 0.5
-    coefficients = total.new_zeros(len(total), model.design.shape[1], model.n_predictors)
-    if total.shape[1] - 1 == model.n_predictors:
-        coefficients[:, -1] = (total[:, :-1] / total[:, -1:]).log()
+    """The likelihood's start as the intercept, zero for the covariates: (B, P, Q)."""
+    coefficients = model.counts.new_zeros(len(model.counts), model.design.shape[1], model.n_predictors)
+    coefficients[:, -1] = model.likelihood.start(model.counts)
     return coefficients
 
 
@@ -190,7 +194,8 @@ def _assemble(
     genes, unknowns, latents = objective.model.genes, objective.unknowns, objective.latents
     coefficients, sigma, angle = unknowns.unpack(point, genes)
     old = unknowns.parameters(point, genes)
-    point = unknowns.pack(coefficients, sigma.abs(), torch.atan2(angle.sin().abs(), angle.cos().abs()))
+    hyper = unknowns.hyper_values(point)
+    point = unknowns.pack(coefficients, sigma.abs(), torch.atan2(angle.sin().abs(), angle.cos().abs()), hyper)
     latents.field.mul_(torch.where(old.spatial < 0, -1.0, 1.0)[:, None])
     latents.noise.mul_(torch.where(old.white < 0, -1.0, 1.0))
     objective.mode = None
@@ -211,4 +216,5 @@ def _assemble(
         log_marginal_null=value if null is None else null,
         gradient_norm=gradient.norm(dim=-1),
         convergence=convergence,
+        hyper=hyper,
     )

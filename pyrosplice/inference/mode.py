@@ -19,13 +19,14 @@ sparse system in s,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar, sandwich
+from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar, positive_part, sandwich
 from pyrosplice.linalg.solver import Factor, SpatialSolver
 from pyrosplice.models.likelihoods import Likelihood
 
@@ -63,6 +64,10 @@ class Latents:
         scale = length[:, None, None] if isinstance(length, Tensor) else length
         return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
 
+    def finite(self) -> Latents:
+        """The same with zero for what is not finite."""
+        return Latents(*(torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (self.field, self.noise)))
+
     def select(self, genes: Tensor) -> Latents:
         """The same for some of the genes."""
         return Latents(planar(self.field[genes]), planar(self.noise[genes]))
@@ -80,13 +85,19 @@ class MixedModel:
     solver
         The spatial covariance; None for a model whose random effect is independent between spots.
     likelihood
-        Log density of a spot's counts given its linear predictor.
+        Log density of a spot's counts given its linear predictor. Its free hyper-parameters are named in ``hyper`` and
+        have their start values until :meth:`bound`.
     """
 
     def __init__(self, counts: Tensor, design: Tensor, solver: SpatialSolver | None, likelihood: Likelihood):
         self.counts = planar(counts)
-        self.design, self.solver, self.likelihood = design, solver, likelihood
-        zero = planar(counts.new_zeros(*counts.shape[:2], self.n_predictors))
+        self.design, self.solver = design, solver
+        self.hyper = likelihood.free
+        self._take(likelihood.bind_start(len(counts), counts))
+
+    def _take(self, likelihood: Likelihood) -> None:
+        self.likelihood = likelihood
+        zero = planar(self.counts.new_zeros(*self.counts.shape[:2], self.n_predictors))
         self.constant = (likelihood.log_prob(self.counts, zero) - likelihood.log_kernel(self.counts, zero)).sum(-1)
 
     @property
@@ -103,7 +114,14 @@ class MixedModel:
         """The same model for some of the genes."""
         model = copy(self)
         model.counts = planar(self.counts[genes])
+        model.likelihood = self.likelihood.select(genes)
         model.constant = self.constant[genes]
+        return model
+
+    def bound(self, hyper: Mapping[str, Tensor]) -> MixedModel:
+        """The same model with the likelihood's hyper-parameters at these values, (B, 1) each."""
+        model = copy(self)
+        model._take(self.likelihood.bind(hyper))
         return model
 
     def without_field(self) -> MixedModel:
@@ -138,23 +156,36 @@ class MixedModel:
             value -= 0.5 * (latents.field * self.solver.prior(latents.field)).sum((1, 2))
         return value + self.constant
 
-    def newton(self, parameters: Parameters, latents: Latents) -> NewtonStep:
-        """Factorise at ``latents`` and solve for the Newton step to the mode."""
-        return NewtonStep(self, parameters, latents)
+    def newton(self, parameters: Parameters, latents: Latents, *, exact: bool = True) -> NewtonStep:
+        """Factorise at ``latents`` and solve for the Newton step to the mode.
+
+        Not ``exact``: with the positive part of each spot's information, so that the step always ascends.
+        """
+        return NewtonStep(self, parameters, latents, exact=exact)
 
     def mode(self, parameters: Parameters, latents: Latents, *, tolerance: float = 1e-8, max_iter: int = 100) -> Mode:
         """Maximise the joint density over the random effects, starting at ``latents``.
 
         Newton's method with step halving, each gene with its own step. Stops when the Newton decrement of every
-        gene is at most ``tolerance`` nats²; that last step is taken too.
+        gene is at most ``tolerance`` nats²; that last step is taken too. Where the likelihood is not log-concave the
+        search uses the positive part of the information, and the last step the information itself: a gene whose
+        posterior has no Gaussian curvature at its mode is then NaN, and not ``converged``.
         """
+        concave = self.likelihood.log_concave
         value = self.log_joint(parameters, latents)
         for _ in range(max_iter):
-            step = self.newton(parameters, latents)
+            step = self.newton(parameters, latents, exact=concave)
             done = ~(step.decrement > tolerance)  # NaN counts as done: the gene fails alone
             latents, value = self._line_search(step, value, ~done)
             if bool(done.all()):
                 break
+        if not concave:
+            step = self.newton(parameters, latents)
+            polished = latents.moved(step.direction)
+            found = self.log_joint(parameters, polished)
+            better = (found >= value).to(value)  # where rounding decides, stay
+            latents = latents.moved(step.direction.finite(), better)
+            value = torch.where(found >= value, found, value)
         return Mode(step, latents, value, done)
 
     def _line_search(self, step: NewtonStep, value: Tensor, checked: Tensor) -> tuple[Latents, Tensor]:
@@ -175,13 +206,15 @@ class MixedModel:
 class NewtonStep:
     """The Newton system of a batch of genes at given random effects, factorised."""
 
-    def __init__(self, model: MixedModel, parameters: Parameters, latents: Latents):
+    def __init__(self, model: MixedModel, parameters: Parameters, latents: Latents, *, exact: bool = True):
         self.model, self.parameters, self.latents = model, parameters, latents
         a, c = parameters.spatial[:, None], parameters.white
         eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.eta = eta
         self.score = model.likelihood.score(model.counts, eta)
         self.information = model.likelihood.information(model.counts, eta)
+        if not exact:
+            self.information = positive_part(self.information)
         scaled = sandwich(c, self.information, c)
         torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
         self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E
@@ -245,7 +278,8 @@ class Mode:
 
     def __init__(self, step: NewtonStep, latents: Latents, log_joint: Tensor, converged: Tensor):
         self.step, self.latents, self.log_joint = step, latents, log_joint
-        self.converged = converged & torch.isfinite(log_joint) & torch.isfinite(step.decrement)
+        curved = torch.isfinite(step.decrement) & torch.isfinite(step.white_logdet)
+        self.converged = converged & torch.isfinite(log_joint) & curved
         model, parameters = step.model, step.parameters
         self.eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.score = model.likelihood.score(model.counts, self.eta)

@@ -12,7 +12,7 @@ and without a logit that runs to infinity.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]  # (site values of the listed genes, genes) to (b,)
 INNER_TOLERANCE = 1e-6  # Newton decrement, nats²
 FINAL_TOLERANCE = 1e-12
+ROUNDING = 1e-3  # below it, |σ| is rounded off for a prior of σ, which may have its mode, and a kink, at σ = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Unknowns:
         σ where it is not an unknown, (B, n_components).
     remainder
         Diagonal of V that its low-rank form leaves out, (N,).
+    hyper
+        Names of the likelihood's hyper-parameters that are unknowns, by their logs.
     """
 
     n_coefficients: int
@@ -51,34 +54,43 @@ class Unknowns:
     spatial: bool
     fixed_sigma: Tensor | None = None
     remainder: Tensor | None = None
+    hyper: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
-        """Lengths of the three parts: coefficients, σ, ψ."""
+        """Lengths of the four parts: coefficients, σ, ψ, logs of hyper-parameters."""
         free_sigma = self.n_components if self.fixed_sigma is None else 0
         return [
             self.n_coefficients * self.n_predictors,
             free_sigma,
             self.n_components if self.spatial else 0,
+            len(self.hyper),
         ]
 
-    def pack(self, coefficients: Tensor, sigma: Tensor, angle: Tensor | None) -> Tensor:
+    def pack(
+        self, coefficients: Tensor, sigma: Tensor, angle: Tensor | None, hyper: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """One vector a gene, (B, d)."""
         parts = [coefficients.flatten(1)]
         if self.fixed_sigma is None:
             parts.append(sigma)
         if self.spatial and angle is not None:
             parts.append(angle)
-        return torch.cat(parts, 1)
+        return torch.cat([*parts, *((hyper or {})[name].log() for name in self.hyper)], 1)
 
     def unpack(self, vector: Tensor, genes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients (b, P, Q), σ and ψ (b, n_components)."""
-        flat, sigma, angle = vector.split(self.sizes, 1)
+        flat, sigma, angle, _ = vector.split(self.sizes, 1)
         if self.fixed_sigma is not None:
             sigma = self.fixed_sigma[genes]
         if not self.spatial:
             angle = torch.zeros_like(sigma)
         return flat.reshape(-1, self.n_coefficients, self.n_predictors), sigma, angle
+
+    def hyper_values(self, vector: Tensor) -> dict[str, Tensor]:
+        """Hyper-parameters of the likelihood, (b, 1) each."""
+        logs = vector[:, vector.shape[1] - len(self.hyper) :]
+        return {name: logs[:, [h]].exp() for h, name in enumerate(self.hyper)}
 
     def parameters(self, vector: Tensor, genes: Tensor) -> Parameters:
         """Standard deviations of both parts; differentiable in ``vector``."""
@@ -93,23 +105,28 @@ class Unknowns:
     def sites(self, vector: Tensor, genes: Tensor) -> dict[str, Tensor]:
         """Values of the sites of the Pyro model; differentiable in ``vector``."""
         coefficients, sigma, angle = self.unpack(vector, genes)
-        sites = {"beta": coefficients[:, :-1], "bias_eta": coefficients[:, -1], "sigma": sigma.abs()}
+        sites = {"beta": coefficients[:, :-1], "bias_eta": coefficients[:, -1]}
+        rounded = (sigma.square() / ROUNDING + ROUNDING) / 2
+        sites["sigma"] = torch.where(sigma.abs() < ROUNDING, rounded, sigma.abs())
         if self.spatial:
             sites["theta_logit"] = 2 * angle.tan().abs().log()
-        return sites
+        return {**sites, **self.hyper_values(vector)}
 
 
 @dataclass(frozen=True)
 class Measure:
     """A log density and its derivatives in the :class:`~pyrosplice.inference.mode.Parameters`.
 
-    ``value`` (B,), ``coefficients`` (B, P, Q), ``spatial`` (B, Q), ``white`` (B, N, Q): one for every spot.
+    ``value`` (B,), ``coefficients`` (B, P, Q), ``spatial`` (B, Q), ``white`` (B, N, Q): one for every spot. In the
+    logs of the likelihood's hyper-parameters: ``hyper`` (B, H), and ``hyper_scale`` (B, H), about its information.
     """
 
     value: Tensor
     coefficients: Tensor
     spatial: Tensor
     white: Tensor
+    hyper: Tensor | None = None
+    hyper_scale: Tensor | None = None
 
 
 class ModeObjective(ABC):
@@ -128,6 +145,7 @@ class ModeObjective(ABC):
         self.latents = model.zeros()  # of every gene, where it was last evaluated
         self.batch, self.genes = model, model.genes
         self.mode: Mode | None = None
+        self._hyper_scale: Tensor | None = None
 
     def evaluate(self, genes: Tensor, point: Tensor, *, tolerance: float = INNER_TOLERANCE) -> tuple[Tensor, Tensor]:
         """Loss (b,) and gradient (b, d); starts the inner iteration where the last mode says it should."""
@@ -141,9 +159,12 @@ class ModeObjective(ABC):
         start = self._predict(genes, parameters)
         if not torch.equal(genes, self.genes):
             self.batch, self.genes = self.model.select(genes), genes
+        if self.unknowns.hyper:
+            self.batch = self.batch.bound(self.unknowns.hyper_values(point.detach()))
         self.mode = mode = self.batch.mode(parameters, start, tolerance=tolerance)
         self.latents.field[genes], self.latents.noise[genes] = mode.latents.field, mode.latents.noise
         found = self.measure(mode)
+        self._hyper_scale = found.hyper_scale
         white = found.white if linked.white.shape[1] > 1 else found.white.sum(1, keepdim=True)
         with torch.enable_grad():
             surrogate = (
@@ -151,6 +172,8 @@ class ModeObjective(ABC):
                 + (linked.spatial * found.spatial).sum()
                 + (linked.white * white).sum()
             )
+            if found.hyper is not None:
+                surrogate = surrogate + (vector[:, vector.shape[1] - found.hyper.shape[1] :] * found.hyper).sum()
             (gradient,) = torch.autograd.grad(surrogate + prior.sum(), vector)
         return -(found.value + prior.detach()), -gradient
 
@@ -159,11 +182,12 @@ class ModeObjective(ABC):
         """Log density of the genes of ``mode``, and its derivatives."""
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """At most 3 logits, 0.7 (or half of itself) in σ and 0.5 radians in ψ."""
-        n_gamma, n_sigma, n_angle = self.unknowns.sizes
+        """At most 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ and 1 in a log."""
+        n_gamma, n_sigma, n_angle, n_hyper = self.unknowns.sizes
         sigma = point[:, n_gamma : n_gamma + n_sigma].abs()
         logits, angles = point.new_full((len(point), n_gamma), 3.0), point.new_full((len(point), n_angle), 0.5)
-        most = torch.cat([logits, (0.5 * sigma).clamp_min(0.7), angles], 1)
+        logs = point.new_ones(len(point), n_hyper)
+        most = torch.cat([logits, (0.5 * sigma).clamp_min(0.7), angles, logs], 1)
         return (most / direction.abs().clamp_min(1e-300)).amin(1).clamp_max(1.0)
 
     def information(self) -> Tensor:
@@ -183,7 +207,13 @@ class ModeObjective(ABC):
         out[:, :n_gamma, n_gamma:] = 0
         out[:, n_gamma:, :n_gamma] = 0
         scale = torch.diagonal(out, dim1=1, dim2=2).clamp_min(1.0)
-        return out + torch.diag_embed(1e-3 * scale)
+        out = out + torch.diag_embed(1e-3 * scale)
+        if self._hyper_scale is None:
+            return out
+        n_known, n_hyper = out.shape[1], self._hyper_scale.shape[1]
+        whole = torch.nn.functional.pad(out, (0, n_hyper, 0, n_hyper))
+        torch.diagonal(whole, dim1=1, dim2=2)[:, n_known:] = self._hyper_scale.clamp_min(1.0)
+        return whole
 
     def _tangents(self, mode: Mode) -> list[Tensor]:
         """Derivative of η in each unknown, at fixed random effects."""

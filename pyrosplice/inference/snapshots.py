@@ -64,6 +64,7 @@ class _Noted:
             coefficients, sigma, angle = self._objective.unknowns.unpack(point, genes)
             nu = mode.step.model.random_part(mode.step.parameters, mode.latents)
             now = {"coefficients": coefficients, "sigma": sigma.abs(), "theta": angle.sin().square(), "nu": nu}
+            now |= self._objective.unknowns.hyper_values(point)
             self._epochs.append({name: self._updated(name, genes, value) for name, value in now.items()})
         return found
 

@@ -57,3 +57,18 @@ def inverse_and_logdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
         out[..., :, k] = -column / pivot[..., None]
         out[..., k, k] = pivot.reciprocal()
     return out, logdet
+
+
+def positive_part(matrix: Tensor) -> Tensor:
+    """Symmetric matrices ``(..., Q, Q)`` with their negative eigenvalues set to zero."""
+    if matrix.shape[-1] == 1:
+        return matrix.clamp_min(0.0)
+    shift = 1e-12 * matrix.abs().amax((-2, -1)).clamp_min(1e-300)
+    shifted = matrix + torch.diag_embed(shift[..., None].expand(matrix.shape[:-1]))
+    bad = torch.isnan(inverse_and_logdet(shifted)[1]) & torch.isfinite(shift)
+    if not bool(bad.any()):
+        return matrix
+    values, vectors = torch.linalg.eigh(matrix[bad])
+    out = matrix.clone()
+    out[bad] = (vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT
+    return out

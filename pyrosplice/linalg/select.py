@@ -30,8 +30,9 @@ def solver_for(
     Parameters
     ----------
     covariance
-        An object with a sparse ``precision`` (such as :class:`~pyrosplice.spatial.car.CarCovariance`) or a dense
-        (N, N) tensor. On the CPU, a dense V whose inverse is sparse is recognised and takes the sparse path.
+        An object with a sparse ``precision`` (such as :class:`~pyrosplice.spatial.car.CarCovariance`) or a method
+        ``dense()``, or a dense (N, N) tensor. On the CPU, a dense V whose inverse is sparse is recognised and takes
+        the sparse path.
     eigenvalues, eigenvectors
         Eigenpairs of V, (r,) and (N, r), instead of or beside it. With r < N the rest of V's diagonal (ones, where V
         itself is not given: it is a correlation matrix) is kept as independent variance.
@@ -48,8 +49,10 @@ def solver_for(
     if covariance is None:
         raise InvalidArgumentError("corr_sp: expected a spatial covariance or its eigenpairs, found neither.")
     on_cpu = torch.device(device).type == "cpu"
-    if hasattr(covariance, "precision"):
-        return SparseSolver(covariance.precision) if on_cpu else LowRankSolver.from_dense(covariance.dense().to(device))
+    if on_cpu and getattr(covariance, "precision", None) is not None:
+        return SparseSolver(covariance.precision)
+    if not isinstance(covariance, Tensor | np.ndarray) and hasattr(covariance, "dense"):
+        covariance = covariance.dense()
     dense = _checked(torch.as_tensor(covariance, dtype=torch.float64, device=device))
     precision = sparse_inverse(dense) if on_cpu else None
     return LowRankSolver.from_dense(dense) if precision is None else SparseSolver(precision)

@@ -54,7 +54,8 @@ class SpotCounts(TorchDistribution):
         """Log density of each spot's counts, ``(..., G, N)``."""
         if self._validate_args:
             self._validate_sample(value)
-            if not torch.equal(value.sum(-1).expand(self.batch_shape), self.totals.to(value)):
+            totals = self.totals.to(value)
+            if self.likelihood.conditional and not torch.equal(value.sum(-1).expand(self.batch_shape), totals):
                 raise InvalidArgumentError("counts: expected to add up to the totals of their spots; they do not.")
         return self.likelihood.log_prob(value, self.eta)
 
@@ -68,7 +69,8 @@ class SpotCounts(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Expected counts ``(..., G, N, K)``."""
-        return self.totals.unsqueeze(-1) * self.likelihood.mean(self.eta)
+        mean = self.likelihood.mean(self.eta)
+        return self.totals.unsqueeze(-1) * mean if self.likelihood.conditional else mean
 
 
 @dataclass(frozen=True)

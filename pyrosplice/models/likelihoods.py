@@ -7,6 +7,11 @@ stores predictors first (``eta.movedim(-1, 0)`` contiguous) gets vectorised code
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from copy import copy
+from types import MappingProxyType
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -18,20 +23,34 @@ class Likelihood:
     what to override         required for
     ======================== ======== ===================================================================
     ``log_prob``             yes      everything: fitting, tests and posteriors work from it by autograd
-    ``mean``                 yes      fitted usage ratios
+    ``mean``                 no       fitted usage ratios
     ``sample``               no       simulation and posterior predictive draws
     ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
+    ``start``                no       where searches start
+    ``hyperparameters``      no       positive numbers of its own, one a gene (a concentration, a dispersion):
+                                      names and start values. Each is an attribute: None to estimate it
+                                      (a site of that name, flat unless ``priors`` says otherwise), else its value
+    ``conditional``          no       False if the total of a spot is random, so that empty spots inform
+    ``n_categories``         no       least and greatest K (None: any) that it is for
     ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
     ``additive``             no       speed: True if, but for a constant in eta, spots of equal eta have the
                                       log density of one spot with their summed counts
+    ``log_concave``          no       speed: True if ``information`` is never indefinite
     ``score``                no       speed: first derivative, closed form
-    ``information``          no       speed: minus the second derivative, closed form
+    ``information``          no       speed: minus the second derivative, closed form (by ``curvature`` for
+                                      likelihoods with hyper-parameters, which is differentiated in them)
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
     ======================== ======== ===================================================================
+
+    :func:`pyrosplice.testing.check_likelihood` says in words what a new one gets wrong.
     """
 
     name: str = "likelihood"
     additive: bool = False
+    conditional: bool = True
+    log_concave: bool = False
+    n_categories: tuple[int, int | None] = (2, None)
+    hyperparameters: Mapping[str, float] = MappingProxyType({})
 
     def n_predictors(self, n_isos: int) -> int:
         """Length Q of the linear predictor of a gene with ``n_isos`` isoforms."""
@@ -39,19 +58,27 @@ class Likelihood:
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no log density; override Likelihood.log_prob.")
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
         return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
-        """Expected usage of each isoform, ``(..., N, K)``; sums to one over the last dimension."""
-        raise NotImplementedError
+        """Expected usage of each isoform, ``(..., N, K)``, summing to one; expected counts if not ``conditional``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it expects; override Likelihood.mean.")
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules."""
+        """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules (unused if not conditional)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to sample; override Likelihood.sample.")
+
+    def start(self, counts: Tensor) -> Tensor:
+        """Intercepts ``(B, Q)`` to start from: log ratios of the totals (half a count added), or zero."""
+        total = counts.sum(-2) + 0.5
+        n_predictors = self.n_predictors(counts.shape[-1])
+        if n_predictors != counts.shape[-1] - 1:
+            return total.new_zeros(len(total), n_predictors)
+        return (total[:, :-1] / total[:, -1:]).log()
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """First derivative of ``log_prob`` in ``eta``: ``(..., N, Q)``."""
@@ -62,7 +89,7 @@ class Likelihood:
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Minus the second derivative of ``log_prob`` in ``eta``: ``(..., N, Q, Q)``."""
         with torch.enable_grad():
-            return self._information(counts, eta.detach().requires_grad_(True)).detach()
+            return self.curvature(counts, eta.detach().requires_grad_(True)).detach()
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         r"""Derivative of :math:`\operatorname{tr}(C_i W_i)` in :math:`\eta_i`: ``(..., N, Q)``.
@@ -71,18 +98,65 @@ class Likelihood:
         """
         with torch.enable_grad():
             eta = eta.detach().requires_grad_(True)
-            trace = (self._information(counts, eta) * weight).sum()
+            trace = (self.curvature(counts, eta) * weight).sum()
             return torch.autograd.grad(trace, eta)[0] if trace.requires_grad else torch.zeros_like(eta)
 
-    def _information(self, counts: Tensor, eta: Tensor) -> Tensor:
+    def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """:meth:`information` as a differentiable function of ``eta`` (which requires a gradient)."""
         (score,) = torch.autograd.grad(self.log_prob(counts, eta).sum(), eta, create_graph=True)
         if not score.requires_grad:  # log_prob is linear in eta
             return eta.new_zeros(*eta.shape, eta.shape[-1])
         rows = [torch.autograd.grad(s.sum(), eta, create_graph=True)[0] for s in score.unbind(-1)]
         return -torch.stack(rows, -2)
 
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Hyper-parameters that are to be estimated."""
+        return tuple(name for name in self.hyperparameters if getattr(self, name) is None)
+
+    def bind(self: Self, values: Mapping[str, Tensor]) -> Self:
+        """The same likelihood with its hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored."""
+        bound = copy(self)
+        for name in self.hyperparameters:
+            if name in values:
+                setattr(bound, name, values[name])
+        return bound
+
+    def bind_start(self: Self, n_genes: int, like: Tensor) -> Self:
+        """The same with free hyper-parameters at their start values."""
+        return self.bind({name: like.new_full((n_genes, 1), self.hyperparameters[name]) for name in self.free})
+
+    def select(self: Self, genes: Tensor) -> Self:
+        """The same for some of the genes."""
+        own = {name: getattr(self, name) for name in self.hyperparameters}
+        return self.bind({name: v[genes] for name, v in own.items() if isinstance(v, Tensor) and v.ndim >= 2})
+
+    def hyper_gradient(
+        self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Derivatives in the logs of hyper-parameters at fixed η, ``(B, H)``.
+
+        First of :math:`\sum_i \ell_i + a_i' \ell_i' - \tfrac12 \operatorname{tr}(C_i W_i)` (``along`` a, ``weight`` C;
+        None for zero), which is what Laplace's method needs; then the sum of squares of the spots' own derivatives,
+        a positive estimate of the information.
+        """
+        with torch.enable_grad():
+            logs = [getattr(self, name).expand(counts.shape[:-1]).detach().log().requires_grad_(True) for name in names]
+            bound = self.bind({name: log.exp() for name, log in zip(names, logs, strict=True)})
+            eta = eta.detach().requires_grad_(True)
+            total = bound.log_prob(counts, eta).sum()
+            own = torch.autograd.grad(total, logs, retain_graph=True)
+            if along is not None:
+                (score,) = torch.autograd.grad(total, eta, create_graph=True)
+                total = total + (along * score).sum()
+            if weight is not None:
+                total = total - 0.5 * (weight * bound.curvature(counts, eta)).sum()
+            whole = torch.autograd.grad(total, logs)
+        return torch.stack(whole, -1).sum(1), torch.stack(own, -1).square().sum(1)
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyperparameters if name not in self.free)
+        return f"{type(self).__name__}({given})"
 
 
 class Multinomial(Likelihood):
@@ -95,6 +169,7 @@ class Multinomial(Likelihood):
 
     name = "multinomial"
     additive = True
+    log_concave = True
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log n! − Σ log y! + y' [η, 0] − n log(1 + Σ e^η)``."""
@@ -114,13 +189,7 @@ class Multinomial(Likelihood):
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw one category a molecule and count."""
-        usage = self.mean(eta)
-        draws = torch.multinomial(
-            usage.reshape(-1, usage.shape[-1]), max(int(totals.max()), 1), replacement=True, generator=generator
-        )
-        kept = torch.arange(draws.shape[-1], device=draws.device) < totals.reshape(-1, 1)
-        counts = torch.zeros(draws.shape[0], usage.shape[-1], dtype=usage.dtype, device=usage.device)
-        return counts.scatter_add_(1, draws, kept.to(usage.dtype)).reshape(usage.shape)
+        return draw_multinomial(totals, self.mean(eta), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``y − n p`` of the free logits."""
@@ -146,3 +215,13 @@ class Multinomial(Likelihood):
         top = eta.amax(-1, keepdim=True).clamp_min(0.0)
         odds = torch.exp(eta - top)
         return odds / (odds.sum(-1, keepdim=True) + torch.exp(-top))
+
+
+def draw_multinomial(totals: Tensor, usage: Tensor, *, generator: torch.Generator | None) -> Tensor:
+    """Counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms with chances ``usage``."""
+    draws = torch.multinomial(
+        usage.reshape(-1, usage.shape[-1]), max(int(totals.max()), 1), replacement=True, generator=generator
+    )
+    kept = torch.arange(draws.shape[-1], device=draws.device) < totals.reshape(-1, 1)
+    counts = torch.zeros(draws.shape[0], usage.shape[-1], dtype=usage.dtype, device=usage.device)
+    return counts.scatter_add_(1, draws, kept.to(usage.dtype)).reshape(usage.shape)

@@ -51,9 +51,10 @@ class MultinomialGLM:
 
     Notes
     -----
-    Sites: ``beta`` ``(G, P, Q)`` (none when P = 0) and ``bias_eta`` ``(G, Q)`` in the plate ``genes`` (dim −1);
-    ``counts`` in the plates ``rows`` (the same genes, dim −2) and ``spots`` (dim −1). A flat prior is improper: it has
-    a density but no draws of its own, so simulating the prior asks for proper ones.
+    Sites: ``beta`` ``(G, P, Q)`` (none when P = 0), ``bias_eta`` ``(G, Q)`` and the likelihood's free hyper-parameters
+    ``(G, 1)`` by their names, in the plate ``genes`` (dim −1); ``counts`` in the plates ``rows`` (the same genes,
+    dim −2) and ``spots`` (dim −1). A flat prior is improper: it has a density but no draws of its own, so simulating
+    the prior asks for proper ones.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class MultinomialGLM:
         """Shape of each site that takes a prior, genes first."""
         n_genes, _, n_isos = self.counts.shape
         n_logits = self.likelihood.n_predictors(n_isos)
-        return {"beta": (n_genes, self.design.shape[1], n_logits), "bias_eta": (n_genes, n_logits)}
+        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
+        return {"beta": (n_genes, self.design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
     def sample_latents(self) -> dict[str, Tensor]:
         """Sample every latent site (called inside the plate of genes); values by site."""
@@ -96,10 +98,11 @@ class MultinomialGLM:
         with pyro.plate("genes", n_genes, dim=-1):
             values = self.sample_latents()
         eta = self.linear_predictor(values)
+        own = {name: values[name] for name in self.likelihood.free}
         if eta.ndim > 3:  # draws come to the left of the plates; dim −2 of the latents belongs to no plate
-            eta = eta.squeeze(-4)
+            eta, own = eta.squeeze(-4), {name: value.squeeze(-3) for name, value in own.items()}
         with pyro.plate("rows", n_genes, dim=-2), pyro.plate("spots", n_spots, dim=-1):
-            pyro.sample("counts", SpotCounts(self.likelihood, self.totals, eta, n_isos), obs=self.counts)
+            pyro.sample("counts", SpotCounts(self.likelihood.bind(own), self.totals, eta, n_isos), obs=self.counts)
         return eta
 
 

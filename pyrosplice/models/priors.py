@@ -7,6 +7,7 @@ site            shape of one gene   default                     meaning
 ``bias_eta``    ``(Q,)``            flat on the reals           intercepts
 ``sigma``       ``(1,)`` / ``(Q,)``  flat on the positive reals  standard deviation of the random effect
 ``theta_logit`` ``(1,)`` / ``(Q,)``  flat on the reals           logit of the spatial share of its variance
+likelihood's    ``(1,)``            flat on the positive reals  its hyper-parameters, e.g. ``concentration``
 ==============  ==================  ==========================  =====================================================
 
 A prior may have any batch and event shape that broadcasts to its site: ``Normal(0, 1)`` is independent over all
@@ -28,6 +29,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, check_option
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
+REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
 VARIANCE_PRIORS: dict[str, dict[str, float]] = {
     "none": {},
     "gamma": {"alpha": 2.0, "beta": 0.3},
@@ -97,7 +99,8 @@ def log_prior(
     values
         Values by site, genes first.
     genes
-        Which of the G genes the values belong to, ``(B,)``; all of them if None.
+        Which of the G genes the values belong to, ``(B,)``; all of them if None. May hold the same genes again and
+        again, in the same order.
 
     Returns
     -------
@@ -116,11 +119,13 @@ def log_prior(
 def _log_density(prior: dist.TorchDistribution, value: Tensor, genes: Tensor) -> Tensor:
     n_event = len(prior.event_shape)
     support: Any = prior.support
-    inner = torch.distributions.transform_to(support)(value.new_zeros(prior.shape()))
-    every = inner.index_copy(0, genes, value)
+    rows = genes[: len(torch.unique(genes))]
+    times = len(genes) // max(len(rows), 1)
+    inner = torch.distributions.transform_to(support)(value.new_zeros((times, *prior.shape())))
+    every = inner.index_copy(1, rows, value.reshape(times, len(rows), *value.shape[1:]))
     inside = support.check(every)
     every = torch.where(inside.reshape(*inside.shape, *[1] * n_event), every, inner)
-    return torch.where(inside, prior.log_prob(every), -torch.inf)[genes]
+    return torch.where(inside, prior.log_prob(every), -torch.inf)[:, rows].reshape(-1)
 
 
 def is_flat(prior: dist.TorchDistribution) -> bool:
@@ -133,7 +138,7 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
 def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
     if prior is None:
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-        start = dist.LogNormal(zero, one) if name == "sigma" else dist.Normal(zero, one)
+        start = dist.Normal(zero, one) if name in REAL_SITES else dist.LogNormal(zero, one)
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
     if not isinstance(prior, torch.distributions.Distribution):
         raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")

@@ -393,7 +393,7 @@ def test_importance_sampling_from_the_guide_gives_the_exact_evidence(row):
         "theta_logit": torch.logit(torch.full((1, 1), exact["theta"], dtype=torch.float64)),
     }
     model.update_params_from_dict(point)
-    posterior, pyro_model = model.posterior(), model.model
+    posterior, pyro_model = model.random_effect_posterior(), model.model
     draws = posterior.sample((800,), generator=torch.Generator().manual_seed(0))
     sites = {name: getattr(model, name).detach() for name in point}
     joint = torch.stack([log_density(pyro_model, {**sites, "nu": nu}) for nu in draws])
@@ -477,7 +477,7 @@ def test_bad_covariances_are_named_and_the_model_keeps_its_data(data):
 
 
 @pytest.mark.parametrize(
-    "ask", ["fit", "forward", "get_isoform_ratio", "var_total", "var_sp_prop", "vcov", "posterior"]
+    "ask", ["fit", "forward", "get_isoform_ratio", "var_total", "var_sp_prop", "vcov", "random_effect_posterior"]
 )
 def test_asking_before_setup_is_an_error_that_says_so(ask):
     with pytest.raises(NotReadyError, match="setup_data"):

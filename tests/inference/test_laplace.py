@@ -13,7 +13,9 @@ from pyrosplice.inference.mode import Latents, MixedModel, Parameters
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.models.count_likelihoods import NegativeBinomial
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.usage_likelihoods import DirichletMultinomial
 from pyrosplice.spatial.car import CarCovariance
 from tests.paths import shared
 
@@ -238,3 +240,52 @@ def test_genes_are_independent() -> None:
     assert not bool(beside.mode.converged[4]) and bool(beside.mode.converged[others].all())
     alone = laplace(MixedModel(counts[2:3], design, solver, Multinomial()), parameters.select(torch.tensor([2])))
     torch.testing.assert_close(alone.value[0], together.value[2], rtol=0, atol=1e-9)
+
+
+HYPER = [
+    (DirichletMultinomial(), {"concentration": torch.tensor([[6.0]], dtype=torch.float64)}),
+    (NegativeBinomial(), {"dispersion": torch.tensor([[0.7]], dtype=torch.float64)}),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "values"), HYPER, ids=["Dirichlet-multinomial", "negative binomial"])
+@pytest.mark.parametrize("kind", ["sparse", "white"])
+def test_hyperparameter_gradients_equal_the_dense_oracle(likelihood: Likelihood, values: dict, kind: str) -> None:
+    """The derivative in a log concentration or log dispersion, the mode and the determinant moving with it."""
+    counts, design, car = small_problem()
+    counts = counts[..., : (likelihood.n_categories[1] or 3)]
+    q = likelihood.n_predictors(counts.shape[-1])
+    solver = SparseSolver(car.precision) if kind == "sparse" else None
+    covariance = car.dense() if kind == "sparse" else torch.zeros(N_SPOTS, N_SPOTS, dtype=torch.float64)
+    coefficients = torch.tensor([[[0.3, -0.2], [0.4, 0.1]]], dtype=torch.float64)[..., :q]
+    spatial, white = torch.tensor([[0.7, 0.4]]).double()[:, :q], torch.tensor([[[0.3, 0.6]]]).double()[..., :q]
+    parameters = Parameters(coefficients, spatial, white)
+    (name,) = values
+    log = values[name].log().requires_grad_(True)
+    expected = oracle(likelihood.bind({name: log.exp()[0]}), counts[0], design, covariance, parameters)
+    (gradient,) = torch.autograd.grad(expected, log)
+    model = MixedModel(counts, design, solver, likelihood).bound(values)
+    found = laplace(model, parameters)
+    torch.testing.assert_close(found.value[0], expected.detach(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.hyper_gradient((name,))[0], gradient, rtol=0, atol=1e-6)
+
+
+def test_a_posterior_without_curvature_is_reported_and_troubles_no_other_gene() -> None:
+    """A mixture likelihood whose information is negative at the mode of one gene."""
+
+    class Bimodal(Likelihood):
+        n_categories = (2, 2)
+
+        def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
+            far = counts[..., 0] - 1  # two bumps, ± this far from zero
+            bumps = torch.stack([-4 * (eta[..., 0] - far).square(), -4 * (eta[..., 0] + far).square()])
+            return torch.logsumexp(bumps, 0)
+
+    counts = torch.ones(2, N_SPOTS, 2, dtype=torch.float64)
+    counts[1] = 2.0
+    design = torch.ones(N_SPOTS, 1, dtype=torch.float64)
+    zero = torch.zeros(2, 1, 1, dtype=torch.float64)
+    model = MixedModel(counts, design, None, Bimodal())
+    mode = model.mode(Parameters(zero, zero[:, 0], zero + 2.0), model.zeros())
+    assert mode.converged.tolist() == [True, False]
+    assert bool(torch.isfinite(Laplace(mode).value[0]))

@@ -1,0 +1,110 @@
+"""Priors in words, and as JSON for files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pyro.distributions as dist
+import torch
+
+from pyrosplice.models.count_likelihoods import NegativeBinomial, Poisson
+from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.penalised_complexity import SpatialShare
+from pyrosplice.models.priors import REAL_SITES, complete_priors, is_flat
+from pyrosplice.models.usage_likelihoods import BetaBinomial, Binomial, DirichletMultinomial
+
+SHIPPED: dict[str, type[Likelihood]] = {
+    kind.__name__: kind
+    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
+}
+ROLES = {
+    "beta": "covariate effects on the linear predictor",
+    "bias_eta": "intercepts",
+    "sigma": "standard deviation of the random effect",
+    "theta_logit": "logit of the spatial share of its variance",
+}
+
+
+def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
+    """One row a site: shape of a gene's values, support, prior, role.
+
+    ``priors`` are those given; ``shapes`` are those of all sites, genes first.
+    """
+    complete = complete_priors(priors, shapes)
+    rows = [
+        {
+            "site": name,
+            "shape": shape[1:],
+            "support": "real" if name in REAL_SITES else "positive",
+            "prior": "flat" if is_flat(complete[name]) else describe(priors[name]),
+            "role": ROLES.get(name, "hyper-parameter of the likelihood"),
+        }
+        for name, shape in shapes.items()
+    ]
+    return pd.DataFrame(rows).set_index("site")
+
+
+def describe(prior: Any) -> str:
+    """A distribution in one line: ``Normal(loc=0, scale=1)``."""
+    if isinstance(prior, SpatialShare):
+        return f"penalised complexity of θ (rate {prior.rate:.3g})"
+    if isinstance(prior, torch.distributions.Independent):
+        return describe(prior.base_dist)
+    arguments = ", ".join(f"{key}={_short(value)}" for key, value in _arguments(prior).items())
+    return f"{type(prior).__name__}({arguments})"
+
+
+def prior_to_json(prior: Any) -> dict[str, Any] | None:
+    """Class and arguments of a prior of ours or Pyro's; None for any other, which a file cannot bring back."""
+    if isinstance(prior, SpatialShare):
+        return {"class": "SpatialShare", "distance": prior.distance.tolist(), "slope": prior.slope.tolist()} | {
+            "rate": prior.rate
+        }
+    kind = type(prior).__name__
+    wrapper = isinstance(prior, torch.distributions.Independent) or kind in (
+        "TransformedDistribution",
+        "MaskedDistribution",
+    )
+    if wrapper or getattr(dist, kind, None) is not type(prior):
+        return None
+    return {"class": kind} | {key: torch.as_tensor(value).tolist() for key, value in _arguments(prior).items()}
+
+
+def prior_from_json(content: Mapping[str, Any]) -> Any:
+    """Inverse of :func:`prior_to_json`."""
+    arguments = {key: value for key, value in content.items() if key != "class"}
+    tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
+    if content["class"] == "SpatialShare":
+        return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
+    return getattr(dist, content["class"])(**tensors)
+
+
+def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
+    """Class and arguments of a shipped likelihood with plain numbers; None for any other."""
+    if SHIPPED.get(type(likelihood).__name__) is not type(likelihood):
+        return None
+    arguments = dict(vars(likelihood))
+    if not all(value is None or isinstance(value, int | float) for value in arguments.values()):
+        return None
+    return {"class": type(likelihood).__name__, "arguments": arguments}
+
+
+def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
+    """Inverse of :func:`likelihood_to_json`."""
+    return SHIPPED[content["class"]](**content["arguments"])
+
+
+def _arguments(prior: Any) -> dict[str, Any]:
+    names = [name for name in inspect.signature(type(prior).__init__).parameters if name in prior.arg_constraints]
+    if isinstance(prior, torch.distributions.MultivariateNormal):
+        names = ["loc", "scale_tril"]
+    chosen = [name for name in names if name != "logits" or "probs" not in names]
+    return {name: getattr(prior, name) for name in chosen}
+
+
+def _short(value: Any) -> str:
+    tensor = torch.as_tensor(value)
+    return f"{float(tensor):.4g}" if tensor.numel() == 1 else f"[{'×'.join(map(str, tensor.shape))}]"

@@ -1,0 +1,16 @@
+"""Posterior draws and what they say about the model, as an xarray DataTree that ArviZ reads."""
+
+from pyrosplice.posterior.comparison import compare_posteriors
+from pyrosplice.posterior.diagnostics import convergence_table, leave_one_out, predictive_check, prior_sensitivity
+from pyrosplice.posterior.grid import grid_table
+from pyrosplice.posterior.nuts import NutsOptions
+
+__all__ = [
+    "NutsOptions",
+    "compare_posteriors",
+    "convergence_table",
+    "grid_table",
+    "leave_one_out",
+    "predictive_check",
+    "prior_sensitivity",
+]

@@ -1,0 +1,196 @@
+"""Does the model fit, can the draws be trusted, and what do the priors do: tables from a posterior tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from pyrosplice.errors import NoResultsError
+from pyrosplice.inference.convergence import REASONS
+from pyrosplice.inference.importance import RELIABLE, pareto_k
+from pyrosplice.posterior.sampling import smoothed
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def _zeros(counts: np.ndarray) -> np.ndarray:
+    return (counts == 0).mean((-2, -1))
+
+
+def _spread(counts: np.ndarray) -> np.ndarray:
+    """Variance over spots of the share of the first category (of the count, where there is one)."""
+    total = counts.sum(-1)
+    share = counts[..., 0] if counts.shape[-1] == 1 else counts[..., 0] / np.where(total > 0, total, np.nan)
+    return np.nanvar(share, -1)
+
+
+def _largest(counts: np.ndarray) -> np.ndarray:
+    return counts.max((-2, -1))
+
+
+STATISTICS: dict[str, Statistic] = {"zeros": _zeros, "spread": _spread, "largest": _largest}
+
+
+def predictive_check(
+    tree: xr.DataTree, *, group: str = "posterior_predictive", statistics: Mapping[str, Statistic] | None = None
+) -> pd.DataFrame:
+    """Statistics of the counts beside their predictive distribution, one row a gene and statistic.
+
+    Parameters
+    ----------
+    tree
+        With the group asked for.
+    group
+        ``"posterior_predictive"`` or ``"prior_predictive"``.
+    statistics
+        Functions of counts ``(..., spots, isoforms)``; share of zeros, variance of the first isoform's share over
+        spots and largest count by default.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``statistic``, ``observed``, ``mean``, ``low``, ``high`` (90 %), and ``p``: chance that the statistic
+        is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
+    """
+    _require(tree, group)
+    drawn = tree[group]["counts"].values.reshape(-1, *tree[group]["counts"].shape[2:])
+    observed, genes = tree["observed_data"]["counts"].values, tree["observed_data"].gene.values
+    rows = []
+    for name, statistic in (statistics or STATISTICS).items():
+        here, there = statistic(observed), statistic(drawn)
+        low, high = np.nanquantile(there, (0.05, 0.95), axis=0)
+        chance = (there > here).mean(0) + 0.5 * (there == here).mean(0)
+        columns = {"observed": here, "mean": np.nanmean(there, 0), "low": low, "high": high, "p": chance}
+        rows.append(pd.DataFrame({"gene": genes, "statistic": name, **columns}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
+    r"""Expected log predictive density of a spot left out, by Pareto-smoothed importance sampling; one row a gene.
+
+    The weights :math:`w_s / p(y_i \mid \cdot_s)` correct for the spot left out and, by the draws' own
+    ``log_weight``, for Laplace's approximation. With a random effect at every spot, one spot holds much of what is
+    known of its own effect: k̂ is then often above 0.7, and the row says so.
+
+    Returns
+    -------
+    DataFrame
+        Index ``gene``: ``elpd``, ``se``, ``p_loo`` (effective number of parameters), ``pareto_k`` (the largest of the
+        spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
+    """
+    _require(tree, "log_likelihood")
+    density = torch.from_numpy(tree["log_likelihood"]["counts"].values.copy()).flatten(0, 1)  # (S, G, N)
+    own = _log_weights(tree, density.shape[:2])
+    rows = []
+    for position, gene in enumerate(tree["posterior"].gene.values):
+        ratios = own[:, position, None] - density[:, position]
+        weights = smoothed(ratios)
+        weights = weights - torch.logsumexp(weights, 0)
+        each = torch.logsumexp(weights + density[:, position], 0)
+        base = torch.log_softmax(own[:, position], 0)
+        whole = torch.logsumexp(base[:, None] + density[:, position], 0)
+        k = pareto_k(ratios)
+        k_draws = float(pareto_k(own[:, [position]]))
+        bad = float((k > RELIABLE).double().mean())
+        rows.append(
+            {
+                "gene": gene,
+                "elpd": float(each.sum()),
+                "se": float(len(each) ** 0.5 * each.std()),
+                "p_loo": float((whole - each).sum()),
+                "pareto_k": float(k.max()),
+                "bad_spots": bad,
+                "pareto_k_draws": k_draws,
+                "verdict": _loo_verdict(bad, k_draws),
+            }
+        )
+    return pd.DataFrame(rows).set_index("gene")
+
+
+def _loo_verdict(bad: float, k_draws: float) -> str:
+    if k_draws > RELIABLE:
+        return "do not trust: the draws are not from this posterior; use nuts"
+    if bad > 0.05:
+        return (
+            f"do not trust: {bad:.0%} of the spots weigh too much for importance sampling; leave them out by refitting"
+        )
+    return "fine"
+
+
+def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = ("beta", "sigma", "theta")) -> pd.DataFrame:
+    r"""How posterior means move when the prior or the likelihood is raised to a power (Kallioinen et al. 2024).
+
+    Draws are reweighted by :math:`p^{\alpha - 1}` for α = 0.8 and 1.25; the shift of the mean is given in posterior
+    sds per doubling of α. A site that moves with the prior much more than with the data is weakly informed.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``site``, ``entry``, ``prior``, ``likelihood`` (shifts) and ``diagnosis``.
+    """
+    _require(tree, "log_prior")
+    _require(tree, "log_likelihood")
+    powers = {
+        "prior": tree["log_prior"]["lp"].values,
+        "likelihood": tree["log_likelihood"]["counts"].sum("spot").values,
+    }
+    powers = {name: value.reshape(-1, value.shape[-1]) for name, value in powers.items()}
+    rows = []
+    for site in (name for name in sites if name in tree["posterior"] and tree["posterior"][name].size):
+        values = tree["posterior"][site].values
+        values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
+        shifts = {name: _power_shift(values, power) for name, power in powers.items()}
+        for position, gene in enumerate(tree["posterior"].gene.values):
+            for entry in range(values.shape[2]):
+                found = {name: float(shift[position, entry]) for name, shift in shifts.items()}
+                rows.append({"gene": gene, "site": site, "entry": entry, **found, "diagnosis": _diagnosis(**found)})
+    return pd.DataFrame(rows)
+
+
+def _power_shift(values: np.ndarray, log_density: np.ndarray) -> np.ndarray:
+    """(G, E) from draws (S, G, E) and (S, G)."""
+    means = []
+    for alpha in (0.8, 1.25):
+        weights = smoothed(torch.from_numpy((alpha - 1) * log_density))
+        means.append(np.einsum("sg,sge->ge", torch.softmax(weights, 0).numpy(), values))
+    return (means[1] - means[0]) / (2 * np.log2(1.25)) / np.maximum(values.std(0), 1e-12)
+
+
+def _diagnosis(prior: float, likelihood: float) -> str:
+    if abs(prior) < 0.1:
+        return "data speak"
+    return "prior and data pull apart" if abs(likelihood) > 0.1 else "weak data: the prior speaks"
+
+
+def convergence_table(model: Any) -> pd.DataFrame:
+    """One row a gene of a fitted model: ``converged``, ``n_iter``, ``best_loss``, ``reason`` and what it ``means``."""
+    record = model.logger
+    return pd.DataFrame(
+        {
+            "converged": record.converged.numpy(),
+            "n_iter": record.n_iter.numpy(),
+            "best_loss": record.best_loss.numpy(),
+            "reason": record.reason,
+            "means": [REASONS[reason] for reason in record.reason],
+        }
+    ).rename_axis("gene")
+
+
+def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
+    """The draws' own log weights (S, G); zero for draws that need none."""
+    if tree.attrs["method"] != "laplace":
+        return torch.zeros(tuple(shape), dtype=torch.float64)
+    return torch.from_numpy(tree["sample_stats"]["log_weight"].values.copy()).flatten(0, 1)
+
+
+def _require(tree: xr.DataTree, group: str) -> None:
+    if group not in tree.children:
+        raise NoResultsError(
+            f"{group}: the tree has only {sorted(tree.children)}; ask posterior(groups=...) for it"
+            + (" and give the model proper priors." if "prior" in group else ".")
+        )

@@ -1,0 +1,169 @@
+r"""Integration over the hyper-parameters φ of each gene on a grid of its own (Rue, Martino and Chopin 2009).
+
+At a node the coefficients Γ are profiled out and integrated by Laplace's method,
+
+.. math:: \log p(\varphi \mid y) \approx \log \tilde p(y, \hat\Gamma, \varphi) - \tfrac12 \log |H_\Gamma(\varphi)| + c .
+
+A coarse grid over all of the plausible range finds the box that holds the mass; a fine one covers the box. Between
+nodes the log density is interpolated by cubic splines.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from scipy.ndimage import zoom
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.posterior.target import Target
+
+if TYPE_CHECKING:
+    from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
+
+SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-4.0, 1.7), (-8.0, 8.0), (-4.0, 4.0)
+COARSE = {1: 17, 2: 11, 3: 7}
+FINE = {1: 21, 2: 13, 3: 9}
+DEPTH = 9.0  # nats below the top at which the mass is cut off
+REFINED = 6  # cells between two nodes
+LANES = 512
+
+
+@dataclass(frozen=True)
+class HyperGrid:
+    """Posterior of φ of a batch of genes.
+
+    Attributes
+    ----------
+    axes
+        Nodes of each gene and dimension, (B, d, n).
+    log_density
+        At the nodes, (B, n, ..., n), up to a constant.
+    coefficients
+        Profiled out at the nodes, (B, n^d, P, Q).
+    """
+
+    axes: Tensor
+    log_density: Tensor
+    coefficients: Tensor
+
+    def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """φ (S, B, d), its log density (S, B) as drawn, and the coefficients at the nearest node (S, B, P, Q)."""
+        found = [self._gene(gene, n_draws, generator) for gene in range(len(self.axes))]
+        return tuple(torch.stack(parts, 1) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+    def _gene(self, gene: int, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        axes, table = self.axes[gene], self.log_density[gene].numpy()
+        d, n = axes.shape
+        size = REFINED * (n - 1) + 1
+        fine = zoom(table, size / n, order=3, mode="nearest", grid_mode=False)
+        fine = torch.from_numpy(fine).flatten()
+        step = (axes[:, -1] - axes[:, 0]) / (size - 1)
+        chance = torch.softmax(fine, 0)
+        cell = torch.multinomial(chance, n_draws, replacement=True, generator=generator)
+        place = torch.stack(torch.unravel_index(cell, (size,) * d), -1)
+        jitter = torch.rand(n_draws, d, generator=generator, dtype=axes.dtype) - 0.5
+        phi = axes[:, 0] + step * (place + jitter)
+        log_density = chance[cell].log() - step.log().sum()
+        nearest = torch.round(place / REFINED).long()
+        node = sum((nearest[:, k] * n ** (d - 1 - k) for k in range(d)), torch.zeros_like(cell))
+        return phi, log_density, self.coefficients[gene, node]
+
+
+def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
+    """Grid of the genes of ``target`` around their estimates, coefficients (B, P, Q) and φ (B, d).
+
+    Raises
+    ------
+    InvalidArgumentError
+        More than three hyper-parameters.
+    """
+    d = phi.shape[1]
+    if d not in COARSE:
+        raise InvalidArgumentError(
+            f"hyper: integration on a grid is for one to three hyper-parameters, found {d}; plug them in, or use nuts."
+        )
+    low, high = _plausible(target, phi)
+    coarse = _axes(low, high, COARSE[d])
+    table, _ = _evaluate(target, coefficients, coarse)
+    low, high = _box(coarse, table)
+    fine = _axes(low, high, FINE[d])
+    table, profiled = _evaluate(target, coefficients, fine)
+    return HyperGrid(fine, table.reshape(len(table), *[FINE[d]] * d), profiled)
+
+
+def _plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
+    width = target.sigma.shape[1]
+    ranges = [SIGMA_RANGE] * (width * target.free_sigma) + [THETA_RANGE] * (width * target.free_theta)
+    limits = torch.tensor(ranges, dtype=phi.dtype).reshape(-1, 2).expand(len(phi), -1, 2)
+    own = phi[:, limits.shape[1] :, None] + torch.tensor(HYPER_RANGE, dtype=phi.dtype)
+    return torch.cat([limits, own], 1).unbind(-1)  # type: ignore[return-value]
+
+
+def _axes(low: Tensor, high: Tensor, n: int) -> Tensor:
+    return low.unsqueeze(-1) + (high - low).unsqueeze(-1) * torch.linspace(0, 1, n, dtype=low.dtype)
+
+
+def _box(axes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Per gene, the range of the nodes within ``DEPTH`` of the top and one more node on each side."""
+    n_genes, d, n = axes.shape
+    kept = (table >= table.amax(1, keepdim=True) - DEPTH).reshape(n_genes, *[n] * d)
+    low, high = torch.empty(n_genes, d, dtype=axes.dtype), torch.empty(n_genes, d, dtype=axes.dtype)
+    for k in range(d):
+        others = [axis for axis in range(1, d + 1) if axis != k + 1]
+        line = kept.amax(others) if others else kept
+        first = line.int().argmax(1)
+        last = n - 1 - line.flip(1).int().argmax(1)
+        step = axes[:, k, 1] - axes[:, k, 0]
+        low[:, k] = axes[:, k].gather(1, first[:, None])[:, 0] - step
+        high[:, k] = axes[:, k].gather(1, last[:, None])[:, 0] + step
+    return low, high
+
+
+def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density (B, n^d) at all nodes, and the coefficients there; a node that fails is far below the others."""
+    n_genes, d, n = axes.shape
+    nodes = torch.tensor(list(itertools.product(range(n), repeat=d)))
+    at = axes[:, torch.arange(d), nodes].permute(1, 0, 2)  # (n^d, B, d)
+    values, found = [], []
+    for part in at.split(max(LANES // n_genes, 1)):
+        lanes = coefficients.repeat(len(part), 1, 1)
+        profile = target.profile(lanes, part.reshape(-1, d))
+        optimum, top = profile.optimum()
+        sign, logdet = torch.linalg.slogdet(torch.nan_to_num(profile.information))
+        value = torch.where(sign > 0, top - 0.5 * logdet, torch.nan)
+        values.append(value.reshape(len(part), n_genes))
+        found.append(optimum.reshape(len(part), n_genes, *coefficients.shape[1:]))
+    table = torch.cat(values).T
+    top = torch.nan_to_num(table, nan=-torch.inf).amax(1, keepdim=True)
+    if not bool(torch.isfinite(top).all()):
+        raise InvalidArgumentError("hyper: a gene has no node with a finite posterior density; look at its fit.")
+    floor = top - 60.0
+    table = torch.maximum(torch.where(torch.isfinite(table), table, floor), floor)
+    return table - top, torch.cat(found).transpose(0, 1)
+
+
+def grid_table(model: MultinomGLMM, gene: int) -> pd.DataFrame:
+    """Posterior density of (σ, θ) of one gene at the nodes of its grid: ``sigma``, ``theta``, ``log_density``.
+
+    As a density of (log σ, logit θ), up to a constant; for models with one variance component and no other
+    hyper-parameters.
+    """
+    from pyrosplice.posterior.sampling import target_of  # it imports this module
+
+    target, coefficients, phi = target_of(model, torch.tensor([gene]), hyper="integrate")
+    if not (target.free_sigma and target.free_theta and phi.shape[1] == 2):
+        raise InvalidArgumentError("model: expected one σ and one θ a gene, both estimated, and no hyper-parameters.")
+    found = hyper_grid(target, coefficients, phi)
+    log_sigma, logit = torch.meshgrid(*found.axes[0], indexing="ij")
+    return pd.DataFrame(
+        {
+            "sigma": log_sigma.exp().flatten().numpy(),
+            "theta": torch.sigmoid(logit).flatten().numpy(),
+            "log_density": found.log_density[0].flatten().numpy(),
+        }
+    )

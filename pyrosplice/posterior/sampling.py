@@ -1,0 +1,203 @@
+"""Posterior draws of every site of a fitted model, by one of three methods."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.mixed_engine import MixedEngine
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
+from pyrosplice.estimators.random_effect import LARGEST_LOGIT
+from pyrosplice.inference.importance import pareto_k
+from pyrosplice.models.priors import complete_priors, is_flat
+from pyrosplice.posterior.gaussian import draw_integrated, draw_plugged_in
+from pyrosplice.posterior.nuts import NutsOptions, nuts
+from pyrosplice.posterior.target import Target
+
+METHODS = ("laplace", "importance", "nuts")
+HYPER = ("plug-in", "integrate")
+FEWEST_FOR_K = 25  # draws below which k̂ is NaN
+OVERSAMPLED = 4  # proposals a draw of importance resampling
+_INTEGRATED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Draws of the sites.
+
+    Attributes
+    ----------
+    sites
+        Values by site, ``(C, S, G, ...)``: chains, draws, genes.
+    stats
+        Of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what NUTS reports.
+    method, hyper
+        How they were made.
+    """
+
+    sites: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    method: str
+    hyper: str
+
+
+def sample_posterior(
+    model: MultinomGLM,
+    *,
+    num_samples: int = 1000,
+    method: str = "laplace",
+    hyper: str = "plug-in",
+    genes: Tensor | None = None,
+    seed: int = 0,
+    nuts_options: NutsOptions | None = None,
+) -> Samples:
+    """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
+    check_option("method", method, METHODS)
+    check_option("hyper", hyper, HYPER)
+    if isinstance(num_samples, bool) or not num_samples >= 1:
+        raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
+    genes = torch.arange(model.n_genes) if genes is None else genes
+    if method == "nuts":
+        _require_proper(model, "method='nuts'")
+        sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions())
+        return Samples(sites, stats, method, "integrate")
+    if hyper == "integrate":
+        _require_proper(model, "hyper='integrate'")
+    generator = torch.Generator().manual_seed(seed)
+    n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
+    found, size = [], _INTEGRATED_AT_ONCE if hyper == "integrate" else 10**9
+    for batch in _engine(model).batches():
+        for part in batch[torch.isin(batch, genes)].split(size):
+            if len(part):
+                draws = _laplace(model, part, n_draws, hyper, generator)
+                found.append(_resampled(draws, num_samples, method, generator))
+    order = torch.argsort(torch.argsort(genes))
+    sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
+    weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
+    k_hat = torch.cat([part[2] for part in found])[order]
+    return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper)
+
+
+def _engine(model: MultinomGLM) -> MixedEngine:
+    return model._engine if isinstance(model, MultinomGLMM) else model._mixed_engine()
+
+
+def target_of(model: MultinomGLM, genes: Tensor, *, hyper: str) -> tuple[Target, Tensor, Tensor]:
+    """Target of some genes, their coefficients (B, P, Q) and φ (B, d) at the fit."""
+    mixed = isinstance(model, MultinomGLMM)
+    if isinstance(model, MultinomGLMM) and not model.is_marginal:
+        raise InvalidArgumentError(
+            f"fitting_method: expected a marginal fit to draw from, found {model.fitting_method!r}: the joint optimum "
+            "of (σ, θ) is not an estimate."
+        )
+    zero = model.bias_eta.new_zeros(model.n_genes, 1)
+    sigma = model.sigma.detach() if isinstance(model, MultinomGLMM) else zero
+    logit = model.theta_logit.detach() if isinstance(model, MultinomGLMM) else zero - LARGEST_LOGIT
+    engine, integrate = _engine(model), hyper == "integrate"
+    held = model._held() if isinstance(model, MultinomGLMM) else ("sigma", "theta_logit")
+    if not integrate:
+        engine = MixedEngine(engine.counts, engine.scaling, engine.solver, model.bound_likelihood)
+    own = {name: getattr(model, name).detach()[genes] for name in engine.likelihood.free}
+    target = Target(
+        engine=engine,
+        genes=genes,
+        log_prior=_log_prior(model, integrate),
+        sigma=sigma[genes],
+        theta_logit=logit[genes],
+        free_sigma=integrate and mixed and "sigma" not in held,
+        free_theta=integrate and mixed and "theta_logit" not in held,
+    )
+    coefficients = engine.coefficients(model.beta.detach(), model.bias_eta.detach())[genes]
+    return target, coefficients, target.phi(sigma[genes], logit[genes].clamp(-8, 8), own)
+
+
+def _log_prior(model: MultinomGLM, integrate: bool):  # type: ignore[no-untyped-def]
+    """The model's log prior; with φ plugged in, hyper-parameters come from the fit where the prior asks for them."""
+    prior = model._log_prior()
+    if prior is None or integrate or not model.likelihood.free:
+        return prior
+    own = {name: getattr(model, name).detach() for name in model.likelihood.free}
+
+    def with_own(values: dict[str, Tensor], genes: Tensor) -> Tensor:
+        return prior({**{name: value[genes] for name, value in own.items()}, **values}, genes)
+
+    return with_own
+
+
+@dataclass(frozen=True)
+class _Sites:
+    values: dict[str, Tensor]
+    log_weights: Tensor
+
+
+def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> _Sites:
+    target, coefficients, phi = target_of(model, genes, hyper=hyper)
+    draw = draw_integrated if hyper == "integrate" else draw_plugged_in
+    draws = draw(target, coefficients, phi, n_draws, generator)
+    weights = target.engine.scaling.matrix @ draws.coefficients
+    sites = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :]}
+    values = target.sites(draws.phi.flatten(0, 1))
+    values = {name: value.reshape(n_draws, len(genes), -1) for name, value in values.items()}
+    if isinstance(model, MultinomGLMM):
+        sites |= {"nu": draws.nu, "sigma": values["sigma"], "theta_logit": values["theta_logit"]}
+    for name in model.likelihood.free:
+        sites[name] = values[name] if name in values else getattr(model, name).detach()[genes].expand(n_draws, -1, -1)
+    return _Sites(sites, draws.log_weights)
+
+
+def _resampled(
+    draws: _Sites, num_samples: int, method: str, generator: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Importance: each gene's draws resampled without replacement by their smoothed weights. And k̂."""
+    enough = len(draws.log_weights) >= FEWEST_FOR_K
+    k_hat = pareto_k(draws.log_weights) if enough else torch.full_like(draws.log_weights[0], torch.nan)
+    if method == "laplace":
+        return draws.values, draws.log_weights, k_hat
+    smooth = smoothed(draws.log_weights)
+    uniform = torch.rand(smooth.shape, generator=generator, dtype=smooth.dtype)
+    keys = smooth - (-uniform.log()).log()  # the greatest of log weight + Gumbel numbers
+    rows = keys.topk(num_samples, 0).indices
+    order = torch.rand(num_samples, generator=generator).argsort()
+    rows, genes = rows[order], torch.arange(smooth.shape[1])
+    return {name: value[rows, genes] for name, value in draws.values.items()}, smooth[rows, genes], k_hat
+
+
+def smoothed(log_weights: Tensor) -> Tensor:
+    """Log weights (S, B) less their largest, the tail replaced by quantiles of a generalised Pareto distribution.
+
+    Pareto smoothing (Vehtari et al. 2024, JMLR 25:72), truncated at the largest raw weight.
+    """
+    n_draws = len(log_weights)
+    n_tail = min(n_draws // 5, math.ceil(3 * n_draws**0.5))
+    out = torch.nan_to_num(log_weights - log_weights.amax(0), nan=-1e3, neginf=-1e3)
+    if n_tail < 5:
+        return out
+    place = (torch.arange(n_tail, dtype=out.dtype) + 0.5) / n_tail
+    for gene in range(out.shape[1]):
+        order = out[:, gene].argsort()
+        tail, cut = order[-n_tail:], out[order[-n_tail - 1], gene]
+        excess = out[tail, gene].exp() - cut.exp()
+        if not bool(excess[-1] > 1e-12):
+            continue
+        k, sigma = fit_generalized_pareto(excess)
+        quantile = sigma * torch.expm1(-k * torch.log1p(-place)) / k
+        out[tail, gene] = (cut.exp() + quantile).log().clamp_max(0.0)
+    return out
+
+
+def _require_proper(model: MultinomGLM, what: str) -> None:
+    priors = complete_priors(model.priors, model._site_shapes(model.counts, model.design_mtx))
+    held = model._held() if isinstance(model, MultinomGLMM) else ()
+    asked = (*(("sigma", "theta_logit") if isinstance(model, MultinomGLMM) else ()), *model.likelihood.free)
+    flat = [name for name in asked if name not in held and is_flat(priors[name])]
+    if flat:
+        raise InvalidArgumentError(
+            f"{what}: expected proper priors of {', '.join(flat)}, found flat ones, under which there is no posterior. "
+            "Give the model priors=, for example pyrosplice.models.penalised_complexity.weak_priors(covariance)."
+        )

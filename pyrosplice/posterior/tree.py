@@ -1,0 +1,210 @@
+"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+====================== ==============================================================================
+group                  variables, dims ``chain``, ``draw`` first
+====================== ==============================================================================
+posterior              the sites; ``theta``, ``sigma2``; ``effect_on_usage``; ``usage`` if asked for
+posterior_predictive   ``counts``
+log_likelihood         ``counts``, one a spot
+log_prior              ``lp``, one a gene (where a prior is proper)
+prior, prior_predictive  draws of the sites and counts, where every prior is proper
+sample_stats           ``log_weight`` and ``pareto_k`` (Laplace), ``diverging`` (NUTS)
+observed_data          ``counts``
+constant_data          ``design``, ``total``
+====================== ==============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyrosplice.errors import check_option
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+from pyrosplice.posterior.sampling import Samples
+
+DIMS: dict[str, tuple[str, ...]] = {
+    "beta": ("covariate", "logit"),
+    "bias_eta": ("logit",),
+    "nu": ("spot", "logit"),
+    "sigma": ("component",),
+    "theta_logit": ("component",),
+    "theta": ("component",),
+    "sigma2": ("component",),
+    "usage": ("spot", "isoform"),
+    "effect_on_usage": ("covariate", "isoform"),
+    "counts": ("spot", "isoform"),
+}
+GROUPS = ("posterior_predictive", "log_likelihood", "log_prior", "prior", "prior_predictive")
+
+
+def data_tree(
+    model: MultinomGLM,
+    samples: Samples,
+    *,
+    genes: Tensor,
+    names: Mapping[str, Sequence[Any]] | None = None,
+    groups: Sequence[str] = GROUPS,
+    usage: bool = False,
+    seed: int = 0,
+) -> xr.DataTree:
+    """Assemble the groups; see the module's table.
+
+    Parameters
+    ----------
+    model, samples, genes
+        The fitted model, draws of some of its genes, and which.
+    names
+        Coordinates by dimension (``gene``, ``spot``, ``isoform``, ``covariate``); numbers by default.
+    groups
+        The optional ones to make.
+    usage
+        Whether to add ``usage`` at every spot to the posterior (it is large).
+    seed
+        Of predictive and prior draws.
+    """
+    for group in groups:
+        check_option("groups", group, GROUPS)
+    counts, generator = model.counts[genes], torch.Generator().manual_seed(seed)
+    likelihood, totals = model.likelihood.select(genes), counts.sum(-1)
+    label = _Labels(model, genes, names)
+    eta, bound = predictors(model, samples.sites, likelihood)
+    tree = {"posterior": label.dataset({**samples.sites, **derived(model, samples.sites, bound, eta, usage=usage)})}
+    if "posterior_predictive" in groups:
+        tree["posterior_predictive"] = label.dataset({"counts": _drawn(bound, totals, eta, generator)})
+    if "log_likelihood" in groups:
+        tree["log_likelihood"] = label.dataset({"counts": bound.log_prob(counts, eta)}, {"counts": ("spot",)})
+    tree["sample_stats"] = label.dataset(_statistics(samples), {}, chains=2)
+    shapes = model._site_shapes(model.counts, model.design_mtx)
+    priors = {name: p for name, p in complete_priors(model.priors, shapes).items() if p.event_shape.numel()}
+    if "log_prior" in groups and not all(is_flat(prior) for prior in priors.values()):
+        tree["log_prior"] = label.dataset({"lp": _log_prior(priors, samples.sites, genes)})
+    if "prior" in groups and not any(is_flat(prior) for prior in priors.values()):
+        tree |= _prior_groups(model, label, totals, samples, genes, seed, predictive="prior_predictive" in groups)
+    tree["observed_data"] = label.dataset({"counts": counts}, chains=0)
+    constants = {
+        "design": (("spot", "covariate"), model.design_mtx.numpy()),
+        "total": (("gene", "spot"), totals.numpy()),
+    }
+    tree["constant_data"] = xr.Dataset(constants, coords=label.coords({"gene", "spot", "covariate"}))
+    whole = xr.DataTree.from_dict(tree)
+    whole.attrs |= {"inference_library": "pyrosplice", "method": samples.method, "hyper": samples.hyper}
+    return whole
+
+
+def predictors(model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
+    """η ``(C, S, G, N, Q)`` and the likelihood at the draws."""
+    eta = model.design_mtx @ sites["beta"] + sites["bias_eta"].unsqueeze(-2)
+    return eta + sites["nu"] if "nu" in sites else eta, likelihood.bind(sites)
+
+
+def derived(
+    model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood, eta: Tensor, *, usage: bool
+) -> dict[str, Tensor]:
+    r"""Quantities that one reports: ``theta``, ``sigma2``, ``effect_on_usage`` and ``usage``.
+
+    The effect of a covariate on usage is the change of the mean usage over spots when it goes up by one standard
+    deviation everywhere (expected count, if the likelihood is one of counts), everything else as drawn.
+    """
+    out = {}
+    if "theta_logit" in sites:
+        out = {"theta": torch.sigmoid(sites["theta_logit"]), "sigma2": sites["sigma"].square()}
+    if usage or sites["beta"].shape[-2]:
+        mean = likelihood.mean(eta)
+        out |= {"usage": mean} if usage else {}
+    if sites["beta"].shape[-2]:
+        spread = model.design_mtx.std(0)
+        moved = [likelihood.mean(eta + scale * sites["beta"][..., [p], :]) for p, scale in enumerate(spread)]
+        out["effect_on_usage"] = torch.stack([(one - mean).mean(-2) for one in moved], -2)
+    return out
+
+
+def _drawn(likelihood: Likelihood, totals: Tensor, eta: Tensor, generator: torch.Generator) -> Tensor:
+    return likelihood.sample(totals.expand(eta.shape[:-1]), eta, generator=generator)
+
+
+def _statistics(samples: Samples) -> dict[str, Tensor]:
+    stats = dict(samples.stats)
+    if "log_weights" in stats:
+        weights = stats.pop("log_weights")
+        stats["log_weight"] = weights - weights.amax(1, keepdim=True)
+        stats["pareto_k"] = stats["pareto_k"].expand(weights.shape)
+    return stats
+
+
+def _log_prior(priors: Mapping[str, Any], sites: Mapping[str, Tensor], genes: Tensor) -> Tensor:
+    flat = {name: sites[name].flatten(0, 1) for name in priors}
+    n_draws = len(next(iter(flat.values())))
+    values = {name: value.flatten(0, 1) for name, value in flat.items()}
+    density = log_prior(priors, values, genes=genes.repeat(n_draws))
+    return density.reshape(*next(iter(sites.values())).shape[:2], len(genes))
+
+
+def _prior_groups(
+    model: MultinomGLM, label: _Labels, totals: Tensor, samples: Samples, genes: Tensor, seed: int, *, predictive: bool
+) -> dict[str, xr.Dataset]:
+    """As many draws of the prior, and of counts under it, as of the posterior."""
+    n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # Pyro's distributions draw from the global generator, which is put back afterwards
+        sites = prior_draws(model, n_draws, genes)
+    chained = {name: value.expand(n_chains, *value.shape) for name, value in sites.items()}
+    eta, bound = predictors(model, chained, model.likelihood.select(genes))
+    out = {"prior": label.dataset({**chained, **derived(model, chained, bound, eta, usage=False)})}
+    if predictive:
+        drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(seed))
+        out["prior_predictive"] = label.dataset({"counts": drawn})
+    return out
+
+
+def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Tensor]:
+    """Draws ``(S, G, ...)`` of every site from the model's prior."""
+    program = model.model
+    with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", model.n_genes, dim=-1):
+        sites = program.sample_latents()
+    fixed = getattr(program, "fixed", {})
+    whole = {name: v.expand(n_draws, *v.shape) if name in fixed else v for name, v in sites.items()}
+    return {name: value[:, genes] for name, value in whole.items()}
+
+
+class _Labels:
+    """Coordinates, and tensors as labelled arrays."""
+
+    def __init__(self, model: MultinomGLM, genes: Tensor, names: Mapping[str, Sequence[Any]] | None) -> None:
+        given = dict(names or {})
+        sizes = {
+            "gene": model.n_genes,
+            "spot": model.n_spots,
+            "isoform": model.n_isos,
+            "covariate": model.n_factors or 0,
+        }
+        sizes["logit"] = model.bias_eta.shape[-1]
+        self.names = {dim: np.asarray(given.get(dim, np.arange(size))) for dim, size in sizes.items()}
+        self.names["gene"] = self.names["gene"][genes.numpy()]
+
+    def coords(self, dims: set[str]) -> dict[str, Any]:
+        return {dim: self.names[dim] for dim in dims if dim in self.names}
+
+    def dataset(
+        self, values: Mapping[str, Tensor], dims: Mapping[str, tuple[str, ...]] | None = None, *, chains: int = 2
+    ) -> xr.Dataset:
+        """Tensors ``(C, S, G, ...)``, or ``(G, ...)`` with ``chains=0``."""
+        leading = (*("chain", "draw")[:chains], "gene")
+        arrays, used = {}, {"gene"}
+        for name, value in values.items():
+            own = (DIMS if dims is None else dims).get(name, ())
+            if value.ndim == len(leading) + 1 and not own:
+                value = value.squeeze(-1)  # a hyper-parameter of the likelihood
+            used |= set(own)
+            arrays[name] = ((*leading, *own), value.numpy())
+        shape = next(iter(values.values())).shape if values else ()
+        chain = {"chain": np.arange(shape[0]), "draw": np.arange(shape[1])} if chains else {}
+        return xr.Dataset(arrays, coords={**chain, **self.coords(used)})

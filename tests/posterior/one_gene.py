@@ -1,0 +1,13 @@
+"""The Pyro model of one gene of several."""
+
+import torch
+
+from pyrosplice.models.multinomial import MultinomialGLMM
+from pyrosplice.models.penalised_complexity import weak_priors
+from tests.inference.test_laplace import grid
+
+
+def one_gene(program: MultinomialGLMM, gene: int) -> MultinomialGLMM:
+    rows = torch.tensor([gene])
+    priors = weak_priors(grid(5))
+    return MultinomialGLMM(program.counts[rows], program.design, program.covariance, priors=priors)
