@@ -205,8 +205,8 @@ class MultinomGLM(BaseModel):
         """
         self._require_data()
         if self.likelihood.free:
-            zero, values = self.bias_eta.new_zeros(self.n_genes, 1), dict(self.named_parameters())
-            values |= {"sigma": zero, "theta_logit": zero}
+            zero = self.bias_eta.new_zeros(self.n_genes, 1)
+            values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
             return self._mixed_engine().covariance(values, fix_sigma=True, log_prior=self._log_prior())
         objective = self._objective()
         _, hessian = objective.derivatives(objective.point(self.beta, self.bias_eta))

@@ -323,8 +323,8 @@ class MultinomGLMM(ImportanceSampling):
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
         self._require_data()
-        names = (*SITES, *self.likelihood.free)
-        names = [name for name in names if name not in self._held() and getattr(self, name).numel()]
+        every = (*SITES, *self.likelihood.free)
+        names = [name for name in every if name not in self._held() and getattr(self, name).numel()]
         values = {name: getattr(self, name).detach() for name in names}
         if self.is_marginal:
             return LaplaceGuide(values, self.random_effect_posterior())

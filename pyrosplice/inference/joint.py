@@ -78,7 +78,7 @@ class JointObjective(ModeObjective):
             safe = torch.where(parameters.spatial == 0, 1.0, parameters.spatial)
             spatial = (mode.score * model.solver.spread(mode.latents.field)).sum(1) - explained / safe
         coefficients = (model.design.T @ mode.score.permute(2, 1, 0)).permute(2, 1, 0)
-        names, hyper = self.unknowns.hyper, ()
+        names, hyper = self.unknowns.hyper, tuple[Tensor, ...]()
         if names:
             hyper = model.likelihood.hyper_gradient(model.counts, mode.eta, names, None, None)
         return Measure(value, coefficients, spatial, white, *hyper)

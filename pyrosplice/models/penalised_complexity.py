@@ -26,7 +26,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.models.likelihoods import Likelihood
 
-KNOTS = np.linspace(-6.0, 10.0, 65)  # of logit θ; beyond them the limits θ → 0 and θ → 1 are exact to 1 %
+KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ → 0 and θ → 1 hold to about 0.1 %
 
 
 def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:

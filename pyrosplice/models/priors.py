@@ -20,6 +20,7 @@ density is improper and zero on the log scale, while samplers and autoguides sti
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -135,6 +136,17 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
     )
 
 
+def _double(prior: Any) -> Any:
+    """The same distribution with float64 parameters: ``Normal(0., 1.)`` has torch's default of float32."""
+    changed = copy(prior)
+    for name, value in vars(prior).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(changed, name, value.double())
+        elif isinstance(value, torch.distributions.Distribution):
+            setattr(changed, name, _double(value))
+    return changed
+
+
 def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
     if prior is None:
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
@@ -142,7 +154,7 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
     if not isinstance(prior, torch.distributions.Distribution):
         raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
-    n_batch = len(shape) - len(prior.event_shape)
+    prior, n_batch = _double(prior), len(shape) - len(prior.event_shape)
     try:
         if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:
             raise RuntimeError

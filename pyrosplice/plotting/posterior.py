@@ -116,7 +116,8 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     bins = np.arange(most + 2) - 0.5
     seen = np.histogram(observed, bins)[0]
     each = np.array([np.histogram(draw, bins)[0] for draw in drawn.reshape(len(drawn), -1)])
-    expected, low, high = np.sqrt(each.mean(0)), *np.sqrt(np.quantile(each, (0.05, 0.95), axis=0))
+    expected = np.sqrt(each.mean(0))
+    low, high = np.sqrt(np.quantile(each, (0.05, 0.95), axis=0))
     ax = new_axes(ax, figsize=(5.2, 3.4))
     counts = np.arange(most + 1)
     bottom = expected - np.sqrt(seen)
@@ -163,8 +164,10 @@ def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = Non
     ax = new_axes(ax, figsize=(5.0, 3.2))
     gap = np.maximum(values - np.nanmin(values, 0), 1e-10)
     for gene in range(values.shape[1]):
-        style = {"color": OKABE_ITO[0], "alpha": 0.5, "linewidth": 0.9} if good[gene] else {}
-        ax.plot(gap[:, gene], **(style or {"color": OKABE_ITO[1], "linestyle": "--", "zorder": 3}))
+        if good[gene]:
+            ax.plot(gap[:, gene], color=OKABE_ITO[0], alpha=0.5, linewidth=0.9)
+        else:
+            ax.plot(gap[:, gene], color=OKABE_ITO[1], linestyle="--", zorder=3)
     ax.set_yscale("log")
     ax.set_xlabel("iteration")
     ax.set_ylabel("nats above the best")

@@ -45,17 +45,17 @@ def compare_posteriors(
     statistics = approximate["sample_stats"]
     rows = []
     for position, gene in enumerate(genes):
-        k_hat = float(statistics["pareto_k"].values[0, 0, position]) if "pareto_k" in statistics else np.nan
+        k_hat = float(np.asarray(statistics["pareto_k"])[0, 0, position]) if "pareto_k" in statistics else np.nan
         for site in sites:
-            pair = [_flat(tree, site, position) for tree in (approximate, reference)]
-            for entry in range(pair[0].shape[-1]):
-                row = _row(*(values[..., entry] for values in pair), k_hat)
+            ours, theirs = (_flat(tree, site, position) for tree in (approximate, reference))
+            for entry in range(ours.shape[-1]):
+                row = _row(ours[..., entry], theirs[..., entry], k_hat)
                 rows.append({"gene": gene, "site": site, "entry": entry, **row})
     return pd.DataFrame(rows)
 
 
 def _flat(tree: xr.DataTree, site: str, gene: int) -> np.ndarray:
-    values = tree["posterior"][site].isel(gene=gene).values
+    values = np.asarray(tree["posterior"][site].isel(gene=gene))
     return values.reshape(*values.shape[:2], -1)
 
 

@@ -58,8 +58,9 @@ def predictive_check(
         is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
     _require(tree, group)
-    drawn = tree[group]["counts"].values.reshape(-1, *tree[group]["counts"].shape[2:])
-    observed, genes = tree["observed_data"]["counts"].values, tree["observed_data"].gene.values
+    drawn = np.asarray(tree[group]["counts"])
+    drawn = drawn.reshape(-1, *drawn.shape[2:])
+    observed, genes = np.asarray(tree["observed_data"]["counts"]), np.asarray(tree["observed_data"]["gene"])
     rows = []
     for name, statistic in (statistics or STATISTICS).items():
         here, there = statistic(observed), statistic(drawn)
@@ -84,7 +85,7 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
         spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
     """
     _require(tree, "log_likelihood")
-    density = torch.from_numpy(tree["log_likelihood"]["counts"].values.copy()).flatten(0, 1)  # (S, G, N)
+    density = torch.from_numpy(np.asarray(tree["log_likelihood"]["counts"]).copy()).flatten(0, 1)  # (S, G, N)
     own = _log_weights(tree, density.shape[:2])
     rows = []
     for position, gene in enumerate(tree["posterior"].gene.values):
@@ -136,13 +137,13 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = ("beta", "s
     _require(tree, "log_prior")
     _require(tree, "log_likelihood")
     powers = {
-        "prior": tree["log_prior"]["lp"].values,
-        "likelihood": tree["log_likelihood"]["counts"].sum("spot").values,
+        "prior": np.asarray(tree["log_prior"]["lp"]),
+        "likelihood": np.asarray(tree["log_likelihood"]["counts"].sum("spot")),
     }
     powers = {name: value.reshape(-1, value.shape[-1]) for name, value in powers.items()}
     rows = []
     for site in (name for name in sites if name in tree["posterior"] and tree["posterior"][name].size):
-        values = tree["posterior"][site].values
+        values = np.asarray(tree["posterior"][site])
         values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
         shifts = {name: _power_shift(values, power) for name, power in powers.items()}
         for position, gene in enumerate(tree["posterior"].gene.values):
@@ -185,7 +186,7 @@ def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
     """The draws' own log weights (S, G); zero for draws that need none."""
     if tree.attrs["method"] != "laplace":
         return torch.zeros(tuple(shape), dtype=torch.float64)
-    return torch.from_numpy(tree["sample_stats"]["log_weight"].values.copy()).flatten(0, 1)
+    return torch.from_numpy(np.asarray(tree["sample_stats"]["log_weight"]).copy()).flatten(0, 1)
 
 
 def _require(tree: xr.DataTree, group: str) -> None:

@@ -100,7 +100,10 @@ def _plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
     width = target.sigma.shape[1]
     ranges = [SIGMA_RANGE] * (width * target.free_sigma) + [THETA_RANGE] * (width * target.free_theta)
     limits = torch.tensor(ranges, dtype=phi.dtype).reshape(-1, 2).expand(len(phi), -1, 2)
-    own = phi[:, limits.shape[1] :, None] + torch.tensor(HYPER_RANGE, dtype=phi.dtype)
+    names, given = target.hyper, target.engine.likelihood.hyperparameters
+    start = phi.new_tensor([given[name] for name in names]).log()  # an estimate may have run to zero or infinity
+    centre = phi[:, limits.shape[1] :].clamp(start + HYPER_RANGE[0] / 2, start + HYPER_RANGE[1] / 2)
+    own = centre[..., None] + torch.tensor(HYPER_RANGE, dtype=phi.dtype)
     return torch.cat([limits, own], 1).unbind(-1)  # type: ignore[return-value]
 
 

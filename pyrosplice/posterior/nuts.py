@@ -82,7 +82,7 @@ def single_gene(model: MultinomGLM, gene: int) -> MultinomialGLM:
     settings: dict[str, Any] = {"likelihood": model.likelihood.select(rows), "priors": model.priors}
     if isinstance(whole, MultinomialGLMM):
         fixed = {name: value[rows] for name, value in whole.fixed.items()}
-        space = {"covariance": whole.covariance, "share_variance": whole.share_variance, "fixed": fixed}
+        space: dict[str, Any] = {"covariance": whole.covariance, "share_variance": whole.share_variance, "fixed": fixed}
         return MultinomialGLMM(whole.counts[rows], whole.design, **space, **settings)
     return MultinomialGLM(whole.counts[rows], whole.design, **settings)
 

@@ -205,6 +205,6 @@ class _Labels:
                 value = value.squeeze(-1)  # a hyper-parameter of the likelihood
             used |= set(own)
             arrays[name] = ((*leading, *own), value.numpy())
-        shape = next(iter(values.values())).shape if values else ()
+        shape = tuple(next(iter(values.values())).shape)
         chain = {"chain": np.arange(shape[0]), "draw": np.arange(shape[1])} if chains else {}
         return xr.Dataset(arrays, coords={**chain, **self.coords(used)})
