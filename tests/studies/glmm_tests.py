@@ -14,7 +14,6 @@ import argparse
 import zlib
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from pyrosplice.inference.mode import MixedModel, Mode, Parameters
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.models.likelihoods import Multinomial
 from pyrosplice.spatial.car import CarCovariance
-from tests.studies.simulation import RESULTS, commit, simulate_counts
+from tests.studies.simulation import commit, save_row, simulate_counts
 from tests.studies.sv_score import DEPTHS, layouts
 
 KINDS = {"iid": slice(0, 8), "smooth": slice(8, 16), "binary": slice(16, 20)}
@@ -85,8 +84,7 @@ def rates(pvalue: Tensor, ratio: Tensor) -> dict[str, float]:
     return row
 
 
-def size_table(n_genes: int, only: str | None) -> pd.DataFrame:
-    rows = []
+def size_table(n_genes: int, only: str | None, at: str) -> None:
     for layout, covariance in layouts().items():
         if only and only not in layout:
             continue
@@ -96,14 +94,12 @@ def size_table(n_genes: int, only: str | None) -> pd.DataFrame:
                 seed = zlib.crc32(f"du {layout} {name} {depth}".encode()) % 2**31
                 counts = simulate_counts(covariance, n_genes=n_genes, depth=depth, sigma=sigma, theta=theta, seed=seed)
                 row = {"layout": layout, "null": name, "depth": depth} | rates(*pvalues(counts, covariance, design))
-                rows.append(row | {"seed": seed})
-                print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    return pd.DataFrame(rows)
+                save_row("glmm_tests_size", row | {"seed": seed, "commit": at}, ["layout", "null", "depth"])
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
-def power_table(n_genes: int, only: str | None) -> pd.DataFrame:
+def power_table(n_genes: int, only: str | None, at: str) -> None:
     """β = .3 on the first logit, for the first covariate of each kind, σ = θ = .7."""
-    rows = []
     for layout, covariance in layouts().items():
         if only and only not in layout:
             continue
@@ -118,9 +114,9 @@ def power_table(n_genes: int, only: str | None) -> pd.DataFrame:
                 batches = counts.split(_BATCH)
                 pvalue = torch.cat([score(null_fit(some, covariance)[1], column).pvalue[:, 0] for some in batches])
                 power = {f"power {level:g}": float((pvalue < level).double().mean()) for level in (0.05, 0.01)}
-                rows.append({"layout": layout, "covariate": kind, "depth": depth, **power, "seed": 2})
-                print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
+                row = {"layout": layout, "covariate": kind, "depth": depth, **power, "seed": 2, "commit": at}
+                save_row("glmm_tests_power", row, ["layout", "covariate", "depth"])
+                print(row, flush=True)
 
 
 if __name__ == "__main__":
@@ -129,10 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("--genes", type=int)
     parser.add_argument("--layout", help="only layouts whose name holds this")
     given = parser.parse_args()
-    at = commit()
     if given.study == "size":
-        table = size_table(given.genes or 2_000, given.layout)
+        size_table(given.genes or 2_000, given.layout, commit())
     else:
-        table = power_table(given.genes or 500, given.layout)
-    RESULTS.mkdir(exist_ok=True)
-    table.assign(commit=at).to_csv(RESULTS / f"glmm_tests_{given.study}.csv", index=False, float_format="%.5g")
+        power_table(given.genes or 500, given.layout, commit())

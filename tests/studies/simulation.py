@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -59,6 +61,15 @@ def simulate_counts(
     odds = np.exp(np.concatenate([eta, np.zeros((n_genes, n, 1))], -1))
     totals = rng.poisson(np.broadcast_to(depth, (n_genes, n)))
     return torch.from_numpy(rng.multinomial(totals, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
+
+
+def save_row(name: str, row: dict[str, object], key: Sequence[str]) -> None:
+    """Put a row into a table of results, in the place of an older one with the same key."""
+    RESULTS.mkdir(exist_ok=True)
+    path, table = RESULTS / f"{name}.csv", pd.DataFrame([row])
+    if path.exists():
+        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(list(key), keep="last")
+    table.to_csv(path, index=False, float_format="%.5g")
 
 
 def commit() -> str:
