@@ -55,7 +55,7 @@ def test_refined_estimates_are_a_better_optimum_and_less_shrunken():
     assert (after.value - before.value).mean() > 0.05
     assert model.sigma[done].square().mean() > 1.05 * sigma[done].square().mean()
     eta = model.linear_predictor().detach()
-    torch.testing.assert_close(model.nu.detach(), model.posterior().mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.nu.detach(), model.random_effect_posterior().mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(eta - model.bias_eta[:, None], model.nu.detach())
     model.fit(quiet=True)
     assert model.pareto_k is None
