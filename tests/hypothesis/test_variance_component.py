@@ -60,8 +60,11 @@ def test_statistic_and_null_law_are_those_of_the_definition(counts):
         assert float(result.statistic[g]) == pytest.approx(float(statistic / spread), rel=1e-9)
         seen = a > 0
         lam = torch.linalg.eigvalsh(matrix[seen][:, seen])
-        weights = torch.outer(mu, lam) - (statistic * mu / mu.square().sum() / (seen.sum() - 1))[:, None] * mu[:, None]
-        pvalue = chi2_mixture_sf(torch.zeros((), dtype=torch.float64), weights.flatten())
+        size = (e**2).sum(1)
+        noise = (size - a * size.sum() / a.sum()).square().sum() / (2 * a.square().sum() * mu.square().sum())
+        noisy = statistic * noise.sqrt().clamp(max=1.0)
+        weights = torch.outer(mu, lam) - (noisy * mu / mu.square().sum() / (seen.sum() - 1))[:, None] * mu[:, None]
+        pvalue = chi2_mixture_sf(statistic - noisy, weights.flatten())
         assert np.log(float(result.pvalue[g])) == pytest.approx(np.log(float(pvalue)), abs=0.05)
 
 
@@ -84,6 +87,21 @@ def test_moments_of_the_null_law_are_exact(counts, design):
         assert float((dof[g] * lam[g]).sum()) == pytest.approx(0.0, abs=1e-9)
         assert float((dof[g] * lam[g] ** 2).sum()) == pytest.approx(float(squares[g]), rel=1e-9)
         assert float(dof[g].sum()) == int((a > 0).sum()) - 3
+
+
+def test_variance_ratio_of_unlike_spots(counts):
+    """Covariances that differ between spots, against the double sum over pairs."""
+    usage = torch.softmax(LAYOUT.sample(9, torch.Generator().manual_seed(1)).reshape(3, 3, 100).mT, -1)
+    size = counts[:3].sum(-1)
+    ratio = module._variance_ratio(KERNEL, size, usage)
+    pairs = KERNEL.matrix.square().clone().fill_diagonal_(0.0)
+    for g in range(3):
+        each = torch.diag_embed(usage[g]) - usage[g].unsqueeze(-1) * usage[g].unsqueeze(-2)
+        each = (size[g, :, None, None] * each).flatten(1)
+        alike = size[g, :, None] * each.sum(0) / size[g].sum()
+        expected = ((each @ each.T) * pairs).sum() / ((alike @ alike.T) * pairs).sum()
+        assert float(ratio[g]) == pytest.approx(float(expected), rel=1e-10)
+        assert float(ratio[g]) > 1.01
 
 
 def test_third_cumulant_of_rare_isoforms():

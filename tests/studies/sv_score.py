@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.stats import binom
 from torch import Tensor
@@ -25,7 +24,7 @@ from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from pyrosplice.spatial.car import CarCovariance
 from tests.paths import SHARED
-from tests.studies.simulation import RESULTS, commit, grid, olfactory_bulb, simulate_counts
+from tests.studies.simulation import commit, grid, olfactory_bulb, save_row, simulate_counts
 
 DEPTHS = (1, 5, 20)
 LEVELS = (0.05, 0.01, 0.001)
@@ -83,22 +82,24 @@ def size_row(pvalue: Tensor) -> dict[str, float]:
     return row
 
 
-def size_table(n_genes: int, damping: float) -> pd.DataFrame:
-    rows = []
+def size_table(n_genes: int, damping: float, only: str | None, at: str) -> None:
     for layout, covariance in layouts().items():
+        if only and only not in layout:
+            continue
         kernel = spatial_kernel(covariance, damping=damping)
         for name, null in nulls(covariance):
             for depth in DEPTHS:
                 seed = zlib.crc32(f"{layout} {name} {depth}".encode()) % 2**31
                 pvalue = null_pvalues(covariance, kernel, null, depth=depth, n_genes=n_genes, seed=seed)
-                rows.append({"layout": layout, "null": name, "depth": depth, **size_row(pvalue), "seed": seed})
-                print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
+                row = {"layout": layout, "null": name, "depth": depth, **size_row(pvalue), "seed": seed}
+                save_row("sv_score_size", row | {"damping": damping, "commit": at}, ["layout", "null", "depth"])
+                print(row, flush=True)
 
 
-def power_table(n_genes: int, damping: float, peer: str | None) -> pd.DataFrame:
-    rows = []
+def power_table(n_genes: int, damping: float, only: str | None, at: str, peer: str | None) -> None:
     for layout, covariance in layouts().items():
+        if only and only not in layout:
+            continue
         kernel = spatial_kernel(covariance, damping=damping)
         cells = [(sigma, theta, depth) for sigma, theta in SIGNALS for depth in DEPTHS]
         counts = {
@@ -115,9 +116,9 @@ def power_table(n_genes: int, damping: float, peer: str | None) -> pd.DataFrame:
                     row[f"HSIC-IR {level:g}"] = (theirs[cell] < level).mean()
                     difference = (ours < level).astype(float) - (theirs[cell] < level)
                     row[f"SE of difference {level:g}"] = difference.std(ddof=1) / len(difference) ** 0.5
-            rows.append(row)
+            key = ["layout", "sigma", "theta", "depth"]
+            save_row("sv_score_power", row | {"damping": damping, "commit": at}, key)
             print(row, flush=True)
-    return pd.DataFrame(rows)
 
 
 def peer_pvalues(python: str, covariance: CarCovariance, counts: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -137,13 +138,10 @@ if __name__ == "__main__":
     parser.add_argument("study", choices=["size", "power"])
     parser.add_argument("--genes", type=int)
     parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--layout", help="only layouts whose name holds this")
     parser.add_argument("--peer", help="interpreter that has the peer package: its HSIC-IR is put beside")
     given = parser.parse_args()
-    at = commit()
     if given.study == "size":
-        table = size_table(given.genes or 10_000, given.damping)
+        size_table(given.genes or 10_000, given.damping, given.layout, commit())
     else:
-        table = power_table(given.genes or 500, given.damping, given.peer)
-    RESULTS.mkdir(exist_ok=True)
-    table = table.assign(damping=given.damping, commit=at)
-    table.to_csv(RESULTS / f"sv_score_{given.study}.csv", index=False, float_format="%.5g")
+        power_table(given.genes or 500, given.damping, given.layout, commit(), given.peer)
