@@ -21,9 +21,8 @@ without over-dispersion that is independent between spots. With residuals :math:
   its own totals, which may themselves be spatial: the leading ones from the kernel's leading eigenvectors, the others
   by matching the exact trace, the exact trace of squares, and the skewness that rare isoforms add. That C is an
   estimate is allowed for by
-  :math:`P(T > t) \approx P(\sum_{jk} \mu_k (\lambda_j - \alpha t \mu_k / (n \sum \mu^2)) \chi^2_1 > (1 - \alpha) t)`,
-  α the noise of the estimate beside that of normal residuals (few multinomial molecules have less). With α = 1 and
-  equal variances this is exact for normal residuals.
+  :math:`P(T > t) \approx P(\sum_{jk} \mu_k (\lambda_j - t \mu_k / (n \sum \mu^2)) \chi^2_1 > 0)`, which is exact for
+  normal residuals with equal variances.
 
 Summing over isoforms makes T the same whichever isoform is the reference. A spot without counts has a = 0 and e = 0:
 it adds nothing anywhere. Sources: Lin (1997) Biometrika 84:309, "Variance component testing in generalised linear
@@ -134,7 +133,7 @@ def _test_block(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[T
     if basis.shape[1] > 1:
         inflation = _variance_ratio(kernel, size, usage)
         lam, squares = lam * inflation.sqrt().unsqueeze(-1), squares * inflation
-    pvalue = _tail(product, components, _normality(residual, size, components), lam, dof)
+    pvalue = _tail(product, components, lam, dof)
     spread = (2 * squares * components.square().sum(-1)).sqrt()
     return product / spread, pvalue, overdispersion
 
@@ -274,23 +273,15 @@ def _variance_ratio(kernel: SpatialKernel, size: Tensor, usage: Tensor) -> Tenso
     return exact / alike
 
 
-def _normality(residual: Tensor, size: Tensor, components: Tensor) -> Tensor:
-    """How noisy the residuals' scale is, against normal ones (1); multinomial residuals of few molecules are less."""
-    norm = residual.square().sum(-1)
-    total = norm.sum(-1)
-    expected = size * (total / size.sum(-1)).unsqueeze(-1)
-    normal = 2 * size.square().sum(-1) * components.square().sum(-1)
-    return ((norm - expected).square().sum(-1) / normal).sqrt().clamp(0.0, 1.0)
-
-
-def _tail(statistic: Tensor, components: Tensor, normality: Tensor, lam: Tensor, dof: Tensor) -> Tensor:
+def _tail(statistic: Tensor, components: Tensor, lam: Tensor, dof: Tensor) -> Tensor:
     """P-values from the self-normalised mixture; components (B, K − 1), lam and dof (B, J)."""
-    noisy = normality * statistic
     n_free = dof.sum(-1, keepdim=True)
     share = components / components.square().sum(-1, keepdim=True)
-    shift = (noisy.unsqueeze(-1) * share / n_free).unsqueeze(-1)
+    shift = (statistic.unsqueeze(-1) * share / n_free).unsqueeze(-1)
     weights = components.unsqueeze(-1) * (lam.unsqueeze(-2) - shift)
     weights = torch.where(dof.unsqueeze(-2) > 0, weights, 0.0)
-    pvalue = chi2_mixture_sf(statistic - noisy, weights.flatten(-2), dof.unsqueeze(-2).expand_as(weights).flatten(-2))
+    pvalue = chi2_mixture_sf(
+        torch.zeros_like(statistic), weights.flatten(-2), dof.unsqueeze(-2).expand_as(weights).flatten(-2)
+    )
     usable = (n_free.squeeze(-1) >= 2) & torch.isfinite(statistic)
     return torch.where(usable, pvalue, torch.nan)
