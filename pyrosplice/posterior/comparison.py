@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.inference.importance import RELIABLE
 
 MEAN_TOLERANCE = 0.15  # NUTS sds
 SD_TOLERANCE = 0.15  # relative
-RELIABLE = 0.7
+CONVERGED = 1.05  # R̂ of the reference
+FEWEST_DRAWS = 8  # a chain, for R̂ and the effective number of draws
 
 
 def compare_posteriors(
@@ -31,8 +35,9 @@ def compare_posteriors(
     -------
     DataFrame
         ``gene``, ``site``, ``entry``, ``mean``, ``sd``, ``mean_reference``, ``sd_reference``, ``shift`` (in reference
-        sds), ``sd_ratio``, ``distance`` (Wasserstein-1 in reference sds), ``monte_carlo`` (error of the shift from the
-        reference's effective draws, by batch means), ``pareto_k`` of the approximation and ``verdict``.
+        sds), ``sd_ratio``, ``distance`` (Wasserstein-1 in reference sds), ``ess_reference`` and ``r_hat_reference``
+        (effective draws and split R̂), ``monte_carlo`` (error of the shift, from ``ess_reference``), ``pareto_k`` of the
+        approximation and ``verdict``.
 
     Raises
     ------
@@ -63,7 +68,8 @@ def _row(ours: np.ndarray, theirs: np.ndarray, k_hat: float) -> dict[str, object
     mean, sd = float(ours.mean()), float(ours.std())
     mean_reference, sd_reference = float(theirs.mean()), float(theirs.std())
     shift, ratio = (mean - mean_reference) / sd_reference, sd / sd_reference
-    error = float(np.sqrt(_batch_variance(theirs)) / sd_reference)
+    ess, r_hat = _convergence(theirs)
+    error = ess**-0.5
     levels = np.linspace(0.005, 0.995, 100)
     distance = np.abs(np.quantile(ours, levels) - np.quantile(theirs, levels)).mean() / sd_reference
     return {
@@ -74,22 +80,23 @@ def _row(ours: np.ndarray, theirs: np.ndarray, k_hat: float) -> dict[str, object
         "shift": shift,
         "sd_ratio": ratio,
         "distance": float(distance),
+        "ess_reference": ess,
+        "r_hat_reference": r_hat,
         "monte_carlo": error,
         "pareto_k": k_hat,
-        "verdict": _verdict(shift, ratio, error, k_hat),
+        "verdict": _verdict(shift, ratio, error, k_hat, r_hat),
     }
 
 
-def _batch_variance(draws: np.ndarray, n_batches: int = 20) -> float:
-    """Variance of the mean of all draws (C, S), from the means of consecutive batches."""
-    size = draws.shape[1] * draws.shape[0] // n_batches
-    if size == 0:
-        return float(draws.var() / draws.size)
-    means = draws.reshape(-1)[: size * n_batches].reshape(n_batches, size).mean(1)
-    return float(means.var(ddof=1) / n_batches)
+def _convergence(draws: np.ndarray) -> tuple[float, float]:
+    """Effective number of draws (C, S), and split R̂."""
+    if draws.shape[1] < FEWEST_DRAWS or not draws.std() > 0:
+        return float("nan"), float("nan")
+    chains = torch.from_numpy(draws.copy())
+    return float(effective_sample_size(chains, 0, 1)), float(split_gelman_rubin(chains, 0, 1))
 
 
-def _verdict(shift: float, ratio: float, error: float, k_hat: float) -> str:
+def _verdict(shift: float, ratio: float, error: float, k_hat: float, r_hat: float) -> str:
     if abs(shift) <= MEAN_TOLERANCE + 2 * error and abs(ratio - 1) <= SD_TOLERANCE:
         words = "agrees"
     else:
@@ -99,6 +106,8 @@ def _verdict(shift: float, ratio: float, error: float, k_hat: float) -> str:
         if abs(ratio - 1) > SD_TOLERANCE:
             parts.append(f"sd {abs(ratio - 1):.0%} too {'wide' if ratio > 1 else 'narrow'}")
         words = ", ".join(parts)
+    if r_hat > CONVERGED:
+        words += f"; the reference itself has not converged (R̂ = {r_hat:.2f}): give it more draws"
     if k_hat > RELIABLE:
         words += f"; k̂ = {k_hat:.2f}: do not trust these draws, use nuts"
     return words
