@@ -1,8 +1,13 @@
-"""NUTS on the same Pyro model, one gene at a time, for the genes that one wants to be sure of."""
+"""NUTS on the same Pyro model, one gene at a time, for the genes that one wants to be sure of.
+
+The sampler moves in coordinates in which Laplace's posterior is a standard normal: the model and its posterior are
+unchanged, but a trajectory is several times shorter and warm-up has less to learn.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
@@ -28,7 +34,7 @@ WHITE = "nu_white"
 class NutsOptions:
     """Settings of the sampler: warm-up iterations, chains, target acceptance and greatest tree depth."""
 
-    warmup_steps: int = 400
+    warmup_steps: int = 200
     num_chains: int = 1
     target_accept_prob: float = 0.85
     max_tree_depth: int = 7
@@ -52,9 +58,19 @@ def coloured(effect: SpatialEffect, white: Tensor) -> Tensor:
 
 
 def nuts(
-    model: MultinomGLM, genes: Tensor, num_samples: int, seed: int, options: NutsOptions
+    model: MultinomGLM,
+    genes: Tensor,
+    num_samples: int,
+    seed: int,
+    options: NutsOptions,
+    pilot: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws by site ``(C, S, G, ...)`` and sampler statistics: ``diverging`` ``(C, S, G)``.
+
+    Parameters
+    ----------
+    pilot
+        Laplace draws of a gene by site, ``(S, 1, ...)``, for the coordinates; None for the model's own.
 
     Raises
     ------
@@ -66,7 +82,8 @@ def nuts(
         for gene in genes.tolist():
             program = single_gene(model, gene)
             torch.manual_seed(seed + gene)  # NUTS draws from the global generator, which is put back afterwards
-            chains = [_chain(program, num_samples, options) for _ in range(options.num_chains)]
+            coordinates = _Coordinates(program, None if pilot is None else pilot(gene))
+            chains = [_chain(program, coordinates, num_samples, options) for _ in range(options.num_chains)]
             found.append({name: torch.stack([chain[name] for chain in chains]) for name in chains[0]})
             logger.info("nuts: gene %d, %d divergent", gene, int(found[-1]["diverging"].sum()))
     draws = {name: torch.stack([one[name] for one in found], 2) for name in found[0]}
@@ -93,19 +110,71 @@ def _differs(prior: Any, complete: Any) -> bool:
     return len(shape) == n_dims and shape[0] > 1
 
 
-def _chain(model: MultinomialGLM, num_samples: int, options: NutsOptions) -> dict[str, Tensor]:
-    program: Any = pyro.poutine.reparam(model, config={"nu": WhitenedEffect()})
+class _Coordinates:
+    """Flat coordinates u in which the pilot draws have mean zero and unit covariance; potential energy there.
+
+    ``x = location + root @ u`` are the model's unconstrained sites, one after the other.
+    """
+
+    def __init__(self, program: MultinomialGLM, pilot: Mapping[str, Tensor] | None) -> None:
+        whitened: Any = pyro.poutine.reparam(program, config={"nu": WhitenedEffect()})
+        with pyro.validation_enabled(False):
+            start, self._energy, self._transforms, _ = initialize_model(
+                whitened, jit_compile=True, skip_jit_warnings=True
+            )
+        self._shapes = {name: value.shape for name, value in start.items()}
+        flat = torch.cat([value.flatten() for value in start.values()])
+        self._location, self._root = flat, torch.eye(len(flat), dtype=flat.dtype)
+        if pilot is not None:
+            draws = self._flattened(whitened_sites(program, pilot))
+            self._location, self._root = draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T))
+
+    def energy(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Potential energy at ``{"u": (D,)}``."""
+        return self._energy(self._split(params["u"]))
+
+    def start(self) -> Tensor:
+        """Where a chain starts: near the pilot's mean."""
+        return 0.5 * torch.randn_like(self._location)
+
+    def sites(self, u: Tensor) -> dict[str, Tensor]:
+        """Values of the sites at u (S, D)."""
+        return {name: self._transforms[name].inv(value) for name, value in self._split(u).items()}
+
+    def _split(self, u: Tensor) -> dict[str, Tensor]:
+        x = self._location + u @ self._root.mT
+        parts = x.split([shape.numel() for shape in self._shapes.values()], -1)
+        return {
+            name: part.reshape(*u.shape[:-1], *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
+    def _flattened(self, sites: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([self._transforms[name](sites[name]).flatten(1) for name in self._shapes], 1)
+
+
+def whitened_sites(program: MultinomialGLM, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sites with ν as the standard normal numbers that NUTS moves, the inverse of :func:`coloured`."""
+    if not isinstance(program, MultinomialGLMM):
+        return dict(sites)
+    effect = SpatialEffect(program.covariance, sites["sigma"], sites["theta_logit"], sites["bias_eta"].shape[-1])
+    scale = effect.eigen_variances.sqrt().clamp_min(1e-12)
+    return {**sites, WHITE: effect.covariance.eigenvectors.mT @ sites["nu"] / scale}
+
+
+def _chain(
+    model: MultinomialGLM, coordinates: _Coordinates, num_samples: int, options: NutsOptions
+) -> dict[str, Tensor]:
     kernel = NUTS(
-        program,
+        potential_fn=coordinates.energy,
         target_accept_prob=options.target_accept_prob,
         max_tree_depth=options.max_tree_depth,
-        jit_compile=True,
-        ignore_jit_warnings=True,
     )
     with pyro.validation_enabled(False):
-        mcmc = MCMC(kernel, num_samples, options.warmup_steps, disable_progbar=True)
+        start = {"u": coordinates.start()}
+        mcmc = MCMC(kernel, num_samples, options.warmup_steps, initial_params=start, disable_progbar=True)
         mcmc.run()
-    values = mcmc.get_samples()
+    values = coordinates.sites(mcmc.get_samples()["u"])
     diverging = torch.zeros(num_samples, dtype=torch.bool)
     diverging[torch.tensor(mcmc.diagnostics()["divergences"]["chain 0"], dtype=torch.int64)] = True
     if isinstance(model, MultinomialGLMM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.inference.importance import pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.posterior.gaussian import draw_integrated, draw_plugged_in
+from pyrosplice.posterior.grid import COARSE
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
@@ -24,6 +26,7 @@ METHODS = ("laplace", "importance", "nuts")
 HYPER = ("plug-in", "integrate")
 FEWEST_FOR_K = 25  # draws below which k̂ is NaN
 OVERSAMPLED = 4  # proposals a draw of importance resampling
+N_PILOT = 2000  # Laplace draws that set NUTS's coordinates
 _INTEGRATED_AT_ONCE = 16
 
 
@@ -65,7 +68,7 @@ def sample_posterior(
     genes = torch.arange(model.n_genes) if genes is None else genes
     if method == "nuts":
         _require_proper(model, "method='nuts'")
-        sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions())
+        sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(model, seed))
         return Samples(sites, stats, method, "integrate")
     if hyper == "integrate":
         _require_proper(model, "hyper='integrate'")
@@ -82,6 +85,21 @@ def sample_posterior(
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
     k_hat = torch.cat([part[2] for part in found])[order]
     return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper)
+
+
+def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] | None:
+    """Laplace draws of a gene for NUTS to find its coordinates from; None where they cannot be made."""
+    mixed = isinstance(model, MultinomGLMM)
+    held = model._held() if isinstance(model, MultinomGLMM) else ()
+    components = model.sigma.shape[1] * (2 - len(held)) if isinstance(model, MultinomGLMM) else 0
+    if components + len(model.likelihood.free) not in (0, *COARSE) or (mixed and not model.is_marginal):
+        return None
+
+    def draws(gene: int) -> dict[str, Tensor]:
+        few = sample_posterior(model, num_samples=N_PILOT, hyper="integrate", genes=torch.tensor([gene]), seed=seed)
+        return {name: value[0] for name, value in few.sites.items()}
+
+    return draws
 
 
 def _engine(model: MultinomGLM) -> MixedEngine:

@@ -2,7 +2,7 @@
 
     python -m tests.studies.laplace_nuts [--depth 20] [--genes 20] [--first 0]
 
-Simulated genes, N = 64 on a grid, three isoforms, one covariate; weak priors; 4,000 Laplace draws beside two chains of
+Simulated genes, N = 64 on a grid, three isoforms, one covariate; weak priors; 2,000 Laplace draws beside two chains of
 NUTS. Writes one row a gene, site and entry to ``results/laplace_nuts_<depth>.csv`` as genes finish, and prints how many
 are within the tolerances.
 """
@@ -19,8 +19,8 @@ from pyrosplice.posterior.nuts import NutsOptions
 from tests.studies.posterior_calibration import FAMILIES, fitted, simulate
 from tests.studies.simulation import RESULTS, commit
 
-NUTS = NutsOptions(warmup_steps=200, num_chains=2)
-N_DRAWS, N_LAPLACE, SIDE, SEED = 400, 4000, 8, 1
+NUTS = NutsOptions(warmup_steps=150, num_chains=2)
+N_DRAWS, N_LAPLACE, SIDE, SEED = 500, 2000, 8, 1
 FAMILY = FAMILIES["multinomial"]
 
 

@@ -122,8 +122,7 @@ def ranks(family: Family, n_simulations: int, *, method: str, seed: int, side: i
         tree = model.posterior(num_samples=N_DRAWS, method=method, hyper="integrate", groups=(), seed=own)
         found = {}
         for site, value in truth.items():
-            draws = torch.from_numpy(tree["posterior"][site].values[0].copy()).flatten(2)
-            draws = draws.reshape(N_DRAWS, len(genes), -1)
+            draws = torch.from_numpy(tree["posterior"][site].values.copy()).reshape(N_DRAWS, len(genes), -1)
             below = (draws < value[genes].flatten(1)).sum(0)
             found |= {f"{site}_{entry}": below[:, entry].numpy() for entry in range(below.shape[1])}
         found["pareto_k"] = tree["sample_stats"].pareto_k.values[0, 0]
