@@ -30,6 +30,8 @@ from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar,
 from pyrosplice.linalg.solver import Factor, SpatialSolver
 from pyrosplice.models.likelihoods import Likelihood
 
+PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -67,6 +69,12 @@ class Latents:
     def finite(self) -> Latents:
         """The same with zero for what is not finite."""
         return Latents(*(torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (self.field, self.noise)))
+
+    def replaced(self, genes: Tensor, others: Latents) -> Latents:
+        """The same with some genes' random effects taken from ``others``."""
+        field, noise = self.field.clone(), self.noise.clone()  # which keeps their layout
+        field[genes], noise[genes] = others.field, others.noise
+        return Latents(field, noise)
 
     def select(self, genes: Tensor) -> Latents:
         """The same for some of the genes."""
@@ -173,12 +181,19 @@ class MixedModel:
         """
         concave = self.likelihood.log_concave
         value = self.log_joint(parameters, latents)
-        for _ in range(max_iter):
+        for iteration in range(max_iter):
             step = self.newton(parameters, latents, exact=concave)
             done = ~(step.decrement > tolerance)  # NaN counts as done: the gene fails alone
             latents, value = self._line_search(step, value, ~done)
             if bool(done.all()):
                 break
+            slow = (~done).nonzero()[:, 0]
+            if iteration >= PATIENCE and 2 * len(slow) <= len(done):
+                rest = self.select(slow).mode(
+                    parameters.select(slow), latents.select(slow), tolerance=tolerance, max_iter=max_iter - iteration
+                )
+                latents = latents.replaced(slow, rest.latents)
+                value = value.index_copy(0, slow, rest.log_joint)
         if not concave:
             step = self.newton(parameters, latents)
             polished = latents.moved(step.direction)

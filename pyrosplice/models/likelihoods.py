@@ -185,7 +185,7 @@ class Multinomial(Likelihood):
 
     def mean(self, eta: Tensor) -> Tensor:
         """``softmax([η, 0])``."""
-        return torch.softmax(torch.cat([eta, torch.zeros_like(eta[..., :1])], -1), -1)
+        return usage_of(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw one category a molecule and count."""
@@ -215,6 +215,21 @@ class Multinomial(Likelihood):
         top = eta.amax(-1, keepdim=True).clamp_min(0.0)
         odds = torch.exp(eta - top)
         return odds / (odds.sum(-1, keepdim=True) + torch.exp(-top))
+
+
+def usage_of(eta: Tensor) -> Tensor:
+    """``softmax([η, 0])``, ``(..., K)``: elementwise, which for few isoforms is several times faster than softmax."""
+    top = eta.amax(-1, keepdim=True).clamp_min(0.0)
+    odds, reference = torch.exp(eta - top), torch.exp(-top)
+    outermost = eta.ndim > 1 and eta.stride(-1) >= max(eta.stride())  # keeps a layout with predictors first
+    if outermost:
+        order = sorted(range(eta.ndim), key=eta.stride, reverse=True)
+        order.insert(0, order.pop(order.index(eta.ndim - 1)))
+        both = torch.cat([odds.permute(order), reference.permute(order)])
+        both = both.permute([order.index(d) for d in range(eta.ndim)])
+    else:
+        both = torch.cat([odds, reference], -1)
+    return both / (odds.sum(-1, keepdim=True) + reference)
 
 
 def draw_multinomial(totals: Tensor, usage: Tensor, *, generator: torch.Generator | None) -> Tensor:

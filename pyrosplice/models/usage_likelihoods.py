@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrosplice.models.likelihoods import Likelihood, Multinomial, draw_multinomial
+from pyrosplice.models.likelihoods import Likelihood, Multinomial, draw_multinomial, usage_of
 
 
 class Binomial(Multinomial):
@@ -54,7 +54,7 @@ class DirichletMultinomial(Likelihood):
 
     def mean(self, eta: Tensor) -> Tensor:
         """``softmax([η, 0])``."""
-        return torch.softmax(torch.cat([eta, torch.zeros_like(eta[..., :1])], -1), -1)
+        return usage_of(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A usage from the Dirichlet distribution, then molecules."""
