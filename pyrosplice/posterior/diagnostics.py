@@ -102,7 +102,7 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
             {
                 "gene": gene,
                 "elpd": float(each.sum()),
-                "se": float(len(each) ** 0.5 * each.std()),
+                "se": float(len(each) ** 0.5 * each.std(correction=0)),
                 "p_loo": float((whole - each).sum()),
                 "pareto_k": float(k.max()),
                 "bad_spots": bad,

@@ -175,6 +175,11 @@ def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Te
     return {name: value[:, genes] for name, value in whole.items()}
 
 
+def whole_numbers(values: Tensor) -> Tensor:
+    """Integers where all are whole, which is how ArviZ tells counts from measurements."""
+    return values.long() if bool((values == values.round()).all()) else values
+
+
 class _Labels:
     """Coordinates, and tensors as labelled arrays."""
 
@@ -204,7 +209,7 @@ class _Labels:
             if value.ndim == len(leading) + 1 and not own:
                 value = value.squeeze(-1)  # a hyper-parameter of the likelihood
             used |= set(own)
-            arrays[name] = ((*leading, *own), value.numpy())
+            arrays[name] = ((*leading, *own), whole_numbers(value).numpy() if name == "counts" else value.numpy())
         shape = tuple(next(iter(values.values())).shape)
         chain = {"chain": np.arange(shape[0]), "draw": np.arange(shape[1])} if chains else {}
         return xr.Dataset(arrays, coords={**chain, **self.coords(used)})
