@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -28,6 +29,9 @@ from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
+
+if TYPE_CHECKING:
+    from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
 METHODS = ("wald", "lrt", "ql", "cluster", "glmm")
@@ -221,6 +225,51 @@ class ExpressionGLM:
         if self.noise_model == "norm":
             return rng.normal(mean, scale)
         return rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
+
+    def posterior(
+        self, *, num_samples: int = 1000, method: str = "laplace", priors: Mapping[str, Any] | None = None,
+        genes: Sequence[int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+    ) -> xr.DataTree:  # fmt: skip
+        """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
+
+        The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
+        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``
+        where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
+
+        Parameters
+        ----------
+        num_samples
+            Draws a gene (and chain).
+        method
+            ``"laplace"``: a Gaussian of location and scale together at the mode. ``"importance"``: these draws,
+            resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.
+        priors
+            Pyro distributions of each free coefficient: ``location`` and ``scale``;
+            :func:`pyrosplice.posterior.expression.weak_priors` for those not given.
+        genes
+            Positions of the genes to draw from; all by default.
+        groups
+            Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default. Those with an entry a cell are
+            large: draws × genes × cells.
+        seed
+            Of all that is random.
+        nuts_options
+            Of NUTS.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Options that do not exist; observation weights; a gene whose posterior has no Gaussian curvature.
+        NotReadyError
+            Before ``fit``, or of a loaded model.
+        """
+        from pyrosplice.posterior.expression import expression_posterior  # which imports the estimators
+
+        return expression_posterior(
+            self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
+            nuts_options=nuts_options,
+        )  # fmt: skip
 
     def summary(self) -> pd.DataFrame:
         """One row a gene and location coefficient: estimate, standard error (natural log), dispersion and code."""

@@ -17,6 +17,7 @@ from pyrosplice.data.rows import as_given, as_rows, is_array
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_attributes, write_parameters
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
+from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
 from pyrosplice.inference.em import EMOptions, EMResult, block_size
 from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, best_of, start_one
@@ -27,7 +28,7 @@ from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
-class GaussianMixture(DensityMixin, BaseEstimator):
+class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     r"""Mixture of M Gaussians, :math:`p(x) = \sum_m w_m N(x \mid \mu_m, \Sigma_m)`, fitted by exact EM.
 
     A pass over the cells is two matrix products a block on the cells' quadratic features, in centred and whitened

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +20,11 @@ from pyrosplice.inference.em import block_size
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_gibbs import GibbsSampler
+from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import MixtureParameters, MixturePrior
+
+if TYPE_CHECKING:
+    from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 
 _SHAPES = {
     "full": ("component", "feature", "feature_other"),
@@ -96,14 +102,9 @@ def sample_posterior(
             raise InvalidArgumentError(f"{name}: expected a positive integer, found {number}.")
     kind = fitted.covariance_type
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
-    mean, covariance = rows.mean_and_covariance()
-    prior = prior or weak_prior(covariance[0], mean[0], fitted.n_components)
-    dim = fitted.means.shape[1]
-    least = dim - 1 if kind in ("full", "tied") else 0
-    if prior.mean is None or prior.covariance_dof is None or prior.covariance_dof <= least:
-        raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
+    prior = proper_prior(rows, fitted, prior)
     problem = Problem.of(rows, kind, prior=prior, regularization=0.0, features=True)
-    labels = torch.cat([log_joint_of_cells([rows.block(a, b)[0]], [[fitted]])[0][0].argmax(1) for a, b in rows.spans()])
+    labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
     generator = torch.Generator().manual_seed(seed)
     sampler = GibbsSampler(problem.starter, problem.penalty, prior, labels, generator, fitted.n_components)
     index = (torch.zeros(1, n_chains, dtype=torch.int64), torch.zeros(1, n_chains, dtype=torch.int64))
@@ -113,12 +114,28 @@ def sample_posterior(
     for sweep in tqdm(range(n_warmup + n_draws), desc="Gibbs", disable=not progress):
         state, log_likelihood, overlap = sampler.sweep(state)
         if sweep >= n_warmup:
-            aligned, moved = _aligned(state, overlap)
+            aligned, moved = aligned_to(state, overlap)
             kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
-    return _as_tree(kept, kind)
+    return as_tree(kept, kind)
 
 
-def _aligned(draws: MixtureParameters, overlap: Tensor) -> tuple[MixtureParameters, Tensor]:
+def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePrior | None) -> MixturePrior:
+    """The prior, :func:`weak_prior` for None; refused where it is improper."""
+    if prior is None:
+        mean, covariance = rows.mean_and_covariance()
+        prior = weak_prior(covariance[0], mean[0], fitted.n_components)
+    least = fitted.means.shape[1] - 1 if fitted.covariance_type in ("full", "tied") else 0
+    if prior.mean is None or prior.covariance_dof is None or prior.covariance_dof <= least:
+        raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
+    return prior
+
+
+def component_labels(blocks: Sequence[Tensor], fitted: MixtureParameters) -> Tensor:
+    """The likeliest component of every cell, ``(N,)``."""
+    return torch.cat([log_joint_of_cells([block], [[fitted]])[0][0].argmax(1) for block in blocks])
+
+
+def aligned_to(draws: MixtureParameters, overlap: Tensor) -> tuple[MixtureParameters, Tensor]:
     """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``."""
     order = torch.stack([_permutation(own) for own in overlap])[None]
     chain = torch.arange(order.shape[1])[None, :, None]
@@ -134,7 +151,9 @@ def _permutation(overlap: Tensor) -> Tensor:
     return torch.from_numpy(rows[np.argsort(columns)])
 
 
-def _as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) -> xr.DataTree:
+def as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) -> xr.DataTree:
+    """Parameters, log likelihoods and label moves of every sweep, chains within, as a tree."""
+
     def stacked(name: str) -> np.ndarray:
         return torch.stack([getattr(p, name)[0] for p, _, _ in kept], 1).numpy()
 
@@ -152,3 +171,74 @@ def _as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) ->
     coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
     groups = {"posterior": xr.Dataset(posterior, coords), "sample_stats": xr.Dataset(stats, coords)}
     return xr.DataTree.from_dict(groups)
+
+
+class MixturePosterior:
+    """The method ``posterior`` of a fitted mixture."""
+
+    model_: GaussianMixtureModel
+    prior: MixturePrior | None
+    use_rep: str | None
+
+    def posterior(
+        self,
+        X: Any,
+        *,
+        num_samples: int = 500,
+        method: str = "gibbs",
+        num_chains: int = 4,
+        warmup_steps: int = 200,
+        groups: Sequence[str] | None = None,
+        names: Mapping[str, Sequence[Any]] | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> xr.DataTree:
+        """Posterior draws given the cells as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Posterior: ``weights``, ``means``, ``covariances`` and ``sd`` of every component and feature, components in the
+        order of the fit (each draw's labels are permuted to agree best with it).
+
+        Parameters
+        ----------
+        X
+            Cells ``(N, D)``, those of the fit; whatever :meth:`fit` takes.
+        num_samples
+            Draws a chain.
+        method
+            ``"gibbs"`` draws from the posterior itself, at the price of an EM step a sweep, so there is no Laplace's
+            method to approximate it. ``"nuts"``: the Pyro model, assignments summed out; small data only.
+        num_chains, warmup_steps
+            Chains and iterations of each before its draws are kept.
+        groups
+            Optional groups (:mod:`pyrosplice.posterior.tree`), all by default. The predictive ones have chains ×
+            draws × cells × features numbers, the log likelihood one a cell and draw.
+        names
+            Coordinates by dimension: ``cell``, ``feature``, ``component``.
+        seed
+            Of all that is random.
+        progress
+            Show a progress bar (Gibbs).
+
+        Raises
+        ------
+        InvalidArgumentError
+            The estimator's prior is improper; :func:`weak_prior` stands in where it has none. An option that does not
+            exist, or missing values.
+        """
+        from pyrosplice.posterior.mixture import mixture_posterior  # which imports this module
+
+        check_is_fitted(self, "model_")
+        return mixture_posterior(
+            X,
+            self.model_.parameters_of(),
+            num_samples=num_samples,
+            method=method,
+            prior=self.prior,
+            num_chains=num_chains,
+            warmup_steps=warmup_steps,
+            groups=groups,
+            names=names,
+            seed=seed,
+            use_rep=self.use_rep,
+            progress=progress,
+        )

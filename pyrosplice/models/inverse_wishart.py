@@ -51,9 +51,9 @@ class InverseWishart(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each covariance matrix, constants included."""
-        dim = self.event_shape[-1]
+        dim = int(self.event_shape[-1])
         proper = self.dof > dim - 1
-        half = torch.where(proper, self.dof, self.dof.new_tensor(dim)) / 2
+        half = torch.where(proper, self.dof, float(dim)) / 2
         factor = torch.linalg.cholesky(value)
         trace = torch.cholesky_solve(self.scale.expand(value.shape), factor).diagonal(dim1=-2, dim2=-1).sum(-1)
         constant = half * torch.linalg.slogdet(self.scale).logabsdet - half * dim * math.log(2)

@@ -12,6 +12,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.importance import RELIABLE
+from pyrosplice.posterior.diagnostics import by_unit, units_of
 
 MEAN_TOLERANCE = 0.15  # NUTS sds
 SD_TOLERANCE = 0.15  # relative
@@ -27,7 +28,7 @@ def compare_posteriors(
     Parameters
     ----------
     approximate, reference
-        Posteriors of the same genes, for example ``method="laplace"`` and ``method="nuts"``.
+        Posteriors of the same genes (or mixture), for example ``method="laplace"`` and ``method="nuts"``.
     sites
         Variables of the group ``posterior``.
 
@@ -44,13 +45,13 @@ def compare_posteriors(
     InvalidArgumentError
         Different genes.
     """
-    genes = approximate["posterior"].gene.values
-    if not np.array_equal(genes, reference["posterior"].gene.values):
+    genes = units_of(approximate)
+    if not np.array_equal(genes, units_of(reference)):
         raise InvalidArgumentError("approximate, reference: expected posteriors of the same genes.")
     statistics = approximate["sample_stats"]
     rows = []
     for position, gene in enumerate(genes):
-        k_hat = float(np.asarray(statistics["pareto_k"])[0, 0, position]) if "pareto_k" in statistics else np.nan
+        k_hat = float(by_unit(statistics["pareto_k"])[0, 0, position]) if "pareto_k" in statistics else np.nan
         for site in sites:
             ours, theirs = (_flat(tree, site, position) for tree in (approximate, reference))
             for entry in range(ours.shape[-1]):
@@ -60,7 +61,7 @@ def compare_posteriors(
 
 
 def _flat(tree: xr.DataTree, site: str, gene: int) -> np.ndarray:
-    values = np.asarray(tree["posterior"][site].isel(gene=gene))
+    values = by_unit(tree["posterior"][site])[:, :, gene]
     return values.reshape(*values.shape[:2], -1)
 
 

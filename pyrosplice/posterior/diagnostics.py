@@ -33,7 +33,18 @@ def _largest(counts: np.ndarray) -> np.ndarray:
     return counts.max((-2, -1))
 
 
+def _variance(values: np.ndarray) -> np.ndarray:
+    return values.var(-2).sum(-1)
+
+
+def _tails(values: np.ndarray) -> np.ndarray:
+    """Largest standardised distance from the mean."""
+    return (np.abs(values - values.mean(-2, keepdims=True)) / values.std(-2, keepdims=True)).max((-2, -1))
+
+
 STATISTICS: dict[str, Statistic] = {"zeros": _zeros, "spread": _spread, "largest": _largest}
+MEASURED: dict[str, Statistic] = {"variance": _variance, "tails": _tails}
+SENSITIVE = ("beta", "sigma", "theta", "location", "scale", "weights", "means")
 
 
 def predictive_check(
@@ -48,8 +59,9 @@ def predictive_check(
     group
         ``"posterior_predictive"`` or ``"prior_predictive"``.
     statistics
-        Functions of counts ``(..., spots, isoforms)``; share of zeros, variance of the first isoform's share over
-        spots and largest count by default.
+        Functions of observations ``(..., spots or cells, isoforms or features)``. By default, for counts: share of
+        zeros, variance of the first isoform's share (of the count, where there is one) and largest count; for
+        measurements: total variance and the largest standardised distance from the mean.
 
     Returns
     -------
@@ -58,16 +70,16 @@ def predictive_check(
         is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
     _require(tree, group)
-    drawn = np.asarray(tree[group]["counts"])
-    drawn = drawn.reshape(-1, *drawn.shape[2:])
-    observed, genes = np.asarray(tree["observed_data"]["counts"]), np.asarray(tree["observed_data"]["gene"])
+    drawn, name = _observations(tree, group), _observed_name(tree)
+    drawn, observed = drawn.reshape(-1, *drawn.shape[2:]), _observations(tree, "observed_data")
+    chosen = statistics or (STATISTICS if name == "counts" else MEASURED)
     rows = []
-    for name, statistic in (statistics or STATISTICS).items():
+    for label, statistic in chosen.items():
         here, there = statistic(observed), statistic(drawn)
         low, high = np.nanquantile(there, (0.05, 0.95), axis=0)
         chance = (there > here).mean(0) + 0.5 * (there == here).mean(0)
         columns = {"observed": here, "mean": np.nanmean(there, 0), "low": low, "high": high, "p": chance}
-        rows.append(pd.DataFrame({"gene": genes, "statistic": name, **columns}))
+        rows.append(pd.DataFrame({"gene": units_of(tree), "statistic": label, **columns}))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -85,10 +97,10 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
         spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
     """
     _require(tree, "log_likelihood")
-    density = torch.from_numpy(np.asarray(tree["log_likelihood"]["counts"]).copy()).flatten(0, 1)  # (S, G, N)
+    density = torch.from_numpy(by_unit(tree["log_likelihood"][_observed_name(tree)]).copy()).flatten(0, 1)  # (S, G, N)
     own = _log_weights(tree, density.shape[:2])
     rows = []
-    for position, gene in enumerate(tree["posterior"].gene.values):
+    for position, gene in enumerate(units_of(tree)):
         ratios = own[:, position, None] - density[:, position]
         weights = smoothed(ratios)
         weights = weights - torch.logsumexp(weights, 0)
@@ -123,7 +135,7 @@ def _loo_verdict(bad: float, k_draws: float) -> str:
     return "fine"
 
 
-def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = ("beta", "sigma", "theta")) -> pd.DataFrame:
+def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) -> pd.DataFrame:
     r"""How posterior means move when the prior or the likelihood is raised to a power (Kallioinen et al. 2024).
 
     Draws are reweighted by :math:`p^{\alpha - 1}` for α = 0.8 and 1.25; the shift of the mean is given in posterior
@@ -137,16 +149,16 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = ("beta", "s
     _require(tree, "log_prior")
     _require(tree, "log_likelihood")
     powers = {
-        "prior": np.asarray(tree["log_prior"]["lp"]),
-        "likelihood": np.asarray(tree["log_likelihood"]["counts"].sum("spot")),
+        "prior": by_unit(tree["log_prior"]["lp"]),
+        "likelihood": by_unit(tree["log_likelihood"][_observed_name(tree)]).sum(-1),
     }
     powers = {name: value.reshape(-1, value.shape[-1]) for name, value in powers.items()}
     rows = []
     for site in (name for name in sites if name in tree["posterior"] and tree["posterior"][name].size):
-        values = np.asarray(tree["posterior"][site])
+        values = by_unit(tree["posterior"][site])
         values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
         shifts = {name: _power_shift(values, power) for name, power in powers.items()}
-        for position, gene in enumerate(tree["posterior"].gene.values):
+        for position, gene in enumerate(units_of(tree)):
             for entry in range(values.shape[2]):
                 found = {name: float(shift[position, entry]) for name, shift in shifts.items()}
                 rows.append({"gene": gene, "site": site, "entry": entry, **found, "diagnosis": _diagnosis(**found)})
@@ -186,7 +198,33 @@ def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
     """The draws' own log weights (S, G); zero for draws that need none."""
     if tree.attrs["method"] != "laplace":
         return torch.zeros(tuple(shape), dtype=torch.float64)
-    return torch.from_numpy(np.asarray(tree["sample_stats"]["log_weight"]).copy()).flatten(0, 1)
+    return torch.from_numpy(by_unit(tree["sample_stats"]["log_weight"]).copy()).flatten(0, 1)
+
+
+def units_of(tree: xr.DataTree) -> np.ndarray:
+    """Names of the genes; one name for the tree of a mixture."""
+    coordinates = tree["observed_data"].coords if "observed_data" in tree.children else tree["posterior"].coords
+    return np.atleast_1d(coordinates["gene"].values) if "gene" in coordinates else np.array(["all"])
+
+
+def by_unit(array: Any) -> np.ndarray:
+    """Values with a dimension of genes after ``chain`` and ``draw``, of length one if there is none."""
+    values, n_draws = np.asarray(array), sum(dim in array.dims for dim in ("chain", "draw"))
+    return values if "gene" in array.dims else np.expand_dims(values, n_draws)
+
+
+def _observed_name(tree: xr.DataTree) -> str:
+    """The observed variable: ``counts``, or ``x`` of a mixture."""
+    group = tree["observed_data"] if "observed_data" in tree.children else tree["log_likelihood"]
+    return str(next(iter(group.data_vars)))
+
+
+def _observations(tree: xr.DataTree, group: str) -> np.ndarray:
+    """Observed or predicted values ``(..., genes, observations, categories)``."""
+    array = tree[group][_observed_name(tree)]
+    values = by_unit(array)
+    own = len(set(array.dims) - {"chain", "draw", "gene"})
+    return values if own > 1 else values[..., None]
 
 
 def _require(tree: xr.DataTree, group: str) -> None:

@@ -82,8 +82,9 @@ def nuts(
         for gene in genes.tolist():
             program = single_gene(model, gene)
             torch.manual_seed(seed + gene)  # NUTS draws from the global generator, which is put back afterwards
-            coordinates = _Coordinates(program, None if pilot is None else pilot(gene))
-            chains = [_chain(program, coordinates, num_samples, options) for _ in range(options.num_chains)]
+            draws = None if pilot is None else whitened_sites(program, pilot(gene))
+            coordinates = Coordinates(pyro.poutine.reparam(program, config={"nu": WhitenedEffect()}), draws)
+            chains = [_sites(program, *run_chain(coordinates, num_samples, options)) for _ in range(options.num_chains)]
             found.append({name: torch.stack([chain[name] for chain in chains]) for name in chains[0]})
             logger.info("nuts: gene %d, %d divergent", gene, int(found[-1]["diverging"].sum()))
     draws = {name: torch.stack([one[name] for one in found], 2) for name in found[0]}
@@ -110,23 +111,36 @@ def _differs(prior: Any, complete: Any) -> bool:
     return len(shape) == n_dims and shape[0] > 1
 
 
-class _Coordinates:
-    """Flat coordinates u in which the pilot draws have mean zero and unit covariance; potential energy there.
+class Coordinates:
+    """Flat coordinates u in which pilot draws have mean zero and unit covariance, and the potential energy there.
 
     ``x = location + root @ u`` are the model's unconstrained sites, one after the other.
+
+    Parameters
+    ----------
+    program
+        A Pyro model without arguments.
+    pilot
+        Draws of its sites, ``(S, ...)``; the model's own coordinates if None.
+    transforms
+        From each site to the reals; PyTorch's if None.
     """
 
-    def __init__(self, program: MultinomialGLM, pilot: Mapping[str, Tensor] | None) -> None:
-        whitened: Any = pyro.poutine.reparam(program, config={"nu": WhitenedEffect()})
+    def __init__(
+        self, program: Any, pilot: Mapping[str, Tensor] | None, transforms: Mapping[str, Any] | None = None
+    ) -> None:
         with pyro.validation_enabled(False):
             start, self._energy, self._transforms, _ = initialize_model(
-                whitened, jit_compile=True, skip_jit_warnings=True
+                program,
+                jit_compile=True,
+                skip_jit_warnings=True,
+                transforms=None if transforms is None else dict(transforms),
             )
         self._shapes = {name: value.shape for name, value in start.items()}
         flat = torch.cat([value.flatten() for value in start.values()])
         self._location, self._root = flat, torch.eye(len(flat), dtype=flat.dtype)
         if pilot is not None:
-            draws = self._flattened(whitened_sites(program, pilot))
+            draws = self._flattened(pilot)
             self._location, self._root = draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T))
 
     def energy(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -162,9 +176,8 @@ def whitened_sites(program: MultinomialGLM, sites: Mapping[str, Tensor]) -> dict
     return {**sites, WHITE: effect.covariance.eigenvectors.mT @ sites["nu"] / scale}
 
 
-def _chain(
-    model: MultinomialGLM, coordinates: _Coordinates, num_samples: int, options: NutsOptions
-) -> dict[str, Tensor]:
+def run_chain(coordinates: Coordinates, num_samples: int, options: NutsOptions) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of the sites ``(S, ...)`` and which of them diverged ``(S,)``."""
     kernel = NUTS(
         potential_fn=coordinates.energy,
         target_accept_prob=options.target_accept_prob,
@@ -174,9 +187,14 @@ def _chain(
         start = {"u": coordinates.start()}
         mcmc = MCMC(kernel, num_samples, options.warmup_steps, initial_params=start, disable_progbar=True)
         mcmc.run()
-    values = coordinates.sites(mcmc.get_samples()["u"])
     diverging = torch.zeros(num_samples, dtype=torch.bool)
     diverging[torch.tensor(mcmc.diagnostics()["divergences"]["chain 0"], dtype=torch.int64)] = True
+    return coordinates.sites(mcmc.get_samples()["u"]), diverging
+
+
+def _sites(model: MultinomialGLM, values: dict[str, Tensor], diverging: Tensor) -> dict[str, Tensor]:
+    """The isoform model's own sites of one gene."""
+    num_samples = len(diverging)
     if isinstance(model, MultinomialGLMM):
         values |= {name: value.expand(num_samples, *value.shape) for name, value in model.fixed.items()}
         n_logits = values["bias_eta"].shape[-1]

@@ -79,7 +79,7 @@ def sample_posterior(
         for part in batch[torch.isin(batch, genes)].split(size):
             if len(part):
                 draws = _laplace(model, part, n_draws, hyper, generator)
-                found.append(_resampled(draws, num_samples, method, generator))
+                found.append(resampled(draws, num_samples, method, generator))
     order = torch.argsort(torch.argsort(genes))
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
@@ -149,12 +149,14 @@ def _log_prior(model: MultinomGLM, integrate: bool):  # type: ignore[no-untyped-
 
 
 @dataclass(frozen=True)
-class _Sites:
+class WeightedSites:
+    """Draws by site ``(S, B, ...)`` with their log weights ``(S, B)``."""
+
     values: dict[str, Tensor]
     log_weights: Tensor
 
 
-def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> _Sites:
+def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> WeightedSites:
     target, coefficients, phi = target_of(model, genes, hyper=hyper)
     draw = draw_integrated if hyper == "integrate" else draw_plugged_in
     draws = draw(target, coefficients, phi, n_draws, generator)
@@ -166,11 +168,11 @@ def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, genera
         sites |= {"nu": draws.nu, "sigma": values["sigma"], "theta_logit": values["theta_logit"]}
     for name in model.likelihood.free:
         sites[name] = values[name] if name in values else getattr(model, name).detach()[genes].expand(n_draws, -1, -1)
-    return _Sites(sites, draws.log_weights)
+    return WeightedSites(sites, draws.log_weights)
 
 
-def _resampled(
-    draws: _Sites, num_samples: int, method: str, generator: torch.Generator
+def resampled(
+    draws: WeightedSites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Importance: each gene's draws resampled without replacement by their smoothed weights. And k̂."""
     enough = len(draws.log_weights) >= FEWEST_FOR_K

@@ -1,0 +1,220 @@
+r"""Posterior of the expression GLM: Gaussians at the mode, importance draws or NUTS, as the tree that ArviZ reads.
+
+Genes share nothing, so a batch of G genes is G small problems: :math:`q(a_g, b_g) = N(\hat\theta_g, H_g^{-1})`, with
+log weights :math:`\log p(y, a, b) - \log q(a, b)` and their Pareto k̂.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.inference.nb_laplace import fit_mode
+from pyrosplice.models.negative_binomial import ExpressionModel
+from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
+from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
+from pyrosplice.posterior.tree import GROUPS, whole_numbers
+
+if TYPE_CHECKING:
+    from pyrosplice.estimators.expression import ExpressionGLM
+
+Arrays = dict[str, tuple[tuple[str, ...], Any]]
+LARGEST_ETA = 30.0  # of a prior draw: e^30 counts
+
+
+def weak_priors() -> dict[str, dist.TorchDistribution]:
+    """Weakly informative priors: ``location`` Normal(0, 5), ``scale`` Normal(1, 2).
+
+    Natural log units. For negative-binomial noise the scale is −log dispersion: 95 % of prior dispersions are between
+    0.007 and 19.
+    """
+    location, scale = torch.tensor([[0.0, 5.0], [1.0, 2.0]], dtype=torch.float64)
+    return {"location": dist.Normal(*location), "scale": dist.Normal(*scale)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Counts and Pyro model of some genes, and how free coefficients become all of them."""
+
+    counts: Tensor
+    model: ExpressionModel
+    glm: ExpressionGLM
+    genes: Tensor
+
+    def log_likelihood(self, theta: Tensor) -> Tensor:
+        """``(..., G, N)`` at free coefficients ``(..., G, D)``."""
+        return self.distribution(theta).log_prob(self.counts)
+
+    def distribution(self, theta: Tensor) -> dist.TorchDistribution:
+        """Of the counts, ``(..., G, N)``."""
+        p, _ = self.model.n_coefficients
+        eta = theta[..., :p] @ self.model.location.T + self.model.offset
+        zeta = theta[..., p:] @ self.model.scale.T + self.model.zeta_offset
+        limit = LARGEST_ETA if self.model.noise.log_link else torch.inf
+        return self.model.noise.distribution(eta.clamp_max(limit), zeta.clamp(-limit, limit))
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """``(..., G)``."""
+        p, _ = self.model.n_coefficients
+        return self.model.location_prior.log_prob(theta[..., :p]) + self.model.scale_prior.log_prob(theta[..., p:])
+
+    def full(self, theta: Tensor) -> dict[str, Tensor]:
+        """All coefficients, and quantities derived from them, by name ``(..., G, ·)``."""
+        inputs, (p, _) = self.glm._data().input_data, self.model.n_coefficients
+        sites = {}
+        for name, own, constraints in (
+            ("location", theta[..., :p], inputs.constraints_loc),
+            ("scale", theta[..., p:], inputs.constraints_scale),
+        ):
+            sites[name] = own @ torch.from_numpy(constraints.matrix.T.copy()) + torch.from_numpy(constraints.shift)
+        if self.model.noise.log_link:
+            sites["log2_effect"] = sites["location"] / np.log(2)
+        if self.model.noise.name == "nb" and sites["scale"].shape[-1] == 1:
+            sites["dispersion"] = torch.exp(-sites["scale"][..., 0])
+        return sites if self.model.noise.has_scale else {k: v for k, v in sites.items() if k != "scale"}
+
+
+def expression_posterior(
+    glm: ExpressionGLM, *, num_samples: int, method: str, priors: Mapping[str, Any] | None,
+    genes: Sequence[int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
+) -> xr.DataTree:  # fmt: skip
+    """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
+    check_option("method", method, METHODS)
+    if isinstance(num_samples, bool) or not num_samples >= 1:
+        raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
+    for group in groups or ():
+        check_option("groups", group, GROUPS)
+    data = data_of(glm, priors, genes)
+    if method == "nuts":
+        theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
+    else:
+        theta, stats = _laplace(data, num_samples, method, torch.Generator().manual_seed(seed))
+    return _tree(data, theta, stats, GROUPS if groups is None else groups, method, seed)
+
+
+def data_of(glm: ExpressionGLM, priors: Mapping[str, Any] | None, genes: Sequence[int] | None) -> Data:
+    """Counts and model of some genes of a fitted estimator."""
+    inputs = glm._data().input_data
+    design = glm._data().source.design
+    if design.weights is not None:
+        raise InvalidArgumentError("weights: a posterior of weighted observations is not defined; fit without.")
+    given = weak_priors()
+    for name, prior in (priors or {}).items():
+        check_option("priors", name, given)
+        given[name] = prior
+    which = np.arange(inputs.counts.shape[1]) if genes is None else np.atleast_1d(np.asarray(genes))
+    offset = design.offset if design.offset.ndim == 1 else design.offset[:, which].T
+    x, z, shift, zeta_shift = (
+        torch.as_tensor(np.ascontiguousarray(a)) for a in (design.x, design.z, offset, design.zeta_offset)
+    )
+    model = ExpressionModel(
+        x, z, noise=inputs.noise, offset=shift, zeta_offset=zeta_shift,
+        location_prior=given["location"], scale_prior=given["scale"],
+    )  # fmt: skip
+    return Data(torch.from_numpy(inputs.counts.genes(which).copy()), model, glm, torch.from_numpy(which))
+
+
+def _laplace(data: Data, n_draws: int, method: str, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draws (1, S, G, D), resampled by their weights for ``"importance"``."""
+    _, guide = fit_mode(data.model, data.counts)
+    total = n_draws * (OVERSAMPLED if method == "importance" else 1)
+    theta = guide.sample(total, generator=generator)
+    proposal = dist.MultivariateNormal(guide.theta, guide.covariance).log_prob(theta)
+    likelihood = torch.stack([data.log_likelihood(one).sum(-1) for one in theta])
+    draws = WeightedSites({"theta": theta}, likelihood + data.log_prior(theta) - proposal)
+    sites, weights, k_hat = resampled(draws, n_draws, method, generator)
+    weights = weights - weights.amax(0)
+    stats = {"log_weight": weights.unsqueeze(0), "pareto_k": k_hat.expand(1, *weights.shape)}
+    return sites["theta"].unsqueeze(0), stats
+
+
+def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draws (C, S, G, D) of the Pyro model, gene by gene, in the coordinates of Laplace's Gaussian."""
+    _, guide = fit_mode(data.model, data.counts)
+    p, found = data.model.n_coefficients[0], []
+    with torch.random.fork_rng():
+        for row, gene in enumerate(data.genes.tolist()):
+            torch.manual_seed(seed + gene)  # NUTS draws from the global generator, which is put back afterwards
+            one = _single(data.model, row)
+            draws = dist.MultivariateNormal(guide.theta[row], guide.covariance[row]).sample(torch.Size([2000]))
+            pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
+            coordinates = Coordinates(partial(one, data.counts[[row]]), pilot)
+            chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]
+            values = [torch.cat([sites["location"], sites["scale"]], -1)[:, 0, 0] for sites, _ in chains]
+            found.append((torch.stack(values), torch.stack([diverging for _, diverging in chains])))
+    theta, diverging = (torch.stack(parts, 2) for parts in zip(*found, strict=True))
+    return theta, {"diverging": diverging}
+
+
+def _single(model: ExpressionModel, row: int) -> ExpressionModel:
+    offset = model.offset if model.offset.ndim == 1 else model.offset[[row]]
+    one = ExpressionModel(model.location, model.scale, noise=model.noise, offset=offset, zeta_offset=model.zeta_offset)
+    one.location_prior, one.scale_prior = model.location_prior, model.scale_prior
+    return one
+
+
+def _tree(
+    data: Data, theta: Tensor, stats: dict[str, Tensor], groups: Sequence[str], method: str, seed: int
+) -> xr.DataTree:
+    glm, draw = data.glm, ("chain", "draw", "gene")
+    inputs = glm._data().input_data
+    names = {
+        "gene": np.asarray(glm.gene_names)[data.genes.numpy()],
+        "coefficient": np.asarray(inputs.location.names),
+        "scale_coefficient": np.asarray(inputs.scale.names),
+        "chain": np.arange(theta.shape[0]),
+        "draw": np.arange(theta.shape[1]),
+    }
+    own = {"location": ("coefficient",), "log2_effect": ("coefficient",), "scale": ("scale_coefficient",)}
+
+    def dataset(arrays: Arrays) -> xr.Dataset:
+        used = {dim for dims, _ in arrays.values() for dim in dims}
+        return xr.Dataset(arrays, coords={k: v for k, v in names.items() if k in used})
+
+    def sites(values: Tensor) -> xr.Dataset:
+        return dataset({k: ((*draw, *own.get(k, ())), v.numpy()) for k, v in data.full(values).items()})
+
+    tree = {"posterior": sites(theta), "sample_stats": dataset({k: (draw, v.numpy()) for k, v in stats.items()})}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # distributions draw from the global generator, which is put back afterwards
+        if "posterior_predictive" in groups:
+            tree["posterior_predictive"] = dataset({"counts": ((*draw, "cell"), _drawn(data, theta))})
+        if "prior" in groups:
+            prior = _prior_draws(data, theta)
+            tree["prior"] = sites(prior)
+            if "prior_predictive" in groups:
+                tree["prior_predictive"] = dataset({"counts": ((*draw, "cell"), _drawn(data, prior))})
+    if "log_likelihood" in groups:
+        tree["log_likelihood"] = dataset({"counts": ((*draw, "cell"), data.log_likelihood(theta).numpy())})
+    if "log_prior" in groups:
+        tree["log_prior"] = dataset({"lp": (draw, data.log_prior(theta).numpy())})
+    tree["observed_data"] = dataset({"counts": (("gene", "cell"), whole_numbers(data.counts).numpy())})
+    offset = data.model.offset
+    tree["constant_data"] = dataset(
+        {
+            "design": (("cell", "coefficient"), inputs.location.matrix),
+            "offset": (("cell",) if offset.ndim == 1 else ("gene", "cell"), offset.numpy()),
+        }
+    )
+    whole = xr.DataTree.from_dict(tree)
+    whole.attrs |= {"inference_library": "pyrosplice", "method": method, "hyper": "integrate"}
+    return whole
+
+
+def _drawn(data: Data, theta: Tensor) -> np.ndarray:
+    return whole_numbers(data.distribution(theta).sample()).numpy()
+
+
+def _prior_draws(data: Data, like: Tensor) -> Tensor:
+    shape = like.shape[:-1]
+    parts = [prior.sample(shape) for prior in (data.model.location_prior, data.model.scale_prior)]
+    return torch.cat([part.reshape(*shape, -1) for part in parts], -1).to(like)
