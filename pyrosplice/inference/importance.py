@@ -165,9 +165,16 @@ def _scaled(value: Tensor, scale: Tensor) -> Tensor:
     return value * scale.reshape(-1, *[1] * (value.dim() - 1))
 
 
+def one_sided(excess: Tensor) -> bool:
+    """Whether a quarter of the sorted tail is nothing beside its largest weight: no Pareto distribution fits."""
+    return not bool(excess[len(excess) // 4] > 1e-100)
+
+
 def _shape(excess: Tensor) -> Tensor:
-    """k̂ of one gene; −∞ where its weights do not differ."""
+    """k̂ of one gene; −∞ where its weights do not differ, ∞ where a few draws have all the weight."""
     if not bool((excess[-1] > 1e-12) & torch.isfinite(excess).all()):
         return excess.new_tensor(-math.inf if bool(torch.isfinite(excess).all()) else math.nan)
+    if one_sided(excess):
+        return excess.new_tensor(math.inf)
     shape, _ = fit_generalized_pareto(excess)
     return torch.as_tensor(shape, dtype=excess.dtype, device=excess.device)

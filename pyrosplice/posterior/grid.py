@@ -4,8 +4,8 @@ At a node the coefficients Γ are profiled out and integrated by Laplace's metho
 
 .. math:: \log p(\varphi \mid y) \approx \log \tilde p(y, \hat\Gamma, \varphi) - \tfrac12 \log |H_\Gamma(\varphi)| + c .
 
-A coarse grid over all of the plausible range finds the box that holds the mass; a fine one covers the box. Between
-nodes the log density is interpolated by cubic splines.
+A coarse grid over all of the plausible range finds the box that holds the mass; a fine one covers the box, and is made
+again for a gene whose mass is in half of its box. Between nodes the log density is interpolated by cubic splines.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from pyrosplice.posterior.target import Target
 if TYPE_CHECKING:
     from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 
-SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-4.0, 1.7), (-8.0, 8.0), (-4.0, 4.0)
+SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-6.5, 1.7), (-8.0, 8.0), (-4.0, 4.0)
 COARSE = {1: 17, 2: 11, 3: 7}
 FINE = {1: 21, 2: 13, 3: 9}
+NARROW = 0.5  # share of the box below which the grid is made again
 DEPTH = 9.0  # nats below the top at which the mass is cut off
 REFINED = 6  # cells between two nodes
 LANES = 512
+GAIN, ROUNDS = 0.5, 5  # nats that a Newton step in the coefficients may promise unseen; profiles of a node at most
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
     low, high = _box(coarse, table)
     fine = _axes(low, high, FINE[d])
     table, profiled = _evaluate(target, coefficients, fine)
+    low, high = _box(fine, table)
+    narrow = (high - low < NARROW * (fine[..., -1] - fine[..., 0])).any(1).nonzero()[:, 0]
+    if len(narrow):
+        fine[narrow] = _axes(low[narrow], high[narrow], FINE[d])
+        table[narrow], profiled[narrow] = _evaluate(target.select(narrow), coefficients[narrow], fine[narrow])
     return HyperGrid(fine, table.reshape(len(table), *[FINE[d]] * d), profiled)
 
 
@@ -134,13 +141,9 @@ def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tenso
     at = axes[:, torch.arange(d), nodes].permute(1, 0, 2)  # (n^d, B, d)
     values, found = [], []
     for part in at.split(max(LANES // n_genes, 1)):
-        lanes = coefficients.repeat(len(part), 1, 1)
-        profile = target.profile(lanes, part.reshape(-1, d))
-        optimum, top = profile.optimum()
-        sign, logdet = torch.linalg.slogdet(torch.nan_to_num(profile.information))
-        value = torch.where(sign > 0, top - 0.5 * logdet, torch.nan)
-        values.append(value.reshape(len(part), n_genes))
-        found.append(optimum.reshape(len(part), n_genes, *coefficients.shape[1:]))
+        value, optimum = _profiled(target, coefficients.expand(len(part), *coefficients.shape), part)
+        values.append(value)
+        found.append(optimum)
     table = torch.cat(values).T
     top = torch.nan_to_num(table, nan=-torch.inf).amax(1, keepdim=True)
     if not bool(torch.isfinite(top).all()):
@@ -148,6 +151,30 @@ def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tenso
     floor = top - 60.0
     table = torch.maximum(torch.where(torch.isfinite(table), table, floor), floor)
     return table - top, torch.cat(found).transpose(0, 1)
+
+
+def _profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density (T, B) at nodes (T, B, d), the coefficients at their optimum (T, B, P, Q) and integrated over.
+
+    A Newton step in the coefficients, and the quadratic value it promises, is believed where that is a small gain;
+    elsewhere it is taken and looked at, as a promise from afar can be wrong by any number of nats.
+    """
+    value, optimum, known = phi.new_full(phi.shape[:2], -torch.inf), start.clone(), torch.arange(len(phi))
+    for round_ in range(ROUNDS):
+        lanes = optimum[known]
+        profile = target.profile(lanes.flatten(0, 1), phi[known].flatten(0, 1))
+        moved, top = profile.optimum()
+        sign, logdet = torch.linalg.slogdet(torch.nan_to_num(profile.information))
+        logdet = torch.where(sign > 0, logdet, torch.nan).reshape(len(known), -1)
+        here, top = profile.value.reshape(len(known), -1), top.reshape(len(known), -1)
+        promising = top - here > GAIN
+        if round_ + 1 == ROUNDS:
+            top = torch.where(promising, here, top)
+        value[known], optimum[known] = top - 0.5 * logdet, moved.reshape(lanes.shape)
+        known = known[promising.any(1)]
+        if not len(known):
+            break
+    return value, optimum
 
 
 def grid_table(model: MultinomGLMM, gene: int) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.random_effect import LARGEST_LOGIT
-from pyrosplice.inference.importance import pareto_k
+from pyrosplice.inference.importance import one_sided, pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.posterior.gaussian import draw_integrated, draw_plugged_in
 from pyrosplice.posterior.grid import COARSE
@@ -203,7 +203,7 @@ def smoothed(log_weights: Tensor) -> Tensor:
         order = out[:, gene].argsort()
         tail, cut = order[-n_tail:], out[order[-n_tail - 1], gene]
         excess = out[tail, gene].exp() - cut.exp()
-        if not bool(excess[-1] > 1e-12):
+        if not bool(excess[-1] > 1e-12) or one_sided(excess):
             continue
         k, sigma = fit_generalized_pareto(excess)
         quantile = sigma * torch.expm1(-k * torch.log1p(-place)) / k

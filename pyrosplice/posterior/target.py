@@ -9,7 +9,7 @@ Lanes are ordered with the genes fastest: the same genes again and again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ class Target:
     def model(self) -> MixedModel:
         """The engine's model of the genes."""
         return self.engine.model(self.genes)
+
+    def select(self, rows: Tensor) -> Target:
+        """The target of some of the genes."""
+        return replace(self, genes=self.genes[rows], sigma=self.sigma[rows], theta_logit=self.theta_logit[rows])
 
     @property
     def hyper(self) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods import DirichletMultinomial, NegativeBinomial
+from pyrosplice.inference.importance import pareto_k
+from pyrosplice.likelihoods import DirichletMultinomial, NegativeBinomial, Poisson
 from pyrosplice.models.multinomial import log_density
 from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
@@ -194,6 +195,31 @@ def test_genes_and_seeds(model):
     assert second["posterior"].gene.values.tolist() == [1]
     again = model.posterior(num_samples=20, groups=())
     np.testing.assert_array_equal(both["posterior"].beta, again["posterior"].beta)
+
+
+def test_weights_of_one_draw_alone_have_an_infinite_shape():
+    weights = torch.full((100, 1), -1e4, dtype=torch.float64) - torch.arange(100)[:, None]
+    weights[3] = 0.0
+    assert float(pareto_k(weights)) == np.inf
+    assert float(torch.softmax(smoothed(weights), 0)[3]) == 1
+
+
+def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
+    """σ = 1.6 and counts to thousands: from the fit's coefficients, a Newton step at σ = 0.01 promises the moon."""
+    space, generator = grid(6), torch.Generator().manual_seed(5)
+    eta = 1.6 * torch.randn(20, 36, 1, generator=generator, dtype=torch.float64)
+    exposure = torch.full((36,), 20.0, dtype=torch.float64)
+    counts = torch.poisson(20 * eta.exp(), generator=generator)
+    model = MultinomGLMM(
+        fitting_method="marginal_newton", var_fix_sigma=False, priors=weak_priors(space), likelihood=Poisson(exposure)
+    )
+    model.setup_data(counts, space, torch.randn(36, 1, generator=generator, dtype=torch.float64))
+    model.fit()
+    target, coefficients, phi = target_of(model, torch.arange(20), hyper="integrate")
+    found = hyper_grid(target, coefficients, phi)
+    low, high = found.axes[:, 0, 0].exp(), found.axes[:, 0, -1].exp()
+    assert ((low < model.sigma[:, 0]) & (model.sigma[:, 0] < high)).all(), (low, high)
+    assert (model.posterior(num_samples=99, hyper="integrate", groups=())["sample_stats"].pareto_k < 1).all()
 
 
 def test_smoothed_weights_keep_their_order_and_shorten_the_tail():
