@@ -9,6 +9,7 @@ from pyrosplice import SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.likelihoods import DirichletMultinomial, Likelihood
 from pyrosplice.models.penalised_complexity import weak_priors
+from pyrosplice.posterior import NutsOptions, leave_one_out
 from pyrosplice.spatial.covariance import GraphMatern, SpatialCovariance
 
 QUIET = {"print_progress": False}
@@ -66,10 +67,38 @@ def test_everything_of_the_users_own(tissue, tmp_path):
         SplisosmGLMM.load(tmp_path / "model")
     for missing in ("likelihood=Zealous()", "priors={'beta': Shrinking", "covariance=<the Exponential of its spots>"):
         assert missing in str(error.value)
-    again = SplisosmGLMM.load(tmp_path / "model", **parts, covariance=covariance)
+    given = {**parts, "covariance": covariance}
+    for missing in given:
+        some = {name: value for name, value in given.items() if name != missing}
+        with pytest.raises(ModelFileError, match=f"{missing}=") as error:
+            SplisosmGLMM.load(tmp_path / "model", **some)
+        assert not any(f"{name}=" in str(error.value) for name in some)
+    again = SplisosmGLMM.load(tmp_path / "model", **given)
+    before, after = (
+        m.get_fitted_models()[0].posterior(num_samples=40, groups=("log_likelihood", "log_prior"))
+        for m in (model, again)
+    )
+    assert float(before["posterior"].beta.std()) > 0 and np.isfinite(before["log_likelihood"].counts).all()
+    np.testing.assert_allclose(after["posterior"].beta, before["posterior"].beta)
     np.testing.assert_allclose(again.get_fitted_ratios_anndata().layers["fitted_ratios"], ratios)
     with pytest.raises(ModelFileError, match="was saved with Zealous"):
         SplisosmGLMM.load(tmp_path / "model", likelihood=DirichletMultinomial(), covariance=covariance)
+
+
+def test_the_posterior_of_the_users_own_with_hyperparameters_integrated_over(tissue):
+    """Laplace, importance and NUTS need nothing else of a likelihood than its density, of a covariance than itself."""
+    covariance = Exponential(tissue.obsm["spatial"])
+    priors = {**weak_priors(covariance), "beta": Shrinking(0.0, 0.5)}
+    gene = fitted(tissue, likelihood=Zealous(), priors=priors, covariance=covariance).get_fitted_models()[0]
+    laplace = gene.posterior(num_samples=200, hyper="integrate", groups=("log_likelihood", "prior"))
+    assert float(laplace["posterior"].theta.std()) > 0.05 and "prior" in laplace.children
+    assert leave_one_out(laplace)["elpd"].notna().all()
+    short = NutsOptions(warmup_steps=30, max_tree_depth=5)
+    nuts = gene.posterior(num_samples=30, method="nuts", nuts_options=short, groups=())
+    shift = float((laplace["posterior"].beta.mean() - nuts["posterior"].beta.mean()) / nuts["posterior"].beta.std())
+    assert abs(shift) < 1
+    with pytest.raises(NotImplementedError, match=r"Zealous does not say how to sample; override Likelihood\.sample"):
+        gene.posterior(num_samples=2, groups=("posterior_predictive",))
 
 
 def test_shipped_extensions_come_back_by_themselves(tissue, tmp_path):
