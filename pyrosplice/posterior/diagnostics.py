@@ -13,6 +13,7 @@ import xarray as xr
 from pyrosplice.errors import NoResultsError
 from pyrosplice.inference.convergence import REASONS
 from pyrosplice.inference.importance import RELIABLE, pareto_k
+from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.posterior.sampling import smoothed
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -44,6 +45,13 @@ def _tails(values: np.ndarray) -> np.ndarray:
 
 STATISTICS: dict[str, Statistic] = {"zeros": _zeros, "spread": _spread, "largest": _largest}
 MEASURED: dict[str, Statistic] = {"variance": _variance, "tails": _tails}
+FIT_CODES = {
+    FitCode.CONVERGED: "at a maximum of the likelihood",
+    FitCode.POISSON_BOUNDARY: "at a maximum with dispersion zero: no more variable than Poisson counts",
+    FitCode.SEPARATED: "the optimum is at infinity: a group of cells without a count",
+    FitCode.ALL_ZERO: "the gene has no counts",
+    FitCode.FAILED: "no maximum found within the iterations allowed",
+}
 SENSITIVE = ("beta", "sigma", "theta", "location", "scale", "weights", "means")
 
 
@@ -181,7 +189,22 @@ def _diagnosis(prior: float, likelihood: float) -> str:
 
 
 def convergence_table(model: Any) -> pd.DataFrame:
-    """One row a gene of a fitted model: ``converged``, ``n_iter``, ``best_loss``, ``reason`` and what it ``means``."""
+    """One row a gene of a fitted model: ``converged``, ``n_iter``, ``best_loss``, ``reason`` and what it ``means``.
+
+    ``best_loss`` is minus the log density at the best point seen. Models: ``MultinomGLM``, ``MultinomGLMM``,
+    ``ExpressionGLM``; the genes of a ``SplisosmGLMM`` are in its ``get_training_summary()``.
+    """
+    if hasattr(model, "results"):  # ExpressionGLM
+        fit = model.results
+        names = [FitCode(code) for code in fit.code]
+        parts: dict[str, Any] = {
+            "converged": np.isin(fit.code, [FitCode.CONVERGED, FitCode.POISSON_BOUNDARY]),
+            "n_iter": fit.n_iter,
+            "best_loss": -fit.log_likelihood,
+            "reason": [name.name.lower() for name in names],
+            "means": [FIT_CODES[name] for name in names],
+        }
+        return pd.DataFrame(parts, index=pd.Index(model.gene_names, name="gene"))
     record = model.logger
     return pd.DataFrame(
         {

@@ -9,7 +9,14 @@ import torch
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.inference.nb_laplace import gene_log_density
-from pyrosplice.posterior import NutsOptions, compare_posteriors, leave_one_out, predictive_check, prior_sensitivity
+from pyrosplice.posterior import (
+    NutsOptions,
+    compare_posteriors,
+    convergence_table,
+    leave_one_out,
+    predictive_check,
+    prior_sensitivity,
+)
 from pyrosplice.posterior.expression import data_of
 from pyrosplice.posterior.tree import GROUPS
 
@@ -81,6 +88,16 @@ def test_a_prior_pulls_and_a_held_coefficient_stays(glm):
 def test_other_noise(noise):
     posterior = fitted(noise).posterior(num_samples=50, groups=("log_likelihood",))["posterior"]
     assert ("scale" in posterior) == (noise == "norm") and "dispersion" not in posterior
+
+
+def test_the_convergence_table_has_reasons(glm):
+    table = convergence_table(glm)
+    assert table["converged"].all() and table.index.tolist() == list(glm.gene_names)
+    y = np.zeros((20, 2))
+    y[::2, 1] = 3
+    empty = ExpressionGLM("~1+group").fit(y, sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
+    assert convergence_table(empty)["reason"].tolist() == ["all_zero", "separated"]
+    assert convergence_table(empty)["means"].str.contains("no counts|infinity").all()
 
 
 def test_what_cannot_be_drawn_is_refused(glm, tmp_path):

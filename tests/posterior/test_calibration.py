@@ -1,0 +1,36 @@
+"""A small edition of ``tests.studies.posterior_calibration``: ranks of true values among draws are uniform."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.posterior_calibration import FAMILIES, N_DRAWS, expression_ranks, mixture_ranks, ranks, uniformity
+
+
+def calibrated(table, bins=5):
+    """No entry's ranks are so far from uniform that it happens once in a thousand."""
+    return (uniformity(table, bins=bins) > 1e-3).all()
+
+
+@pytest.mark.parametrize("family", ["glm-multinomial", "glm-negative-binomial", "poisson"])
+def test_isoform_models(family):
+    table = ranks(FAMILIES[family], 50 if FAMILIES[family].mixed else 100, method="laplace", seed=3)
+    assert calibrated(table), uniformity(table, bins=5)
+
+
+def test_expression():
+    table = expression_ranks(200, method="importance", seed=3)
+    assert calibrated(table), uniformity(table, bins=5)
+
+
+def test_mixtures():
+    table = mixture_ranks(25, seed=3)
+    assert calibrated(table), uniformity(table, bins=5)
+
+
+def test_the_check_sees_draws_that_are_too_narrow_or_shifted():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=100)
+    for centre, width in ((0.0, 0.5), (0.5, 1.0)):
+        draws = rng.normal(centre, width, (N_DRAWS, 100))
+        assert not calibrated(pd.DataFrame({"x": (draws < truth).sum(0)}))
