@@ -3,10 +3,10 @@
     python -m tests.studies.posterior_calibration FAMILY [--simulations 500] [--seed 0] [--method laplace]
 
 Parameters are drawn from the prior, counts from the model, posterior draws from the fit; the rank of each true value
-among its draws is uniform if the posterior is right (Talts et al. 2018). Isoform models: 36 spots on a grid, a covariate,
-weak priors, 50 molecules a spot or an exposure of 20, with and without the random effect. Then the expression GLM (60
-cells) and mixtures (40 cells, by Gibbs). Puts rows into ``results/posterior_calibration.csv``: χ² p-value of uniformity
-in 20 bins of each site and entry, mean rank, and the share of simulations with k̂ above 0.7.
+among its draws is uniform if the posterior is right (Talts et al. 2018). Isoform models: 36 spots on a grid, one
+covariate, weak priors, 50 molecules a spot or an exposure of 20, with and without the random effect. Then the
+expression GLM (60 cells) and mixtures (40 cells, by Gibbs). Puts rows into ``results/posterior_calibration.csv``: χ²
+p-value of uniformity in 20 bins of each site and entry, mean rank, and the share of simulations with k̂ above 0.7.
 """
 
 import argparse
