@@ -210,7 +210,8 @@ def main() -> None:
     began, clock = time.perf_counter(), time.process_time()
     table = simulated_ranks(given.family, given.simulations, method=given.method, seed=given.seed)
     unreliable = float((table["pareto_k"] > 0.7).mean())
-    about = {"family": given.family, "method": given.method, "simulations": given.simulations, "seed": given.seed}
+    method = "gibbs" if given.family == "mixture" else given.method
+    about = {"family": given.family, "method": method, "simulations": given.simulations, "seed": given.seed}
     for entry, p in uniformity(table).items():
         row = {**about, "entry": entry, "chi2_p": p, "mean_rank": table[entry].mean() / N_DRAWS}
         save_row(
