@@ -28,9 +28,7 @@ def estimates(
 ) -> dict[str, Tensor]:
     """``laplace`` and ``refined``: σ², θ of each gene ``(G, 2)``; ``converged`` and ``pareto_k`` of the latter."""
     covariance = grid(side)
-    counts = simulate_counts(
-        covariance, n_genes=n_genes, depth=DEPTH, sigma=1.0, theta=theta, seed=seed, n_isos=n_isos
-    )
+    counts = simulate_counts(covariance, n_genes=n_genes, depth=DEPTH, sigma=1.0, theta=theta, seed=seed, n_isos=n_isos)
     parts: list[list[Tensor]] = []
     for some in counts.split(_BATCH):
         model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
