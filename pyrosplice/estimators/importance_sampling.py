@@ -92,10 +92,11 @@ class ImportanceSampling(MultinomGLM):
     def refine(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
         """Move the estimates from Laplace's optimum to that of the importance-sampling marginal likelihood.
 
-        Laplace's method shrinks σ² where counts are low (about a quarter at two molecules a spot). Estimates move
-        only as far as the corrected likelihood rises; the likelihood's own hyper-parameters stay where they are. Genes whose search does not end keep their Laplace estimates, with
-        ``converged`` False and the reason ``"not_refined"`` in ``logger``.
-        Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to be trusted.
+        Laplace's method shrinks σ² where counts are low (by 20 to 35 % at two molecules a spot). Estimates move only
+        as far as the corrected likelihood rises; the likelihood's own hyper-parameters stay where they are. Genes
+        whose search does not end keep their Laplace estimates, with ``converged`` False and the reason
+        ``"not_refined"`` in ``logger``. Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to
+        be trusted.
 
         Parameters
         ----------

@@ -37,7 +37,7 @@ def gp_residuals(data, covariates):
     place = (place - place.mean(0)) / place.std(0)
     regression = make_kernel_gpr("sklearn", **_DEFAULT_GPR_CONFIGS["covariate"])
     for name in covariates:
-        value = torch.tensor(data.obs[name].to_numpy(), dtype=torch.float64)
+        value = torch.tensor(data.obs[name].to_numpy(), dtype=torch.float32)
         left = regression.fit_residuals(place, ((value - value.mean()) / value.std())[:, None])
         yield {"method": "GP residual", "covariate": name, "statistic": float(left.var())}
 
