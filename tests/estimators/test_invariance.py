@@ -13,7 +13,7 @@ CLOSE = 1e-8
 
 def tissue():
     """Genes of three and of two isoforms; a number and a factor of three levels."""
-    adata = tissue_of(seed=1, covariates=("smooth",), sigma=1.0, theta=0.95)[:, :5].copy()
+    adata = tissue_of(seed=3, covariates=("smooth",), sigma=1.5, theta=0.95)[:, :5].copy()
     adata.obs["kind"] = np.array(["a", "b", "c"])[np.arange(36) % 3]
     return adata
 

@@ -4,8 +4,8 @@
 
 Input: counts in ``layers["counts"]``, ``obsp["graph"]``, ``obsm["spatial"]``, the covariates are all columns of
 ``obs``. Output: one row a gene and method with ``covariate`` (empty for tests of spatial variability), ``pvalue`` and
-``statistic``; for the GLMM also ``sigma`` and ``theta`` of its fit; rows ``GP residual`` say which share of each
-covariate's variance HSIC-GP leaves. ``fast`` leaves out what fits a model a gene.
+``statistic``; for the GLMM also ``sigma`` and ``theta`` of its fit; rows ``GP residual`` hold the standardised
+covariates that HSIC-GP tests, spot by spot. ``fast`` leaves out what fits a model a gene.
 """
 
 import sys
@@ -39,7 +39,8 @@ def gp_residuals(data, covariates):
     for name in covariates:
         value = torch.tensor(data.obs[name].to_numpy(), dtype=torch.float32)
         left = regression.fit_residuals(place, ((value - value.mean()) / value.std())[:, None])
-        yield {"method": "GP residual", "covariate": name, "statistic": float(left.var())}
+        for spot, residual in enumerate(left.flatten().tolist()):
+            yield {"method": "GP residual", "covariate": name, "gene": f"spot {spot}", "statistic": residual}
 
 
 def parametric(data, covariates):
