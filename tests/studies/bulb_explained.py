@@ -27,7 +27,8 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame) -> pd.DataFrame:
 
     ``UNDAMPED``: our score test of space with HSIC-IR's kernel. ``NO_SPACE``: our score test of a covariate without
     spatial random effect. ``THEIR_VARIANCE``: our score test at the peer's σ and θ. ``UNADJUSTED``: there, with the
-    information ``x' W x``, out of which neither intercept nor random effect are projected. ``EQUAL``: the score test of a linear model of the ratios, in which all spots with counts weigh the same. ``RESIDUAL``,
+    information ``x' W x``, out of which neither intercept nor random effect are projected. ``EQUAL``: the score
+    test of a linear model of the ratios, in which all spots with counts weigh the same. ``RESIDUAL`` and
     ``EQUAL_RESIDUAL``: ``NO_SPACE`` and ``EQUAL`` of the covariate that is left by HSIC-GP's Gaussian process.
     """
     model = model_of(adata)

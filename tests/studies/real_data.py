@@ -5,8 +5,8 @@
 
 ``table``: p-values of each family by each method, raw and thinned, with what a disagreement comes from; each covariate
 without the others. ``permuted``: rows of counts exchanged between the spots, a new order for every family and
-replicate; their p-values should be uniform. Tables go to tests/studies/results/. Needs the shared data, and says so where they
-are not there.
+replicate; their p-values should be uniform. Tables go to tests/studies/results/. Needs the shared data, and says so
+where they are not there.
 """
 
 from __future__ import annotations

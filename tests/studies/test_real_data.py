@@ -39,7 +39,7 @@ def test_scores_of_space_are_uniform_where_rows_are_permuted(slide):
     assert len(pvalue) == 900
     assert kstest(pvalue, "uniform").pvalue > 0.01
     observed = bulb.scores_of_space(slide)["pvalue"]
-    assert kstest(observed, "uniform").pvalue < 1e-4  # where they are not, the tissue shows
+    assert kstest(observed, "uniform").pvalue < 0.01  # where they are not, the tissue shows
 
 
 def test_scores_of_covariates_are_uniform_where_rows_are_permuted(slide):
