@@ -101,6 +101,7 @@ class QuadraticExpectation:
         self.dtype = rows.dtype
         inverse = standardization.inverse
         self._squares = self.total_weight[:, None, None] * (inverse @ covariance @ inverse.mT)
+        self.log_det = (self.total_weight * standardization.log_det())[:, None]
         self._cache: dict[int, Tensor] = {}
         cells = rows.n_rows * rows.n_sets
         spared = int(0.4 * cells * rows.dim * rows.dtype.itemsize) - STARTS_BYTES * cells
@@ -114,6 +115,7 @@ class QuadraticExpectation:
         out = object.__new__(type(self))
         out.__dict__.update(self.__dict__, rows=fewer, standardization=self.standardization.select(sets))
         out.total_weight, out._squares = self.total_weight[sets], self._squares[sets]
+        out.log_det = self.log_det[sets]
         out._cache = {start: features[sets] for start, features in self._cache.items()}
         return out
 
@@ -193,7 +195,7 @@ class QuadraticExpectation:
         if self.covariance_type != "tied":
             level = level + 0.5 * (table[..., 1 : 1 + self.rows.dim] * parameters.means).sum(-1)
         log_likelihood, sums = self.statistics(table, level.amax(-1))
-        log_likelihood = log_likelihood + (self.total_weight * self.standardization.log_det())[:, None]
+        log_likelihood = log_likelihood + self.log_det
         squares = self.total_squares(table.shape[1])
         if self.covariance_type == "tied":
             solved = torch.linalg.solve(parameters.covariances, squares)

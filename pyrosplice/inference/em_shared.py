@@ -57,7 +57,7 @@ class SharedExpectation:
             counts.index_add_(1, group, joint)
         self._next = counts.mT / self._size
         squares = self._quadratic.total_squares(1)
-        total = total + self.total_weight * self._quadratic.standardization.log_det()
+        total = total + self._quadratic.log_det
         if parameters.covariance_type == "tied":
             solved = torch.linalg.solve(parameters.covariances, squares)
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum((-2, -1))

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -94,9 +95,9 @@ def coefficients(parameters: MixtureParameters) -> tuple[Tensor, Tensor, Tensor]
     dim = means.shape[-1]
     if kind in ("full", "tied"):
         factor, info = torch.linalg.cholesky_ex(parameters.covariances)
-        sound = (info == 0) & factor.isfinite().flatten(-2).all(-1)
-        eye = torch.eye(dim, dtype=means.dtype, device=means.device)
-        factor = torch.where(sound[..., None, None], factor, eye)
+        sound = (info == 0) & factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
+        if not bool(sound.all()):
+            factor = torch.where(sound[..., None, None], factor, torch.eye(dim).to(factor))
         precision = torch.cholesky_inverse(factor)
         pivots = factor.diagonal(dim1=-2, dim2=-1)
         half_log_det = -pivots.log().sum(-1)
@@ -106,22 +107,33 @@ def coefficients(parameters: MixtureParameters) -> tuple[Tensor, Tensor, Tensor]
         smallest = pivots.square().flatten(-1 - (kind == "full")).amin(-1)
     else:
         variances = parameters.covariances if kind == "diag" else parameters.covariances[..., None]
-        sound = ((variances > 0) & variances.isfinite()).all(-1)
-        variances = torch.where(sound[..., None], variances, torch.ones_like(variances))
-        precision = 1 / variances
+        least, most = torch.aminmax(variances, dim=-1)
+        sound = (least > 0) & (most < torch.inf)
+        if not bool(sound.all()):
+            variances = torch.where(sound[..., None], variances, torch.ones_like(variances))
+        precision = variances.reciprocal()
         half_log_det = -0.5 * variances.expand(means.shape).log().sum(-1)
         linear = precision * means
         smallest = variances.flatten(-2).amin(-1)
-    log_weights = parameters.weights.clamp_min(1e-300).log()
-    constant = half_log_det - 0.5 * (linear * means).sum(-1) + log_weights - 0.5 * dim * math.log(2 * math.pi)
-    constant = torch.where(parameters.weights > 0, constant, constant.new_tensor(NEVER))
+    log_weights = parameters.weights.log().clamp_min(NEVER) - 0.5 * dim * math.log(2 * math.pi)
+    constant = half_log_det + log_weights - 0.5 * (linear * means).sum(-1)
     table = [constant[..., None], linear]
     if kind == "full":
-        rows, cols = torch.triu_indices(dim, dim, device=means.device)
-        table.append(precision[..., rows, cols] * torch.where(rows == cols, -0.5, -1.0).to(precision))
+        upper, factors, _ = _upper_triangle(dim, means.device)
+        table.append(precision.flatten(-2)[..., upper] * factors)
     elif kind != "tied":
         table.append(-0.5 * precision)
     return torch.cat(table, -1), sound.expand(parameters.weights.shape), smallest
+
+
+@cache
+def _upper_triangle(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the upper triangle is in a flat matrix, its factors in −½ yᵀPy, and where in it a full matrix is."""
+    rows, cols = torch.triu_indices(dim, dim, device=device)
+    index = torch.empty(dim, dim, dtype=torch.int64, device=device)
+    index[rows, cols] = index[cols, rows] = torch.arange(len(rows), device=device)
+    factors = torch.where(rows == cols, -0.5, -1.0).to(torch.float64)
+    return rows * dim + cols, factors, index.flatten()
 
 
 def moments_of(statistics: Tensor, dim: int, covariance_type: CovarianceType, total_squares: Tensor) -> Moments:
@@ -133,11 +145,8 @@ def moments_of(statistics: Tensor, dim: int, covariance_type: CovarianceType, to
         return Moments(counts, sums, rest)
     if covariance_type == "spherical":
         return Moments(counts, sums, rest[..., 0])
-    rows, cols = torch.triu_indices(dim, dim, device=statistics.device)
-    squares = statistics.new_empty(*statistics.shape[:-1], dim, dim)
-    squares[..., rows, cols] = rest
-    squares[..., cols, rows] = rest
-    return Moments(counts, sums, squares)
+    index = _upper_triangle(dim, statistics.device)[2]
+    return Moments(counts, sums, rest[..., index].unflatten(-1, (dim, dim)))
 
 
 def responsibilities_(scores: Tensor) -> Tensor:
