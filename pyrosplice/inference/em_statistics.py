@@ -21,7 +21,6 @@ Cells are columns, features rows: features ``(..., P, N)``, coefficients and sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -32,8 +31,8 @@ from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
 NEVER = -1e30
 """Log weight of a component that no cell may have; finite, so that products with it stay finite."""
-PIECES = 8
-"""Into how many products a sum over the cells of one data set is cut."""
+PIECES, PIECES_UP_TO = 8, 48
+"""Into how many products a sum over the cells of one data set is cut, and up to how many features that is faster."""
 
 
 @dataclass(frozen=True)
@@ -158,34 +157,34 @@ def responsibilities_(scores: Tensor) -> Tensor:
     return largest.add_(total.log_())
 
 
-def bounded_responsibilities_(scores: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor:
-    """:func:`responsibilities_` of log joint densities of order one at their largest: two passes fewer.
+def bounded_responsibilities_(scores: Tensor, table: Tensor, features: Tensor) -> Tensor:
+    """:func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at their largest: two passes fewer.
 
-    Exponentials are taken as they are. Cells that this takes out of the range of the dtype are done over:
-    ``again(columns)`` must give their scores ``(..., M, len(columns))``. A component whose density is lost where the
+    Exponentials are taken as they are. Cells that this takes out of the range of the dtype are done over, from
+    ``scores = table @ features``, ``(B, J · M, P)`` and ``(B, P, N)``. A component whose density is lost where the
     cell stays in range has a responsibility below the square of the rounding error.
     """
     total = scores.exp_().sum(-2)
     limits = torch.finfo(scores.dtype)
     least, most = limits.tiny / limits.eps**2, limits.max * limits.eps
     lowest, highest = torch.aminmax(total)
-    if bool((lowest >= least) & (highest <= most)):
-        scores.mul_(total.reciprocal().unsqueeze(-2))
-        return total.log_()
-    lost = ~((total >= least) & (total <= most))
-    columns = lost.flatten(0, -2).any(0).nonzero()[:, 0]
+    columns = None
+    if not bool((lowest >= least) & (highest <= most)):
+        lost = ~((total >= least) & (total <= most))
+        columns = lost.flatten(0, -2).any(0).nonzero()[:, 0]
     scores.mul_(total.reciprocal().unsqueeze(-2))
     logs = total.log_()
-    careful = again(columns)
-    logs[..., columns] = responsibilities_(careful)
-    scores[..., columns] = careful
+    if columns is not None:
+        careful = torch.bmm(table, features[..., columns]).view(*scores.shape[:-1], -1)
+        logs[..., columns] = responsibilities_(careful)
+        scores[..., columns] = careful
     return logs
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """Products a bᵀ of ``(B, M, N)`` and ``(B, P, N)``, in float64; one long sum is cut for the threads to share."""
     whole = a.shape[-1] // PIECES * PIECES
-    if len(a) > 1 or whole == 0:
+    if len(a) > 1 or whole == 0 or b.shape[1] > PIECES_UP_TO:
         return torch.bmm(a, b.mT).to(torch.float64)
     left, right = (x[0, :, :whole].unflatten(1, (PIECES, -1)).movedim(1, 0) for x in (a, b))
     out = torch.bmm(left, right.mT).sum(0, keepdim=True, dtype=torch.float64)
