@@ -21,13 +21,13 @@ from pyrosplice.estimators.mixture_shared import fit_shared_components
 from pyrosplice.estimators.mixture_steps import (
     ROBUST_FACTOR,
     candidates,
-    chosen_prior,
     fit_sets,
     singular_components,
     split_cells,
 )
 from pyrosplice.inference.em_batch import Fit, best_components
-from pyrosplice.models.gaussian_mixture import CovarianceType, MixturePrior
+from pyrosplice.inference.em_pooled import prior_of_mixtures
+from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,9 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
         chosen = [best_components(dict(zip(components, s, strict=True))) for s in curves.scores(options.metric)]
         if options.refit == "full" or options.n_folds is not None:
             sets = cells
-            fits = _fit_chosen(cells, chosen, options)
+            fits = _fit_chosen(
+                cells, [folds[0][k].parameters for folds, k in zip(per_fold, chosen, strict=True)], options
+            )
         else:
             sets = [x[own[0].train] for x, own in zip(cells, splits, strict=True)]
             fits = [folds[0][k] for folds, k in zip(per_fold, chosen, strict=True)]
@@ -181,9 +183,16 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
     )
 
 
-def _fit_chosen(cells: Sequence[Tensor], chosen: Sequence[int], options: GMMOptions) -> list[Fit]:
-    """Every patient's cells fitted with its own number of components, patients with the same one together."""
-    prior = chosen_prior(cells, sorted(set(chosen)), options)
+def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], options: GMMOptions) -> list[Fit]:
+    """Every patient's cells fitted with as many components as its judged mixture has, equal numbers together.
+
+    A pooled prior is learned from the judged mixtures and all cells.
+    """
+    prior = options.prior
+    if prior == "pooled":
+        kind = options.covariance_type
+        prior = prior_of_mixtures(cells, judged, covariance_type=kind, regularization=options.eps)
+    chosen = [mixture.n_components for mixture in judged]
     fits: dict[int, Fit] = {}
     for k in sorted(set(chosen)):
         own = [p for p, c in enumerate(chosen) if c == k]

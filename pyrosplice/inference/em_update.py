@@ -127,34 +127,30 @@ class Penalty:
         if self.concentration_excess:
             log_weights = torch.where(active, parameters.weights, torch.ones_like(parameters.weights)).log()
             total = total + self.concentration_excess * log_weights.sum(-1)
-        if self.scale is not None or self.mean is not None:
-            each = self._log_density_of_components(parameters, active)
-            total = total + each
+        if self.mean is not None:
+            total = total + self._log_density_of_means(parameters, active, self.mean)
+        if self.scale is not None:
+            total = total + self._log_density_of_covariances(parameters, active, self.scale)
         return total
 
-    def _log_density_of_components(self, parameters: MixtureParameters, active: Tensor) -> Tensor:
-        kind, matrix = parameters.covariance_type, parameters.covariance_matrices()
-        dim = matrix.shape[-1]
-        eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
-        factor = torch.linalg.cholesky(torch.where(active[..., None, None], matrix, eye))
+    def _log_density_of_means(self, parameters: MixtureParameters, active: Tensor, mean: Tensor) -> Tensor:
+        factor, _ = torch.linalg.cholesky_ex(parameters.covariance_matrices())
+        gap = torch.linalg.solve_triangular(factor, (parameters.means - mean)[..., None], upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        total = torch.zeros_like(log_det)
-        if self.mean is not None:
-            gap = torch.linalg.solve_triangular(factor, (parameters.means - self.mean)[..., None], upper=False)
-            total = -0.5 * (log_det + self.mean_strength * gap.square().sum((-2, -1)))
-        total = torch.where(active, total, torch.zeros_like(total)).sum(-1)
-        if self.scale is None:
-            return total
-        covariances = parameters.covariances
+        each = -0.5 * (log_det + self.mean_strength * gap.square().sum((-2, -1)))
+        return torch.where(active, each, 0.0).sum(-1)
+
+    def _log_density_of_covariances(self, parameters: MixtureParameters, active: Tensor, scale: Tensor) -> Tensor:
+        kind, covariances = parameters.covariance_type, parameters.covariances
         if kind in ("full", "tied"):
-            trace = torch.linalg.solve(covariances, self.scale.expand_as(covariances))
-            own = -0.5 * (trace.diagonal(dim1=-2, dim2=-1).sum(-1) + self.pseudo_count * torch.logdet(covariances))
-            own = own if kind == "tied" else torch.where(active, own, torch.zeros_like(own)).sum(-1)
+            factor, _ = torch.linalg.cholesky_ex(covariances)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            trace = (torch.cholesky_inverse(factor) * scale).sum((-2, -1))
+            each = -0.5 * (trace + self.pseudo_count * log_det)
         else:
-            own = -0.5 * (self.scale / covariances + self.pseudo_count * covariances.log())
-            own = own.sum(-1) if kind == "diag" else own
-            own = torch.where(active, own, torch.zeros_like(own)).sum(-1)
-        return total + own
+            each = -0.5 * (scale / covariances + self.pseudo_count * covariances.log())
+            each = each.sum(-1) if kind == "diag" else each
+        return each if kind == "tied" else torch.where(active, each, 0.0).sum(-1)
 
 
 def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) -> MixtureParameters:
