@@ -65,7 +65,8 @@ def fit_gmm(
         :class:`~pyrosplice.data.triplets.TripletDataset` or ``AnnData_TripletDataset``; all cells are fitted.
     component_sharing
         ``"sample_specific"`` (default): a mixture for each patient. ``"global"``: shared components, weights of
-        each patient estimated inside EM. ``"auto"``: global for data sets with identical supports.
+        each patient estimated inside EM. ``"auto"``: global for data sets with identical supports, whose points
+        count as the patients weight them; ``"sample_specific"`` is not possible there.
     k_comps
         Number of components; several are selected from, None from 1..8 as far as the cells allow.
     k_selection_metric
@@ -129,6 +130,11 @@ def fit_gmm(
     )
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
+    if not shared and any(p.weights is not None for p in patients):
+        raise InvalidArgumentError(
+            "component_sharing: patients that differ by the weights of shared points have no cells of their own; "
+            "use 'global' or 'auto'."
+        )
     fitted = fit_shared_components(patients, options) if shared else _fit_each(patients, options)
     representation = (isinstance(dataset, AnnData_TripletDataset) and dataset.use_rep) or "X"
     schema = schema_of(fitted, options, representation)
@@ -146,7 +152,8 @@ def _in_canonical_order(patient: PatientCells) -> PatientCells:
     if not bool(patient.cells.isfinite().all()):
         raise InvalidArgumentError(f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells.")
     order = np.lexsort(patient.cells.numpy().T[::-1])
-    return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order])
+    weights = None if patient.weights is None else patient.weights[torch.from_numpy(order)]
+    return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
 
 
 # ---- a mixture for each patient ---------------------------------------------------------------------------------
