@@ -28,7 +28,8 @@ BLOCK_ELEMENTS = 2_400_000
 CACHE_BYTES = 128 * 2**20
 STARTS_BYTES = 100
 """What k-means++ takes for a cell: with it, a fit stays within half the data and 200 MB."""
-FLOAT32_SMALLEST = 1e-3
+FLOAT32_SMALLEST, FLOAT64_SMALLEST = 1e-3, 1e-12
+"""Variances, as shares of the data's, below which statistics of that precision cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ class EMResult:
     converged
         True when the tolerance was met.
     singular
-        True when a covariance stopped being positive definite; the parameters are the last sound ones.
+        True when a covariance stopped being positive definite, or became so small against the spread of the data
+        that nothing can be computed of it; the parameters are the last sound ones.
     """
 
     parameters: MixtureParameters
@@ -192,10 +194,11 @@ class QuadraticExpectation:
         log_likelihood = log_likelihood + self.log_det
         squares = self.total_squares(table.shape[1])
         if self.covariance_type == "tied":
-            solved = torch.linalg.solve(parameters.covariances, squares)
+            solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             log_likelihood = log_likelihood - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
         moments = moments_of(sums, self.rows.dim, self.covariance_type, squares)
-        return log_likelihood, moments, (sound | (parameters.weights <= 0)).all(-1)
+        sound = (sound | (parameters.weights <= 0)).all(-1) & (smallest >= FLOAT64_SMALLEST)
+        return log_likelihood, moments, sound
 
 
 def block_size(dim: int, covariance_type: CovarianceType) -> int:

@@ -63,7 +63,7 @@ class SharedExpectation:
         squares = self._quadratic.total_squares(1)
         total = total + self._quadratic.log_det
         if parameters.covariance_type == "tied":
-            solved = torch.linalg.solve(parameters.covariances, squares)
+            solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
         moments = moments_of(sums[None, None], self._quadratic.rows.dim, parameters.covariance_type, squares)
         return total.view(1, 1), moments, sound.all(-1)
