@@ -3,7 +3,7 @@
     python -m tests.benchmarks.mixture [--peers PYTHON] [--part speed|memory|patients] [--quick]
 
 ``PYTHON`` is an interpreter with torchgmm and ggml-ot installed. Prints three tables. The documented pycave (3.1 and
-later) does not install on Python 3.11; torchgmm is the same code kept up.
+later) does not install on Python 3.11; torchgmm is a maintained fork of it.
 
 Times of an iteration are differences of a long and a short run, each the least of some repeats. "Products alone" are
 the two products of an iteration as plain ``torch.bmm`` on the same features. The patients are simulated with a seed
