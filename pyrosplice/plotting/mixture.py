@@ -35,7 +35,8 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Returns
     -------
     Axes
-        One thin line a patient, one with error bars for the mean, below it how many patients have their best there.
+        One thin line a patient, one with error bars for the mean, below it how many patients have their best there;
+        for one patient the curve alone.
     """
     if criterion not in CRITERIA:
         raise InvalidArgumentError(f"criterion: expected one of {sorted(CRITERIA)}, found {criterion!r}.")
@@ -59,12 +60,12 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
         capsize=3,
         label="mean ± s.e.",
     )
-    counts = excess.idxmin(axis=1).value_counts()
+    counts = excess.idxmin(axis=1).value_counts() if len(excess) > 1 else pd.Series(dtype=int)
     for k, count in counts.items():
         ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center", color=BLACK)
     ax.set_xticks(candidates)
     ax.margins(y=0.12)
-    ax.set_xlabel("components (below the curve: patients best described by it)")
+    ax.set_xlabel("components" + (" (below the curve: patients best described by it)" if len(counts) else ""))
     ax.set_ylabel(f"{CRITERIA[criterion]}\nabove the patient's best")
     ax.legend(frameon=False)
     return ax
@@ -112,7 +113,8 @@ def mixture_components(
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
             centre = (float(mean[i]), float(mean[j]))
             ax.add_patch(Ellipse(centre, width, height, angle=angle, fill=False, color=colour, linewidth=1.4))
-        ax.annotate(f"{weight:.2f}", (mean[i], mean[j]), ha="center", va="center", color=colour, fontsize=8)
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+        ax.annotate(f"{weight:.2f}", (mean[i], mean[j]), ha="center", va="center", color=colour, fontsize=8, bbox=box)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
     if title is not None:
