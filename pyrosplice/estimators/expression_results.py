@@ -108,17 +108,36 @@ class ExpressionTest:
             table.insert(6, "zero_variance", self.zero_variance)
         return _filter(table, qval_thres, fc_upper_thres, fc_lower_thres, mean_thres)
 
-    def plot_volcano(self, **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting.expression.volcano` of the table."""
-        from pyrosplice.plotting.expression import volcano  # matplotlib is optional
+    def plot_volcano(
+        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (), log10_p_threshold: float = -30.0, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """:func:`pyrosplice.plotting.volcano` of the table, by q-values or p-values.
 
-        return volcano(self.summary(), **kwargs)
+        Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
+        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
+        """
+        from pyrosplice.plotting import volcano  # matplotlib is optional
 
-    def plot_ma(self, **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting.expression.ma` of the table."""
-        from pyrosplice.plotting.expression import ma  # matplotlib is optional
+        column = "qval" if corrected_pval else "pval"
+        options = {**_drawn(alpha, min_fc, highlight_ids), "floor": 10.0**log10_p_threshold, **kwargs}
+        return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
 
-        return ma(self.summary(), **kwargs)
+    def plot_ma(
+        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (), **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
+        from pyrosplice.plotting import ma  # matplotlib is optional
+
+        column = "qval" if corrected_pval else "pval"
+        return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
+
+
+def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
+    """Options that volcano and MA share."""
+    names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": list(highlight_ids)}
 
 
 def _clean(pval: Array, threshold: float) -> Array:
