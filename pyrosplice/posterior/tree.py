@@ -170,8 +170,9 @@ def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Te
     program = model.model
     with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", model.n_genes, dim=-1):
         sites = program.sample_latents()
-    fixed = getattr(program, "fixed", {})
-    whole = {name: v.expand(n_draws, *v.shape) if name in fixed else v for name, v in sites.items()}
+    empty = [name for name, prior in program.priors.items() if not prior.event_shape.numel()]  # no covariates
+    held = {*getattr(program, "fixed", {}), *empty}
+    whole = {name: v.expand(n_draws, *v.shape) if name in held else v for name, v in sites.items()}
     return {name: value[:, genes] for name, value in whole.items()}
 
 

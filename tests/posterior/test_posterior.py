@@ -176,6 +176,13 @@ def test_a_spatial_negative_binomial_model_has_a_posterior():
     assert (tree["sample_stats"].pareto_k < 0.9).all()
 
 
+def test_a_model_without_covariates_has_a_posterior_and_a_prior():
+    tree = mixed(data(2)[0], None).posterior(num_samples=30, genes=[1])
+    for group in ("prior", "posterior"):
+        assert tree[group].beta.shape == (1, 30, 1, 0, 2)
+    assert tree["prior_predictive"].counts.shape == (1, 30, 1, 25, 3)
+
+
 def test_what_cannot_be_drawn_is_refused_by_name(model):
     counts, design = data(1)
     flat = mixed(counts, design, priors={})
