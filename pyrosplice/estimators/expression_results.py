@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]
 LOG_2 = float(np.log(2.0))
+MOST_LISTED = 12  # comparisons in the text
 
 
-@dataclass
-class ExpressionTest:
+@dataclass(repr=False)
+class ExpressionTest(Described):
     """One test of every gene.
 
     Attributes
@@ -50,6 +52,9 @@ class ExpressionTest:
     extra: dict[str, Array] = field(default_factory=dict)
     estimator: Any = None
     df: Any = None
+
+    def _rows(self) -> dict[str, str]:
+        return {**describe_genes(self.pval, self.gene_ids), "fits": describe_codes(self.code)}
 
     @property
     def qval(self) -> Array:
@@ -145,8 +150,8 @@ def _clean(pval: Array, threshold: float) -> Array:
         return np.maximum(np.nan_to_num(np.log10(pval), nan=0.0, neginf=threshold), threshold)
 
 
-@dataclass
-class ExpressionTests:
+@dataclass(repr=False)
+class ExpressionTests(Described):
     """Tests of every gene for several comparisons, all against all or each on its own.
 
     Attributes
@@ -171,15 +176,25 @@ class ExpressionTests:
         """Names of the genes."""
         return next(iter(self.tests.values())).gene_ids
 
+    def _rows(self) -> dict[str, str]:
+        correction = "all comparisons at once" if self.pval_correction == "global" else "each comparison on its own"
+        corrected = self.qval
+        found = {key: corrected[self._place(key)] <= FDR for key in self.tests}
+        words = [f"{' : '.join(map(str, key))} ({int(which.sum())})" for key, which in found.items()]
+        listed = ", ".join(words[:MOST_LISTED]) + (", …" if len(words) > MOST_LISTED else "")
+        return {"tested": f"{len(self.gene_ids)} genes", f"found at FDR {FDR:.0%}": listed, "corrected": correction}
+
+    def _place(self, key: tuple[Any, ...]) -> tuple[int, ...]:
+        at = tuple(self.groups.index(k) for k in key)
+        return (0, *at) if len(at) == 1 and len(self.shape) == 2 else at
+
     def _array(self, attribute: str, diagonal: float, flip: float) -> Array:
         out = np.full((*self.shape, len(self.gene_ids)), diagonal)
         for key, test in self.tests.items():
-            at = tuple(self.groups.index(k) for k in key)
-            value = getattr(test, attribute)
-            if len(at) == 2:
-                out[at], out[at[::-1]] = value, flip * value
-            else:
-                out[(0, *at) if len(self.shape) == 2 else at] = value
+            at, value = self._place(key), getattr(test, attribute)
+            out[at] = value
+            if len(key) == 2:
+                out[at[::-1]] = flip * value
         return out
 
     @property
@@ -197,11 +212,10 @@ class ExpressionTests:
         )
         out = np.full((*self.shape, raw.shape[1]), 1.0)
         for key, value in zip(keys, corrected, strict=True):
-            at = tuple(self.groups.index(k) for k in key)
-            if len(at) == 2:
-                out[at] = out[at[::-1]] = value
-            else:
-                out[(0, *at) if len(self.shape) == 2 else at] = value
+            at = self._place(key)
+            out[at] = value
+            if len(key) == 2:
+                out[at[::-1]] = value
         return out
 
     def log_fold_change(self, base: float = np.e) -> Array:
