@@ -130,7 +130,7 @@ def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.plot(table["sigma"], table["theta"], ".", color=BLACK, markersize=2.5)
     nodes = table["log_density"] - np.log(table["sigma"] * table["theta"] * (1 - table["theta"]))
     best = table.loc[nodes.idxmax()]
-    ax.plot(best["sigma"], best["theta"], "x", color="white", markersize=7, markeredgewidth=2)
+    ax.plot(best["sigma"], best["theta"], "x", color="white", markersize=7, markeredgewidth=2, clip_on=False)
     bar = ax.figure.colorbar(filled, ax=ax, ticks=levels, spacing="uniform", label="holds of the posterior mass")
     bar.ax.set_yticklabels(["99 %", "95 %", "80 %", "50 %"])
     inside = sigma[(density >= levels[0]).any(0)]
