@@ -90,7 +90,7 @@ def volcano(
     ax.set_xlabel(effect_name or effect)
     ax.set_ylabel("$-\\log_{10}$ adjusted $p$" if pvalue == pvalue_adj else "$-\\log_{10}\\,p$")
     _legend(ax, alpha)
-    _name_points(ax, _named(shown, found.nlargest(n_labels, "_y"), names, label), label)
+    _name_points(ax, shown, _named(shown, found.nlargest(n_labels, "_y"), names, label), label)
     return ax
 
 
@@ -125,7 +125,7 @@ def ma(
     ax.set_ylabel(effect_name or effect)
     _legend(ax, alpha)
     found = shown[shown["group"] != "not significant"]
-    _name_points(ax, _named(shown, found.nsmallest(n_labels, pvalue_adj), names, label), label)
+    _name_points(ax, shown, _named(shown, found.nsmallest(n_labels, pvalue_adj), names, label), label)
     return ax
 
 
@@ -168,10 +168,11 @@ def _named(shown: pd.DataFrame, strongest: pd.DataFrame, names: Sequence[str] | 
     return shown[shown[label].isin(names)]
 
 
-def _name_points(ax: Axes, points: pd.DataFrame, label: str) -> None:
-    """Write each name beside its point, away from the middle, where it covers no other name."""
+def _name_points(ax: Axes, shown: pd.DataFrame, points: pd.DataFrame, label: str) -> None:
+    """Write each name beside its point, away from the middle, where it covers no other name nor, if it can, a point."""
     ax.figure.canvas.figure.draw_without_rendering()  # settles the layout that the distances are measured in
     middle = ax.transAxes.transform((0.5, 0.5))[0]
+    pixels = ax.transData.transform(shown[["_x", "_y"]].to_numpy(dtype=np.float64))
     taken: list[Bbox] = []
     for row in points.sort_values("_y", ascending=False).to_dict("records"):
         at = (row["_x"], row["_y"])
@@ -185,22 +186,33 @@ def _name_points(ax: Axes, points: pd.DataFrame, label: str) -> None:
             fontsize=LABEL_POINTS,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )
-        taken.append(_free_place(ax, note, outwards, taken))
+        taken.append(_free_place(ax, note, outwards, taken, pixels))
 
 
-def _free_place(ax: Axes, note: Annotation, outwards: int, taken: list[Bbox]) -> Bbox:
-    """Move the annotation to the first free place in the axes, or leave it at the last one tried; its box."""
-    from matplotlib.text import Text
+def _free_place(ax: Axes, note: Annotation, outwards: int, taken: list[Bbox], points: np.ndarray) -> Bbox:
+    """Move the annotation to the best place in the axes; its box there.
 
+    Best is free of names and points, then free of names, then the first of all: near first, outwards before inwards.
+    """
     line = LABEL_POINTS * 1.3
     levels = sorted(range(-LEVELS, LEVELS + 1), key=lambda level: (abs(level), level))
-    for side in (outwards, -outwards):
-        for level in levels:
-            note.set_position((side * 9, level * line))
-            note.set_horizontalalignment("left" if side > 0 else "right")
-            note.get_window_extent()  # moves the text; with its line to the point, which may cross others
-            box = Text.get_window_extent(note)
-            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                return box
-    return box
+    places = [(side * 9, level * line) for side in (outwards, -outwards) for level in levels]
+    without_names = None
+    for place in places:
+        box = _moved(note, place)
+        inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+        if not inside or any(box.overlaps(other) for other in taken):
+            continue
+        if not ((points > box.min) & (points < box.max)).all(1).any():
+            return box
+        without_names = without_names or place
+    return _moved(note, without_names or places[0])
+
+
+def _moved(note: Annotation, place: tuple[float, float]) -> Bbox:
+    from matplotlib.text import Text
+
+    note.set_position(place)
+    note.set_horizontalalignment("left" if place[0] > 0 else "right")
+    note.get_window_extent()  # moves the text; with its line to the point, which may cross others
+    return Text.get_window_extent(note)

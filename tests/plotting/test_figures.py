@@ -138,6 +138,15 @@ def test_names_stay_in_the_axes():
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
+def test_names_cover_no_point_where_there_is_room():
+    table = pd.DataFrame({"gene": ["named", "beside"], "effect": [1.0, 1.1], "pvalue": 1e-9, "pvalue_adj": [1e-9, 1.0]})
+    ax = volcano(table, names=["named"])
+    ax.figure.canvas.draw()
+    box = Text.get_window_extent(ax.texts[0])
+    points = ax.transData.transform([[1.0, 9.0], [1.1, 9.0]])
+    assert not any(box.contains(*point) for point in points)
+
+
 def test_ma_has_effects_over_means(effects):
     ax = ma(effects.assign(mean=[10.0, 100.0, 0.0, 3.0, 5.0]), n_labels=1)
     grey, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
