@@ -25,7 +25,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.errors import check_option
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
@@ -188,6 +188,11 @@ class _Labels:
             "covariate": model.n_factors or 0,
         }
         sizes["logit"] = model.bias_eta.shape[-1]
+        for dim, names_given in given.items():
+            check_option("names", dim, sizes)
+            if len(names_given) != sizes[dim]:
+                found = f"expected {sizes[dim]} names, one each, found {len(names_given)}"
+                raise InvalidArgumentError(f"names[{dim!r}]: {found}.")
         self.names = {dim: np.asarray(given.get(dim, np.arange(size))) for dim, size in sizes.items()}
         self.names["gene"] = self.names["gene"][genes.numpy()]
 
