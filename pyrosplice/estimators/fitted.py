@@ -60,10 +60,14 @@ class FittedGene:
         """The same with other values of some sites."""
         return replace(self, values={**self.values, **values})
 
-    def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
-        """η ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
-        eta = self.values["bias_eta"].expand(n_spots, -1) + self.values.get("nu", 0.0)
+    def fixed_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
+        """η without the random effect, ``(N, Q)``; ``design`` is the one that the gene was fitted with."""
+        eta = self.values["bias_eta"].expand(n_spots, -1)
         return eta if design is None else eta + design @ self.values["beta"]
+
+    def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
+        """η ``(N, Q)``, random effect included."""
+        return self.fixed_predictor(n_spots, design) + self.values.get("nu", 0.0)
 
 
 @dataclass(frozen=True)

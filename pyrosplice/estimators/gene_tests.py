@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
-from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
 from pyrosplice.hypothesis.score import PrecisionProduct, information_product
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
@@ -69,38 +67,7 @@ def variability_score(
         )
         return torch.cat(list(each))
 
-    return _permuted(statistic, counts, genes, null)
-
-
-def variability_ratio(full: Sequence[FittedGene], null: Sequence[FittedGene], *, shared: bool) -> tuple[Tensor, Tensor]:
-    """Likelihood ratio of θ = 0 for genes of one isoform count, on one θ or one a logit."""
-    n_components = 1 if shared else len(full[0].values["bias_eta"])
-    return spatial_likelihood_ratio_test(_log_marginal(full), _log_marginal(null), n_components=n_components)
-
-
-def permuted_variability_ratio(
-    counts: Tensor,
-    spec: ModelSpec,
-    full: Sequence[FittedGene],
-    null: Sequence[FittedGene],
-    genes: Sequence[int],
-    permutations: PermutationNull,
-) -> tuple[Tensor, Tensor]:
-    """The same with a permutation null. Without space, rows may be exchanged: only the full model is fitted again."""
-    log_full, log_null = _log_marginal(full), _log_marginal(null)
-
-    def statistic(some: Tensor, order: Tensor) -> Tensor:
-        if bool((order == torch.arange(order.shape[1])).all()):
-            fitted = log_full[some]
-        elif spec.design is None:
-            fitted = _log_marginal(spec.fit(permuted(counts[some], order)))
-        else:
-            pairs = zip(some.tolist(), order, strict=True)
-            each = (spec.with_rows(rows).fit(counts[gene : gene + 1, rows]) for gene, rows in pairs)
-            fitted = torch.cat([_log_marginal(gene) for gene in each])
-        return 2 * (fitted - log_null[some])
-
-    return _permuted(statistic, counts, genes, permutations)
+    return permutation_pvalues(statistic, counts, genes, null)
 
 
 def permuted(counts: Tensor, order: Tensor) -> Tensor:
@@ -135,9 +102,10 @@ def run_batches(
     return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))
 
 
-def _permuted(
+def permutation_pvalues(
     statistic: PermutedStatistic, counts: Tensor, genes: Sequence[int], null: PermutationNull
 ) -> tuple[Tensor, Tensor]:
+    """Observed statistics of a batch of ``genes`` (their numbers seed the permutations) and p-values."""
     observed, pvalue, _ = permutation_test(
         statistic,
         n_genes=counts.shape[0],
@@ -148,7 +116,3 @@ def _permuted(
         early_stop=null.early_stop,
     )
     return observed, pvalue
-
-
-def _log_marginal(genes: Sequence[FittedGene]) -> Tensor:
-    return torch.tensor([-gene.best_loss for gene in genes], dtype=torch.float64)

@@ -17,7 +17,7 @@ from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_bat
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
 from pyrosplice.hypothesis.fdr import adjust_pvalues
-from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 
@@ -48,8 +48,8 @@ class UsageTests(UsageModels):
             optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
             found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``.
         use_perm_null
-            P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law (a
-            mixture of χ²; for ``"llr"`` with one component ½χ²₀ + ½χ²₁).
+            P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law: a
+            mixture of χ² for the score, for ``"llr"`` see ``null_law``.
         return_results
             Return the results instead of keeping them.
         print_progress
@@ -65,7 +65,9 @@ class UsageTests(UsageModels):
         **kwargs
             ``random_seed`` (0) of permutations, bootstrap and importance sampling; ``n_draws`` (400) of the latter;
             ``early_stop`` (number of permuted statistics above the observed one after which a gene is given up; None);
-            ``n_jobs`` (that of ``fit``).
+            ``n_jobs`` (that of ``fit``); ``null_law`` of ``"llr"``: ``"finite-sample"`` (default), simulated from each
+            gene's linearised null model (:mod:`pyrosplice.hypothesis.ratio_null`), or ``"boundary"``, the limit
+            ½χ²₀ + ½χ²₁ (one θ; binomial weights for more), under which p-values are several times too large.
 
         Returns
         -------
@@ -87,6 +89,7 @@ class UsageTests(UsageModels):
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
         settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
+        settings["null_law"] = "finite-sample"
         for name in kwargs:
             check_option("test_spatial_variability(...)", name, settings)
         settings |= kwargs
@@ -99,14 +102,23 @@ class UsageTests(UsageModels):
                 )
             null = PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])
         _check_ratio_options(method, use_perm_null=use_perm_null, importance=importance, n_bootstrap=n_bootstrap)
+        check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
         options = {"n_jobs": settings["n_jobs"], "show": print_progress}
         reliability: dict[str, Any] = {}
-        if importance:
-            tests, reliability = self._corrected_ratio(settings["n_draws"], settings["random_seed"], **options)
+        if method == "score":
+            tests = self._variability_score(null, **options)
+        elif null is not None:
+            tests = self._permuted_ratio(null, **options)
         elif n_bootstrap is not None:
             tests = self._bootstrapped_ratio(n_bootstrap, settings["random_seed"], **options)
         else:
-            tests = (self._variability_score if method == "score" else self._variability_ratio)(null, **options)
+            finite = settings["null_law"] == "finite-sample"
+            kernel = spatial_kernel(self._ready().covariance, damping=0.0) if finite else None
+            if importance:
+                sampling = settings["n_draws"], settings["random_seed"]
+                tests, reliability = self._corrected_ratio(kernel, *sampling, **options)
+            else:
+                tests = self._laplace_ratio(kernel, **options)
         results = {
             "gene": self.gene_names,
             "statistic": tests.statistic,
@@ -219,30 +231,23 @@ class UsageTests(UsageModels):
         )
         return GeneTests.gather(batches, found, (self.n_genes,))
 
-    def _variability_ratio(self, null: PermutationNull | None, *, n_jobs: int | None, show: bool) -> GeneTests:
-        prepared, fit = self._ready(), self._ready_fit()
-        if fit.null is None:
-            raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")
-        whole = self._marginal_fit("glmm-full", print_progress=show)
-        white = self._marginal_fit("glmm-null", print_progress=show)
-        batches = prepared.batches(TEST_BATCH, group=True)
-        pairs = [([whole[gene] for gene in genes], [white[gene] for gene in genes]) for genes in batches]
-        if null is None:
-            found = [gene_tests.variability_ratio(*pair, shared=self.share_variance) for pair in pairs]
-            return GeneTests.gather(batches, found, (self.n_genes,))
-        spec = self._marginal_spec("glmm-full", with_design=fit.with_design)
-        calls = [
-            (self._counts(prepared, genes), spec, *pair, genes, null)
-            for genes, pair in zip(batches, pairs, strict=True)
-        ]
-        task = gene_tests.permuted_variability_ratio
+    def _laplace_ratio(self, kernel: SpatialKernel | None, *, n_jobs: int | None, show: bool) -> GeneTests:
+        batches, calls = self._ratio_calls(kernel, show=show)
+        task = variability_ratio.laplace_ratio
+        found = run_batches(task, calls, description="llr", n_jobs=self._jobs(n_jobs), show=show)
+        return GeneTests.gather(batches, found, (self.n_genes,))
+
+    def _permuted_ratio(self, null: PermutationNull, *, n_jobs: int | None, show: bool) -> GeneTests:
+        batches, calls = self._ratio_calls(show=show)
+        calls = [(*call, genes, null) for call, genes in zip(calls, batches, strict=True)]
+        task = variability_ratio.permuted_ratio
         found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
         return GeneTests.gather(batches, found, (self.n_genes,))
 
     def _corrected_ratio(
-        self, n_draws: int, seed: int, *, n_jobs: int | None, show: bool
+        self, kernel: SpatialKernel | None, n_draws: int, seed: int, *, n_jobs: int | None, show: bool
     ) -> tuple[GeneTests, dict[str, Any]]:
-        batches, calls = self._ratio_calls(n_draws, seed, show=show)
+        batches, calls = self._ratio_calls(kernel, n_draws, seed, show=show)
         task = variability_ratio.corrected_ratio
         found = run_batches(task, calls, description="importance", n_jobs=self._jobs(n_jobs), show=show)
         tests = GeneTests.gather(batches, [one[:2] for one in found], (self.n_genes,))
@@ -250,8 +255,8 @@ class UsageTests(UsageModels):
         return tests, {"statistic_se": more.statistic, "pareto_k": more.pvalue}
 
     def _bootstrapped_ratio(self, n_bootstrap: int, seed: int, *, n_jobs: int | None, show: bool) -> GeneTests:
-        batches, calls = self._ratio_calls(n_bootstrap, seed, show=show)
-        calls = [(*call[:5], genes, *call[5:]) for call, genes in zip(calls, batches, strict=True)]
+        batches, calls = self._ratio_calls(show=show)
+        calls = [(*call, genes, n_bootstrap, seed) for call, genes in zip(calls, batches, strict=True)]
         task = variability_ratio.bootstrapped_ratio
         found = run_batches(task, calls, description="bootstrap", n_jobs=self._jobs(n_jobs), show=show)
         return GeneTests.gather(batches, found, (self.n_genes,))

@@ -8,7 +8,7 @@ law is that of the linearised model at the null fit: working logits
 .. math:: z = X B + \nu + \varepsilon, \qquad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I)), \quad
    \varepsilon_k \sim N(0, v_k I),
 
-k along the eigenvectors of the information of a molecule, v the noise of the multinomial. In the eigenbasis of V all
+k along the eigenvectors of the information of a spot, v the noise of its counts. In the eigenbasis of V all
 terms are independent and the ratio, profiled over (B, σ², θ), depends on a few sums of squares, so that thousands of
 draws cost milliseconds. Its positive part is close to a scaled χ²_1, which carries the estimate into the tail:
 
@@ -49,7 +49,7 @@ class RatioNull:
 
 
 def spatial_ratio_null(
-    counts: Tensor,
+    information: Tensor,
     sigma: Tensor,
     kernel: SpatialKernel,
     *,
@@ -62,8 +62,8 @@ def spatial_ratio_null(
 
     Parameters
     ----------
-    counts
-        ``(B, N, K)``.
+    information
+        Of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q, Q)``.
     sigma
         σ of the null fit (θ = 0), ``(B, 1)`` or ``(B, Q)``.
     kernel
@@ -75,27 +75,25 @@ def spatial_ratio_null(
     n_draws, seed
         Of the simulation; all genes share the same random numbers.
     """
-    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), counts.shape[-1] - 1, n_draws, seed)
-    noise, variance = _noise(counts.to(torch.float64), sigma.to(torch.float64))
+    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, seed)
+    noise, variance = _noise(information, sigma.to(torch.float64))
     results = [_law(draws, v, s, share_variance) for v, s in zip(noise, variance, strict=True)]
     return RatioNull(*(torch.stack(parts) for parts in zip(*results, strict=True)))
 
 
-def _noise(counts: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _noise(information: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Noise v ``(B, Q)`` of a typical spot's working logits, and σ² ``(B, Q)``.
 
-    v is such that a spot with it has the mean information over spots, ``1 / (1 / (n_i β_k) + σ²)``; σ² is at least
-    its own standard error, since an estimate of 0 does not mean that it is.
+    v is such that a spot with it has the mean over spots of what they say about the fixed effects,
+    ``1 / (1 / w_ik + σ²)`` with w the information along the eigenvectors of its mean; σ² is at least its own standard
+    error, since an estimate of 0 does not mean that it is.
     """
-    totals = counts.sum(-1)
-    usage = counts.sum(1) / counts.sum((1, 2)).unsqueeze(-1)
-    free = usage[:, :-1]
-    molecule = torch.linalg.eigvalsh(torch.nan_to_num(torch.diag_embed(free) - free.unsqueeze(-1) * free.unsqueeze(-2)))
-    variance = sigma.square().expand(-1, molecule.shape[-1])
-    information = totals.unsqueeze(-1) * molecule.clamp_min(1e-8).unsqueeze(1)
-    typical = (information / (1 + information * variance.unsqueeze(1))).mean(1)
-    noise = 1 / typical - variance
-    error = (noise + variance) * (2 / counts[0, :, 0].numel()) ** 0.5
+    _, vectors = torch.linalg.eigh(torch.nan_to_num(information.mean(1)))
+    along = torch.einsum("bnkl,bkq,blq->bnq", information, vectors, vectors).clamp_min(0.0)
+    variance = sigma.square().expand(-1, along.shape[-1])
+    typical = (along / (1 + along * variance.unsqueeze(1))).mean(1).clamp_min(1e-8)
+    noise = (1 / typical - variance).clamp_min(1e-8)
+    error = (noise + variance) * (2 / along.shape[1]) ** 0.5
     return noise, torch.maximum(variance, error)
 
 

@@ -38,3 +38,12 @@ def test_size_with_a_spatial_truth():
     for kind in ("iid", "smooth", "binary"):
         assert 0.035 - 2 * row[f"SE {kind} 0.05"] < row[f"{kind} 0.05"] < 0.065 + 2 * row[f"SE {kind} 0.05"]
     assert row["LLR 0.05"] > 0.5
+
+
+@pytest.mark.slow
+def test_size_of_the_spatial_ratio():
+    """Without space. The exact 99.9 % interval of 256 genes at 5 %; under the limit law it would reject 1 %."""
+    counts = simulate_counts(LAYOUT, n_genes=256, depth=5, sigma=0.7, theta=0.0, seed=13)
+    row = rates(*pvalues(counts, LAYOUT, covariates(LAYOUT)))
+    assert 0.012 < row["LLR 0.05"] < 0.102
+    assert row["LLR boundary 0.05"] < 0.03

@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import nnls
 from scipy.stats import chi2
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.likelihood_ratio import (
     chi2_sf,
-    chi_bar_weights,
     likelihood_ratio_test,
     spatial_likelihood_ratio_test,
 )
@@ -36,29 +34,5 @@ def test_boundary_mixture():
     np.testing.assert_allclose(pvalue.numpy(), [1.0, *(0.5 * chi2.sf([2.0, 60.0], 1)), 1.0])
     _, two = spatial_likelihood_ratio_test(full, null, n_components=2)
     assert float(two[1]) == pytest.approx(0.5 * chi2.sf(2.0, 1) + 0.25 * chi2.sf(2.0, 2))
-    with pytest.raises(InvalidArgumentError, match="mixing"):
-        spatial_likelihood_ratio_test(full, null, n_components=2, mixing=torch.ones(2) / 2)
     with pytest.raises(InvalidArgumentError, match="n_components"):
         spatial_likelihood_ratio_test(full, null, n_components=0)
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_chi_bar_weights_are_those_of_projected_normals(k):
-    rng = np.random.default_rng(k)
-    factor = rng.standard_normal((k, k + 2))
-    information = factor @ factor.T
-    root, spread = np.linalg.cholesky(information).T, np.linalg.cholesky(np.linalg.inv(information))
-    n, counts = 20_000, np.zeros(k + 1)
-    for _ in range(n):
-        projected, _ = nnls(root, root @ (spread @ rng.standard_normal(k)))
-        counts[(projected > 1e-12).sum()] += 1
-    weights = chi_bar_weights(torch.from_numpy(information)).numpy()
-    assert weights.sum() == pytest.approx(1.0)
-    assert np.abs(counts / n - weights).max() < 4 * 0.5 / np.sqrt(n)
-
-
-def test_chi_bar_weights_of_independent_estimates_are_binomial():
-    weights = chi_bar_weights(torch.diag(torch.tensor([1.0, 4.0, 9.0])))
-    np.testing.assert_allclose(weights.numpy(), [1 / 8, 3 / 8, 3 / 8, 1 / 8], rtol=1e-6)
-    with pytest.raises(InvalidArgumentError, match="found 4"):
-        chi_bar_weights(torch.eye(4))

@@ -7,6 +7,7 @@ from scipy.stats import chi2
 from pyrosplice.hypothesis import ratio_null as module
 from pyrosplice.hypothesis.ratio_null import RatioNull, spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.models.likelihoods import Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, simulate_counts
 
@@ -87,11 +88,12 @@ def test_tail_is_a_scaled_chi_square_and_zero_is_one():
 
 def test_every_gene_has_its_own_law_and_seed_fixes_it():
     counts = simulate_counts(LAYOUT, n_genes=3, depth=5, sigma=0.5, theta=0.0, seed=1)
+    information = Multinomial().information(counts, torch.zeros_like(counts[..., :-1]))
     sigma = torch.tensor([[0.5], [0.0], [1.0]], dtype=torch.float64)
-    law = spatial_ratio_null(counts, sigma, KERNEL, n_draws=400)
-    again = spatial_ratio_null(counts[1:2], sigma[1:2], KERNEL, n_draws=400)
+    law = spatial_ratio_null(information, sigma, KERNEL, n_draws=400)
+    again = spatial_ratio_null(information[1:2], sigma[1:2], KERNEL, n_draws=400)
     torch.testing.assert_close(again.positive, law.positive[1:2])
     torch.testing.assert_close(again.scale, law.scale[1:2])
     assert ((law.positive > 0) & (law.positive < 0.5) & (law.scale > 0)).all()
-    apart = spatial_ratio_null(counts, sigma, KERNEL, n_draws=400, share_variance=False)
+    apart = spatial_ratio_null(information, sigma, KERNEL, n_draws=400, share_variance=False)
     assert (apart.positive > law.positive).all()  # two chances to be above 0

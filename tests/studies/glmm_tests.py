@@ -60,8 +60,10 @@ def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[
         fit, mode = null_fit(some, covariance)
         usage.append(score(mode, design).pvalue)
         ratio, boundary = spatial_likelihood_ratio_test(fit.log_marginal, fit.log_marginal_null)
-        sigma = fit_marginal(mode.step.model.without_field()).sigma
-        variability.append(torch.stack([boundary, spatial_ratio_null(some, sigma, kernel).sf(ratio)], -1))
+        white = fit_marginal(mode.step.model.without_field())
+        information = Multinomial().information(some, white.coefficients.expand_as(some[..., :-1]))
+        law = spatial_ratio_null(information, white.sigma, kernel)
+        variability.append(torch.stack([boundary, law.sf(ratio)], -1))
     return torch.cat(usage), torch.cat(variability)
 
 

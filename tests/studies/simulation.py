@@ -73,6 +73,12 @@ def save_row(name: str, row: dict[str, object], key: Sequence[str]) -> None:
 
 
 def commit() -> str:
-    """The commit that the study ran on."""
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
+    """The commit that the study ran on, marked if its code was changed since; tables of results do not count."""
+    head = _git("rev-parse", "--short", "HEAD")
+    code = ["pyrosplice", "tests", ":(exclude)tests/studies/results"]
+    return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else head
+
+
+def _git(*arguments: str) -> str:
+    root = RESULTS.parents[2]
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=root).stdout.strip()
