@@ -261,7 +261,9 @@ class SplisosmGLMM(UsageEffects, representation.Described):
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        priors = f"{representation.describe_priors(self.priors)}, variance prior {prior}"
+        priors = representation.describe_priors(self.priors)
+        if "sigma" not in self.priors:  # which goes before var_prior_model
+            priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
 
     def _title(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyrosplice.api as de
-from pyrosplice import GaussianMixture, MultinomGLM
+from pyrosplice import GaussianMixture, MultinomGLM, SplisosmGLMM
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.representation import as_html
 
@@ -52,6 +52,12 @@ def test_multinomial_models_have_html_with_their_priors_in_full():
     model.fit()
     html = model._repr_html_()
     assert "beta ~ StudentT(df=3, loc=0, scale=1)" in html and "2 converged" in html and "2 genes × 20 spots" in html
+
+
+def test_a_prior_of_sigma_is_named_once():
+    assert "variance prior gamma" in repr(SplisosmGLMM(var_prior_model="gamma"))
+    given = repr(SplisosmGLMM(priors={"sigma": dist.Exponential(2.0)}))
+    assert "sigma ~ Exponential(rate=2)" in given and "variance prior" not in given
 
 
 def test_a_mixture_module_says_its_size():
