@@ -32,11 +32,14 @@ class PatientCells:
         ``(N, D)``, float64.
     rows
         Their rows in the table they come from, ``(N,)``.
+    weights
+        How many cells each counts as, ``(N,)``; None for 1.
     """
 
     name: str
     cells: Tensor
     rows: NDArray[np.int64]
+    weights: Tensor | None = None
 
 
 class TripletDataset(Dataset):
@@ -83,7 +86,7 @@ class TripletDataset(Dataset):
         self.weights = None if weights is None else _tensors("weights", weights)
         self.covariances = None if covariances is None else _tensors("covariances", covariances)
         self._check()
-        self._points = self.supports
+        self._points, self._point_weights = self.supports, self.weights
         self.identical_points = identical_supports
 
     @classmethod
@@ -101,6 +104,11 @@ class TripletDataset(Dataset):
             raise InvalidArgumentError("supports: expected one matrix (N, D) when identical_supports.")
         if self.weights is not None and len(self.weights) != count:
             raise InvalidArgumentError(f"weights: expected {count}, one a label, found {len(self.weights)}.")
+        for i, own in enumerate(self.weights if self.weights is not None and self.identical_supports else ()):
+            if own.shape != (len(self.supports),) or bool((own < 0).any()) or float(own.sum()) <= 0:
+                raise InvalidArgumentError(
+                    f"weights: distribution {i}: expected {len(self.supports)} numbers of at least 0, not all 0."
+                )
 
     def __len__(self) -> int:
         """Number of distributions P."""
@@ -121,11 +129,16 @@ class TripletDataset(Dataset):
         return [str(i) for i in range(len(self))]
 
     def patients(self) -> list[PatientCells]:
-        """All cells of each distribution, never its fitted components."""
+        """All cells of each distribution, never its fitted components.
+
+        Points that all share are the cells of each, weighted as it weights them: as many as there are points in all.
+        """
         if self.identical_points:
-            raise InvalidArgumentError(
-                "dataset: identical supports are no cells; give each distribution its own points."
-            )
+            every = np.arange(len(self._points))
+            given = self._point_weights
+            weights = torch.ones(len(self), len(every), dtype=torch.float64) if given is None else torch.stack([*given])
+            weights = weights * len(every) / weights.sum(1, keepdim=True)
+            return [PatientCells(n, self._points, every, w) for n, w in zip(self.names, weights, strict=True)]
         starts = np.concatenate([[0], np.cumsum([len(p) for p in self._points])])
         return [
             PatientCells(name, points, np.arange(a, b))

@@ -81,20 +81,22 @@ class ImportanceSampling(MultinomGLM):
         """
         self._require_data()
         _check_draws(n_draws)
-        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        engine = self._engine_here()
+        parameters = engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         found = []
-        for genes in self._engine.batches():
-            estimate = importance(self._engine.mode(parameters, genes), n_draws=n_draws, seed=seed)
+        for genes in engine.batches():
+            estimate = importance(engine.mode(parameters, genes), n_draws=n_draws, seed=seed)
             found.append((estimate.value, estimate.standard_error, estimate.pareto_k))
         return MarginalLikelihood(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def refine(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
         """Move the estimates from Laplace's optimum to that of the importance-sampling marginal likelihood.
 
-        Laplace's method shrinks σ² where counts are low (about 15 % at two molecules a spot). Estimates move only
-        as far as the corrected likelihood rises. Genes whose search does not end keep their Laplace estimates, with
-        ``converged`` False and the reason ``"not_refined"`` in ``logger``.
-        Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to be trusted.
+        Laplace's method shrinks σ² where counts are low (by 20 to 35 % at two molecules a spot). Estimates move only
+        as far as the corrected likelihood rises; the likelihood's own hyper-parameters stay where they are. Genes
+        whose search does not end keep their Laplace estimates, with ``converged`` False and the reason
+        ``"not_refined"`` in ``logger``. Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to
+        be trusted.
 
         Parameters
         ----------
@@ -120,18 +122,18 @@ class ImportanceSampling(MultinomGLM):
                 "refine: expected a marginal fitting_method with var_fix_sigma=False, found "
                 f"{self.fitting_method!r} with var_fix_sigma={self.var_fix_sigma}."
             )
-        for genes in self._engine.batches():
-            self._refine_batch(genes, n_draws, seed)
-        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
-        for genes in self._engine.batches():
-            mode = self._engine.mode(parameters, genes)
+        engine = self._engine_here()
+        for genes in engine.batches():
+            self._refine_batch(engine, genes, n_draws, seed)
+        parameters = engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        for genes in engine.batches():
+            mode = engine.mode(parameters, genes)
             self.nu.data[genes] = mode.step.model.random_part(detached(parameters).select(genes), mode.latents)
         found = self.importance(n_draws, seed)
         self.pareto_k = found.pareto_k
         return found
 
-    def _refine_batch(self, genes: Tensor, n_draws: int, seed: int) -> None:
-        engine = self._engine
+    def _refine_batch(self, engine: MixedEngine, genes: Tensor, n_draws: int, seed: int) -> None:
         coefficients = engine.coefficients(self.beta, self.bias_eta).detach()[genes]
         theta = torch.sigmoid(self.theta_logit.detach()[genes])
         start = StartingPoint(coefficients, self.sigma.detach()[genes], theta)
@@ -146,6 +148,9 @@ class ImportanceSampling(MultinomGLM):
         for gene in genes[~found.converged].tolist():
             if self.logger.reason[gene] == "converged":
                 self.logger.reason[gene] = "not_refined"
+
+    def _engine_here(self) -> MixedEngine:
+        raise NotImplementedError
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
         raise NotImplementedError

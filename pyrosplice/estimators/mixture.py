@@ -177,7 +177,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         result = best_of(problem.run(self._start(problem), options))
         if bool(result.singular.any()):
             raise InvalidArgumentError(
-                "covariance_regularization: a covariance is not positive definite at "
+                "covariance_regularization: a covariance is singular, or too small against the spread of the data, at "
                 f"{self.covariance_regularization}; give a larger value, fewer components or a prior."
             )
         return result
@@ -220,6 +220,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             _check_shape(name, value, shape)
             tensors.append(value)
         weights, means, covariances = tensors
+        if bool((weights < 0).any()) or float(weights.sum()) <= 0:
+            raise InvalidArgumentError(f"init_weights: expected numbers of at least 0, found {weights.tolist()}.")
         return MixtureParameters(weights / weights.sum(), means, covariances, self.covariance_type)
 
     def _keep(self, result: EMResult, rows: RowBlocks) -> None:

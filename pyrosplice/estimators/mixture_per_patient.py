@@ -21,13 +21,13 @@ from pyrosplice.estimators.mixture_shared import fit_shared_components
 from pyrosplice.estimators.mixture_steps import (
     ROBUST_FACTOR,
     candidates,
-    chosen_prior,
     fit_sets,
     singular_components,
     split_cells,
 )
 from pyrosplice.inference.em_batch import Fit, best_components
-from pyrosplice.models.gaussian_mixture import CovarianceType, MixturePrior
+from pyrosplice.inference.em_pooled import prior_of_mixtures
+from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def fit_gmm(
         :class:`~pyrosplice.data.triplets.TripletDataset` or ``AnnData_TripletDataset``; all cells are fitted.
     component_sharing
         ``"sample_specific"`` (default): a mixture for each patient. ``"global"``: shared components, weights of
-        each patient estimated inside EM. ``"auto"``: global for data sets with identical supports.
+        each patient estimated inside EM. ``"auto"``: global for data sets with identical supports, whose points
+        count as the patients weight them; ``"sample_specific"`` is not possible there.
     k_comps
         Number of components; several are selected from, None from 1..8 as far as the cells allow.
     k_selection_metric
@@ -129,6 +130,11 @@ def fit_gmm(
     )
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
+    if not shared and any(p.weights is not None for p in patients):
+        raise InvalidArgumentError(
+            "component_sharing: patients that differ by the weights of shared points have no cells of their own; "
+            "use 'global' or 'auto'."
+        )
     fitted = fit_shared_components(patients, options) if shared else _fit_each(patients, options)
     representation = (isinstance(dataset, AnnData_TripletDataset) and dataset.use_rep) or "X"
     schema = schema_of(fitted, options, representation)
@@ -146,7 +152,8 @@ def _in_canonical_order(patient: PatientCells) -> PatientCells:
     if not bool(patient.cells.isfinite().all()):
         raise InvalidArgumentError(f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells.")
     order = np.lexsort(patient.cells.numpy().T[::-1])
-    return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order])
+    weights = None if patient.weights is None else patient.weights[torch.from_numpy(order)]
+    return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
 
 
 # ---- a mixture for each patient ---------------------------------------------------------------------------------
@@ -164,7 +171,9 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
         chosen = [best_components(dict(zip(components, s, strict=True))) for s in curves.scores(options.metric)]
         if options.refit == "full" or options.n_folds is not None:
             sets = cells
-            fits = _fit_chosen(cells, chosen, options)
+            fits = _fit_chosen(
+                cells, [folds[0][k].parameters for folds, k in zip(per_fold, chosen, strict=True)], options
+            )
         else:
             sets = [x[own[0].train] for x, own in zip(cells, splits, strict=True)]
             fits = [folds[0][k] for folds, k in zip(per_fold, chosen, strict=True)]
@@ -181,9 +190,16 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
     )
 
 
-def _fit_chosen(cells: Sequence[Tensor], chosen: Sequence[int], options: GMMOptions) -> list[Fit]:
-    """Every patient's cells fitted with its own number of components, patients with the same one together."""
-    prior = chosen_prior(cells, sorted(set(chosen)), options)
+def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], options: GMMOptions) -> list[Fit]:
+    """Every patient's cells fitted with as many components as its judged mixture has, equal numbers together.
+
+    A pooled prior is learned from the judged mixtures and all cells.
+    """
+    prior = options.prior
+    if prior == "pooled":
+        kind = options.covariance_type
+        prior = prior_of_mixtures(cells, judged, covariance_type=kind, regularization=options.eps)
+    chosen = [mixture.n_components for mixture in judged]
     fits: dict[int, Fit] = {}
     for k in sorted(set(chosen)):
         own = [p for p, c in enumerate(chosen) if c == k]

@@ -128,9 +128,11 @@ def curves_of(
 _NAMES = ("aic", "bic", "train_nll", "heldout_nll", "heldout_se")
 
 
-def mean_and_se(nll: Floats) -> tuple[float, float]:
-    """Mean over cells and its standard error (NaN for one cell)."""
-    return float(nll.mean()), float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else math.nan
+def mean_and_se(nll: Floats, weights: Floats | None = None) -> tuple[float, float]:
+    """Weighted mean over cells and its standard error (NaN for one cell)."""
+    share = np.full(len(nll), 1 / len(nll)) if weights is None else weights / weights.sum()
+    mean, spread = share @ nll, 1 - share @ share
+    return float(mean), float(np.sqrt(share**2 @ (nll - mean) ** 2 / spread)) if spread > 0 else math.nan
 
 
 def _heldout(fits: dict[int, Fit], cells: Tensor) -> Floats:

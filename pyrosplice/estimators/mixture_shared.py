@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.data.triplets import PatientCells
@@ -28,32 +29,53 @@ from pyrosplice.inference.em_shared import SharedFit, fit_shared
 from pyrosplice.models.gaussian_mixture import MixtureParameters
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """Cells of all patients: values ``(N, D)``, patients ``(N,)``, and how many each counts as ``(N,)`` or None."""
+
+    values: Tensor
+    groups: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, patients: Sequence[PatientCells]) -> _Cells:
+        sizes = torch.tensor([len(p.cells) for p in patients])
+        weights = [p.weights for p in patients if p.weights is not None]
+        groups = torch.repeat_interleave(torch.arange(len(patients)), sizes)
+        return cls(torch.cat([p.cells for p in patients]), groups, torch.cat(weights) if weights else None)
+
+    def take(self, rows: NDArray[np.int64]) -> _Cells:
+        return _Cells(self.values[rows], self.groups[rows], None if self.weights is None else self.weights[rows])
+
+    def total(self) -> float:
+        return float(len(self.values) if self.weights is None else self.weights.sum())
+
+
 def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
     """One set of components for all cells, weights of each patient estimated inside EM."""
-    every = PatientCells("all patients", torch.cat([p.cells for p in patients]), np.arange(0))
-    groups = torch.repeat_interleave(torch.arange(len(patients)), torch.tensor([len(p.cells) for p in patients]))
-    components = candidates([every], options)
+    every = _Cells.of(patients)
+    components = candidates([PatientCells("all patients", every.values, np.arange(0))], options)
     splits = _shared_splits(patients, options)
     curves, chosen = None, components[0]
     whole = len(components) == 1
     if not whole:
-        judged = [_fit_one_shared(every.cells, groups, s, components, options) for s in splits]
-        curves = _shared_curves(every.cells, groups, splits, judged)
+        judged = [_fit_one_shared(every.take(s.train), components, options) for s in splits]
+        curves = _shared_curves(every, splits, judged)
         chosen = best_components(dict(zip(components, curves.scores(options.metric)[0], strict=True)))
         whole = options.refit == "full" or options.n_folds is not None
     if whole:
-        used = np.arange(len(every.cells))
-        fit = _fit_one_shared(every.cells, groups, Split(used, used[:0]), [chosen], options)[chosen]
+        used = np.arange(len(every.values))
+        fit = _fit_one_shared(every, [chosen], options)[chosen]
     else:
         used, fit = splits[0].train, judged[0][chosen]
     plain = Fit(fit.parameters, fit.log_likelihood, 0.0, fit.n_iter, fit.converged, fit.singular, chosen)
-    bad = singular_components(plain, every.cells, options.eps)
+    bad = singular_components(plain, every.values, options.eps)
     if bad and options.singularity_handling == "strict":
         raise InvalidArgumentError(f"singularity_handling: shared components {bad} have singular covariances.")
     if bad and options.singularity_handling == "robust":
         warnings.warn(f"Shared components {bad} are singular; fitted again with 100 eps.", stacklevel=3)
         more = replace(options, eps=ROBUST_FACTOR * options.eps)
-        fit = _fit_one_shared(every.cells, groups, Split(used, used[:0]), [chosen], more)[chosen]
+        fit = _fit_one_shared(every.take(used), [chosen], more)[chosen]
     return FittedMixtures(
         patients=tuple(patients),
         mixtures=(fit.parameters,),
@@ -79,17 +101,15 @@ def _shared_splits(patients: Sequence[PatientCells], options: GMMOptions) -> lis
     ]
 
 
-def _fit_one_shared(
-    cells: Tensor, groups: Tensor, split: Split, components: Sequence[int], options: GMMOptions
-) -> dict[int, SharedFit]:
-    training = cells[split.train]
-    prior = chosen_prior([training], components, options)
-    (starts,) = fit_sets([training], components, replace(options, prior=prior))
+def _fit_one_shared(training: _Cells, components: Sequence[int], options: GMMOptions) -> dict[int, SharedFit]:
+    prior = chosen_prior([training.values], components, options)
+    (starts,) = fit_sets([training.values], components, replace(options, prior=prior))
     return {
         k: fit_shared(
-            training,
-            groups[split.train],
+            training.values,
+            training.groups,
             fit.parameters,
+            weights=training.weights,
             prior=prior,
             regularization=options.eps,
             options=replace(options.em, progress=False),
@@ -98,21 +118,23 @@ def _fit_one_shared(
     }
 
 
-def _shared_curves(
-    cells: Tensor, groups: Tensor, splits: Sequence[Split], judged: Sequence[dict[int, SharedFit]]
-) -> Curves:
+def _shared_curves(every: _Cells, splits: Sequence[Split], judged: Sequence[dict[int, SharedFit]]) -> Curves:
     components = tuple(judged[0])
-    n_groups = int(groups.max()) + 1
+    n_groups = int(every.groups.max()) + 1
+    sizes = [every.take(s.train).total() for s in splits]
+    held_out = every.take(np.concatenate([s.held_out for s in splits]))
+    weights = None if held_out.weights is None else held_out.weights.numpy()
     rows = np.full((5, len(components)), np.nan)
     for c, k in enumerate(components):
         free = [f[k].parameters.n_free() + (n_groups - 1) * (k - 1) for f in judged]
-        fits = [(f[k], p, len(s.train)) for f, p, s in zip(judged, free, splits, strict=True)]
+        fits = [(f[k], p, n) for f, p, n in zip(judged, free, sizes, strict=True)]
         rows[0, c] = np.mean([2 * p - 2 * f.log_likelihood for f, p, _ in fits])
         rows[1, c] = np.mean([p * np.log(n) - 2 * f.log_likelihood for f, p, n in fits])
         rows[2, c] = np.mean([-f.log_likelihood / n for f, _, n in fits])
-        nll = [shared_nll(f[k], cells[s.held_out], groups[s.held_out]) for f, s in zip(judged, splits, strict=True)]
-        if all(len(x) for x in nll):
-            rows[3, c], rows[4, c] = mean_and_se(torch.cat(nll).numpy())
+        parts = [(f[k], every.take(s.held_out)) for f, s in zip(judged, splits, strict=True)]
+        nll = [shared_nll(fit, part.values, part.groups) for fit, part in parts if len(part.values)]
+        if len(nll) == len(parts):
+            rows[3, c], rows[4, c] = mean_and_se(torch.cat(nll).numpy(), weights)
     return Curves(components, *rows[:, None])
 
 

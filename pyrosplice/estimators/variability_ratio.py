@@ -83,7 +83,8 @@ def corrected_ratio(
     spatial, white = _mixed(spec, counts, full), _mixed(null_spec, counts, null)
     at_full = spatial.refine(n_draws, seed)
     white.refine(n_draws, seed)
-    found = {name: getattr(white, name).detach() for name in ("beta", "bias_eta", "sigma")}
+    own = ("beta", "bias_eta", "sigma", *white.likelihood.free)
+    found = {name: getattr(white, name).detach() for name in own}
     spatial.update_params_from_dict({**found, "theta_logit": torch.full_like(found["sigma"], -LARGEST_LOGIT)})
     at_null = spatial.importance(n_draws, seed)
     best = torch.maximum(at_full.value, at_null.value)  # θ = 0 is among the full model's parameters
@@ -163,7 +164,8 @@ def _draw(
     for gene, deviation, table, generator in zip(genes, sigma, counts, generators, strict=True):
         fixed = gene.fixed_predictor(n_spots, design)
         noise = torch.randn(fixed.shape, generator=generator, dtype=torch.float64)
-        drawn.append(likelihood.sample(table.sum(-1), fixed + deviation * noise, generator=generator))
+        bound = likelihood.bind(gene.values)
+        drawn.append(bound.sample(table.sum(-1), fixed + deviation * noise, generator=generator))
     return torch.stack(drawn)
 
 

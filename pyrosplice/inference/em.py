@@ -12,22 +12,24 @@ from tqdm import tqdm
 
 from pyrosplice.inference.em_statistics import (
     Moments,
+    bounded_responsibilities_,
     coefficients,
+    inner_products,
     moments_of,
     n_features,
     nearest_,
     quadratic_features,
-    responsibilities_,
 )
 from pyrosplice.inference.em_update import Penalty, Standardization, maximize
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
-BLOCK_ELEMENTS = 1_600_000
+BLOCK_ELEMENTS = 2_400_000
 CACHE_BYTES = 128 * 2**20
 STARTS_BYTES = 100
 """What k-means++ takes for a cell: with it, a fit stays within half the data and 200 MB."""
-FLOAT32_SMALLEST = 1e-3
+FLOAT32_SMALLEST, FLOAT64_SMALLEST = 1e-3, 1e-12
+"""Variances, as shares of the data's, below which statistics of that precision cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ class EMResult:
     converged
         True when the tolerance was met.
     singular
-        True when a covariance stopped being positive definite; the parameters are the last sound ones.
+        True when a covariance stopped being positive definite, or became so small against the spread of the data
+        that nothing can be computed of it; the parameters are the last sound ones.
     """
 
     parameters: MixtureParameters
@@ -100,6 +103,7 @@ class QuadraticExpectation:
         self.dtype = rows.dtype
         inverse = standardization.inverse
         self._squares = self.total_weight[:, None, None] * (inverse @ covariance @ inverse.mT)
+        self.log_det = (self.total_weight * standardization.log_det())[:, None]
         self._cache: dict[int, Tensor] = {}
         cells = rows.n_rows * rows.n_sets
         spared = int(0.4 * cells * rows.dim * rows.dtype.itemsize) - STARTS_BYTES * cells
@@ -113,6 +117,7 @@ class QuadraticExpectation:
         out = object.__new__(type(self))
         out.__dict__.update(self.__dict__, rows=fewer, standardization=self.standardization.select(sets))
         out.total_weight, out._squares = self.total_weight[sets], self._squares[sets]
+        out.log_det = self.log_det[sets]
         out._cache = {start: features[sets] for start, features in self._cache.items()}
         return out
 
@@ -140,29 +145,35 @@ class QuadraticExpectation:
         """Moments of cells given to their nearest mean; ``table`` ``(B, J, M, 1 + D)`` ranks the means."""
         width = n_features(self.rows.dim, self.covariance_type)
         padded = torch.nn.functional.pad(table, (0, width - table.shape[-1]))
-        _, sums = self.statistics(padded, hard=True)
+        _, sums = self.statistics(padded)
         return moments_of(sums, self.rows.dim, self.covariance_type, self.total_squares(table.shape[1]))
 
     def total_squares(self, problems: int) -> Tensor:
         """Sum of yyᵀ over cells, ``(B, problems, D, D)``."""
         return self._squares[:, None].expand(-1, problems, -1, -1)
 
-    def statistics(self, table: Tensor, *, hard: bool = False) -> tuple[Tensor, Tensor]:
-        """Sum over cells of log normalisers (or best scores) ``(B, J)`` and statistics ``(B, J, M, P)``."""
+    def statistics(self, table: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum over cells of log normalisers ``(B, J)`` and statistics ``(B, J, M, P)``.
+
+        ``level`` ``(B, J)`` is taken out of the scores to keep their exponentials in range. Without one every cell
+        is given to its best component, and the sums are those of the best scores.
+        """
         sets, problems, components, width = table.shape
+        total, sums = table.new_zeros(sets, problems), table.new_zeros(sets, problems * components, width)
+        if level is not None:
+            total += level * self.total_weight[:, None]
+            table = torch.cat([table[..., :1] - level[..., None, None], table[..., 1:]], -1)
         flat = table.reshape(sets, problems * components, width).to(self.dtype)
-        total = table.new_zeros(sets, problems)
-        sums = table.new_zeros(sets, problems * components, width)
         for features, weights in self.features():
             used = features[:, :width]
             joint = torch.bmm(flat, used)
             scores = joint.view(sets, problems, components, -1)
-            logs = nearest_(scores) if hard else responsibilities_(scores)
+            logs = nearest_(scores) if level is None else bounded_responsibilities_(scores, flat, used)
             if weights is not None:
                 logs = logs * weights[:, None].to(self.dtype)
                 scores *= weights[:, None, None].to(self.dtype)
             total += logs.sum(-1, dtype=torch.float64)
-            sums += torch.bmm(joint, used.mT)
+            sums += inner_products(joint, used)
         return total, sums.view_as(table)
 
     def promoted(self, sound: Tensor, smallest: Tensor) -> bool:
@@ -176,14 +187,18 @@ class QuadraticExpectation:
         """One E-step over all cells."""
         table, sound, smallest = coefficients(parameters)
         self.promoted(sound, smallest)
-        log_likelihood, sums = self.statistics(table)
-        log_likelihood = log_likelihood + (self.total_weight * self.standardization.log_det())[:, None]
+        level = table[..., 0]
+        if self.covariance_type != "tied":
+            level = level + 0.5 * (table[..., 1 : 1 + self.rows.dim] * parameters.means).sum(-1)
+        log_likelihood, sums = self.statistics(table, level.amax(-1))
+        log_likelihood = log_likelihood + self.log_det
         squares = self.total_squares(table.shape[1])
         if self.covariance_type == "tied":
-            solved = torch.linalg.solve(parameters.covariances, squares)
+            solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             log_likelihood = log_likelihood - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
         moments = moments_of(sums, self.rows.dim, self.covariance_type, squares)
-        return log_likelihood, moments, (sound | (parameters.weights <= 0)).all(-1)
+        sound = (sound | (parameters.weights <= 0)).all(-1) & (smallest >= FLOAT64_SMALLEST)
+        return log_likelihood, moments, sound
 
 
 def block_size(dim: int, covariance_type: CovarianceType) -> int:
@@ -198,26 +213,32 @@ def run_em(expectation: Expectation, start: MixtureParameters, penalty: Penalty,
     dropped from the computation as they become many.
     """
     sets, problems = start.weights.shape[:2]
-    state = _State.of(start)
+    outcomes = _Outcomes.before(start)
     index = torch.arange(sets * problems, device=start.weights.device).view(sets, problems)
-    parameters = start
+    live = torch.ones_like(index, dtype=torch.bool)
+    unknown = torch.full_like(start.weights[..., 0], -torch.inf)
+    parameters, before = start, _Step(start, unknown, unknown, 0)
     for n_iter in tqdm(range(options.max_iter + 1), desc="EM", disable=not options.progress):
         log_likelihood, moments, sound = expectation(parameters)
         objective = (log_likelihood + penalty.log_density(parameters)) / expectation.total_weight[:, None]
-        state.record(index, parameters, log_likelihood, objective, sound, n_iter, options.tolerance)
-        live = ~state.done[index]
-        if not bool(live.any()):
-            break
-        if int(live.sum()) <= 0.7 * live.numel():
-            kept, slots = _compact(live)
-            index = index[kept[:, None], slots]
-            pick = (kept[:, None], slots)
-            moments, parameters = moments.select(pick), parameters.select(pick)
-            if len(kept) < live.shape[0]:
-                expectation, penalty = expectation.select(kept), penalty.select(kept)
-        if n_iter < options.max_iter:
-            parameters = maximize(moments, parameters, penalty)
-    return state.result(sets, problems)
+        sound = sound & objective.isfinite()
+        now = _Step(parameters, log_likelihood, objective, n_iter)
+        converged = sound & ((objective - before.objective).abs() < options.tolerance)
+        ended = live & (converged | ~sound) if n_iter < options.max_iter else live
+        if bool(ended.any()):
+            outcomes.keep(index, now, ended & sound, converged=converged, singular=~sound)
+            outcomes.keep(index, before, ended & ~sound, converged=converged, singular=~sound)
+            live = live & ~ended
+            if not bool(live.any()):
+                break
+            if int(live.sum()) <= 0.7 * live.numel():
+                kept, slots = _compact(live)
+                pick = (kept[:, None], slots)
+                if len(kept) < len(live):
+                    expectation, penalty = expectation.select(kept), penalty.select(kept)
+                index, live, now, moments = index[pick], live[pick], now.select(pick), moments.select(pick)
+        before, parameters = now, maximize(moments, now.parameters, penalty)
+    return outcomes.result(sets, problems)
 
 
 def _compact(live: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,9 +249,22 @@ def _compact(live: Tensor) -> tuple[Tensor, Tensor]:
     return kept, order[:, : int(live.sum(1).max())]
 
 
-@dataclass
-class _State:
-    """Best-known outcome of each mixture, flattened over ``(B, J)``."""
+@dataclass(frozen=True)
+class _Step:
+    """Parameters, what the E-step found at them ``(B, J)``, and the number of M-steps before."""
+
+    parameters: MixtureParameters
+    log_likelihood: Tensor
+    objective: Tensor
+    n_iter: int
+
+    def select(self, pick: tuple[Tensor, ...]) -> _Step:
+        return _Step(self.parameters.select(pick), self.log_likelihood[pick], self.objective[pick], self.n_iter)
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """Outcome of each mixture, flattened over ``(B, J)``; filled as they end."""
 
     parameters: MixtureParameters
     log_likelihood: Tensor
@@ -238,47 +272,30 @@ class _State:
     n_iter: Tensor
     converged: Tensor
     singular: Tensor
-    done: Tensor
 
     @classmethod
-    def of(cls, start: MixtureParameters) -> _State:
-        flat = MixtureParameters(
-            start.weights.flatten(0, 1).clone(),
-            start.means.flatten(0, 1).clone(),
-            start.covariances.flatten(0, 1).clone(),
-            start.covariance_type,
-        )
+    def before(cls, start: MixtureParameters) -> _Outcomes:
+        weights, means, covariances = (t.flatten(0, 1).clone() for t in (start.weights, start.means, start.covariances))
+        flat = MixtureParameters(weights, means, covariances, start.covariance_type)
         n = len(flat.weights)
-        unknown = flat.weights.new_full((n,), -torch.inf)
-        no = torch.zeros(n, dtype=torch.bool, device=flat.weights.device)
-        return cls(flat, unknown, unknown.clone(), no.to(torch.int64), no, no.clone(), no.clone())
+        numbers = flat.weights.new_empty(2, n)
+        no = torch.zeros(2, n, dtype=torch.bool, device=numbers.device)
+        return cls(flat, numbers[0], numbers[1], no[0].to(torch.int64), no[0], no[1])
 
-    def record(
-        self,
-        index: Tensor,
-        parameters: MixtureParameters,
-        log_likelihood: Tensor,
-        objective: Tensor,
-        sound: Tensor,
-        n_iter: int,
-        tolerance: float,
-    ) -> None:
-        sound = sound & objective.isfinite()
-        live = ~self.done[index]
-        good, bad = index[live & sound], index[live & ~sound]
-        self.singular[bad] = True
-        self.done[bad] = True
-        new = objective[live & sound]
-        self.converged[good] = (new - self.objective[good]).abs() < tolerance
-        self.done[good] = self.converged[good]
-        self.objective[good], self.log_likelihood[good] = new, log_likelihood[live & sound]
-        self.n_iter[good] = n_iter
+    def keep(self, index: Tensor, step: _Step, ended: Tensor, *, converged: Tensor, singular: Tensor) -> None:
+        """The mixtures ``ended`` of those at ``index`` end with ``step``."""
+        at = index[ended]
         for mine, theirs in (
-            (self.parameters.weights, parameters.weights),
-            (self.parameters.means, parameters.means),
-            (self.parameters.covariances, parameters.covariances),
+            (self.parameters.weights, step.parameters.weights),
+            (self.parameters.means, step.parameters.means),
+            (self.parameters.covariances, step.parameters.covariances),
+            (self.log_likelihood, step.log_likelihood),
+            (self.objective, step.objective),
+            (self.converged, converged),
+            (self.singular, singular),
         ):
-            mine[good] = theirs[live & sound]
+            mine[at] = theirs[ended]
+        self.n_iter[at] = step.n_iter
 
     def result(self, sets: int, problems: int) -> EMResult:
         def shaped(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrosplice.inference.em import CACHE_BYTES, EMOptions, EMResult, QuadraticExpectation, block_size
-from pyrosplice.inference.em_fit import Problem
+from pyrosplice.inference.em_fit import Problem, first_best
 from pyrosplice.inference.em_starts import seed_means, uniforms
 from pyrosplice.inference.em_statistics import coefficients, n_features
 from pyrosplice.inference.em_update import Standardization
@@ -145,7 +145,7 @@ def _best_fits(result: EMResult, i: int, group: Sequence[int], n_init: int, dist
     p = result.parameters
     for g, k in enumerate(group):
         score = torch.where(result.singular[i], -torch.inf, result.objective[i])[g * n_init : (g + 1) * n_init]
-        j = g * n_init + int(score.argmax())
+        j = g * n_init + int(first_best(score))
         covariances = p.covariances[i, j] if p.covariance_type == "tied" else p.covariances[i, j, :k]
         own = MixtureParameters(p.weights[i, j, :k], p.means[i, j, :k], covariances, p.covariance_type)
         likelihood, objective = float(result.log_likelihood[i, j]), float(result.objective[i, j])

@@ -138,6 +138,15 @@ def best_of(result: EMResult) -> EMResult:
     """The best of the J restarts of each data set, as J = 1; sound fits first."""
     score = torch.where(result.singular, result.objective.new_tensor(-torch.inf), result.objective)
     sets = torch.arange(score.shape[0], device=score.device)[:, None]
-    pick = (sets, score.argmax(1)[:, None])
+    pick = (sets, first_best(score)[:, None])
     rest = (result.log_likelihood, result.objective, result.n_iter, result.converged, result.singular)
     return EMResult(result.parameters.select(pick), *(r[pick] for r in rest))
+
+
+def first_best(objective: Tensor) -> Tensor:
+    """Index of the first of the largest, up to rounding, along the last dimension.
+
+    Restarts often end in one optimum with its labels permuted; rounding must not decide between them.
+    """
+    largest = objective.amax(-1, keepdim=True)
+    return (objective >= largest - 1e-9 * (1 + largest.abs())).to(torch.int8).argmax(-1)

@@ -71,7 +71,7 @@ class GibbsSampler:
             solved = torch.linalg.solve(parameters.covariances[0], squares[0])
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
         moments = moments_of(sums.view_as(table), self._expectation.rows.dim, kind, squares)
-        total = total + (self._expectation.total_weight * self._expectation.standardization.log_det())
+        total = total + self._expectation.log_det[0]
         counts, centre, scatter = conditional_scatter(moments, parameters, self._penalty)
         return self._draw_parameters(counts, centre, scatter, parameters), total, overlap
 

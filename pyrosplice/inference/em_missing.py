@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.em_statistics import Moments, responsibilities_
+from pyrosplice.inference.em_statistics import NEVER, Moments, responsibilities_
 from pyrosplice.inference.em_update import Standardization
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
@@ -46,7 +46,7 @@ class _Conditionals:
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = -log_det - 0.5 * observed.sum(-1, keepdim=True) * math.log(2 * math.pi)
         regression = matrix @ weight
-        log_weights = parameters.weights.clamp_min(1e-300).log()
+        log_weights = parameters.weights.log().clamp_min(NEVER)
         return cls(weight, constant + log_weights, regression, matrix - regression @ matrix, sound.all(0))
 
 

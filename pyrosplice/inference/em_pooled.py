@@ -26,7 +26,6 @@ from pyrosplice.inference.em import EMOptions
 from pyrosplice.inference.em_batch import Fit, fit_many, log_joint_of_cells
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
 
-ROUNDS = 2
 MOST_DOF = 1e4
 
 
@@ -42,7 +41,7 @@ def pooled_prior(
     """The inverse-Wishart prior of all patients' components.
 
     It starts from fits with one covariance a patient (which few cells determine), their number of components by
-    BIC; fits under the prior then improve it.
+    BIC; fits under the prior that they give improve it.
 
     Parameters
     ----------
@@ -54,14 +53,24 @@ def pooled_prior(
         Of the fits.
     """
     shared = {"regularization": regularization, "options": options, "seed": seed}
-    fits = fit_many(sets, components, covariance_type="tied", **shared)  # type: ignore[arg-type]
-    prior = MixturePrior()
-    for _ in range(ROUNDS):
+    prior = None
+    for kind in ("tied", covariance_type):
+        fits = fit_many(sets, components, covariance_type=kind, prior=prior, **shared)  # type: ignore[arg-type]
         chosen = [_by_bic(own, len(cells)) for own, cells in zip(fits, sets, strict=True)]
-        counts, scatters = _scatters(sets, chosen)
-        prior = _estimate(counts, scatters, regularization, covariance_type)
-        fits = fit_many(sets, components, covariance_type=covariance_type, prior=prior, **shared)  # type: ignore[arg-type]
+        prior = prior_of_mixtures(sets, chosen, covariance_type=covariance_type, regularization=regularization)
+    assert prior is not None
     return prior
+
+
+def prior_of_mixtures(
+    sets: Sequence[Tensor],
+    mixtures: Sequence[MixtureParameters],
+    *,
+    covariance_type: CovarianceType,
+    regularization: float,
+) -> MixturePrior:
+    """The prior that the components of one mixture for each patient suggest, given the patient's cells."""
+    return _estimate(*_scatters(sets, mixtures), regularization, covariance_type)
 
 
 def _by_bic(fits: dict[int, Fit], n_cells: int) -> MixtureParameters:

@@ -32,7 +32,8 @@ class SharedExpectation:
     def __init__(self, quadratic: QuadraticExpectation, groups: Tensor, n_components: int) -> None:
         self._quadratic, self._groups = quadratic, groups
         self.total_weight = quadratic.total_weight
-        self._size = torch.bincount(groups).to(torch.float64)[:, None]
+        weights = quadratic.rows.weights
+        self._size = torch.bincount(groups, None if weights is None else weights[0]).to(torch.float64)[:, None]
         self.used = self._next = torch.full((len(self._size), n_components), 1 / n_components, dtype=torch.float64)
 
     def select(self, sets: Tensor) -> SharedExpectation:
@@ -48,18 +49,21 @@ class SharedExpectation:
         counts = torch.zeros_like(log_weights)
         sums, total = torch.zeros_like(table[0, 0]), table.new_zeros(())
         start = 0
-        for features, _ in self._quadratic.features():
+        for features, weights in self._quadratic.features():
             group = self._groups[start : start + features.shape[-1]]
             start += features.shape[-1]
             joint = table[0, 0] @ features[0].to(table.dtype) + log_weights[:, group]
-            total = total + responsibilities_(joint).sum()
+            logs = responsibilities_(joint)
+            if weights is not None:
+                logs, joint = logs * weights[0], joint * weights
+            total = total + logs.sum()
             sums += joint @ features[0].mT.to(table.dtype)
             counts.index_add_(1, group, joint)
         self._next = counts.mT / self._size
         squares = self._quadratic.total_squares(1)
-        total = total + self.total_weight * self._quadratic.standardization.log_det()
+        total = total + self._quadratic.log_det
         if parameters.covariance_type == "tied":
-            solved = torch.linalg.solve(parameters.covariances, squares)
+            solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
         moments = moments_of(sums[None, None], self._quadratic.rows.dim, parameters.covariance_type, squares)
         return total.view(1, 1), moments, sound.all(-1)
@@ -73,6 +77,7 @@ def fit_shared(
     prior: MixturePrior | None,
     regularization: float,
     options: EMOptions,
+    weights: Tensor | None = None,
 ) -> SharedFit:
     """EM for shared components from one mixture's parameters.
 
@@ -86,9 +91,11 @@ def fit_shared(
         Of the components.
     prior, regularization, options
         As for one mixture.
+    weights
+        How many cells each counts as, ``(N,)``; None for 1.
     """
     kind = start.covariance_type
-    rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind))
+    rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind), weights=weights)
     problem = Problem.of(rows, kind, prior=prior, regularization=regularization, features=True)
     expectation = SharedExpectation(problem.starter, groups, start.n_components)
     lead = start.select((None, None))  # type: ignore[arg-type]

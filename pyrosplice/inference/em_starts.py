@@ -123,7 +123,7 @@ def lloyd(
     done = torch.zeros(means.shape[:2], dtype=torch.bool, device=means.device)
     for _ in range(max_iter):
         table = nearest_mean_table(means, active, expectation)
-        _, sums = expectation.statistics(table, hard=True)
+        _, sums = expectation.statistics(table)
         counts = sums[..., :1]
         moved = (sums[..., 1:] / counts.clamp_min(1e-300)) @ factor.mT[:, None]
         moved = torch.where((counts > 0) & ~done[..., None, None], moved, means)

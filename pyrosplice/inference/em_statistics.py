@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
 NEVER = -1e30
 """Log weight of a component that no cell may have; finite, so that products with it stay finite."""
+PIECES, PIECES_UP_TO = 8, 48
+"""Into how many products a sum over the cells of one data set is cut, and up to how many features that is faster."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def coefficients(parameters: MixtureParameters) -> tuple[Tensor, Tensor, Tensor]
     dim = means.shape[-1]
     if kind in ("full", "tied"):
         factor, info = torch.linalg.cholesky_ex(parameters.covariances)
-        sound = (info == 0) & factor.isfinite().flatten(-2).all(-1)
-        eye = torch.eye(dim, dtype=means.dtype, device=means.device)
-        factor = torch.where(sound[..., None, None], factor, eye)
+        sound = (info == 0) & factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
+        if not bool(sound.all()):
+            factor = torch.where(sound[..., None, None], factor, torch.eye(dim).to(factor))
         precision = torch.cholesky_inverse(factor)
         pivots = factor.diagonal(dim1=-2, dim2=-1)
         half_log_det = -pivots.log().sum(-1)
@@ -103,22 +106,33 @@ def coefficients(parameters: MixtureParameters) -> tuple[Tensor, Tensor, Tensor]
         smallest = pivots.square().flatten(-1 - (kind == "full")).amin(-1)
     else:
         variances = parameters.covariances if kind == "diag" else parameters.covariances[..., None]
-        sound = ((variances > 0) & variances.isfinite()).all(-1)
-        variances = torch.where(sound[..., None], variances, torch.ones_like(variances))
-        precision = 1 / variances
+        least, most = torch.aminmax(variances, dim=-1)
+        sound = (least > 0) & (most < torch.inf)
+        if not bool(sound.all()):
+            variances = torch.where(sound[..., None], variances, torch.ones_like(variances))
+        precision = variances.reciprocal()
         half_log_det = -0.5 * variances.expand(means.shape).log().sum(-1)
         linear = precision * means
         smallest = variances.flatten(-2).amin(-1)
-    log_weights = parameters.weights.clamp_min(1e-300).log()
-    constant = half_log_det - 0.5 * (linear * means).sum(-1) + log_weights - 0.5 * dim * math.log(2 * math.pi)
-    constant = torch.where(parameters.weights > 0, constant, constant.new_tensor(NEVER))
+    log_weights = parameters.weights.log().clamp_min(NEVER) - 0.5 * dim * math.log(2 * math.pi)
+    constant = half_log_det + log_weights - 0.5 * (linear * means).sum(-1)
     table = [constant[..., None], linear]
     if kind == "full":
-        rows, cols = torch.triu_indices(dim, dim, device=means.device)
-        table.append(precision[..., rows, cols] * torch.where(rows == cols, -0.5, -1.0).to(precision))
+        upper, factors, _ = _upper_triangle(dim, means.device)
+        table.append(precision.flatten(-2)[..., upper] * factors)
     elif kind != "tied":
         table.append(-0.5 * precision)
     return torch.cat(table, -1), sound.expand(parameters.weights.shape), smallest
+
+
+@cache
+def _upper_triangle(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the upper triangle is in a flat matrix, its factors in −½ yᵀPy, and where in it a full matrix is."""
+    rows, cols = torch.triu_indices(dim, dim, device=device)
+    index = torch.empty(dim, dim, dtype=torch.int64, device=device)
+    index[rows, cols] = index[cols, rows] = torch.arange(len(rows), device=device)
+    factors = torch.where(rows == cols, -0.5, -1.0).to(torch.float64)
+    return rows * dim + cols, factors, index.flatten()
 
 
 def moments_of(statistics: Tensor, dim: int, covariance_type: CovarianceType, total_squares: Tensor) -> Moments:
@@ -130,11 +144,8 @@ def moments_of(statistics: Tensor, dim: int, covariance_type: CovarianceType, to
         return Moments(counts, sums, rest)
     if covariance_type == "spherical":
         return Moments(counts, sums, rest[..., 0])
-    rows, cols = torch.triu_indices(dim, dim, device=statistics.device)
-    squares = statistics.new_empty(*statistics.shape[:-1], dim, dim)
-    squares[..., rows, cols] = rest
-    squares[..., cols, rows] = rest
-    return Moments(counts, sums, squares)
+    index = _upper_triangle(dim, statistics.device)[2]
+    return Moments(counts, sums, rest[..., index].unflatten(-1, (dim, dim)))
 
 
 def responsibilities_(scores: Tensor) -> Tensor:
@@ -144,6 +155,40 @@ def responsibilities_(scores: Tensor) -> Tensor:
     total = scores.sum(-2)
     scores.div_(total.unsqueeze(-2))
     return largest.add_(total.log_())
+
+
+def bounded_responsibilities_(scores: Tensor, table: Tensor, features: Tensor) -> Tensor:
+    """:func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at their largest: two passes fewer.
+
+    Exponentials are taken as they are. Cells that this takes out of the range of the dtype are done over, from
+    ``scores = table @ features``, ``(B, J · M, P)`` and ``(B, P, N)``. A component whose density is lost where the
+    cell stays in range has a responsibility below the square of the rounding error.
+    """
+    total = scores.exp_().sum(-2)
+    limits = torch.finfo(scores.dtype)
+    least, most = limits.tiny / limits.eps**2, limits.max * limits.eps
+    lowest, highest = torch.aminmax(total)
+    columns = None
+    if not bool((lowest >= least) & (highest <= most)):
+        lost = ~((total >= least) & (total <= most))
+        columns = lost.flatten(0, -2).any(0).nonzero()[:, 0]
+    scores.mul_(total.reciprocal().unsqueeze(-2))
+    logs = total.log_()
+    if columns is not None:
+        careful = torch.bmm(table, features[..., columns]).view(*scores.shape[:-1], -1)
+        logs[..., columns] = responsibilities_(careful)
+        scores[..., columns] = careful
+    return logs
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """Products a bᵀ of ``(B, M, N)`` and ``(B, P, N)``, in float64; one long sum is cut for the threads to share."""
+    whole = a.shape[-1] // PIECES * PIECES
+    if len(a) > 1 or whole == 0 or b.shape[1] > PIECES_UP_TO:
+        return torch.bmm(a, b.mT).to(torch.float64)
+    left, right = (x[0, :, :whole].unflatten(1, (PIECES, -1)).movedim(1, 0) for x in (a, b))
+    out = torch.bmm(left, right.mT).sum(0, keepdim=True, dtype=torch.float64)
+    return out if whole == a.shape[-1] else out + torch.bmm(a[..., whole:], b[..., whole:].mT)
 
 
 def nearest_(scores: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.em import QuadraticExpectation
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_missing import MissingExpectation
@@ -57,6 +58,10 @@ class StepwiseEM:
             gap = (mean - self._to_standard.shift)[..., None]
             expectation = QuadraticExpectation(rows, self._to_standard, kind, covariance + gap @ gap.mT)
         log_likelihood, moments, _ = expectation(self._parameters)
+        if not bool((log_likelihood.isfinite() & moments.sums.isfinite().all((-2, -1))).all()):
+            raise InvalidArgumentError(
+                "X: contains NaN or infinity; remove those cells, or marginalise missing values."
+            )
         weight = float(rows.total_weight())
         share = (self._blocks + 1) ** -FORGETTING
         self._moments = _mixed(self._moments, _scaled(moments, 1 / weight), share)

@@ -50,7 +50,7 @@ class TriangularExpectation(QuadraticExpectation):
             return constant[..., None] - 0.5 * scaled.square_().sum(-2)
 
         log_likelihood, moments = self._pass(joint, hard=False, like=constant)
-        log_likelihood = log_likelihood + (self.total_weight * self.standardization.log_det())[:, None]
+        log_likelihood = log_likelihood + self.log_det
         return log_likelihood, moments, (sound | (parameters.weights <= 0)).all(-1)
 
     def _pass(self, scores_of, *, hard: bool, like: Tensor) -> tuple[Tensor, Moments]:  # type: ignore[no-untyped-def]

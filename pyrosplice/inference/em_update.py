@@ -127,34 +127,30 @@ class Penalty:
         if self.concentration_excess:
             log_weights = torch.where(active, parameters.weights, torch.ones_like(parameters.weights)).log()
             total = total + self.concentration_excess * log_weights.sum(-1)
-        if self.scale is not None or self.mean is not None:
-            each = self._log_density_of_components(parameters, active)
-            total = total + each
+        if self.mean is not None:
+            total = total + self._log_density_of_means(parameters, active, self.mean)
+        if self.scale is not None:
+            total = total + self._log_density_of_covariances(parameters, active, self.scale)
         return total
 
-    def _log_density_of_components(self, parameters: MixtureParameters, active: Tensor) -> Tensor:
-        kind, matrix = parameters.covariance_type, parameters.covariance_matrices()
-        dim = matrix.shape[-1]
-        eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
-        factor = torch.linalg.cholesky(torch.where(active[..., None, None], matrix, eye))
+    def _log_density_of_means(self, parameters: MixtureParameters, active: Tensor, mean: Tensor) -> Tensor:
+        factor, _ = torch.linalg.cholesky_ex(parameters.covariance_matrices())
+        gap = torch.linalg.solve_triangular(factor, (parameters.means - mean)[..., None], upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        total = torch.zeros_like(log_det)
-        if self.mean is not None:
-            gap = torch.linalg.solve_triangular(factor, (parameters.means - self.mean)[..., None], upper=False)
-            total = -0.5 * (log_det + self.mean_strength * gap.square().sum((-2, -1)))
-        total = torch.where(active, total, torch.zeros_like(total)).sum(-1)
-        if self.scale is None:
-            return total
-        covariances = parameters.covariances
+        each = -0.5 * (log_det + self.mean_strength * gap.square().sum((-2, -1)))
+        return torch.where(active, each, 0.0).sum(-1)
+
+    def _log_density_of_covariances(self, parameters: MixtureParameters, active: Tensor, scale: Tensor) -> Tensor:
+        kind, covariances = parameters.covariance_type, parameters.covariances
         if kind in ("full", "tied"):
-            trace = torch.linalg.solve(covariances, self.scale.expand_as(covariances))
-            own = -0.5 * (trace.diagonal(dim1=-2, dim2=-1).sum(-1) + self.pseudo_count * torch.logdet(covariances))
-            own = own if kind == "tied" else torch.where(active, own, torch.zeros_like(own)).sum(-1)
+            factor, _ = torch.linalg.cholesky_ex(covariances)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            trace = (torch.cholesky_inverse(factor) * scale).sum((-2, -1))
+            each = -0.5 * (trace + self.pseudo_count * log_det)
         else:
-            own = -0.5 * (self.scale / covariances + self.pseudo_count * covariances.log())
-            own = own.sum(-1) if kind == "diag" else own
-            own = torch.where(active, own, torch.zeros_like(own)).sum(-1)
-        return total + own
+            each = -0.5 * (scale / covariances + self.pseudo_count * covariances.log())
+            each = each.sum(-1) if kind == "diag" else each
+        return each if kind == "tied" else torch.where(active, each, 0.0).sum(-1)
 
 
 def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) -> MixtureParameters:
@@ -162,37 +158,39 @@ def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) ->
 
     A component without cells keeps its mean and covariance (unless the prior has them) and gets weight 0.
     """
-    counts, means, scatter = conditional_scatter(moments, previous, penalty)
-    raised = (counts + penalty.concentration_excess).clamp_min(0)
-    weights = torch.where(previous.weights > 0, raised, torch.zeros_like(counts))
-    weights = weights / weights.sum(-1, keepdim=True)
+    present = _present(moments.counts)
+    counts, means, scatter = conditional_scatter(moments, previous, penalty, present)
+    raised = counts
+    if penalty.concentration_excess:
+        raised = (counts + penalty.concentration_excess).clamp_min(0)
+        raised = torch.where(previous.weights > 0, raised, 0.0)
+    weights = raised / raised.sum(-1, keepdim=True)
     covariances = _covariances(scatter, counts, penalty, previous) + penalty.floor
     if penalty.scale is None and previous.covariance_type != "tied":
-        present = _present(counts)
         present = present.reshape(*present.shape, *(1,) * (covariances.dim() - present.dim()))
         covariances = torch.where(present, covariances, previous.covariances)
     return replace(previous, weights=weights, means=means, covariances=covariances)
 
 
 def conditional_scatter(
-    moments: Moments, previous: MixtureParameters, penalty: Penalty
+    moments: Moments, previous: MixtureParameters, penalty: Penalty, present: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Counts ``(..., M)``, conditional means ``(..., M, D)``, and sums of squares shaped as the covariances.
 
     The means are those that maximise the density given labels (and centre the posterior), the sums of squares are
-    about the components' own means, with the pull of the prior mean on them added.
+    about the components' own means, with the pull of the prior mean on them added. Components that are not
+    ``present``, those without cells by default, count as lying at their previous means.
     """
     counts = moments.counts
-    present = _present(counts)[..., None]
-    safe = torch.where(present, counts[..., None], torch.ones_like(counts[..., None]))
-    centre = torch.where(present, moments.sums / safe, previous.means)
+    present = _present(counts) if present is None else present
+    centre = torch.where(present[..., None], moments.sums / counts[..., None], previous.means)
+    scatter = _scatter(moments, centre, previous.covariance_type)
     if penalty.mean is None:
-        none = torch.zeros_like(counts)[..., None]
-        return counts, centre, _scatter(moments, centre, none, torch.zeros_like(centre), previous.covariance_type)
+        return counts, centre, scatter
     kappa, cells = penalty.mean_strength, counts[..., None]
     means = (cells * centre + kappa * penalty.mean) / (cells + kappa)
     spread = kappa * cells / (cells + kappa)
-    return counts, means, _scatter(moments, centre, spread, centre - penalty.mean, previous.covariance_type)
+    return counts, means, scatter + _pull(spread, centre - penalty.mean, previous.covariance_type)
 
 
 def _present(counts: Tensor) -> Tensor:
@@ -200,19 +198,26 @@ def _present(counts: Tensor) -> Tensor:
     return counts > 1e-10 * counts.sum(-1, keepdim=True)
 
 
-def _scatter(moments: Moments, centre: Tensor, spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:
-    """Sums of squares about the component means, plus the prior's pull on the means."""
+def _scatter(moments: Moments, centre: Tensor, kind: CovarianceType) -> Tensor:
+    """Sums of squares about the component means."""
     counts = moments.counts[..., None]
     if kind == "tied":
-        between = centre.mT @ (counts * centre)
-        return moments.squares - between + gap.mT @ (spread * gap)
+        return moments.squares - centre.mT @ (counts * centre)
     if kind == "full":
-        own = moments.squares - counts[..., None] * centre[..., :, None] * centre[..., None, :]
-        return own + spread[..., None] * gap[..., :, None] * gap[..., None, :]
+        return moments.squares - (counts * centre)[..., None] * centre[..., None, :]
     if kind == "diag":
-        return (moments.squares - counts * centre.square()).clamp_min(0) + spread * gap.square()
-    own = moments.squares - moments.counts * centre.square().sum(-1)
-    return own.clamp_min(0) + spread[..., 0] * gap.square().sum(-1)
+        return (moments.squares - counts * centre.square()).clamp_min(0)
+    return (moments.squares - moments.counts * centre.square().sum(-1)).clamp_min(0)
+
+
+def _pull(spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:
+    """What the distances ``gap`` ``(..., M, D)`` to the prior mean add to the sums of squares."""
+    if kind == "tied":
+        return gap.mT @ (spread * gap)
+    if kind == "full":
+        return (spread * gap)[..., None] * gap[..., None, :]
+    own = spread * gap.square()
+    return own if kind == "diag" else own.sum(-1)
 
 
 def _covariances(scatter: Tensor, counts: Tensor, penalty: Penalty, previous: MixtureParameters) -> Tensor:
@@ -226,6 +231,5 @@ def _covariances(scatter: Tensor, counts: Tensor, penalty: Penalty, previous: Mi
         cells = (counts.sum(-1) + extra)[..., None, None]
     else:
         cells = (counts * dim if kind == "spherical" else counts) + extra
-        cells = torch.where(cells > 1e-10, cells, torch.ones_like(cells))
         cells = cells.reshape(*cells.shape, *(1,) * (scatter.dim() - cells.dim()))
     return (scatter if penalty.scale is None else scatter + penalty.scale) / cells

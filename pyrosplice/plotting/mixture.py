@@ -35,7 +35,8 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Returns
     -------
     Axes
-        One thin line a patient, one with error bars for the mean, below it how many patients have their best there.
+        One thin line a patient, one with error bars for the mean, below it how many patients have their best there;
+        for one patient the curve alone.
     """
     if criterion not in CRITERIA:
         raise InvalidArgumentError(f"criterion: expected one of {sorted(CRITERIA)}, found {criterion!r}.")
@@ -59,12 +60,12 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
         capsize=3,
         label="mean ± s.e.",
     )
-    counts = excess.idxmin(axis=1).value_counts()
+    counts = excess.idxmin(axis=1).value_counts() if len(excess) > 1 else pd.Series(dtype=int)
     for k, count in counts.items():
         ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center", color=BLACK)
     ax.set_xticks(candidates)
     ax.margins(y=0.12)
-    ax.set_xlabel("components (below the curve: patients best described by it)")
+    ax.set_xlabel("components" + (" (below the curve: patients best described by it)" if len(counts) else ""))
     ax.set_ylabel(f"{CRITERIA[criterion]}\nabove the patient's best")
     ax.legend(frameon=False)
     return ax

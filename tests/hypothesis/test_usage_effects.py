@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 
 FACTORS = ("x", "kind", "kind", "kind", "flag")
@@ -93,3 +94,11 @@ def test_a_formula_s_levels_are_compared_with_the_one_it_left_out():
     (change,) = changes_of(design, ("kind", "kind"))
     assert change.levels.tolist() == [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     assert change.weights.tolist() == [[-1.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
+
+
+def test_intervals_are_normal(problem):
+    effects = found_in(problem)
+    lower, upper = effects.interval(0.95)
+    torch.testing.assert_close(upper - lower, 2 * 1.959963984540054 * effects.standard_error)
+    with pytest.raises(InvalidArgumentError, match="level"):
+        effects.interval(1.5)

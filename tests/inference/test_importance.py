@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from pyrosplice.inference.importance import Importance, importance, pareto_k, posterior_deviations
@@ -35,16 +36,18 @@ def test_exact_values_of_twelve_spots() -> None:
     assert np.abs(found.value.numpy() - points["exact"]).max() < 0.2 * points["laplace_minus_exact"].abs().max()
 
 
-def test_truth_of_the_grid() -> None:
+@pytest.mark.parametrize("depth", ["low", "mid", "high"])
+def test_truth_of_the_grid(depth: str) -> None:
     points = pd.read_csv(shared("gold", "b_grid16_is_truth.csv"))
-    points = points[points["set"] == "grid16_low"]
+    points = points[points["set"] == f"grid16_{depth}"]
     data = pd.read_csv(shared("gold", "grid16_binomial.csv"))
-    found = at_points(points, data, "_low", "grid16_edges.csv", 1000)
+    found = at_points(points, data, f"_{depth}", "grid16_edges.csv", 1000)
     usable = found.pareto_k.numpy() < 0.7
     error = np.hypot(found.standard_error.numpy(), points["is_se"])
-    assert usable.sum() >= 6
-    assert ((found.value.numpy() - points["is_loglik"]) / error).abs()[usable].max() < 3.5
-    assert not usable.all()  # σ² = 4 at two counts a spot: k̂ says so
+    assert usable.sum() >= 7
+    assert ((found.value.numpy() - points["is_loglik"]) / error).abs()[usable].max() < 3
+    assert ((points["laplace"] - points["is_loglik"]) / error).abs()[usable].min() > 10  # Laplace would not pass
+    assert depth == "high" or not usable.all()  # σ² = 3 at few counts a spot: k̂ says so
 
 
 def test_draws_have_the_laplace_covariance() -> None:
@@ -83,7 +86,7 @@ def test_pareto_k_of_known_tails() -> None:
 
 
 def test_refined_estimates_lose_laplaces_bias() -> None:
-    """σ² at two counts a spot: Laplace shrinks it by a quarter, importance sampling by no more than a third of that."""
+    """σ² at two counts a spot: Laplace shrinks it by 30 %, importance sampling by no more than a third of that."""
     generator, solver = torch.Generator().manual_seed(5), SparseSolver(grid(12).precision)
     field = solver.colour(torch.randn(80, 144, 1, dtype=torch.float64, generator=generator))
     noise = torch.randn(80, 144, 1, dtype=torch.float64, generator=generator)
@@ -96,4 +99,4 @@ def test_refined_estimates_lose_laplaces_bias() -> None:
     assert float(reliable.double().mean()) > 0.85
     laplace, better = (float(x[reliable].square().mean()) - 1 for x in (fit.sigma, refined.sigma))
     assert laplace < -0.15
-    assert abs(better) < abs(laplace) / 2
+    assert abs(better) < abs(laplace) / 3

@@ -401,9 +401,27 @@ def test_auto_sharing_follows_the_points_not_an_earlier_fit():
     adata.obs["state"] = np.where(adata.X[:, 0] > 0, "high", "low")
     grouped = dataset(adata, group_by="state")
     assert fit_gmm(grouped, k_comps=2, component_sharing="auto", **QUIET).supports.dim() == 2
-    shared = TripletDataset(np.zeros((4, 2)), [0, 1], weights=np.full((2, 4), 0.25), identical_supports=True)
-    with pytest.raises(InvalidArgumentError, match="no cells"):
-        fit_gmm(shared, k_comps=1, component_sharing="auto", **QUIET)
+
+
+@pytest.mark.parametrize("k_comps", [2, [1, 2]])
+def test_weights_of_shared_points_count_as_cells(k_comps):
+    x, labels = clouds(60, 2, 2, spread=6)
+    x = np.concatenate([x[labels == j][:20] for j in (0, 1)])
+    times = np.repeat([[3, 1], [1, 3]], 20, axis=1)
+    shared = TripletDataset(x, [0, 1], weights=times / times.sum(1, keepdims=True), identical_supports=True)
+    repeated = TripletDataset([np.repeat(x, t, axis=0) for t in times], [0, 1])
+    options = {"k_comps": k_comps, "k_selection_metric": "heldout_nll", "refit": "full", "tol": 1e-12, **QUIET}
+    found = fit_gmm(shared, component_sharing="auto", max_iter=500, **options)
+    expected = fit_gmm(repeated, component_sharing="global", max_iter=500, **options)
+    assert found.identical_supports and found.supports.shape == (2, 2) and found.weights.shape == (2, 2)
+    order, other = found.supports[:, 0].argsort(), expected.supports[:, 0].argsort()
+    torch.testing.assert_close(found.weights[:, order], expected.weights[:, other], rtol=0, atol=1e-6)
+    again = fit_gmm(shared, component_sharing="global", max_iter=500, **options)
+    assert torch.equal(again.weights, found.weights)
+    with pytest.raises(InvalidArgumentError, match="component_sharing"):
+        fit_gmm(shared, **options)
+    with pytest.raises(InvalidArgumentError, match="distribution 1"):
+        TripletDataset(x, [0, 1], weights=[times[0], -times[1]], identical_supports=True)
 
 
 def test_one_cell_is_a_point_with_the_floor_for_a_covariance():

@@ -167,6 +167,8 @@ def test_start_from_parameters_and_warm_start():
     assert warm.num_iter_ == 1
     with pytest.raises(InvalidArgumentError, match="init_weights"):
         GaussianMixture(2, init_weights=p.weights).fit(x)
+    with pytest.raises(InvalidArgumentError, match="init_weights"):
+        GaussianMixture(2, init_weights=[-1, 2], init_means=p.means, init_covariances=torch.ones(2, 2)).fit(x)
     with pytest.raises(InvalidArgumentError, match="init_means"):
         GaussianMixture(2, init_means=np.array([[0.0, 0.0], [1e6, 1e6]])).fit(x)
 
@@ -192,6 +194,19 @@ def test_partial_fit_approaches_the_full_fit():
     for block in np.array_split(x, 20):
         model.partial_fit(block)
     assert model.score(x) == pytest.approx(fitted(x, covariance_type="full").score(x), abs=2e-2)
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_partial_fit_refuses_what_is_not_finite_and_stays_as_it_was(kind, bad):
+    x, _ = clouds(100, 3, 2)
+    model = fitted(torch.tensor(x), 2, covariance_type=kind).partial_fit(torch.tensor(x))
+    before = model.model_.means.clone()
+    for missing in ("error", "marginalize") if bad == torch.inf else ("error",):
+        with pytest.raises(InvalidArgumentError, match="NaN or infinity"):
+            model.set_params(missing=missing).partial_fit(torch.full((5, 3), bad, dtype=F64))
+    assert torch.equal(model.model_.means, before)
+    assert bool(model.set_params(missing="error").partial_fit(torch.tensor(x)).model_.means.isfinite().all())
 
 
 def test_missing_values_are_an_error_until_asked_for():
@@ -255,6 +270,10 @@ def test_degenerate_data_give_finite_parameters_or_an_error(kind):
         fitted(torch.full((5, 2), torch.inf), 1)
     with pytest.raises(InvalidArgumentError, match="covariance_regularization"):
         fitted(tied, 3, covariance_type=kind, covariance_regularization=0.0)
+    with pytest.raises(InvalidArgumentError, match="covariance_regularization"):
+        fitted(np.ones((9, 3)), 1, covariance_type=kind, covariance_regularization=0.0)
+    with pytest.raises(InvalidArgumentError, match="covariance_regularization"):
+        fitted(np.vstack([x, np.full((1, 3), 1e12)]), 2, covariance_type=kind)
 
 
 def test_saved_and_loaded_without_pickle(tmp_path):

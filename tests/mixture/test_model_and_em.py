@@ -14,6 +14,7 @@ from pyrosplice.inference.em import EMOptions
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_missing import missing_log_joint
 from pyrosplice.inference.em_starts import nearest_mean_table
+from pyrosplice.inference.em_statistics import bounded_responsibilities_, inner_products, responsibilities_
 from pyrosplice.inference.em_triangular import TriangularExpectation
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
@@ -190,6 +191,33 @@ def test_blocks_add_up_to_the_same_fit(kind):
     for other in fits[1:]:
         torch.testing.assert_close(fits[0].means, other.means, rtol=0, atol=1e-9)
         torch.testing.assert_close(fits[0].covariances, other.covariances, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_cells_out_of_the_range_of_exponentials_are_exact(kind):
+    x, _ = clouds(201, 3, 2)
+    x[::50] += 1e5
+    parameters = some_parameters(kind, 3, 2)
+    p = problem(x, kind)
+    total = float(p.expectation(p.standardization.forward(lead(parameters)))[0])
+    assert total == pytest.approx(brute_force(parameters, x).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_responsibilities_without_the_largest_score_are_those_with_it(dtype):
+    values = [[0.0, -300.0, -900.0, 800.0, -60.0], [-1.0, -290.0, -905.0, 799.0, -1e30]]
+    table, features = torch.tensor([values], dtype=dtype), torch.eye(5, dtype=dtype)[None]
+    careful, fast = table[None].clone(), table[None].clone()
+    logs = responsibilities_(careful)
+    torch.testing.assert_close(bounded_responsibilities_(fast, table, features), logs)
+    torch.testing.assert_close(fast, careful)
+
+
+@pytest.mark.parametrize(("sets", "cells", "width"), [(1, 3, 4), (1, 1001, 4), (1, 64, 60), (3, 100, 4)])
+def test_products_in_pieces_are_the_products(sets, cells, width):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(sets, m, cells, dtype=F64, generator=generator) for m in (2, width))
+    torch.testing.assert_close(inner_products(a, b), torch.einsum("smn,spn->smp", a, b), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -149,7 +149,7 @@ def test_figures_show_what_the_tables_hold():
     ax = criterion_curve(table, criterion="bic")
     assert len(ax.lines) >= 5 and ax.get_xticks().tolist() == [2, 3]
     one = table[table["patient"] == "0"]
-    criterion_curve(one)
+    assert criterion_curve(one).get_xlabel() == "components" and "patients" in ax.get_xlabel()
     with pytest.raises(InvalidArgumentError, match="criterion"):
         criterion_curve(table, criterion="icl")
     ax = mixture_components(clouds(50, 2, 2)[0], data.weights[0], data.supports[0], data.covariances[0])

@@ -1,0 +1,234 @@
+"""What a disagreement between tests of the olfactory bulb's families comes from: the score test with one thing changed
+at a time into what another method does."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import chi2, norm
+
+from pyrosplice import SplisosmGLMM
+from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.hypothesis.score import covariate_information, information_product, score_test
+from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.hypothesis.variance_component import variance_component_test
+from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
+
+UNDAMPED, NO_SPACE = "score, undamped kernel", "score, no space"
+THEIR_VARIANCE, UNADJUSTED = "score, peer's variances", "score, peer's variances and information"
+EQUAL, RESIDUAL, EQUAL_RESIDUAL = "ratios of equal weight", "score, GP residual", "ratios of equal weight, GP residual"
+MARGIN = 0.5
+
+
+def instead(adata: ad.AnnData, peer: pd.DataFrame) -> pd.DataFrame:
+    """P-values if one thing were another, the explanations that are tried; and ``descriptions``.
+
+    ``UNDAMPED``: our score test of space with HSIC-IR's kernel. ``NO_SPACE``: our score test of a covariate without
+    spatial random effect. ``THEIR_VARIANCE``: our score test at the peer's σ and θ. ``UNADJUSTED``: there, with the
+    information ``x' W x``, out of which neither intercept nor random effect are projected. ``EQUAL``: the score
+    test of a linear model of the ratios, in which all spots with counts weigh the same. ``RESIDUAL`` and
+    ``EQUAL_RESIDUAL``: ``NO_SPACE`` and ``EQUAL`` of the covariate that is left by HSIC-GP's Gaussian process.
+    """
+    model = model_of(adata)
+    model.fit(batch_size=32, **QUIET)
+    found = [rows_of({UNDAMPED: undamped_score(model)}).assign(covariate="")]
+    white = model_of(adata, model_type="glmm-null")
+    white.fit(batch_size=32, **QUIET)
+    theirs = peer.query("method == 'peer llr'").set_index("gene")
+    for covariate in COVARIATES:
+        column = torch.tensor(adata.obs[covariate].to_numpy())[:, None]
+        results = {NO_SPACE: own_score(white, column), EQUAL: score_of_ratios(model, column)}
+        if len(theirs):
+            results |= score_at(model, theirs, column)
+            left = peer.query("method == 'GP residual' and covariate == @covariate")["statistic"].to_numpy()
+            column = torch.tensor(left)[:, None]
+            results |= {RESIDUAL: own_score(white, column), EQUAL_RESIDUAL: score_of_ratios(model, column)}
+        found.append(rows_of(results).assign(covariate=covariate))
+    return pd.concat([*found, descriptions(model).assign(method="description", covariate="")])
+
+
+def own_score(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
+    """The score test of one covariate at the fits of a model that knows none."""
+    tests = [score_test(*linearised(model.get_gene_model(name)), column) for name in model.gene_names]
+    found = {key: [float(getattr(test, key)) for test in tests] for key in ("statistic", "pvalue")}
+    return {"gene": model.gene_names, **found}
+
+
+def undamped_score(model: SplisosmGLMM) -> dict[str, object]:
+    """The score test with the kernel that HSIC-IR has."""
+    kernel = spatial_kernel(model.sp_kernel, damping=0.0)
+    tests = [variance_component_test(torch.from_numpy(counts)[None], kernel) for counts in tables_of(model)]
+    found = {key: [float(getattr(test, key)) for test in tests] for key in ("statistic", "pvalue")}
+    return {"gene": model.gene_names, **found}
+
+
+def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor) -> dict[str, dict]:
+    """Our score test at other σ and θ of the genes, as it is and without projections; with our intercepts."""
+    rows: dict[str, list] = {THEIR_VARIANCE: [], UNADJUSTED: []}
+    names = [name for name in model.gene_names if name in variances.index]
+    for name in names:
+        fit = model.get_gene_model(name)
+        theta = torch.tensor([[float(variances.loc[name, "theta"])]], dtype=torch.float64)
+        sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
+        fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta)})
+        residual, precision = linearised(fit)
+        test = score_test(residual, precision, column)
+        rows[THEIR_VARIANCE].append((float(test.statistic), float(test.pvalue)))
+        weight = information_product(fit.posterior_mode().step.information)
+        n_logits = residual.shape[-1]
+        information = covariate_information(weight, column, 1, n_logits)[0]
+        score = (column.T @ residual[0]).flatten()
+        statistic = float(score @ torch.linalg.solve(information, score))
+        rows[UNADJUSTED].append((statistic, float(chi2.sf(statistic, n_logits))))
+    return {
+        key: {"gene": names, "statistic": [row[0] for row in found], "pvalue": [row[1] for row in found]}
+        for key, found in rows.items()
+    }
+
+
+def score_of_ratios(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
+    """The same in a linear model of the ratios of the spots that have counts."""
+    statistics, degrees = [], []
+    for counts in tables_of(model):
+        seen = counts.sum(1) > 0
+        ratios = counts[seen, :-1] / counts[seen].sum(1, keepdims=True)
+        ratios, x = ratios - ratios.mean(0), column.numpy()[seen, 0] - column.numpy()[seen, 0].mean()
+        slope = x @ ratios
+        statistics.append(len(x) * float(slope @ np.linalg.solve(ratios.T @ ratios, slope)) / float(x @ x))
+        degrees.append(ratios.shape[1])
+    return {"gene": model.gene_names, "statistic": statistics, "pvalue": chi2.sf(statistics, degrees)}
+
+
+def tables_of(model: SplisosmGLMM) -> list[np.ndarray]:
+    """Counts of each family, spots × isoforms."""
+    adata = model.filtered_adata
+    counts = adata.layers["counts"].tocsc().astype(float)
+    return [counts[:, (adata.var["gene_symbol"] == name).to_numpy()].toarray() for name in model.gene_names]
+
+
+def descriptions(model: SplisosmGLMM) -> pd.DataFrame:
+    """What a family's data are like.
+
+    ``isoforms``; ``effective isoforms`` (exponential of the entropy of their usage); ``depth`` (mean count a spot);
+    ``effective spots``, (Σ n)² / Σ n²; ``smallest`` (total of the rarest isoform); ``equal weights``, the share of
+    information that is left when ratios of all spots weigh the same, (Σ w)⁻¹ over Σ w⁻¹ / S² with S spots with counts,
+    w = n / (1 + (n − 1) ρ) and the over-dispersion ρ of the score test.
+    """
+    kernel, rows = spatial_kernel(model.sp_kernel), []
+    for name, counts in zip(model.gene_names, tables_of(model), strict=True):
+        n, total = counts.sum(1), counts.sum(0)
+        usage = total[total > 0] / total.sum()
+        rho = float(variance_component_test(torch.from_numpy(counts)[None], kernel).overdispersion)
+        weight = n[n > 0] / (1 + (n[n > 0] - 1) * rho)
+        rows.append(
+            {
+                "gene": name,
+                "isoforms": counts.shape[1],
+                "effective isoforms": float(np.exp(-(usage * np.log(usage)).sum())),
+                "depth": n.mean(),
+                "effective spots": n.sum() ** 2 / (n**2).sum(),
+                "smallest": total.min(),
+                "equal weights": len(weight) ** 2 / (weight.sum() * (1 / weight).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def wide(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a family and covariate (none for space): p-values by method, what they rest on, what explains them."""
+    tests = pd.concat([parts["sv"], parts["du"], parts["peer"].query("method != 'GP residual'")])
+    key = ["gene", "covariate"]
+    table = tests.pivot(index=key, columns="method", values="pvalue")[[m for m in METHODS if m in set(tests["method"])]]
+    statistics = tests.pivot(index=key, columns="method", values="statistic").add_prefix("statistic ")
+    alternative = parts["instead"].query("method != 'description'").pivot(index=key, columns="method", values="pvalue")
+    ours = tests.query("method == 'score'").set_index(key)[["sigma", "theta", "sigma with", "theta with"]]
+    theirs = tests.query("method in ('peer llr', 'peer score')").set_index(key)[["sigma", "theta"]].add_prefix("peer ")
+    sampled = tests.query("method == 'llr, importance'").set_index(key)[["statistic_se", "pareto_k"]]
+    table = table.join([statistics, alternative, ours, theirs, sampled]).reset_index()
+    columns = ["isoforms", "effective isoforms", "depth", "effective spots", "smallest", "equal weights"]
+    described = parts["instead"].query("method == 'description'")[["gene", *columns]]
+    left = parts["peer"].query("method == 'GP residual'").groupby("covariate")["statistic"].var()
+    table = table.merge(described, on="gene").assign(left=lambda t: t["covariate"].map(left))
+    table["explanation"] = [explanation(row) for row in table.to_dict("records")]
+    return table.drop(columns=[name for name in table if name.startswith("statistic ") and "llr" not in name])
+
+
+def explanation(row: dict) -> str:
+    """For every method that is on the other side of .01 or .05 than the score test (by half a normal deviate or more),
+    what moves the latter there.
+
+    Empty where no method is below .01 with another above .05. An alternative explains a p-value if it takes the score
+    test's at least half the way there, in normal deviates; what none explains is said to be so.
+    """
+    known = {method: row[method] for method in METHODS if method in row and np.isfinite(row[method])}
+    if not known or not (min(known.values()) < 0.01 and max(known.values()) > 0.05):
+        return ""
+    score, found = row["score"], []
+    for method, pvalue in known.items():
+        apart = (pvalue < 0.01 <= score) or (pvalue > 0.05 >= score)
+        if apart and abs(norm.isf(pvalue) - norm.isf(score)) > MARGIN:
+            reasons = [text for text, p in alternatives(method, row) if closer(score, pvalue, p)]
+            found.append(
+                f"{method} {pvalue:.2g}: {reasons[0] if reasons else 'not explained; ' + numbers(method, row)}"
+            )
+    return "; ".join(found)
+
+
+def closer(start: float, end: float, found: float) -> bool:
+    """Whether a p-value is at least half the way from one to the other, in normal deviates."""
+    a, b, c = norm.isf(np.clip([start, end, found], 1e-300, 1 - 1e-9))
+    return bool(abs(c - b) <= abs(a - b) / 2)
+
+
+def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
+    """What could explain a method's p-value, simplest first, with the p-value that the score test has then."""
+    keep = row["equal weights"]
+    if method == "HSIC-IR":
+        undamped, equal = row[UNDAMPED], norm.sf(keep * norm.isf(row["score"]))
+        both = norm.sf(keep * norm.isf(undamped))
+        return [
+            (f"undamped kernel (score with it {undamped:.2g})", undamped),
+            (f"all spots' ratios weigh the same, which keeps {keep:.2f} of the information (score {equal:.2g})", equal),
+            (f"undamped kernel and equal weights ({keep:.2f} of the information; score {both:.2g})", both),
+        ]
+    if method == "peer llr" and row["statistic peer llr"] <= 0:
+        return [(f"its full model ends {-row['statistic peer llr'] / 2:.1f} nats below its null model", 1.0)]
+    if method == "peer llr":
+        return [(f"so is our likelihood ratio ({row['llr']:.2g})", row["llr"])]
+    if method in ("llr", "llr, importance"):
+        return [(f"undamped kernel (score with it {row[UNDAMPED]:.2g})", row[UNDAMPED])]
+    if method == "peer score":
+        at, raw = row[THEIR_VARIANCE], row[UNADJUSTED]
+        variances = (
+            f"σ {row['peer sigma']:.2f} and θ {row['peer theta']:.2f} for {row['sigma']:.2f} and {row['theta']:.2f}"
+        )
+        return [
+            (f"{variances} (score there {at:.2g})", at),
+            (f"{variances}, and nothing projected out of its information (score so {raw:.2g})", raw),
+        ]
+    if method == "HSIC":
+        return [
+            (f"ignores space (score without {row[NO_SPACE]:.2g})", row[NO_SPACE]),
+            (f"all spots' ratios weigh the same, {keep:.2f} of the information ({row[EQUAL]:.2g})", row[EQUAL]),
+        ]
+    if method == "HSIC-GP":
+        left = f"its Gaussian process leaves {row['left']:.2g} of the covariate's variance"
+        return [
+            (f"{left} (score of that {row[RESIDUAL]:.2g})", row[RESIDUAL]),
+            (f"{left} and all spots' ratios weigh the same ({row[EQUAL_RESIDUAL]:.2g})", row[EQUAL_RESIDUAL]),
+        ]
+    return []
+
+
+def numbers(method: str, row: dict) -> str:
+    """What is known of a method's fit."""
+    ours = f"our σ {row['sigma']:.2f}, θ {row['theta']:.2f}"
+    if method in ("wald", "lrt"):
+        return f"{ours}; with the covariate {row['sigma with']:.2f}, {row['theta with']:.2f}"
+    if method == "llr, importance":
+        return f"{ours}, k̂ {row['pareto_k']:.2f}, standard error {row['statistic_se']:.2f}"
+    if method.startswith("peer"):
+        return f"{ours}, its σ {row['peer sigma']:.2f}, θ {row['peer theta']:.2f}"
+    return f"{ours}, {row['equal weights']:.2f} of the information with equal weights"

@@ -1,0 +1,94 @@
+"""Size of every test where usage varies more than the multinomial's, by likelihood: Dirichlet-multinomial counts.
+
+    python -m tests.studies.overdispersion [--genes 500]
+
+A 16 × 16 grid, ten counts a spot, concentration 5, no effect of a smooth and an independent covariate and nothing
+spatial. Table with seeds and commit: tests/studies/results/overdispersion.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy.stats import binom
+
+from pyrosplice import SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
+from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial, Likelihood
+from tests.studies.simulation import commit, save_row
+
+CONCENTRATION, DEPTH = 5.0, 10.0
+COVARIATES = ["smooth", "iid"]
+QUIET = {"print_progress": False}
+CASES: tuple[tuple[str, int, type[Likelihood] | None], ...] = (
+    ("glm", 3, None),
+    ("glm", 3, DirichletMultinomial),
+    ("glm", 2, BetaBinomial),
+    ("glmm-full", 3, None),
+    ("glmm-full", 3, DirichletMultinomial),
+    ("glmm-full", 2, BetaBinomial),
+)
+
+
+def overdispersed(*, n_genes: int, n_isos: int, n_spots: int, seed: int) -> AnnData:
+    """Dirichlet-multinomial counts of equal expected usage on a grid."""
+    adata = simulate_isoforms(
+        n_spots=n_spots, n_genes=n_genes, n_isoforms=n_isos, covariates=tuple(COVARIATES), seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed)
+    totals = torch.poisson(torch.full((n_genes, n_spots), DEPTH, dtype=torch.float64), generator=generator)
+    eta = torch.zeros(n_genes, n_spots, n_isos - 1, dtype=torch.float64)
+    counts = DirichletMultinomial(CONCENTRATION).sample(totals, eta, generator=generator)
+    adata.layers["counts"] = counts.transpose(0, 1).reshape(n_spots, -1).numpy()
+    return adata
+
+
+def fitted(adata: AnnData, model_type: str, likelihood: Likelihood | None, *, with_design: bool) -> SplisosmGLMM:
+    options = {} if model_type == "glm" else {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+    model = SplisosmGLMM(model_type, likelihood=likelihood, **options)
+    model.setup_data(adata, design_mtx=COVARIATES)
+    spatial = model_type == "glmm-full" and not with_design
+    model.fit(batch_size=32, with_design_mtx=with_design, from_null=spatial, **QUIET)
+    return model
+
+
+def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> dict[str, np.ndarray]:
+    """By test: of covariates ``(genes, 2)``, of space ``(genes,)``."""
+    null = fitted(adata, model_type, likelihood, with_design=False)
+    full = fitted(adata, model_type, likelihood, with_design=True)
+    ask = {"return_results": True, **QUIET}
+    found = {name: null.test_differential_usage(name, **ask)["pvalue"] for name in ("score", "lrt")}
+    found["wald"] = full.test_differential_usage("wald", **ask)["pvalue"]
+    if model_type == "glmm-full":
+        found |= {f"space {name}": null.test_spatial_variability(name, **ask)["pvalue"] for name in ("score", "llr")}
+    return found
+
+
+def main(n_genes: int) -> None:
+    at = commit()
+    for model_type, n_isos, kind in CASES:
+        adata, began = overdispersed(n_genes=n_genes, n_isos=n_isos, n_spots=256, seed=n_isos), time.process_time()
+        likelihood = None if kind is None else kind()
+        name = "multinomial" if likelihood is None else likelihood.name
+        for test, pvalue in pvalues(adata, model_type, likelihood).items():
+            columns = {"": pvalue} if pvalue.ndim == 1 else dict(zip(COVARIATES, pvalue.T, strict=True))
+            for covariate, column in columns.items():
+                row = {"model": model_type, "likelihood": name, "isoforms": n_isos, "test": test}
+                row |= {"covariate": covariate or "none", "genes": int(np.isfinite(column).sum())}
+                for level in (0.05, 0.01):
+                    rejected = int((column < level).sum())
+                    low, high = binom.ppf([0.005, 0.995], row["genes"], level)
+                    row |= {f"size {level:g}": rejected / row["genes"], f"inside {level:g}": low <= rejected <= high}
+                row |= {"CPU s": time.process_time() - began, "seed": n_isos, "commit": at}
+                save_row("overdispersion", row, ["model", "likelihood", "isoforms", "test", "covariate"])
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--genes", type=int, default=500)
+    main(parser.parse_args().genes)
