@@ -20,6 +20,7 @@ scaled tail.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,8 @@ from pyrosplice.hypothesis.variance_component import orthonormal_columns
 
 _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.17, 0.27, 0.4, 0.6, 0.8, 1.0)  # of θ
-_LOG_SIZES = (-3.0, 2.5, 16)  # of σ² over the null's total variance
+_LOG_SIZES = (-3.0, 2.5)  # of σ² over the null's total variances, from below the least to above the largest
+_STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variances (log) up to which it follows them
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,10 @@ class _Draws:
 def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """``P(LR > 0)`` and a for one gene."""
     total = noise + variance
-    grid = torch.linspace(*_LOG_SIZES, dtype=torch.float64)
-    sizes = torch.cat([grid.new_zeros(1), grid.exp() * (total.mean() if shared else 1.0)])
-    shares = grid.new_tensor(_SHARES)
+    shares = total.new_tensor(_SHARES)
     values = []
     for k in range(len(noise)):
-        size = (sizes if shared else sizes * total[k])[:, None, None]
+        size = _sizes(total if shared else total[k : k + 1])[:, None, None]
         shape = 1 - shares[:, None] + shares[:, None] * draws.values
         variances = noise[k] + size * shape  # (S, T, J)
         values.append(draws.log_likelihood(k, total[k], variances.flatten(0, 1)).unflatten(-1, variances.shape[:2]))
@@ -155,6 +155,14 @@ def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[
     count = above.sum().to(ratio.dtype)
     scale = torch.where(count > 0, (ratio * above).sum() / count.clamp_min(1), 1.0)
     return (count + 1) / (len(ratio) + 1), scale
+
+
+def _sizes(total: Tensor) -> Tensor:
+    """Grid of σ²: 0, then equal steps of its log. Logits of rare isoforms have large total variances."""
+    low, high = float(total.min().log()), float(total.max().log())
+    low, high = low + _LOG_SIZES[0], min(high, low + _FARTHEST) + _LOG_SIZES[1]
+    grid = torch.linspace(low, high, math.ceil((high - low) / _STEP) + 1, dtype=torch.float64)
+    return torch.cat([grid.new_zeros(1), grid.exp()])
 
 
 def _ratio(value: Tensor) -> Tensor:

@@ -97,3 +97,14 @@ def test_every_gene_has_its_own_law_and_seed_fixes_it():
     assert ((law.positive > 0) & (law.positive < 0.5) & (law.scale > 0)).all()
     apart = spatial_ratio_null(information, sigma, KERNEL, n_draws=400, share_variance=False)
     assert (apart.positive > law.positive).all()  # two chances to be above 0
+
+
+def test_a_logit_without_information_changes_nothing():
+    """That of an isoform with a handful of counts, beside one that is known well."""
+    draws = module._Draws.of(KERNEL, torch.full((49, 1), 1 / 7, dtype=torch.float64), 2, 2000, 0)
+    noise = torch.tensor([0.5, 500.0], dtype=torch.float64)
+    variance = torch.full((2,), 0.6, dtype=torch.float64)
+    positive, scale = module._law(draws, noise, variance, True)
+    alone = module._law(draws, noise[:1], variance[:1], True)
+    assert float(positive) == pytest.approx(float(alone[0]), rel=0.15)
+    assert float(scale) == pytest.approx(float(alone[1]), rel=0.15)
