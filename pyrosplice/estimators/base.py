@@ -13,16 +13,18 @@ from torch.nn import Module, Parameter
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.inputs import as_counts, as_design, as_device
+from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.prior_tables import describe
 
 logger = logging.getLogger("pyrosplice")
 
 ModelType = TypeVar("ModelType", bound="BaseModel")
 
 
-class BaseModel(Module):
+class BaseModel(Described, Module):
     """State of a model of isoform usage for a batch of genes with the same number of isoforms.
 
     Attributes
@@ -139,25 +141,19 @@ class BaseModel(Module):
         counted = ", ".join(f"{number} {reason}" for reason, number in reasons)
         return f"fitted in {self.fitting_time:.3g} s: {counted}"
 
-    def _described_priors(self) -> str:
-        return ", ".join(f"{name} ~ {type(prior).__name__}" for name, prior in self.priors.items()) or "flat"
-
     def _options(self) -> dict[str, Any]:
         return {"fitting_method": self.fitting_method, **self.fitting_configs}
 
-    def __repr__(self) -> str:
-        size = ""
-        if self.n_genes:
-            size = (
-                f": {self.n_genes} genes × {self.n_spots} spots × {self.n_isos} isoforms, {self.n_factors} covariates"
-            )
-        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
-        return "\n".join(
-            (
-                f"{type(self).__name__}{size}",
-                f"  likelihood  {self.likelihood.name}",
-                f"  priors      {self._described_priors()}",
-                f"  fitting     {options}",
-                f"  status      {self._status()}",
-            )
-        )
+    def _title(self) -> str:
+        if not self.n_genes:
+            return type(self).__name__
+        size = f"{self.n_genes} genes × {self.n_spots} spots × {self.n_isos} isoforms, {self.n_factors} covariates"
+        return f"{type(self).__name__}: {size}"
+
+    def _rows(self) -> dict[str, str]:
+        return {
+            "likelihood": self.likelihood.name,
+            "priors": ", ".join(f"{name} ~ {describe(prior)}" for name, prior in self.priors.items()) or "flat",
+            "fitting": ", ".join(f"{key}={value!r}" for key, value in self._options().items()),
+            "status": self._status(),
+        }

@@ -24,6 +24,7 @@ from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_quasi import QuasiFit, quasi_fit, quasi_test
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.estimators.expression_tests import contrast_test, tested_columns
+from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
@@ -39,7 +40,7 @@ FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 1
 
 
-class ExpressionGLM:
+class ExpressionGLM(Described):
     """Negative-binomial (or Poisson, normal) regression of every gene on the cells' covariates.
 
     Parameters
@@ -72,6 +73,19 @@ class ExpressionGLM:
         self.estimator: Estimator | None = None
         self._fit: GlmFit | None = None
         self._quasi: QuasiFit | None = None
+
+    def _rows(self) -> dict[str, str]:
+        rows = {"noise": self.noise_model, "location": str(self.formula_loc), "scale": self.formula_scale}
+        if self._fit is None:
+            return rows | {"fit": "not fitted; call fit"}
+        cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
+        loaded = "; loaded, without the counts" if self.estimator is None else ""
+        return {
+            "data": f"{cells}{len(self.gene_names)} genes",
+            **rows,
+            "coefficients": ", ".join(self.coefficient_names),
+            "fit": describe_codes(self._fit.code) + loaded,
+        }
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
         """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``."""
@@ -133,7 +147,7 @@ class ExpressionGLM:
             Donor of each cell, or the column that holds it.
         """
         check_option("method", method, METHODS)
-        rows = self._rows(contrast, factor, coefficient)
+        rows = self._contrast_rows(contrast, factor, coefficient)
         if method == "wald":
             return self._wald(rows)
         if method == "lrt":
@@ -156,7 +170,7 @@ class ExpressionGLM:
 
     contrast = test
 
-    def _rows(self, contrast: Any, factor: Any, coefficient: Any) -> Array:
+    def _contrast_rows(self, contrast: Any, factor: Any, coefficient: Any) -> Array:
         if sum(v is not None for v in (contrast, factor, coefficient)) != 1:
             raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
         names = self._design().names

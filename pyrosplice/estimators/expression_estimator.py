@@ -17,6 +17,7 @@ from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource
@@ -70,7 +71,7 @@ class InputData:
         )  # fmt: skip
 
 
-class Estimator:
+class Estimator(Described):
     """Maximum likelihood of every gene, in as many calls of :meth:`train` as the strategy asks for.
 
     Attributes
@@ -113,6 +114,18 @@ class Estimator:
         self.lls: list[float] = []
         self._fit: GlmFit | None = None
         self._start: Start | None = None
+
+    def _rows(self) -> dict[str, str]:
+        inputs = self.input_data
+        return {
+            "data": f"{len(inputs.location.matrix)} cells, {self._n_genes} genes",
+            "noise": type(inputs.noise).__name__,
+            "location": ", ".join(inputs.location.names),
+            "scale": ", ".join(inputs.scale.names),
+            "fit": "not trained; call train_sequence or train"
+            if self._fit is None
+            else describe_codes(self.error_codes),
+        }
 
     def initialize(self) -> None:
         """Choose where to start; checks ``init_a`` and ``init_b``."""

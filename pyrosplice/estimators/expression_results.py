@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]
 LOG_2 = float(np.log(2.0))
+MOST_LISTED = 12  # comparisons in the text
 
 
-@dataclass
-class ExpressionTest:
+@dataclass(repr=False)
+class ExpressionTest(Described):
     """One test of every gene.
 
     Attributes
@@ -50,6 +52,9 @@ class ExpressionTest:
     extra: dict[str, Array] = field(default_factory=dict)
     estimator: Any = None
     df: Any = None
+
+    def _rows(self) -> dict[str, str]:
+        return {**describe_genes(self.pval, self.gene_ids), "fits": describe_codes(self.code)}
 
     @property
     def qval(self) -> Array:
@@ -108,17 +113,36 @@ class ExpressionTest:
             table.insert(6, "zero_variance", self.zero_variance)
         return _filter(table, qval_thres, fc_upper_thres, fc_lower_thres, mean_thres)
 
-    def plot_volcano(self, **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting.expression.volcano` of the table."""
-        from pyrosplice.plotting.expression import volcano  # matplotlib is optional
+    def plot_volcano(
+        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (), log10_p_threshold: float = -30.0, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """:func:`pyrosplice.plotting.volcano` of the table, by q-values or p-values.
 
-        return volcano(self.summary(), **kwargs)
+        Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
+        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
+        """
+        from pyrosplice.plotting import volcano  # matplotlib is optional
 
-    def plot_ma(self, **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting.expression.ma` of the table."""
-        from pyrosplice.plotting.expression import ma  # matplotlib is optional
+        column = "qval" if corrected_pval else "pval"
+        options = {**_drawn(alpha, min_fc, highlight_ids), "floor": 10.0**log10_p_threshold, **kwargs}
+        return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
 
-        return ma(self.summary(), **kwargs)
+    def plot_ma(
+        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (), **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
+        from pyrosplice.plotting import ma  # matplotlib is optional
+
+        column = "qval" if corrected_pval else "pval"
+        return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
+
+
+def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
+    """Options that volcano and MA share."""
+    names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": list(highlight_ids)}
 
 
 def _clean(pval: Array, threshold: float) -> Array:
@@ -126,8 +150,8 @@ def _clean(pval: Array, threshold: float) -> Array:
         return np.maximum(np.nan_to_num(np.log10(pval), nan=0.0, neginf=threshold), threshold)
 
 
-@dataclass
-class ExpressionTests:
+@dataclass(repr=False)
+class ExpressionTests(Described):
     """Tests of every gene for several comparisons, all against all or each on its own.
 
     Attributes
@@ -152,15 +176,25 @@ class ExpressionTests:
         """Names of the genes."""
         return next(iter(self.tests.values())).gene_ids
 
+    def _rows(self) -> dict[str, str]:
+        correction = "all comparisons at once" if self.pval_correction == "global" else "each comparison on its own"
+        corrected = self.qval
+        found = {key: corrected[self._place(key)] <= FDR for key in self.tests}
+        words = [f"{' : '.join(map(str, key))} ({int(which.sum())})" for key, which in found.items()]
+        listed = ", ".join(words[:MOST_LISTED]) + (", …" if len(words) > MOST_LISTED else "")
+        return {"tested": f"{len(self.gene_ids)} genes", f"found at FDR {FDR:.0%}": listed, "corrected": correction}
+
+    def _place(self, key: tuple[Any, ...]) -> tuple[int, ...]:
+        at = tuple(self.groups.index(k) for k in key)
+        return (0, *at) if len(at) == 1 and len(self.shape) == 2 else at
+
     def _array(self, attribute: str, diagonal: float, flip: float) -> Array:
         out = np.full((*self.shape, len(self.gene_ids)), diagonal)
         for key, test in self.tests.items():
-            at = tuple(self.groups.index(k) for k in key)
-            value = getattr(test, attribute)
-            if len(at) == 2:
-                out[at], out[at[::-1]] = value, flip * value
-            else:
-                out[(0, *at) if len(self.shape) == 2 else at] = value
+            at, value = self._place(key), getattr(test, attribute)
+            out[at] = value
+            if len(key) == 2:
+                out[at[::-1]] = flip * value
         return out
 
     @property
@@ -178,11 +212,10 @@ class ExpressionTests:
         )
         out = np.full((*self.shape, raw.shape[1]), 1.0)
         for key, value in zip(keys, corrected, strict=True):
-            at = tuple(self.groups.index(k) for k in key)
-            if len(at) == 2:
-                out[at] = out[at[::-1]] = value
-            else:
-                out[(0, *at) if len(self.shape) == 2 else at] = value
+            at = self._place(key)
+            out[at] = value
+            if len(key) == 2:
+                out[at[::-1]] = value
         return out
 
     def log_fold_change(self, base: float = np.e) -> Array:

@@ -65,6 +65,11 @@ class GaussianMixtureModel(nn.Module):
         model.precisions_cholesky = root.to(dtype).contiguous()
         return model
 
+    def extra_repr(self) -> str:
+        """Size and kind, for the module's text."""
+        m, d = self.means.shape
+        return f"{m} components, {d} features, {self.covariance_type} covariances"
+
     def parameters_of(self) -> MixtureParameters:
         """The parameters, in float64."""
         weights, means, covariances = self.component_probs.double(), self.means.double(), self.covariances.double()

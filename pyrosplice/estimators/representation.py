@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from pyrosplice.estimators.fitted import FittedGene
-from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.models.prior_tables import describe
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.graph import component_labels
 
+if TYPE_CHECKING:
+    from pyrosplice.estimators.fitted import FittedGene
+    from pyrosplice.estimators.prepare import Prepared
+
 FDR = 0.05
+
+
+class Described:
+    """Shows itself as text and as HTML; override ``_rows``, and ``_title`` where the class's name says too little."""
+
+    def _title(self) -> str:
+        return type(self).__name__
+
+    def _rows(self) -> dict[str, str]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return as_text(self._title(), self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._title(), self._rows())
 
 
 def as_text(title: str, rows: Mapping[str, str]) -> str:
@@ -24,9 +44,10 @@ def as_text(title: str, rows: Mapping[str, str]) -> str:
 
 
 def as_html(title: str, rows: Mapping[str, str]) -> str:
-    """The same as a small table."""
+    """The same as a small table, in the colours of the page that it is on."""
+    cell = "text-align:left;vertical-align:top;padding:1px 12px 1px 0"
     body = "".join(
-        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+        f"<tr><th style='{cell};white-space:nowrap'>{escape(name)}</th><td style='{cell}'>{escape(value)}</td></tr>"
         for name, value in rows.items()
     )
     return f"<div><b>{escape(title)}</b><table>{body}</table></div>"
@@ -73,6 +94,27 @@ def describe_test(results: Mapping[str, object] | None) -> str:
     adjusted = np.asarray(results["pvalue_adj"], dtype=np.float64)
     found, asked = int((adjusted < FDR).sum()), int(np.isfinite(adjusted).sum())
     return f"{results['method']}: {found} of {asked} at FDR {FDR:.0%}"
+
+
+def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
+    """Rows on the p-values (G,) of a test: how many, how many found, the smallest."""
+    from pyrosplice.hypothesis.expression_statistics import adjust_jointly
+
+    found, asked = int((adjust_jointly(pval) <= FDR).sum()), int(np.isfinite(pval).sum())
+    order = np.argsort(np.where(np.isfinite(pval), pval, np.inf))[: min(shown, asked)]
+    smallest = ", ".join(f"{names[i]} ({pval[i]:.2g})" for i in order)
+    return {
+        "tested": f"{asked} of {len(pval)} genes",
+        "found": f"{found} at FDR {FDR:.0%}",
+        "smallest p": smallest or "none",
+    }
+
+
+def describe_codes(codes: Any) -> str:
+    """How the fits of expression ended: ``298 converged, 2 separated``."""
+    kinds, counts = np.unique(np.asarray(codes), return_counts=True)
+    order = np.argsort(-counts)
+    return ", ".join(f"{counts[i]} {FitCode(kinds[i]).name.lower().replace('_', ' ')}" for i in order)
 
 
 def _describe_space(prepared: Prepared) -> str:

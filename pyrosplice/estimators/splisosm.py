@@ -19,7 +19,7 @@ from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
 
 
-class SplisosmGLMM(UsageEffects):
+class SplisosmGLMM(UsageEffects, representation.Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::
@@ -261,14 +261,10 @@ class SplisosmGLMM(UsageEffects):
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        priors = f"{representation.describe_priors(self.priors)}, variance prior {prior}"
+        priors = representation.describe_priors(self.priors)
+        if "sigma" not in self.priors:  # which goes before var_prior_model
+            priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
-
-    def __repr__(self) -> str:
-        return representation.as_text(self._title(), self._rows())
-
-    def _repr_html_(self) -> str:
-        return representation.as_html(self._title(), self._rows())
 
     def _title(self) -> str:
         return f"{type(self).__name__}(model_type={self.model_type!r}, device={self.device!r})"

@@ -275,7 +275,10 @@ class UsageModels:
         return [spec.rebuild(counts.unsqueeze(0), [gene]) for counts, gene in pairs]
 
     def get_gene_model(self, gene_name: str) -> Any:
-        """Model of one gene. Raises KeyError for a name that is not in ``gene_names``."""
+        """Model of one gene, with :meth:`~pyrosplice.MultinomGLM.posterior` and all else that such a model has.
+
+        Raises KeyError for a name that is not in ``gene_names``.
+        """
         fit, prepared = self._ready_fit(), self._ready()
         if gene_name not in prepared.gene_names:
             raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")

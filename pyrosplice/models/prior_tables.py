@@ -20,6 +20,7 @@ SHIPPED: dict[str, type[Likelihood]] = {
     kind.__name__: kind
     for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
 }
+MOST_SHOWN = 8  # numbers of an argument that is written out
 ROLES = {
     "beta": "covariate effects on the linear predictor",
     "bias_eta": "intercepts",
@@ -107,4 +108,12 @@ def _arguments(prior: Any) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     tensor = torch.as_tensor(value)
-    return f"{float(tensor):.4g}" if tensor.numel() == 1 else f"[{'×'.join(map(str, tensor.shape))}]"
+    if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+        return f"{float(tensor.flatten()[0]):.4g}"
+    if tensor.numel() > MOST_SHOWN:
+        return f"[{'×'.join(map(str, tensor.shape))}]"
+    return _nested(tensor)
+
+
+def _nested(tensor: torch.Tensor) -> str:
+    return f"{float(tensor):.4g}" if tensor.ndim == 0 else f"[{', '.join(map(_nested, tensor))}]"

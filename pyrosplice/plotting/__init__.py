@@ -3,28 +3,35 @@
 Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
 """
 
+from pyrosplice.plotting.expression import dispersion, heatmap
 from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
 from pyrosplice.plotting.posterior import (
     convergence_traces,
     effect_forest,
     effect_table,
+    predictive_intervals,
     rank_histogram,
     rootogram,
     variance_grid,
 )
 from pyrosplice.plotting.pvalues import pvalue_histogram, qq
 from pyrosplice.plotting.recovery import estimate_vs_truth
-from pyrosplice.plotting.usage import usage_map, usage_table
-from pyrosplice.plotting.volcano import volcano
+from pyrosplice.plotting.usage import posterior_usage_table, usage_map, usage_table
+from pyrosplice.plotting.volcano import ma, volcano
 
 __all__ = [
     "convergence_traces",
     "criterion_curve",
+    "dispersion",
     "effect_forest",
     "effect_table",
     "estimate_vs_truth",
+    "heatmap",
+    "ma",
     "mixture_components",
     "patient_distance_map",
+    "posterior_usage_table",
+    "predictive_intervals",
     "pvalue_histogram",
     "qq",
     "rank_histogram",

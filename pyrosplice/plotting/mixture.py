@@ -95,14 +95,24 @@ def mixture_components(
         Of the axes.
     ax
         Axes to draw on; new ones by default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``covariances`` is not one matrix a component.
     """
     from matplotlib.patches import Ellipse
 
     i, j = features
-    x = np.asarray(cells)
+    x, covariances = np.asarray(cells), np.asarray(covariances)
+    if covariances.ndim != 3 or covariances.shape[1] != covariances.shape[2]:
+        raise InvalidArgumentError(
+            f"covariances: expected one matrix a component, (M, D, D), found {covariances.shape}; of other covariance "
+            "types, parameters_of().covariance_matrices() makes them."
+        )
     ax = new_axes(ax, figsize=(4.2, 4.0))
     ax.scatter(x[:, i], x[:, j], s=4, color=GREY, alpha=0.5, linewidths=0)
-    parts = zip(np.asarray(weights), np.asarray(means), np.asarray(covariances), strict=True)
+    parts = zip(np.asarray(weights), np.asarray(means), covariances, strict=True)
     for number, (weight, mean, covariance) in enumerate(parts):
         if weight <= 0:
             continue
@@ -113,8 +123,8 @@ def mixture_components(
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
             centre = (float(mean[i]), float(mean[j]))
             ax.add_patch(Ellipse(centre, width, height, angle=angle, fill=False, color=colour, linewidth=1.4))
-        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-        ax.annotate(f"{weight:.2f}", (mean[i], mean[j]), ha="center", va="center", color=colour, fontsize=8, bbox=box)
+        paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 0.6}
+        ax.annotate(f"{weight:.2f}", centre, ha="center", va="center", color=BLACK, fontsize=8, bbox=paper)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
     if title is not None:

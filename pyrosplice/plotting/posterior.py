@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import RectBivariateSpline
+from scipy.special import expit
 from scipy.stats import binom
 
 from pyrosplice.errors import InvalidArgumentError
@@ -14,11 +16,15 @@ from pyrosplice.plotting.style import BLACK, GREY, MARKERS, OKABE_ITO, SEQUENTIA
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_ROWS = 60
+NEAR = 1e-8  # nats; closer to the best than this is not shown
+
 
 def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
     """Mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
 
-    ``gene``, ``label`` (``covariate: logit or isoform``), ``mean``, ``low``, ``high``; central intervals.
+    ``gene``, ``label``, ``mean``, ``low``, ``high``; central intervals. A label is the covariate and the isoform; for
+    effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
     """
     array = tree["posterior"][site]
     edge = (1 - probability) / 2
@@ -28,9 +34,25 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
         "high": array.quantile(1 - edge, ("chain", "draw")).drop_vars("quantile"),
     }
     frame = pd.concat({name: value.to_series() for name, value in table.items()}, axis=1).reset_index()
-    dims = [dim for dim in array.dims if dim not in ("chain", "draw", "gene")]
-    frame["label"] = frame[dims].astype(str).agg(": ".join, axis=1) if dims else site
+    frame["label"] = _labels(tree, frame, [dim for dim in array.dims if dim not in ("chain", "draw", "gene")], site)
     return frame[["gene", "label", "mean", "low", "high"]]
+
+
+def _labels(tree: Any, frame: pd.DataFrame, dims: list[str], site: str) -> Any:
+    words = {dim: [_worded(dim, value) for value in frame[dim]] for dim in dims}
+    if "logit" in dims:
+        isoforms = [str(name) for name in tree["observed_data"]["isoform"].values]
+        if len(isoforms) == 1:  # a count, not a composition
+            del words["logit"]
+        else:
+            prefix = "isoform " if all(map(str.isdigit, isoforms)) else ""
+            words["logit"] = [f"{prefix}{isoforms[int(q)]} vs {isoforms[-1]}" for q in frame["logit"]]
+    return [": ".join(parts) for parts in zip(*words.values(), strict=True)] if words else site
+
+
+def _worded(dim: str, value: Any) -> str:
+    """A coordinate that is only a number, with what it counts."""
+    return f"{dim} {value}" if isinstance(value, int | np.integer) else str(value)
 
 
 def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None = None) -> Axes:
@@ -46,9 +68,9 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
         Axes to draw on.
     """
     require_columns(table, "gene", "label", "mean", "low", "high")
-    if len(table) > 60:
-        raise InvalidArgumentError(f"table: expected at most 60 rows to be legible, found {len(table)}; choose genes.")
+    _require_legible(table)
     ax = new_axes(ax, figsize=(5.2, 0.26 * len(table) + 1.0))
+    table = table.reset_index(drop=True)
     labels = list(dict.fromkeys(table["label"]))
     place, ticks = 0.0, []
     for gene, rows in table.groupby("gene", sort=False):
@@ -58,7 +80,7 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
             ax.plot([row.low, row.high], [place, place], color=OKABE_ITO[which], linewidth=1.6)
             face = OKABE_ITO[which] if sure else "white"
             ax.plot(row.mean, place, MARKERS[which], color=OKABE_ITO[which], markerfacecolor=face, markersize=5)
-            ticks.append((place, f"{gene}  {row.label}"))
+            ticks.append((place, row.label if row.Index > rows.index[0] else f"{_worded('gene', gene)}    {row.label}"))
             place -= 1
         place -= 0.6
     ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
@@ -68,30 +90,72 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
 
 
 def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Posterior density of (σ, θ) of one gene as highest-density regions, with the nodes that it was computed at.
+    r"""Posterior density of (σ, θ) of one gene as highest-density regions, with the nodes that it was computed at.
+
+    The nodes are equally spaced in (log σ, logit θ); between them the log density is interpolated by cubic splines, as
+    for the posterior draws. The regions are those of the density of (σ, θ), the axes of the picture, so that areas can
+    be compared by eye; a cross marks its highest node.
 
     Parameters
     ----------
     table
-        Columns ``sigma``, ``theta``, ``log_density``: a full grid (:func:`pyrosplice.posterior.grid_table` makes it).
+        Columns ``sigma``, ``theta``, ``log_density`` (of log σ and logit θ): a full grid, as
+        :func:`pyrosplice.posterior.grid_table` makes it.
     ax
         Axes to draw on.
+
+    Returns
+    -------
+    Axes
+        Filled regions that hold 50, 80, 95 and 99 % of the mass, the nodes (first line) and the highest (second).
+
+    Raises
+    ------
+    InvalidArgumentError
+        A column is missing, or the table is not a full grid of at least 4 × 4 nodes.
     """
     require_columns(table, "sigma", "theta", "log_density")
-    ax = new_axes(ax, figsize=(4.6, 3.8))
     wide = table.pivot(index="theta", columns="sigma", values="log_density")
-    levels = np.array([-4.6, -3.0, -1.4, -0.5, 0.0])  # nats below the top: 99, 95, 75, 40 % in two dimensions
-    shown = wide.to_numpy() - np.nanmax(wide.to_numpy())
-    filled = ax.contourf(wide.columns, wide.index, shown, levels=levels, cmap=SEQUENTIAL)
-    ax.plot(table["sigma"], table["theta"], ".", color=GREY, markersize=2.5)
-    bar = ax.figure.colorbar(filled, ax=ax, ticks=levels[:-1])
-    bar.ax.set_yticklabels(["99 %", "95 %", "75 %", "40 %"])
-    kept = table[table["log_density"] > table["log_density"].max() - 6]
-    ax.set_xlim(kept["sigma"].min() * 0.9, kept["sigma"].max() * 1.05)
+    if min(wide.shape) < 4 or wide.isna().to_numpy().any():
+        raise InvalidArgumentError(f"table: expected a full grid of at least 4 × 4 nodes, found {wide.shape}.")
+    log_sigma, logit = np.log(wide.columns.to_numpy()), _logit(wide.index.to_numpy())
+    fine = [np.linspace(axis[0], axis[-1], 241) for axis in (logit, log_sigma)]
+    smooth = RectBivariateSpline(logit, log_sigma, wide.to_numpy())(*fine)
+    theta, sigma = expit(fine[0]), np.exp(fine[1])
+    density = smooth - fine[1] - np.log(theta * (1 - theta))[:, None]
+    mass = np.exp(smooth - smooth.max())
+    levels = _region_levels(density, mass / mass.sum(), [0.99, 0.95, 0.8, 0.5])
+    ax = new_axes(ax, figsize=(4.6, 3.8))
+    filled = ax.contourf(sigma, theta, density, levels=[*levels, density.max() + 1e-9], colors=_shades(len(levels)))
+    ax.plot(table["sigma"], table["theta"], ".", color=BLACK, markersize=2.5)
+    nodes = table["log_density"] - np.log(table["sigma"] * table["theta"] * (1 - table["theta"]))
+    best = table.loc[nodes.idxmax()]
+    ax.plot(best["sigma"], best["theta"], "x", color="white", markersize=7, markeredgewidth=2, clip_on=False)
+    bar = ax.figure.colorbar(filled, ax=ax, ticks=levels, spacing="uniform", label="holds of the posterior mass")
+    bar.ax.set_yticklabels(["99 %", "95 %", "80 %", "50 %"])
+    inside = sigma[(density >= levels[0]).any(0)]
+    ax.set_xlim(max(inside.min() - 0.1 * np.ptp(inside), 0.0), inside.max() + 0.1 * np.ptp(inside))
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("σ")
     ax.set_ylabel("θ, spatial share")
     return ax
+
+
+def _logit(share: np.ndarray) -> np.ndarray:
+    return np.log(share) - np.log1p(-share)
+
+
+def _region_levels(density: np.ndarray, mass: np.ndarray, shares: list[float]) -> np.ndarray:
+    """Density above which each share of the mass lies."""
+    order = np.argsort(-density, axis=None)
+    held = np.cumsum(mass.ravel()[order])
+    return density.ravel()[order][np.minimum(np.searchsorted(held, shares), held.size - 1)]
+
+
+def _shades(n: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps[SEQUENTIAL](share) for share in np.linspace(0.9, 0.25, n)]
 
 
 def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = None, ax: Axes | None = None) -> Axes:
@@ -124,8 +188,9 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     ax.bar(counts, np.sqrt(seen), bottom=bottom, width=0.85, color=OKABE_ITO[5], label="observed, hung")
     ax.fill_between(counts, low, high, color=OKABE_ITO[1], alpha=0.3, linewidth=0, label="90 % of draws")
     ax.plot(counts, expected, color=OKABE_ITO[1], marker="o", markersize=3, linewidth=1.2, label="predicted")
-    ax.axhspan(-1, 1, color=GREY, alpha=0.2, linewidth=0, zorder=0)
+    ax.axhspan(-1, 1, color=GREY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
     ax.axhline(0, color=BLACK, linewidth=0.8)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("count")
     ax.set_ylabel("√ frequency")
     ax.legend(frameon=False, fontsize=8)
@@ -148,6 +213,8 @@ def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str
 def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = None, ax: Axes | None = None) -> Axes:
     """Objective above each gene's best, by iteration; genes that did not converge are drawn dashed and on top.
 
+    A line ends, with a dot, where its gene came within ``1e-8`` of its best.
+
     Parameters
     ----------
     losses
@@ -162,14 +229,76 @@ def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = Non
         raise InvalidArgumentError(f"losses: expected (iterations, genes), found shape {values.shape}.")
     good = np.ones(values.shape[1], dtype=bool) if converged is None else np.asarray(converged, dtype=bool)
     ax = new_axes(ax, figsize=(5.0, 3.2))
-    gap = np.maximum(values - np.nanmin(values, 0), 1e-10)
+    gap = np.maximum(values - np.nanmin(values, 0), NEAR)
     for gene in range(values.shape[1]):
-        if good[gene]:
-            ax.plot(gap[:, gene], color=OKABE_ITO[0], alpha=0.5, linewidth=0.9)
-        else:
-            ax.plot(gap[:, gene], color=OKABE_ITO[1], linestyle="--", zorder=3)
+        line = gap[: int((gap[:, gene] <= NEAR).argmax()) + 1, gene]
+        style: dict[str, Any] = {"color": OKABE_ITO[0], "alpha": 0.6, "linewidth": 0.9}
+        if not good[gene]:
+            style = {"color": OKABE_ITO[1], "linestyle": "--", "zorder": 3}
+        ax.plot(line, marker="o", markevery=[-1], markersize=3, **style)
     ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("iteration")
     ax.set_ylabel("nats above the best")
     ax.set_title(f"{int(good.sum())} of {len(good)} genes converged", fontsize=10)
     return ax
+
+
+def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """What was observed against what the model predicts, a row a gene and statistic.
+
+    Statistics have different units, so every row is drawn on a scale of its own: 0 is the predicted mean, ±1 the ends
+    of the predictive 90 % interval on either side. Observed values outside of it are filled.
+
+    Parameters
+    ----------
+    table
+        Of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
+        ``low``, ``high``; at most 60 rows.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    Axes
+        One collection a statistic: position of the observed value, row. Values beyond ±4 are drawn there, as arrows.
+    """
+    require_columns(table, "gene", "statistic", "observed", "mean", "low", "high")
+    _require_legible(table)
+    names = list(dict.fromkeys(table["statistic"]))
+    ax = new_axes(ax, figsize=(5.2, 0.22 * len(table) + 1.2))
+    table = table.sort_values("gene", key=lambda genes: pd.factorize(genes)[0], kind="stable")
+    gap = table["observed"] - table["mean"]
+    width = np.where(gap < 0, table["mean"] - table["low"], table["high"] - table["mean"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = np.where(gap == 0, 0.0, gap / width)
+    row = -np.arange(len(table)) - 0.6 * pd.factorize(table["gene"])[0]
+    ax.hlines(row, -1, 1, color=GREY, linewidth=5, alpha=0.35)
+    for number, name in enumerate(names):
+        which = (table["statistic"] == name).to_numpy()
+        colour, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
+        face = np.where(np.abs(place[which]) > 1, colour, "white")
+        inside = np.clip(place[which], -4, 4)
+        ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=colour, zorder=3)
+        for beyond, y in zip(place[which], row[which], strict=True):
+            if abs(beyond) > 4:
+                tip = (np.sign(beyond) * 4.5, y)
+                ax.annotate("", tip, (np.sign(beyond) * 4, y), arrowprops={"arrowstyle": "->", "color": colour})
+    first = ~table["gene"].duplicated()
+    labels = [
+        f"{_worded('gene', gene)}    {name}" if head else name
+        for gene, name, head in zip(table["gene"], table["statistic"], first, strict=True)
+    ]
+    ax.set_yticks(row, labels, fontsize=8)
+    ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
+    ax.set_xlim(-4.6, 4.6)
+    ax.set_xticks([-4, -2, -1, 0, 1, 2, 4])
+    ax.set_xlabel("observed; 0 is predicted, ±1 ends of the 90 % interval")
+    return ax
+
+
+def _require_legible(table: pd.DataFrame) -> None:
+    if len(table) > MOST_ROWS:
+        raise InvalidArgumentError(
+            f"table: expected at most {MOST_ROWS} rows to be legible, found {len(table)}; choose genes."
+        )

@@ -19,6 +19,10 @@ GREY = "#9A9A9A"
 BLACK = "#222222"
 #: Sequential and perceptually uniform, readable without red–green vision and in grey.
 SEQUENTIAL = "viridis"
+#: Standard deviations, told apart at a glance from what they belong to.
+UNCERTAINTY = "cividis"
+#: Two-sided, blue to red through white.
+DIVERGING = "RdBu_r"
 
 
 def new_axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:

@@ -1,4 +1,4 @@
-"""Isoform usage in space: what was counted above what was fitted."""
+"""Isoform usage in space: what was counted, what was fitted, and how sure that is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting.style import GREY, SEQUENTIAL, pyplot, require_columns
+from pyrosplice.plotting.style import GREY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,19 +62,56 @@ def usage_table(
     if unknown:
         raise InvalidArgumentError(f"isoforms: not in adata.var_names: {unknown}.")
     gene = adata[:, list(isoforms)]
-    counts = _dense(gene.layers[counts_layer])
+    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    return _long(coordinates, isoforms, _dense(gene.layers[counts_layer]), _dense(gene.layers[fitted_layer]))
+
+
+def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataFrame:
+    """Raw usage ratios of one gene with posterior means and standard deviations, for :func:`usage_map`.
+
+    Parameters
+    ----------
+    tree
+        Of ``model.posterior(usage=True)``.
+    coordinates
+        ``(N, 2)`` of the spots.
+    gene
+        Its name in the tree.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``x``, ``y``, ``isoform``, ``raw`` (missing where the gene was not seen), ``fitted`` (posterior mean)
+        and ``sd``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The tree has no usage or no such gene, or the coordinates are not those of its spots.
+    """
+    if "usage" not in tree["posterior"]:
+        raise InvalidArgumentError("tree: expected usage in the posterior; ask posterior(usage=True) for it.")
+    if gene not in tree["posterior"].gene.values:
+        raise InvalidArgumentError(f"gene: expected one of {list(tree['posterior'].gene.values)}, found {gene!r}.")
+    place = np.asarray(coordinates, dtype=np.float64)
+    usage = tree["posterior"]["usage"].sel(gene=gene).transpose("chain", "draw", "spot", "isoform")
+    if place.ndim != 2 or place.shape[0] != usage.sizes["spot"] or place.shape[1] < 2:
+        raise InvalidArgumentError(f"coordinates: expected ({usage.sizes['spot']}, 2), found {place.shape}.")
+    counts = np.asarray(tree["observed_data"]["counts"].sel(gene=gene), dtype=np.float64)
+    names = tree["observed_data"]["isoform"].values
+    return _long(place, names, counts, usage.mean(("chain", "draw")).values, usage.std(("chain", "draw")).values)
+
+
+def _long(
+    place: np.ndarray, names: Any, counts: np.ndarray, fitted: np.ndarray, sd: np.ndarray | None = None
+) -> pd.DataFrame:
+    """One row an isoform and spot, from coordinates (N, 2) and counts and fitted ratios (N, K)."""
     total = counts.sum(1, keepdims=True)
     raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
-    return pd.DataFrame(
-        {
-            "x": np.tile(coordinates[:, 0], len(isoforms)),
-            "y": np.tile(coordinates[:, 1], len(isoforms)),
-            "isoform": np.repeat(np.asarray(isoforms, dtype=object), adata.n_obs),
-            "raw": raw.ravel(order="F"),
-            "fitted": _dense(gene.layers[fitted_layer]).ravel(order="F"),
-        }
-    )
+    values = {"raw": raw, "fitted": fitted} | ({} if sd is None else {"sd": sd})
+    columns = {name: value.ravel(order="F") for name, value in values.items()}
+    x, y = np.tile(place[:, :2], (len(names), 1)).T
+    return pd.DataFrame({"x": x, "y": y, "isoform": np.repeat(np.asarray(names, object), len(place)), **columns})
 
 
 def _dense(layer: Any) -> np.ndarray:
@@ -89,27 +126,32 @@ def usage_map(
     isoform: str = "isoform",
     raw: str = "raw",
     fitted: str = "fitted",
+    sd: str = "sd",
     limits: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Maps of one gene: a column an isoform, raw usage ratios above fitted ones on the same colour scale.
+    """Maps of one gene: a column an isoform; raw usage ratios, fitted ones on the same colours, and how sure.
 
     Parameters
     ----------
     table
-        One row an isoform and spot (:func:`usage_table` makes it).
+        One row an isoform and spot (:func:`usage_table` or :func:`posterior_usage_table` makes it).
     x, y, isoform, raw, fitted
         Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+    sd
+        Column of posterior standard deviations of the usage, drawn in a third row if the table has it; from zero, on
+        one scale for all isoforms.
     limits
-        Colour scale of every map. By default each isoform has its own, the range of its fitted ratios; raw ratios
-        beyond it (0 and 1 are common at low counts) get the end colours, which the arrows of the colour bar say.
+        Colour scale of raw and fitted maps. By default each isoform has its own, the range of its fitted ratios; raw
+        ratios beyond it (0 and 1 are common at low counts) get the end colours, which the arrows of the colour bar
+        say.
     title
         Title of the figure, for example the gene.
 
     Returns
     -------
     ndarray of Axes
-        Shape (2, isoforms): raw in the first row, fitted in the second.
+        Shape (2, isoforms), or (3, isoforms) with ``sd``: raw in the first row, fitted in the second.
 
     Raises
     ------
@@ -119,22 +161,32 @@ def usage_map(
     require_columns(table, x, y, isoform, raw, fitted)
     if limits is not None and not limits[0] < limits[1]:
         raise InvalidArgumentError(f"limits: expected (low, high) with low < high, found {limits!r}.")
-    names = list(dict.fromkeys(table[isoform]))
+    names, n_rows = list(dict.fromkeys(table[isoform])), 3 if sd in table else 2
     figure, axes = pyplot().subplots(
-        2, len(names), figsize=(PANEL * len(names) + 0.4, 2 * PANEL + 0.7), squeeze=False, layout="constrained"
+        n_rows,
+        len(names),
+        figsize=(PANEL * len(names) + 0.4, (PANEL + 0.35) * n_rows),
+        squeeze=False,
+        layout="constrained",
     )
     for column, name in enumerate(names):
         spots = table[table[isoform] == name]
         low, high = limits or _range(spots[fitted].to_numpy(dtype=np.float64))
         size = _marker_size(spots[[x, y]].to_numpy(dtype=np.float64))
-        for ax, values in zip(axes[:, column], (spots[raw], spots[fitted]), strict=True):
+        for ax, values in zip(axes[:2, column], (spots[raw], spots[fitted]), strict=True):
             image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
         axes[0, column].set_title(str(name), fontsize="medium")
+        extend = _beyond(spots[raw], low, high)
+        figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend)
+        if n_rows == 3:
+            widest = (0.0, float(table[sd].max()) or 1.0)
+            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colours=UNCERTAINTY)
+    if n_rows == 3:
         figure.colorbar(
-            image, ax=axes[:, column], location="bottom", shrink=0.85, extend=_beyond(spots[raw], low, high)
+            image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
         )
-    axes[0, 0].set_ylabel("raw")
-    axes[1, 0].set_ylabel("fitted")
+    for ax, name in zip(axes[:, 0], ("raw", "fitted", "posterior sd"), strict=False):
+        ax.set_ylabel(name)
     if title is not None:
         figure.suptitle(title)
     return axes
@@ -160,11 +212,11 @@ def _marker_size(coordinates: np.ndarray) -> float:
     return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
 
 
-def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float):  # type: ignore[no-untyped-def]
+def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colours: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
     seen = values.notna()
     ax.scatter(x[~seen], y[~seen], s=size / 9, color=GREY, alpha=0.5, linewidth=0)
     image = ax.scatter(
-        x[seen], y[seen], c=values[seen], s=size, cmap=SEQUENTIAL, vmin=limits[0], vmax=limits[1], linewidth=0
+        x[seen], y[seen], c=values[seen], s=size, cmap=colours, vmin=limits[0], vmax=limits[1], linewidth=0
     )
     ax.set_aspect("equal")
     ax.set_xticks([])

@@ -25,7 +25,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.errors import check_option
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
@@ -170,8 +170,9 @@ def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Te
     program = model.model
     with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", model.n_genes, dim=-1):
         sites = program.sample_latents()
-    fixed = getattr(program, "fixed", {})
-    whole = {name: v.expand(n_draws, *v.shape) if name in fixed else v for name, v in sites.items()}
+    empty = [name for name, prior in program.priors.items() if not prior.event_shape.numel()]  # no covariates
+    held = {*getattr(program, "fixed", {}), *empty}
+    whole = {name: v.expand(n_draws, *v.shape) if name in held else v for name, v in sites.items()}
     return {name: value[:, genes] for name, value in whole.items()}
 
 
@@ -192,6 +193,11 @@ class _Labels:
             "covariate": model.n_factors or 0,
         }
         sizes["logit"] = model.bias_eta.shape[-1]
+        for dim, names_given in given.items():
+            check_option("names", dim, sizes)
+            if len(names_given) != sizes[dim]:
+                found = f"expected {sizes[dim]} names, one each, found {len(names_given)}"
+                raise InvalidArgumentError(f"names[{dim!r}]: {found}.")
         self.names = {dim: np.asarray(given.get(dim, np.arange(size))) for dim, size in sizes.items()}
         self.names["gene"] = self.names["gene"][genes.numpy()]
 

@@ -14,7 +14,6 @@ from scipy import stats
 import pyrosplice.api as de
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
-from pyrosplice.plotting.expression import dispersion
 
 
 @pytest.fixture(scope="module")
@@ -177,17 +176,24 @@ def test_continuous(data, basis, test):
     plt.close("all")
 
 
+def coloured(ax):
+    """Points lower and higher; those at the floor are drawn again as a fourth collection."""
+    return sum(len(points.get_offsets()) for points in ax.collections[1:3])
+
+
 def test_figures_show_the_right_colours(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     ax = test.plot_volcano(highlight_ids=["G0"])
-    assert len(ax.collections[1].get_offsets()) == (test.qval <= 0.05).sum()
+    assert coloured(ax) == (test.qval <= 0.05).sum() > 0
+    assert [text.get_text() for text in ax.texts] == ["G0"]
     ax = test.plot_ma(corrected_pval=True)
-    assert len(ax.collections[1].get_offsets()) == (test.qval <= 0.05).sum()
+    assert coloured(ax) == (test.qval <= 0.05).sum()
     ax = test.plot_ma(corrected_pval=False, alpha=0.3)
-    assert len(ax.collections[1].get_offsets()) == (test.pval <= 0.3).sum()
-    with pytest.raises(InvalidArgumentError, match="highlight_ids"):
+    assert coloured(ax) == (test.pval <= 0.3).sum()
+    large = np.abs(test.log2_fold_change()) >= 1.0
+    assert coloured(test.plot_volcano(min_fc=2.0)) == (large & (test.qval <= 0.05)).sum()
+    with pytest.raises(InvalidArgumentError, match="nope"):
         test.plot_volcano(highlight_ids=["nope"])
-    dispersion(np.arange(1.0, 4), np.ones(3), trend=np.ones(3), shrunk=np.ones(3))
     plt.close("all")
 
 

@@ -53,6 +53,11 @@ def test_theta_draws_follow_the_density_and_gradients_exist():
         pc_theta(CAR, 0.5, 0.05)
 
 
+def test_small_arguments_of_a_prior_are_written_out():
+    assert describe(dist.Normal(0.0, torch.tensor([[1.0], [0.1]]))) == "Normal(loc=0, scale=[[1], [0.1]])"
+    assert describe(dist.Normal(torch.zeros(9), torch.arange(1.0, 10))) == "Normal(loc=0, scale=[9])"
+
+
 def test_the_prior_table_names_every_site():
     priors = {"beta": dist.StudentT(3.0, 0.0, 1.0), "theta_logit": pc_theta(CAR)}
     shapes = {"beta": (4, 2, 2), "bias_eta": (4, 2), "sigma": (4, 1), "theta_logit": (4, 1), "concentration": (4, 1)}

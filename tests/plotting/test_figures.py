@@ -13,7 +13,18 @@ from matplotlib.text import Text
 from scipy import sparse
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting import estimate_vs_truth, pvalue_histogram, qq, usage_map, usage_table, volcano
+from pyrosplice.plotting import (
+    dispersion,
+    estimate_vs_truth,
+    heatmap,
+    ma,
+    mixture_components,
+    pvalue_histogram,
+    qq,
+    usage_map,
+    usage_table,
+    volcano,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +114,77 @@ def test_volcano_names_do_not_cover_each_other():
     assert all(below[1] < above[0] for below, above in itertools.pairwise(boxes))
 
 
+def test_volcano_names_what_is_asked_for_and_draws_tiny_p_at_the_floor(effects):
+    ax = volcano(effects, names=["none"], floor=1e-10, min_effect=0.7)
+    assert [text.get_text() for text in ax.texts] == ["none"]
+    grey, lower, higher, below = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(lower, [[-2.0, 10.0]])
+    np.testing.assert_allclose(below, lower)
+    np.testing.assert_allclose(higher, [[1.0, 8.0]])
+    assert len(grey) == 2  # "weak" is significant and too small
+    by_adjusted = volcano(effects, pvalue="pvalue_adj")
+    assert "adjusted" in by_adjusted.get_ylabel() and "adjusted" not in ax.get_ylabel()
+
+
+def test_names_stay_in_the_axes():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"gene": [f"a_long_name_{i}" for i in range(8)], "effect": rng.normal(size=8), "mean": 1.0})
+    table["pvalue"] = table["pvalue_adj"] = 10 ** rng.uniform(-9, -4, 8)
+    for ax in (volcano(table), ma(table.assign(mean=rng.lognormal(size=8)))):
+        ax.figure.canvas.draw()
+        boxes = [Text.get_window_extent(text) for text in ax.texts]
+        assert len(boxes) == 8
+        assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_names_cover_no_point_where_there_is_room():
+    table = pd.DataFrame({"gene": ["named", "beside"], "effect": [1.0, 1.1], "pvalue": 1e-9, "pvalue_adj": [1e-9, 1.0]})
+    ax = volcano(table, names=["named"])
+    ax.figure.canvas.draw()
+    box = Text.get_window_extent(ax.texts[0])
+    points = ax.transData.transform([[1.0, 9.0], [1.1, 9.0]])
+    assert not any(box.contains(*point) for point in points)
+
+
+def test_ma_has_effects_over_means(effects):
+    ax = ma(effects.assign(mean=[10.0, 100.0, 0.0, 3.0, 5.0]), n_labels=1)
+    grey, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(grey, [[3.0, 0.1]])
+    np.testing.assert_allclose(lower, [[100.0, -2.0]])
+    np.testing.assert_allclose(higher, [[10.0, 1.0]])  # "weak" has mean zero
+    assert ax.get_xscale() == "log" and [text.get_text() for text in ax.texts] == ["down"]
+
+
+def test_dispersions_are_drawn_over_the_mean_and_the_trend_in_order():
+    mean, own = np.array([3.0, 1.0, 2.0]), np.array([0.3, 0.1, 0.2])
+    ax = dispersion(mean, own, trend=10 * own, shrunk=2 * own)
+    gene_wise, shrunken = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(gene_wise, np.column_stack([mean, own]))
+    np.testing.assert_allclose(shrunken[:, 1], 2 * own)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1.0, 2.0, 3.0])
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_heatmap_is_standardised_in_the_order_of_the_covariate():
+    ax = heatmap(np.array([2.0, 0.0, 1.0]), np.array([[30.0, 5.0], [10.0, 5.0], [20.0, 5.0]]), ["up", "flat"])
+    image = ax.images[0]
+    np.testing.assert_allclose(image.get_array(), [[-(1.5**0.5), 0, 1.5**0.5], [0, 0, 0]])
+    assert image.get_clim() == pytest.approx((-(1.5**0.5), 1.5**0.5))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["up", "flat"]
+
+
+def test_mixture_ellipses_hold_half_and_nine_tenths():
+    covariance = np.array([[[2.0, 0.6], [0.6, 0.5]]])
+    draws = np.random.default_rng(0).multivariate_normal([1.0, -1.0], covariance[0], 20_000)
+    ax = mixture_components(draws[:50], [1.0], [[1.0, -1.0]], covariance)
+    for ellipse, share in zip(ax.patches, (0.5, 0.9), strict=True):
+        inside = ellipse.get_patch_transform().inverted().transform(draws)
+        assert (np.hypot(*inside.T) < 1).mean() == pytest.approx(share, abs=0.01)
+    assert ax.texts[0].get_text() == "1.00"
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), draws[:50])
+
+
 def test_volcano_without_a_discovery_has_no_threshold(effects):
     ax = volcano(effects.assign(pvalue_adj=0.9))
     assert not ax.texts
@@ -176,12 +258,21 @@ def test_estimate_vs_truth_marks_the_median_of_each_of_few_truths():
         (lambda: qq(uniform_table(8).assign(g=np.arange(9)), by="g"), "at most 7"),
         (lambda: pvalue_histogram(uniform_table(4), n_bins=0), "n_bins"),
         (lambda: volcano(uniform_table(4)), "effect"),
+        (lambda: ma(uniform_table(4)), "mean"),
+        (lambda: mixture_components(np.zeros((3, 2)), [1.0], [[0.0, 0.0]], [[1.0, 1.0]]), "one matrix a component"),
         (lambda: estimate_vs_truth(pd.DataFrame({"truth": [np.nan], "estimate": [1.0]})), "no row"),
     ],
 )
 def test_bad_tables_are_refused_by_name(draw, says):
     with pytest.raises(InvalidArgumentError, match=says):
         draw()
+
+
+def test_unknown_names_and_a_floor_outside_of_0_to_1_are_refused(effects):
+    with pytest.raises(InvalidArgumentError, match="nope"):
+        volcano(effects, names=["nope"])
+    with pytest.raises(InvalidArgumentError, match="floor"):
+        volcano(effects, floor=0.0)
 
 
 def test_bad_usage_requests_are_refused_by_name(tissue):

@@ -177,6 +177,13 @@ def test_a_spatial_negative_binomial_model_has_a_posterior():
     assert (tree["sample_stats"].pareto_k < 0.9).all()
 
 
+def test_a_model_without_covariates_has_a_posterior_and_a_prior():
+    tree = mixed(data(2)[0], None).posterior(num_samples=30, genes=[1])
+    for group in ("prior", "posterior"):
+        assert tree[group].beta.shape == (1, 30, 1, 0, 2)
+    assert tree["prior_predictive"].counts.shape == (1, 30, 1, 25, 3)
+
+
 def test_what_cannot_be_drawn_is_refused_by_name(model):
     counts, design = data(1)
     flat = mixed(counts, design, priors={})
@@ -185,6 +192,8 @@ def test_what_cannot_be_drawn_is_refused_by_name(model):
     assert "prior" not in flat.posterior(num_samples=5).children
     with pytest.raises(InvalidArgumentError, match="expected a marginal fit"):
         mixed(counts, design, fitting_method="joint_newton", var_fix_sigma=True).posterior()
+    with pytest.raises(InvalidArgumentError, match=r"names\['covariate'\]: expected 1 names, one each, found 2"):
+        model.posterior(num_samples=2, names={"covariate": ["a", "b"]})
     for bad in ({"method": "vi"}, {"hyper": "ccd"}, {"num_samples": 0}, {"groups": ("warmup",)}):
         with pytest.raises(InvalidArgumentError):
             model.posterior(**{"num_samples": 2} | bad)
