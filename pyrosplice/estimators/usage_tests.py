@@ -16,8 +16,9 @@ from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_j
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
+from pyrosplice.estimators.variability_ratio import FittedPair
 from pyrosplice.hypothesis.fdr import adjust_pvalues
-from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
+from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 
@@ -88,37 +89,13 @@ class UsageTests(UsageModels):
             raise NoResultsError(
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
-        settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
-        settings["null_law"] = "finite-sample"
-        for name in kwargs:
-            check_option("test_spatial_variability(...)", name, settings)
-        settings |= kwargs
-        null = None
-        if use_perm_null:
-            n_permutations = 20 if n_perms_per_gene is None else n_perms_per_gene
-            if not n_permutations >= 1:
-                raise InvalidArgumentError(
-                    f"n_perms_per_gene: expected a whole number ≥ 1, found {n_perms_per_gene!r}."
-                )
-            null = PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])
-        _check_ratio_options(method, use_perm_null=use_perm_null, importance=importance, n_bootstrap=n_bootstrap)
-        check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
-        options = {"n_jobs": settings["n_jobs"], "show": print_progress}
+        settings = _variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
+        null = _permutation_null(n_perms_per_gene, settings) if use_perm_null else None
         reliability: dict[str, Any] = {}
         if method == "score":
-            tests = self._variability_score(null, **options)
-        elif null is not None:
-            tests = self._permuted_ratio(null, **options)
-        elif n_bootstrap is not None:
-            tests = self._bootstrapped_ratio(n_bootstrap, settings["random_seed"], **options)
+            tests = self._variability_score(null, n_jobs=settings["n_jobs"], show=print_progress)
         else:
-            finite = settings["null_law"] == "finite-sample"
-            kernel = spatial_kernel(self._ready().covariance, damping=0.0) if finite else None
-            if importance:
-                sampling = settings["n_draws"], settings["random_seed"]
-                tests, reliability = self._corrected_ratio(kernel, *sampling, **options)
-            else:
-                tests = self._laplace_ratio(kernel, **options)
+            tests, reliability = self._variability_ratio(settings, null, show=print_progress)
         results = {
             "gene": self.gene_names,
             "statistic": tests.statistic,
@@ -231,50 +208,45 @@ class UsageTests(UsageModels):
         )
         return GeneTests.gather(batches, found, (self.n_genes,))
 
-    def _laplace_ratio(self, kernel: SpatialKernel | None, *, n_jobs: int | None, show: bool) -> GeneTests:
-        batches, calls = self._ratio_calls(kernel, show=show)
-        task = variability_ratio.laplace_ratio
-        found = run_batches(task, calls, description="llr", n_jobs=self._jobs(n_jobs), show=show)
-        return GeneTests.gather(batches, found, (self.n_genes,))
-
-    def _permuted_ratio(self, null: PermutationNull, *, n_jobs: int | None, show: bool) -> GeneTests:
-        batches, calls = self._ratio_calls(show=show)
-        calls = [(*call, genes, null) for call, genes in zip(calls, batches, strict=True)]
-        task = variability_ratio.permuted_ratio
-        found = run_batches(task, calls, description="permutations", n_jobs=self._jobs(n_jobs), show=show)
-        return GeneTests.gather(batches, found, (self.n_genes,))
-
-    def _corrected_ratio(
-        self, kernel: SpatialKernel | None, n_draws: int, seed: int, *, n_jobs: int | None, show: bool
+    def _variability_ratio(
+        self, settings: dict[str, Any], null: PermutationNull | None, *, show: bool
     ) -> tuple[GeneTests, dict[str, Any]]:
-        batches, calls = self._ratio_calls(kernel, n_draws, seed, show=show)
-        task = variability_ratio.corrected_ratio
-        found = run_batches(task, calls, description="importance", n_jobs=self._jobs(n_jobs), show=show)
+        """Likelihood-ratio tests and what else there is to report of them."""
+        task: Callable[..., Any]
+        options: tuple[Any, ...]
+        seed = settings["random_seed"]
+        if null is not None:
+            task, options = variability_ratio.permuted_ratio, (null,)
+        elif settings["n_bootstrap"] is not None:
+            task, options = variability_ratio.bootstrapped_ratio, (settings["n_bootstrap"], seed)
+        else:
+            finite = settings["null_law"] == "finite-sample"
+            kernel = spatial_kernel(self._ready().covariance, damping=0.0) if finite else None
+            task, options = variability_ratio.laplace_ratio, (kernel,)
+            if settings["importance"]:
+                task, options = variability_ratio.corrected_ratio, (kernel, settings["n_draws"], seed)
+        pairs = self._fitted_pairs(show=show)
+        calls = [(pair, *options) for pair in pairs]
+        found = run_batches(task, calls, description="llr", n_jobs=self._jobs(settings["n_jobs"]), show=show)
+        batches = [pair.genes for pair in pairs]
         tests = GeneTests.gather(batches, [one[:2] for one in found], (self.n_genes,))
+        if not settings["importance"]:
+            return tests, {}
         more = GeneTests.gather(batches, [one[2:] for one in found], (self.n_genes,))
         return tests, {"statistic_se": more.statistic, "pareto_k": more.pvalue}
 
-    def _bootstrapped_ratio(self, n_bootstrap: int, seed: int, *, n_jobs: int | None, show: bool) -> GeneTests:
-        batches, calls = self._ratio_calls(show=show)
-        calls = [(*call, genes, n_bootstrap, seed) for call, genes in zip(calls, batches, strict=True)]
-        task = variability_ratio.bootstrapped_ratio
-        found = run_batches(task, calls, description="bootstrap", n_jobs=self._jobs(n_jobs), show=show)
-        return GeneTests.gather(batches, found, (self.n_genes,))
-
-    def _ratio_calls(self, *more: Any, show: bool) -> tuple[list[list[int]], list[tuple[Any, ...]]]:
-        """Batches of genes, and for each its counts, both models' specifications and fits, and ``more``."""
+    def _fitted_pairs(self, *, show: bool) -> list[FittedPair]:
+        """Both models of every gene, in batches."""
         prepared, fit = self._ready(), self._ready_fit()
         if fit.null is None:
             raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")
-        models = ("glmm-full", "glmm-null")
-        specs = [self._marginal_spec(model, with_design=fit.with_design) for model in models]
-        fits = [self._marginal_fit(model, print_progress=show) for model in models]
+        spec, null_spec = (self._marginal_spec(m, with_design=fit.with_design) for m in ("glmm-full", "glmm-null"))
+        full, null = (self._marginal_fit(m, print_progress=show) for m in ("glmm-full", "glmm-null"))
         batches = prepared.batches(TEST_BATCH, group=True)
-        calls = [
-            (self._counts(prepared, some), *specs, *([fitted[gene] for gene in some] for fitted in fits), *more)
-            for some in batches
+        return [
+            FittedPair(b, self._counts(prepared, b), spec, null_spec, [full[i] for i in b], [null[i] for i in b])
+            for b in batches
         ]
-        return batches, calls
 
     def _usage_score(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
         return self._linearised_tests(covariate_tests.score_of_terms, terms, description="score", show=show)
@@ -348,10 +320,17 @@ class UsageTests(UsageModels):
         return torch.stack([prepared.counts[gene] for gene in genes])
 
 
-def _check_ratio_options(method: str, *, use_perm_null: bool, importance: bool, n_bootstrap: int | None) -> None:
-    """Raise where options of the likelihood ratio are asked for together, of another test, or out of range."""
-    asked = {"importance": importance, "n_bootstrap": n_bootstrap is not None}
-    names = [name for name, value in asked.items() if value]
+def _variability_settings(
+    method: str, use_perm_null: bool, importance: bool, n_bootstrap: int | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Options of a test of spatial variability; raises where they are unknown, exclude each other or out of range."""
+    settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
+    settings["null_law"] = "finite-sample"
+    for name in given:
+        check_option("test_spatial_variability(...)", name, settings)
+    settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
+    check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
+    names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
     if names and method != "llr":
         raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={method!r}.")
     names += ["use_perm_null"] if use_perm_null else []
@@ -359,3 +338,11 @@ def _check_ratio_options(method: str, *, use_perm_null: bool, importance: bool, 
         raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
     if n_bootstrap is not None and (isinstance(n_bootstrap, bool) or not n_bootstrap >= 1):
         raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 1, found {n_bootstrap!r}.")
+    return settings
+
+
+def _permutation_null(n_permutations: int | None, settings: dict[str, Any]) -> PermutationNull:
+    n_permutations = 20 if n_permutations is None else n_permutations
+    if not n_permutations >= 1:
+        raise InvalidArgumentError(f"n_perms_per_gene: expected a whole number ≥ 1, found {n_permutations!r}.")
+    return PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])

@@ -1,15 +1,15 @@
 """Likelihood ratios of spatial variance, a batch of genes at once: Laplace's or corrected ones, and their null laws.
 
-All take the counts ``(B, N, K)`` of a batch, how both models are made, and their fits. *Importance sampling* replaces
-both log marginal likelihoods by corrected ones, each at its own corrected optimum. That of the null model is evaluated
-as the spatial model at θ = 0, with the same random numbers, so that the errors of the two largely cancel where θ is
-small. The *parametric bootstrap* draws counts from the fitted null model, with the totals of the spots as they are, and
-refits both models to them. *Permutations* exchange the spots.
+*Importance sampling* replaces both log marginal likelihoods by corrected ones, each at its own corrected optimum. That
+of the null model is evaluated as the spatial model at θ = 0, with the same random numbers, so that the errors of the
+two largely cancel where θ is small. The *parametric bootstrap* draws counts from the fitted null model, with the totals
+of the spots as they are, and refits both models to them. *Permutations* exchange the spots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,30 +27,40 @@ BOOTSTRAP_BATCH = 128  # simulated genes that are fitted at a time
 ZERO = 2e-6  # nats up to which a ratio is zero
 
 
-def laplace_ratio(
-    counts: Tensor,
-    spec: ModelSpec,
-    null_spec: ModelSpec,
-    full: Sequence[FittedGene],
-    null: Sequence[FittedGene],
-    kernel: SpatialKernel | None,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class FittedPair:
+    """The models with and without spatial variance of a batch of genes.
+
+    Attributes
+    ----------
+    genes
+        Their numbers, which seed what is drawn for them.
+    counts
+        ``(B, N, K)``.
+    spec, null_spec
+        How the models are made.
+    full, null
+        Their fits, at the marginal optimum.
+    """
+
+    genes: Sequence[int]
+    counts: Tensor
+    spec: ModelSpec
+    null_spec: ModelSpec
+    full: Sequence[FittedGene]
+    null: Sequence[FittedGene]
+
+
+def laplace_ratio(pair: FittedPair, kernel: SpatialKernel | None) -> tuple[Tensor, Tensor]:
     """Ratio and p-value, by the finite-sample law in the space of ``kernel`` (undamped), or for None the boundary's."""
-    statistic = _ratio(full, null)
-    return statistic, _pvalues(statistic, counts, null_spec, null, kernel)
+    statistic = _ratio(pair.full, pair.null)
+    return statistic, _pvalues(statistic, pair, kernel)
 
 
-def permuted_ratio(
-    counts: Tensor,
-    spec: ModelSpec,
-    null_spec: ModelSpec,
-    full: Sequence[FittedGene],
-    null: Sequence[FittedGene],
-    genes: Sequence[int],
-    permutations: PermutationNull,
-) -> tuple[Tensor, Tensor]:
+def permuted_ratio(pair: FittedPair, permutations: PermutationNull) -> tuple[Tensor, Tensor]:
     """Ratio and permutation p-value. Without space, rows may be exchanged: only the full model is fitted again."""
-    log_full, log_null = _log_marginal(full), _log_marginal(null)
+    counts, spec = pair.counts, pair.spec
+    log_full, log_null = _log_marginal(pair.full), _log_marginal(pair.null)
 
     def statistic(some: Tensor, order: Tensor) -> Tensor:
         if bool((order == torch.arange(order.shape[1])).all()):
@@ -63,24 +73,18 @@ def permuted_ratio(
             fitted = torch.cat([_log_marginal(gene) for gene in each])
         return 2 * (fitted - log_null[some])
 
-    return permutation_pvalues(statistic, counts, genes, permutations)
+    return permutation_pvalues(statistic, counts, pair.genes, permutations)
 
 
 def corrected_ratio(
-    counts: Tensor,
-    spec: ModelSpec,
-    null_spec: ModelSpec,
-    full: Sequence[FittedGene],
-    null: Sequence[FittedGene],
-    kernel: SpatialKernel | None,
-    n_draws: int,
-    seed: int,
+    pair: FittedPair, kernel: SpatialKernel | None, n_draws: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Importance-sampling ratio of a batch ``(B, N, K)``: statistic, p-value, standard error of the statistic and k̂.
+    """Importance-sampling ratio: statistic, p-value, standard error of the statistic and k̂.
 
     The standard error is that of two independent estimates, and k̂ the larger of both models'.
     """
-    spatial, white = _mixed(spec, counts, full), _mixed(null_spec, counts, null)
+    spatial = _mixed(pair.spec, pair.counts, pair.full)
+    white = _mixed(pair.null_spec, pair.counts, pair.null)
     at_full = spatial.refine(n_draws, seed)
     white.refine(n_draws, seed)
     own = ("beta", "bias_eta", "sigma", *white.likelihood.free)
@@ -89,34 +93,25 @@ def corrected_ratio(
     at_null = spatial.importance(n_draws, seed)
     best = torch.maximum(at_full.value, at_null.value)  # θ = 0 is among the full model's parameters
     statistic = 2 * (best - at_null.value)
-    pvalue = _pvalues(statistic, counts, null_spec, null, kernel)
+    pvalue = _pvalues(statistic, pair, kernel)
     error = 2 * torch.hypot(at_full.standard_error, at_null.standard_error)
     return statistic, pvalue, error, torch.maximum(at_full.pareto_k, at_null.pareto_k)
 
 
-def bootstrapped_ratio(
-    counts: Tensor,
-    spec: ModelSpec,
-    null_spec: ModelSpec,
-    full: Sequence[FittedGene],
-    null: Sequence[FittedGene],
-    genes: Sequence[int],
-    n_bootstrap: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Ratio of a batch ``(B, N, K)`` and ``(1 + #{simulated ≥ observed}) / (n_bootstrap + 1)``.
+def bootstrapped_ratio(pair: FittedPair, n_bootstrap: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ratio and ``(1 + #{simulated ≥ observed}) / (n_bootstrap + 1)``.
 
-    What is drawn for a gene depends on ``seed`` and its number in ``genes`` only.
+    What is drawn for a gene depends on ``seed`` and its number only.
     """
-    observed = _ratio(full, null)
+    observed = _ratio(pair.full, pair.null)
     floor = torch.where(observed <= ZERO, 0.0, observed)
-    generators = [_generator(seed, gene) for gene in genes]
-    size = max(1, BOOTSTRAP_BATCH // len(genes))
-    reached = torch.zeros(len(genes), dtype=torch.int64)
+    generators = [_generator(seed, gene) for gene in pair.genes]
+    size = max(1, BOOTSTRAP_BATCH // len(pair.genes))
+    reached = torch.zeros(len(pair.genes), dtype=torch.int64)
     for first in range(0, n_bootstrap, size):
         count = min(size, n_bootstrap - first)
-        drawn = torch.cat([_draw(counts, null_spec, null, generators) for _ in range(count)])
-        ratio = _ratio(spec.fit(drawn), null_spec.fit(drawn))
+        drawn = torch.cat([_draw(pair, generators) for _ in range(count)])
+        ratio = _ratio(pair.spec.fit(drawn), pair.null_spec.fit(drawn))
         ratio = torch.where(ratio <= ZERO, 0.0, ratio).reshape(count, -1)
         reached += (~(ratio < floor)).sum(0)
     pvalue = (1.0 + reached.to(torch.float64)) / (n_bootstrap + 1)
@@ -131,18 +126,16 @@ def _log_marginal(genes: Sequence[FittedGene]) -> Tensor:
     return torch.tensor([-gene.best_loss for gene in genes], dtype=torch.float64)
 
 
-def _pvalues(
-    statistic: Tensor, counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], kernel: SpatialKernel | None
-) -> Tensor:
-    """Of ratios, given the null model and its fits."""
-    values = stacked(genes)
+def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) -> Tensor:
+    """By the law at the null fits."""
+    spec, values = pair.null_spec, stacked(pair.null)
     sigma = values["sigma"]
     if kernel is None:
         return spatial_likelihood_ratio_test(statistic / 2, torch.zeros_like(statistic), n_components=sigma.shape[1])[1]
     design = None if spec.design is None else torch.from_numpy(spec.design.values)
     likelihood = MultinomGLMM(**spec.options).likelihood.bind(values)
-    eta = torch.stack([gene.fixed_predictor(counts.shape[1], design) for gene in genes])
-    information = likelihood.information(counts, eta)
+    eta = torch.stack([gene.fixed_predictor(pair.counts.shape[1], design) for gene in pair.null])
+    information = likelihood.information(pair.counts, eta)
     law = spatial_ratio_null(information, sigma, kernel, design=design, share_variance=sigma.shape[1] == 1)
     return law.sf(statistic)
 
@@ -154,14 +147,13 @@ def _mixed(spec: ModelSpec, counts: Tensor, genes: Sequence[FittedGene]) -> Mult
     return model
 
 
-def _draw(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Counts of the fitted model without space, ``(B, N, K)``, totals as observed."""
-    n_spots, likelihood = counts.shape[1], MultinomGLMM(**spec.options).likelihood
+def _draw(pair: FittedPair, generators: Sequence[torch.Generator]) -> Tensor:
+    """Counts of the fitted models without space, ``(B, N, K)``, totals as observed."""
+    spec, n_spots = pair.null_spec, pair.counts.shape[1]
+    likelihood = MultinomGLMM(**spec.options).likelihood
     design = None if spec.design is None else torch.from_numpy(spec.design.values)
-    sigma, drawn = stacked(genes)["sigma"], []
-    for gene, deviation, table, generator in zip(genes, sigma, counts, generators, strict=True):
+    sigma, drawn = stacked(pair.null)["sigma"], []
+    for gene, deviation, table, generator in zip(pair.null, sigma, pair.counts, generators, strict=True):
         fixed = gene.fixed_predictor(n_spots, design)
         noise = torch.randn(fixed.shape, generator=generator, dtype=torch.float64)
         bound = likelihood.bind(gene.values)
