@@ -227,7 +227,7 @@ class UsageTests(UsageModels):
                 task, options = variability_ratio.corrected_ratio, (kernel, settings["n_draws"], seed)
         pairs = self._fitted_pairs(show=show)
         calls = [(pair, *options) for pair in pairs]
-        found = run_batches(task, calls, description="llr", n_jobs=self._jobs(settings["n_jobs"]), show=show)
+        found: list[Any] = run_batches(task, calls, description="llr", n_jobs=self._jobs(settings["n_jobs"]), show=show)
         batches = [pair.genes for pair in pairs]
         tests = GeneTests.gather(batches, [one[:2] for one in found], (self.n_genes,))
         if not settings["importance"]:
