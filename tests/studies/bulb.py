@@ -68,10 +68,16 @@ def permuted(adata: ad.AnnData, n_replicates: int, seed: int) -> ad.AnnData:
 
 
 def model_of(
-    adata: ad.AnnData, covariate: str | list[str] | None = None, *, model_type: str = "glmm-full"
+    adata: ad.AnnData,
+    covariate: str | list[str] | None = None,
+    *,
+    model_type: str = "glmm-full",
+    share_variance: bool = True,
 ) -> SplisosmGLMM:
     """Data set up as for all tests here."""
-    model = SplisosmGLMM(model_type, fitting_method="marginal_newton", var_fix_sigma=False)
+    model = SplisosmGLMM(
+        model_type, fitting_method="marginal_newton", var_fix_sigma=False, share_variance=share_variance
+    )
     model.setup_data(adata, adj_key="graph", group_gene_by_n_iso=True, design_mtx=covariate)
     return model
 
@@ -109,14 +115,15 @@ def usage_test(model: SplisosmGLMM, method: str) -> dict[str, object]:
     return {"gene": result["gene"], **{key: np.ravel(result[key]) for key in ("statistic", "pvalue")}}
 
 
-def together(adata: ad.AnnData, methods: Sequence[str]) -> pd.DataFrame:
-    """Tests of the covariates, each beside the others, for many families at once."""
-    model, tables = model_of(adata, list(COVARIATES)), []
+def together(adata: ad.AnnData, methods: Sequence[str], *, share_variance: bool = True) -> pd.DataFrame:
+    """Tests of the covariates, each beside the others, for many families at once; with one σ or one a logit."""
+    model, tables = model_of(adata, list(COVARIATES), share_variance=share_variance), []
     for method in methods:
         model.fit(batch_size=32, with_design_mtx=method == "wald", **QUIET)
         found = model.test_differential_usage(method, return_results=True, **QUIET)
         for covariate, pvalue in zip(found["covariate"], found["pvalue"].T, strict=True):
-            tables.append(rows_of({method: {"gene": found["gene"], "pvalue": pvalue}}).assign(covariate=covariate))
+            name = method if share_variance else f"{method}, a variance each logit"
+            tables.append(rows_of({name: {"gene": found["gene"], "pvalue": pvalue}}).assign(covariate=covariate))
     return pd.concat(tables, ignore_index=True)
 
 

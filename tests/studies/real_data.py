@@ -71,6 +71,7 @@ def permuted_runs(adata: ad.AnnData, n_replicates: int, seed: int, peer: str | N
     some, few = (bulb.permuted(adata, n, seed) for n in (n_replicates, max(1, n_replicates // 3)))
     yield bulb.scores_of_space(bulb.permuted(adata, 10 * n_replicates, seed))
     yield bulb.together(some, ("score",))
+    yield bulb.together(some, ("score",), share_variance=False)
     yield bulb.variability(few, everything=False).query("method == 'llr'")
     yield bulb.together(few, ("wald", "lrt"))
     if peer:
