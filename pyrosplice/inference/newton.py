@@ -109,7 +109,10 @@ def newton(objective: NewtonObjective, start: Tensor, *, options: NewtonOptions 
 
 
 def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
-    """``|H|⁺ right`` for ``(A, D, R)``: by Cholesky, or in the eigenbasis where H is not positive definite."""
+    """``|H|⁺ right`` for ``(A, D, R)``: by Cholesky, or in the eigenbasis where H is not positive definite.
+
+    NaN where H is not finite.
+    """
     scale = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
     scale = torch.where(scale > 0, scale, 1.0).rsqrt()
     scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)
@@ -118,8 +121,10 @@ def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
     regular = (info == 0) & (pivots.square().amin(-1) > SINGULAR if pivots.shape[-1] else info == 0)
     right = scale.unsqueeze(-1) * right
     solution = torch.zeros_like(right)
-    good, bad = torch.nonzero(regular).squeeze(-1), torch.nonzero(~regular).squeeze(-1)
+    finite = torch.isfinite(scaled).flatten(1).all(-1)
+    good, bad = torch.nonzero(regular & finite).squeeze(-1), torch.nonzero(~regular & finite).squeeze(-1)
     solution[good] = torch.cholesky_solve(right[good], factor[good])
+    solution[~finite] = torch.nan
     if len(bad):
         values, vectors = torch.linalg.eigh(scaled[bad])
         size = values.abs()

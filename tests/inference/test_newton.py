@@ -100,3 +100,11 @@ def test_solve_does_not_depend_on_units(scale):
     unit = torch.tensor([1.0, scale, 1.0, scale, 1.0], dtype=torch.float64)
     solution = solve_curvature(unit[:, None] * hessian * unit, unit[:, None] * right)
     torch.testing.assert_close(unit[:, None] * solution, torch.linalg.solve(hessian, right), rtol=1e-6, atol=1e-8)
+
+
+def test_a_curvature_that_is_not_finite_has_no_solution_and_harms_no_other():
+    eye = torch.eye(3, dtype=torch.float64)
+    hessian = torch.stack([eye, torch.where(eye > 0, torch.nan, eye), torch.full_like(eye, torch.inf), -eye])
+    solution = solve_curvature(hessian, torch.ones(4, 3, 1, dtype=torch.float64))
+    assert torch.isnan(solution).flatten(1).all(1).tolist() == [False, True, True, False]
+    torch.testing.assert_close(solution[[0, 3]], torch.ones(2, 3, 1, dtype=torch.float64))
