@@ -124,9 +124,9 @@ class UsageTests(UsageModels):
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
         whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
-        here, once. With ``share_variance=True`` they are the same for all logits, which deep counts of many isoforms can
-        contradict: permuted rows of real families were rejected 7 to 8 % of the time at 5 %. ``share_variance=False``
-        helps in part.
+        here, once. With ``share_variance=True`` they are the same for all logits, which deep counts of many isoforms
+        can contradict: permuted rows of real families were rejected 7 to 8 % of the time at 5 %.
+        ``share_variance=False`` helps in part.
 
         Parameters
         ----------

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ class RatioNull:
     scale: Tensor
 
     def sf(self, statistic: Tensor) -> Tensor:
-        """P-values; 1 where the ratio is 0 up to the rounding of two equal optima."""
+        """P-values; 1 where the ratio is 0, up to what counts as positive in the simulation."""
         tail = (self.positive * chi2_sf(statistic / self.scale, 1)).clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.where(statistic > 2e-6, tail, torch.where(torch.isnan(statistic), torch.nan, 1.0))
+        return torch.where(statistic > _POSITIVE, tail, torch.where(torch.isnan(statistic), torch.nan, 1.0))
 
 
 def spatial_ratio_null(
@@ -116,7 +117,8 @@ class _Draws:
     @classmethod
     def of(cls, kernel: SpatialKernel, basis: Tensor, n_logits: int, n_draws: int, seed: int) -> _Draws:
         rng = np.random.default_rng(seed)
-        values, dof, grams = _nodes(kernel, basis)
+        loading = _loading(kernel, basis)
+        values, dof, grams = _nodes(kernel, loading)
         n_leading, width = len(kernel.values), basis.shape[1]
         single = torch.from_numpy(rng.standard_normal((n_logits, n_draws, n_leading)))
         along = torch.from_numpy(rng.standard_normal((n_logits, n_draws, len(values) - n_leading, width)))
@@ -124,7 +126,7 @@ class _Draws:
         squares = torch.cat([single.square(), along.square().sum(-1) + torch.from_numpy(across)], -1)
         eigenvalues, vectors = torch.linalg.eigh(grams[n_leading:])
         roots = vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)
-        loads = torch.einsum("qmj,jp->qmjp", single, kernel.vectors.T @ basis)
+        loads = torch.einsum("qmj,jp->qmjp", single, loading)
         loads = torch.cat([loads, torch.einsum("qmjp,jsp->qmjs", along, roots)], -2)
         return cls(values, dof, grams, squares, loads)
 
@@ -176,9 +178,27 @@ def _ratio(value: Tensor) -> Tensor:
     return 2 * (profile.amax(-1) - profile[:, 0])
 
 
-def _nodes(kernel: SpatialKernel, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading eigenvalues one by one, two nodes for the others: values, multiplicities and Gram matrices."""
+def _loading(kernel: SpatialKernel, basis: Tensor) -> Tensor:
+    """Products of the leading eigenvectors with the covariates, (r, P').
+
+    An eigenvector's sign, and the basis of an eigenvalue that occurs twice, are accidents of the order of the spots. So
+    that the draws of a seed do not depend on it, one vector of each eigenvalue holds all of the constant's share, > 0.
+    """
     loading = kernel.vectors.T @ basis
+    new = kernel.values.diff().abs() > 1e-9 * kernel.values[0]
+    starts = [0, *(torch.nonzero(new).squeeze(-1) + 1).tolist(), len(loading)]
+    blocks = []
+    for first, last in pairwise(starts):
+        block = torch.linalg.qr(loading[first:last], mode="complete").R
+        signs = torch.ones_like(block[:, :1])
+        diagonal = torch.diagonal(block)
+        signs[: len(diagonal), 0] = torch.where(diagonal < 0, -1.0, 1.0)
+        blocks.append(signs * block)
+    return torch.cat(blocks)
+
+
+def _nodes(kernel: SpatialKernel, loading: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading eigenvalues one by one, two nodes for the others: values, multiplicities and Gram matrices."""
     grams = loading.unsqueeze(-1) * loading.unsqueeze(-2)
     left = kernel.n_spots - len(kernel.values)
     if left == 0:
@@ -189,7 +209,7 @@ def _nodes(kernel: SpatialKernel, basis: Tensor) -> tuple[Tensor, Tensor, Tensor
     reach = (kernel.skewness**2 + 4) ** 0.5
     ends = mean + spread * mean.new_tensor([kernel.skewness + reach, kernel.skewness - reach]) / 2
     share = mean.new_tensor([reach - kernel.skewness, reach + kernel.skewness]) / (2 * reach)
-    rest = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) - grams.sum(0)
+    rest = torch.eye(loading.shape[1], dtype=loading.dtype, device=loading.device) - grams.sum(0)
     return (
         torch.cat([kernel.values, ends]),
         torch.cat([torch.ones_like(kernel.values), left * share]),

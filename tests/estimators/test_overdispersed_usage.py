@@ -98,7 +98,8 @@ def test_the_bootstrap_draws_with_the_gene_s_own_concentration():
         for concentration in own
     ]
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    drawn = variability_ratio._draw(counts, spec, genes, generators)
+    pair = variability_ratio.FittedPair([0, 1], counts, spec, spec, genes, genes)
+    drawn = variability_ratio._draw(pair, generators)
     assert (drawn.sum(-1) == total).all()
     for gene, concentration in zip(drawn, own, strict=True):
         expected = total / 4 * (total + concentration) / (1 + concentration)

@@ -9,7 +9,7 @@ from pyrosplice.hypothesis.ratio_null import RatioNull, spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.models.likelihoods import Multinomial
 from pyrosplice.spatial.car import CarCovariance
-from tests.studies.simulation import grid, simulate_counts
+from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = CarCovariance(grid(7).adjacency, rho=0.7)
 KERNEL = spatial_kernel(LAYOUT, damping=0.0)
@@ -58,16 +58,17 @@ def test_law_is_that_of_the_dense_linear_model(covariates):
 
 def test_profiled_likelihood_is_the_dense_one():
     """One draw put back into the spots, all eigenvalues kept."""
-    kernel = spatial_kernel(grid(5), damping=0.0)
+    kernel = spatial_kernel(scattered(25), damping=0.0)
     design = torch.linalg.qr(torch.randn(25, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
     draws = module._Draws.of(kernel, design, 1, 3, 5)
+    vectors = kernel.vectors * (design[:, :1].T @ kernel.vectors).sign()
     rng = np.random.default_rng(5)
     single = torch.from_numpy(rng.standard_normal((1, 3, 25)))[0]
     values = kernel.values
     variances = torch.stack([0.3 + 0.5 * (0.2 + 0.8 * values), 0.3 + 2.0 * values])
     ours = draws.log_likelihood(0, torch.tensor(1.7, dtype=torch.float64), variances)
     for m in range(3):
-        data = kernel.vectors @ single[m] * 1.7**0.5
+        data = vectors @ single[m] * 1.7**0.5
         for j, diagonal in enumerate(variances):
             covariance = kernel.vectors @ torch.diag(diagonal) @ kernel.vectors.T
             inverse = torch.linalg.inv(covariance)
@@ -108,3 +109,16 @@ def test_a_logit_without_information_changes_nothing():
     alone = module._law(draws, noise[:1], variance[:1], True)
     assert float(positive) == pytest.approx(float(alone[0]), rel=0.15)
     assert float(scale) == pytest.approx(float(alone[1]), rel=0.15)
+
+
+@pytest.mark.parametrize("layout", [grid(5), scattered(30)])
+def test_the_order_of_the_spots_changes_nothing(layout):
+    """A square grid has eigenvalues that occur twice."""
+    order = torch.randperm(layout.n_spots, generator=torch.Generator().manual_seed(0))
+    constant = torch.full((layout.n_spots, 1), layout.n_spots**-0.5, dtype=torch.float64)
+    loadings = [
+        module._loading(spatial_kernel(matrix, damping=0.0), constant)
+        for matrix in (layout.dense(), layout.dense()[order][:, order])
+    ]
+    torch.testing.assert_close(loadings[1], loadings[0], rtol=1e-6, atol=1e-9)
+    assert float(loadings[0].square().sum()) == pytest.approx(1.0)
