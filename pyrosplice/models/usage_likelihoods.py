@@ -31,8 +31,8 @@ class DirichletMultinomial(Likelihood):
     -----
     In a mixed model, σ²(1 − θ) and 1 / A both describe variation that is independent between spots; data tell them
     apart only by how the variance grows with n. Hold one, or give them priors; Laplace's draws of σ and A together did
-    not pass calibration (``tests/studies/posterior_calibration.py``), those of the coefficients did. Where data show no over-dispersion the
-    likelihood is flat towards A = ∞, and the estimate is a large number.
+    not pass calibration (``tests/studies/posterior_calibration.py``), those of the coefficients did. Where data show no
+    over-dispersion the likelihood is flat towards A = ∞, and the estimate is a large number.
     """
 
     name = "Dirichlet-multinomial"
