@@ -22,6 +22,7 @@ from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.negative_binomial import ExpressionModel
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
+from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS, whole_numbers
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Te
     """Draws (C, S, G, D) of the Pyro model, gene by gene, in the coordinates of Laplace's Gaussian."""
     _, guide = fit_mode(data.model, data.counts)
     p, found = data.model.n_coefficients[0], []
-    with torch.random.fork_rng():
-        for row, gene in enumerate(data.genes.tolist()):
-            torch.manual_seed(seed + gene)  # NUTS draws from the global generator, which is put back afterwards
+    for row, gene in enumerate(data.genes.tolist()):
+        with seeded(seed + gene):
             one = _single(data.model, row)
             draws = dist.MultivariateNormal(guide.theta[row], guide.covariance[row]).sample(torch.Size([2000]))
             pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
@@ -184,8 +184,7 @@ def _tree(
         return dataset({k: ((*draw, *own.get(k, ())), v.numpy()) for k, v in data.full(values).items()})
 
     tree = {"posterior": sites(theta), "sample_stats": dataset({k: (draw, v.numpy()) for k, v in stats.items()})}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # distributions draw from the global generator, which is put back afterwards
+    with seeded(seed):
         if "posterior_predictive" in groups:
             tree["posterior_predictive"] = dataset({"counts": ((*draw, "cell"), _drawn(data, theta))})
         if "prior" in groups:

@@ -34,6 +34,7 @@ from pyrosplice.models.gaussian_mixture import (
     gaussian_mixture,
 )
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
+from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS
 
 METHODS = ("gibbs", "nuts")
@@ -109,8 +110,7 @@ def _nuts(
     pilot = sample_posterior(cells, fitted, prior=prior, n_draws=N_PILOT, seed=seed)["posterior"]
     draws = {name: torch.from_numpy(np.array(pilot[name])).flatten(0, 1) for name in SITES}
     program = partial(gaussian_mixture, cells, n_components=fitted.n_components, covariance_type=kind, prior=prior)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # NUTS draws from the global generator, which is put back afterwards
+    with seeded(seed):
         coordinates = Coordinates(program, draws, _transforms(kind))
         chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]
     flat = [
@@ -193,8 +193,7 @@ def _completed(
     drawn = tree["posterior"].to_dataset()
     sites = {name: torch.from_numpy(drawn[name].values.copy()) for name in ("weights", "means", "covariances")}
     out = {"posterior": _with_sd(drawn, kind), "sample_stats": tree["sample_stats"].to_dataset()}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # distributions draw from the global generator, which is put back afterwards
+    with seeded(seed):
         if "posterior_predictive" in groups:
             out["posterior_predictive"] = xr.Dataset(
                 {"x": ((*lead, "cell", "feature"), _cells(sites, kind, len(cells)))}

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.distributions import SpatialEffect
 from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.posterior.seeding import seeded
 
 if TYPE_CHECKING:
     from pyrosplice.estimators.multinomial import MultinomGLM
@@ -78,10 +79,9 @@ def nuts(
         A prior that differs between genes.
     """
     found = []
-    with torch.random.fork_rng():
-        for gene in genes.tolist():
-            program = single_gene(model, gene)
-            torch.manual_seed(seed + gene)  # NUTS draws from the global generator, which is put back afterwards
+    for gene in genes.tolist():
+        program = single_gene(model, gene)
+        with seeded(seed + gene):
             draws = None if pilot is None else whitened_sites(program, pilot(gene))
             coordinates = Coordinates(pyro.poutine.reparam(program, config={"nu": WhitenedEffect()}), draws)
             chains = [_sites(program, *run_chain(coordinates, num_samples, options)) for _ in range(options.num_chains)]

@@ -30,6 +30,7 @@ from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 from pyrosplice.posterior.sampling import Samples
+from pyrosplice.posterior.seeding import seeded
 
 DIMS: dict[str, tuple[str, ...]] = {
     "beta": ("covariate", "logit"),
@@ -153,8 +154,7 @@ def _prior_groups(
 ) -> dict[str, xr.Dataset]:
     """As many draws of the prior, and of counts under it, as of the posterior."""
     n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # Pyro's distributions draw from the global generator, which is put back afterwards
+    with seeded(seed):
         sites = prior_draws(model, n_draws, genes)
     chained = {name: value.expand(n_chains, *value.shape) for name, value in sites.items()}
     eta, bound = predictors(model, chained, model.likelihood.select(genes))
