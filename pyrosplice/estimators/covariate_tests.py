@@ -15,11 +15,13 @@ from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.hypothesis.dispersion import dispersion_of, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
-from pyrosplice.hypothesis.score import score_test
+from pyrosplice.hypothesis.score import CovariateTest, Linearised, score_test
 from pyrosplice.hypothesis.wald import coefficient_covariance, contrast_test
 
 By = Literal["covariate", "factor"]
+Variance = Literal["robust", "model"]
 
 
 @dataclass(frozen=True)
@@ -100,50 +102,90 @@ def contrasts_of(design: Design, by: By, given: Any) -> list[Contrast]:
     return [Contrast(str(name), _weights(str(name), value, design)) for name, value in given.items()]
 
 
+def same_nuisance(terms: Sequence[Term]) -> list[list[int]]:
+    """Positions of the terms, those with the same nuisance together."""
+    return [
+        [t for t, term in enumerate(terms) if term.nuisance == nuisance]
+        for nuisance in dict.fromkeys(term.nuisance for term in terms)
+    ]
+
+
 def score_of_terms(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term]
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term], robust: bool
 ) -> tuple[Tensor, Tensor]:
     """Score tests at fits without covariates, a batch ``(B, N, K)``: statistics and p-values ``(B, T)``."""
-    residual, precision = linearised(spec.rebuild(counts, genes))
+    fit = linearised(spec.rebuild(counts, genes))
     values = torch.from_numpy(design.values)
-    statistic = values.new_zeros(len(residual), len(terms))
+    statistic = values.new_zeros(len(fit.residual), len(terms))
     pvalue = torch.zeros_like(statistic)
-    for nuisance in dict.fromkeys(term.nuisance for term in terms):
-        some = [t for t, term in enumerate(terms) if term.nuisance == nuisance]
-        columns = [terms[t].columns for t in some]
-        test = score_test(residual, precision, values, terms=columns, nuisance=values[:, list(nuisance)])
+    for some in same_nuisance(terms):
+        test = _score_test(fit, values, [terms[t] for t in some], robust)
         statistic[:, some], pvalue[:, some] = test.statistic, test.pvalue
     return statistic, pvalue
 
 
 def wald_of_contrasts(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, contrasts: Sequence[Contrast]
+    counts: Tensor,
+    spec: ModelSpec,
+    genes: Sequence[FittedGene],
+    design: Design,
+    contrasts: Sequence[Contrast],
+    robust: bool,
 ) -> tuple[Tensor, Tensor]:
     """Wald tests of contrasts beside all covariates, levels of a factor centred: ``(B, T)`` each."""
-    _, precision = linearised(spec.rebuild(counts, genes))
+    fit = linearised(spec.rebuild(counts, genes))
     beta = stacked(genes)["beta"]
     n_genes, _, n_logits = beta.shape
     reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
-    covariance = coefficient_covariance(precision, reduced, n_genes=n_genes, n_logits=n_logits)
+    dispersion = dispersion_of(fit.residual, fit.spot_precision, reduced.shape[1] + 1) if robust else None
+    covariance = coefficient_covariance(
+        fit.precision_product, reduced, n_genes=n_genes, n_logits=n_logits, dispersion=dispersion
+    )
     recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
     covariance = recode @ covariance @ recode.T
-    tests = [contrast_test(beta, covariance, torch.from_numpy(contrast.rows)) for contrast in contrasts]
+    tests = [contrast_test(beta, covariance, torch.from_numpy(contrast.rows), dispersion) for contrast in contrasts]
     return torch.cat([test[0] for test in tests], -1), torch.cat([test[1] for test in tests], -1)
 
 
 def ratio_of_terms(
-    full: Sequence[Sequence[FittedGene]], null: Sequence[Sequence[FittedGene]], terms: Sequence[Term]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Likelihood ratios of every gene, ``(G, T)`` each, from its fits of the models with and without every term."""
-    statistic = np.full((len(full[0]), len(terms)), np.nan)
-    pvalue = np.full_like(statistic, np.nan)
-    for t, (large, small) in enumerate(zip(full, null, strict=True)):
-        for g, (more, less) in enumerate(zip(large, small, strict=True)):
-            log_full, log_null = (torch.tensor(-gene.best_loss, dtype=torch.float64) for gene in (more, less))
-            dof = len(terms[t].columns) * len(more.values["bias_eta"])
-            found = likelihood_ratio_test(log_full, log_null, dof)
-            statistic[g, t], pvalue[g, t] = (float(value) for value in found)
-    return statistic, pvalue
+    counts: Tensor,
+    spec: ModelSpec,
+    fits: Sequence[tuple[FittedGene, ...]],
+    design: Design,
+    terms: Sequence[Term],
+    robust: bool,
+) -> tuple[Tensor, Tensor]:
+    """Likelihood ratios of terms with the same nuisance, ``(B, T)`` and p-values.
+
+    ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
+    ``robust`` ratios are multiplied by the quotient of the score statistics with the dispersion of the residuals and
+    without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
+    Biometrika 94:167, "vertical" adjustment).
+    """
+    log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
+    ranks = torch.tensor([len(term.columns) for term in terms])
+    dof = ranks * len(fits[0][0].values["bias_eta"])
+    statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], dof)
+    if not robust:
+        return statistic, pvalue
+    linear, values = linearised(spec.rebuild(counts, [gene[0] for gene in fits])), torch.from_numpy(design.values)
+    adjusted, plain = (_score_test(linear, values, terms, one) for one in (True, False))
+    if adjusted.dispersion is None:
+        raise AssertionError("it was asked for")
+    statistic = statistic * adjusted.statistic / plain.statistic
+    return statistic, trace_sf(statistic, ranks, adjusted.dispersion)
+
+
+def _score_test(fit: Linearised, values: Tensor, terms: Sequence[Term], robust: bool) -> CovariateTest:
+    """Score tests of terms with the same nuisance."""
+    return score_test(
+        fit.residual,
+        fit.precision_product,
+        values,
+        terms=[term.columns for term in terms],
+        nuisance=values[:, list(terms[0].nuisance)],
+        spot_precision=fit.spot_precision if robust else None,
+    )
 
 
 def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:

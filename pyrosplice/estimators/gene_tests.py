@@ -16,9 +16,12 @@ from tqdm.auto import tqdm
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.hypothesis.permutation import PermutedStatistic, permutation_test
-from pyrosplice.hypothesis.score import PrecisionProduct, information_product
+from pyrosplice.hypothesis.score import Linearised, information_product
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
+from pyrosplice.inference.laplace import Laplace
+from pyrosplice.inference.mode import Mode
+from pyrosplice.linalg.blocks import matmul
 
 Result = TypeVar("Result")
 
@@ -40,11 +43,16 @@ class GeneTests:
     pvalue: NDArray[np.float64]
 
     @classmethod
+    def blank(cls, shape: tuple[int, ...]) -> GeneTests:
+        """NaN everywhere."""
+        return cls(np.full(shape, np.nan), np.full(shape, np.nan))
+
+    @classmethod
     def gather(
         cls, batches: Sequence[Sequence[int]], results: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, ...]
     ) -> GeneTests:
         """Put the results of batches back in the order of the genes."""
-        tests = cls(np.full(shape, np.nan), np.full(shape, np.nan))
+        tests = cls.blank(shape)
         for genes, (statistic, pvalue) in zip(batches, results, strict=True):
             tests.statistic[list(genes)], tests.pvalue[list(genes)] = statistic.numpy(), pvalue.numpy()
         return tests
@@ -75,18 +83,25 @@ def permuted(counts: Tensor, order: Tensor) -> Tensor:
     return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
 
 
-def linearised(model: MultinomGLM) -> tuple[Tensor, PrecisionProduct]:
-    """Residuals ``y − n p`` ``(B, N, Q)`` at the fit and the product with V⁻¹ of the linearised model."""
+def linearised(model: MultinomGLM) -> Linearised:
+    """The model at its fit as the tests of covariates see it."""
     if not isinstance(model, MultinomGLMM):
         eta = model.linear_predictor().detach()
-        likelihood = model.bound_likelihood
-        return likelihood.score(model.counts, eta), information_product(likelihood.information(model.counts, eta))
-    mode = model.posterior_mode()
+        information = model.bound_likelihood.information(model.counts, eta)
+        return Linearised(
+            model.bound_likelihood.score(model.counts, eta), information_product(information), information
+        )
+    return linearised_at(model.posterior_mode())
+
+
+def linearised_at(mode: Mode) -> Linearised:
+    """The same for a mixed model at the mode of its random effects."""
+    weight = mode.step.information
 
     def product(x: Tensor) -> Tensor:
         return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
 
-    return mode.score, product
+    return Linearised(mode.score, product, weight - matmul(matmul(weight, Laplace(mode).covariance), weight))
 
 
 def run_batches(

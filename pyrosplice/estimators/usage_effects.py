@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
-from pyrosplice.errors import InvalidArgumentError, NoResultsError
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
+from pyrosplice.estimators.covariate_tests import Variance
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
+from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.estimators.usage_models import TEST_BATCH
 from pyrosplice.estimators.usage_tests import UsageTests
+from pyrosplice.hypothesis.dispersion import dispersed_covariance, dispersion_of
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
 
@@ -22,7 +25,7 @@ POINTS = 100.0  # percentage points of usage
 class UsageEffects(UsageTests):
     """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
 
-    def get_effects(self, *, level: float = 0.95) -> pd.DataFrame:
+    def get_effects(self, *, level: float = 0.95, variance: Variance = "robust") -> pd.DataFrame:
         """How much each covariate changes each isoform, with standard errors and intervals.
 
         After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
@@ -33,6 +36,8 @@ class UsageEffects(UsageTests):
         ----------
         level
             Of the (normal) confidence intervals.
+        variance
+            ``"robust"`` or ``"model"``, as in :meth:`test_differential_usage`.
 
         Returns
         -------
@@ -54,17 +59,20 @@ class UsageEffects(UsageTests):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         InvalidArgumentError
-            A fit without covariates; ``level`` outside (0, 1).
+            A fit without covariates; ``level`` outside (0, 1); another ``variance``.
         """
         if not 0 < level < 1:
             raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
+        check_option("variance", variance, ("robust", "model"))
         prepared, fit = self._ready(), self._ready_fit()
         if prepared.design is None or not fit.with_design:
             raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
         genes, spec = self._tested_fit(show=False), self._tested_spec(with_design=True)
         tables: dict[int, pd.DataFrame] = {}
         for batch in prepared.batches(TEST_BATCH, group=True):
-            found = gene_effects(self._counts(prepared, batch), spec, [genes[g] for g in batch], prepared.design)
+            some = [genes[g] for g in batch]
+            robust = variance == "robust"
+            found = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, robust)
             for row, gene in enumerate(batch):
                 isoforms = prepared.data.adata.var_names[prepared.data.columns[gene]]
                 own = {name: Effects(e.estimate[row], e.standard_error[row]) for name, e in found.items()}
@@ -72,9 +80,11 @@ class UsageEffects(UsageTests):
         return pd.concat([tables[gene] for gene in range(self.n_genes)], ignore_index=True)
 
 
-def gene_effects(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design) -> dict[str, Effects]:
+def gene_effects(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
+) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    covariance = coefficient_covariance(counts, spec, genes, design)
+    covariance = coefficient_covariance(counts, spec, genes, design, robust)
     beta, covariates = stacked(genes)["beta"], torch.from_numpy(design.values)
     eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
     usage = average_usage_effects(eta, beta, covariance, covariates, changes_of(covariates, design.terms))
@@ -84,11 +94,18 @@ def gene_effects(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], d
     }
 
 
-def coefficient_covariance(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design) -> Tensor:
+def coefficient_covariance(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
+) -> Tensor:
     """Covariance of ``[β; b]`` of all covariates, levels of a factor centred; from the estimable ones' ``vcov``."""
     model = spec.rebuild_estimable(counts, genes)
+    covariance = model.vcov().cpu()
+    if robust:
+        fit = linearised(model)
+        dispersion = dispersion_of(fit.residual, fit.spot_precision, len(design.estimable) + 1)
+        covariance = dispersed_covariance(dispersion.root, covariance)
     recode = torch.kron(torch.from_numpy(design.coding), torch.eye(model.bias_eta.shape[-1], dtype=torch.float64))
-    return recode @ model.vcov().cpu() @ recode.T
+    return recode @ covariance @ recode.T
 
 
 def effects_table(

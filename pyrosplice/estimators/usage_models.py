@@ -319,7 +319,8 @@ class UsageModels:
 
     def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
         free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
-        method = {"fitting_method": "marginal_newton", "fitting_configs": None}
+        tolerance = {name: value for name, value in (self.fitting_configs or {}).items() if name == "tol"}
+        method = {"fitting_method": "marginal_newton", "fitting_configs": tolerance or None}
         return self._spec(model_type, with_design=with_design, device=device, **free, **method)
 
     def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:

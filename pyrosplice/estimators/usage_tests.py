@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import covariate_tests, gene_tests, variability_ratio
-from pyrosplice.estimators.covariate_tests import By, Contrast, Term, contrasts_of, terms_of
+from pyrosplice.estimators.covariate_tests import By, Contrast, Term, Variance, contrasts_of, same_nuisance, terms_of
 from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
 from pyrosplice.estimators.prepare import Prepared
@@ -119,14 +119,13 @@ class UsageTests(UsageModels):
         *,
         by: By = "covariate",
         contrasts: Any = None,
+        variance: Variance = "robust",
     ) -> dict[str, Any] | None:
         """Test every gene and covariate for an effect on usage (β = 0 in all logits; Q degrees of freedom).
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
         whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
-        here, once. With ``share_variance=True`` they are the same for all logits, which deep counts of many isoforms
-        can contradict: permuted rows of real families were rejected 7 to 8 % of the time at 5 %.
-        ``share_variance=False`` helps in part.
+        here, once.
 
         Parameters
         ----------
@@ -147,12 +146,18 @@ class UsageTests(UsageModels):
             For ``"wald"``, instead of ``by``: combinations of coefficients that are tested to be zero, levels of a
             factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
             covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
+        variance
+            Of the score, and so of estimates. ``"robust"``: with the dispersion that the residuals have between the
+            logits (:mod:`pyrosplice.hypothesis.dispersion`), which a random effect of one variance for all logits, or
+            a GLM of over-dispersed counts, does not have. Likelihood ratios are multiplied by the quotient of the score
+            statistics with it and without (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says.
 
         Returns
         -------
         dict or None
             ``gene`` (G), ``covariate`` (T: covariates, factors or contrasts), ``statistic``, ``pvalue``, ``pvalue_adj``
-            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method`` and ``by``.
+            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method``, ``by`` and
+            ``variance``.
 
         Raises
         ------
@@ -165,6 +170,8 @@ class UsageTests(UsageModels):
         prepared = self._ready()
         check_option("method", method, ("score", "wald", "lrt"))
         check_option("by", by, ("covariate", "factor"))
+        check_option("variance", variance, ("robust", "model"))
+        robust = variance == "robust"
         fit = self._ready_fit()
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
@@ -178,11 +185,12 @@ class UsageTests(UsageModels):
         if method == "wald":
             rows = contrasts_of(prepared.design, by, contrasts)
             names, ranks = [one.name for one in rows], [len(one.rows) for one in rows]
-            tests = self._usage_wald(rows, show=print_progress)
+            tests = self._usage_wald(rows, robust, show=print_progress)
         else:
             terms = terms_of(prepared.design, by)
             names, ranks = [term.name for term in terms], [len(term.columns) for term in terms]
-            tests = (self._usage_score if method == "score" else self._usage_ratio)(terms, show=print_progress)
+            test = self._usage_score if method == "score" else self._usage_ratio
+            tests = test(terms, robust, show=print_progress)
         results = {
             "gene": self.gene_names,
             "covariate": names,
@@ -192,6 +200,7 @@ class UsageTests(UsageModels):
             "df": np.outer(np.array(self.n_isos_per_gene) - 1, ranks),
             "method": method,
             "by": "contrast" if contrasts is not None else by,
+            "variance": variance,
         }
         if return_results:
             return results
@@ -250,46 +259,72 @@ class UsageTests(UsageModels):
             for b in batches
         ]
 
-    def _usage_score(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
-        return self._linearised_tests(covariate_tests.score_of_terms, terms, description="score", show=show)
+    def _usage_score(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
+        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)
+        task = covariate_tests.score_of_terms
+        return self._linearised_tests(task, spec, genes, terms, robust, description="score", show=show)
 
-    def _usage_wald(self, contrasts: Sequence[Contrast], *, show: bool) -> GeneTests:
-        return self._linearised_tests(covariate_tests.wald_of_contrasts, contrasts, description="wald", show=show)
+    def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
+        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)
+        task = covariate_tests.wald_of_contrasts
+        return self._linearised_tests(task, spec, genes, contrasts, robust, description="wald", show=show)
 
     def _linearised_tests(
-        self, task: Callable[..., tuple[Tensor, Tensor]], wanted: Sequence[Any], *, description: str, show: bool
+        self,
+        task: Callable[..., tuple[Tensor, Tensor]],
+        spec: ModelSpec,
+        genes: Sequence[Any],
+        wanted: Sequence[Any],
+        *options: Any,
+        description: str,
+        show: bool,
     ) -> GeneTests:
-        """Tests of ``wanted`` at the present fits, the marginal ones of a GLMM."""
-        prepared, fit = self._ready(), self._ready_fit()
-        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=fit.with_design)
+        """``task`` for ``wanted`` at fits of all genes, batch by batch."""
+        prepared = self._ready()
         batches = prepared.batches(TEST_BATCH, group=True)
         calls = [
-            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted)
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, *options)
             for some in batches
         ]
         found = run_batches(task, calls, description=description, show=show)
         return GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
 
-    def _usage_ratio(self, terms: Sequence[Term], *, show: bool) -> GeneTests:
+    def _usage_ratio(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
         fits: dict[tuple[int, ...], list[FittedGene]] = {}
-        for term in terms:
-            for columns in (term.full, term.nuisance):
-                if columns not in fits:
-                    fits[columns] = self._fit_with(columns, show=show)
-        full, null = [fits[term.full] for term in terms], [fits[term.nuisance] for term in terms]
-        return GeneTests(*covariate_tests.ratio_of_terms(full, null, terms))
+        for columns in dict.fromkeys(columns for term in terms for columns in (term.full, term.nuisance)):
+            fits[columns] = self._fit_with(columns, show=show)
+        tests = GeneTests.blank((self.n_genes, len(terms)))
+        for some in same_nuisance(terms):
+            group = [terms[t] for t in some]
+            own = list(zip(fits[group[0].nuisance], *(fits[term.full] for term in group), strict=True))
+            found = self._linearised_tests(
+                covariate_tests.ratio_of_terms,
+                self._spec_with(group[0].nuisance),
+                own,
+                group,
+                robust,
+                description="lrt",
+                show=show,
+            )
+            tests.statistic[:, some], tests.pvalue[:, some] = found.statistic, found.pvalue
+        return tests
+
+    def _spec_with(self, columns: tuple[int, ...], *, device: str = "cpu") -> ModelSpec:
+        """The tested model with some of the covariates."""
+        design = self._ready().design
+        if design is None:
+            raise AssertionError("columns are those of a design")
+        spec = self._tested_spec(with_design=False, device=device)
+        return spec.with_design(design.only(columns) if columns else None)
 
     def _fit_with(self, columns: tuple[int, ...], *, show: bool) -> list[FittedGene]:
         """Genes fitted with some of the covariates: the present fits where they are with these, else new ones."""
         prepared, fit = self._ready(), self._ready_fit()
-        design = prepared.design
-        if design is None:
-            raise AssertionError("columns are those of a design")
-        if columns == (tuple(design.estimable) if fit.with_design else ()):
+        present = tuple(prepared.design.estimable) if prepared.design is not None and fit.with_design else ()
+        if columns == present:
             return self._tested_fit(show=show)
-        spec = self._tested_spec(with_design=False, device=self.device)
         genes, _ = fit_genes(
-            FitPlan(full=spec.with_design(design.only(columns) if columns else None)),
+            FitPlan(full=self._spec_with(columns, device=self.device)),
             prepared.counts,
             prepared.batches(TEST_BATCH, group=True),
             n_jobs=fit.n_jobs,

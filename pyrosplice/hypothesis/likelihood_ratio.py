@@ -28,7 +28,7 @@ def chi2_sf(statistic: Tensor, dof: Tensor | int) -> Tensor:
     return torch.where(torch.isnan(statistic), torch.nan, torch.where(half > 0, tail, point))
 
 
-def likelihood_ratio_test(log_full: Tensor, log_null: Tensor, dof: int) -> tuple[Tensor, Tensor]:
+def likelihood_ratio_test(log_full: Tensor, log_null: Tensor, dof: Tensor | int) -> tuple[Tensor, Tensor]:
     """Statistic ``2 (log_full − log_null)`` and its χ² p-value, for parameters inside their range.
 
     A full model below its null one has not reached its optimum: statistic and p-value are as computed (p = 1), so that

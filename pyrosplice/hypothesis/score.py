@@ -12,7 +12,9 @@ with t the tested columns and n the intercept and the nuisance covariates. For t
 GLMM, given its estimated spatial covariance Σ, :math:`V^{-1} = (W^{-1} + Σ)^{-1} = W - W (W + Σ^{-1})^{-1} W` and, at
 the mode of the random effect, r is :math:`V^{-1}` times the working response. Columns are first made orthonormal to
 the intercept and the nuisance, so that shift, unit and coding of a covariate make no difference. T is χ² with Q degrees
-of freedom a (linearly independent) column. Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for the GLMM.
+of freedom a (linearly independent) column. The variance of U may be I, the model's, or I with the dispersion that the
+residuals have (:mod:`pyrosplice.hypothesis.dispersion`). Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for
+the GLMM.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.hypothesis.dispersion import Dispersion, dispersed, dispersion_of, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.linalg.blocks import matmul
 
@@ -34,12 +37,35 @@ _BLOCK = 2**24
 
 
 @dataclass(frozen=True)
+class Linearised:
+    """A fitted model as the tests of covariates see it.
+
+    Attributes
+    ----------
+    residual
+        ``y − n p`` of the free logits, ``(B, N, Q)``.
+    precision_product
+        The product with V⁻¹.
+    spot_precision
+        Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``.
+    """
+
+    residual: Tensor
+    precision_product: PrecisionProduct
+    spot_precision: Tensor
+
+
+@dataclass(frozen=True)
 class CovariateTest:
-    """Statistics and p-values ``(B, T)`` of T terms, and their degrees of freedom ``(T,)``; NaN where not estimable."""
+    """Statistics and p-values ``(B, T)`` of T terms, and their degrees of freedom ``(T,)``; NaN where not estimable.
+
+    ``dispersion`` is that of the residuals, if asked for.
+    """
 
     statistic: Tensor
     pvalue: Tensor
     dof: Tensor
+    dispersion: Dispersion | None = None
 
 
 def information_product(information: Tensor) -> PrecisionProduct:
@@ -54,7 +80,7 @@ def score_test(
     *,
     terms: Sequence[Sequence[int]] | None = None,
     nuisance: Tensor | None = None,
-    robust: bool = False,
+    spot_precision: Tensor | None = None,
 ) -> CovariateTest:
     r"""Score tests of terms, each beside the intercept and the nuisance covariates only.
 
@@ -70,11 +96,10 @@ def score_test(
         Columns of ``design`` that are tested together (the indicators of a factor). Default: each on its own.
     nuisance
         Covariates to adjust for, ``(N, S)``: those of the null fit. The intercept is always adjusted for.
-    robust
-        Take the variance of the score from the residuals,
-        :math:`\sum_i \tilde x_i \tilde x_i' \otimes r_i r_i'`, and not
-        from the model: right for a GLM whose spots or cells are independent but over-dispersed. Not for a GLMM, whose
-        residuals depend on each other, and no help against spatial dependence.
+    spot_precision
+        Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``: with them the variance of the score has the dispersion of the
+        residuals, as all covariates leave them (to first order), and T the law of a Lawley–Hotelling trace. Default:
+        the model's own variance, and χ².
 
     Raises
     ------
@@ -86,11 +111,14 @@ def score_test(
     columns = torch.cat([base, *groups], 1)
     score = (columns.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(precision_product, columns, len(residual), n_logits)
+    dispersion = None
+    if spot_precision is not None:
+        joint = _joint_basis(columns)
+        left = residual - precision_product(_one_step(columns, joint, score, information)).squeeze(-1)
+        dispersion = dispersion_of(left, spot_precision, joint.shape[1])
     score, variance = _without_nuisance(score, information, base.shape[1] * n_logits)
-    if robust:
-        outer = residual.unsqueeze(-1) * residual.unsqueeze(-2)
-        observed = covariate_information(information_product(outer), columns, len(residual), n_logits)
-        variance = _sandwich(observed, information, base.shape[1] * n_logits)
+    if dispersion is not None:
+        variance = _sandwich(dispersed(dispersion.root, information), information, base.shape[1] * n_logits)
     statistics, start = [], 0
     for group in groups:
         stop = start + group.shape[1] * n_logits
@@ -98,8 +126,9 @@ def score_test(
         statistics.append((part * _solve(variance[:, start:stop, start:stop], part)).sum((-2, -1)))
         start = stop
     statistic = torch.stack(statistics, -1)
-    dof = torch.tensor([group.shape[1] * n_logits for group in groups], device=statistic.device)
-    return CovariateTest(statistic, chi2_sf(statistic, dof), dof)
+    ranks = torch.tensor([group.shape[1] for group in groups], device=statistic.device)
+    pvalue = chi2_sf(statistic, ranks * n_logits) if dispersion is None else trace_sf(statistic, ranks, dispersion)
+    return CovariateTest(statistic, pvalue, ranks * n_logits, dispersion)
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
@@ -114,6 +143,21 @@ def covariate_information(precision_product: PrecisionProduct, columns: Tensor, 
         parts.append(torch.einsum("nc,bnqr->bcqr", columns, image).flatten(1, 2))
     information = torch.cat(parts, -1)
     return (information + information.mT) / 2
+
+
+def _joint_basis(columns: Tensor) -> Tensor:
+    """Weights ``(C, R)`` that make the columns, of which some may depend on others, an orthonormal basis."""
+    _, values, right = torch.linalg.svd(columns, full_matrices=False)
+    kept = values > 1e-8 * values[0]
+    return (right[kept].T / values[kept]).contiguous()
+
+
+def _one_step(columns: Tensor, joint: Tensor, score: Tensor, information: Tensor) -> Tensor:
+    """Change ``(B, N, Q, 1)`` of the linear predictor when all columns come in, in one Fisher step."""
+    n_logits = score.shape[1] // len(joint)
+    weights = torch.kron(joint, torch.eye(n_logits, dtype=joint.dtype, device=joint.device))
+    step = _solve(weights.T @ information @ weights, (score @ weights).unsqueeze(-1))
+    return (columns @ joint @ step.unflatten(1, (-1, n_logits)).squeeze(-1)).unsqueeze(-1)
 
 
 def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.hypothesis.dispersion import Dispersion, dispersed, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.hypothesis.score import PrecisionProduct, covariate_information
 from pyrosplice.inference.glm import Standardisation
@@ -34,11 +35,17 @@ class Effects:
 
 
 def coefficient_covariance(
-    precision_product: PrecisionProduct, design: Tensor, *, n_genes: int, n_logits: int
+    precision_product: PrecisionProduct,
+    design: Tensor,
+    *,
+    n_genes: int,
+    n_logits: int,
+    dispersion: Dispersion | None = None,
 ) -> Tensor:
     """Covariance ``(B, (P + 1) Q, (P + 1) Q)`` of ``[β; b]`` for covariates ``(N, P)``; NaN where not estimable.
 
-    Computed for standardised covariates and mapped back, so that origin and unit cost no accuracy.
+    Computed for standardised covariates and mapped back, so that origin and unit cost no accuracy. With a
+    ``dispersion`` of the residuals, that of estimates whose score has it.
     """
     scaling = Standardisation.of(design.to(torch.float64))
     information = covariate_information(precision_product, scaling.design, n_genes, n_logits)
@@ -46,16 +53,22 @@ def coefficient_covariance(
     singular = (info != 0)[:, None, None]
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse = torch.cholesky_inverse(torch.where(singular, eye, factor))  # one gene's trouble stays its own
+    if dispersion is not None:
+        inverse = inverse @ dispersed(dispersion.root, information) @ inverse
     return scaling.covariance(torch.where(singular, torch.nan, inverse), n_logits)
 
 
-def contrast_test(beta: Tensor, covariance: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def contrast_test(
+    beta: Tensor, covariance: Tensor, contrast: Tensor, dispersion: Dispersion | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Wald test that ``contrast @ β`` is zero in every logit.
 
     Parameters
     ----------
     contrast
         ``(C, P)``, linearly independent rows.
+    dispersion
+        That of the residuals which the ``covariance`` was made with: an F law instead of χ².
 
     Returns
     -------
@@ -70,5 +83,7 @@ def contrast_test(beta: Tensor, covariance: Tensor, contrast: Tensor) -> tuple[T
     factor, info = torch.linalg.cholesky_ex(variance)
     statistic = (value * torch.cholesky_solve(value, factor)).sum(-2)
     statistic = torch.where((info != 0).unsqueeze(-1), torch.nan, statistic)
-    dof = torch.tensor([len(rows)], device=beta.device)
-    return statistic, chi2_sf(statistic, dof), dof
+    rank = torch.tensor([len(contrast)], device=beta.device)
+    dof = rank * n_logits
+    pvalue = chi2_sf(statistic, dof) if dispersion is None else trace_sf(statistic, rank, dispersion)
+    return statistic, pvalue, dof

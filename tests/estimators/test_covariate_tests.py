@@ -37,7 +37,7 @@ def groups_of(model, gene, labels):
 
 
 def test_joint_tests_of_a_factor_are_those_of_the_contingency_table(tissue):
-    score, ratio = (after(tissue, method, by="factor") for method in ("score", "lrt"))
+    score, ratio = (after(tissue, method, by="factor", variance="model") for method in ("score", "lrt"))
     for gene in score.gene_names:
         counts = groups_of(score, gene, "abc")
         for model, power in ((score, "pearson"), (ratio, "log-likelihood")):
@@ -47,7 +47,7 @@ def test_joint_tests_of_a_factor_are_those_of_the_contingency_table(tissue):
 
 
 def test_a_level_by_itself_is_compared_with_all_others(tissue):
-    model = after(tissue, "lrt")
+    model = after(tissue, "lrt", variance="model")
     for gene in model.gene_names:
         a, b, c = groups_of(model, gene, "abc")
         expected = stats.chi2_contingency(np.stack([b, a + c]), correction=False, lambda_="log-likelihood")
@@ -56,8 +56,8 @@ def test_a_level_by_itself_is_compared_with_all_others(tissue):
 
 def test_wald_contrasts_are_the_closed_form(tissue):
     contrasts = {"a or b": {"kind_a": 1, "kind_b": -1}, "any": np.array([[1, 0, -1], [1, -1, 0]])}
-    model = after(tissue, "wald", contrasts=contrasts)
-    joint = after(tissue, "wald", by="factor")
+    model = after(tissue, "wald", contrasts=contrasts, variance="model")
+    joint = after(tissue, "wald", by="factor", variance="model")
     for gene in model.gene_names:
         a, b, _ = groups_of(model, gene, "abc").astype(float)
         difference = np.log(a[:-1] / a[-1]) - np.log(b[:-1] / b[-1])
@@ -120,6 +120,7 @@ def test_results_of_factors_survive_a_file(tissue, tmp_path):
     ("ask", "message"),
     [
         ({"by": "level"}, r"by: .*'level'"),
+        ({"variance": "sandwich"}, r"variance: .*'sandwich'"),
         ({"contrasts": {"x": {"kind_d": 1}}}, r"contrasts\['x'\]: .*found \['kind_d'\]"),
         ({"contrasts": [[1, 2]]}, r"contrasts\['contrast_1'\]: expected 3 weights"),
         ({"contrasts": {"x": {"kind_a": np.nan}}}, r"expected finite weights"),

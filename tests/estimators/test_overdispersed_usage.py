@@ -43,17 +43,18 @@ BY = ("covariate", "factor")
 
 
 def test_size_with_and_without_the_right_likelihood():
-    """Score tests of 300 null genes in the GLM; its multinomial rejects six times too often."""
+    """Score tests of 300 null genes in the GLM; its multinomial, taken at its word, rejects six times too often."""
     adata = overdispersed(n_genes=300, n_isos=3, n_spots=64, seed=4)
     rejected = {}
-    for likelihood in (None, DirichletMultinomial()):
+    for likelihood, variance in ((None, "model"), (None, "robust"), (DirichletMultinomial(), "robust")):
         model = fitted(adata, "glm", likelihood, with_design=False)
-        pvalue = model.test_differential_usage(**QUIET)["pvalue"]
-        rejected[likelihood] = (pvalue < 0.05).sum(0)
-    wrong, right = rejected.values()
+        pvalue = model.test_differential_usage(variance=variance, **QUIET)["pvalue"]
+        rejected[likelihood, variance] = (pvalue < 0.05).sum(0)
+    wrong, *right = rejected.values()
     low, high = binom.ppf([0.0005, 0.9995], 300, 0.05)
-    assert len(right) == len(COVARIATES)
-    assert ((right >= low) & (right <= high)).all()
+    for one in right:
+        assert len(one) == len(COVARIATES)
+        assert ((one >= low) & (one <= high)).all()
     assert (wrong > 3 * 0.05 * 300).all()
 
 

@@ -20,7 +20,7 @@ def fitted(adata, model_type="glm", with_design_mtx=True, **setup):
 def test_two_groups_differ_by_their_proportions(tissue, design):
     tissue.obs["number"] = (tissue.obs["half"] == "upper").astype(float)
     model = fitted(tissue, design_mtx=design)
-    table = model.get_effects(level=0.9)
+    table = model.get_effects(level=0.9, variance="model")
     upper = (tissue.obs["half"] == "upper").to_numpy()
     share, name = (0.5, "half_upper") if design == "half" else (1.0, "number")
     table = table[table["covariate"] == name]

@@ -37,7 +37,7 @@ def counts_of(model, gene):
 
 def test_glm_score_of_a_binary_covariate_is_pearson_s_chi_square(tissue):
     model = fitted(tissue, design_mtx="half")
-    model.test_differential_usage(**QUIET)
+    model.test_differential_usage(variance="model", **QUIET)
     table = table_of(model).set_index(["gene", "covariate"])
     upper = (tissue.obs["half"] == "upper").to_numpy()
     for gene in model.gene_names:
@@ -50,7 +50,7 @@ def test_glm_score_of_a_binary_covariate_is_pearson_s_chi_square(tissue):
 
 def test_glm_wald_of_two_groups_is_the_closed_form(tissue):
     model = fitted(tissue, design_mtx="half", fit={"with_design_mtx": True})
-    model.test_differential_usage("wald", **QUIET)
+    model.test_differential_usage("wald", variance="model", **QUIET)
     table = table_of(model).set_index(["gene", "covariate"])
     upper = (tissue.obs["half"] == "upper").to_numpy()
     for gene in model.gene_names:
@@ -109,7 +109,7 @@ def test_a_singular_information_is_one_gene_s_trouble():
 
 def test_glmm_score_is_the_dense_formula(tissue):
     model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=["smooth", "iid"])
-    model.test_differential_usage(**QUIET)
+    model.test_differential_usage(variance="model", **QUIET)
     found = table_of(model)["statistic"].to_numpy().reshape(6, 2)
     covariance = model.sp_kernel.dense().numpy()
     for g, gene in enumerate(model.gene_names):

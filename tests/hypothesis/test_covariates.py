@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binom, chi2
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.hypothesis.dispersion import dispersion_of
 from pyrosplice.hypothesis.score import information_product, score_test
 from pyrosplice.hypothesis.wald import coefficient_covariance, contrast_test
 from pyrosplice.inference.glm import GLMObjective
@@ -147,21 +148,32 @@ def test_size_of_the_glm_score_and_wald_tests(kind):
         assert low <= int((wald < level).sum()) <= high
 
 
-def test_robust_score_test_stands_over_dispersion():
-    """Independent over-dispersion: the model's variance is too small, that of the residuals is right."""
+def test_dispersion_of_the_residuals_stands_over_dispersion():
+    """Independent over-dispersion that depends between the logits: the model's variance is too small."""
     layout = grid(16)
-    counts = simulate_counts(layout, n_genes=2000, depth=20, sigma=0.7, theta=0.0, seed=9)
     generator = torch.Generator().manual_seed(3)
     design = torch.cat([layout.sample(1, generator).T, torch.randn(256, 1, generator=generator).sign().double()], 1)
+    noise = torch.randn(2000, 256, 2, generator=generator, dtype=torch.float64)
+    eta = noise @ torch.tensor([[0.9, 0.6], [0.0, 0.4]], dtype=torch.float64)
+    counts = Multinomial().sample(torch.full((2000, 256), 20.0, dtype=torch.float64), eta, generator=generator)
     residual, product = intercepts_only(counts)
-    plain, robust = (score_test(residual, product, design, robust=flag).pvalue for flag in (False, True))
+    usage = counts.sum(1) / counts.sum((1, 2))[:, None]
+    eta = (usage[:, :-1] / usage[:, -1:]).log().unsqueeze(1).expand(-1, 256, -1)
+    information = Multinomial().information(counts, eta)
+    plain, robust = (score_test(residual, product, design, spot_precision=one).pvalue for one in (None, information))
     low, high = binom.ppf([0.0005, 0.9995], 2000, 0.05)
     assert ((plain < 0.05).sum(0) > 3 * high).all()
     assert ((robust < 0.05).sum(0) >= low).all() and ((robust < 0.05).sum(0) <= high).all()
-    joint = score_test(residual, product, design, terms=[[0, 1]], robust=True)
+    joint = score_test(residual, product, design, terms=[[0, 1]], spot_precision=information)
     mixed = design @ torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64) + 4
-    other = score_test(residual, product, mixed, terms=[[0, 1]], robust=True)
+    other = score_test(residual, product, mixed, terms=[[0, 1]], spot_precision=information)
     assert (joint.pvalue - other.pvalue).abs().max() < 1e-8
+    (beta, _), residual, product = glm(counts, design)
+    dispersion = dispersion_of(residual, information, 3)
+    covariance = coefficient_covariance(product, design, n_genes=2000, n_logits=2, dispersion=dispersion)
+    for row in torch.eye(2, dtype=torch.float64):
+        wald = contrast_test(beta, covariance, row[None], dispersion)[1][:, 0]
+        assert low <= int((wald < 0.05).sum()) <= high
 
 
 def test_covariance_is_the_inverse_information_whatever_the_origin(gene_batch):

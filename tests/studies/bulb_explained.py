@@ -11,7 +11,13 @@ from scipy.stats import chi2, norm
 
 from pyrosplice import SplisosmGLMM
 from pyrosplice.estimators.gene_tests import linearised
-from pyrosplice.hypothesis.score import covariate_information, information_product, score_test
+from pyrosplice.hypothesis.score import (
+    CovariateTest,
+    Linearised,
+    covariate_information,
+    information_product,
+    score_test,
+)
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
@@ -51,9 +57,13 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame) -> pd.DataFrame:
 
 def own_score(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
     """The score test of one covariate at the fits of a model that knows none."""
-    tests = [score_test(*linearised(model.get_gene_model(name)), column) for name in model.gene_names]
+    tests = [robust_score(linearised(model.get_gene_model(name)), column) for name in model.gene_names]
     found = {key: [float(getattr(test, key)) for test in tests] for key in ("statistic", "pvalue")}
     return {"gene": model.gene_names, **found}
+
+
+def robust_score(fit: Linearised, column: torch.Tensor) -> CovariateTest:
+    return score_test(fit.residual, fit.precision_product, column, spot_precision=fit.spot_precision)
 
 
 def undamped_score(model: SplisosmGLMM) -> dict[str, object]:
@@ -73,8 +83,8 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
         theta = torch.tensor([[float(variances.loc[name, "theta"])]], dtype=torch.float64)
         sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
         fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta)})
-        residual, precision = linearised(fit)
-        test = score_test(residual, precision, column)
+        linear = linearised(fit)
+        residual, test = linear.residual, robust_score(linear, column)
         rows[THEIR_VARIANCE].append((float(test.statistic), float(test.pvalue)))
         weight = information_product(fit.posterior_mode().step.information)
         n_logits = residual.shape[-1]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrosplice.estimators.gene_tests import linearised_at
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice.hypothesis.ratio_null import spatial_ratio_null
 from pyrosplice.hypothesis.score import CovariateTest, score_test
@@ -68,10 +69,8 @@ def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[
 
 
 def score(mode: Mode, design: Tensor) -> CovariateTest:
-    def product(x: Tensor) -> Tensor:
-        return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
-
-    return score_test(mode.score, product, design)
+    fit = linearised_at(mode)
+    return score_test(fit.residual, fit.precision_product, design, spot_precision=fit.spot_precision)
 
 
 def rates(pvalue: Tensor, ratio: Tensor) -> dict[str, float]:

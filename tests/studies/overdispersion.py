@@ -60,9 +60,11 @@ def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> d
     """By test: of covariates ``(genes, 2)``, of space ``(genes,)``."""
     null = fitted(adata, model_type, likelihood, with_design=False)
     full = fitted(adata, model_type, likelihood, with_design=True)
-    ask = {"return_results": True, **QUIET}
-    found = {name: null.test_differential_usage(name, **ask)["pvalue"] for name in ("score", "lrt")}
-    found["wald"] = full.test_differential_usage("wald", **ask)["pvalue"]
+    ask, found = {"return_results": True, **QUIET}, {}
+    for variance in ("robust", "model"):
+        for name, model in (("score", null), ("lrt", null), ("wald", full)):
+            pvalue = model.test_differential_usage(name, variance=variance, **ask)["pvalue"]
+            found[name if variance == "robust" else f"{name}, variance of the model"] = pvalue
     if model_type == "glmm-full":
         found |= {f"space {name}": null.test_spatial_variability(name, **ask)["pvalue"] for name in ("score", "llr")}
     return found

@@ -1,0 +1,100 @@
+r"""How the residuals of a fitted model scatter between the logits, beside what the model says.
+
+A multinomial GLM has no over-dispersion, and the random effect of a GLMM has one variance for all logits, or one each,
+without covariance between them. Counts of several isoforms often say otherwise. With :math:`r_i` the residuals of the
+spots (:mod:`pyrosplice.hypothesis.score`) and :math:`P_{ii}` the diagonal blocks of the marginal precision
+:math:`V^{-1}`, their covariance by the model,
+
+.. math::
+   \Phi = \Big(\sum_i r_i r_i'\Big) \Big((1 - p / n) \sum_i P_{ii}\Big)^{-1}
+
+is a dispersion of Q × Q numbers, of n spots that inform and p coefficients a logit: one where the model is right; for
+Q = 1 the sum of squares of the residuals over what the model expects. With the root :math:`G = \Phi^{1/2}` the score
+:math:`U = (X \otimes I)' r` has variance :math:`(I \otimes G)\, I_{XX}\, (I \otimes G)'`. G moves with the basis of the
+logits, so that tests do not depend on it. A χ² statistic of c columns that is made with it is a Lawley–Hotelling
+trace: of one column Hotelling's T² on ν = n − p degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 for
+one logit; McKeon (1974) Biometrika 61:381 for the F law of the trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.special import fdtrc
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dispersion:
+    """Of every gene: ``root`` G ``(B, Q, Q)``, NaN where it has none, and its degrees of freedom ν ``(B,)``."""
+
+    root: Tensor
+    dof: Tensor
+
+
+def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: int) -> Dispersion:
+    """Dispersion of the residuals of a model, NaN for a gene with a logit without information.
+
+    Parameters
+    ----------
+    residual
+        ``(B, N, Q)``.
+    spot_precision
+        Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``; zero for spots that do not inform.
+    n_coefficients
+        Fitted coefficients a logit, the intercept among them.
+    """
+    n_informative = (torch.diagonal(spot_precision, dim1=-2, dim2=-1).sum(-1) != 0).sum(-1)
+    dof = (n_informative - n_coefficients).to(residual)
+    freedom = dof.clamp_min(1) / n_informative.clamp_min(1)
+    observed, expected = residual.mT @ residual, freedom[:, None, None] * spot_precision.sum(1)
+    deviation = torch.diagonal(expected, dim1=-2, dim2=-1).sqrt()
+    factor, info = torch.linalg.cholesky_ex(expected / (deviation[:, :, None] * deviation[:, None]))
+    failed = ((info != 0) | ~torch.isfinite(observed).flatten(1).all(-1))[:, None, None]
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    factor = torch.where(failed, eye, deviation[:, :, None] * factor)
+    half = torch.linalg.solve_triangular(factor, torch.where(failed, eye, observed), upper=False)
+    values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
+    root = (vectors * values.clamp_min(0.0).sqrt()[:, None]) @ vectors.mT
+    root = torch.linalg.solve_triangular(factor, factor @ root, upper=False, left=False)
+    return Dispersion(torch.where(failed, torch.nan, root), dof)
+
+
+def trace_sf(statistic: Tensor, n_columns: Tensor, dispersion: Dispersion) -> Tensor:
+    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, by McKeon's F law.
+
+    Exact for one column and normal residuals; χ² as ν grows. NaN for ν ≤ Q + 3.
+    """
+    q = dispersion.root.shape[-1]
+    columns, dof = n_columns.to(statistic), dispersion.dof[:, None]
+    numerator = q * columns
+    spread = (dof + columns - q - 1) * (dof - 1) / ((dof - q - 3) * (dof - q)) - 1
+    denominator = 4 + (numerator + 2) / spread
+    scale = numerator * (denominator - 2) / (denominator * (dof - q - 1)) * dof
+    scale = torch.where(dof > q + 3, scale, torch.nan)
+    tail = fdtrc(*(x.cpu().numpy() for x in torch.broadcast_tensors(numerator, denominator, statistic / scale)))
+    return torch.as_tensor(tail).to(statistic).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def dispersed(root: Tensor, information: Tensor) -> Tensor:
+    """``(I ⊗ G) information (I ⊗ G)'`` for ``information`` ``(B, C Q, C Q)``, logits fastest."""
+    n_genes, size = information.shape[:2]
+    n_logits = root.shape[-1]
+    blocks = information.reshape(n_genes, size // n_logits, n_logits, size // n_logits, n_logits)
+    return torch.einsum("bkq,bcqdr,blr->bckdl", root, blocks, root).reshape(n_genes, size, size)
+
+
+def dispersed_covariance(root: Tensor, covariance: Tensor) -> Tensor:
+    """Covariance ``(B, C Q, C Q)`` of estimates whose score has this dispersion and whose information is its inverse.
+
+    As it is where it has no inverse.
+    """
+    scale = torch.diagonal(covariance, dim1=-2, dim2=-1).rsqrt()
+    factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * covariance * scale[:, None])
+    failed = ((info != 0) | ~torch.isfinite(covariance).flatten(1).all(-1))[:, None, None]
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    factor = torch.where(failed, eye, factor / scale[:, :, None])
+    moved = (covariance.unflatten(1, (-1, root.shape[-1])).mT @ root[:, None]).mT.flatten(1, 2)  # (I ⊗ G)' V
+    half = torch.linalg.solve_triangular(factor, moved, upper=False)
+    return torch.where(failed, covariance, half.mT @ half)

@@ -1,0 +1,84 @@
+"""Dispersion of residuals between logits: what it is, that it moves with the basis, and the tests that use it."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, f
+
+from pyrosplice.hypothesis.dispersion import Dispersion, dispersed, dispersed_covariance, dispersion_of, trace_sf
+
+N_GENES, N_SPOTS, Q = 4, 50, 3
+
+
+@pytest.fixture
+def fit():
+    rng = np.random.default_rng(0)
+    residual = torch.from_numpy(rng.normal(size=(N_GENES, N_SPOTS, Q)) @ rng.normal(size=(Q, Q)))
+    half = torch.from_numpy(rng.normal(size=(N_GENES, N_SPOTS, Q, Q + 2)))
+    return residual, half @ half.mT
+
+
+def test_root_turns_the_models_variance_into_that_of_the_residuals(fit):
+    residual, blocks = fit
+    root = dispersion_of(residual, blocks, 2).root
+    expected = (1 - 2 / N_SPOTS) * blocks.sum(1)
+    torch.testing.assert_close(root @ expected @ root.mT, residual.mT @ residual)
+    torch.testing.assert_close(root @ root, residual.mT @ residual @ torch.linalg.inv(expected))
+
+
+def test_one_logit_is_a_quotient_of_sums(fit):
+    residual, blocks = fit[0][..., :1], fit[1][..., :1, :1].clone()
+    residual[:, 40:], blocks[:, 40:] = 0.0, 0.0  # spots without counts
+    quotient = residual.square().sum((1, 2)) / blocks.sum((1, 2, 3)) * 40 / 37
+    torch.testing.assert_close(dispersion_of(residual, blocks, 3).root[:, 0, 0], quotient.sqrt())
+
+
+def test_root_moves_with_the_basis_of_the_logits(fit):
+    residual, blocks = fit
+    basis = torch.tensor([[1.0, -1, 0], [0, 2, 0.5], [0, 0, -1]], dtype=torch.float64)
+    moved = dispersion_of(residual @ basis.T, basis @ blocks @ basis.T, 1).root
+    torch.testing.assert_close(moved, basis @ dispersion_of(residual, blocks, 1).root @ torch.linalg.inv(basis))
+
+
+def test_a_gene_without_information_fails_alone(fit):
+    residual, blocks = fit[0].clone(), fit[1].clone()
+    residual[1, :, 0], blocks[1, :, 0], blocks[1, ..., 0] = 0.0, 0.0, 0.0
+    residual[2, 0, 0] = torch.nan
+    root = dispersion_of(residual, blocks, 1).root
+    assert torch.isnan(root[[1, 2]]).all() and torch.isfinite(root[[0, 3]]).all()
+
+
+def test_products_are_those_of_the_whole_matrices(fit):
+    root = dispersion_of(*fit, 1).root
+    half = torch.from_numpy(np.random.default_rng(1).normal(size=(N_GENES, 2 * Q, 2 * Q + 1)))
+    information = half @ half.mT
+    whole = torch.stack([torch.kron(torch.eye(2, dtype=torch.float64), one.contiguous()) for one in root])
+    expected = whole @ information @ whole.mT
+    torch.testing.assert_close(dispersed(root, information), expected)
+    covariance = torch.linalg.inv(information)
+    torch.testing.assert_close(dispersed_covariance(root, covariance), covariance @ expected @ covariance)
+    covariance[1, 0, 0] = torch.inf
+    found = dispersed_covariance(root, covariance)
+    assert torch.equal(found[1], covariance[1]) and torch.isfinite(found[[0, 2, 3]]).all()
+
+
+def test_the_law_of_one_column_is_hotelling_s(fit):
+    dispersion = dispersion_of(*fit, 4)
+    assert dispersion.dof.tolist() == [46.0] * N_GENES
+    statistic = torch.tensor([[0.5, 9.0, 80.0]] * N_GENES, dtype=torch.float64)
+    found = trace_sf(statistic, torch.ones(3), dispersion)
+    np.testing.assert_allclose(found[0], f.sf((46 - Q + 1) / (46 * Q) * statistic[0], Q, 46 - Q + 1), rtol=1e-10)
+
+
+def test_the_law_of_more_columns_is_that_of_normal_residuals():
+    rng = np.random.default_rng(2)
+    hypothesis, error = rng.normal(size=(20000, 2, Q)), rng.normal(size=(20000, 25, Q))
+    between, within = (np.einsum("bnq,bnk->bqk", x, x) for x in (hypothesis, error))
+    trace = 25 * np.trace(np.linalg.solve(within, between), axis1=1, axis2=2)
+    dispersion = Dispersion(torch.eye(Q, dtype=torch.float64)[None], torch.tensor([25.0], dtype=torch.float64))
+    pvalue = trace_sf(torch.from_numpy(trace)[None], torch.full((20000,), 2), dispersion)
+    for level in (0.05, 0.01):
+        low, high = binom.ppf([0.0005, 0.9995], 20000, level)
+        assert low <= int((pvalue < level).sum()) <= high
+    few = Dispersion(dispersion.root, torch.tensor([Q + 3.0], dtype=torch.float64))
+    assert torch.isnan(trace_sf(torch.ones(1, 1, dtype=torch.float64), torch.ones(1), few)).all()
