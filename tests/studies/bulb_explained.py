@@ -23,16 +23,18 @@ from pyrosplice.hypothesis.variance_component import variance_component_test
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
 
 UNDAMPED, NO_SPACE = "score, undamped kernel", "score, no space"
+WITH_COVARIATE = "score, variances of the fit with the covariate"
 THEIR_VARIANCE, UNADJUSTED = "score, peer's variances", "score, peer's variances and information"
 EQUAL, RESIDUAL, EQUAL_RESIDUAL = "ratios of equal weight", "score, GP residual", "ratios of equal weight, GP residual"
 MARGIN = 0.5
 
 
-def instead(adata: ad.AnnData, peer: pd.DataFrame) -> pd.DataFrame:
+def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """P-values if one thing were another, the explanations that are tried; and ``descriptions``.
 
     ``UNDAMPED``: our score test of space with HSIC-IR's kernel. ``NO_SPACE``: our score test of a covariate without
-    spatial random effect. ``THEIR_VARIANCE``: our score test at the peer's σ and θ. ``UNADJUSTED``: there, with the
+    spatial random effect. ``WITH_COVARIATE``: our score test at the σ and θ of the fits with the covariate, which
+    ``own`` tests rest on too. ``THEIR_VARIANCE``: our score test at the peer's σ and θ. ``UNADJUSTED``: there, with the
     information ``x' W x``, out of which neither intercept nor random effect are projected. ``EQUAL``: the score
     test of a linear model of the ratios, in which all spots with counts weigh the same. ``RESIDUAL`` and
     ``EQUAL_RESIDUAL``: ``NO_SPACE`` and ``EQUAL`` of the covariate that is left by HSIC-GP's Gaussian process.
@@ -46,6 +48,9 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame) -> pd.DataFrame:
     for covariate in COVARIATES:
         column = torch.tensor(adata.obs[covariate].to_numpy())[:, None]
         results = {NO_SPACE: own_score(white, column), EQUAL: score_of_ratios(model, column)}
+        larger = own.query("method == 'score' and covariate == @covariate").set_index("gene")
+        larger = larger[["sigma with", "theta with"]].set_axis(["sigma", "theta"], axis=1)
+        results[WITH_COVARIATE] = score_at(model, larger, column)[THEIR_VARIANCE]
         if len(theirs):
             results |= score_at(model, theirs, column)
             left = peer.query("method == 'GP residual' and covariate == @covariate")["statistic"].to_numpy()
@@ -82,7 +87,7 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
         fit = model.get_gene_model(name)
         theta = torch.tensor([[float(variances.loc[name, "theta"])]], dtype=torch.float64)
         sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
-        fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta)})
+        fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta, eps=1e-15)})
         linear = linearised(fit)
         residual, test = linear.residual, robust_score(linear, column)
         rows[THEIR_VARIANCE].append((float(test.statistic), float(test.pvalue)))
@@ -209,6 +214,10 @@ def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
         return [(f"so is our likelihood ratio ({row['llr']:.2g})", row["llr"])]
     if method in ("llr", "llr, importance"):
         return [(f"undamped kernel (score with it {row[UNDAMPED]:.2g})", row[UNDAMPED])]
+    if method in ("wald", "lrt"):
+        text = f"σ {row['sigma with']:.2f} and θ {row['theta with']:.2f} once the covariate is in the model"
+        return [(f"{text}, {row['sigma']:.2f} and {row['theta']:.2f} before (score there {row[WITH_COVARIATE]:.2g})",
+                 row[WITH_COVARIATE])]  # fmt: skip
     if method == "peer score":
         at, raw = row[THEIR_VARIANCE], row[UNADJUSTED]
         variances = (

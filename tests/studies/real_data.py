@@ -38,7 +38,7 @@ def table_study(peer: str | None, folder: Path | None) -> None:
         parts = {"peer": read("peer", partial(bulb.peers, adata, peer)) if peer else NO_PEER}
         parts["sv"] = read("sv", partial(bulb.variability, adata, everything=True))
         parts["du"] = read("du", partial(bulb.differential, adata))
-        parts["instead"] = read("instead", partial(instead, adata, parts["peer"]))
+        parts["instead"] = read("instead", partial(instead, adata, parts["peer"], parts["du"]))
         found = wide(parts).assign(layer=depth, commit=at)
         found.to_csv(RESULTS / f"real_data_{depth}.csv", index=False, float_format="%.4g")
         print(depth, len(found), "rows,", int((found["explanation"] != "").sum()), "with a disagreement", flush=True)
