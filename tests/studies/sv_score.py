@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -82,17 +83,20 @@ def size_row(pvalue: Tensor) -> dict[str, float]:
     return row
 
 
-def size_table(n_genes: int, damping: float, only: str | None, at: str) -> None:
+def size_table(n_genes: int, damping: float, only: str | None, at: str, repeat: int) -> None:
+    """All nulls; a ``repeat`` above 0 has the first two of them, with genes of its own, in another file."""
+    salt, name_of_table = (f" {repeat}", "sv_score_size_repeat") if repeat else ("", "sv_score_size")
     for layout, covariance in layouts().items():
         if only and only not in layout:
             continue
         kernel = spatial_kernel(covariance, damping=damping)
-        for name, null in nulls(covariance):
+        for name, null in islice(nulls(covariance), 2 if repeat else None):
             for depth in DEPTHS:
-                seed = zlib.crc32(f"{layout} {name} {depth}".encode()) % 2**31
+                seed = zlib.crc32(f"{layout} {name} {depth}{salt}".encode()) % 2**31
                 pvalue = null_pvalues(covariance, kernel, null, depth=depth, n_genes=n_genes, seed=seed)
                 row = {"layout": layout, "null": name, "depth": depth, **size_row(pvalue), "seed": seed}
-                save_row("sv_score_size", row | {"damping": damping, "commit": at}, ["layout", "null", "depth"])
+                row |= {"damping": damping, "commit": at} | ({"repeat": repeat} if repeat else {})
+                save_row(name_of_table, row, ["layout", "null", "depth", *(["repeat"] if repeat else [])])
                 print(row, flush=True)
 
 
@@ -138,10 +142,11 @@ if __name__ == "__main__":
     parser.add_argument("study", choices=["size", "power"])
     parser.add_argument("--genes", type=int)
     parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--repeat", type=int, default=0, help="size with other genes, of the first two nulls")
     parser.add_argument("--layout", help="only layouts whose name holds this")
     parser.add_argument("--peer", help="interpreter that has the peer package: its HSIC-IR is put beside")
     given = parser.parse_args()
     if given.study == "size":
-        size_table(given.genes or 10_000, given.damping, given.layout, commit())
+        size_table(given.genes or 10_000, given.damping, given.layout, commit(), given.repeat)
     else:
         power_table(given.genes or 500, given.damping, given.layout, commit(), given.peer)
