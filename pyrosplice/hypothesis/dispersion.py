@@ -8,8 +8,10 @@ spots (:mod:`pyrosplice.hypothesis.score`) and :math:`P_{ii}` the diagonal block
 .. math::
    \Phi = \Big(\sum_i r_i r_i'\Big) \Big((1 - p / n) \sum_i P_{ii}\Big)^{-1}
 
-is a dispersion of Q × Q numbers, of n spots that inform and p coefficients a logit: one where the model is right; for
-Q = 1 the sum of squares of the residuals over what the model expects. With the root :math:`G = \Phi^{1/2}` the score
+is a dispersion of Q × Q numbers: one where the model is right; for Q = 1 the sum of squares of the residuals over what
+the model expects. p coefficients a logit were fitted, and spots count as they inform:
+:math:`n = 1 / \sum_i w_i^2` with shares :math:`w_i = \operatorname{tr}((\sum_j P_{jj})^{-1} P_{ii}) / Q`, the number of
+spots if all inform the same (Kish's effective sample size). With the root :math:`G = \Phi^{1/2}` the score
 :math:`U = (X \otimes I)' r` has variance :math:`(I \otimes G)\, I_{XX}\, (I \otimes G)'`. G moves with the basis of the
 logits, so that tests do not depend on it. A χ² statistic of c columns that is made with it is a Lawley–Hotelling
 trace: of one column Hotelling's T² on ν = n − p degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 for
@@ -45,19 +47,20 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: int)
     n_coefficients
         Fitted coefficients a logit, the intercept among them.
     """
-    n_informative = (torch.diagonal(spot_precision, dim1=-2, dim2=-1).sum(-1) != 0).sum(-1)
-    dof = (n_informative - n_coefficients).to(residual)
-    freedom = dof.clamp_min(1) / n_informative.clamp_min(1)
-    observed, expected = residual.mT @ residual, freedom[:, None, None] * spot_precision.sum(1)
-    deviation = torch.diagonal(expected, dim1=-2, dim2=-1).sqrt()
-    factor, info = torch.linalg.cholesky_ex(expected / (deviation[:, :, None] * deviation[:, None]))
+    total, observed = spot_precision.sum(1), residual.mT @ residual
+    deviation = torch.diagonal(total, dim1=-2, dim2=-1).sqrt()
+    factor, info = torch.linalg.cholesky_ex(total / (deviation[:, :, None] * deviation[:, None]))
     failed = ((info != 0) | ~torch.isfinite(observed).flatten(1).all(-1))[:, None, None]
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     factor = torch.where(failed, eye, deviation[:, :, None] * factor)
+    share = (spot_precision * torch.cholesky_inverse(factor)[:, None]).sum((-2, -1)) / residual.shape[-1]
+    effective = share.square().sum(-1).reciprocal()
     half = torch.linalg.solve_triangular(factor, torch.where(failed, eye, observed), upper=False)
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
     root = (vectors * values.clamp_min(0.0).sqrt()[:, None]) @ vectors.mT
     root = torch.linalg.solve_triangular(factor, factor @ root, upper=False, left=False)
+    dof = effective - n_coefficients
+    root = root * (effective / dof.clamp_min(1.0)).sqrt()[:, None, None]
     return Dispersion(torch.where(failed, torch.nan, root), dof)
 
 

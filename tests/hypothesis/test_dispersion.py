@@ -1,5 +1,7 @@
 """Dispersion of residuals between logits: what it is, that it moves with the basis, and the tests that use it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,19 +20,27 @@ def fit():
     return residual, half @ half.mT
 
 
+def effective(blocks):
+    share = torch.einsum("bqk,bnqk->bn", torch.linalg.inv(blocks.sum(1)), blocks) / blocks.shape[-1]
+    return 1 / share.square().sum(1)
+
+
 def test_root_turns_the_models_variance_into_that_of_the_residuals(fit):
     residual, blocks = fit
-    root = dispersion_of(residual, blocks, 2).root
-    expected = (1 - 2 / N_SPOTS) * blocks.sum(1)
-    torch.testing.assert_close(root @ expected @ root.mT, residual.mT @ residual)
-    torch.testing.assert_close(root @ root, residual.mT @ residual @ torch.linalg.inv(expected))
+    found = dispersion_of(residual, blocks, 2)
+    torch.testing.assert_close(found.dof, effective(blocks) - 2)
+    expected = (1 - 2 / effective(blocks))[:, None, None] * blocks.sum(1)
+    torch.testing.assert_close(found.root @ expected @ found.root.mT, residual.mT @ residual)
+    torch.testing.assert_close(found.root @ found.root, residual.mT @ residual @ torch.linalg.inv(expected))
 
 
 def test_one_logit_is_a_quotient_of_sums(fit):
-    residual, blocks = fit[0][..., :1], fit[1][..., :1, :1].clone()
+    residual, blocks = fit[0][..., :1], torch.full((N_GENES, N_SPOTS, 1, 1), 2.0, dtype=torch.float64)
     residual[:, 40:], blocks[:, 40:] = 0.0, 0.0  # spots without counts
-    quotient = residual.square().sum((1, 2)) / blocks.sum((1, 2, 3)) * 40 / 37
-    torch.testing.assert_close(dispersion_of(residual, blocks, 3).root[:, 0, 0], quotient.sqrt())
+    quotient = residual.square().sum((1, 2)) / 80 * 40 / 37
+    found = dispersion_of(residual, blocks, 3)
+    torch.testing.assert_close(found.root[:, 0, 0], quotient.sqrt())
+    torch.testing.assert_close(found.dof, torch.full((N_GENES,), 37.0, dtype=torch.float64))
 
 
 def test_root_moves_with_the_basis_of_the_logits(fit):
@@ -63,8 +73,7 @@ def test_products_are_those_of_the_whole_matrices(fit):
 
 
 def test_the_law_of_one_column_is_hotelling_s(fit):
-    dispersion = dispersion_of(*fit, 4)
-    assert dispersion.dof.tolist() == [46.0] * N_GENES
+    dispersion = replace(dispersion_of(*fit, 4), dof=torch.full((N_GENES,), 46.0, dtype=torch.float64))
     statistic = torch.tensor([[0.5, 9.0, 80.0]] * N_GENES, dtype=torch.float64)
     found = trace_sf(statistic, torch.ones(3), dispersion)
     np.testing.assert_allclose(found[0], f.sf((46 - Q + 1) / (46 * Q) * statistic[0], Q, 46 - Q + 1), rtol=1e-10)
