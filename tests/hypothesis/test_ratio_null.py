@@ -13,13 +13,22 @@ from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = CarCovariance(grid(7).adjacency, rho=0.7)
 KERNEL = spatial_kernel(LAYOUT, damping=0.0)
+NOISE = torch.tensor([0.5, 1.5], dtype=torch.float64)
 
 
-def dense_log_likelihood(data, noise, design, size, share):
-    """Of logits (N, Q) under the linear model, coefficients profiled out, by dense algebra."""
-    covariance, value = LAYOUT.dense().numpy(), 0.0
-    for k, v in enumerate(noise):
-        whole = v * np.eye(49) + size * (share * covariance + (1 - share) * np.eye(49))
+def draws_of(data, covariance, design):
+    """Data (M, N, Q) of spots as draws, all eigenvalues kept."""
+    values, vectors = torch.linalg.eigh(covariance)
+    loading = vectors.T @ design
+    single = torch.einsum("ij,miq->qmj", vectors, data)
+    grams = loading.unsqueeze(-1) * loading.unsqueeze(-2)
+    return module._Draws(values, torch.ones_like(values), grams, single.square(), single.unsqueeze(-1) * loading)
+
+
+def dense_log_likelihood(data, covariances, design):
+    """Of logits (N, Q) with one dense covariance each, coefficients profiled out."""
+    value = 0.0
+    for k, whole in enumerate(covariances):
         inverse = np.linalg.inv(whole)
         fitted = design @ np.linalg.solve(design.T @ inverse @ design, design.T @ inverse @ data[:, k])
         rest = data[:, k] - fitted
@@ -27,55 +36,58 @@ def dense_log_likelihood(data, noise, design, size, share):
     return value
 
 
+@pytest.mark.parametrize("variance", [0.0, 0.3, 2.0])
 @pytest.mark.parametrize("covariates", [0, 2])
-def test_law_is_that_of_the_dense_linear_model(covariates):
-    """Ratios optimised one by one, without a grid and without compressing the spectrum."""
+def test_ratio_is_that_of_the_dense_linear_model(covariates, variance):
+    """Draw by draw, rescaled to the estimate, against a search without grid; data have a field."""
     rng = np.random.default_rng(1)
-    noise, variance, n_draws = np.array([0.5, 1.5]), 0.6, 120
-    design = np.concatenate([np.ones((49, 1)), rng.standard_normal((49, covariates))], 1)
-    ratios = []
-    for _ in range(n_draws):
-        data = rng.standard_normal((49, 2)) * np.sqrt(noise + variance)
+    design = np.linalg.qr(np.concatenate([np.ones((49, 1)), rng.standard_normal((49, covariates))], 1))[0]
+    matrix = LAYOUT.dense()
+    root = torch.linalg.cholesky(torch.eye(49) + 2 * matrix)
+    unit = root @ torch.from_numpy(rng.standard_normal((25, 49, 2)))
+    draws = draws_of(unit, matrix, torch.from_numpy(design))
+    total = NOISE + variance
+    ratios = module._ratio(draws, NOISE, torch.full((2,), variance, dtype=torch.float64), [0, 1])
+    scaled = unit * total.sqrt() * draws.given(total, [0, 1]).sqrt()[:, None, None]
+    for data, ratio in zip(scaled.numpy(), ratios.tolist(), strict=True):
 
         def loss(point, data=data):
-            return -dense_log_likelihood(data, noise, design, np.exp(point[0]), point[1] if len(point) > 1 else 0.0)
+            size, share = np.exp(point[0]), point[1] if len(point) > 1 else 0.0
+            shape = size * (share * matrix.numpy() + (1 - share) * np.eye(49))
+            return -dense_log_likelihood(data, [v * np.eye(49) + shape for v in NOISE.numpy()], design)
 
-        null = minimize(loss, [np.log(variance)], bounds=[(-6, 3)])
-        starts = [[null.x[0], 0.02], [null.x[0], 0.5], [null.x[0], 0.95]]
-        full = min(minimize(loss, start, bounds=[(-6, 3), (0, 1)]).fun for start in starts)
-        ratios.append(2 * (null.fun - full))
-    ratios = np.array(ratios)
-    basis = torch.linalg.qr(torch.from_numpy(design)).Q
-    draws = module._Draws.of(KERNEL, basis, 2, 4000, 0)
-    positive, scale = module._law(draws, torch.from_numpy(noise), torch.full((2,), variance, dtype=torch.float64), True)
-    share = (ratios > module._POSITIVE).mean()
-    assert float(positive) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / n_draws))
-    law = RatioNull(positive, scale)
-    for level in (0.1, 0.05):
-        rejected = (law.sf(torch.from_numpy(ratios)).numpy() < level).mean()
-        assert abs(rejected - level) < 4 * np.sqrt(level * (1 - level) / n_draws)
+        null = minimize(loss, [np.log(variance + 0.1)], bounds=[(-7, 3)], tol=1e-10)
+        assert np.exp(null.x[0]) == pytest.approx(variance, rel=2e-3, abs=2e-3)
+        starts = [[null.x[0], 0.02], [0.0, 0.5], [0.0, 0.95]]
+        full = min(minimize(loss, start, bounds=[(-7, 3), (0, 1)], tol=1e-10).fun for start in starts)
+        assert ratio == pytest.approx(2 * (null.fun - full), rel=0.03, abs=0.03)
+    assert (ratios > 1.0).sum() > 3
 
 
 def test_profiled_likelihood_is_the_dense_one():
-    """One draw put back into the spots, all eigenvalues kept."""
-    kernel = spatial_kernel(scattered(25), damping=0.0)
+    matrix = scattered(25).dense()
     design = torch.linalg.qr(torch.randn(25, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
-    draws = module._Draws.of(kernel, design, 1, 3, 5)
-    vectors = kernel.vectors * (design[:, :1].T @ kernel.vectors).sign()
-    rng = np.random.default_rng(5)
-    single = torch.from_numpy(rng.standard_normal((1, 3, 25)))[0]
-    values = kernel.values
-    variances = torch.stack([0.3 + 0.5 * (0.2 + 0.8 * values), 0.3 + 2.0 * values])
-    ours = draws.log_likelihood(0, torch.tensor(1.7, dtype=torch.float64), variances)
+    unit = torch.randn(3, 25, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draws = draws_of(unit, matrix, design)
+    variances = torch.stack([0.3 + 0.5 * (0.2 + 0.8 * draws.values), 0.3 + 2.0 * draws.values])
+    ours = draws.log_likelihood(0, torch.full((3,), 1.7, dtype=torch.float64), variances)
     for m in range(3):
-        data = vectors @ single[m] * 1.7**0.5
-        for j, diagonal in enumerate(variances):
-            covariance = kernel.vectors @ torch.diag(diagonal) @ kernel.vectors.T
-            inverse = torch.linalg.inv(covariance)
-            beta = torch.linalg.solve(design.T @ inverse @ design, design.T @ inverse @ data)
-            rest = data - design @ beta
-            expected = -0.5 * (torch.logdet(covariance) + rest @ inverse @ rest)
-            assert float(ours[m, j]) == pytest.approx(float(expected), rel=1e-9)
+        eye = torch.eye(25, dtype=torch.float64)
+        for j, covariance in enumerate([0.4 * eye + 0.4 * matrix, 0.3 * eye + 2.0 * matrix]):
+            expected = dense_log_likelihood((unit[m] * 1.7**0.5).numpy(), [covariance.numpy()], design.numpy())
+            assert float(ours[m, j]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.3, 2.0])
+def test_size_given_the_estimate(variance):
+    """New data of the compressed spectrum: as many below a p-value as it says, whatever σ² is."""
+    basis = torch.full((49, 1), 1 / 7, dtype=torch.float64)
+    size = torch.full((2,), variance, dtype=torch.float64)
+    law = RatioNull(*module._law(module._Draws.of(KERNEL, basis, 2, 4096, 0), NOISE, size, True))
+    ratios = module._ratio(module._Draws.of(KERNEL, basis, 2, 8192, 1), NOISE, size, [0, 1])
+    rates = [float((law.sf(ratios) < level).double().mean()) for level in (0.05, 0.01)]
+    assert rates[0] == pytest.approx(0.05, rel=0.2)
+    assert 0.003 < rates[1] < 0.013  # a ratio is bounded given the estimate, which 49 spots can feel
 
 
 def test_tail_is_a_scaled_chi_square_and_zero_is_one():
@@ -91,18 +103,18 @@ def test_every_gene_has_its_own_law_and_seed_fixes_it():
     counts = simulate_counts(LAYOUT, n_genes=3, depth=5, sigma=0.5, theta=0.0, seed=1)
     information = Multinomial().information(counts, torch.zeros_like(counts[..., :-1]))
     sigma = torch.tensor([[0.5], [0.0], [1.0]], dtype=torch.float64)
-    law = spatial_ratio_null(information, sigma, KERNEL, n_draws=400)
-    again = spatial_ratio_null(information[1:2], sigma[1:2], KERNEL, n_draws=400)
+    law = spatial_ratio_null(information, sigma, KERNEL, n_draws=512)
+    again = spatial_ratio_null(information[1:2], sigma[1:2], KERNEL, n_draws=512)
     torch.testing.assert_close(again.positive, law.positive[1:2])
     torch.testing.assert_close(again.scale, law.scale[1:2])
     assert ((law.positive > 0) & (law.positive < 0.5) & (law.scale > 0)).all()
-    apart = spatial_ratio_null(information, sigma, KERNEL, n_draws=400, share_variance=False)
+    apart = spatial_ratio_null(information, sigma, KERNEL, n_draws=512, share_variance=False)
     assert (apart.positive > law.positive).all()  # two chances to be above 0
 
 
 def test_a_logit_without_information_changes_nothing():
     """That of an isoform with a handful of counts, beside one that is known well."""
-    draws = module._Draws.of(KERNEL, torch.full((49, 1), 1 / 7, dtype=torch.float64), 2, 2000, 0)
+    draws = module._Draws.of(KERNEL, torch.full((49, 1), 1 / 7, dtype=torch.float64), 2, 2048, 0)
     noise = torch.tensor([0.5, 500.0], dtype=torch.float64)
     variance = torch.full((2,), 0.6, dtype=torch.float64)
     positive, scale = module._law(draws, noise, variance, True)
