@@ -114,14 +114,8 @@ def score_of_terms(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term], robust: bool
 ) -> tuple[Tensor, Tensor]:
     """Score tests at fits without covariates, a batch ``(B, N, K)``: statistics and p-values ``(B, T)``."""
-    fit = linearised(spec.rebuild(counts, genes))
-    values = torch.from_numpy(design.values)
-    statistic = values.new_zeros(len(fit.residual), len(terms))
-    pvalue = torch.zeros_like(statistic)
-    for some in same_nuisance(terms):
-        test = _score_test(fit, values, [terms[t] for t in some], robust)
-        statistic[:, some], pvalue[:, some] = test.statistic, test.pvalue
-    return statistic, pvalue
+    test = _score_test(linearised(spec.rebuild(counts, genes)), design, terms, robust)
+    return test.statistic, test.pvalue
 
 
 def wald_of_contrasts(
@@ -168,22 +162,21 @@ def ratio_of_terms(
     statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], dof)
     if not robust:
         return statistic, pvalue
-    linear, values = linearised(spec.rebuild(counts, [gene[0] for gene in fits])), torch.from_numpy(design.values)
-    adjusted, plain = (_score_test(linear, values, terms, one) for one in (True, False))
+    linear = linearised(spec.rebuild(counts, [gene[0] for gene in fits]))
+    adjusted, plain = (_score_test(linear, design, terms, one) for one in (True, False))
     if adjusted.dispersion is None:
         raise AssertionError("it was asked for")
     statistic = statistic * adjusted.statistic / plain.statistic
     return statistic, trace_sf(statistic, ranks, adjusted.dispersion)
 
 
-def _score_test(fit: Linearised, values: Tensor, terms: Sequence[Term], robust: bool) -> CovariateTest:
-    """Score tests of terms with the same nuisance."""
+def _score_test(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
     return score_test(
         fit.residual,
         fit.precision_product,
-        values,
+        torch.from_numpy(design.values),
         terms=[term.columns for term in terms],
-        nuisance=values[:, list(terms[0].nuisance)],
+        nuisance=[term.nuisance for term in terms],
         spot_precision=fit.spot_precision if robust else None,
     )
 

@@ -97,11 +97,8 @@ def linearised(model: MultinomGLM) -> Linearised:
 def linearised_at(mode: Mode) -> Linearised:
     """The same for a mixed model at the mode of its random effects."""
     weight = mode.step.information
-
-    def product(x: Tensor) -> Tensor:
-        return torch.stack([mode.step.marginal_precision_product(column) for column in x.unbind(-1)], -1)
-
-    return Linearised(mode.score, product, weight - matmul(matmul(weight, Laplace(mode).covariance), weight))
+    spot_precision = weight - matmul(matmul(weight, Laplace(mode).covariance), weight)
+    return Linearised(mode.score, mode.step.marginal_precision_product, spot_precision)
 
 
 def run_batches(

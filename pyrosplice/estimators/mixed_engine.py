@@ -108,10 +108,7 @@ class MixedEngine:
 
         Logits fastest. Inverts neither Σ nor W.
         """
-
-        def product(columns: Tensor) -> Tensor:
-            return torch.stack([mode.step.marginal_precision_product(x) for x in columns.unbind(-1)], -1)
-
+        product = mode.step.marginal_precision_product
         return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
 
     def covariance(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:

@@ -79,10 +79,10 @@ def score_test(
     design: Tensor,
     *,
     terms: Sequence[Sequence[int]] | None = None,
-    nuisance: Tensor | None = None,
+    nuisance: Sequence[Sequence[int]] | None = None,
     spot_precision: Tensor | None = None,
 ) -> CovariateTest:
-    r"""Score tests of terms, each beside the intercept and the nuisance covariates only.
+    r"""Score tests of terms, each beside the intercept and its own nuisance covariates only.
 
     Parameters
     ----------
@@ -95,7 +95,8 @@ def score_test(
     terms
         Columns of ``design`` that are tested together (the indicators of a factor). Default: each on its own.
     nuisance
-        Covariates to adjust for, ``(N, S)``: those of the null fit. The intercept is always adjusted for.
+        Columns of ``design`` that each term is adjusted for; those of the null fit must be among them. Default: none.
+        The intercept is always adjusted for.
     spot_precision
         Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``: with them the variance of the score has the dispersion of the
         residuals, as all covariates leave them (to first order), and T the law of a Lawley–Hotelling trace. Default:
@@ -107,26 +108,26 @@ def score_test(
         A term without any variation beyond intercept and nuisance.
     """
     n_logits = residual.shape[-1]
-    base, groups = _orthonormal_terms(design.to(residual), terms, nuisance)
-    columns = torch.cat([base, *groups], 1)
-    score = (columns.T @ residual).flatten(1)  # logits fastest
-    information = covariate_information(precision_product, columns, len(residual), n_logits)
+    bases = _orthonormal_terms(design.to(residual), terms, nuisance)
+    joint = _joint_basis(torch.cat([part for pair in bases for part in pair], 1))
+    score = (joint.T @ residual).flatten(1)  # logits fastest
+    information = covariate_information(precision_product, joint, len(residual), n_logits)
     dispersion = None
     if spot_precision is not None:
-        joint = _joint_basis(columns)
-        left = residual - precision_product(_one_step(columns, joint, score, information)).squeeze(-1)
+        step = _solve(information, score.unsqueeze(-1)).unflatten(1, (-1, n_logits)).squeeze(-1)
+        left = residual - precision_product((joint @ step).unsqueeze(-1)).squeeze(-1)
         dispersion = dispersion_of(left, spot_precision, joint.shape[1])
-    score, variance = _without_nuisance(score, information, base.shape[1] * n_logits)
-    if dispersion is not None:
-        variance = _sandwich(dispersed(dispersion.root, information), information, base.shape[1] * n_logits)
-    statistics, start = [], 0
-    for group in groups:
-        stop = start + group.shape[1] * n_logits
-        part = score[:, start:stop, None]
-        statistics.append((part * _solve(variance[:, start:stop, start:stop], part)).sum((-2, -1)))
-        start = stop
+    eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
+    statistics = []
+    for base, group in bases:
+        weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
+        own = weights.T @ information @ weights
+        part, variance = _without_nuisance(score @ weights, own, base.shape[1] * n_logits)
+        if dispersion is not None:
+            variance = _sandwich(dispersed(dispersion.root, own), own, base.shape[1] * n_logits)
+        statistics.append((part.unsqueeze(-1) * _solve(variance, part.unsqueeze(-1))).sum((-2, -1)))
     statistic = torch.stack(statistics, -1)
-    ranks = torch.tensor([group.shape[1] for group in groups], device=statistic.device)
+    ranks = torch.tensor([group.shape[1] for _, group in bases], device=statistic.device)
     pvalue = chi2_sf(statistic, ranks * n_logits) if dispersion is None else trace_sf(statistic, ranks, dispersion)
     return CovariateTest(statistic, pvalue, ranks * n_logits, dispersion)
 
@@ -146,18 +147,9 @@ def covariate_information(precision_product: PrecisionProduct, columns: Tensor, 
 
 
 def _joint_basis(columns: Tensor) -> Tensor:
-    """Weights ``(C, R)`` that make the columns, of which some may depend on others, an orthonormal basis."""
-    _, values, right = torch.linalg.svd(columns, full_matrices=False)
-    kept = values > 1e-8 * values[0]
-    return (right[kept].T / values[kept]).contiguous()
-
-
-def _one_step(columns: Tensor, joint: Tensor, score: Tensor, information: Tensor) -> Tensor:
-    """Change ``(B, N, Q, 1)`` of the linear predictor when all columns come in, in one Fisher step."""
-    n_logits = score.shape[1] // len(joint)
-    weights = torch.kron(joint, torch.eye(n_logits, dtype=joint.dtype, device=joint.device))
-    step = _solve(weights.T @ information @ weights, (score @ weights).unsqueeze(-1))
-    return (columns @ joint @ step.unflatten(1, (-1, n_logits)).squeeze(-1)).unsqueeze(-1)
+    """Orthonormal basis ``(N, R)`` of columns of which some may depend on others."""
+    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    return left[:, values > 1e-8 * values[0]]
 
 
 def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -177,23 +169,22 @@ def _sandwich(observed: Tensor, information: Tensor, width: int) -> Tensor:
 
 
 def _orthonormal_terms(
-    design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Orthonormal bases of intercept and nuisance, ``(N, S')``, and of what every term adds to them."""
+    design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Sequence[Sequence[int]] | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Of every term, orthonormal bases of intercept and nuisance, ``(N, S')``, and of what it adds to them."""
+    terms = [[j] for j in range(design.shape[1])] if terms is None else terms
     constant = torch.full_like(design[:, :1], len(design) ** -0.5)
-    base = constant
-    if nuisance is not None and nuisance.shape[1]:
-        base = torch.cat([constant, _basis(nuisance.to(design), constant)], 1)
-    groups = []
-    for term in terms if terms is not None else [[j] for j in range(design.shape[1])]:
+    bases = []
+    for term, beside in zip(terms, [()] * len(terms) if nuisance is None else nuisance, strict=True):
+        base = torch.cat([constant, _basis(design[:, list(beside)], constant)], 1) if beside else constant
         group = _basis(design[:, list(term)], base)
         if not group.shape[1]:
             raise InvalidArgumentError(
                 f"design: column(s) {list(term)} are constant or a combination of the nuisance covariates; "
                 "expected variation to test. Drop them."
             )
-        groups.append(group)
-    return base, groups
+        bases.append((base, group))
+    return bases
 
 
 def _basis(columns: Tensor, base: Tensor) -> Tensor:

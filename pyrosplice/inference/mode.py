@@ -267,11 +267,14 @@ class NewtonStep:
         coupling = matvec(self.information, solver.spread(field) * a) * c
         return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
 
-    def marginal_precision_product(self, field: Tensor) -> Tensor:
-        r"""``(W⁻¹ + Σ)⁻¹ x = W x − W (W + Σ⁻¹)⁻¹ W x`` for x (B, N, Q): never inverts Σ or W."""
-        weighted = matvec(self.information, field)
-        posterior = self.model.random_part(self.parameters, self.solve(self.pull_back(weighted)))
-        return weighted - matvec(self.information, posterior)
+    def marginal_precision_product(self, fields: Tensor) -> Tensor:
+        r"""``(W⁻¹ + Σ)⁻¹ x = W̃ x − W̃ a F S⁻¹ F' a W̃ x`` for R fields x (B, N, Q, R): never inverts Σ or W."""
+        out, solver = matmul(self.effective, planar(fields)), self.model.solver
+        if solver is None or self.factor is None:
+            return out
+        a, shape = self.parameters.spatial[:, None, :, None], fields.shape[2:]
+        pulled = self.factor.solve(solver.gather((a * out).flatten(2)).unflatten(2, shape))
+        return out - matmul(self.effective, a * solver.spread(pulled.flatten(2)).unflatten(2, shape))
 
 
 class Mode:

@@ -198,10 +198,9 @@ class ModeObjective(ABC):
         """
         if self.mode is None:
             raise AssertionError("evaluate first")
-        tangents = self._tangents(self.mode)
-        products = [self.mode.step.marginal_precision_product(tangent) for tangent in tangents]
-        rows = [torch.stack([(left * right).sum((1, 2)) for right in tangents], -1) for left in products]
-        out = torch.stack(rows, -1)
+        tangents = torch.stack(self._tangents(self.mode), -1)
+        products = self.mode.step.marginal_precision_product(tangents)
+        out = torch.einsum("bnqd,bnqe->bde", tangents, products)
         n_gamma = self.unknowns.sizes[0]
         out[:, n_gamma:, n_gamma:] *= 2
         out[:, :n_gamma, n_gamma:] = 0

@@ -85,7 +85,7 @@ def test_spots_and_genes_in_another_order(gene_batch):
 def test_nuisance_covariates_are_projected_out(gene_batch):
     counts, design, sigma = gene_batch
     residual, product, inverses = null_fit(counts, sigma, nuisance=design[:, :1])
-    ours = score_test(residual, product, design[:, 1:2], nuisance=design[:, :1])
+    ours = score_test(residual, product, design[:, :2], terms=[[1]], nuisance=[[0]])
     eye = torch.eye(2, dtype=torch.float64)
     base = torch.kron(torch.cat([design[:, :1], torch.ones(64, 1, dtype=torch.float64)], 1), eye)
     x, a = torch.kron(design[:, 1:2], eye), inverses[0] @ base
@@ -100,7 +100,7 @@ def test_constant_and_collinear_covariates_are_refused(gene_batch):
     with pytest.raises(InvalidArgumentError, match=r"column\(s\) \[1\]"):
         score_test(residual, product, torch.cat([design[:, :1], torch.full((64, 1), 0.1, dtype=torch.float64)], 1))
     with pytest.raises(InvalidArgumentError, match="nuisance"):
-        score_test(residual, product, 2 * design[:, :1] + 1, nuisance=design[:, :1])
+        score_test(residual, product, torch.cat([design[:, :1], 2 * design[:, :1] + 1], 1), terms=[[1]], nuisance=[[0]])
 
 
 def intercepts_only(counts):

@@ -186,7 +186,7 @@ def test_posterior_covariance_and_marginal_precision() -> None:
     torch.testing.assert_close(found.covariance[0], blocks)
     x = torch.randn(1, N_SPOTS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = information - information @ posterior.reshape(2 * N_SPOTS, -1) @ information
-    product = found.mode.step.marginal_precision_product(x)
+    product = found.mode.step.marginal_precision_product(x.unsqueeze(-1))
     torch.testing.assert_close(product.flatten(), expected @ x.flatten())
 
 
