@@ -25,6 +25,7 @@ scaled tail; Lehmann & Romano (2005) "Testing statistical hypotheses", ch. 4, fo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -157,25 +158,39 @@ class _Draws:
             return 1 / excess
         return torch.minimum(excess, 2 - excess).clamp_min(0.0) / excess
 
-    def log_likelihood(self, logit: int, total: Tensor, variances: Tensor) -> Tensor:
-        """Profiled over the coefficients: data of variances ``total`` (M,), model ``variances`` (L, J); (M, L)."""
-        inverse = 1 / variances
-        quadratic = self.squares[logit] @ inverse.T
-        load = self.loads[logit].movedim(-1, 0) @ inverse.T  # (P', M, L)
-        factor = torch.linalg.cholesky((inverse @ self.grams.flatten(1)).unflatten(-1, self.grams.shape[1:]))
-        fitted = torch.linalg.solve_triangular(factor, load.movedim(-1, 0), upper=False)  # (L, P', M)
-        quadratic = quadratic - fitted.square().sum(1).T
-        return -0.5 * (total[:, None] * quadratic + variances.log() @ self.dof)
+    def log_likelihood(self, logit: int, total: Tensor, model: _Model) -> Tensor:
+        """Profiled over the coefficients: data of variances ``total`` (M,), L models; (M, L)."""
+        quadratic = self.squares[logit] @ model.precision
+        for row in model.whitening:
+            quadratic -= (self.loads[logit].flatten(1) @ row).square_()
+        return quadratic.mul_(total[:, None]).add_(model.logdet).mul_(-0.5)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """L models of one logit: ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening``
+    (P', J P', L), which takes the loads to the fitted part of the coefficients.
+    """
+
+    precision: Tensor
+    whitening: Tensor
+    logdet: Tensor
+
+    @classmethod
+    def of(cls, draws: _Draws, variances: Tensor) -> _Model:
+        """With ``variances`` (L, J) of the nodes."""
+        inverse, width = 1 / variances, draws.grams.shape[-1]
+        factor = torch.linalg.cholesky((inverse @ draws.grams.flatten(1)).unflatten(-1, (width, width)))
+        root = torch.linalg.inv(factor)
+        whitening = torch.einsum("lps,lj->pjsl", root, inverse).flatten(1, 2)
+        return cls(inverse.T.contiguous(), whitening, variances.log() @ draws.dof)
 
 
 def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """``P(LR > 0)`` and a for one gene."""
     q = len(noise)
     logits = [list(range(q))] if shared else [[k] for k in range(q)]
-    parts = list(draws.split(_PART))
-    ratio = torch.zeros(draws.squares.shape[1], dtype=noise.dtype)
-    for together in logits:
-        ratio += torch.cat([_ratio(part, noise, variance, together) for part in parts])
+    ratio = torch.stack([_ratio(draws, noise, variance, together) for together in logits]).sum(0)
     above = ratio > _POSITIVE
     count = above.sum().to(ratio.dtype)
     scale = torch.where(count > 0, (ratio * above).sum() / count.clamp_min(1), 1.0)
@@ -185,16 +200,18 @@ def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[
 def _ratio(draws: _Draws, noise: Tensor, variance: Tensor, logits: list[int]) -> Tensor:
     """Likelihood ratios ``(M,)`` of logits that share (σ², θ), over a grid of both and parabolas along log σ²."""
     total = noise + variance
-    factor = draws.given(variance[logits], total[logits], logits)
     log_size = _log_sizes(noise[logits], variance[logits], float(draws.dof.sum()))
     size, share = torch.cat([log_size.new_zeros(1), log_size.exp()])[:, None, None], total.new_tensor(_SHARES)[:, None]
-    value = factor.new_zeros(())
-    for k in logits:
-        variances = noise[k] + size * (1 - share + share * draws.values)  # (S, T, J)
-        each = draws.log_likelihood(k, total[k] * factor, variances.flatten(0, 1))
-        value = value + each.unflatten(-1, variances.shape[:2])
-    profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])
-    return 2 * (profile.amax(-1) - profile[:, 0])
+    shape = size * (1 - share + share * draws.values)  # (S, T, J)
+    models = {k: _Model.of(draws, (noise[k] + shape).flatten(0, 1)) for k in logits}
+    ratios = []
+    for part in draws.split(_PART):
+        factor = part.given(variance[logits], total[logits], logits)
+        each = (part.log_likelihood(k, total[k] * factor, model) for k, model in models.items())
+        value = functools.reduce(torch.Tensor.add_, each).unflatten(-1, shape.shape[:2])
+        profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])
+        ratios.append(2 * (profile.amax(-1) - profile[:, 0]))
+    return torch.cat(ratios)
 
 
 def _peak(value: Tensor, grid: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_profiled_likelihood_is_the_dense_one():
     unit = torch.randn(3, 25, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draws = draws_of(unit, matrix, design)
     variances = torch.stack([0.3 + 0.5 * (0.2 + 0.8 * draws.values), 0.3 + 2.0 * draws.values])
-    ours = draws.log_likelihood(0, torch.full((3,), 1.7, dtype=torch.float64), variances)
+    ours = draws.log_likelihood(0, torch.full((3,), 1.7, dtype=torch.float64), module._Model.of(draws, variances))
     for m in range(3):
         eye = torch.eye(25, dtype=torch.float64)
         for j, covariance in enumerate([0.4 * eye + 0.4 * matrix, 0.3 * eye + 2.0 * matrix]):
