@@ -53,9 +53,12 @@ def test_cell_types_of_the_lung_are_tested_without_coordinates():
     model.setup_data(adata, group_iso_by="usage_group", group_gene_by_n_iso=True, design_mtx="cell_type")
     model.fit(batch_size=32, print_progress=False)
     assert model.get_training_summary()["converged"].all()
+    model.test_differential_usage(method="score", print_progress=False)
+    robust = model.get_formatted_test_results("du").set_index(["gene", "covariate"])
     model.test_differential_usage(method="score", variance="model", print_progress=False)
     table = model.get_formatted_test_results("du").set_index(["gene", "covariate"])
     assert len(table) == 15 * 39
+    assert (robust["pvalue"].isna() == table["pvalue"].isna()).all()
     kept = model.filtered_adata
     counts = np.asarray(kept.layers["counts"].todense())
     for gene in model.gene_names:

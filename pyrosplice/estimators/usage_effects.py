@@ -35,9 +35,10 @@ class UsageEffects(UsageTests):
         Parameters
         ----------
         level
-            Of the (normal) confidence intervals.
+            Of the confidence intervals.
         variance
-            ``"robust"`` or ``"model"``, as in :meth:`test_differential_usage`.
+            ``"robust"`` (default): standard errors have the dispersion of the residuals, and intervals are Student's on
+            its degrees of freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
 
         Returns
         -------
@@ -52,7 +53,7 @@ class UsageEffects(UsageTests):
             With two levels that is half their difference. Levels that a formula coded are against the one it left out.
 
             Each with ``_se``, ``_lower`` and ``_upper``, from the covariance of β and intercept with (σ, θ) estimated
-            too; NaN where the data do not identify the gene's coefficients.
+            too; NaN where the data do not identify the gene's coefficients, or leave no degrees of freedom.
 
         Raises
         ------
@@ -72,11 +73,12 @@ class UsageEffects(UsageTests):
         for batch in prepared.batches(TEST_BATCH, group=True):
             some = [genes[g] for g in batch]
             robust = variance == "robust"
-            found = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, robust)
+            effects = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, robust)
+            found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
             for row, gene in enumerate(batch):
                 isoforms = prepared.data.adata.var_names[prepared.data.columns[gene]]
-                own = {name: Effects(e.estimate[row], e.standard_error[row]) for name, e in found.items()}
-                tables[gene] = effects_table(prepared.gene_names[gene], prepared.design.names, isoforms, own, level)
+                own = {name: [value[row] for value in values] for name, values in found.items()}
+                tables[gene] = effects_table(prepared.gene_names[gene], prepared.design.names, isoforms, own)
         return pd.concat([tables[gene] for gene in range(self.n_genes)], ignore_index=True)
 
 
@@ -84,39 +86,41 @@ def gene_effects(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
 ) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    covariance = coefficient_covariance(counts, spec, genes, design, robust)
+    covariance, dof = coefficient_covariance(counts, spec, genes, design, robust)
     beta, covariates = stacked(genes)["beta"], torch.from_numpy(design.values)
     eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
     usage = average_usage_effects(eta, beta, covariance, covariates, changes_of(covariates, design.terms))
+    odds = centred_log_odds(beta, covariance)
     return {
-        "log_odds": centred_log_odds(beta, covariance),
-        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error),
+        "log_odds": Effects(odds.estimate, odds.standard_error, dof),
+        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),
     }
 
 
 def coefficient_covariance(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
-) -> Tensor:
-    """Covariance of ``[β; b]`` of all covariates, levels of a factor centred; from the estimable ones' ``vcov``."""
+) -> tuple[Tensor, Tensor | None]:
+    """Covariance of ``[β; b]`` of all covariates, levels of a factor centred, from the estimable ones' ``vcov``.
+
+    And the degrees of freedom of a robust one, ``(B,)``.
+    """
     model = spec.rebuild_estimable(counts, genes)
-    covariance = model.vcov().cpu()
+    covariance, dof = model.vcov().cpu(), None
     if robust:
         fit = linearised(model)
         dispersion = dispersion_of(fit.residual, fit.spot_precision, len(design.estimable) + 1)
-        covariance = dispersed_covariance(dispersion.root, covariance)
+        covariance, dof = dispersed_covariance(dispersion.root, covariance), dispersion.dof
     recode = torch.kron(torch.from_numpy(design.coding), torch.eye(model.bias_eta.shape[-1], dtype=torch.float64))
-    return recode @ covariance @ recode.T
+    return recode @ covariance @ recode.T, dof
 
 
 def effects_table(
-    gene: str, covariates: Sequence[str], isoforms: Sequence[str], effects: dict[str, Effects], level: float
+    gene: str, covariates: Sequence[str], isoforms: Sequence[str], effects: dict[str, list[Tensor]]
 ) -> pd.DataFrame:
-    """Effects ``(P, K)`` of one gene as rows, isoforms within covariates."""
+    """Effects of one gene as rows, isoforms within covariates: estimate, error, lower and upper end ``(P, K)`` each."""
     index = [(gene, covariate, isoform) for covariate in covariates for isoform in isoforms]
     table = pd.DataFrame(index, columns=["gene", "covariate", "isoform"])
-    for name, effect in effects.items():
-        lower, upper = effect.interval(level)
-        values = {"": effect.estimate, "_se": effect.standard_error, "_lower": lower, "_upper": upper}
-        for suffix, value in values.items():
+    for name, values in effects.items():
+        for suffix, value in zip(("", "_se", "_lower", "_upper"), values, strict=True):
             table[name + suffix] = value.flatten().numpy()
     return table

@@ -67,7 +67,8 @@ class UsageTests(UsageModels):
             ``random_seed`` (0) of permutations, bootstrap and importance sampling; ``n_draws`` (400) of the latter;
             ``early_stop`` (number of permuted statistics above the observed one after which a gene is given up; None);
             ``n_jobs`` (that of ``fit``); ``null_law`` of ``"llr"``: ``"finite-sample"`` (default), simulated from each
-            gene's linearised null model (:mod:`pyrosplice.hypothesis.ratio_null`), or ``"boundary"``, the limit
+            gene's linearised null model, given its estimate of σ, with 4,096 draws that are the same every time
+            (:mod:`pyrosplice.hypothesis.ratio_null`), or ``"boundary"``, the limit
             ½χ²₀ + ½χ²₁ (one θ; binomial weights for more), under which p-values are several times too large.
 
         Returns
@@ -121,7 +122,7 @@ class UsageTests(UsageModels):
         contrasts: Any = None,
         variance: Variance = "robust",
     ) -> dict[str, Any] | None:
-        """Test every gene and covariate for an effect on usage (β = 0 in all logits; Q degrees of freedom).
+        """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
         whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
@@ -147,10 +148,15 @@ class UsageTests(UsageModels):
             factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
             covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
         variance
-            Of the score, and so of estimates. ``"robust"``: with the dispersion that the residuals have between the
-            logits (:mod:`pyrosplice.hypothesis.dispersion`), which a random effect of one variance for all logits, or
-            a GLM of over-dispersed counts, does not have. Likelihood ratios are multiplied by the quotient of the score
-            statistics with it and without (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says.
+            Of the score, and so of estimates. ``"robust"`` (default): with the dispersion that the residuals have
+            between the logits (:mod:`pyrosplice.hypothesis.dispersion`), which a random effect of one variance for all
+            logits, or a GLM of over-dispersed counts, does not have. P-values are then not of χ² but of an F law on
+            the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's for more), NaN for genes whose
+            spots leave none. Likelihood ratios are multiplied by the quotient of the score statistics with it and
+            without (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says, and χ²; for counts that
+            are known to follow it. One dispersion holds for all spots of a gene: in a *GLM* of over-dispersed counts
+            with a covariate that goes with the depth of the spots neither is right; use a GLMM or a
+            Dirichlet-multinomial likelihood there.
 
         Returns
         -------
@@ -163,7 +169,7 @@ class UsageTests(UsageModels):
         ------
         InvalidArgumentError
             Another method; no design; a fit that is with covariates where it should be without, or the other way round;
-            contrasts that cannot be tested, or for another method.
+            contrasts that cannot be tested, or for another method; another ``by`` or ``variance``.
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """

@@ -29,14 +29,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dispersion:
-    """Of every gene: ``root`` G ``(B, Q, Q)``, NaN where it has none, and its degrees of freedom ν ``(B,)``."""
+    """Of every gene: ``root`` G ``(B, Q, Q)`` and its degrees of freedom ν ``(B,)``; NaN where it has none."""
 
     root: Tensor
     dof: Tensor
 
 
-def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: int) -> Dispersion:
-    """Dispersion of the residuals of a model, NaN for a gene with a logit without information.
+def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: Tensor | int) -> Dispersion:
+    """Dispersion of the residuals of a model, NaN for a gene with a logit without information or without ν > 0.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: int)
     spot_precision
         Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``; zero for spots that do not inform.
     n_coefficients
-        Fitted coefficients a logit, the intercept among them.
+        Fitted coefficients a logit, the intercept among them: one number, or ``(B,)``.
     """
     total, observed = spot_precision.sum(1), residual.mT @ residual
     deviation = torch.diagonal(total, dim1=-2, dim2=-1).sqrt()
@@ -60,14 +60,15 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: int)
     root = (vectors * values.clamp_min(0.0).sqrt()[:, None]) @ vectors.mT
     root = torch.linalg.solve_triangular(factor, factor @ root, upper=False, left=False)
     dof = effective - n_coefficients
-    root = root * (effective / dof.clamp_min(1.0)).sqrt()[:, None, None]
-    return Dispersion(torch.where(failed, torch.nan, root), dof)
+    dof = torch.where(failed[:, 0, 0] | ~(dof > 0), torch.nan, dof)
+    return Dispersion(root * (effective / dof).sqrt()[:, None, None], dof)
 
 
 def trace_sf(statistic: Tensor, n_columns: Tensor, dispersion: Dispersion) -> Tensor:
-    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, by McKeon's F law.
+    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each.
 
-    Exact for one column and normal residuals; χ² as ν grows. NaN for ν ≤ Q + 3.
+    One column: Hotelling's law, exact for normal residuals, NaN for ν < Q. More: McKeon's F law, NaN for ν ≤ Q + 3.
+    χ² as ν grows.
     """
     q = dispersion.root.shape[-1]
     columns, dof = n_columns.to(statistic), dispersion.dof[:, None]
@@ -75,8 +76,12 @@ def trace_sf(statistic: Tensor, n_columns: Tensor, dispersion: Dispersion) -> Te
     spread = (dof + columns - q - 1) * (dof - 1) / ((dof - q - 3) * (dof - q)) - 1
     denominator = 4 + (numerator + 2) / spread
     scale = numerator * (denominator - 2) / (denominator * (dof - q - 1)) * dof
-    scale = torch.where(dof > q + 3, scale, torch.nan)
-    tail = fdtrc(*(x.cpu().numpy() for x in torch.broadcast_tensors(numerator, denominator, statistic / scale)))
+    single = columns == 1
+    denominator = torch.where(single, dof - q + 1, denominator)
+    scale = torch.where(single, dof * q / (dof - q + 1), scale)
+    known = torch.where(single, dof >= q, dof > q + 3)
+    ratio = torch.where(known, statistic.clamp_min(0.0) / scale, torch.nan)
+    tail = fdtrc(*(x.cpu().numpy() for x in torch.broadcast_tensors(numerator, denominator, ratio)))
     return torch.as_tensor(tail).to(statistic).clamp_min(torch.finfo(torch.float64).tiny)
 
 
@@ -91,7 +96,7 @@ def dispersed(root: Tensor, information: Tensor) -> Tensor:
 def dispersed_covariance(root: Tensor, covariance: Tensor) -> Tensor:
     """Covariance ``(B, C Q, C Q)`` of estimates whose score has this dispersion and whose information is its inverse.
 
-    As it is where it has no inverse.
+    NaN where it has no inverse.
     """
     scale = torch.diagonal(covariance, dim1=-2, dim2=-1).rsqrt()
     factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * covariance * scale[:, None])
@@ -100,4 +105,4 @@ def dispersed_covariance(root: Tensor, covariance: Tensor) -> Tensor:
     factor = torch.where(failed, eye, factor / scale[:, :, None])
     moved = (covariance.unflatten(1, (-1, root.shape[-1])).mT @ root[:, None]).mT.flatten(1, 2)  # (I ⊗ G)' V
     half = torch.linalg.solve_triangular(factor, moved, upper=False)
-    return torch.where(failed, covariance, half.mT @ half)
+    return torch.where(failed, torch.nan, half.mT @ half)

@@ -12,10 +12,11 @@ k along the eigenvectors of the information of a spot, v the noise of its counts
 terms are independent and the ratio, profiled over (B, σ², θ), depends on a few sums of squares, so that thousands of
 draws cost milliseconds.
 
-At θ = 0 the residual sum of squares is sufficient for σ², so the law of the ratio *given* it does not depend on σ², and
-the test has its size whatever σ² is: every draw is rescaled to have the gene's own estimate. (With the estimate plugged
-in, a test at 5 % would reject 3 % where σ = 0 and 5.6 % where σ² is as large as its standard error.) The positive part
-is close to a scaled χ²_1, which carries the law into the tail:
+The law is that *given* the gene's estimate of σ²: every draw is rescaled to have it. For one logit, or equal v, the
+residual sum of squares is sufficient for σ² at θ = 0, so that the law given it is free of σ²; otherwise nearly. Where
+the estimate is 0 it is the law at σ = 0 given that. (With the estimate plugged in, a test at 5 % would reject 3 % where
+σ = 0 and 5.6 % where σ² is as large as its standard error.) The positive part is close to a scaled χ²_1, which
+carries the law into the tail:
 
 .. math:: P(LR > x) = P(LR > 0)\; P(\chi^2_1 > x / a).
 
@@ -37,6 +38,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import orthonormal_columns
@@ -45,6 +47,7 @@ _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.002, 0.006, 0.02, 0.04, 0.07, 0.11, 0.17, 0.25, 0.36, 0.52, 0.75, 1.0)  # of θ
 _LEAST, _LARGEST = 0.07, 2.5  # σ² in standard errors of the least total variance; log of σ² over the largest
 _ZERO = 1e-2  # standard errors up to which the estimate of σ² is 0
+_ROUNDING = 1e-8  # loadings up to which they are 0
 _PART = 512  # draws at a time
 _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variances (log) up to which it follows them
 
@@ -89,21 +92,36 @@ def spatial_ratio_null(
     n_draws, seed
         Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
         a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``n_draws`` is not a power of two.
     """
+    if n_draws < 2 or n_draws & (n_draws - 1):
+        raise InvalidArgumentError(f"n_draws: expected a power of two, found {n_draws}.")
     draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, seed)
-    noise, variance = _noise(information, sigma.to(torch.float64))
+    noise, variance = _noise(information, sigma.to(torch.float64), share_variance)
     results = [_law(draws, v, s, share_variance) for v, s in zip(noise, variance, strict=True)]
     return RatioNull(*(torch.stack(parts) for parts in zip(*results, strict=True)))
 
 
-def _noise(information: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _noise(information: Tensor, sigma: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """Noise v ``(B, Q)`` of a typical spot's working logits, and σ² ``(B, Q)``.
 
-    v is such that a spot with it has the mean over spots of what they say about the fixed effects,
-    ``1 / (1 / w_ik + σ²)`` with w the information along the eigenvectors of its mean.
+    Of the directions that the mean information W has for eigenvectors, or where logits have a σ² each, of the logits
+    themselves, which know ``1 / (W⁻¹)_kk``. v is such that a spot with it has the mean over spots of what they say
+    about the fixed effects, ``1 / (1 / w_ik + σ²)``.
     """
-    _, vectors = torch.linalg.eigh(torch.nan_to_num(information.mean(1)))
-    along = torch.einsum("bnkl,bkq,blq->bnq", information, vectors, vectors).clamp_min(0.0)
+    mean = torch.nan_to_num(information.mean(1))
+    values, vectors = torch.linalg.eigh(mean)
+    if shared:
+        along = torch.einsum("bnkl,bkq,blq->bnq", information, vectors, vectors)
+    else:
+        inverse = (vectors.square() / values.clamp_min(1e-12 * values.amax(-1, keepdim=True))[:, None]).sum(-1)
+        own = torch.diagonal(mean, dim1=-2, dim2=-1)
+        along = torch.diagonal(information, dim1=-2, dim2=-1) / (own * inverse).clamp_min(1.0)[:, None]
+    along = along.clamp_min(0.0)
     variance = sigma.square().expand(-1, along.shape[-1])
     typical = (along / (1 + along * variance.unsqueeze(1))).mean(1).clamp_min(1e-8)
     return (1 / typical - variance).clamp_min(1e-8), variance
@@ -154,7 +172,8 @@ class _Draws:
         n_spots = float(self.dof.sum())
         residual = self.squares[logits].sum(-1) - self.loads[logits].sum(-2).square().sum(-1)
         excess = (residual / n_spots / total[:, None]).sum(0) / (1 / total).sum()
-        if variance.max() > _ZERO * total.max() * (2 / n_spots) ** 0.5:
+        error = (n_spots / 2 * total.square().reciprocal().sum()).rsqrt()
+        if variance.max() > _ZERO * error:
             return 1 / excess
         return torch.minimum(excess, 2 - excess).clamp_min(0.0) / excess
 
@@ -252,19 +271,32 @@ def _loading(kernel: SpatialKernel, basis: Tensor) -> Tensor:
     """Products of the leading eigenvectors with the covariates, (r, P').
 
     An eigenvector's sign, and the basis of an eigenvalue that occurs twice, are accidents of the order of the spots. So
-    that the draws of a seed do not depend on it, one vector of each eigenvalue holds all of the constant's share, > 0.
+    that the draws of a seed do not depend on it, one vector of each eigenvalue holds all of the constant's share, > 0,
+    the next all that is left of the second covariate's, and so on.
     """
     loading = kernel.vectors.T @ basis
     new = kernel.values.diff().abs() > 1e-9 * kernel.values[0]
     starts = [0, *(torch.nonzero(new).squeeze(-1) + 1).tolist(), len(loading)]
-    blocks = []
-    for first, last in pairwise(starts):
-        block = torch.linalg.qr(loading[first:last], mode="complete").R
-        signs = torch.ones_like(block[:, :1])
-        diagonal = torch.diagonal(block)
-        signs[: len(diagonal), 0] = torch.where(diagonal < 0, -1.0, 1.0)
-        blocks.append(signs * block)
-    return torch.cat(blocks)
+    return torch.cat([_turned(loading[first:last]) for first, last in pairwise(starts)])
+
+
+def _turned(block: Tensor) -> Tensor:
+    """Rows turned, and reflected, into echelon form with positive leading entries."""
+    rows = []
+    for column in range(block.shape[1]):
+        vector = block[:, column]
+        norm = vector.norm()
+        if norm < _ROUNDING:
+            continue
+        mirror = vector.clone()
+        mirror[0] -= norm
+        length = mirror.norm()
+        if length > _ROUNDING * norm:
+            mirror = mirror / length
+            block = block - 2 * mirror[:, None] * (mirror @ block)
+        rows.append(block[:1])
+        block = block[1:]
+    return torch.cat([*rows, torch.zeros_like(block)])
 
 
 def _nodes(kernel: SpatialKernel, loading: Tensor) -> tuple[Tensor, Tensor, Tensor]:

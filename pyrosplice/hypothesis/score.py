@@ -57,14 +57,24 @@ class Linearised:
 
 @dataclass(frozen=True)
 class CovariateTest:
-    """Statistics and p-values ``(B, T)`` of T terms, and their degrees of freedom ``(T,)``; NaN where not estimable.
+    """Score tests of T terms in B genes.
 
-    ``dispersion`` is that of the residuals, if asked for.
+    Attributes
+    ----------
+    statistic, pvalue
+        ``(B, T)``; NaN where not estimable.
+    dof
+        Degrees of freedom ``(T,)``.
+    plain
+        Statistics with the model's variance, ``(B, T)``.
+    dispersion
+        That of the residuals, if asked for.
     """
 
     statistic: Tensor
     pvalue: Tensor
     dof: Tensor
+    plain: Tensor
     dispersion: Dispersion | None = None
 
 
@@ -108,28 +118,29 @@ def score_test(
         A term without any variation beyond intercept and nuisance.
     """
     n_logits = residual.shape[-1]
-    bases = _orthonormal_terms(design.to(residual), terms, nuisance)
-    joint = _joint_basis(torch.cat([part for pair in bases for part in pair], 1))
+    joint, bases = _orthonormal_terms(design.to(residual), terms, nuisance)
     score = (joint.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(precision_product, joint, len(residual), n_logits)
     dispersion = None
     if spot_precision is not None:
-        step = _solve(information, score.unsqueeze(-1)).unflatten(1, (-1, n_logits)).squeeze(-1)
-        left = residual - precision_product((joint @ step).unsqueeze(-1)).squeeze(-1)
-        dispersion = dispersion_of(left, spot_precision, joint.shape[1])
+        step, rank = _least_squares(information, score)
+        left = residual - precision_product((joint @ step.unflatten(1, (-1, n_logits))).unsqueeze(-1)).squeeze(-1)
+        dispersion = dispersion_of(left, spot_precision, rank / n_logits)
     eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
-    statistics = []
+    plain, robust = [], []
     for base, group in bases:
-        weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
+        weights, width = torch.kron(joint.T @ torch.cat([base, group], 1), eye), base.shape[1] * n_logits
         own = weights.T @ information @ weights
-        part, variance = _without_nuisance(score @ weights, own, base.shape[1] * n_logits)
+        part, variance = _without_nuisance(score @ weights, own, width)
+        plain.append(_quadratic(variance, part))
         if dispersion is not None:
-            variance = _sandwich(dispersed(dispersion.root, own), own, base.shape[1] * n_logits)
-        statistics.append((part.unsqueeze(-1) * _solve(variance, part.unsqueeze(-1))).sum((-2, -1)))
-    statistic = torch.stack(statistics, -1)
-    ranks = torch.tensor([group.shape[1] for _, group in bases], device=statistic.device)
-    pvalue = chi2_sf(statistic, ranks * n_logits) if dispersion is None else trace_sf(statistic, ranks, dispersion)
-    return CovariateTest(statistic, pvalue, ranks * n_logits, dispersion)
+            robust.append(_quadratic(_sandwich(dispersed(dispersion.root, own), own, width), part))
+    ranks = torch.tensor([group.shape[1] for _, group in bases], device=joint.device)
+    unadjusted = torch.stack(plain, -1)
+    if dispersion is None:
+        return CovariateTest(unadjusted, chi2_sf(unadjusted, ranks * n_logits), ranks * n_logits, unadjusted)
+    statistic = torch.stack(robust, -1)
+    return CovariateTest(statistic, trace_sf(statistic, ranks, dispersion), ranks * n_logits, unadjusted, dispersion)
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
@@ -146,10 +157,21 @@ def covariate_information(precision_product: PrecisionProduct, columns: Tensor, 
     return (information + information.mT) / 2
 
 
-def _joint_basis(columns: Tensor) -> Tensor:
-    """Orthonormal basis ``(N, R)`` of columns of which some may depend on others."""
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    return left[:, values > 1e-8 * values[0]]
+def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """One Fisher step ``(B, D)`` along what a gene's information knows, and how many directions that are ``(B,)``."""
+    finite = torch.isfinite(information).flatten(1).all(-1)[:, None, None]
+    scale = torch.diagonal(information, dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
+    scaled = torch.where(finite, scale[:, :, None] * information * scale[:, None], 0.0)
+    values, vectors = torch.linalg.eigh(scaled)
+    known = values > 1e-10 * values[:, -1:]
+    along = (vectors.mT @ (scale * score).unsqueeze(-1)).squeeze(-1)
+    step = scale * (vectors @ torch.where(known, along / values, 0.0).unsqueeze(-1)).squeeze(-1)
+    return step, known.sum(-1).to(score.dtype)
+
+
+def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``vector' matrix⁻¹ vector``, ``(B,)``."""
+    return (vector.unsqueeze(-1) * _solve(matrix, vector.unsqueeze(-1))).sum((-2, -1))
 
 
 def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -170,12 +192,15 @@ def _sandwich(observed: Tensor, information: Tensor, width: int) -> Tensor:
 
 def _orthonormal_terms(
     design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Sequence[Sequence[int]] | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Of every term, orthonormal bases of intercept and nuisance, ``(N, S')``, and of what it adds to them."""
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Orthonormal bases: of all columns, and for every term of intercept and nuisance, ``(N, S')``, and of what it adds
+    to them.
+    """
     terms = [[j] for j in range(design.shape[1])] if terms is None else terms
+    nuisance = [()] * len(terms) if nuisance is None else nuisance
     constant = torch.full_like(design[:, :1], len(design) ** -0.5)
     bases = []
-    for term, beside in zip(terms, [()] * len(terms) if nuisance is None else nuisance, strict=True):
+    for term, beside in zip(terms, nuisance, strict=True):
         base = torch.cat([constant, _basis(design[:, list(beside)], constant)], 1) if beside else constant
         group = _basis(design[:, list(term)], base)
         if not group.shape[1]:
@@ -184,7 +209,8 @@ def _orthonormal_terms(
                 "expected variation to test. Drop them."
             )
         bases.append((base, group))
-    return bases
+    used = sorted({column for columns in (*terms, *nuisance) for column in columns})
+    return torch.cat([constant, _basis(design[:, used], constant)], 1), bases
 
 
 def _basis(columns: Tensor, base: Tensor) -> Tensor:

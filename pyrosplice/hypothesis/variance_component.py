@@ -97,7 +97,10 @@ def variance_component_test(
 
 
 def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
-    """Orthonormal basis of the span of the intercept and the covariates, the constant first: ``(N, P')``."""
+    """Orthonormal basis of the span of the intercept and the covariates, the constant first: ``(N, P')``.
+
+    Whatever the order of the spots: the third moments of the others are positive.
+    """
     constant = torch.full_like(like, len(like) ** -0.5).unsqueeze(-1)
     if design is None:
         return constant
@@ -105,7 +108,8 @@ def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
     scale = centred.norm(dim=0)
     centred = centred[:, scale > 1e-10 * design.abs().amax(0)]
     left, values, _ = torch.linalg.svd(centred / centred.norm(dim=0), full_matrices=False)
-    return torch.cat([constant, left[:, values > 1e-8]], 1)
+    left = left[:, values > 1e-8]
+    return torch.cat([constant, torch.where(left.pow(3).sum(0) < 0, -left, left)], 1)
 
 
 def _test_block(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:

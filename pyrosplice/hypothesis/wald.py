@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -21,17 +22,23 @@ from pyrosplice.inference.glm import Standardisation
 
 @dataclass(frozen=True)
 class Effects:
-    """Estimates and standard errors of the same shape."""
+    """Estimates and standard errors ``(B, ...)``, and degrees of freedom ``(B,)`` of the latter (None: known)."""
 
     estimate: Tensor
     standard_error: Tensor
+    dof: Tensor | None = None
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper end of the normal confidence interval."""
+        """Lower and upper end of the confidence interval: Student's, or normal without degrees of freedom."""
         if not 0 < level < 1:
             raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
-        half = torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)) * self.standard_error
-        return self.estimate - half, self.estimate + half
+        tail = 0.5 + level / 2
+        if self.dof is None:
+            quantile = torch.special.ndtri(torch.tensor(tail, dtype=torch.float64))
+        else:
+            found = torch.as_tensor(stdtrit(self.dof.cpu().numpy(), tail)).to(self.estimate)
+            quantile = found.reshape(-1, *[1] * (self.estimate.dim() - 1))
+        return self.estimate - quantile * self.standard_error, self.estimate + quantile * self.standard_error
 
 
 def coefficient_covariance(

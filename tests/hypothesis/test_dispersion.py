@@ -69,7 +69,7 @@ def test_products_are_those_of_the_whole_matrices(fit):
     torch.testing.assert_close(dispersed_covariance(root, covariance), covariance @ expected @ covariance)
     covariance[1, 0, 0] = torch.inf
     found = dispersed_covariance(root, covariance)
-    assert torch.equal(found[1], covariance[1]) and torch.isfinite(found[[0, 2, 3]]).all()
+    assert torch.isnan(found[1]).all() and torch.isfinite(found[[0, 2, 3]]).all()
 
 
 def test_the_law_of_one_column_is_hotelling_s(fit):
@@ -90,4 +90,21 @@ def test_the_law_of_more_columns_is_that_of_normal_residuals():
         low, high = binom.ppf([0.0005, 0.9995], 20000, level)
         assert low <= int((pvalue < level).sum()) <= high
     few = Dispersion(dispersion.root, torch.tensor([Q + 3.0], dtype=torch.float64))
-    assert torch.isnan(trace_sf(torch.ones(1, 1, dtype=torch.float64), torch.ones(1), few)).all()
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert torch.isnan(trace_sf(one, torch.full((1,), 2), few)).all()
+    assert torch.isfinite(trace_sf(one, torch.ones(1), few)).all()
+    assert torch.isnan(trace_sf(one, torch.ones(1), replace(few, dof=few.dof - 4))).all()
+
+
+def test_a_statistic_that_rounding_made_negative_has_p_value_one(fit):
+    dispersion = dispersion_of(*fit, 1)
+    found = trace_sf(
+        torch.tensor([[-1e-9, torch.nan]] * N_GENES, dtype=torch.float64), torch.tensor([1, 2]), dispersion
+    )
+    assert (found[:, 0] == 1).all() and torch.isnan(found[:, 1]).all()
+
+
+def test_without_degrees_of_freedom_there_is_no_dispersion(fit):
+    found = dispersion_of(*fit, torch.tensor([1.0, 60.0, 2.0, 3.0], dtype=torch.float64))
+    assert torch.isnan(found.root[1]).all() and torch.isnan(found.dof[1])
+    assert torch.isfinite(found.root[[0, 2, 3]]).all()

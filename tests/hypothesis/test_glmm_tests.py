@@ -27,6 +27,11 @@ def test_engine_and_oracle_give_the_same_statistic():
         residual, _, inverse = random_effect_fit(counts[g], spatial, ones)
         blocks = torch.diagonal(inverse.reshape(144, 2, 144, 2), dim1=0, dim2=2).permute(2, 0, 1)
         torch.testing.assert_close(linear.spot_precision[g], blocks, rtol=0.1, atol=0.05)
+        within = torch.block_diag(*mode.step.information[g])
+        middle = torch.kron(spatial, torch.eye(2, dtype=torch.float64))
+        exact = torch.linalg.inv(torch.linalg.inv(within) + middle).reshape(144, 2, 144, 2)
+        blocks = torch.diagonal(exact, dim1=0, dim2=2).permute(2, 0, 1)
+        torch.testing.assert_close(linear.spot_precision[g], blocks, rtol=1e-8, atol=1e-10)
         for j in range(3):
             x = torch.kron(design[:, [j]].contiguous(), torch.eye(2, dtype=torch.float64))
             a = inverse @ torch.kron(ones, torch.eye(2, dtype=torch.float64))

@@ -4,9 +4,11 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import chi2
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis import ratio_null as module
 from pyrosplice.hypothesis.ratio_null import RatioNull, spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.hypothesis.variance_component import orthonormal_columns
 from pyrosplice.models.likelihoods import Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, scattered, simulate_counts
@@ -80,8 +82,8 @@ def test_profiled_likelihood_is_the_dense_one():
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.3, 2.0])
-def test_size_given_the_estimate(variance):
-    """New data of the compressed spectrum: as many below a p-value as it says, whatever σ² is."""
+def test_scaled_chi_square_fits_the_ratios(variance):
+    """New draws, given the same estimate: as many below a p-value as it says."""
     basis = torch.full((49, 1), 1 / 7, dtype=torch.float64)
     size = torch.full((2,), variance, dtype=torch.float64)
     law = RatioNull(*module._law(module._Draws.of(KERNEL, basis, 2, 4096, 0), NOISE, size, True))
@@ -116,22 +118,45 @@ def test_every_gene_has_its_own_law_and_seed_fixes_it():
 def test_a_logit_without_information_changes_nothing():
     """That of an isoform with a handful of counts, beside one that is known well."""
     draws = module._Draws.of(KERNEL, torch.full((49, 1), 1 / 7, dtype=torch.float64), 2, 2048, 0)
-    noise = torch.tensor([0.5, 500.0], dtype=torch.float64)
-    variance = torch.full((2,), 0.6, dtype=torch.float64)
-    positive, scale = module._law(draws, noise, variance, True)
-    alone = module._law(draws, noise[:1], variance[:1], True)
-    assert float(positive) == pytest.approx(float(alone[0]), rel=0.15)
-    assert float(scale) == pytest.approx(float(alone[1]), rel=0.15)
+    for noise, size in ((500.0, 0.6), (50.0, 0.1), (5000.0, 0.0)):
+        both = torch.tensor([0.5, noise], dtype=torch.float64)
+        variance = torch.full((2,), size, dtype=torch.float64)
+        positive, scale = module._law(draws, both, variance, True)
+        alone = module._law(draws, both[:1], variance[:1], True)
+        assert float(positive) == pytest.approx(float(alone[0]), rel=0.1)
+        assert float(scale) == pytest.approx(float(alone[1]), rel=0.1)
 
 
-@pytest.mark.parametrize("layout", [grid(5), scattered(30)])
-def test_the_order_of_the_spots_changes_nothing(layout):
-    """A square grid has eigenvalues that occur twice."""
-    order = torch.randperm(layout.n_spots, generator=torch.Generator().manual_seed(0))
-    constant = torch.full((layout.n_spots, 1), layout.n_spots**-0.5, dtype=torch.float64)
-    loadings = [
-        module._loading(spatial_kernel(matrix, damping=0.0), constant)
-        for matrix in (layout.dense(), layout.dense()[order][:, order])
-    ]
-    torch.testing.assert_close(loadings[1], loadings[0], rtol=1e-6, atol=1e-9)
-    assert float(loadings[0].square().sum()) == pytest.approx(1.0)
+def test_logits_with_a_variance_each_may_change_places():
+    """Q = 3 free logits whose information differs; the reference isoform stays."""
+    counts = simulate_counts(LAYOUT, n_genes=1, depth=5, sigma=0.5, theta=0.0, seed=1, n_isos=4)
+    eta = torch.tensor([1.0, -1.0, 0.3], dtype=torch.float64).expand_as(counts[..., :-1])
+    information = Multinomial().information(counts, eta)
+    sigma, order = torch.tensor([[1.0, 0.1, 0.4]], dtype=torch.float64), [2, 0, 1]
+    noise, variance = module._noise(information, sigma, False)
+    moved = module._noise(information[..., order][..., order, :], sigma[:, order], False)
+    torch.testing.assert_close(moved[0], noise[:, order])
+    torch.testing.assert_close(moved[1], variance[:, order])
+
+
+@pytest.mark.parametrize("covariates", [0, 1, 2])
+@pytest.mark.parametrize("layout", [grid(5), grid(6), scattered(30)])
+def test_the_order_of_the_spots_changes_nothing(layout, covariates):
+    """A square grid has eigenvalues that occur twice, and eigenvectors that the constant has no part in."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(layout.n_spots, generator=generator)
+    design = torch.randn(layout.n_spots, covariates, generator=generator, dtype=torch.float64)
+    dense, loadings = layout.dense(), []
+    for rows in (torch.arange(layout.n_spots), order, order.flip(0)):
+        kernel = spatial_kernel(dense[rows][:, rows], damping=0.0)
+        basis = orthonormal_columns(design[rows] if covariates else None, kernel.diagonal)
+        loadings.append(module._loading(kernel, basis))
+    for other in loadings[1:]:
+        torch.testing.assert_close(other, loadings[0], rtol=1e-6, atol=1e-8)
+    assert float(loadings[0].square().sum()) == pytest.approx(float((kernel.vectors.T @ basis).square().sum()))
+
+
+def test_draws_are_a_power_of_two():
+    information = torch.eye(1, dtype=torch.float64).expand(1, 49, 1, 1)
+    with pytest.raises(InvalidArgumentError, match="n_draws: expected a power of two, found 1000"):
+        spatial_ratio_null(information, torch.ones(1, 1), KERNEL, n_draws=1000)

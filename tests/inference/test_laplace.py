@@ -184,10 +184,10 @@ def test_posterior_covariance_and_marginal_precision() -> None:
     posterior = torch.linalg.inv(torch.linalg.inv(prior) + information).reshape(N_SPOTS, 2, N_SPOTS, 2)
     blocks = posterior.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     torch.testing.assert_close(found.covariance[0], blocks)
-    x = torch.randn(1, N_SPOTS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, N_SPOTS, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = information - information @ posterior.reshape(2 * N_SPOTS, -1) @ information
-    product = found.mode.step.marginal_precision_product(x.unsqueeze(-1))
-    torch.testing.assert_close(product.flatten(), expected @ x.flatten())
+    product = found.mode.step.marginal_precision_product(x)
+    torch.testing.assert_close(product.reshape(-1, 3), expected @ x.reshape(-1, 3))
 
 
 def test_response_of_the_mode() -> None:
