@@ -242,9 +242,10 @@ class MultinomGLM(BaseModel):
         num_samples
             Draws a gene (and chain).
         method
-            ``"laplace"``: Gaussians of the coefficients and of ν. ``"importance"``: these draws, resampled by their
-            Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro model by
-            NUTS, gene by gene; seconds to minutes a gene.
+            ``"laplace"``: Gaussians of the coefficients and of ν; with one count a spot they are off, and
+            :func:`~pyrosplice.posterior.laplace_check` says for which genes. ``"importance"``: these draws, resampled
+            by their Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro
+            model by NUTS, gene by gene; seconds to minutes a gene.
         hyper
             σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``) or integrated over on a grid
             (``"integrate"``, proper priors needed; up to three of them).

@@ -3,6 +3,7 @@
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.diagnostics import convergence_table, leave_one_out, predictive_check, prior_sensitivity
 from pyrosplice.posterior.grid import grid_table
+from pyrosplice.posterior.laplace_check import laplace_check, laplace_shifts
 from pyrosplice.posterior.nuts import NutsOptions
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "compare_posteriors",
     "convergence_table",
     "grid_table",
+    "laplace_check",
+    "laplace_shifts",
     "leave_one_out",
     "predictive_check",
     "prior_sensitivity",

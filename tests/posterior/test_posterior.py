@@ -148,7 +148,7 @@ def test_importance_moves_towards_nuts_where_counts_are_low():
     assert nuts["posterior"].nu.shape == (1, 150, 1, 25, 2)
     assert not nuts["sample_stats"].diverging.values.all()
     table = compare_posteriors(exact, nuts)
-    assert (table["shift"].abs() < 0.15 + 4 * table["monte_carlo"]).all(), table
+    assert (table["shift"].abs() < 0.15 + 4 * table["shift_error"]).all(), table
     assert table["sd_ratio"].between(0.5, 1.7).all(), table
 
 
