@@ -13,13 +13,13 @@ from anndata import AnnData
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
-from pyrosplice.estimators.usage_effects import UsageEffects
 from pyrosplice.estimators.usage_models import UsageFit
+from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
 
 
-class SplisosmGLMM(UsageEffects, representation.Described):
+class SplisosmGLMM(UsagePosterior, representation.Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::

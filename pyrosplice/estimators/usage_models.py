@@ -275,16 +275,20 @@ class UsageModels:
         return [spec.rebuild(counts.unsqueeze(0), [gene]) for counts, gene in pairs]
 
     def get_gene_model(self, gene_name: str) -> Any:
-        """Model of one gene, with :meth:`~pyrosplice.MultinomGLM.posterior` and all else that such a model has.
+        """Model of one gene, with all that such a model has. For draws of many genes see :meth:`posterior`.
 
         Raises KeyError for a name that is not in ``gene_names``.
         """
         fit, prepared = self._ready_fit(), self._ready()
-        if gene_name not in prepared.gene_names:
-            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
-        gene = prepared.gene_names.index(gene_name)
+        gene = self._position(gene_name)
         spec = self._spec(self.model_type, with_design=fit.with_design)
         return spec.rebuild(prepared.counts[gene].unsqueeze(0), [fit.genes[gene]])
+
+    def _position(self, gene_name: str) -> int:
+        names = self._ready().gene_names
+        if gene_name not in names:
+            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
+        return names.index(gene_name)
 
     def _ready(self) -> Prepared:
         if self._prepared is None:

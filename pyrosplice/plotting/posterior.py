@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.plotting.style import BLACK, GREY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
+from pyrosplice.posterior.genes import names_by_gene, one_gene, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,9 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
     ``gene``, ``label``, ``mean``, ``low``, ``high``; central intervals. A label is the covariate and the isoform; for
     effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
     """
+    if names_by_gene(tree):
+        parts = (one_gene(tree, gene) for gene in units_of(tree))
+        return pd.concat([effect_table(p, site=site, probability=probability) for p in parts], ignore_index=True)
     array = tree["posterior"][site]
     edge = (1 - probability) / 2
     table = {
@@ -34,6 +38,8 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
         "high": array.quantile(1 - edge, ("chain", "draw")).drop_vars("quantile"),
     }
     frame = pd.concat({name: value.to_series() for name, value in table.items()}, axis=1).reset_index()
+    if "gene" not in frame:
+        frame["gene"] = units_of(tree)[0]
     frame["label"] = _labels(tree, frame, [dim for dim in array.dims if dim not in ("chain", "draw", "gene")], site)
     return frame[["gene", "label", "mean", "low", "high"]]
 

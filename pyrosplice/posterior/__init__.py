@@ -2,6 +2,7 @@
 
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.diagnostics import convergence_table, leave_one_out, predictive_check, prior_sensitivity
+from pyrosplice.posterior.genes import one_gene
 from pyrosplice.posterior.grid import grid_table
 from pyrosplice.posterior.laplace_check import laplace_check, laplace_shifts
 from pyrosplice.posterior.nuts import NutsOptions
@@ -14,6 +15,7 @@ __all__ = [
     "laplace_check",
     "laplace_shifts",
     "leave_one_out",
+    "one_gene",
     "predictive_check",
     "prior_sensitivity",
 ]

@@ -14,8 +14,8 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.importance import RELIABLE
-from pyrosplice.posterior.diagnostics import by_unit, units_of
 from pyrosplice.posterior.difference import Difference, counted, mean_difference, sd_difference
+from pyrosplice.posterior.genes import by_unit, entries_of, units_of
 
 CONVERGED = 1.05  # R̂ of the reference
 FEWEST_DRAWS = 8  # a chain, for R̂ and the effective number of draws
@@ -60,7 +60,7 @@ def compare_posteriors(
         k_hat = float(by_unit(statistics["pareto_k"])[0, 0, position]) if "pareto_k" in statistics else np.nan
         for site in sites:
             ours, theirs = (_flat(tree, site, position) for tree in (approximate, reference))
-            for entry in range(ours.shape[-1]):
+            for entry in entries_of(theirs):
                 row = _row(ours[..., entry], theirs[..., entry], k_hat)
                 rows.append({"gene": gene, "site": site, "entry": entry, **row})
     return pd.DataFrame(rows)

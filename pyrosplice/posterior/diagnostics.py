@@ -14,6 +14,7 @@ from pyrosplice.errors import NoResultsError
 from pyrosplice.inference.convergence import REASONS
 from pyrosplice.inference.importance import RELIABLE, pareto_k
 from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.posterior.genes import by_unit, entries_of, is_padded, one_gene, units_of
 from pyrosplice.posterior.sampling import smoothed
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -78,6 +79,9 @@ def predictive_check(
         is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
     _require(tree, group)
+    if is_padded(tree):
+        parts = (one_gene(tree, gene) for gene in units_of(tree))
+        return pd.concat([predictive_check(p, group=group, statistics=statistics) for p in parts], ignore_index=True)
     drawn, name = _observations(tree, group), _observed_name(tree)
     drawn, observed = drawn.reshape(-1, *drawn.shape[2:]), _observations(tree, "observed_data")
     chosen = statistics or (STATISTICS if name == "counts" else MEASURED)
@@ -167,7 +171,7 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) 
         values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
         shifts = {name: _power_shift(values, power) for name, power in powers.items()}
         for position, gene in enumerate(units_of(tree)):
-            for entry in range(values.shape[2]):
+            for entry in entries_of(values[:, position]):
                 found = {name: float(shift[position, entry]) for name, shift in shifts.items()}
                 rows.append({"gene": gene, "site": site, "entry": entry, **found, "diagnosis": _diagnosis(**found)})
     return pd.DataFrame(rows)
@@ -222,18 +226,6 @@ def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
     if tree.attrs["method"] != "laplace":
         return torch.zeros(tuple(shape), dtype=torch.float64)
     return torch.from_numpy(by_unit(tree["sample_stats"]["log_weight"]).copy()).flatten(0, 1)
-
-
-def units_of(tree: xr.DataTree) -> np.ndarray:
-    """Names of the genes; one name for the tree of a mixture."""
-    coordinates = tree["observed_data"].coords if "observed_data" in tree.children else tree["posterior"].coords
-    return np.atleast_1d(coordinates["gene"].values) if "gene" in coordinates else np.array(["all"])
-
-
-def by_unit(array: Any) -> np.ndarray:
-    """Values with a dimension of genes after ``chain`` and ``draw``, of length one if there is none."""
-    values, n_draws = np.asarray(array), sum(dim in array.dims for dim in ("chain", "draw"))
-    return values if "gene" in array.dims else np.expand_dims(values, n_draws)
 
 
 def _observed_name(tree: xr.DataTree) -> str:

@@ -21,8 +21,8 @@ import xarray as xr
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.importance import RELIABLE
-from pyrosplice.posterior.diagnostics import by_unit, units_of
 from pyrosplice.posterior.difference import SURE, Difference, counted, mean_difference, sd_difference
+from pyrosplice.posterior.genes import by_unit, entries_of, units_of
 from pyrosplice.posterior.sampling import smoothed
 
 DERIVED = ("nu", "theta_logit", "sigma2", "usage", "effect_on_usage", "log2_effect", "dispersion")  # not checked
@@ -62,7 +62,7 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
         values = by_unit(posterior[site])[0]
         values = values.reshape(*values.shape[:2], -1)
         for position, gene in enumerate(units_of(tree)):
-            for entry in range(values.shape[2]):
+            for entry in entries_of(values[:, position]):
                 found = _shift(values[:, position, entry], weights[:, position])
                 if found is not None:
                     rows.append({"gene": gene, "site": site, "entry": entry, **found, "pareto_k": k_hat[position]})

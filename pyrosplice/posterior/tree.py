@@ -193,6 +193,7 @@ class _Labels:
             "covariate": model.n_factors or 0,
         }
         sizes["logit"] = model.bias_eta.shape[-1]
+        sizes["component"] = model._site_shapes(model.counts, model.design_mtx).get("sigma", (0, 0))[1]
         for dim, names_given in given.items():
             check_option("names", dim, sizes)
             if len(names_given) != sizes[dim]:

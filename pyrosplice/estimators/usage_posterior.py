@@ -1,0 +1,89 @@
+"""The part of :class:`~pyrosplice.SplisosmGLMM` that draws from the posterior of many genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyrosplice.estimators.usage_effects import UsageEffects
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrosplice.posterior.nuts import NutsOptions
+
+
+class UsagePosterior(UsageEffects):
+    """Posterior draws of many genes; see :class:`~pyrosplice.SplisosmGLMM`."""
+
+    def posterior(
+        self,
+        genes: str | Sequence[str] | None = None,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        hyper: str = "plug-in",
+        groups: Sequence[str] | None = None,
+        usage: bool = False,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+    ) -> xr.DataTree:
+        """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Coordinates are names: ``gene`` (in the order asked for), ``spot`` (``obs_names``), ``covariate``, and
+        ``isoform_name`` ``(gene, isoform)`` (``var_names``). Genes with the same number of isoforms are drawn as one
+        batch. Where genes differ in that number, those with fewer are padded with NaN along ``isoform``, ``logit``
+        and ``component`` (one tree, in which ``tree["posterior"].theta`` has every gene, is worth more than one a
+        number), and their isoforms are ``""``; counts are floats then. :func:`pyrosplice.posterior.one_gene` takes a
+        gene out without its padding, isoforms by name; the tables of :mod:`pyrosplice.posterior` know of it.
+
+        A factor of the design has the coefficients that were fitted, of each level against the first.
+
+        Parameters
+        ----------
+        genes
+            Name(s) of the genes to draw from; all by default. The tree is large: the counts alone are draws × genes ×
+            spots × isoforms, so draw from many genes with ``groups=()``.
+        num_samples, method, hyper, groups, usage, seed, nuts_options
+            As of :meth:`pyrosplice.MultinomGLM.posterior`.
+
+        Raises
+        ------
+        KeyError
+            A name that is not in ``gene_names``.
+        InvalidArgumentError
+            As of :meth:`pyrosplice.MultinomGLM.posterior`; a joint fit among it.
+        NotReadyError
+            Before ``setup_data`` or ``fit``.
+        """
+        from pyrosplice.posterior.genes import joined  # which imports the models
+
+        prepared, fit = self._ready(), self._ready_fit()
+        chosen = prepared.gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
+        positions = [self._position(name) for name in dict.fromkeys(chosen)]
+        spec = self._spec(self.model_type, with_design=fit.with_design)
+        names = {"spot": prepared.data.adata.obs_names}
+        if fit.with_design and prepared.design is not None:
+            names["covariate"] = [prepared.design.names[p] for p in prepared.design.estimable]
+        trees = []
+        for batch in prepared.batches(len(prepared.counts), group=True):
+            own = [gene for gene in batch if gene in positions]
+            if own:
+                model = spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[gene] for gene in own])
+                trees.append(
+                    model.posterior(
+                        num_samples=num_samples,
+                        method=method,
+                        hyper=hyper,
+                        names=names | {"gene": [prepared.gene_names[gene] for gene in own]},
+                        groups=groups,
+                        usage=usage,
+                        seed=seed,
+                        nuts_options=nuts_options,
+                    )
+                )
+        isoforms = {
+            prepared.gene_names[gene]: list(prepared.data.adata.var_names[prepared.data.columns[gene]])
+            for gene in positions
+        }
+        return joined(trees, list(isoforms), isoforms)
