@@ -14,7 +14,7 @@ from pyrosplice.errors import NoResultsError
 from pyrosplice.inference.convergence import REASONS
 from pyrosplice.inference.importance import RELIABLE, pareto_k
 from pyrosplice.inference.nb_newton import FitCode
-from pyrosplice.posterior.genes import by_unit, entries_of, is_padded, one_gene, units_of
+from pyrosplice.posterior.genes import by_unit, is_padded, one_gene, units_of
 from pyrosplice.posterior.sampling import smoothed
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -53,7 +53,6 @@ FIT_CODES = {
     FitCode.ALL_ZERO: "the gene has no counts",
     FitCode.FAILED: "no maximum found within the iterations allowed",
 }
-SENSITIVE = ("beta", "sigma", "theta", "location", "scale", "weights", "means")
 
 
 def predictive_check(
@@ -78,11 +77,11 @@ def predictive_check(
         ``gene``, ``statistic``, ``observed``, ``mean``, ``low``, ``high`` (90 %), and ``p``: chance that the statistic
         is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
-    _require(tree, group)
+    require(tree, group)
     if is_padded(tree):
         parts = (one_gene(tree, gene) for gene in units_of(tree))
         return pd.concat([predictive_check(p, group=group, statistics=statistics) for p in parts], ignore_index=True)
-    drawn, name = _observations(tree, group), _observed_name(tree)
+    drawn, name = _observations(tree, group), observed_name(tree)
     drawn, observed = drawn.reshape(-1, *drawn.shape[2:]), _observations(tree, "observed_data")
     chosen = statistics or (STATISTICS if name == "counts" else MEASURED)
     rows = []
@@ -108,8 +107,8 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
         Index ``gene``: ``elpd``, ``se``, ``p_loo`` (effective number of parameters), ``pareto_k`` (the largest of the
         spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
     """
-    _require(tree, "log_likelihood")
-    density = torch.from_numpy(by_unit(tree["log_likelihood"][_observed_name(tree)]).copy()).flatten(0, 1)  # (S, G, N)
+    require(tree, "log_likelihood")
+    density = torch.from_numpy(by_unit(tree["log_likelihood"][observed_name(tree)]).copy()).flatten(0, 1)  # (S, G, N)
     own = _log_weights(tree, density.shape[:2])
     rows = []
     for position, gene in enumerate(units_of(tree)):
@@ -145,51 +144,6 @@ def _loo_verdict(bad: float, k_draws: float) -> str:
             f"do not trust: {bad:.0%} of the spots weigh too much for importance sampling; leave them out by refitting"
         )
     return "fine"
-
-
-def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) -> pd.DataFrame:
-    r"""How posterior means move when the prior or the likelihood is raised to a power (Kallioinen et al. 2024).
-
-    Draws are reweighted by :math:`p^{\alpha - 1}` for α = 0.8 and 1.25; the shift of the mean is given in posterior
-    sds per doubling of α. A site that moves with the prior much more than with the data is weakly informed.
-
-    Returns
-    -------
-    DataFrame
-        ``gene``, ``site``, ``entry``, ``prior``, ``likelihood`` (shifts) and ``diagnosis``.
-    """
-    _require(tree, "log_prior")
-    _require(tree, "log_likelihood")
-    powers = {
-        "prior": by_unit(tree["log_prior"]["lp"]),
-        "likelihood": by_unit(tree["log_likelihood"][_observed_name(tree)]).sum(-1),
-    }
-    powers = {name: value.reshape(-1, value.shape[-1]) for name, value in powers.items()}
-    rows = []
-    for site in (name for name in sites if name in tree["posterior"] and tree["posterior"][name].size):
-        values = by_unit(tree["posterior"][site])
-        values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
-        shifts = {name: _power_shift(values, power) for name, power in powers.items()}
-        for position, gene in enumerate(units_of(tree)):
-            for entry in entries_of(values[:, position]):
-                found = {name: float(shift[position, entry]) for name, shift in shifts.items()}
-                rows.append({"gene": gene, "site": site, "entry": entry, **found, "diagnosis": _diagnosis(**found)})
-    return pd.DataFrame(rows)
-
-
-def _power_shift(values: np.ndarray, log_density: np.ndarray) -> np.ndarray:
-    """(G, E) from draws (S, G, E) and (S, G)."""
-    means = []
-    for alpha in (0.8, 1.25):
-        weights = smoothed(torch.from_numpy((alpha - 1) * log_density))
-        means.append(np.einsum("sg,sge->ge", torch.softmax(weights, 0).numpy(), values))
-    return (means[1] - means[0]) / (2 * np.log2(1.25)) / np.maximum(values.std(0), 1e-12)
-
-
-def _diagnosis(prior: float, likelihood: float) -> str:
-    if abs(prior) < 0.1:
-        return "data speak"
-    return "prior and data pull apart" if abs(likelihood) > 0.1 else "weak data: the prior speaks"
 
 
 def convergence_table(model: Any) -> pd.DataFrame:
@@ -228,7 +182,7 @@ def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
     return torch.from_numpy(by_unit(tree["sample_stats"]["log_weight"]).copy()).flatten(0, 1)
 
 
-def _observed_name(tree: xr.DataTree) -> str:
+def observed_name(tree: xr.DataTree) -> str:
     """The observed variable: ``counts``, or ``x`` of a mixture."""
     group = tree["observed_data"] if "observed_data" in tree.children else tree["log_likelihood"]
     return str(next(iter(group.data_vars)))
@@ -236,13 +190,14 @@ def _observed_name(tree: xr.DataTree) -> str:
 
 def _observations(tree: xr.DataTree, group: str) -> np.ndarray:
     """Observed or predicted values ``(..., genes, observations, categories)``."""
-    array = tree[group][_observed_name(tree)]
+    array = tree[group][observed_name(tree)]
     values = by_unit(array)
     own = len(set(array.dims) - {"chain", "draw", "gene"})
     return values if own > 1 else values[..., None]
 
 
-def _require(tree: xr.DataTree, group: str) -> None:
+def require(tree: xr.DataTree, group: str) -> None:
+    """Raise :class:`NoResultsError`, saying what to do, unless the tree has the group."""
     if group not in tree.children:
         raise NoResultsError(
             f"{group}: the tree has only {sorted(tree.children)}; ask posterior(groups=...) for it"

@@ -50,7 +50,8 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
 
     With ``isoform``, counts (and usage) of that isoform alone, so that there is one observation a spot: ArviZ's
     ``plot_ppc_pit``, ``plot_ppc_pava``, ``plot_ppc_interval``, ``plot_ppc_rootogram`` and ``plot_loo_pit`` take
-    observations with one dimension only. (``log_likelihood`` stays that of all of a spot's counts.)
+    observations with one dimension only. (``log_likelihood`` stays that of all of a spot's counts.) ArviZ's ``psense``
+    adds up the densities of all that it is given: of a whole tree, it scales the priors of all genes together.
 
     Parameters
     ----------

@@ -65,10 +65,39 @@ def test_leave_one_out_equals_the_exact_answer():
     assert row["verdict"] == "fine" and row["pareto_k"] < 0.7
 
 
+def sensitivity_of(**options):
+    return prior_sensitivity(normal_tree(**options)[0], sites=("theta",)).iloc[0]
+
+
 def test_prior_sensitivity_sees_a_prior_that_speaks():
-    weak, strong = (prior_sensitivity(normal_tree(prior_sd=sd)[0], sites=("theta",)).iloc[0] for sd in (10.0, 0.2))
-    assert weak["diagnosis"] == "data speak" and abs(weak["prior"]) < 0.05
-    assert strong["prior"] < -0.1 and strong["likelihood"] > 0.1 and strong["diagnosis"] == "prior and data pull apart"
+    """A mean of 40 data near 1 under Normal(0, sd): no say, a conflict, and a prior that says all."""
+    weak = sensitivity_of(prior_sd=10.0)
+    assert weak["diagnosis"] == "data speak" and abs(weak["prior_shift"]) < 0.05 and weak["prior"] < 0.01
+    conflict = sensitivity_of(prior_sd=0.2)
+    assert conflict["diagnosis"].startswith("prior-data conflict: ") and conflict["likelihood"] > 0.05
+    assert conflict["prior_shift"] < -0.3 and conflict["likelihood_shift"] > 0.3
+    strong = sensitivity_of(prior_sd=0.01, n=2, seed=4)
+    assert strong["likelihood"] < 0.05 < strong["prior"]
+    assert strong["diagnosis"] == "mean hardly moves (0.03 sd); strong prior or weak likelihood"
+
+
+def test_prior_sensitivity_is_quiet_where_the_mean_hardly_moves():
+    """The prior pulls by .1 to .3 sd: no conclusion hangs on that."""
+    for prior_sd in (0.6, 0.7, 0.9):
+        row = sensitivity_of(prior_sd=prior_sd)
+        assert 0.1 < abs(row["prior_shift"]) < 0.3
+        assert row["diagnosis"].startswith("data speak" if row["prior"] < 0.05 else "mean hardly moves"), row
+    assert sensitivity_of(prior_sd=0.3)["diagnosis"].startswith("prior-data conflict: the prior moves the mean by ")
+
+
+def test_shifts_are_the_derivative_of_the_exact_posterior_mean():
+    for prior_sd, n in ((0.3, 40), (1.0, 5)):
+        tree, y, _ = normal_tree(prior_sd=prior_sd, n=n, n_draws=20000)
+        row = prior_sensitivity(tree, sites=("theta",)).iloc[0]
+        precision, sd = prior_sd**-2, (n + prior_sd**-2) ** -0.5
+        slope = -y.sum() * precision / (n + precision) ** 2 * np.log(2) / sd
+        assert row["prior_shift"] == pytest.approx(slope, rel=0.1)
+        assert row["likelihood_shift"] == pytest.approx(-slope, rel=0.1)
 
 
 def test_predictive_check_finds_what_the_model_cannot_make():
