@@ -17,6 +17,7 @@ from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.prior_tables import describe
 
 logger = logging.getLogger("pyrosplice")
@@ -44,14 +45,15 @@ class BaseModel(Described, Module):
     fitting_method: str
     fitting_configs: dict[str, Any]
 
-    def __init__(self, *, likelihood: Likelihood | None, priors: Mapping[str, Any] | None) -> None:
+    def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
         super().__init__()
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise InvalidArgumentError(
                 f"likelihood: expected a pyrosplice Likelihood, found {type(likelihood).__name__}."
             )
         self.likelihood = likelihood or Multinomial()
-        self.priors = dict(priors or {})
+        self._priors_name = check_priors(priors)
+        self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
         self.n_genes = self.n_spots = self.n_isos = 0
         self.n_factors: int | None = None
         self.device = torch.device("cpu")
@@ -72,6 +74,11 @@ class BaseModel(Described, Module):
         chosen = as_device(device)
         table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen)
+
+    def _named_priors(self, shapes: Mapping[str, tuple[int, ...]], covariance: Any = None) -> None:
+        """Turn a name that was given as priors into those of this data."""
+        if self._priors_name is not None:
+            self.priors = named_priors(self._priors_name, shapes, covariance=covariance, likelihood=self.likelihood)
 
     def _set_data(self, counts: Tensor, design: Tensor) -> None:
         self.counts, self.design_mtx, self.device = counts, design, counts.device
@@ -153,7 +160,9 @@ class BaseModel(Described, Module):
     def _rows(self) -> dict[str, str]:
         return {
             "likelihood": self.likelihood.name,
-            "priors": ", ".join(f"{name} ~ {describe(prior)}" for name, prior in self.priors.items()) or "flat",
+            "priors": ", ".join(f"{name} ~ {describe(prior)}" for name, prior in self.priors.items())
+            or self._priors_name
+            or "flat",
             "fitting": ", ".join(f"{key}={value!r}" for key, value in self._options().items()),
             "status": self._status(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 
 if TYPE_CHECKING:
+    from pyrosplice.models.named_priors import Priors
     from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
@@ -241,7 +242,7 @@ class ExpressionGLM(Described):
         return rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
 
     def posterior(
-        self, *, num_samples: int = 1000, method: str = "laplace", priors: Mapping[str, Any] | None = None,
+        self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
         genes: Sequence[int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
         nuts_options: NutsOptions | None = None,
     ) -> xr.DataTree:  # fmt: skip
@@ -260,7 +261,7 @@ class ExpressionGLM(Described):
             resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.
         priors
             Pyro distributions of each free coefficient: ``location`` and ``scale``;
-            :func:`pyrosplice.posterior.expression.weak_priors` for those not given.
+            :func:`pyrosplice.posterior.expression.weak_priors` for those not given, and for ``"weak"``.
         genes
             Positions of the genes to draw from; all by default.
         groups

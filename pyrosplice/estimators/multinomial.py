@@ -25,6 +25,7 @@ from pyrosplice.inference.newton import NewtonOptions, newton
 from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 
@@ -59,7 +60,8 @@ class MultinomGLM(BaseModel):
     likelihood
         Density of a spot's counts, any :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None.
     priors
-        Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.models.priors`; flat if None.
+        Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.models.priors`; ``"weak"`` for
+        :func:`~pyrosplice.priors.weak_priors` of the data at hand; flat if None.
 
     Attributes
     ----------
@@ -93,7 +95,7 @@ class MultinomGLM(BaseModel):
         fitting_configs: Mapping[str, Any] | None = None,
         *,
         likelihood: Likelihood | None = None,
-        priors: Mapping[str, Any] | None = None,
+        priors: Priors = None,
     ) -> None:
         check_option("fitting_method", fitting_method, self._methods)
         super().__init__(likelihood=likelihood, priors=priors)
@@ -130,6 +132,7 @@ class MultinomGLM(BaseModel):
         """
         table, design = self._checked(counts, design_mtx, device)
         shapes = self._site_shapes(table, design)
+        self._named_priors(shapes)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)

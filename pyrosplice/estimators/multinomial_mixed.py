@@ -38,6 +38,7 @@ from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
+from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
 
 INIT_RATIOS = ("observed", "uniform")
@@ -124,18 +125,15 @@ class MultinomGLMM(ImportanceSampling):
         fitting_configs: Mapping[str, Any] | None = None,
         *,
         likelihood: Likelihood | None = None,
-        priors: Mapping[str, Any] | None = None,
+        priors: Priors = None,
     ) -> None:
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
         check_option("init_ratio", init_ratio, INIT_RATIOS)
         sigma_prior = variance_prior(var_prior_model, var_prior_model_params)
-        super().__init__(
-            fitting_method,
-            fitting_configs,
-            likelihood=likelihood,
-            priors={**({} if sigma_prior is None else {"sigma": sigma_prior}), **(priors or {})},
-        )
+        if sigma_prior is not None and not isinstance(priors, str):
+            priors = {"sigma": sigma_prior, **(priors or {})}
+        super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors)
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, dict(var_prior_model_params or {})
         self.gradient_norm = torch.zeros(0, dtype=torch.float64)
@@ -181,11 +179,13 @@ class MultinomGLMM(ImportanceSampling):
         """
         table, design = self._checked(counts, design_mtx, device)
         solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
-        shapes = self._site_shapes(table, design)
+        shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
+        engine = MixedEngine(table, scaling, solver, self.likelihood)
+        self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
-        self._engine = MixedEngine(table, Standardisation.of(design), solver, self.likelihood)
+        self._engine = engine
         self._eigen, self.log_marginal_null = None, None
         self.gradient_norm = torch.full_like(table[:, 0, 0], torch.nan)
         values = self._start_values(table, shapes)

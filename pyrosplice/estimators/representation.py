@@ -68,10 +68,10 @@ def describe_data(prepared: Prepared | None) -> dict[str, str]:
     }
 
 
-def describe_priors(priors: Mapping[str, object]) -> str:
-    """Priors that are not flat, in a line."""
+def describe_priors(priors: Mapping[str, object], name: str | None) -> str:
+    """Priors that are not flat, in a line; their name before there are data."""
     if not priors:
-        return "flat priors"
+        return f"{name or 'flat'} priors"
     return "priors " + ", ".join(f"{name} ~ {describe(prior)}" for name, prior in priors.items())
 
 

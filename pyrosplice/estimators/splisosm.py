@@ -66,8 +66,9 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         Density of a spot's counts, a :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None. Its free
         hyper-parameters are estimated for each gene.
     priors
-        Pyro distributions by site (``beta``, ``bias_eta``, ``sigma``, ``theta_logit``, hyper-parameters); flat if
-        None. Fits and posteriors honour them; the tests of a GLMM are of its maximum marginal likelihood, without.
+        Pyro distributions by site (``beta``, ``bias_eta``, ``sigma``, ``theta_logit``, hyper-parameters); ``"weak"``
+        for :func:`~pyrosplice.priors.weak_priors` of the tissue given to ``setup_data``; flat if None. Fits and
+        posteriors honour them; the tests of a GLMM are of its maximum marginal likelihood, without.
 
     Attributes
     ----------
@@ -252,7 +253,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
     def _describe_model(self) -> str:
         options = self._model_options()
         if self.model_type == "glm":
-            priors = representation.describe_priors(self.priors)
+            priors = representation.describe_priors(self.priors, self._priors_name)
             return f"{self.likelihood.name} GLM by {options['fitting_method']}, {priors}"
         prior = (
             self.var_prior_model
@@ -261,8 +262,8 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        priors = representation.describe_priors(self.priors)
-        if "sigma" not in self.priors:  # which goes before var_prior_model
+        priors = representation.describe_priors(self.priors, self._priors_name)
+        if "sigma" not in self.priors and self._priors_name is None:  # which goes before var_prior_model
             priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec,
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.named_priors import Priors, check_priors, named_priors
+from pyrosplice.models.priors import SITES
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
@@ -67,7 +69,7 @@ class UsageModels:
         *,
         graph: Graph = "mutual",
         likelihood: Likelihood | None = None,
-        priors: Mapping[str, Any] | None = None,
+        priors: Priors = None,
     ) -> None:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
@@ -77,7 +79,8 @@ class UsageModels:
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
-        self.likelihood, self.priors = Multinomial() if likelihood is None else likelihood, dict(priors or {})
+        self.likelihood, self._priors_name = Multinomial() if likelihood is None else likelihood, check_priors(priors)
+        self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -165,6 +168,12 @@ class UsageModels:
             covariance=covariance,
             section_key=section_key,
         )
+        if self._priors_name is not None:
+            own = SITES if self.model_type != "glm" else SITES[:2]
+            space = prepared.covariance if self.model_type == "glmm-full" else None
+            self.priors = named_priors(
+                self._priors_name, (*own, *self.likelihood.free), covariance=space, likelihood=self.likelihood
+            )
         self.adata, self._prepared = adata, prepared
         self._forget()
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyrosplice.models.distributions import EigenCovariance, SpatialEffect, SpotCounts
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import complete_priors
 
 
@@ -47,7 +48,8 @@ class MultinomialGLM:
     likelihood
         Density of a spot's counts; :class:`Multinomial` by default.
     priors
-        Pyro distributions by site (:mod:`pyrosplice.models.priors`); flat by default.
+        Pyro distributions by site (:mod:`pyrosplice.models.priors`) or ``"weak"``
+        (:func:`~pyrosplice.priors.weak_priors`); flat by default.
 
     Notes
     -----
@@ -63,13 +65,20 @@ class MultinomialGLM:
         design: Tensor,
         *,
         likelihood: Likelihood | None = None,
-        priors: Mapping[str, Any] | None = None,
+        priors: Priors = None,
     ) -> None:
         self.counts = counts
         self.design = design
         self.totals = counts.sum(-1)
         self.likelihood = likelihood or Multinomial()
-        self.priors = complete_priors(priors, self.site_shapes())
+        name, shapes = check_priors(priors), self.site_shapes()
+        if name is not None:
+            priors = named_priors(name, shapes, covariance=self._space(), likelihood=self.likelihood)
+        self.priors = complete_priors(priors, shapes)  # type: ignore[arg-type]  # no name any more
+
+    def _space(self) -> Tensor | None:
+        """V, for priors that depend on it."""
+        return None
 
     def site_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each site that takes a prior, genes first."""
@@ -133,7 +142,7 @@ class MultinomialGLMM(MultinomialGLM):
         *,
         share_variance: bool = True,
         likelihood: Likelihood | None = None,
-        priors: Mapping[str, Any] | None = None,
+        priors: Priors = None,
         fixed: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.covariance = EigenCovariance.from_dense(covariance) if isinstance(covariance, Tensor) else covariance
@@ -147,6 +156,10 @@ class MultinomialGLMM(MultinomialGLM):
         n_genes, n_logits = shapes["bias_eta"]
         components = (n_genes, 1 if self.share_variance else n_logits)
         return {**shapes, "sigma": components, "theta_logit": components}
+
+    def _space(self) -> Tensor | None:
+        values, vectors = self.covariance.eigenvalues, self.covariance.eigenvectors
+        return None if bool((values == 1).all()) else (vectors * values) @ vectors.T
 
     def sample_latents(self) -> dict[str, Tensor]:
         """Sample the latent sites that are not fixed, then ν given its variances."""

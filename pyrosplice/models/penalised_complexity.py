@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.select import solver_for
+from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.models.likelihoods import Likelihood
 
 KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ → 0 and θ → 1 hold to about 0.1 %
@@ -48,7 +49,7 @@ def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) ->
     upper, probability
         In (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large that is.
     """
-    solver = solver_for(covariance)
+    solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
     factor = solver.factorise(odds[:, None, None, None].expand(-1, solver.n_spots, 1, 1).contiguous())
     explained = (factor.logdet() - solver.prior_logdet).numpy()  # log |I + r V|, r = θ / (1 − θ)

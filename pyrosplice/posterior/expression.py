@@ -6,7 +6,7 @@ log weights :math:`\log p(y, a, b) - \log q(a, b)` and their Pareto k̂.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
+from pyrosplice.models.named_priors import Priors, check_priors
 from pyrosplice.models.negative_binomial import ExpressionModel
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
@@ -85,7 +86,7 @@ class Data:
 
 
 def expression_posterior(
-    glm: ExpressionGLM, *, num_samples: int, method: str, priors: Mapping[str, Any] | None,
+    glm: ExpressionGLM, *, num_samples: int, method: str, priors: Priors,
     genes: Sequence[int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
@@ -102,14 +103,15 @@ def expression_posterior(
     return _tree(data, theta, stats, GROUPS if groups is None else groups, method, seed)
 
 
-def data_of(glm: ExpressionGLM, priors: Mapping[str, Any] | None, genes: Sequence[int] | None) -> Data:
+def data_of(glm: ExpressionGLM, priors: Priors, genes: Sequence[int] | None) -> Data:
     """Counts and model of some genes of a fitted estimator."""
     inputs = glm._data().input_data
     design = glm._data().source.design
     if design.weights is not None:
         raise InvalidArgumentError("weights: a posterior of weighted observations is not defined; fit without.")
+    check_priors(priors)
     given = weak_priors()
-    for name, prior in (priors or {}).items():
+    for name, prior in ({} if isinstance(priors, str) else priors or {}).items():
         check_option("priors", name, given)
         given[name] = prior
     which = np.arange(inputs.counts.shape[1]) if genes is None else np.atleast_1d(np.asarray(genes))

@@ -219,5 +219,5 @@ def _require_proper(model: MultinomGLM, what: str) -> None:
     if flat:
         raise InvalidArgumentError(
             f"{what}: expected proper priors of {', '.join(flat)}, found flat ones, under which there is no posterior. "
-            "Give the model priors=, for example pyrosplice.priors.weak_priors(covariance)."
+            "Give the model priors=, for example priors='weak'."
         )

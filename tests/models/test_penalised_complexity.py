@@ -6,9 +6,14 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.likelihoods import DirichletMultinomial
+from pyrosplice.models.multinomial import MultinomialGLMM
 from pyrosplice.models.penalised_complexity import SpatialShare, pc_sigma, pc_theta, weak_priors
 from pyrosplice.models.prior_tables import describe, prior_from_json, prior_table, prior_to_json
+from pyrosplice.spatial.car import IdentityCovariance
 from tests.inference.test_laplace import grid
 
 CAR = grid(7)
@@ -93,3 +98,62 @@ def test_what_json_cannot_bring_back_is_none():
     assert prior_to_json(Mine(0.0, 1.0)) is None
     assert prior_to_json(dist.Normal(torch.zeros(2), 1.0).to_event(1)) is None
     assert isinstance(prior_from_json(prior_to_json(pc_theta(CAR))), SpatialShare)
+
+
+def spatial_counts():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 10, (2, 25, 3), generator=generator).double()
+    return counts, torch.randn(25, 1, generator=generator).double()
+
+
+def log_densities(priors, sites):
+    """Of each given prior at a point of its own."""
+    return {name: float(priors[name].log_prob(torch.tensor(0.7).double())) for name in sites}
+
+
+def test_weak_by_name_is_the_table_of_the_data_at_hand():
+    (counts, design), space, likelihood = spatial_counts(), grid(5), DirichletMultinomial()
+    expected = weak_priors(space, likelihood)
+    model = MultinomGLMM(fitting_method="marginal_newton", priors="weak", likelihood=likelihood)
+    assert "weak" in repr(model)
+    model.setup_data(counts, space, design)
+    assert log_densities(model.priors, expected) == pytest.approx(log_densities(expected, expected), rel=1e-6)
+    glm = MultinomGLM(priors="weak")
+    glm.setup_data(counts, design)
+    assert set(glm.priors) == {"beta", "bias_eta"}
+    program = MultinomialGLMM(counts, design, space.dense(), priors="weak")
+    point = torch.full((2, 1), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(
+        program.priors["theta_logit"].log_prob(point),
+        expected["theta_logit"].log_prob(point).squeeze(-1),
+        rtol=1e-5,
+        atol=0,
+    )
+    model.setup_data(counts[:, :16], IdentityCovariance(16), design[:16])  # another tissue has other priors
+    assert isinstance(model.priors["theta_logit"], dist.Logistic)
+    eigen = torch.linalg.eigh(space.dense())
+    model.setup_data(counts, None, design, corr_sp_eigvals=eigen[0][5:], corr_sp_eigvecs=eigen[1][:, 5:])
+    assert torch.isfinite(model.priors["theta_logit"].log_prob(torch.tensor(0.7).double()))
+
+
+@pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
+def test_weak_by_name_of_an_anndata(model_type, tmp_path):
+    adata = simulate_isoforms(n_spots=36, n_genes=2, covariates=("iid",), seed=0)
+    model = SplisosmGLMM(model_type, fitting_method="marginal_newton", var_fix_sigma=False, priors="weak")
+    assert "weak priors" in repr(model)
+    model.setup_data(adata, design_mtx="iid")
+    given = weak_priors(model.sp_kernel if model_type == "glmm-full" else None)
+    sites = [name for name in given if model_type != "glm" or name in ("beta", "bias_eta")]
+    assert log_densities(model.priors, sites) == log_densities(given, sites) and set(model.priors) == set(sites)
+    model.fit(print_progress=False, with_design_mtx=True)
+    model.save(tmp_path / "model")
+    assert set(SplisosmGLMM.load(tmp_path / "model").priors) == set(sites)
+    drawn = model.posterior(num_samples=30, hyper="integrate")
+    assert "prior_predictive" in drawn.children  # every prior is proper
+
+
+@pytest.mark.parametrize("make", [MultinomGLM, MultinomGLMM, SplisosmGLMM])
+@pytest.mark.parametrize("given", ["strong", 3, ["weak"]])
+def test_other_names_are_refused_with_those_that_exist(make, given):
+    with pytest.raises(InvalidArgumentError, match=r"priors: expected a dictionary .* or a name \('weak'\), found"):
+        make(priors=given)

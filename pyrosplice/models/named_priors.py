@@ -1,0 +1,31 @@
+"""Tables of priors that have a name: what ``priors="weak"`` means, wherever priors are given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.penalised_complexity import weak_priors
+
+NAMED = {"weak": weak_priors}
+
+Priors = Mapping[str, Any] | str | None
+
+
+def check_priors(priors: Priors) -> str | None:
+    """The name, if it is one; raise unless it is, or a dictionary by site, or None."""
+    if isinstance(priors, str) and priors in NAMED:
+        return priors
+    if priors is not None and not isinstance(priors, Mapping):
+        names = ", ".join(map(repr, sorted(NAMED)))
+        raise InvalidArgumentError(
+            f"priors: expected a dictionary of Pyro distributions by site, or a name ({names}), found {priors!r}."
+        )
+    return None
+
+
+def named_priors(name: str, sites: Collection[str], *, covariance: Any, likelihood: Likelihood) -> dict[str, Any]:
+    """The table of that name, for the sites that a model has; V is None where there is no space."""
+    return {site: prior for site, prior in NAMED[name](covariance, likelihood).items() if site in sites}
