@@ -250,8 +250,9 @@ class MultinomGLM(BaseModel):
             by their Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro
             model by NUTS, gene by gene; seconds to minutes a gene.
         hyper
-            σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``) or integrated over on a grid
-            (``"integrate"``, proper priors needed; up to three of them).
+            σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``), or integrated over (proper
+            priors needed): on a grid (``"integrate"``, up to three of them) or by a central composite design
+            (``"ccd"``, up to twelve, see :mod:`pyrosplice.posterior.ccd`), whose draws of them are rougher.
         genes
             Positions of the genes to draw from; all by default.
         names

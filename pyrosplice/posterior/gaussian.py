@@ -12,6 +12,7 @@ is constant if all of it is exact; the Pareto shape k̂ of the weights says how 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor
 from pyrosplice.inference.importance import posterior_deviations
 from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.linalg.blocks import matvec
-from pyrosplice.posterior.grid import hyper_grid
+from pyrosplice.posterior.ccd import HyperDesign
+from pyrosplice.posterior.grid import HyperGrid
 from pyrosplice.posterior.target import Profile, Target
 
 LANES = 512
+Around = Callable[[Target, Tensor, Tensor], HyperGrid | HyperDesign]
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def draw_plugged_in(
 
 
 def draw_integrated(
-    target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator
+    target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator, *, around: Around
 ) -> Draws:
-    """Draws with φ integrated over its grid: each draw with its own mode and Gaussian."""
+    """Draws with φ integrated over a grid or a design: each draw with its own mode and Gaussian."""
     if not phi.shape[1]:
         return draw_plugged_in(target, coefficients, phi, n_draws, generator)
-    phis, log_phi, starts = hyper_grid(target, coefficients, phi).sample(n_draws, generator)
+    phis, log_phi, starts = around(target, coefficients, phi).sample(n_draws, generator)
     parts, n_genes = [], len(phi)
     for rows in torch.arange(n_draws).split(max(LANES // n_genes, 1)):
         lanes = phis[rows].flatten(0, 1)

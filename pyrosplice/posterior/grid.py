@@ -87,9 +87,9 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
     d = phi.shape[1]
     if d not in COARSE:
         raise InvalidArgumentError(
-            f"hyper: integration on a grid is for one to three hyper-parameters, found {d}; plug them in, or use nuts."
+            f"hyper: integration on a grid is for one to three hyper-parameters, found {d}; use hyper='ccd', or nuts."
         )
-    low, high = _plausible(target, phi)
+    low, high = plausible(target, phi)
     coarse = _axes(low, high, COARSE[d])
     table, _ = _evaluate(target, coefficients, coarse)
     low, high = _box(coarse, table)
@@ -103,7 +103,8 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
     return HyperGrid(fine, table.reshape(len(table), *[FINE[d]] * d), profiled)
 
 
-def _plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
+def plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Limits (B, d) of φ that leave out nothing one would believe."""
     width = target.sigma.shape[1]
     ranges = [SIGMA_RANGE] * (width * target.free_sigma) + [THETA_RANGE] * (width * target.free_theta)
     limits = torch.tensor(ranges, dtype=phi.dtype).reshape(-1, 2).expand(len(phi), -1, 2)
@@ -136,24 +137,27 @@ def _box(axes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (B, n^d) at all nodes, and the coefficients there; a node that fails is far below the others."""
-    n_genes, d, n = axes.shape
+    _, d, n = axes.shape
     nodes = torch.tensor(list(itertools.product(range(n), repeat=d)))
     at = axes[:, torch.arange(d), nodes].permute(1, 0, 2)  # (n^d, B, d)
-    values, found = [], []
-    for part in at.split(max(LANES // n_genes, 1)):
-        value, optimum = _profiled(target, coefficients.expand(len(part), *coefficients.shape), part)
-        values.append(value)
-        found.append(optimum)
-    table = torch.cat(values).T
+    table, found = evaluated(target, coefficients, at)
+    table = table.T
     top = torch.nan_to_num(table, nan=-torch.inf).amax(1, keepdim=True)
     if not bool(torch.isfinite(top).all()):
         raise InvalidArgumentError("hyper: a gene has no node with a finite posterior density; look at its fit.")
     floor = top - 60.0
     table = torch.maximum(torch.where(torch.isfinite(table), table, floor), floor)
-    return table - top, torch.cat(found).transpose(0, 1)
+    return table - top, found.transpose(0, 1)
 
 
-def _profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+def evaluated(target: Target, coefficients: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`profiled` from the same coefficients (B, P, Q) at any number of nodes (T, B, d), some at a time."""
+    parts = at.split(max(LANES // len(coefficients), 1))
+    found = [profiled(target, coefficients.expand(len(part), *coefficients.shape), part) for part in parts]
+    return torch.cat([value for value, _ in found]), torch.cat([optimum for _, optimum in found])
+
+
+def profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (T, B) at nodes (T, B, d), the coefficients at their optimum (T, B, P, Q) and integrated over.
 
     A Newton step in the coefficients, and the quadratic value it promises, is believed where that is a small gain;

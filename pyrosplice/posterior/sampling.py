@@ -17,13 +17,14 @@ from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.inference.importance import one_sided, pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
+from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.gaussian import draw_integrated, draw_plugged_in
-from pyrosplice.posterior.grid import COARSE
+from pyrosplice.posterior.grid import COARSE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
 METHODS = ("laplace", "importance", "nuts")
-HYPER = ("plug-in", "integrate")
+HYPER = ("plug-in", "integrate", "ccd")
 FEWEST_FOR_K = 25  # draws below which k̂ is NaN
 OVERSAMPLED = 4  # proposals a draw of importance resampling
 N_PILOT = 2000  # Laplace draws that set NUTS's coordinates
@@ -70,11 +71,11 @@ def sample_posterior(
         _require_proper(model, "method='nuts'")
         sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(model, seed))
         return Samples(sites, stats, method, "integrate")
-    if hyper == "integrate":
-        _require_proper(model, "hyper='integrate'")
+    if hyper != "plug-in":
+        _require_proper(model, f"hyper={hyper!r}")
     generator = torch.Generator().manual_seed(seed)
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
-    found, size = [], _INTEGRATED_AT_ONCE if hyper == "integrate" else 10**9
+    found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
     for batch in _engine(model).batches():
         for part in batch[torch.isin(batch, genes)].split(size):
             if len(part):
@@ -92,11 +93,13 @@ def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] 
     mixed = isinstance(model, MultinomGLMM)
     held = model._held() if isinstance(model, MultinomGLMM) else ()
     components = model.sigma.shape[1] * (2 - len(held)) if isinstance(model, MultinomGLMM) else 0
-    if components + len(model.likelihood.free) not in (0, *COARSE) or (mixed and not model.is_marginal):
+    n_hyper = components + len(model.likelihood.free)
+    if n_hyper > MOST_HYPER or (mixed and not model.is_marginal):
         return None
+    hyper = "integrate" if n_hyper in (0, *COARSE) else "ccd"
 
     def draws(gene: int) -> dict[str, Tensor]:
-        few = sample_posterior(model, num_samples=N_PILOT, hyper="integrate", genes=torch.tensor([gene]), seed=seed)
+        few = sample_posterior(model, num_samples=N_PILOT, hyper=hyper, genes=torch.tensor([gene]), seed=seed)
         return {name: value[0] for name, value in few.sites.items()}
 
     return draws
@@ -117,7 +120,7 @@ def target_of(model: MultinomGLM, genes: Tensor, *, hyper: str) -> tuple[Target,
     zero = model.bias_eta.new_zeros(model.n_genes, 1)
     sigma = model.sigma.detach() if isinstance(model, MultinomGLMM) else zero
     logit = model.theta_logit.detach() if isinstance(model, MultinomGLMM) else zero - LARGEST_LOGIT
-    engine, integrate = _engine(model), hyper == "integrate"
+    engine, integrate = _engine(model), hyper != "plug-in"
     held = model._held() if isinstance(model, MultinomGLMM) else ("sigma", "theta_logit")
     if not integrate:
         engine = MixedEngine(engine.counts, engine.scaling, engine.solver, model.bound_likelihood)
@@ -158,8 +161,11 @@ class WeightedSites:
 
 def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> WeightedSites:
     target, coefficients, phi = target_of(model, genes, hyper=hyper)
-    draw = draw_integrated if hyper == "integrate" else draw_plugged_in
-    draws = draw(target, coefficients, phi, n_draws, generator)
+    if hyper == "plug-in":
+        draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
+    else:
+        around = hyper_grid if hyper == "integrate" else hyper_design
+        draws = draw_integrated(target, coefficients, phi, n_draws, generator, around=around)
     weights = target.engine.scaling.matrix @ draws.coefficients
     sites = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :]}
     values = target.sites(draws.phi.flatten(0, 1))

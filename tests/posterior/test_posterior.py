@@ -194,7 +194,7 @@ def test_what_cannot_be_drawn_is_refused_by_name(model):
         mixed(counts, design, fitting_method="joint_newton", var_fix_sigma=True).posterior()
     with pytest.raises(InvalidArgumentError, match=r"names\['covariate'\]: expected 1 names, one each, found 2"):
         model.posterior(num_samples=2, names={"covariate": ["a", "b"]})
-    for bad in ({"method": "vi"}, {"hyper": "ccd"}, {"num_samples": 0}, {"groups": ("warmup",)}):
+    for bad in ({"method": "vi"}, {"hyper": "grid"}, {"num_samples": 0}, {"groups": ("warmup",)}):
         with pytest.raises(InvalidArgumentError):
             model.posterior(**{"num_samples": 2} | bad)
 
