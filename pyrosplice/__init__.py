@@ -1,6 +1,12 @@
 """Count and mixture models for single-cell and spatial transcriptomics, written as Pyro models."""
 
+import warnings
+from importlib import import_module
 from importlib.metadata import version
+
+with warnings.catch_warnings():  # in a notebook without ipywidgets its bars are text, and Pyro's import would say so
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import_module("tqdm.auto")
 
 from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.estimators.expression import ExpressionGLM

@@ -149,7 +149,12 @@ class BaseModel(Described, Module):
         return f"fitted in {self.fitting_time:.3g} s: {counted}"
 
     def _options(self) -> dict[str, Any]:
-        return {"fitting_method": self.fitting_method, **self.fitting_configs}
+        """What the fit depends on: the Newton methods take no first-order options, and ν is always at its mode."""
+        used = set(self.fitting_configs) - {"update_nu_every_k"}
+        if not self.fitting_method.endswith("gd"):
+            used = {"tol", "max_epochs"}
+        own = {name: value for name, value in self.fitting_configs.items() if name in used}
+        return {"fitting_method": self.fitting_method, **own}
 
     def _title(self) -> str:
         if not self.n_genes:

@@ -1,13 +1,15 @@
 """What estimators and tests say about themselves, as text and as HTML."""
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from nbclient import NotebookClient
 
 import pyrosplice.api as de
-from pyrosplice import GaussianMixture, MultinomGLM, SplisosmGLMM
+from pyrosplice import GaussianMixture, MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.representation import as_html
 
@@ -69,3 +71,26 @@ def test_a_mixture_module_says_its_size():
 
 def test_html_is_escaped():
     assert "<script>" not in as_html("<script>", {"<script>": "<script>"})
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "shown"),
+    [
+        (MultinomGLM, "iwls", {"tol", "max_epochs"}),
+        (MultinomGLM, "gd", {"lr", "optim", "tol", "tol_relative", "max_epochs", "patience"}),
+        (MultinomGLMM, "marginal_newton", {"tol", "max_epochs"}),
+        (MultinomGLMM, "joint_gd", {"lr", "optim", "tol", "tol_relative", "max_epochs", "patience"}),
+    ],
+)
+def test_a_model_shows_the_options_that_its_method_uses(make, method, shown):
+    text = repr(make(fitting_method=method))
+    every = ("lr", "optim", "tol", "tol_relative", "max_epochs", "patience", "update_nu_every_k")
+    assert {name for name in every if f" {name}=" in text} == shown
+
+
+def test_notebooks_without_ipywidgets_hear_nothing_of_it():
+    """In a kernel, where importing tqdm's bars (as Pyro does) warns."""
+    cell = nbformat.v4.new_code_cell("import pyrosplice")
+    client = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=120, kernel_name="python3")
+    client.execute()
+    assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
