@@ -137,7 +137,6 @@ def _mode(
         move = move * (LONGEST / move.norm(dim=1, keepdim=True).clamp_min(LONGEST))
         tried = (phi + lengths[:, None, None] * move).clamp(low, high)
         reached, optima = evaluated(target, coefficients, tried)
-        reached = torch.nan_to_num(reached, nan=-torch.inf)
         top, best = reached.max(0)
         gain, rows = top - reached[-1], torch.arange(len(phi))
         phi, coefficients = tried[best, rows], optima[best, rows]

@@ -1,7 +1,7 @@
 r"""Posterior draws of a batch of genes from Laplace's Gaussians, with the log weights that would make them exact.
 
-Draws of φ (from its grid, or at the estimates), of the coefficients given φ, and of the random effects u = (z, e) given
-both, each from a known density q. Their log weight
+Draws of φ (from its grid, cloud or design, or at the estimates), of the coefficients given φ, and of the random
+effects u = (z, e) given both, each from a known density q. Their log weight
 
 .. math::
     \log w = \log p(y, u \mid \Gamma, \varphi) + \log p(\Gamma, \varphi)
@@ -12,8 +12,8 @@ is constant if all of it is exact; the Pareto shape k̂ of the weights says how 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +21,9 @@ from torch import Tensor
 from pyrosplice.inference.importance import posterior_deviations
 from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.linalg.blocks import matvec
-from pyrosplice.posterior.ccd import HyperDesign
-from pyrosplice.posterior.grid import HyperGrid
 from pyrosplice.posterior.target import Profile, Target
 
 LANES = 512
-Around = Callable[[Target, Tensor, Tensor], HyperGrid | HyperDesign]
 
 
 @dataclass(frozen=True)
@@ -69,14 +66,18 @@ def draw_plugged_in(
     return Draws(drawn, phi.expand(n_draws, *phi.shape), torch.stack(nu), log_weights)
 
 
-def draw_integrated(
-    target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator, *, around: Around
-) -> Draws:
-    """Draws with φ integrated over a grid or a design: each draw with its own mode and Gaussian."""
-    if not phi.shape[1]:
-        return draw_plugged_in(target, coefficients, phi, n_draws, generator)
-    phis, log_phi, starts = around(target, coefficients, phi).sample(n_draws, generator)
-    parts, n_genes = [], len(phi)
+class HyperPosterior(Protocol):
+    """What is known of p(φ | y) of a batch of genes: a grid, a cloud of points or a design."""
+
+    def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """φ (S, B, d), its log density as drawn (S, B), and coefficients near their optimum there (S, B, P, Q)."""
+        ...
+
+
+def draw_integrated(target: Target, known: HyperPosterior, n_draws: int, generator: torch.Generator) -> Draws:
+    """Draws with φ integrated over: each draw with its own mode and Gaussian."""
+    phis, log_phi, starts = known.sample(n_draws, generator)
+    parts, n_genes = [], phis.shape[1]
     for rows in torch.arange(n_draws).split(max(LANES // n_genes, 1)):
         lanes = phis[rows].flatten(0, 1)
         profile = target.profile(starts[rows].flatten(0, 1), lanes)

@@ -5,7 +5,8 @@ At a node the coefficients Γ are profiled out and integrated by Laplace's metho
 .. math:: \log p(\varphi \mid y) \approx \log \tilde p(y, \hat\Gamma, \varphi) - \tfrac12 \log |H_\Gamma(\varphi)| + c .
 
 A coarse grid over all of the plausible range finds the box that holds the mass; a fine one covers the box, and is made
-again for a gene whose mass is in half of its box. Between nodes the log density is interpolated by cubic splines.
+again for a gene whose mass is in half of its box. Between nodes the log density is interpolated by cubic splines. Three
+hyper-parameters have only the coarse grid here: :mod:`pyrosplice.posterior.cloud` goes on from it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-6.5, 1.7), (-8.0, 8.0), (-4.0, 4.0)
 COARSE = {1: 17, 2: 11, 3: 7}
-FINE = {1: 21, 2: 13, 3: 9}
+FINE = {1: 21, 2: 13}
 NARROW = 0.5  # share of the box below which the grid is made again
 DEPTH = 9.0  # nats below the top at which the mass is cut off
 REFINED = 6  # cells between two nodes
@@ -77,21 +78,9 @@ class HyperGrid:
 
 
 def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
-    """Grid of the genes of ``target`` around their estimates, coefficients (B, P, Q) and φ (B, d).
-
-    Raises
-    ------
-    InvalidArgumentError
-        More than three hyper-parameters.
-    """
+    """Grid of the genes of ``target`` around their estimates, coefficients (B, P, Q) and φ (B, d ≤ 2)."""
     d = phi.shape[1]
-    if d not in COARSE:
-        raise InvalidArgumentError(
-            f"hyper: integration on a grid is for one to three hyper-parameters, found {d}; use hyper='ccd', or nuts."
-        )
-    low, high = plausible(target, phi)
-    coarse = _axes(low, high, COARSE[d])
-    table, _ = _evaluate(target, coefficients, coarse)
+    coarse, table, _ = coarse_grid(target, coefficients, phi)
     low, high = _box(coarse, table)
     fine = _axes(low, high, FINE[d])
     table, profiled = _evaluate(target, coefficients, fine)
@@ -101,6 +90,29 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
         fine[narrow] = _axes(low[narrow], high[narrow], FINE[d])
         table[narrow], profiled[narrow] = _evaluate(target.select(narrow), coefficients[narrow], fine[narrow])
     return HyperGrid(fine, table.reshape(len(table), *[FINE[d]] * d), profiled)
+
+
+def coarse_grid(target: Target, coefficients: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Axes (B, d, n) over the plausible range; log density (B, n^d) and coefficients (B, n^d, P, Q) at the nodes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        More than three hyper-parameters.
+    """
+    d = phi.shape[1]
+    if d not in COARSE:
+        raise InvalidArgumentError(
+            f"hyper: 'integrate' is for one to three hyper-parameters, found {d}; use hyper='ccd', or nuts."
+        )
+    axes = _axes(*plausible(target, phi), COARSE[d])
+    return axes, *_evaluate(target, coefficients, axes)
+
+
+def nodes_of(axes: Tensor) -> Tensor:
+    """Nodes (B, n^d, d) of the product of axes (B, d, n)."""
+    d, n = axes.shape[1:]
+    return axes[:, torch.arange(d), torch.tensor(list(itertools.product(range(n), repeat=d)))]
 
 
 def plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,27 +149,28 @@ def _box(axes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 def _evaluate(target: Target, coefficients: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (B, n^d) at all nodes, and the coefficients there; a node that fails is far below the others."""
-    _, d, n = axes.shape
-    nodes = torch.tensor(list(itertools.product(range(n), repeat=d)))
-    at = axes[:, torch.arange(d), nodes].permute(1, 0, 2)  # (n^d, B, d)
-    table, found = evaluated(target, coefficients, at)
-    table = table.T
-    top = torch.nan_to_num(table, nan=-torch.inf).amax(1, keepdim=True)
+    table, found = evaluated(target, coefficients, nodes_of(axes).transpose(0, 1))
+    top = table.amax(0)
     if not bool(torch.isfinite(top).all()):
         raise InvalidArgumentError("hyper: a gene has no node with a finite posterior density; look at its fit.")
-    floor = top - 60.0
-    table = torch.maximum(torch.where(torch.isfinite(table), table, floor), floor)
-    return table - top, found.transpose(0, 1)
+    return (table - top).clamp_min(-60.0).T, found.transpose(0, 1)
 
 
-def evaluated(target: Target, coefficients: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`profiled` from the same coefficients (B, P, Q) at any number of nodes (T, B, d), some at a time."""
-    parts = at.split(max(LANES // len(coefficients), 1))
-    found = [profiled(target, coefficients.expand(len(part), *coefficients.shape), part) for part in parts]
-    return torch.cat([value for value, _ in found]), torch.cat([optimum for _, optimum in found])
+def evaluated(target: Target, start: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density (T, B) at any number of points (T, B, d), some at a time, and the coefficients there (T, B, P, Q).
+
+    The density is −∞ where it cannot be had. The search for the coefficients starts at ``start``, (T, B, P, Q) or one
+    for all points of a gene, (B, P, Q).
+    """
+    size = max(LANES // points.shape[1], 1)
+    start = start.expand(len(points), *start.shape[-3:])
+    lanes = zip(start.split(size), points.split(size), strict=True)
+    values, found = zip(*(_profiled(target, *part) for part in lanes), strict=True)
+    density = torch.cat(values)
+    return torch.where(torch.isfinite(density), density, -torch.inf), torch.cat(found)
 
 
-def profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+def _profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (T, B) at nodes (T, B, d), the coefficients at their optimum (T, B, P, Q) and integrated over.
 
     A Newton step in the coefficients, and the quadratic value it promises, is believed where that is a small gain;

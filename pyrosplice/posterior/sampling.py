@@ -18,8 +18,9 @@ from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.inference.importance import one_sided, pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
-from pyrosplice.posterior.gaussian import draw_integrated, draw_plugged_in
-from pyrosplice.posterior.grid import COARSE, hyper_grid
+from pyrosplice.posterior.cloud import hyper_cloud
+from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
+from pyrosplice.posterior.grid import COARSE, FINE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
@@ -161,11 +162,11 @@ class WeightedSites:
 
 def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> WeightedSites:
     target, coefficients, phi = target_of(model, genes, hyper=hyper)
-    if hyper == "plug-in":
-        draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
+    if phi.shape[1]:
+        known = _hyper_posterior(hyper, target, coefficients, phi, n_draws, generator)
+        draws = draw_integrated(target, known, n_draws, generator)
     else:
-        around = hyper_grid if hyper == "integrate" else hyper_design
-        draws = draw_integrated(target, coefficients, phi, n_draws, generator, around=around)
+        draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
     weights = target.engine.scaling.matrix @ draws.coefficients
     sites = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :]}
     values = target.sites(draws.phi.flatten(0, 1))
@@ -175,6 +176,17 @@ def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, genera
     for name in model.likelihood.free:
         sites[name] = values[name] if name in values else getattr(model, name).detach()[genes].expand(n_draws, -1, -1)
     return WeightedSites(sites, draws.log_weights)
+
+
+def _hyper_posterior(
+    hyper: str, target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator
+) -> HyperPosterior:
+    """How φ (B, d) is integrated over: by a design, or on a grid for one or two and a cloud of points for three."""
+    if hyper == "ccd":
+        return hyper_design(target, coefficients, phi)
+    if phi.shape[1] in FINE:
+        return hyper_grid(target, coefficients, phi)
+    return hyper_cloud(target, coefficients, phi, n_draws, generator)
 
 
 def resampled(
