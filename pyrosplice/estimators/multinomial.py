@@ -251,8 +251,8 @@ class MultinomGLM(BaseModel):
             model by NUTS, gene by gene; seconds to minutes a gene.
         hyper
             σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``), or integrated over (proper
-            priors needed): on a grid (``"integrate"``, up to three of them) or by a central composite design
-            (``"ccd"``, up to twelve, see :mod:`pyrosplice.posterior.ccd`), whose draws of them are rougher.
+            priors needed). ``"integrate"``: one or two on a grid, three by adaptive importance sampling of their
+            Laplace posterior. ``"ccd"``: up to twelve by a central composite design, with rougher draws of them.
         genes
             Positions of the genes to draw from; all by default.
         names

@@ -18,6 +18,12 @@ def test_isoform_models(family):
     assert calibrated(table), uniformity(table, bins=5)
 
 
+def test_three_hyperparameters_of_which_two_describe_the_same_variation():
+    """σ and the concentration; sixteen spots, so that many simulations take little time."""
+    table = ranks(FAMILIES["dirichlet-multinomial"], 100, method="laplace", seed=3, side=4)
+    assert calibrated(table), uniformity(table, bins=5)
+
+
 def test_expression():
     table = expression_ranks(200, method="importance", seed=3)
     assert calibrated(table), uniformity(table, bins=5)

@@ -1,0 +1,99 @@
+"""Adaptive importance sampling of three hyper-parameters, against quadrature of a density with a bent ridge."""
+
+import pytest
+import torch
+
+from pyrosplice.posterior import cloud
+from pyrosplice.posterior.cloud import Mixture, effective, flattened, hyper_cloud
+from pyrosplice.posterior.grid import COARSE, nodes_of
+
+LOW, HIGH = torch.tensor([-6.5, -8.0, -1.0]).double(), torch.tensor([1.7, 8.0, 7.0]).double()
+WIDTHS = torch.tensor([0.08, 0.3]).double()  # of the ridge, one a gene
+
+
+def ridge(points, width):
+    """log σ, logit θ, log A: data that know σ² + 1 / A, under the weak priors of all three (up to a constant)."""
+    log_sigma, logit, log_size = points.unbind(-1)
+    total = torch.logaddexp(2 * log_sigma, -log_size)
+    priors = log_sigma - 1.5 * log_sigma.exp() - 0.5 * ((log_size - 3.0) / 1.5).square()
+    spatial = -torch.nn.functional.softplus(logit) - torch.nn.functional.softplus(-logit)
+    return priors + spatial - 0.5 * ((total + 2.0) / width).square()
+
+
+class Ridges:
+    """Stands in for a target: genes with ridges of some widths."""
+
+    def __init__(self, widths):
+        self.widths = widths
+
+    def select(self, genes):
+        return Ridges(self.widths[genes])
+
+
+@pytest.fixture(autouse=True)
+def known_density(monkeypatch):
+    def evaluated(target, start, points):
+        return ridge(points, target.widths), start
+
+    def coarse_grid(target, coefficients, phi):
+        axes = LOW[:, None] + (HIGH - LOW)[:, None] * torch.linspace(0, 1, COARSE[3], dtype=torch.float64)
+        axes = axes.expand(len(phi), -1, -1)
+        table = ridge(nodes_of(axes), target.widths[:, None])
+        return axes, table, coefficients.unsqueeze(1).expand(-1, table.shape[1], -1, -1)
+
+    monkeypatch.setattr(cloud, "evaluated", evaluated)
+    monkeypatch.setattr(cloud, "coarse_grid", coarse_grid)
+
+
+def exact(width):
+    """Means, sds and log integral by quadrature over (log σ, log A); logit θ is logistic, and independent of them."""
+    sides = torch.linspace(-11, 2, 600).double(), torch.linspace(-3, 9, 600).double()
+    cell = sum((side[1] - side[0]).log() for side in sides)
+    table = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
+    points = torch.stack([table[:, 0], torch.zeros(len(table)).double(), table[:, 1]], -1)
+    value = ridge(points, width)
+    chance = torch.softmax(value, 0).unsqueeze(-1)
+    mean = (chance * points).sum(0)
+    variance = (chance * (points - mean).square()).sum(0)
+    variance[1] = torch.pi**2 / 3
+    logistic_at_zero = torch.tensor(0.25).double().log()
+    return mean, variance.sqrt(), torch.logsumexp(value, 0) + cell - logistic_at_zero
+
+
+def test_draws_along_a_bent_ridge_have_its_means_and_spreads_and_their_density():
+    n_draws, blank = 4000, torch.zeros(2, 1, 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    found = hyper_cloud(Ridges(WIDTHS), blank, torch.zeros(2, 3, dtype=torch.float64), n_draws, generator)
+    assert (effective(found.log_weights) > 0.2 * n_draws).all()
+    drawn, log_density, _ = found.sample(n_draws, generator)
+    for gene, width in enumerate(WIDTHS):
+        mean, sd, log_integral = exact(float(width))
+        shift = (drawn[:, gene].mean(0) - mean) / sd
+        assert (shift.abs() < 0.12).all(), shift
+        torch.testing.assert_close(drawn[:, gene].std(0), sd, rtol=0.1, atol=0)
+        normalised = ridge(drawn[:, gene], width) - log_integral
+        torch.testing.assert_close(log_density[:, gene], normalised, rtol=0, atol=0.1)
+
+
+def test_mixtures_are_densities_of_their_own_draws():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[[0.0, 0.0], [3.0, 1.0]]]).double()
+    roots = torch.tensor([[[[1.0, 0.0], [0.5, 0.7]], [[0.3, 0.0], [0.0, 2.0]]]]).double()
+    mixture = Mixture(centres, roots, torch.tensor([[0.3, 0.7]]).double().log(), torch.arange(2.0).reshape(1, 2, 1, 1))
+    kernels = torch.distributions.MultivariateNormal(centres[0], scale_tril=roots[0])
+    expected = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(mixture.log_shares[0].exp()), kernels
+    )
+    points, which = mixture.sample(4000, generator)
+    torch.testing.assert_close(mixture.log_prob(points)[0], expected.log_prob(points[0]))
+    assert abs(float(which.mean()) - 0.7) < 0.03
+    torch.testing.assert_close(points[0].mean(0), expected.mean, atol=0.1, rtol=0)
+
+
+def test_flattened_weights_leave_enough_points_and_no_more_than_they_must():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.stack([20.0 * torch.randn(500, generator=generator), torch.zeros(500)]).double()
+    weights[0, 3] = -torch.inf
+    flat = flattened(weights)
+    torch.testing.assert_close(effective(flat), torch.tensor([cloud.FEWEST, 500.0]).double(), rtol=0.01, atol=0)
+    assert torch.isfinite(flat).all()
