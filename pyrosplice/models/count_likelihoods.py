@@ -102,14 +102,20 @@ class NegativeBinomial(Poisson):
         return torch.poisson(self.mean(eta) * rate.unsqueeze(-1), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``(y − μ) / (1 + α μ)``."""
-        mean = self.mean(eta)
-        return (counts - mean) / (1 + self._alpha(eta).unsqueeze(-1) * mean)
+        """``(y − μ) / (1 + α μ)``, as ``y (1 − t) − t / α`` with ``t = α μ / (1 + α μ)``, finite at any η."""
+        alpha, share, rest = self._shares(eta)
+        return counts * rest - share / alpha
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``μ (1 + α y) / (1 + α μ)²``."""
-        mean, alpha = self.mean(eta), self._alpha(eta).unsqueeze(-1)
-        return (mean * (1 + alpha * counts) / (1 + alpha * mean).square()).unsqueeze(-1)
+        """``μ (1 + α y) / (1 + α μ)²``, as ``(1 / α + y) t (1 − t)``."""
+        alpha, share, rest = self._shares(eta)
+        return ((1 / alpha + counts) * share * rest).unsqueeze(-1)
+
+    def _shares(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """α, t and 1 − t, against ``(..., N, 1)``."""
+        alpha = self._alpha(eta)
+        log_odds = (alpha.log() + self._log_mean(eta)).unsqueeze(-1)
+        return alpha.unsqueeze(-1), torch.sigmoid(log_odds), torch.sigmoid(-log_odds)
 
     def _alpha(self, eta: Tensor) -> Tensor:
         return torch.as_tensor(self.dispersion, dtype=eta.dtype, device=eta.device)

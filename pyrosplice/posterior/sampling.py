@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.random_effect import LARGEST_LOGIT
-from pyrosplice.inference.importance import one_sided, pareto_k
+from pyrosplice.inference.importance import RELIABLE, one_sided, pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.cloud import hyper_cloud
@@ -23,6 +24,8 @@ from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_
 from pyrosplice.posterior.grid import COARSE, FINE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
+
+log = logging.getLogger(__name__)
 
 METHODS = ("laplace", "importance", "nuts")
 HYPER = ("plug-in", "integrate", "ccd")
@@ -86,7 +89,16 @@ def sample_posterior(
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
     k_hat = torch.cat([part[2] for part in found])[order]
+    _say_which_to_doubt(k_hat, method)
     return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper)
+
+
+def _say_which_to_doubt(k_hat: Tensor, method: str) -> None:
+    """A line in the log where draws of some genes are far from exact."""
+    doubtful = int((k_hat > RELIABLE).sum())
+    if doubtful:
+        instead = "method='importance', or nuts" if method == "laplace" else "method='nuts'"
+        log.warning("k̂ > %.1f for %d of %d genes: for these, use %s.", RELIABLE, doubtful, len(k_hat), instead)
 
 
 def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] | None:

@@ -14,7 +14,7 @@ from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.grid import hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions
-from pyrosplice.posterior.sampling import smoothed, target_of
+from pyrosplice.posterior.sampling import _say_which_to_doubt, smoothed, target_of
 from tests.inference.test_laplace import grid
 
 SPACE = grid(5)
@@ -229,6 +229,16 @@ def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
     low, high = found.axes[:, 0, 0].exp(), found.axes[:, 0, -1].exp()
     assert ((low < model.sigma[:, 0]) & (model.sigma[:, 0] < high)).all(), (low, high)
     assert (model.posterior(num_samples=99, hyper="integrate", groups=())["sample_stats"].pareto_k < 1).all()
+
+
+def test_the_log_says_for_how_many_genes_the_draws_are_doubtful(caplog):
+    _say_which_to_doubt(torch.tensor([0.2, 0.9, torch.nan, torch.inf]), "laplace")
+    assert [record.getMessage() for record in caplog.records] == [
+        "k̂ > 0.7 for 2 of 4 genes: for these, use method='importance', or nuts."
+    ]
+    caplog.clear()
+    _say_which_to_doubt(torch.tensor([0.2, torch.nan]), "laplace")
+    assert not caplog.records
 
 
 def test_smoothed_weights_keep_their_order_and_shorten_the_tail():

@@ -146,3 +146,11 @@ def test_the_graph_matern_is_smoother_than_its_first_order_form():
     kappa = 8**0.5 / 10  # in one dimension α = 2 is the Matérn of smoothness 3/2: (1 + κd) exp(−κd)
     expected = (1 + kappa * 10) * np.exp(-kappa * 10)
     assert abs(float(smooth[210]) - expected) < 0.02
+
+
+def test_negative_binomial_derivatives_are_finite_where_the_mean_is_not():
+    """A mode search with a wide random effect passes there; one NaN would end the gene."""
+    counts, eta = torch.tensor([[0.0], [7.0]]).double(), torch.tensor([[800.0], [800.0]]).double()
+    likelihood = NegativeBinomial(0.4)
+    torch.testing.assert_close(likelihood.score(counts, eta), torch.full((2, 1), -1 / 0.4).double())
+    assert float(likelihood.information(counts, eta).abs().max()) == 0
