@@ -100,8 +100,7 @@ def log_prior(
     values
         Values by site, genes first.
     genes
-        Which of the G genes the values belong to, ``(B,)``; all of them if None. May hold the same genes again and
-        again, in the same order.
+        Which of the G genes the values belong to, ``(B,)``, a gene any number of times; all of them once if None.
 
     Returns
     -------
@@ -120,13 +119,21 @@ def log_prior(
 def _log_density(prior: dist.TorchDistribution, value: Tensor, genes: Tensor) -> Tensor:
     n_event = len(prior.event_shape)
     support: Any = prior.support
-    rows = genes[: len(torch.unique(genes))]
-    times = len(genes) // max(len(rows), 1)
+    table = _occurrence(genes), genes  # a prior's parameters are of all G genes: one table of them a repetition
+    times = int(table[0].max()) + 1 if len(genes) else 0
     inner = torch.distributions.transform_to(support)(value.new_zeros((times, *prior.shape())))
-    every = inner.index_copy(1, rows, value.reshape(times, len(rows), *value.shape[1:]))
+    every = inner.index_put(table, value)
     inside = support.check(every)
     every = torch.where(inside.reshape(*inside.shape, *[1] * n_event), every, inner)
-    return torch.where(inside, prior.log_prob(every), -torch.inf)[:, rows].reshape(-1)
+    return torch.where(inside, prior.log_prob(every), -torch.inf)[table]
+
+
+def _occurrence(genes: Tensor) -> Tensor:
+    """How many times the gene of each row (B,) has come before."""
+    order = torch.argsort(genes, stable=True)
+    times = torch.unique(genes, return_counts=True)[1]
+    first = (times.cumsum(0) - times).repeat_interleave(times)
+    return torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device) - first)
 
 
 def is_flat(prior: dist.TorchDistribution) -> bool:

@@ -176,22 +176,20 @@ def _profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tenso
     A Newton step in the coefficients, and the quadratic value it promises, is believed where that is a small gain;
     elsewhere it is taken and looked at, as a promise from afar can be wrong by any number of nats.
     """
-    value, optimum, known = phi.new_full(phi.shape[:2], -torch.inf), start.clone(), torch.arange(len(phi))
+    genes, at = torch.arange(phi.shape[1]).repeat(len(phi)), phi.flatten(0, 1)
+    value, optimum, lanes = phi.new_full((len(at),), -torch.inf), start.flatten(0, 1).clone(), torch.arange(len(at))
     for round_ in range(ROUNDS):
-        lanes = optimum[known]
-        profile = target.profile(lanes.flatten(0, 1), phi[known].flatten(0, 1))
+        profile = target.select(genes[lanes]).profile(optimum[lanes], at[lanes])
         moved, top = profile.optimum()
         sign, logdet = torch.linalg.slogdet(torch.nan_to_num(profile.information))
-        logdet = torch.where(sign > 0, logdet, torch.nan).reshape(len(known), -1)
-        here, top = profile.value.reshape(len(known), -1), top.reshape(len(known), -1)
-        promising = top - here > GAIN
+        promising = top - profile.value > GAIN
         if round_ + 1 == ROUNDS:
-            top = torch.where(promising, here, top)
-        value[known], optimum[known] = top - 0.5 * logdet, moved.reshape(lanes.shape)
-        known = known[promising.any(1)]
-        if not len(known):
+            top = torch.where(promising, profile.value, top)
+        value[lanes], optimum[lanes] = top - 0.5 * torch.where(sign > 0, logdet, torch.nan), moved
+        lanes = lanes[promising]
+        if not len(lanes):
             break
-    return value, optimum
+    return value.reshape(phi.shape[:2]), optimum.reshape(start.shape)
 
 
 def grid_table(model: MultinomGLMM, gene: int) -> pd.DataFrame:
