@@ -95,10 +95,16 @@ class HyperCloud:
         return HyperCloud(*(getattr(self, f.name)[genes] for f in fields(self)))
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d) by weight, with replacement; its log density (S, B); and the coefficients there (S, B, P, Q)."""
-        chance = torch.softmax(self.log_weights, 1)
-        rows = torch.multinomial(chance, n_draws, replacement=True, generator=generator).T
-        gene = torch.arange(len(chance))
+        """φ (S, B, d) by weight; its log density (S, B); and the coefficients there (S, B, P, Q).
+
+        One of each n-th of the weight, in random order: a point is drawn at most once more often than its share.
+        """
+        edges = torch.softmax(self.log_weights, 1).cumsum(1)
+        place = torch.rand(len(edges), n_draws, generator=generator, dtype=edges.dtype)
+        place = edges[:, -1:] * (torch.arange(n_draws) + place) / n_draws
+        rows = torch.searchsorted(edges, place).clamp_max(edges.shape[1] - 1)
+        shuffled = torch.rand(rows.shape, generator=generator).argsort(1)
+        rows, gene = rows.gather(1, shuffled).T, torch.arange(len(rows))
         return self.points[gene, rows], self.log_density[gene, rows], self.coefficients[gene, rows]
 
 

@@ -12,6 +12,7 @@ is constant if all of it is exact; the Pareto shape k̂ of the weights says how 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +75,14 @@ class HyperPosterior(Protocol):
         ...
 
 
-def draw_integrated(target: Target, known: HyperPosterior, n_draws: int, generator: torch.Generator) -> Draws:
-    """Draws with φ integrated over: each draw with its own mode and Gaussian."""
+def draw_integrated(
+    target: Target, known: HyperPosterior, n_draws: int, generator: torch.Generator, *, n_effects: int = 1
+) -> Draws:
+    """Draws with φ integrated over: each draw with its own mode and Gaussian.
+
+    With ``n_effects`` above one they are no longer Laplace's: of that many u one is kept by its weight, and the weight
+    of the draw is their mean, which is as valid and varies less.
+    """
     phis, log_phi, starts = known.sample(n_draws, generator)
     parts, n_genes = [], phis.shape[1]
     for rows in torch.arange(n_draws).split(max(LANES // n_genes, 1)):
@@ -84,13 +91,24 @@ def draw_integrated(target: Target, known: HyperPosterior, n_draws: int, generat
         away, log_coefficients = _coefficient_draws(profile, 1, generator)
         drawn = profile.optimum()[0] + away[0]
         mode = target.mode(drawn, lanes)
-        deviation = next(iter(posterior_deviations(mode, 1, generator)))
-        latents, here = mode.latents.moved(deviation), mode.step.parameters
-        nu = mode.step.model.random_part(here, latents)
-        weight = _log_ratio(mode, here, latents, deviation, _logdet(mode))
+        latents, weight = _effects(mode, n_effects, generator)
+        nu = mode.step.model.random_part(mode.step.parameters, latents)
         weight = weight + target.prior(drawn, lanes) - log_coefficients[0] - log_phi[rows].flatten()
         parts.append([x.reshape(len(rows), n_genes, *x.shape[1:]) for x in (drawn, lanes, nu, weight)])
     return Draws(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _effects(mode: Mode, n_tried: int, generator: torch.Generator) -> tuple[Latents, Tensor]:
+    """One of ``n_tried`` draws of u by weight, and the log of their mean weight ``p(y, u | Γ) / q(u | Γ)``, (L,)."""
+    kept, total, logdet = mode.latents, mode.eta.new_full((len(mode.eta),), -torch.inf), _logdet(mode)
+    for deviation in posterior_deviations(mode, n_tried, generator):
+        latents = mode.latents.moved(deviation)
+        weight = _log_ratio(mode, mode.step.parameters, latents, deviation, logdet)
+        total = torch.logaddexp(total, torch.where(weight.isnan(), -torch.inf, weight))
+        chosen = ~(torch.rand(len(total), generator=generator, dtype=total.dtype).log() >= weight - total)
+        chosen = chosen[:, None, None]
+        kept = Latents(torch.where(chosen, latents.field, kept.field), torch.where(chosen, latents.noise, kept.noise))
+    return kept, total - math.log(n_tried)
 
 
 def _coefficient_draws(profile: Profile, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ METHODS = ("laplace", "importance", "nuts")
 HYPER = ("plug-in", "integrate", "ccd")
 FEWEST_FOR_K = 25  # draws below which k̂ is NaN
 OVERSAMPLED = 4  # proposals a draw of importance resampling
+EFFECTS = 16  # random effects tried at each of its hyper-parameters
 N_PILOT = 2000  # Laplace draws that set NUTS's coordinates
 _INTEGRATED_AT_ONCE = 16
 
@@ -83,7 +84,7 @@ def sample_posterior(
     for batch in _engine(model).batches():
         for part in batch[torch.isin(batch, genes)].split(size):
             if len(part):
-                draws = _laplace(model, part, n_draws, hyper, generator)
+                draws = _proposals(model, part, n_draws, method, hyper, generator)
                 found.append(resampled(draws, num_samples, method, generator))
     order = torch.argsort(torch.argsort(genes))
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
@@ -172,11 +173,14 @@ class WeightedSites:
     log_weights: Tensor
 
 
-def _laplace(model: MultinomGLM, genes: Tensor, n_draws: int, hyper: str, generator: torch.Generator) -> WeightedSites:
+def _proposals(
+    model: MultinomGLM, genes: Tensor, n_draws: int, method: str, hyper: str, generator: torch.Generator
+) -> WeightedSites:
     target, coefficients, phi = target_of(model, genes, hyper=hyper)
     if phi.shape[1]:
         known = _hyper_posterior(hyper, target, coefficients, phi, n_draws, generator)
-        draws = draw_integrated(target, known, n_draws, generator)
+        n_effects = EFFECTS if method == "importance" and isinstance(model, MultinomGLMM) else 1
+        draws = draw_integrated(target, known, n_draws, generator, n_effects=n_effects)
     else:
         draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
     weights = target.engine.scaling.matrix @ draws.coefficients
