@@ -147,6 +147,8 @@ def test_a_value_outside_the_support_is_one_gene_s_trouble(prior):
     torch.testing.assert_close(density[[0, 3]].double(), prior.log_prob(sigma[[0, 3], 0]).double())
     some = log_prior(priors, {"sigma": sigma[[3, 1]]}, genes=torch.tensor([3, 1]))
     assert torch.equal(some, density[[3, 1]])
+    rows = torch.tensor([3, 0, 3, 1, 0, 3])
+    torch.testing.assert_close(log_prior(priors, {"sigma": sigma[rows]}, genes=rows), density[rows])
 
 
 @pytest.mark.parametrize("n_covariates", [P, 0])
