@@ -251,8 +251,9 @@ class MultinomGLM(BaseModel):
             model by NUTS, gene by gene; seconds to minutes a gene.
         hyper
             σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``), or integrated over (proper
-            priors needed). ``"integrate"``: one or two on a grid, three by adaptive importance sampling of their
-            Laplace posterior. ``"ccd"``: up to twelve by a central composite design, with rougher draws of them.
+            priors needed). ``"integrate"``: one or two on a grid, three to six by adaptive importance sampling of
+            their Laplace posterior. ``"ccd"``: up to twelve by a central composite design; several times faster from
+            three on, with rougher draws of them (see :mod:`pyrosplice.posterior.ccd`).
         genes
             Positions of the genes to draw from; all by default.
         names

@@ -42,7 +42,9 @@ MOST_HYPER = len(WALSH)
 def corners(d: int) -> Tensor:
     """Corners ±1, ``(·, d)``, of a fractional factorial design in which no two interactions of two are confounded."""
     if d > MOST_HYPER:
-        raise InvalidArgumentError(f"hyper: 'ccd' is for up to {MOST_HYPER} hyper-parameters, found {d}; use nuts.")
+        raise InvalidArgumentError(
+            f"hyper: 'ccd' is for up to {MOST_HYPER} hyper-parameters, found {d}; plug them in, or use nuts."
+        )
     indices = WALSH[:d]
     rows = range(1 << max(indices).bit_length())
     return torch.tensor([[1.0 - 2.0 * ((row & index).bit_count() % 2) for index in indices] for row in rows]).double()
@@ -83,14 +85,17 @@ class HyperDesign:
         unit = torch.randn(size, generator=generator, dtype=self.mode.dtype).abs()
         up = torch.rand(size, generator=generator, dtype=self.mode.dtype) < above / (above + below)
         unit = torch.where(up, unit, -unit)
-        phi, z = self.at(unit), self.scaled(unit)
         constant = (2 / torch.pi) ** 0.5 / (above + below)
         log_density = (constant.log() - 0.5 * unit.square()).sum(-1) - torch.linalg.slogdet(self.axes).logabsdet
-        return phi, log_density, torch.einsum("sbt,btpq->sbpq", _quadratic(z), self.coefficients)
+        return self.at(unit), log_density, self.expected(unit)
 
     def at(self, unit: Tensor) -> Tensor:
         """φ (S, B, d) of z over its scales (S, B, d)."""
         return self.mode + torch.einsum("bij,sbj->sbi", self.axes, self.scaled(unit))
+
+    def expected(self, unit: Tensor) -> Tensor:
+        """The coefficients to expect (S, B, P, Q) at z over its scales (S, B, d)."""
+        return torch.einsum("sbt,btpq->sbpq", _quadratic(self.scaled(unit)), self.coefficients)
 
     def scaled(self, unit: Tensor) -> Tensor:
         """The z (S, B, d) of z over its scales."""

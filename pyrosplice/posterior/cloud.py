@@ -1,9 +1,10 @@
-r"""Integration over three hyper-parameters φ by adaptive importance sampling.
+r"""Integration over three to six hyper-parameters φ by adaptive importance sampling.
 
 Where two hyper-parameters describe the same variation (σ and a concentration), the mass lies along bent ridges that are
-narrower than the cells of a grid of few nodes an axis. Here a coarse grid says where to look, and rounds of points are
-drawn from a mixture of Gaussian kernels at the points so far, each as wide as the spread of its neighbours. The last
-round, from a mixture that it has no part in, is kept; its points have the weights
+narrower than the cells of a grid of few nodes an axis. Here a coarse grid of three, or a central composite design of
+more, says where to look, and rounds of points are drawn from a mixture of Gaussian kernels at the points so far, each
+as wide as the spread of its neighbours. The last round, from a mixture that it has no part in, is kept; its points have
+the weights
 
 .. math:: w_m = \tilde p(\varphi_m \mid y) / q(\varphi_m),
 
@@ -12,19 +13,26 @@ so that nothing is interpolated (population Monte Carlo: Cappé et al. 2004, J. 
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from pyrosplice.posterior.grid import coarse_grid, evaluated, nodes_of
+from pyrosplice.posterior.ccd import design, hyper_design
+from pyrosplice.posterior.grid import COARSE, coarse_grid, evaluated, nodes_of, plausible
 from pyrosplice.posterior.target import Target
 
+logger = logging.getLogger("pyrosplice")
+
 POINTS, ROUNDS, KEPT = 160, 3, 384  # points of a round that learns, such rounds, and points of the last one at least
-BROAD = 0.2  # share of the mixture on the coarse grid in every later one
-BROAD_WIDTH = 0.5  # sd of its kernels, in steps of that grid
-FEWEST = 30.0  # effective centres of a mixture, by flattening the weights
+BROAD = 0.2  # share of the first mixture in every later one
+BROAD_WIDTH = 0.5  # sd of its kernels, in steps of the coarse grid
+MOST_IN_CLOUD = 6  # hyper-parameters
+SCATTERED = 512  # points over the plausible range where there is no coarse grid
+FEWEST = 30.0  # effective centres of a mixture, by flattening the weights; and effective points in the end
 CENTRES = 512  # most of a mixture
 NEIGHBOURHOOD = 1.0  # distance of neighbours, in sds of all points
 WIDTH, NARROWEST = 0.9, 0.05  # sd of a kernel, in sds of its neighbours; and of all points at least
@@ -146,16 +154,48 @@ def hyper_cloud(
     target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator
 ) -> HyperCloud:
     """Points for ``n_draws`` draws of the genes of ``target``, from coefficients (B, P, Q) and φ (B, d) at the fit."""
-    axes, table, profiled = coarse_grid(target, coefficients, phi)
-    nodes, step = nodes_of(axes), axes[..., 1] - axes[..., 0]
-    roots = torch.diag_embed(BROAD_WIDTH * step).unsqueeze(1).expand(-1, nodes.shape[1], -1, -1)
-    broad = Mixture(nodes, roots, flattened(table), profiled)
+    broad = (_on_grid if phi.shape[1] in COARSE else _on_design)(target, coefficients, phi)
     found = _round(target, broad, broad, POINTS, generator)
     for _ in range(ROUNDS - 1):
         found = _joined(found, _round(target, broad, kernels_at(found), POINTS, generator))
     found = _last(target, broad, found, max(KEPT, n_draws), generator, AGAIN)
+    lost = int((effective(found.log_weights) < FEWEST).sum())
+    if lost:
+        logger.warning(
+            "Hyper-parameters of %d of %d genes were not found: for these, use method='nuts'.", lost, len(phi)
+        )
     size = torch.logsumexp(found.log_weights, 1, keepdim=True) - math.log(found.points.shape[1])
     return replace(found, log_density=found.log_density - size)
+
+
+def _on_grid(target: Target, coefficients: Tensor, phi: Tensor) -> Mixture:
+    """Kernels at the nodes of a coarse grid over all of the plausible range."""
+    axes, table, profiled = coarse_grid(target, coefficients, phi)
+    nodes, step = nodes_of(axes), axes[..., 1] - axes[..., 0]
+    roots = torch.diag_embed(BROAD_WIDTH * step).unsqueeze(1).expand(-1, nodes.shape[1], -1, -1)
+    return Mixture(nodes, roots, flattened(table), profiled)
+
+
+def _on_design(target: Target, coefficients: Tensor, phi: Tensor) -> Mixture:
+    """Kernels at the points of a central composite design, and as many again scattered over the plausible range.
+
+    Those of the design are as wide as its split normal density, which may know nothing of a long tail.
+    """
+    found, d = hyper_design(target, coefficients, phi), phi.shape[1]
+    unit = design(d)[:, None].expand(-1, *phi.shape)
+    roots = (found.axes * found.scales.mean(1).unsqueeze(1)).unsqueeze(1).expand(-1, len(unit), -1, -1)
+    log_shares = phi.new_full((len(phi), len(unit)), -math.log(len(unit)))
+    near = Mixture(found.at(unit).transpose(0, 1), roots, log_shares, found.expected(unit).transpose(0, 1))
+
+    low, high = plausible(target, phi)
+    place = torch.quasirandom.SobolEngine(d, scramble=True, seed=0).draw(SCATTERED, dtype=phi.dtype)
+    points = low + (high - low) * place.unsqueeze(1)
+    density, profiled = evaluated(target, coefficients, points)
+    roots = torch.diag_embed(BROAD_WIDTH * SCATTERED ** (-1 / d) * (high - low)).unsqueeze(1)
+    roots = roots.expand(-1, SCATTERED, -1, -1)
+    far = Mixture(points.transpose(0, 1), roots, flattened(density.T), profiled.transpose(0, 1))
+    both = _joined(near, far)
+    return replace(both, log_shares=both.log_shares - math.log(2))
 
 
 def _last(
@@ -184,5 +224,8 @@ def _round(target: Target, broad: Mixture, learnt: Mixture, n_points: int, gener
     return HyperCloud(points, density, density - chance, profiled)
 
 
-def _joined(one: HyperCloud, other: HyperCloud) -> HyperCloud:
-    return HyperCloud(*(torch.cat([getattr(x, f.name) for x in (one, other)], 1) for f in fields(HyperCloud)))
+PointsOrKernels = TypeVar("PointsOrKernels", HyperCloud, Mixture)
+
+
+def _joined(one: PointsOrKernels, other: PointsOrKernels) -> PointsOrKernels:
+    return replace(one, **{f.name: torch.cat([getattr(x, f.name) for x in (one, other)], 1) for f in fields(one)})

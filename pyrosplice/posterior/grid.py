@@ -93,19 +93,8 @@ def hyper_grid(target: Target, coefficients: Tensor, phi: Tensor) -> HyperGrid:
 
 
 def coarse_grid(target: Target, coefficients: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Axes (B, d, n) over the plausible range; log density (B, n^d) and coefficients (B, n^d, P, Q) at the nodes.
-
-    Raises
-    ------
-    InvalidArgumentError
-        More than three hyper-parameters.
-    """
-    d = phi.shape[1]
-    if d not in COARSE:
-        raise InvalidArgumentError(
-            f"hyper: 'integrate' is for one to three hyper-parameters, found {d}; use hyper='ccd', or nuts."
-        )
-    axes = _axes(*plausible(target, phi), COARSE[d])
+    """Axes (B, d ≤ 3, n) over the plausible range; log density (B, n^d), coefficients (B, n^d, P, Q) at the nodes."""
+    axes = _axes(*plausible(target, phi), COARSE[phi.shape[1]])
     return axes, *_evaluate(target, coefficients, axes)
 
 

@@ -19,13 +19,13 @@ from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.inference.importance import RELIABLE, one_sided, pareto_k
 from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
-from pyrosplice.posterior.cloud import hyper_cloud
+from pyrosplice.posterior.cloud import MOST_IN_CLOUD, hyper_cloud
 from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
-from pyrosplice.posterior.grid import COARSE, FINE, hyper_grid
+from pyrosplice.posterior.grid import FINE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger("pyrosplice")
 
 METHODS = ("laplace", "importance", "nuts")
 HYPER = ("plug-in", "integrate", "ccd")
@@ -78,6 +78,13 @@ def sample_posterior(
         return Samples(sites, stats, method, "integrate")
     if hyper != "plug-in":
         _require_proper(model, f"hyper={hyper!r}")
+    samples = _weighted(model, num_samples, method, hyper, genes, seed)
+    _say_which_to_doubt(samples.stats["pareto_k"], method)
+    return samples
+
+
+def _weighted(model: MultinomGLM, num_samples: int, method: str, hyper: str, genes: Tensor, seed: int) -> Samples:
+    """Draws by Laplace's method, or resampled from more of them."""
     generator = torch.Generator().manual_seed(seed)
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
     found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
@@ -90,7 +97,6 @@ def sample_posterior(
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
     k_hat = torch.cat([part[2] for part in found])[order]
-    _say_which_to_doubt(k_hat, method)
     return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper)
 
 
@@ -99,7 +105,7 @@ def _say_which_to_doubt(k_hat: Tensor, method: str) -> None:
     doubtful = int((k_hat > RELIABLE).sum())
     if doubtful:
         instead = "method='importance', or nuts" if method == "laplace" else "method='nuts'"
-        log.warning("k̂ > %.1f for %d of %d genes: for these, use %s.", RELIABLE, doubtful, len(k_hat), instead)
+        logger.warning("k̂ > %.1f for %d of %d genes: for these, use %s.", RELIABLE, doubtful, len(k_hat), instead)
 
 
 def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] | None:
@@ -110,10 +116,10 @@ def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] 
     n_hyper = components + len(model.likelihood.free)
     if n_hyper > MOST_HYPER or (mixed and not model.is_marginal):
         return None
-    hyper = "integrate" if n_hyper in (0, *COARSE) else "ccd"
+    hyper = "integrate" if n_hyper in (0, *FINE) else "ccd"
 
     def draws(gene: int) -> dict[str, Tensor]:
-        few = sample_posterior(model, num_samples=N_PILOT, hyper=hyper, genes=torch.tensor([gene]), seed=seed)
+        few = _weighted(model, N_PILOT, "laplace", hyper, torch.tensor([gene]), seed)
         return {name: value[0] for name, value in few.sites.items()}
 
     return draws
@@ -197,11 +203,16 @@ def _proposals(
 def _hyper_posterior(
     hyper: str, target: Target, coefficients: Tensor, phi: Tensor, n_draws: int, generator: torch.Generator
 ) -> HyperPosterior:
-    """How φ (B, d) is integrated over: by a design, or on a grid for one or two and a cloud of points for three."""
+    """How φ (B, d) is integrated over: by a design, or on a grid for one or two and a cloud of points for more."""
     if hyper == "ccd":
         return hyper_design(target, coefficients, phi)
     if phi.shape[1] in FINE:
         return hyper_grid(target, coefficients, phi)
+    if phi.shape[1] > MOST_IN_CLOUD:
+        raise InvalidArgumentError(
+            f"hyper: 'integrate' is for up to {MOST_IN_CLOUD} hyper-parameters, found {phi.shape[1]}; use hyper='ccd', "
+            "or nuts."
+        )
     return hyper_cloud(target, coefficients, phi, n_draws, generator)
 
 
