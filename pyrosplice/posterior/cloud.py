@@ -161,9 +161,7 @@ def hyper_cloud(
     found = _last(target, broad, found, max(KEPT, n_draws), generator, AGAIN)
     lost = int((effective(found.log_weights) < FEWEST).sum())
     if lost:
-        logger.warning(
-            "Hyper-parameters of %d of %d genes were not found: for these, use method='nuts'.", lost, len(phi)
-        )
+        logger.warning("hyper: p(φ | y) of %d of %d genes was not found: for these, use method='nuts'.", lost, len(phi))
     size = torch.logsumexp(found.log_weights, 1, keepdim=True) - math.log(found.points.shape[1])
     return replace(found, log_density=found.log_density - size)
 

@@ -40,10 +40,10 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) 
         ``psense_summary``; ``prior_shift`` and ``likelihood_shift``: by how many posterior sds the mean moves when the
         power doubles; and ``diagnosis``:
 
-        *data speak*: the sensitivity to the prior is below 0.05. Otherwise *prior-data conflict*, if the posterior is
-        as sensitive to the likelihood, or *strong prior or weak likelihood*. Where the prior moves the mean by less
-        than 0.3 posterior sds, a third of what is not known of it anyway, *mean hardly moves* goes before: only the
-        spread hangs on the prior, and there is no cause for alarm.
+        *data speak*: the sensitivity to the prior is below 0.05. Otherwise *strong prior or weak likelihood*, if that
+        to the likelihood is, and else *prior-data conflict*. Of a conflict it is said by how much the prior moves the
+        mean; where that is less than 0.3 posterior sds, *mean hardly moves* goes before (our addition to the paper's
+        diagnoses): what hangs on the prior then is the spread.
 
     Raises
     ------
@@ -105,7 +105,8 @@ def _shift_per_doubling(draws: np.ndarray, weights: list[np.ndarray]) -> float:
 def _diagnosis(prior: float, likelihood: float, shift: float) -> str:
     if prior < THRESHOLD:
         return "data speak"
-    what = "prior-data conflict" if likelihood >= THRESHOLD else "strong prior or weak likelihood"
+    if likelihood < THRESHOLD:  # whatever the mean does: scaled, a prior that says all stays where it is
+        return "strong prior or weak likelihood"
     if abs(shift) < RELEVANT:
-        return f"mean hardly moves ({abs(shift):.2f} sd); {what}"
-    return f"{what}: the prior moves the mean by {abs(shift):.2f} sd"
+        return f"mean hardly moves ({abs(shift):.2f} sd); prior-data conflict"
+    return f"prior-data conflict: the prior moves the mean by {abs(shift):.2f} sd"
