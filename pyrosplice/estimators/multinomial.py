@@ -270,7 +270,8 @@ class MultinomGLM(BaseModel):
         Raises
         ------
         InvalidArgumentError
-            Options that do not exist; a joint fit; flat priors where a proper one is needed.
+            Options or genes that do not exist; a joint fit; flat priors where a proper one is needed; more
+            hyper-parameters than ``hyper`` is for.
         NotReadyError
             Before ``setup_data``.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.usage_effects import UsageEffects
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class UsagePosterior(UsageEffects):
         KeyError
             A name that is not in ``gene_names``.
         InvalidArgumentError
-            As of :meth:`pyrosplice.MultinomGLM.posterior`; a joint fit among it.
+            No gene; and as of :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
@@ -61,6 +62,8 @@ class UsagePosterior(UsageEffects):
         prepared, fit = self._ready(), self._ready_fit()
         chosen = prepared.gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
         positions = [self._position(name) for name in dict.fromkeys(chosen)]
+        if not positions:
+            raise InvalidArgumentError("genes: expected one name or more, found none.")
         spec = self._spec(self.model_type, with_design=fit.with_design)
         names = {"spot": prepared.data.adata.obs_names}
         if fit.with_design and prepared.design is not None:

@@ -72,6 +72,9 @@ def sample_posterior(
     if isinstance(num_samples, bool) or not num_samples >= 1:
         raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
     genes = torch.arange(model.n_genes) if genes is None else genes
+    if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
+        found = genes.tolist()
+        raise InvalidArgumentError(f"genes: expected different positions below {model.n_genes}, found {found}.")
     if method == "nuts":
         _require_proper(model, "method='nuts'")
         sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(model, seed))

@@ -108,6 +108,8 @@ def test_genes_are_chosen_and_ordered_by_name(model):
     assert np.isfinite(equal["posterior"].nu).all() and equal["posterior_predictive"].counts.dtype.kind == "i"
     with pytest.raises(KeyError, match="'Gapdh' is not one of the 4 genes"):
         model.posterior(["gene_1", "Gapdh"])
+    with pytest.raises(InvalidArgumentError, match="genes: expected one name or more"):
+        model.posterior([])
     with pytest.raises(NotReadyError):
         SplisosmGLMM().posterior()
 

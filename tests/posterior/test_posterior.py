@@ -231,6 +231,12 @@ def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
     assert (model.posterior(num_samples=99, hyper="integrate", groups=())["sample_stats"].pareto_k < 1).all()
 
 
+@pytest.mark.parametrize("genes", [[], [2], [-1], [0, 0]])
+def test_positions_that_are_not_genes_are_refused(model, genes):
+    with pytest.raises(InvalidArgumentError, match="genes: expected different positions below 2, found"):
+        model.posterior(num_samples=10, genes=genes)
+
+
 def test_the_log_says_for_how_many_genes_the_draws_are_doubtful(caplog):
     _say_which_to_doubt(torch.tensor([0.2, 0.9, torch.nan, torch.inf]), "laplace")
     assert [record.getMessage() for record in caplog.records] == [
