@@ -252,8 +252,8 @@ class MultinomGLM(BaseModel):
         hyper
             σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``), or integrated over (proper
             priors needed). ``"integrate"``: one or two on a grid, three to six by adaptive importance sampling of
-            their Laplace posterior. ``"ccd"``: up to twelve by a central composite design; several times faster from
-            three on, with rougher draws of them (see :mod:`pyrosplice.posterior.ccd`).
+            their Laplace posterior. ``"ccd"``: up to twelve by a central composite design; faster from three on, with
+            rougher draws of them (see :mod:`pyrosplice.posterior.ccd`).
         genes
             Positions of the genes to draw from; all by default.
         names
