@@ -222,17 +222,22 @@ def _hyper_posterior(
 def resampled(
     draws: WeightedSites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Importance: each gene's draws resampled without replacement by their smoothed weights. And k̂."""
+    """Importance: each gene's draws resampled by their smoothed weights, systematically. And k̂.
+
+    A draw comes as often as its share of the weight says, rounded up or down: once at most where weights are even, and
+    again and again where it has most of the weight. (Without replacement, σ of eleven Dirichlet-multinomial genes with
+    uneven weights went only two thirds of the way from Laplace's mean to the weighted one.)
+    """
     enough = len(draws.log_weights) >= FEWEST_FOR_K
     k_hat = pareto_k(draws.log_weights) if enough else torch.full_like(draws.log_weights[0], torch.nan)
     if method == "laplace":
         return draws.values, draws.log_weights, k_hat
     smooth = smoothed(draws.log_weights)
-    uniform = torch.rand(smooth.shape, generator=generator, dtype=smooth.dtype)
-    keys = smooth - (-uniform.log()).log()  # the greatest of log weight + Gumbel numbers
-    rows = keys.topk(num_samples, 0).indices
-    order = torch.rand(num_samples, generator=generator).argsort()
-    rows, genes = rows[order], torch.arange(smooth.shape[1])
+    edges = torch.softmax(smooth, 0).cumsum(0).T.contiguous()
+    place = torch.arange(num_samples) + torch.rand(len(edges), 1, generator=generator, dtype=edges.dtype)
+    rows = torch.searchsorted(edges, edges[:, -1:] * place / num_samples).clamp_max(len(smooth) - 1).T
+    rows = rows[torch.rand(num_samples, generator=generator).argsort()]
+    genes = torch.arange(smooth.shape[1])
     return {name: value[rows, genes] for name, value in draws.values.items()}, smooth[rows, genes], k_hat
 
 

@@ -14,7 +14,7 @@ from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.grid import hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions
-from pyrosplice.posterior.sampling import _say_which_to_doubt, smoothed, target_of
+from pyrosplice.posterior.sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed, target_of
 from tests.inference.test_laplace import grid
 
 SPACE = grid(5)
@@ -245,6 +245,22 @@ def test_the_log_says_for_how_many_genes_the_draws_are_doubtful(caplog):
     caplog.clear()
     _say_which_to_doubt(torch.tensor([0.2, torch.nan]), "laplace")
     assert not caplog.records
+
+
+def test_resampled_draws_have_the_weighted_mean_however_uneven_the_weights():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    log_weights = torch.stack([1.5 * draws[:, 0], 0.1 * draws[:, 1]], 1)
+    weighted = WeightedSites({"x": draws}, log_weights)
+    means, rows = [], set()
+    for _ in range(200):
+        values, kept, _ = resampled(weighted, 100, "importance", generator)
+        means.append(values["x"].mean(0))
+        rows.add(len(values["x"][:, 1].unique()))
+        assert kept.shape == (100, 2)
+    expected = (torch.softmax(smoothed(log_weights), 0) * draws).sum(0)
+    torch.testing.assert_close(torch.stack(means).mean(0), expected, rtol=0, atol=0.02)
+    assert rows == {100}  # no draw twice where none has a hundredth of the weight
 
 
 def test_smoothed_weights_keep_their_order_and_shorten_the_tail():
