@@ -1,7 +1,7 @@
 """Every test of isoform usage on the families of the mouse olfactory bulb, beside the peer package's.
 
     python -m tests.studies.real_data table    [--peer /path/to/python]
-    python -m tests.studies.real_data permuted [--peer /path/to/python] [--replicates 20]
+    python -m tests.studies.real_data permuted [--peer /path/to/python] [--replicates 20] [--repeat 1]
 
 ``table``: p-values of each family by each method, raw and thinned, with what a disagreement comes from; each covariate
 without the others. ``permuted``: rows of counts exchanged between the spots, a new order for every family and
@@ -78,15 +78,22 @@ def permuted_runs(adata: ad.AnnData, n_replicates: int, seed: int, peer: str | N
         yield bulb.peers(some, peer, fast=True)
 
 
-def permuted_study(peer: str | None, n_replicates: int) -> None:
-    at = commit()
+def permuted_study(peer: str | None, n_replicates: int, repeat: int | None) -> None:
+    """All tests, or for ``repeat`` the score test of usage alone, on other permutations."""
+    at, table, key = commit(), "real_data_permuted", ["depth", "method", "covariate"]
+    if repeat is not None:
+        table, key = f"{table}_repeat", [*key, "repeat"]
     for position, depth in enumerate(LAYERS):
-        seed = 10 * SEED + position
-        for found in permuted_runs(bulb.olfactory_bulb(depth), n_replicates, seed, peer):
+        seed, adata = 10 * SEED + position + 1000 * (repeat or 0), bulb.olfactory_bulb(depth)
+        runs = permuted_runs(adata, n_replicates, seed, peer)
+        if repeat is not None:
+            runs = iter([bulb.together(bulb.permuted(adata, n_replicates, seed), ("score",))])
+        for found in runs:
             for (method, covariate), tests in found.groupby(["method", "covariate"]):
                 row = {"depth": depth, "method": method, "covariate": covariate or "space"}
                 row |= {**uniformity(tests["pvalue"].to_numpy()), "seed": seed, "commit": at}
-                save_row("real_data_permuted", row, ["depth", "method", "covariate"])
+                row |= {} if repeat is None else {"repeat": repeat}
+                save_row(table, row, key)
                 print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
@@ -96,6 +103,9 @@ if __name__ == "__main__":
     parser.add_argument("--peer", help="interpreter that has the peer package")
     parser.add_argument("--replicates", type=int, default=20)
     parser.add_argument(
+        "--repeat", type=int, help="score tests of usage on other permutations, in a table of their own"
+    )
+    parser.add_argument(
         "--parts", type=Path, help="folder of p-values that are there already, and for those that are not"
     )
     given = parser.parse_args()
@@ -104,4 +114,4 @@ if __name__ == "__main__":
     if given.study == "table":
         table_study(given.peer, given.parts)
     else:
-        permuted_study(given.peer, given.replicates)
+        permuted_study(given.peer, given.replicates, given.repeat)
