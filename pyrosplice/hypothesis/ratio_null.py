@@ -118,7 +118,8 @@ def _noise(information: Tensor, sigma: Tensor, shared: bool) -> tuple[Tensor, Te
     if shared:
         along = torch.einsum("bnkl,bkq,blq->bnq", information, vectors, vectors)
     else:
-        inverse = (vectors.square() / values.clamp_min(1e-12 * values.amax(-1, keepdim=True))[:, None]).sum(-1)
+        kept = values.clamp_min(1e-12 * values.amax(-1, keepdim=True)).clamp_min(1e-300)
+        inverse = (vectors.square() / kept[:, None]).sum(-1)
         own = torch.diagonal(mean, dim1=-2, dim2=-1)
         along = torch.diagonal(information, dim1=-2, dim2=-1) / (own * inverse).clamp_min(1.0)[:, None]
     along = along.clamp_min(0.0)
