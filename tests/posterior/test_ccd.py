@@ -91,7 +91,7 @@ def test_four_hyperparameters_beside_nuts():
     options = NutsOptions(warmup_steps=100, max_tree_depth=6)
     nuts = model.posterior(num_samples=200, method="nuts", nuts_options=options, groups=())
     for hyper, tolerance in (("ccd", 0.3), ("integrate", 0.2)):
-        drawn = model.posterior(num_samples=2000, hyper=hyper, groups=())
+        drawn = model.posterior(num_samples=1000, hyper=hyper, groups=())
         table = compare_posteriors(drawn, nuts, sites=("beta", "bias_eta", "sigma", "theta"))
         allowed = table["site"].map({"beta": 0.15, "bias_eta": 0.15}).fillna(tolerance)
         assert (table["shift"].abs() < allowed + 3 * table["shift_error"]).all(), table
