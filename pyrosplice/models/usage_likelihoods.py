@@ -34,8 +34,8 @@ class DirichletMultinomial(Likelihood):
     information however many its counts, and Laplace's marginal likelihood then leans towards a σ and an A that are too
     small, by 0.2 posterior sds on average and up to 1 in 16 simulated genes of 36 spots: with both integrated over,
     Laplace's draws of the two do not pass calibration (``tests/studies/posterior_calibration.py``), those of the
-    coefficients do. ``method="importance"`` takes part of that away (A passes, σ did not yet); look at ``pareto_k``,
-    and compare with NUTS where σ or A matters.
+    coefficients do. Those of ``method="importance"`` pass; look at ``pareto_k``, and compare with NUTS for genes of
+    which it is above 0.7.
     Where data show no over-dispersion the likelihood is flat towards A = ∞, and the estimate is a large number.
     """
 
