@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m pyrosplice.demo --output demo $(if $(DATA),--data $(DATA))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pyrosplice.demo --output demo $(if $(DATA),--data $(DATA))
 
 # One thread: on problems as small as the tests', threads that wait for each other cost more than they bring.
 test: $(VENV)/.installed
