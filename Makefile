@@ -12,10 +12,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# One thread: on problems as small as these, threads that wait for each other cost more than they bring.
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pyrosplice.demo --output demo $(if $(DATA),--data $(DATA))
 
-# One thread: on problems as small as the tests', threads that wait for each other cost more than they bring.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
