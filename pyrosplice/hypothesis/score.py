@@ -197,11 +197,15 @@ def _orthonormal_terms(
     to them.
     """
     terms = [[j] for j in range(design.shape[1])] if terms is None else terms
-    nuisance = [()] * len(terms) if nuisance is None else nuisance
+    nuisance = [()] * len(terms) if nuisance is None else [tuple(columns) for columns in nuisance]
     constant = torch.full_like(design[:, :1], len(design) ** -0.5)
+    base_of = {
+        beside: torch.cat([constant, _basis(design[:, list(beside)], constant)], 1) if beside else constant
+        for beside in dict.fromkeys(nuisance)
+    }
     bases = []
     for term, beside in zip(terms, nuisance, strict=True):
-        base = torch.cat([constant, _basis(design[:, list(beside)], constant)], 1) if beside else constant
+        base = base_of[beside]
         group = _basis(design[:, list(term)], base)
         if not group.shape[1]:
             raise InvalidArgumentError(
