@@ -15,10 +15,11 @@ from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
-from pyrosplice.hypothesis.dispersion import dispersion_of, trace_sf
+from pyrosplice.hypothesis.dispersion import trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
-from pyrosplice.hypothesis.score import CovariateTest, Linearised, score_test
-from pyrosplice.hypothesis.wald import coefficient_covariance, contrast_test
+from pyrosplice.hypothesis.score import score_test
+from pyrosplice.hypothesis.wald import contrast_test, score_variance
+from pyrosplice.inference.glm import covariance_from_information
 
 By = Literal["covariate", "factor"]
 Variance = Literal["robust", "model"]
@@ -110,11 +111,57 @@ def same_nuisance(terms: Sequence[Term]) -> list[list[int]]:
     ]
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """Coefficients of a batch with all covariates, levels of a factor centred.
+
+    Attributes
+    ----------
+    beta
+        ``(B, P, Q)``.
+    covariance
+        Of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``, NaN for a gene whose coefficients the data do not identify.
+    by_model
+        The same without the variance of the residuals.
+    dof
+        Degrees of freedom of ``covariance``, ``(B,)``; None where it is the model's.
+    """
+
+    beta: Tensor
+    covariance: Tensor
+    by_model: Tensor
+    dof: Tensor | None
+
+
+def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool) -> Estimates:
+    """What the fits of a batch ``(B, N, K)`` with the covariates of ``design`` say of their coefficients."""
+    model, beta = spec.rebuild_estimable(counts, genes), stacked(genes)["beta"]
+    information, scaling = model.observed_information()
+    variance, dof = None, None
+    if robust:
+        covariates = scaling.standardised(torch.from_numpy(design.reduced))
+        variance, dof = score_variance(linearised(model), covariates, information)
+    n_logits = beta.shape[-1]
+    recode = torch.kron(torch.from_numpy(design.coding), torch.eye(n_logits, dtype=torch.float64))
+    found = []
+    for given in (None, variance):
+        covariance = covariance_from_information(information, scaling, n_logits, given)
+        known = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
+        found.append(recode @ torch.where(known, covariance, torch.nan) @ recode.T)
+    return Estimates(beta, found[1], found[0], dof)
+
+
 def score_of_terms(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term], robust: bool
 ) -> tuple[Tensor, Tensor]:
     """Score tests at fits without covariates, a batch ``(B, N, K)``: statistics and p-values ``(B, T)``."""
-    test = _score_test(linearised(spec.rebuild(counts, genes)), design, terms, robust)
+    test = score_test(
+        linearised(spec.rebuild(counts, genes)),
+        torch.from_numpy(design.values),
+        terms=[term.columns for term in terms],
+        nuisance=[term.nuisance for term in terms],
+        robust=robust,
+    )
     return test.statistic, test.pvalue
 
 
@@ -127,17 +174,9 @@ def wald_of_contrasts(
     robust: bool,
 ) -> tuple[Tensor, Tensor]:
     """Wald tests of contrasts beside all covariates, levels of a factor centred: ``(B, T)`` each."""
-    fit = linearised(spec.rebuild(counts, genes))
-    beta = stacked(genes)["beta"]
-    n_genes, _, n_logits = beta.shape
-    reduced, coding = torch.from_numpy(design.reduced), torch.from_numpy(design.coding)
-    dispersion = dispersion_of(fit.residual, fit.spot_precision, reduced.shape[1] + 1) if robust else None
-    covariance = coefficient_covariance(
-        fit.precision_product, reduced, n_genes=n_genes, n_logits=n_logits, dispersion=dispersion
-    )
-    recode = torch.kron(coding, torch.eye(n_logits, dtype=coding.dtype))
-    covariance = recode @ covariance @ recode.T
-    tests = [contrast_test(beta, covariance, torch.from_numpy(contrast.rows), dispersion) for contrast in contrasts]
+    found = estimates(counts, spec, genes, design, robust)
+    rows = [torch.from_numpy(contrast.rows) for contrast in contrasts]
+    tests = [contrast_test(found.beta, found.covariance, some, found.dof) for some in rows]
     return torch.cat([test[0] for test in tests], -1), torch.cat([test[1] for test in tests], -1)
 
 
@@ -152,32 +191,26 @@ def ratio_of_terms(
     """Likelihood ratios of terms with the same nuisance, ``(B, T)`` and p-values.
 
     ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
-    ``robust`` ratios are multiplied by the quotient of the score statistics with the dispersion of the residuals and
-    without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
+    ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
+    and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
     Biometrika 94:167, "vertical" adjustment).
     """
     log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
     ranks = torch.tensor([len(term.columns) for term in terms])
-    dof = ranks * len(fits[0][0].values["bias_eta"])
-    statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], dof)
-    linear = linearised(spec.rebuild(counts, [gene[0] for gene in fits])) if robust else None
-    score = None if linear is None else _score_test(linear, design, terms, robust)
-    if score is None or score.dispersion is None:
+    n_logits = len(fits[0][0].values["bias_eta"])
+    statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], ranks * n_logits)
+    if not robust:
         return statistic, pvalue
-    factor = torch.where(score.plain > 0, score.statistic / score.plain, 1.0)
-    statistic = statistic * torch.where(torch.isnan(score.plain), torch.nan, factor)
-    return statistic, trace_sf(statistic, ranks, score.dispersion)
-
-
-def _score_test(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
-    return score_test(
-        fit.residual,
-        fit.precision_product,
-        torch.from_numpy(design.values),
-        terms=[term.columns for term in terms],
-        nuisance=[term.nuisance for term in terms],
-        spot_precision=fit.spot_precision if robust else None,
-    )
+    for t, term in enumerate(terms):
+        own = design.only(term.full)
+        found = estimates(counts, spec.with_design(own), [gene[1 + t] for gene in fits], own, robust)
+        rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
+        adjusted, plain = (contrast_test(found.beta, v, rows)[0][:, 0] for v in (found.covariance, found.by_model))
+        factor = torch.where(plain > 0, adjusted / plain, torch.where(torch.isnan(plain), torch.nan, 1.0))
+        statistic[:, t] *= factor
+        if found.dof is not None:
+            pvalue[:, t] = trace_sf(statistic[:, [t]], ranks[[t]], n_logits, found.dof)[:, 0]
+    return statistic, pvalue
 
 
 def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:

@@ -88,17 +88,16 @@ def linearised(model: MultinomGLM) -> Linearised:
     if not isinstance(model, MultinomGLMM):
         eta = model.linear_predictor().detach()
         information = model.bound_likelihood.information(model.counts, eta)
-        return Linearised(
-            model.bound_likelihood.score(model.counts, eta), information_product(information), information
-        )
+        residual = model.bound_likelihood.score(model.counts, eta)
+        return Linearised(residual, information_product(information), information, independent=True)
     return linearised_at(model.posterior_mode())
 
 
 def linearised_at(mode: Mode) -> Linearised:
     """The same for a mixed model at the mode of its random effects."""
-    weight = mode.step.information
-    spot_precision = weight - matmul(matmul(weight, Laplace(mode).covariance), weight)
-    return Linearised(mode.score, mode.step.marginal_precision_product, spot_precision)
+    weight, laplace = mode.step.information, Laplace(mode)
+    spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
+    return Linearised(laplace.residual, mode.step.marginal_precision_product, spot_precision)
 
 
 def run_batches(

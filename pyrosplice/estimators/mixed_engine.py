@@ -12,7 +12,7 @@ from pyrosplice.estimators.random_effect import unit_deviations
 from pyrosplice.hypothesis.score import covariate_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.effect import effect_density
-from pyrosplice.inference.glm import Standardisation, covariance_from_information
+from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.marginal import MarginalObjective, fit_marginal, genes_at_once
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
@@ -111,8 +111,8 @@ class MixedEngine:
         product = mode.step.marginal_precision_product
         return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
 
-    def covariance(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:
-        """Covariance ``(G, D, D)`` of ``[beta; bias_eta]`` at the sites' values, all unknowns estimated together."""
+    def information(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:
+        """Information of the standardised coefficients at the sites' values, all unknowns estimated, ``(G, D, D)``."""
         found = [
             self.observed_information(
                 genes,
@@ -122,7 +122,7 @@ class MixedEngine:
             )
             for genes in self.batches()
         ]
-        return covariance_from_information(torch.cat(found), self.scaling, self.n_logits)
+        return torch.cat(found)
 
     def observed_information(
         self, genes: Tensor, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None

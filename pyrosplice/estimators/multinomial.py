@@ -18,7 +18,7 @@ from pyrosplice.estimators.configs import DEFAULTS, complete_configs
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
 from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.glm import GLMObjective, Standardisation
+from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_from_information
 from pyrosplice.inference.gradient import Descent, DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import NewtonOptions, newton
@@ -206,14 +206,18 @@ class MultinomGLM(BaseModel):
         The inverse of minus the full second derivative of the log posterior. Order: ``beta`` (covariate by covariate,
         logits fastest), then ``bias_eta``. What the data do not identify has infinite variance.
         """
+        information, scaling = self.observed_information()
+        return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
+
+    def observed_information(self) -> tuple[Tensor, Standardisation]:
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         if self.likelihood.free:
-            zero = self.bias_eta.new_zeros(self.n_genes, 1)
+            engine, zero = self._mixed_engine(), self.bias_eta.new_zeros(self.n_genes, 1)
             values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
-            return self._mixed_engine().covariance(values, fix_sigma=True, log_prior=self._log_prior())
+            return engine.information(values, fix_sigma=True, log_prior=self._log_prior()), engine.scaling
         objective = self._objective()
-        _, hessian = objective.derivatives(objective.point(self.beta, self.bias_eta))
-        return objective.covariance(hessian)
+        return objective.derivatives(objective.point(self.beta, self.bias_eta))[1], objective.scaling
 
     def standard_errors(self) -> dict[str, Tensor]:
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""

@@ -26,7 +26,7 @@ from pyrosplice.estimators.random_effect import (
     uniform_effect,
 )
 from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.glm import Standardisation, covariance_from_information
+from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.guide import LaplaceGuide, PointGuide
 from pyrosplice.inference.joint import JointFit, fit_joint
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
@@ -294,14 +294,20 @@ class MultinomGLMM(ImportanceSampling):
         methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
         what the data do not identify has infinite variance.
         """
+        return super().vcov()
+
+    def observed_information(self) -> tuple[Tensor, Standardisation]:
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         if self.is_marginal:
-            return self._engine.covariance(
-                dict(self.named_parameters()), fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()
+            values = dict(self.named_parameters())
+            return (
+                self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()),
+                self._engine.scaling,
             )
         engine = self._engine_here()
         found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
-        return covariance_from_information(torch.cat(found), engine.scaling, engine.n_logits)
+        return torch.cat(found), engine.scaling
 
     @property
     def model(self) -> MultinomialGLMM:

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators.covariate_tests import Variance
-from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
-from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.estimators.covariate_tests import Variance, estimates
+from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.usage_models import TEST_BATCH
 from pyrosplice.estimators.usage_tests import UsageTests
-from pyrosplice.hypothesis.dispersion import dispersed_covariance, dispersion_of
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
 
@@ -86,32 +84,14 @@ def gene_effects(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
 ) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    covariance, dof = coefficient_covariance(counts, spec, genes, design, robust)
-    beta, covariates = stacked(genes)["beta"], torch.from_numpy(design.values)
+    found, covariates = estimates(counts, spec, genes, design, robust), torch.from_numpy(design.values)
     eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
-    usage = average_usage_effects(eta, beta, covariance, covariates, changes_of(covariates, design.terms))
-    odds = centred_log_odds(beta, covariance)
+    usage = average_usage_effects(eta, found.beta, found.covariance, covariates, changes_of(covariates, design.terms))
+    odds = centred_log_odds(found.beta, found.covariance)
     return {
-        "log_odds": Effects(odds.estimate, odds.standard_error, dof),
-        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),
+        "log_odds": Effects(odds.estimate, odds.standard_error, found.dof),
+        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, found.dof),
     }
-
-
-def coefficient_covariance(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Covariance of ``[β; b]`` of all covariates, levels of a factor centred, from the estimable ones' ``vcov``.
-
-    And the degrees of freedom of a robust one, ``(B,)``.
-    """
-    model = spec.rebuild_estimable(counts, genes)
-    covariance, dof = model.vcov().cpu(), None
-    if robust:
-        fit = linearised(model)
-        dispersion = dispersion_of(fit.residual, fit.spot_precision, len(design.estimable) + 1)
-        covariance, dof = dispersed_covariance(dispersion.root, covariance), dispersion.dof
-    recode = torch.kron(torch.from_numpy(design.coding), torch.eye(model.bias_eta.shape[-1], dtype=torch.float64))
-    return recode @ covariance @ recode.T, dof
 
 
 def effects_table(

@@ -1,7 +1,7 @@
 r"""How the residuals of a fitted model scatter between the logits, beside what the model says.
 
-A multinomial GLM has no over-dispersion, and the random effect of a GLMM has one variance for all logits, or one each,
-without covariance between them. Counts of several isoforms often say otherwise. With :math:`r_i` the residuals of the
+The random effect of a GLMM has one variance for all logits, or one each, without covariance between them. Counts of
+several isoforms often say otherwise. With :math:`r_i` the residuals of the
 spots (:mod:`pyrosplice.hypothesis.score`) and :math:`P_{ii}` the diagonal blocks of the marginal precision
 :math:`V^{-1}`, their covariance by the model,
 
@@ -48,30 +48,42 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: Tens
         Fitted coefficients a logit, the intercept among them: one number, or ``(B,)``.
     """
     total, observed = spot_precision.sum(1), residual.mT @ residual
-    deviation = torch.diagonal(total, dim1=-2, dim2=-1).sqrt()
-    factor, info = torch.linalg.cholesky_ex(total / (deviation[:, :, None] * deviation[:, None]))
-    failed = ((info != 0) | ~torch.isfinite(observed).flatten(1).all(-1))[:, None, None]
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    factor = torch.where(failed, eye, deviation[:, :, None] * factor)
-    share = (spot_precision * torch.cholesky_inverse(factor)[:, None]).sum((-2, -1)) / residual.shape[-1]
-    effective = share.square().sum(-1).reciprocal()
-    half = torch.linalg.solve_triangular(factor, torch.where(failed, eye, observed), upper=False)
+    factor, failed = _factor(total)
+    failed = failed | ~torch.isfinite(observed).flatten(1).all(-1)
+    effective = effective_spots(spot_precision)
+    blank = failed[:, None, None]
+    half = torch.linalg.solve_triangular(factor, torch.where(blank, factor, observed), upper=False)
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
     root = (vectors * values.clamp_min(0.0).sqrt()[:, None]) @ vectors.mT
     root = torch.linalg.solve_triangular(factor, factor @ root, upper=False, left=False)
     dof = effective - n_coefficients
-    dof = torch.where(failed[:, 0, 0] | ~(dof > 0), torch.nan, dof)
+    dof = torch.where(failed | ~(dof > 0), torch.nan, dof)
     return Dispersion(root * (effective / dof).sqrt()[:, None, None], dof)
 
 
-def trace_sf(statistic: Tensor, n_columns: Tensor, dispersion: Dispersion) -> Tensor:
-    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each.
+def effective_spots(spot_precision: Tensor) -> Tensor:
+    """Number of spots as they inform, n ``(B,)``; NaN for a gene with a logit without information."""
+    factor, failed = _factor(spot_precision.sum(1))
+    share = (spot_precision * torch.cholesky_inverse(factor)[:, None]).sum((-2, -1)) / factor.shape[-1]
+    return torch.where(failed, torch.nan, share.square().sum(-1).reciprocal())
+
+
+def _factor(total: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of the information of the logits, and where there is none (there the factor is of ones)."""
+    deviation = torch.diagonal(total, dim1=-2, dim2=-1).sqrt()
+    factor, info = torch.linalg.cholesky_ex(total / (deviation[:, :, None] * deviation[:, None]))
+    failed = info != 0
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.where(failed[:, None, None], eye, deviation[:, :, None] * factor), failed
+
+
+def trace_sf(statistic: Tensor, n_columns: Tensor, n_logits: int, dof: Tensor) -> Tensor:
+    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, ``dof`` is ν ``(B,)``.
 
     One column: Hotelling's law, exact for normal residuals, NaN for ν < Q. More: McKeon's F law, NaN for ν ≤ Q + 3.
     χ² as ν grows.
     """
-    q = dispersion.root.shape[-1]
-    columns, dof = n_columns.to(statistic), dispersion.dof[:, None]
+    q, columns, dof = n_logits, n_columns.to(statistic), dof[:, None]
     numerator = q * columns
     spread = (dof + columns - q - 1) * (dof - 1) / ((dof - q - 3) * (dof - q)) - 1
     denominator = 4 + (numerator + 2) / spread
@@ -91,18 +103,3 @@ def dispersed(root: Tensor, information: Tensor) -> Tensor:
     n_logits = root.shape[-1]
     blocks = information.reshape(n_genes, size // n_logits, n_logits, size // n_logits, n_logits)
     return torch.einsum("bkq,bcqdr,blr->bckdl", root, blocks, root).reshape(n_genes, size, size)
-
-
-def dispersed_covariance(root: Tensor, covariance: Tensor) -> Tensor:
-    """Covariance ``(B, C Q, C Q)`` of estimates whose score has this dispersion and whose information is its inverse.
-
-    NaN where it has no inverse.
-    """
-    scale = torch.diagonal(covariance, dim1=-2, dim2=-1).rsqrt()
-    factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * covariance * scale[:, None])
-    failed = ((info != 0) | ~torch.isfinite(covariance).flatten(1).all(-1))[:, None, None]
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    factor = torch.where(failed, eye, factor / scale[:, :, None])
-    moved = (covariance.unflatten(1, (-1, root.shape[-1])).mT @ root[:, None]).mT.flatten(1, 2)  # (I ⊗ G)' V
-    half = torch.linalg.solve_triangular(factor, moved, upper=False)
-    return torch.where(failed, torch.nan, half.mT @ half)

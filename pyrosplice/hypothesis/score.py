@@ -1,20 +1,24 @@
 r"""Score test of covariates in a multinomial-logit model, with or without spatial random effect.
 
-At a null fit with working residuals :math:`r = y - n p` (Q free logits a spot) and marginal precision
-:math:`V^{-1}` of the linearised model,
+At a null fit with residuals r, the derivatives of the log (marginal) likelihood in the linear predictor of every spot
+(Q free logits), and marginal precision :math:`V^{-1}` of the linearised model,
 
 .. math::
 
    U = (X \otimes I_Q)' r, \qquad I = (X \otimes I_Q)' V^{-1} (X \otimes I_Q), \qquad
    T = U_t^{*\prime} (I_{tt} - I_{tn} I_{nn}^{-1} I_{nt})^{-1} U_t^*, \quad U_t^* = U_t - I_{tn} I_{nn}^{-1} U_n,
 
-with t the tested columns and n the intercept and the nuisance covariates. For the GLM :math:`V^{-1} = W`; for the
-GLMM, given its estimated spatial covariance Σ, :math:`V^{-1} = (W^{-1} + Σ)^{-1} = W - W (W + Σ^{-1})^{-1} W` and, at
-the mode of the random effect, r is :math:`V^{-1}` times the working response. Columns are first made orthonormal to
+with t the tested columns and n the intercept and the nuisance covariates. For the GLM :math:`V^{-1} = W` and
+r = y − n p; for the GLMM, given its estimated spatial covariance Σ,
+:math:`V^{-1} = (W^{-1} + Σ)^{-1} = W - W (W + Σ^{-1})^{-1} W`, and r is the derivative of Laplace's approximation:
+y − n p at the mode of the random effect, and what the curvature there adds to it. Columns are first made orthonormal to
 the intercept and the nuisance, so that shift, unit and coding of a covariate make no difference. T is χ² with Q degrees
-of freedom a (linearly independent) column. The variance of U may be I, the model's, or I with the dispersion that the
-residuals have (:mod:`pyrosplice.hypothesis.dispersion`). Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for
-the GLMM.
+of freedom a (linearly independent) column.
+
+The variance of :math:`U_t^*` may be the model's, as above; the model's with the dispersion that the residuals have
+(:mod:`pyrosplice.hypothesis.dispersion`); or, for independent spots, the sum of squares of what each spot adds to
+:math:`U_t^*`, which assumes nothing of how the spots vary. Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for
+the GLMM; Boos (1992) Am. Stat. 46:327 for the last variance, that of the generalised score test.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.dispersion import Dispersion, dispersed, dispersion_of, trace_sf
+from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, effective_spots, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.linalg.blocks import matmul
 
@@ -43,16 +47,19 @@ class Linearised:
     Attributes
     ----------
     residual
-        ``y − n p`` of the free logits, ``(B, N, Q)``.
+        Derivative of the log (marginal) likelihood in the linear predictor of each spot, ``(B, N, Q)``.
     precision_product
         The product with V⁻¹.
     spot_precision
         Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``.
+    independent
+        Whether the spots are: V⁻¹ is its diagonal blocks.
     """
 
     residual: Tensor
     precision_product: PrecisionProduct
     spot_precision: Tensor
+    independent: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,11 @@ class CovariateTest:
         ``(B, T)``; NaN where not estimable.
     dof
         Degrees of freedom ``(T,)``.
-    plain
-        Statistics with the model's variance, ``(B, T)``.
-    dispersion
-        That of the residuals, if asked for.
     """
 
     statistic: Tensor
     pvalue: Tensor
     dof: Tensor
-    plain: Tensor
-    dispersion: Dispersion | None = None
 
 
 def information_product(information: Tensor) -> PrecisionProduct:
@@ -84,22 +85,19 @@ def information_product(information: Tensor) -> PrecisionProduct:
 
 
 def score_test(
-    residual: Tensor,
-    precision_product: PrecisionProduct,
+    fit: Linearised,
     design: Tensor,
     *,
     terms: Sequence[Sequence[int]] | None = None,
     nuisance: Sequence[Sequence[int]] | None = None,
-    spot_precision: Tensor | None = None,
+    robust: bool = False,
 ) -> CovariateTest:
     r"""Score tests of terms, each beside the intercept and its own nuisance covariates only.
 
     Parameters
     ----------
-    residual
-        ``y − n p`` of the free logits at the null fit, ``(B, N, Q)``.
-    precision_product
-        ``x ↦ V⁻¹ x``, ``(B, N, Q, R)`` to ``(B, N, Q, R)``.
+    fit
+        The null fit.
     design
         Covariates, ``(N, P)``.
     terms
@@ -107,40 +105,41 @@ def score_test(
     nuisance
         Columns of ``design`` that each term is adjusted for; those of the null fit must be among them. Default: none.
         The intercept is always adjusted for.
-    spot_precision
-        Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``: with them the variance of the score has the dispersion of the
-        residuals, as all covariates leave them (to first order), and T the law of a Lawley–Hotelling trace. Default:
-        the model's own variance, and χ².
+    robust
+        The variance of the score from the residuals instead of the model. Independent spots: from their contributions
+        to it, at residuals that intercept and nuisance leave, times n / (n − p) for p coefficients a logit and n spots
+        as they inform; T is χ². Else it has the dispersion of the residuals, as all covariates leave them (to first
+        order), and T the law of a Lawley–Hotelling trace.
 
     Raises
     ------
     InvalidArgumentError
         A term without any variation beyond intercept and nuisance.
     """
-    n_logits = residual.shape[-1]
+    residual, n_logits = fit.residual, fit.residual.shape[-1]
     joint, bases = _orthonormal_terms(design.to(residual), terms, nuisance)
     score = (joint.T @ residual).flatten(1)  # logits fastest
-    information = covariate_information(precision_product, joint, len(residual), n_logits)
+    information = covariate_information(fit.precision_product, joint, len(residual), n_logits)
     dispersion = None
-    if spot_precision is not None:
+    if robust and not fit.independent:
         step, rank = _least_squares(information, score)
-        left = residual - precision_product((joint @ step.unflatten(1, (-1, n_logits))).unsqueeze(-1)).squeeze(-1)
-        dispersion = dispersion_of(left, spot_precision, rank / n_logits)
+        dispersion = dispersion_of(_left(fit, joint, step), fit.spot_precision, rank / n_logits)
     eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
-    plain, robust = [], []
+    found = []
     for base, group in bases:
-        weights, width = torch.kron(joint.T @ torch.cat([base, group], 1), eye), base.shape[1] * n_logits
+        columns, width = torch.cat([base, group], 1), base.shape[1] * n_logits
+        weights = torch.kron(joint.T @ columns, eye)
         own = weights.T @ information @ weights
-        part, variance = _without_nuisance(score @ weights, own, width)
-        plain.append(_quadratic(variance, part))
+        part, variance, projection = _without_nuisance(score @ weights, own, width)
         if dispersion is not None:
-            robust.append(_quadratic(_sandwich(dispersed(dispersion.root, own), own, width), part))
-    ranks = torch.tensor([group.shape[1] for _, group in bases], device=joint.device)
-    unadjusted = torch.stack(plain, -1)
-    if dispersion is None:
-        return CovariateTest(unadjusted, chi2_sf(unadjusted, ranks * n_logits), ranks * n_logits, unadjusted)
-    statistic = torch.stack(robust, -1)
-    return CovariateTest(statistic, trace_sf(statistic, ranks, dispersion), ranks * n_logits, unadjusted, dispersion)
+            variance = projection @ dispersed(dispersion.root, own) @ projection.mT
+        elif robust:
+            variance = _empirical(fit, columns, score @ weights, own, projection)
+        found.append(_quadratic(variance, part))
+    ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
+    dof = ranks * n_logits
+    tail = chi2_sf(statistic, dof) if dispersion is None else trace_sf(statistic, ranks, n_logits, dispersion.dof)
+    return CovariateTest(statistic, tail, dof)
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
@@ -174,20 +173,35 @@ def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
     return (vector.unsqueeze(-1) * _solve(matrix, vector.unsqueeze(-1))).sum((-2, -1))
 
 
-def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Score and information of what follows the first ``width`` coefficients, those projected out."""
-    cross = information[:, :width, width:]
-    solved = _solve(information[:, :width, :width], torch.cat([cross, score[:, :width, None]], -1))
-    information = information[:, width:, width:] - cross.mT @ solved[..., :-1]
-    return score[:, width:] - (cross.mT @ solved[..., -1:]).squeeze(-1), information
+def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Score and information of what follows the first ``width`` coefficients, those projected out, and the projection
+    ``(B, D − width, D)``.
+    """
+    n_genes, size = score.shape
+    projection = score.new_zeros(n_genes, size - width, size)
+    projection[..., :width] = -_solve(information[:, :width, :width], information[:, :width, width:]).mT
+    torch.diagonal(projection[..., width:], dim1=-2, dim2=-1).fill_(1.0)
+    variance = projection @ information[..., width:]
+    return (projection @ score.unsqueeze(-1)).squeeze(-1), (variance + variance.mT) / 2, projection
 
 
-def _sandwich(observed: Tensor, information: Tensor, width: int) -> Tensor:
-    """Variance of the projected score when that of the score is ``observed`` and its derivative ``−information``."""
-    cross = observed.new_zeros(observed.shape[0], observed.shape[1] - width, observed.shape[1])
-    cross[..., :width] = -_solve(information[:, :width, :width], information[:, :width, width:]).mT
-    torch.diagonal(cross[..., width:], dim1=-2, dim2=-1).fill_(1.0)
-    return cross @ observed @ cross.mT
+def _empirical(fit: Linearised, columns: Tensor, score: Tensor, information: Tensor, projection: Tensor) -> Tensor:
+    """Sum of squares of what each spot adds to the projected score, where the nuisance has been fitted."""
+    width, n_logits = projection.shape[2] - projection.shape[1], fit.residual.shape[-1]
+    step = _solve(information[:, :width, :width], score[:, :width, None]).squeeze(-1)
+    left = _left(fit, columns[:, : width // n_logits], step)
+    weights = torch.einsum("ns,bdsq->bnqd", columns, projection.unflatten(2, (-1, n_logits)))
+    added = torch.einsum("bnqd,bnq->bnd", weights, left)
+    effective = effective_spots(fit.spot_precision)
+    room = effective - width // n_logits
+    factor = effective / torch.where(room > 0, room, torch.nan)
+    return factor[:, None, None] * (added.mT @ added)
+
+
+def _left(fit: Linearised, columns: Tensor, step: Tensor) -> Tensor:
+    """Residuals after a step ``(B, S Q)`` of the coefficients of ``columns``, to first order."""
+    moved = columns @ step.unflatten(1, (-1, fit.residual.shape[-1]))
+    return fit.residual - fit.precision_product(moved.unsqueeze(-1)).squeeze(-1)
 
 
 def _orthonormal_terms(

@@ -59,6 +59,10 @@ class Standardisation:
         matrix[n_factors, :n_factors] = -mean * inverse
         return cls(matrix, design)
 
+    def standardised(self, covariates: Tensor) -> Tensor:
+        """The same of other covariates ``(M, P)``: ``(M, P + 1)``."""
+        return torch.cat([covariates, covariates.new_ones(len(covariates), 1)], 1) @ self.matrix
+
     def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
         """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""
         big = torch.kron(self.matrix, torch.eye(n_logits, dtype=self.matrix.dtype, device=self.matrix.device))
@@ -202,13 +206,6 @@ class GLMObjective:
             answer[row] = torch.linalg.eigvalsh(white.T @ hessian[row] @ white)[0] < _SEPARATED
         return answer
 
-    def covariance(self, hessian: Tensor) -> Tensor:
-        """Covariance matrices ``(A, D, D)`` of ``[beta; bias_eta]``, the inverse of the Hessian of the loss.
-
-        See :func:`covariance_from_information`.
-        """
-        return covariance_from_information(hessian, self.scaling, self.n_logits)
-
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
 
@@ -252,14 +249,18 @@ class GLMObjective:
         return full.flatten(3, 4).flatten(1, 2)
 
 
-def covariance_from_information(information: Tensor, scaling: Standardisation, n_logits: int) -> Tensor:
+def covariance_from_information(
+    information: Tensor, scaling: Standardisation, n_logits: int, score_variance: Tensor | None = None
+) -> Tensor:
     """Covariance ``(A, D, D)`` of ``[beta; bias_eta]`` from the information of the standardised coefficients.
 
-    What is not identified has infinite variance.
+    Its inverse, or ``information⁻¹ score_variance information⁻¹`` where the score has another variance than that. What
+    is not identified has infinite variance.
     """
     eye = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device).expand_as(information)
     inverse = solve_curvature(information, eye)
-    covariance = scaling.covariance(inverse, n_logits)
+    own = inverse if score_variance is None else inverse @ score_variance @ inverse
+    covariance = scaling.covariance(own, n_logits)
     unidentified = scaling.covariance(eye - inverse @ information, n_logits)
     share = torch.diagonal(unidentified, dim1=-2, dim2=-1)
     scale = torch.diagonal(scaling.covariance(eye, n_logits), dim1=-2, dim2=-1)

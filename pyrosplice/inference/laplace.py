@@ -37,6 +37,8 @@ class Laplace:
         Log marginal likelihood, (B,).
     covariance
         Posterior covariance of ν at each spot, (B, N, Q, Q).
+    residual
+        Derivative of ``value`` in the fixed part of each spot's linear predictor, (B, N, Q).
     coefficients_gradient, spatial_gradient, white_gradient
         Derivatives of ``value`` in the :class:`~pyrosplice.inference.mode.Parameters`: (B, P, Q), (B, Q), and one of
         each spot for the independent part, (B, N, Q).
@@ -78,7 +80,7 @@ class Laplace:
         adjoint = step.solve(step.pull_back(tilt))
         self.adjoint_eta = model.random_part(step.parameters, adjoint)
         response = matvec(step.information, self.adjoint_eta)
-        residual = mode.score + tilt - response
+        self.residual = residual = mode.score + tilt - response
         self.coefficients_gradient = (model.design.T @ residual.permute(2, 1, 0)).permute(2, 1, 0)
         trace = (step.information * self.cross_white.mT).sum(-1)
         self.white_gradient = residual * mode.latents.noise + adjoint.noise * mode.score - trace

@@ -10,7 +10,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.estimators.splisosm import SplisosmGLMM
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
-from pyrosplice.hypothesis.wald import coefficient_covariance
+from pyrosplice.inference.laplace import Laplace
 from tests.paths import shared
 
 QUIET = {"print_progress": False}
@@ -97,16 +97,6 @@ def test_a_gene_whose_effects_cannot_be_estimated_disturbs_no_other(tissue):
     np.testing.assert_allclose(found[1].loc[others, "pvalue"], found[0].loc[others, "pvalue"], rtol=1e-6)
 
 
-def test_a_singular_information_is_one_gene_s_trouble():
-    weight = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None, None]
-    design = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    covariance = coefficient_covariance(lambda x: weight * x, design, n_genes=2, n_logits=2)
-    assert covariance[0].isnan().all()
-    columns = torch.cat([design, torch.ones(20, 1, dtype=torch.float64)], 1)
-    expected = torch.linalg.inv(torch.kron(columns.T @ columns, torch.eye(2, dtype=torch.float64)))
-    torch.testing.assert_close(covariance[1], expected)
-
-
 def test_glmm_score_is_the_dense_formula(tissue):
     model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=["smooth", "iid"])
     model.test_differential_usage(variance="model", **QUIET)
@@ -124,7 +114,10 @@ def test_glmm_score_is_the_dense_formula(tissue):
             block = slice(i * n_logits, (i + 1) * n_logits)
             weight[block, block] = n * (np.diag(p) - np.outer(p, p))
         precision = weight - weight @ prior @ np.linalg.solve(np.eye(len(prior)) + weight @ prior, weight)
-        residual = (counts[:, :-1] - total[:, None] * usage).ravel()
+        laplace = Laplace(fit.posterior_mode())
+        at_mode = (counts[:, :-1] - total[:, None] * usage).ravel()
+        np.testing.assert_allclose(laplace.mode.score.ravel(), at_mode, rtol=1e-4, atol=1e-4)
+        residual = laplace.residual.numpy().ravel()
         design = [np.kron(np.ones((36, 1)), np.eye(n_logits))]
         design += [np.kron(tissue.obs[[name]].to_numpy(), np.eye(n_logits)) for name in ("smooth", "iid")]
         for j in (1, 2):
@@ -144,7 +137,7 @@ def test_other_covariates_are_adjusted_for():
     model = fitted(adata, design_mtx=["iid", "shadow"])
     model.test_differential_usage(**QUIET)
     together = table_of(model).pivot(index="gene", columns="covariate", values="pvalue")
-    assert (together["iid"] < 1e-8).all()
+    assert (together["iid"] < 1e-7).all()
     assert (together["shadow"] < 0.05).mean() < 0.2
     alone = fitted(adata, design_mtx="shadow")
     alone.test_differential_usage(**QUIET)

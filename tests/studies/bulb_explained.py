@@ -68,7 +68,7 @@ def own_score(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
 
 
 def robust_score(fit: Linearised, column: torch.Tensor) -> CovariateTest:
-    return score_test(fit.residual, fit.precision_product, column, spot_precision=fit.spot_precision)
+    return score_test(fit, column, robust=True)
 
 
 def undamped_score(model: SplisosmGLMM) -> dict[str, object]:

@@ -69,8 +69,7 @@ def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[
 
 
 def score(mode: Mode, design: Tensor) -> CovariateTest:
-    fit = linearised_at(mode)
-    return score_test(fit.residual, fit.precision_product, design, spot_precision=fit.spot_precision)
+    return score_test(linearised_at(mode), design, robust=True)
 
 
 def rates(pvalue: Tensor, ratio: Tensor) -> dict[str, float]:
