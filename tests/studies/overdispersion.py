@@ -2,8 +2,10 @@
 
     python -m tests.studies.overdispersion [--genes 500]
 
-A 16 × 16 grid, ten counts a spot, concentration 5, no effect of a smooth and an independent covariate and nothing
-spatial. Table with seeds and commit: tests/studies/results/overdispersion.csv.
+A 16 × 16 grid, ten counts a spot on average, concentration 5, nothing spatial, and no effect of three covariates: a
+smooth one, an independent one, and one that goes with the spots' depth (the log of it, with noise). Depth is log-normal
+between the spots, its log of standard deviation ``spread``. Table with seeds and commit:
+tests/studies/results/overdispersion.csv.
 """
 
 from __future__ import annotations
@@ -22,25 +24,30 @@ from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial, Likelihoo
 from tests.studies.simulation import commit, save_row
 
 CONCENTRATION, DEPTH = 5.0, 10.0
-COVARIATES = ["smooth", "iid"]
+COVARIATES = ["smooth", "iid", "depth"]
 QUIET = {"print_progress": False}
-CASES: tuple[tuple[str, int, type[Likelihood] | None], ...] = (
-    ("glm", 3, None),
-    ("glm", 3, DirichletMultinomial),
-    ("glm", 2, BetaBinomial),
-    ("glmm-full", 3, None),
-    ("glmm-full", 3, DirichletMultinomial),
-    ("glmm-full", 2, BetaBinomial),
+CASES: tuple[tuple[str, int, type[Likelihood] | None, float], ...] = (
+    ("glm", 3, None, 0.0),
+    ("glm", 3, None, 0.5),
+    ("glm", 3, None, 1.0),
+    ("glm", 3, DirichletMultinomial, 0.5),
+    ("glm", 2, BetaBinomial, 0.5),
+    ("glmm-full", 3, None, 0.5),
+    ("glmm-full", 3, DirichletMultinomial, 0.5),
+    ("glmm-full", 2, BetaBinomial, 0.5),
 )
 
 
-def overdispersed(*, n_genes: int, n_isos: int, n_spots: int, seed: int) -> AnnData:
+def overdispersed(*, n_genes: int, n_isos: int, n_spots: int, seed: int, spread: float = 0.0) -> AnnData:
     """Dirichlet-multinomial counts of equal expected usage on a grid."""
     adata = simulate_isoforms(
-        n_spots=n_spots, n_genes=n_genes, n_isoforms=n_isos, covariates=tuple(COVARIATES), seed=seed
+        n_spots=n_spots, n_genes=n_genes, n_isoforms=n_isos, covariates=tuple(COVARIATES[:2]), seed=seed
     )
     generator = torch.Generator().manual_seed(seed)
-    totals = torch.poisson(torch.full((n_genes, n_spots), DEPTH, dtype=torch.float64), generator=generator)
+    noise, other = torch.randn(2, n_spots, generator=generator, dtype=torch.float64)
+    adata.obs["depth"] = (noise + 0.5 * other).numpy()
+    depth = DEPTH * (spread * noise - spread**2 / 2).exp()
+    totals = torch.poisson(depth.expand(n_genes, -1), generator=generator)
     eta = torch.zeros(n_genes, n_spots, n_isos - 1, dtype=torch.float64)
     counts = DirichletMultinomial(CONCENTRATION).sample(totals, eta, generator=generator)
     adata.layers["counts"] = counts.transpose(0, 1).reshape(n_spots, -1).numpy()
@@ -57,14 +64,15 @@ def fitted(adata: AnnData, model_type: str, likelihood: Likelihood | None, *, wi
 
 
 def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> dict[str, np.ndarray]:
-    """By test: of covariates ``(genes, 2)``, of space ``(genes,)``."""
+    """By test: of covariates ``(genes, 3)``, of space ``(genes,)``."""
     null = fitted(adata, model_type, likelihood, with_design=False)
     full = fitted(adata, model_type, likelihood, with_design=True)
     ask, found = {"return_results": True, **QUIET}, {}
-    for variance in ("robust", "model"):
-        for name, model in (("score", null), ("lrt", null), ("wald", full)):
-            pvalue = model.test_differential_usage(name, variance=variance, **ask)["pvalue"]
-            found[name if variance == "robust" else f"{name}, variance of the model"] = pvalue
+    for name, model in (("score", null), ("lrt", null), ("wald", full)):
+        found[name] = model.test_differential_usage(name, **ask)["pvalue"]
+    for name, model in (("score", null), ("wald", full)):
+        pvalue = model.test_differential_usage(name, variance="model", **ask)["pvalue"]
+        found[f"{name}, variance of the model"] = pvalue
     if model_type == "glmm-full":
         found |= {f"space {name}": null.test_spatial_variability(name, **ask)["pvalue"] for name in ("score", "llr")}
     return found
@@ -72,21 +80,22 @@ def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> d
 
 def main(n_genes: int) -> None:
     at = commit()
-    for model_type, n_isos, kind in CASES:
-        adata, began = overdispersed(n_genes=n_genes, n_isos=n_isos, n_spots=256, seed=n_isos), time.process_time()
+    for model_type, n_isos, kind, spread in CASES:
+        adata = overdispersed(n_genes=n_genes, n_isos=n_isos, n_spots=256, seed=n_isos, spread=spread)
+        began = time.process_time()
         likelihood = None if kind is None else kind()
         name = "multinomial" if likelihood is None else likelihood.name
         for test, pvalue in pvalues(adata, model_type, likelihood).items():
             columns = {"": pvalue} if pvalue.ndim == 1 else dict(zip(COVARIATES, pvalue.T, strict=True))
             for covariate, column in columns.items():
-                row = {"model": model_type, "likelihood": name, "isoforms": n_isos, "test": test}
-                row |= {"covariate": covariate or "none", "genes": int(np.isfinite(column).sum())}
+                row = {"model": model_type, "likelihood": name, "isoforms": n_isos, "spread": spread}
+                row |= {"test": test, "covariate": covariate or "none", "genes": int(np.isfinite(column).sum())}
                 for level in (0.05, 0.01):
                     rejected = int((column < level).sum())
                     low, high = binom.ppf([0.005, 0.995], row["genes"], level)
                     row |= {f"size {level:g}": rejected / row["genes"], f"inside {level:g}": low <= rejected <= high}
                 row |= {"CPU s": time.process_time() - began, "seed": n_isos, "commit": at}
-                save_row("overdispersion", row, ["model", "likelihood", "isoforms", "test", "covariate"])
+                save_row("overdispersion", row, ["model", "likelihood", "isoforms", "spread", "test", "covariate"])
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
