@@ -135,8 +135,7 @@ class UsageTests(UsageModels):
             the levels of its own factor. ``"wald"`` after ``fit(with_design_mtx=True)``: from the full information
             matrix; a level of a factor is compared with the mean of the levels. ``"lrt"`` after either: twice the log
             (marginal) likelihood ratio of the models with and without the covariate, the others (those of the score
-            test) in both and σ and θ estimated under each. It fits a model for every covariate. After a GLMM of a few
-            hundred spots ``"score"`` has the right size; the other two reject 5 to 8 % at 5 %.
+            test) in both and σ and θ estimated under each. It fits a model for every covariate.
         print_progress
             Progress bars.
         return_results
@@ -149,15 +148,16 @@ class UsageTests(UsageModels):
             factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
             covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
         variance
-            Of the score, and so of estimates. ``"robust"`` (default): with the dispersion that the residuals have
-            between the logits (:mod:`pyrosplice.hypothesis.dispersion`), which a random effect of one variance for all
-            logits, or a GLM of over-dispersed counts, does not have. P-values are then not of χ² but of an F law on
-            the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's for more), NaN for genes whose
-            spots leave none. Likelihood ratios are multiplied by the quotient of the score statistics with it and
-            without (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says, and χ²; for counts that
-            are known to follow it. One dispersion holds for all spots of a gene: in a *GLM* of over-dispersed counts
-            with a covariate that goes with the depth of the spots neither is right; use a GLMM or a
-            Dirichlet-multinomial likelihood there.
+            Of the score, and so of estimates. ``"robust"`` (default): from the residuals. In a GLM, whose spots are
+            independent, from the spots' own contributions, so that counts may vary more than the likelihood says, and
+            more so in some spots than in others (:mod:`pyrosplice.hypothesis.score`,
+            :mod:`pyrosplice.hypothesis.wald`). With a random effect, the model's with the dispersion that the residuals
+            have between the logits, which one variance for all of them does not give
+            (:mod:`pyrosplice.hypothesis.dispersion`). P-values are of an F law on the residuals' degrees of freedom ν
+            (Hotelling's for one column, McKeon's for more), NaN for genes whose spots leave none; those of the GLM's
+            score test of χ². Likelihood ratios are multiplied by the quotient of the Wald statistics with this variance
+            and with the model's (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says, and χ²; for
+            counts that are known to follow it, and after a GLMM a little liberal at few counts a spot.
 
         Returns
         -------
