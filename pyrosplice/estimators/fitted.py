@@ -127,13 +127,18 @@ class ModelSpec:
 
     def rebuild_estimable(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
         """The same model with the covariates that can be estimated together only: all but one level of a factor."""
+        design = None if self.design is None else self.design.only(self.design.estimable)
+        return self.with_design(design).rebuild(counts, self.estimable(genes))
+
+    def estimable(self, genes: Sequence[FittedGene]) -> list[FittedGene]:
+        """Records with the coefficients of those covariates only."""
         if self.design is None:
-            return self.rebuild(counts, genes)
+            return list(genes)
         inverse, reduced = torch.linalg.pinv(torch.from_numpy(self.design.coding)), []
         for gene in genes:
             weights = inverse @ torch.cat([gene.values["beta"], gene.values["bias_eta"].unsqueeze(0)])
             reduced.append(gene.with_values(beta=weights[:-1], bias_eta=weights[-1]))
-        return self.with_design(self.design.only(self.design.estimable)).rebuild(counts, reduced)
+        return reduced
 
     def _recoded(self, genes: list[FittedGene]) -> list[FittedGene]:
         """A coefficient for every covariate."""

@@ -329,7 +329,7 @@ class UsageTests(UsageModels):
         prepared, fit = self._ready(), self._ready_fit()
         present = tuple(prepared.design.estimable) if prepared.design is not None and fit.with_design else ()
         if columns == present:
-            return self._tested_fit(show=show)
+            return self._tested_spec(with_design=bool(columns)).estimable(self._tested_fit(show=show))
         genes, _ = fit_genes(
             FitPlan(full=self._spec_with(columns, device=self.device)),
             prepared.counts,
