@@ -17,8 +17,8 @@ from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.hypothesis.dispersion import trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
-from pyrosplice.hypothesis.score import score_test
-from pyrosplice.hypothesis.wald import contrast_test, score_variance
+from pyrosplice.hypothesis.score import CovariateTest, Linearised, covariate_information, score_test, score_variance
+from pyrosplice.hypothesis.wald import contrast_test
 from pyrosplice.inference.glm import covariance_from_information
 
 By = Literal["covariate", "factor"]
@@ -138,10 +138,11 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
     model, beta = spec.rebuild_estimable(counts, genes), stacked(genes)["beta"]
     information, scaling = model.observed_information()
     variance, dof = None, None
+    n_genes, _, n_logits = beta.shape
     if robust:
-        covariates = scaling.standardised(torch.from_numpy(design.reduced))
-        variance, dof = score_variance(linearised(model), covariates, information)
-    n_logits = beta.shape[-1]
+        fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
+        expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
+        variance, dof = score_variance(fit, covariates, expected, covariates.shape[1])
     recode = torch.kron(torch.from_numpy(design.coding), torch.eye(n_logits, dtype=torch.float64))
     found = []
     for given in (None, variance):
@@ -154,14 +155,8 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
 def score_of_terms(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term], robust: bool
 ) -> tuple[Tensor, Tensor]:
-    """Score tests at fits without covariates, a batch ``(B, N, K)``: statistics and p-values ``(B, T)``."""
-    test = score_test(
-        linearised(spec.rebuild(counts, genes)),
-        torch.from_numpy(design.values),
-        terms=[term.columns for term in terms],
-        nuisance=[term.nuisance for term in terms],
-        robust=robust,
-    )
+    """Score tests of terms with the same nuisance at fits with it, a batch ``(B, N, K)``: ``(B, T)`` and p-values."""
+    test = _score_test(linearised(spec.rebuild(counts, genes)), design, terms, robust)
     return test.statistic, test.pvalue
 
 
@@ -193,7 +188,8 @@ def ratio_of_terms(
     ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
     ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
-    Biometrika 94:167, "vertical" adjustment).
+    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the quotient is that of the score
+    statistics.
     """
     log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
     ranks = torch.tensor([len(term.columns) for term in terms])
@@ -201,16 +197,29 @@ def ratio_of_terms(
     statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], ranks * n_logits)
     if not robust:
         return statistic, pvalue
+    null = linearised(spec.rebuild(counts, [gene[0] for gene in fits]))
+    scores, expected = (_score_test(null, design, terms, variance).statistic for variance in (True, False))
     for t, term in enumerate(terms):
-        own = design.only(term.full)
-        found = estimates(counts, spec.with_design(own), [gene[1 + t] for gene in fits], own, robust)
+        own, larger = design.only(term.full), [gene[1 + t] for gene in fits]
+        found = estimates(counts, spec.with_design(own), larger, own, robust)
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
         adjusted, plain = (contrast_test(found.beta, v, rows)[0][:, 0] for v in (found.covariance, found.by_model))
-        factor = torch.where(plain > 0, adjusted / plain, torch.where(torch.isnan(plain), torch.nan, 1.0))
-        statistic[:, t] *= factor
+        lost = torch.tensor([fit.reason == "separated" for fit in larger]) | ~torch.isfinite(adjusted / plain)
+        over, under = torch.where(lost, scores[:, t], adjusted), torch.where(lost, expected[:, t], plain)
+        statistic[:, t] *= torch.where(under == 0, 1.0, over / under)
         if found.dof is not None:
             pvalue[:, t] = trace_sf(statistic[:, [t]], ranks[[t]], n_logits, found.dof)[:, 0]
     return statistic, pvalue
+
+
+def _score_test(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
+    return score_test(
+        fit,
+        torch.from_numpy(design.values),
+        terms=[term.columns for term in terms],
+        nuisance=[term.nuisance for term in terms],
+        robust=robust,
+    )
 
 
 def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:

@@ -88,8 +88,11 @@ def linearised(model: MultinomGLM) -> Linearised:
     if not isinstance(model, MultinomGLMM):
         eta = model.linear_predictor().detach()
         information = model.bound_likelihood.information(model.counts, eta)
-        residual = model.bound_likelihood.score(model.counts, eta)
-        return Linearised(residual, information_product(information), information, independent=True)
+        residual, totals = model.bound_likelihood.score(model.counts, eta), model.counts.sum(-1)
+        repeats = (totals - 1).clamp_min(0.0) / totals.clamp_min(1.0)
+        if not model.likelihood.conditional:
+            repeats = torch.ones_like(totals)
+        return Linearised(residual, information_product(information), information, repeats)
     return linearised_at(model.posterior_mode())
 
 

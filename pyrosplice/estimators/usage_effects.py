@@ -35,8 +35,8 @@ class UsageEffects(UsageTests):
         level
             Of the confidence intervals.
         variance
-            ``"robust"`` (default): standard errors have the dispersion of the residuals, and intervals are Student's on
-            its degrees of freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
+            ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
+            freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
 
         Returns
         -------

@@ -132,10 +132,11 @@ class UsageTests(UsageModels):
         ----------
         method
             ``"score"`` after ``fit(with_design_mtx=False)``: each covariate beside the intercept and all covariates but
-            the levels of its own factor. ``"wald"`` after ``fit(with_design_mtx=True)``: from the full information
-            matrix; a level of a factor is compared with the mean of the levels. ``"lrt"`` after either: twice the log
-            (marginal) likelihood ratio of the models with and without the covariate, the others (those of the score
-            test) in both and σ and θ estimated under each. It fits a model for every covariate.
+            the levels of its own factor, at fits with those, which are made here where there are any. ``"wald"`` after
+            ``fit(with_design_mtx=True)``: from the full information matrix; a level of a factor is compared with the
+            mean of the levels. ``"lrt"`` after either: twice the log (marginal) likelihood ratio of the models with and
+            without the covariate, the others (those of the score test) in both and σ and θ estimated under each. It
+            makes a fit more for every covariate.
         print_progress
             Progress bars.
         return_results
@@ -148,16 +149,15 @@ class UsageTests(UsageModels):
             factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
             covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
         variance
-            Of the score, and so of estimates. ``"robust"`` (default): from the residuals. In a GLM, whose spots are
-            independent, from the spots' own contributions, so that counts may vary more than the likelihood says, and
-            more so in some spots than in others (:mod:`pyrosplice.hypothesis.score`,
-            :mod:`pyrosplice.hypothesis.wald`). With a random effect, the model's with the dispersion that the residuals
-            have between the logits, which one variance for all of them does not give
-            (:mod:`pyrosplice.hypothesis.dispersion`). P-values are of an F law on the residuals' degrees of freedom ν
-            (Hotelling's for one column, McKeon's for more), NaN for genes whose spots leave none; those of the GLM's
-            score test of χ². Likelihood ratios are multiplied by the quotient of the Wald statistics with this variance
-            and with the model's (Chandler & Bate 2007, Biometrika 94:167). ``"model"``: as the model says, and χ²; for
-            counts that are known to follow it, and after a GLMM a little liberal at few counts a spot.
+            Of the score, and so of estimates. ``"robust"`` (default): from the residuals
+            (:mod:`pyrosplice.hypothesis.dispersion`). With a random effect, the model's with the dispersion that they
+            have between the logits, which one variance for all logits does not give. In a GLM, with the excess variance
+            that counts have where usage varies between spots, more in deep spots than in shallow ones. P-values are
+            then not of χ² but of an F law on the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's
+            for more), NaN for genes whose spots leave none. Likelihood ratios are multiplied by the quotient of the
+            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167).
+            ``"model"``: as the model says, and χ²; for counts that are known to follow it, and after a GLMM a little
+            liberal at few counts a spot.
 
         Returns
         -------
@@ -267,9 +267,13 @@ class UsageTests(UsageModels):
         ]
 
     def _usage_score(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
-        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)
-        task = covariate_tests.score_of_terms
-        return self._linearised_tests(task, spec, genes, terms, robust, description="score", show=show)
+        task, tests = covariate_tests.score_of_terms, GeneTests.blank((self.n_genes, len(terms)))
+        for some in same_nuisance(terms):
+            group = [terms[t] for t in some]
+            genes, spec = self._fit_with(group[0].nuisance, show=show), self._spec_with(group[0].nuisance)
+            found = self._linearised_tests(task, spec, genes, group, robust, description="score", show=show)
+            tests.statistic[:, some], tests.pvalue[:, some] = found.statistic, found.pvalue
+        return tests
 
     def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
         genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)

@@ -1,21 +1,40 @@
-r"""How the residuals of a fitted model scatter between the logits, beside what the model says.
+r"""How the residuals of a fitted model scatter, beside what the model says.
 
-The random effect of a GLMM has one variance for all logits, or one each, without covariance between them. Counts of
-several isoforms often say otherwise. With :math:`r_i` the residuals of the
-spots (:mod:`pyrosplice.hypothesis.score`) and :math:`P_{ii}` the diagonal blocks of the marginal precision
-:math:`V^{-1}`, their covariance by the model,
+With :math:`r_i` the residuals of the spots (:mod:`pyrosplice.hypothesis.score`) and :math:`P_i` the diagonal blocks of
+the marginal precision :math:`V^{-1}`, their covariance by the model; p coefficients a logit were fitted. Two things may
+be more than the model knows.
+
+*Dispersion between the logits.* The random effect of a GLMM has one variance for all logits, or one each, without
+covariance between them; counts of several isoforms often say otherwise.
 
 .. math::
-   \Phi = \Big(\sum_i r_i r_i'\Big) \Big((1 - p / n) \sum_i P_{ii}\Big)^{-1}
+   \Phi = \Big(\sum_i r_i r_i'\Big) \Big((1 - p / n) \sum_i P_i\Big)^{-1}
 
-is a dispersion of Q × Q numbers: one where the model is right; for Q = 1 the sum of squares of the residuals over what
-the model expects. p coefficients a logit were fitted, and spots count as they inform:
-:math:`n = 1 / \sum_i w_i^2` with shares :math:`w_i = \operatorname{tr}((\sum_j P_{jj})^{-1} P_{ii}) / Q`, the number of
-spots if all inform the same (Kish's effective sample size). With the root :math:`G = \Phi^{1/2}` the score
-:math:`U = (X \otimes I)' r` has variance :math:`(I \otimes G)\, I_{XX}\, (I \otimes G)'`. G moves with the basis of the
-logits, so that tests do not depend on it. A χ² statistic of c columns that is made with it is a Lawley–Hotelling
-trace: of one column Hotelling's T² on ν = n − p degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 for
-one logit; McKeon (1974) Biometrika 61:381 for the F law of the trace.
+is Q × Q numbers: one where the model is right; for Q = 1 the sum of squares of the residuals over what the model
+expects. Spots count as they inform: :math:`n = 1 / \sum_i w_i^2` with shares
+:math:`w_i = \operatorname{tr}((\sum_j P_j)^{-1} P_i) / Q`, the number of spots if all inform the same (Kish's effective
+sample size). With the root :math:`G = \Phi^{1/2}` the score :math:`U = (X \otimes I)' r` has variance
+:math:`(I \otimes G)\, I_{XX}\, (I \otimes G)'`. G moves with the basis of the logits, so that tests do not depend on
+it.
+
+*Excess variance of independent spots.* A GLM has no random effect. If the logits of a spot vary with covariance R, its
+n_i counts have the covariance
+
+.. math:: S_i = P_i + c_i\, P_i R P_i, \qquad c_i = (n_i - 1) / n_i,
+
+to first order in R whatever the law of that variation: deep spots have more of it, a single count none. R solves
+
+.. math:: \sum_i \omega_i r_i r_i' = \Big(1 - \frac{p \sum_i \omega_i f_i w_i^2}{\sum_i \omega_i f_i w_i}\Big)
+   \sum_i \omega_i S_i, \qquad \omega_i = c_i / f_i^2, \qquad f_i = 1 + c_i \operatorname{tr}(R P_i) / Q,
+
+weights as for normal residuals, in three rounds from R = 0. The score has variance
+:math:`(X \otimes I)' S (X \otimes I)`;
+its degrees of freedom, by that of the estimate of R, are ν = n − p with
+:math:`n = (\sum_i f_i w_i)^2 \sum_i (c_i w_i / f_i)^2 / (\sum_i c_i w_i^2)^2`.
+
+A χ² statistic of c columns that is made with either is a Lawley–Hotelling trace: of one column Hotelling's T² on ν
+(with Φ, n − p) degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 and Williams (1982) Appl. Statist.
+31:144 for one logit; McKeon (1974) Biometrika 61:381 for the F law of the trace.
 """
 
 from __future__ import annotations
@@ -25,6 +44,9 @@ from dataclasses import dataclass
 import torch
 from scipy.special import fdtrc
 from torch import Tensor
+
+ROUNDS = 3
+SLACK = 0.9  # of the excess at which the variance of the deepest spot would be zero
 
 
 @dataclass(frozen=True)
@@ -50,7 +72,8 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: Tens
     total, observed = spot_precision.sum(1), residual.mT @ residual
     factor, failed = _factor(total)
     failed = failed | ~torch.isfinite(observed).flatten(1).all(-1)
-    effective = effective_spots(spot_precision)
+    share = (spot_precision * torch.cholesky_inverse(factor)[:, None]).sum((-2, -1)) / factor.shape[-1]
+    effective = share.square().sum(-1).reciprocal()
     blank = failed[:, None, None]
     half = torch.linalg.solve_triangular(factor, torch.where(blank, factor, observed), upper=False)
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
@@ -61,11 +84,70 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: Tens
     return Dispersion(root * (effective / dof).sqrt()[:, None, None], dof)
 
 
-def effective_spots(spot_precision: Tensor) -> Tensor:
-    """Number of spots as they inform, n ``(B,)``; NaN for a gene with a logit without information."""
+@dataclass(frozen=True)
+class Excess:
+    """Of every gene: variance of the residuals of each spot ``(B, N, Q, Q)``, and its degrees of freedom ν ``(B,)``."""
+
+    variance: Tensor
+    dof: Tensor
+
+
+def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coefficients: Tensor | int) -> Excess:
+    """Excess variance of independent spots, NaN for a gene with a logit without information or without ν > 0.
+
+    Parameters
+    ----------
+    residual
+        ``(B, N, Q)``.
+    spot_precision
+        P, ``(B, N, Q, Q)``; zero for spots that do not inform.
+    repeats
+        c, ``(B, N)``: (n − 1) / n for n counts, 0 without any.
+    n_coefficients
+        Fitted coefficients a logit, the intercept among them: one number, or ``(B,)``.
+    """
+    n_logits = residual.shape[-1]
     factor, failed = _factor(spot_precision.sum(1))
-    share = (spot_precision * torch.cholesky_inverse(factor)[:, None]).sum((-2, -1)) / factor.shape[-1]
-    return torch.where(failed, torch.nan, share.square().sum(-1).reciprocal())
+    failed = failed | ~torch.isfinite(residual).flatten(1).all(-1)
+    residual = torch.where(failed[:, None, None], 0.0, residual)
+    whitened = torch.linalg.solve_triangular(factor[:, None], spot_precision, upper=False)
+    whitened = torch.linalg.solve_triangular(factor[:, None], whitened.mT, upper=False)  # sums to one over the spots
+    scores = torch.linalg.solve_triangular(factor, residual.mT, upper=False).mT
+    share = torch.diagonal(whitened, dim1=-2, dim2=-1).mean(-1)
+    leverage = n_coefficients * share if isinstance(n_coefficients, int) else n_coefficients[:, None] * share
+    floor = -SLACK / (repeats * share).amax(1).clamp_min(1e-300)
+    single = (repeats == 0).all(1)  # no spot with two counts: nothing can be more variable
+    added = torch.zeros_like(factor)
+    for _ in range(ROUNDS):
+        inflation = 1 + repeats * torch.einsum("bqr,bnqr->bn", added, whitened).clamp_min(0.0) / n_logits
+        weight = repeats / inflation.square()
+        room = 1 - (weight * inflation * share * leverage).sum(1) / (weight * inflation * share).sum(1)
+        observed = torch.einsum("bn,bnq,bnr->bqr", weight, scores, scores) / room[:, None, None]
+        beyond = observed - torch.einsum("bn,bnqr->bqr", weight, whitened)
+        added = _solve_between(weight * repeats, whitened, beyond)
+        unknown = ~(room > 0) | ~torch.isfinite(added).flatten(1).all(-1)
+        failed = failed | (unknown & ~single)
+        values, vectors = torch.linalg.eigh(torch.where(unknown[:, None, None], 0.0, added))
+        added = (vectors * torch.maximum(values, floor[:, None])[:, None]) @ vectors.mT
+    inflation = 1 + repeats * torch.einsum("bqr,bnqr->bn", added, whitened).clamp_min(0.0) / n_logits
+    known = (repeats * share / inflation).square().sum(1)
+    effective = (share * inflation).sum(1).square() * known / (repeats * share.square()).sum(1).square()
+    variance = whitened + repeats[..., None, None] * (whitened @ added[:, None] @ whitened)
+    effective = torch.where(single, share.square().sum(-1).reciprocal(), effective)
+    dof = effective - n_coefficients
+    dof = torch.where(failed | ~(dof > 0), torch.nan, dof)
+    variance = factor[:, None] @ variance @ factor.mT[:, None]
+    return Excess(torch.where(failed[:, None, None, None], torch.nan, variance), dof)
+
+
+def _solve_between(weight: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
+    """R with ``Σ_i weight_i blocks_i R blocks_i = right``, symmetric ``(B, Q, Q)``."""
+    n_genes, q = right.shape[:2]
+    flat = blocks.flatten(2)
+    system = (flat.mT @ (weight.unsqueeze(-1) * flat)).reshape(n_genes, q, q, q, q).transpose(2, 3)
+    found, _ = torch.linalg.solve_ex(system.reshape(n_genes, q * q, q * q), right.flatten(1).unsqueeze(-1))
+    found = found.reshape(n_genes, q, q)
+    return (found + found.mT) / 2
 
 
 def _factor(total: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,22 +15,21 @@ y − n p at the mode of the random effect, and what the curvature there adds to
 the intercept and the nuisance, so that shift, unit and coding of a covariate make no difference. T is χ² with Q degrees
 of freedom a (linearly independent) column.
 
-The variance of :math:`U_t^*` may be the model's, as above; the model's with the dispersion that the residuals have
-(:mod:`pyrosplice.hypothesis.dispersion`); or, for independent spots, the sum of squares of what each spot adds to
-:math:`U_t^*`, which assumes nothing of how the spots vary. Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for
-the GLMM; Boos (1992) Am. Stat. 46:327 for the last variance, that of the generalised score test.
+The variance of :math:`U_t^*` may be the model's, as above, or what the residuals say: with a dispersion between the
+logits, or, for the independent spots of a GLM, with the excess variance that counts have where usage varies
+(:mod:`pyrosplice.hypothesis.dispersion`). Sources: Rao (1948); Breslow & Clayton (1993) JASA 88:9 for the GLMM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, effective_spots, trace_sf
+from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, excess_of, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.linalg.blocks import matmul
 
@@ -52,14 +51,15 @@ class Linearised:
         The product with V⁻¹.
     spot_precision
         Diagonal blocks of V⁻¹, ``(B, N, Q, Q)``.
-    independent
-        Whether the spots are: V⁻¹ is its diagonal blocks.
+    repeats
+        Where spots are independent, so that V⁻¹ is its diagonal blocks: (n − 1) / n for the n counts of each spot,
+        ``(B, N)``, or 1 if n is random. None for a model with a random effect.
     """
 
     residual: Tensor
     precision_product: PrecisionProduct
     spot_precision: Tensor
-    independent: bool = False
+    repeats: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,8 @@ def score_test(
         Columns of ``design`` that each term is adjusted for; those of the null fit must be among them. Default: none.
         The intercept is always adjusted for.
     robust
-        The variance of the score from the residuals instead of the model. Independent spots: from their contributions
-        to it, at residuals that intercept and nuisance leave, times n / (n − p) for p coefficients a logit and n spots
-        as they inform; T is χ². Else it has the dispersion of the residuals, as all covariates leave them (to first
-        order), and T the law of a Lawley–Hotelling trace.
+        The variance of the score from the residuals, as all covariates leave them (to first order), instead of the
+        model; T has the law of a Lawley–Hotelling trace.
 
     Raises
     ------
@@ -120,26 +118,40 @@ def score_test(
     joint, bases = _orthonormal_terms(design.to(residual), terms, nuisance)
     score = (joint.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(fit.precision_product, joint, len(residual), n_logits)
-    dispersion = None
-    if robust and not fit.independent:
+    observed, dof = None, None
+    if robust:
         step, rank = _least_squares(information, score)
-        dispersion = dispersion_of(_left(fit, joint, step), fit.spot_precision, rank / n_logits)
+        moved = (joint @ step.unflatten(1, (-1, n_logits))).unsqueeze(-1)
+        left = replace(fit, residual=residual - fit.precision_product(moved).squeeze(-1))
+        observed, dof = score_variance(left, joint, information, rank / n_logits)
     eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
     found = []
     for base, group in bases:
-        columns, width = torch.cat([base, group], 1), base.shape[1] * n_logits
-        weights = torch.kron(joint.T @ columns, eye)
-        own = weights.T @ information @ weights
-        part, variance, projection = _without_nuisance(score @ weights, own, width)
-        if dispersion is not None:
-            variance = projection @ dispersed(dispersion.root, own) @ projection.mT
-        elif robust:
-            variance = _empirical(fit, columns, score @ weights, own, projection)
-        found.append(_quadratic(variance, part))
+        width = base.shape[1] * n_logits
+        weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
+        part, variance, projection = _without_nuisance(score @ weights, weights.T @ information @ weights, width)
+        known = torch.isfinite(_quadratic(variance, part))
+        if observed is not None:
+            variance = projection @ (weights.T @ observed @ weights) @ projection.mT
+        found.append(torch.where(known, _quadratic(variance, part), torch.nan))
     ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
-    dof = ranks * n_logits
-    tail = chi2_sf(statistic, dof) if dispersion is None else trace_sf(statistic, ranks, n_logits, dispersion.dof)
-    return CovariateTest(statistic, tail, dof)
+    tail = chi2_sf(statistic, ranks * n_logits) if dof is None else trace_sf(statistic, ranks, n_logits, dof)
+    return CovariateTest(statistic, tail, ranks * n_logits)
+
+
+def score_variance(
+    fit: Linearised, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """Variance ``(B, C Q, C Q)`` that the residuals of a fit give the score of ``columns`` ``(N, C)``, and ν ``(B,)``.
+
+    ``information`` is the model's variance of it; ``n_coefficients`` a logit were fitted.
+    """
+    if fit.repeats is None:
+        dispersion = dispersion_of(fit.residual, fit.spot_precision, n_coefficients)
+        return dispersed(dispersion.root, information), dispersion.dof
+    excess = excess_of(fit.residual, fit.spot_precision, fit.repeats, n_coefficients)
+    product = information_product(excess.variance)
+    return covariate_information(product, columns, *fit.residual.shape[::2]), excess.dof
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
@@ -183,25 +195,6 @@ def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[T
     torch.diagonal(projection[..., width:], dim1=-2, dim2=-1).fill_(1.0)
     variance = projection @ information[..., width:]
     return (projection @ score.unsqueeze(-1)).squeeze(-1), (variance + variance.mT) / 2, projection
-
-
-def _empirical(fit: Linearised, columns: Tensor, score: Tensor, information: Tensor, projection: Tensor) -> Tensor:
-    """Sum of squares of what each spot adds to the projected score, where the nuisance has been fitted."""
-    width, n_logits = projection.shape[2] - projection.shape[1], fit.residual.shape[-1]
-    step = _solve(information[:, :width, :width], score[:, :width, None]).squeeze(-1)
-    left = _left(fit, columns[:, : width // n_logits], step)
-    weights = torch.einsum("ns,bdsq->bnqd", columns, projection.unflatten(2, (-1, n_logits)))
-    added = torch.einsum("bnqd,bnq->bnd", weights, left)
-    effective = effective_spots(fit.spot_precision)
-    room = effective - width // n_logits
-    factor = effective / torch.where(room > 0, room, torch.nan)
-    return factor[:, None, None] * (added.mT @ added)
-
-
-def _left(fit: Linearised, columns: Tensor, step: Tensor) -> Tensor:
-    """Residuals after a step ``(B, S Q)`` of the coefficients of ``columns``, to first order."""
-    moved = columns @ step.unflatten(1, (-1, fit.residual.shape[-1]))
-    return fit.residual - fit.precision_product(moved.unsqueeze(-1)).squeeze(-1)
 
 
 def _orthonormal_terms(

@@ -1,11 +1,12 @@
-"""Dispersion of residuals between logits: what it is, that it moves with the basis, and the tests that use it."""
+"""How residuals scatter, dispersion and excess: what they are, that they move with the basis, and the law of tests."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, f
 
-from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, trace_sf
+from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, excess_of, trace_sf
+from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 
 N_GENES, N_SPOTS, Q = 4, 50, 3
 
@@ -97,3 +98,56 @@ def test_without_degrees_of_freedom_there_is_no_dispersion(fit):
     found = dispersion_of(*fit, torch.tensor([1.0, 60.0, 2.0, 3.0], dtype=torch.float64))
     assert torch.isnan(found.root[1]).all() and torch.isnan(found.dof[1])
     assert torch.isfinite(found.root[[0, 2, 3]]).all()
+
+
+def over_dispersed(n_genes, n_spots, concentration=4.0):
+    """Residuals of Dirichlet-multinomial counts at their true usage, what the multinomial says of them, and depths."""
+    generator = torch.Generator().manual_seed(6)
+    totals = torch.randint(0, 40, (n_spots,), generator=generator).double()
+    eta = torch.tensor([0.5, -0.5, 0.0], dtype=torch.float64).expand(n_genes, n_spots, 3)
+    law = DirichletMultinomial(concentration)
+    counts = law.sample(totals.expand(n_genes, -1), eta, generator=generator)
+    repeats = ((totals - 1).clamp_min(0) / totals.clamp_min(1)).expand(n_genes, -1)
+    return Multinomial().score(counts, eta), Multinomial().information(counts, eta), repeats, totals
+
+
+def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
+    """Which is (n + A) / (1 + A) times the multinomial's, at every depth."""
+    residual, blocks, repeats, totals = over_dispersed(20, 20000)
+    found = excess_of(residual, blocks, repeats, 1)
+    expected = (((totals + 4) / 5)[:, None, None] * blocks[0])[totals > 0]
+    for gene in found.variance:
+        torch.testing.assert_close(gene[totals > 0], expected, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(found.dof, torch.full_like(found.dof, 20000), rtol=0.15, atol=0.0)
+
+
+def test_excess_moves_with_the_basis_of_the_logits():
+    residual, blocks, repeats, _ = over_dispersed(3, 60)
+    basis = torch.tensor([[1.0, -1, 0], [0, 2, 0.5], [0, 0, -1]], dtype=torch.float64)
+    ours, moved = (
+        excess_of(*both, repeats, 2) for both in ((residual, blocks), (residual @ basis.T, basis @ blocks @ basis.T))
+    )
+    torch.testing.assert_close(moved.variance, basis @ ours.variance @ basis.T)
+    torch.testing.assert_close(moved.dof, ours.dof)
+
+
+def test_single_counts_have_no_excess():
+    residual, blocks, _, _ = over_dispersed(3, 60)
+    found = excess_of(residual, blocks, torch.zeros(3, 60, dtype=torch.float64), 2)
+    torch.testing.assert_close(found.variance, blocks)
+    torch.testing.assert_close(found.dof, effective(blocks) - 2)
+
+
+def test_variance_stays_positive_where_residuals_scatter_too_little():
+    residual, blocks, repeats, _ = over_dispersed(3, 60)
+    found = excess_of(0.01 * residual, blocks, repeats, 2).variance
+    assert (torch.linalg.eigvalsh(found) >= -1e-9).all()
+
+
+def test_excess_of_a_gene_without_information_or_degrees_of_freedom_fails_alone():
+    residual, blocks, repeats, _ = over_dispersed(4, 60)
+    residual[1, :, 0], blocks[1, :, 0], blocks[1, ..., 0] = 0.0, 0.0, 0.0
+    residual[2, 0, 0] = torch.nan
+    found = excess_of(residual, blocks, repeats, torch.tensor([2.0, 2.0, 2.0, 80.0], dtype=torch.float64))
+    assert torch.isnan(found.dof[1:]).all() and torch.isfinite(found.dof[0])
+    assert torch.isfinite(found.variance[0]).all()
