@@ -118,7 +118,7 @@ def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
     expected = (((totals + 4) / 5)[:, None, None] * blocks[0])[totals > 0]
     for gene in found.variance:
         torch.testing.assert_close(gene[totals > 0], expected, rtol=0.1, atol=0.05)
-    torch.testing.assert_close(found.dof, torch.full_like(found.dof, 20000), rtol=0.15, atol=0.0)
+    assert ((found.dof > effective(blocks)) & (found.dof < (totals > 0).sum())).all()
 
 
 def test_excess_moves_with_the_basis_of_the_logits():
