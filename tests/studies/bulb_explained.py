@@ -7,10 +7,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize
 from scipy.stats import chi2, norm
 
-from pyrosplice import SplisosmGLMM
+from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.hypothesis.chi2_mixture import chi2_mixture_sf
 from pyrosplice.hypothesis.score import (
     CovariateTest,
     Linearised,
@@ -26,7 +28,10 @@ UNDAMPED, NO_SPACE = "score, undamped kernel", "score, no space"
 WITH_COVARIATE = "score, variances of the fit with the covariate"
 THEIR_VARIANCE, UNADJUSTED = "score, peer's variances", "score, peer's variances and information"
 EQUAL, RESIDUAL, EQUAL_RESIDUAL = "ratios of equal weight", "score, GP residual", "ratios of equal weight, GP residual"
+SUM, SUM_RESIDUAL = "ratios of equal weight, summed", "ratios of equal weight, summed, GP residual"
+REFERENCE, EACH_LOGIT, AT_PEER = "llr, other reference", "llr, a variance each logit", "llr, peer's variances"
 MARGIN = 0.5
+NOTHING = 1e-3  # of a covariate's variance
 
 
 def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
@@ -36,18 +41,24 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.Data
     spatial random effect. ``WITH_COVARIATE``: our score test at the σ and θ of the fits with the covariate, which
     ``own`` tests rest on too. ``THEIR_VARIANCE``: our score test at the peer's σ and θ. ``UNADJUSTED``: there, with the
     information ``x' W x``, out of which neither intercept nor random effect are projected. ``EQUAL``: the score
-    test of a linear model of the ratios, in which all spots with counts weigh the same. ``RESIDUAL`` and
-    ``EQUAL_RESIDUAL``: ``NO_SPACE`` and ``EQUAL`` of the covariate that is left by HSIC-GP's Gaussian process.
+    test of a linear model of the ratios, in which all spots with counts weigh the same; ``SUM``: there, with the
+    isoforms' squared scores added up as they are, as HSIC does. ``RESIDUAL``, ``EQUAL_RESIDUAL``, ``SUM_RESIDUAL``:
+    ``NO_SPACE``, ``EQUAL`` and ``SUM`` of the covariate that is left by HSIC-GP's Gaussian process. Of our likelihood
+    ratio of space: ``REFERENCE``, the largest p-value if the random effect is about another isoform; ``EACH_LOGIT``,
+    with a variance of each logit; ``AT_PEER``, with the peer's σ and θ in the spatial model.
     """
     model = model_of(adata)
-    model.fit(batch_size=32, **QUIET)
-    found = [rows_of({UNDAMPED: undamped_score(model)}).assign(covariate="")]
+    model.fit(batch_size=32, from_null=True, **QUIET)
     white = model_of(adata, model_type="glmm-null")
     white.fit(batch_size=32, **QUIET)
     theirs = peer.query("method == 'peer llr'").set_index("gene")
+    ratios = {UNDAMPED: undamped_score(model), REFERENCE: other_references(adata), EACH_LOGIT: each_logit(adata)}
+    if len(theirs):
+        ratios[AT_PEER] = ratio_at(model, theirs)
+    found = [rows_of(ratios).assign(covariate="")]
     for covariate in COVARIATES:
         column = torch.tensor(adata.obs[covariate].to_numpy())[:, None]
-        results = {NO_SPACE: own_score(white, column), EQUAL: score_of_ratios(model, column)}
+        results = {NO_SPACE: own_score(white, column)} | scores_of_ratios(model, column, (EQUAL, SUM))
         larger = own.query("method == 'score' and covariate == @covariate").set_index("gene")
         larger = larger[["sigma with", "theta with"]].set_axis(["sigma", "theta"], axis=1)
         results[WITH_COVARIATE] = score_at(model, larger, column)[THEIR_VARIANCE]
@@ -55,7 +66,8 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.Data
             results |= score_at(model, theirs, column)
             left = peer.query("method == 'GP residual' and covariate == @covariate")["statistic"].to_numpy()
             column = torch.tensor(left)[:, None]
-            results |= {RESIDUAL: own_score(white, column), EQUAL_RESIDUAL: score_of_ratios(model, column)}
+            results |= {RESIDUAL: own_score(white, column)}
+            results |= scores_of_ratios(model, column, (EQUAL_RESIDUAL, SUM_RESIDUAL))
         found.append(rows_of(results).assign(covariate=covariate))
     return pd.concat([*found, descriptions(model).assign(method="description", covariate="")])
 
@@ -97,23 +109,74 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
         score = (column.T @ residual[0]).flatten()
         statistic = float(score @ torch.linalg.solve(information, score))
         rows[UNADJUSTED].append((statistic, float(chi2.sf(statistic, n_logits))))
-    return {
-        key: {"gene": names, "statistic": [row[0] for row in found], "pvalue": [row[1] for row in found]}
-        for key, found in rows.items()
-    }
+    return {key: as_result(names, found) for key, found in rows.items()}
 
 
-def score_of_ratios(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
-    """The same in a linear model of the ratios of the spots that have counts."""
-    statistics, degrees = [], []
+def scores_of_ratios(model: SplisosmGLMM, column: torch.Tensor, names: tuple[str, str]) -> dict[str, dict]:
+    """The same in a linear model of the ratios of the spots that have counts, and of all isoforms' squares added up."""
+    rows: dict[str, list] = {name: [] for name in names}
     for counts in tables_of(model):
         seen = counts.sum(1) > 0
-        ratios = counts[seen, :-1] / counts[seen].sum(1, keepdims=True)
-        ratios, x = ratios - ratios.mean(0), column.numpy()[seen, 0] - column.numpy()[seen, 0].mean()
-        slope = x @ ratios
-        statistics.append(len(x) * float(slope @ np.linalg.solve(ratios.T @ ratios, slope)) / float(x @ x))
-        degrees.append(ratios.shape[1])
-    return {"gene": model.gene_names, "statistic": statistics, "pvalue": chi2.sf(statistics, degrees)}
+        ratios, x = counts[seen] / counts[seen].sum(1, keepdims=True), column.numpy()[seen, 0]
+        ratios, x = ratios - ratios.mean(0), x - x.mean()
+        slope, covariance = x @ ratios, ratios.T @ ratios * float(x @ x) / len(x)
+        statistic = float(slope[:-1] @ np.linalg.solve(covariance[:-1, :-1], slope[:-1]))
+        rows[names[0]].append((statistic, float(chi2.sf(statistic, len(slope) - 1))))
+        total = torch.tensor([slope @ slope])
+        weights = torch.from_numpy(np.linalg.eigvalsh(covariance)[None, 1:])
+        rows[names[1]].append((float(total), float(chi2_mixture_sf(total, weights))))
+    return {name: as_result(model.gene_names, found) for name, found in rows.items()}
+
+
+def other_references(adata: ad.AnnData) -> dict[str, object]:
+    """The likelihood ratio of space of each family with the reference isoform of which its p-value is largest."""
+    names = adata.var["gene_symbol"].to_numpy()
+    own = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
+    found = []
+    for shift in range(1, max(map(len, own))):
+        turned = adata[:, np.concatenate([np.roll(columns, shift) for columns in own])].copy()
+        found.append(pd.DataFrame(ratio_of_space(model_of(turned))))
+    return pd.concat(found).sort_values("pvalue").groupby("gene", sort=False).tail(1).to_dict("list")
+
+
+def each_logit(adata: ad.AnnData) -> dict[str, object]:
+    """The likelihood ratio of space with a σ and θ of each logit."""
+    return ratio_of_space(model_of(adata, share_variance=False))
+
+
+def ratio_of_space(model: SplisosmGLMM) -> dict[str, object]:
+    model.fit(batch_size=32, from_null=True, **QUIET)
+    found = model.test_spatial_variability("llr", return_results=True, **QUIET)
+    return {key: found[key] for key in ("gene", "statistic", "pvalue")}
+
+
+def ratio_at(model: SplisosmGLMM, variances: pd.DataFrame) -> dict[str, object]:
+    """Our marginal likelihood ratio of space if the spatial model had these σ and θ, and its limit law's p-value."""
+    names, rows = [name for name in model.gene_names if name in variances.index], []
+    ours = model.test_spatial_variability("llr", return_results=True, **QUIET)
+    ratios = dict(zip(ours["gene"], ours["statistic"], strict=True))
+    for name in names:
+        fit = model.get_gene_model(name)
+        null = float(fit.forward().detach()) - ratios[name] / 2
+        theta = torch.tensor([[float(variances.loc[name, "theta"])]], dtype=torch.float64)
+        sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
+        fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta, eps=1e-15)})
+        start = fit.bias_eta.detach().clone()
+
+        def loss(value: np.ndarray, fit: MultinomGLMM = fit, like: torch.Tensor = start) -> tuple[float, np.ndarray]:
+            fit.update_params_from_dict({"bias_eta": torch.from_numpy(value).reshape(like.shape)})
+            fit.bias_eta.requires_grad_(True)
+            objective = -fit.forward().sum()
+            (gradient,) = torch.autograd.grad(objective, fit.bias_eta)
+            return float(objective.detach()), gradient.flatten().numpy()
+
+        statistic = 2 * (-minimize(loss, start.flatten().numpy(), jac=True).fun - null)
+        rows.append((statistic, float(chi2.sf(max(statistic, 0.0), 1) / 2) if statistic > 0 else 1.0))
+    return as_result(names, rows)
+
+
+def as_result(names: list[str], rows: list[tuple[float, float]]) -> dict[str, object]:
+    return {"gene": names, "statistic": [row[0] for row in rows], "pvalue": [row[1] for row in rows]}
 
 
 def tables_of(model: SplisosmGLMM) -> list[np.ndarray]:
@@ -175,7 +238,8 @@ def explanation(row: dict) -> str:
     what moves the latter there.
 
     Empty where no method is below .01 with another above .05. An alternative explains a p-value if it takes the score
-    test's at least half the way there, in normal deviates; what none explains is said to be so.
+    test's at least half the way there, in normal deviates, or the method's own that much of the way to the score
+    test's; what none explains is said to be so.
     """
     known = {method: row[method] for method in METHODS if method in row and np.isfinite(row[method])}
     if not known or not (min(known.values()) < 0.01 and max(known.values()) > 0.05):
@@ -185,6 +249,7 @@ def explanation(row: dict) -> str:
         apart = (pvalue < 0.01 <= score) or (pvalue > 0.05 >= score)
         if apart and abs(norm.isf(pvalue) - norm.isf(score)) > MARGIN:
             reasons = [text for text, p in alternatives(method, row) if closer(score, pvalue, p)]
+            reasons += [text for text, p in other_ratios(method, row) if closer(pvalue, score, p)]
             found.append(
                 f"{method} {pvalue:.2g}: {reasons[0] if reasons else 'not explained; ' + numbers(method, row)}"
             )
@@ -216,8 +281,12 @@ def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
         return [(f"undamped kernel (score with it {row[UNDAMPED]:.2g})", row[UNDAMPED])]
     if method in ("wald", "lrt"):
         text = f"σ {row['sigma with']:.2f} and θ {row['theta with']:.2f} once the covariate is in the model"
-        return [(f"{text}, {row['sigma']:.2f} and {row['theta']:.2f} before (score there {row[WITH_COVARIATE]:.2g})",
-                 row[WITH_COVARIATE])]  # fmt: skip
+        text = f"{text}, {row['sigma']:.2f} and {row['theta']:.2f} before (score there {row[WITH_COVARIATE]:.2g}"
+        between = sorted((row["score"], row[WITH_COVARIATE]))
+        found = [(f"{text})", row[WITH_COVARIATE])]
+        if method == "lrt" and between[0] <= row["lrt"] <= between[1]:
+            found.append((f"{text}; the ratio is of both models, and between)", row["lrt"]))
+        return found
     if method == "peer score":
         at, raw = row[THEIR_VARIANCE], row[UNADJUSTED]
         variances = (
@@ -231,12 +300,35 @@ def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
         return [
             (f"ignores space (score without {row[NO_SPACE]:.2g})", row[NO_SPACE]),
             (f"all spots' ratios weigh the same, {keep:.2f} of the information ({row[EQUAL]:.2g})", row[EQUAL]),
+            (f"all spots' ratios weigh the same, and all isoforms' ({row[SUM]:.2g})", row[SUM]),
         ]
     if method == "HSIC-GP":
         left = f"its Gaussian process leaves {row['left']:.2g} of the covariate's variance"
+        if row["left"] < NOTHING:
+            return [(f"{left}, and rounding is what it tests", row["HSIC-GP"])]
         return [
             (f"{left} (score of that {row[RESIDUAL]:.2g})", row[RESIDUAL]),
             (f"{left} and all spots' ratios weigh the same ({row[EQUAL_RESIDUAL]:.2g})", row[EQUAL_RESIDUAL]),
+            (
+                f"{left} and all ratios of spots and isoforms weigh the same ({row[SUM_RESIDUAL]:.2g})",
+                row[SUM_RESIDUAL],
+            ),
+        ]
+    return []
+
+
+def other_ratios(method: str, row: dict) -> list[tuple[str, float]]:
+    """What takes a likelihood ratio of space to the score test."""
+    if method in ("llr", "llr, importance"):
+        other, each = row[REFERENCE], row[EACH_LOGIT]
+        return [
+            (f"with another isoform as the reference of its random effect {other:.2g}", other),
+            (f"with a variance of each logit {each:.2g}", each),
+        ]
+    if method == "peer llr":
+        at = row[AT_PEER]
+        return [
+            (f"at its σ {row['peer sigma']:.2f} and θ {row['peer theta']:.2f} our marginal ratio has p {at:.2g}", at)
         ]
     return []
 

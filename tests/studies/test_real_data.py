@@ -56,7 +56,15 @@ def test_explanations_name_what_moves_the_score_test():
         "equal weights": 0.6,
         "score, no space": 1e-4,
     }
-    row |= {"ratios of equal weight": 0.15, "sigma": 0.4, "theta": 0.1}
+    row |= {"ratios of equal weight": 0.15, "ratios of equal weight, summed": 0.5, "sigma": 0.4, "theta": 0.1}
     assert explanation(row) == "HSIC 0.2: all spots' ratios weigh the same, 0.60 of the information (0.15)"
-    assert "HSIC 0.2: not explained" in explanation(row | {"ratios of equal weight": 1e-3})
+    unlike = {"ratios of equal weight": 1e-3, "ratios of equal weight, summed": 1e-4}
+    assert "HSIC 0.2: not explained" in explanation(row | unlike)
+    ratio = {
+        "llr": 0.3,
+        "score, undamped kernel": 1e-4,
+        "llr, other reference": 2e-4,
+        "llr, a variance each logit": 0.2,
+    }
+    assert "llr 0.3: with another isoform as the reference" in explanation(row | unlike | ratio)
     assert explanation(row | {"HSIC": 0.04}) == ""
