@@ -17,9 +17,17 @@ from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.hypothesis.dispersion import trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
-from pyrosplice.hypothesis.score import CovariateTest, Linearised, covariate_information, score_test, score_variance
+from pyrosplice.hypothesis.score import (
+    CovariateTest,
+    Linearised,
+    ScoreVariance,
+    covariate_information,
+    score_test,
+    score_variance,
+)
 from pyrosplice.hypothesis.wald import contrast_test
 from pyrosplice.inference.glm import covariance_from_information
+from pyrosplice.inference.newton import solve_curvature
 
 By = Literal["covariate", "factor"]
 Variance = Literal["robust", "model"]
@@ -123,33 +131,45 @@ class Estimates:
         Of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``, NaN for a gene whose coefficients the data do not identify.
     by_model
         The same without the variance of the residuals.
-    dof
-        Degrees of freedom of ``covariance``, ``(B,)``; None where it is the model's.
+    variance
+        That of the score; None where ``covariance`` is the model's.
+    influence
+        ``(B, (P + 1) Q, D)``: from the score to ``[β; b]``.
     """
 
     beta: Tensor
     covariance: Tensor
     by_model: Tensor
-    dof: Tensor | None
+    variance: ScoreVariance | None
+    influence: Tensor
+
+    def dof(self, contrast: Tensor) -> Tensor | None:
+        """Degrees of freedom ``(B,)`` of the variance of ``contrast @ β``, ``(C, P)``; None where it is the model's."""
+        if self.variance is None:
+            return None
+        n_logits = self.beta.shape[-1]
+        rows = torch.kron(contrast.contiguous(), torch.eye(n_logits, dtype=contrast.dtype))
+        return self.variance.dof(rows @ self.influence[:, : rows.shape[1]])
 
 
 def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool) -> Estimates:
     """What the fits of a batch ``(B, N, K)`` with the covariates of ``design`` say of their coefficients."""
     model, beta = spec.rebuild_estimable(counts, genes), stacked(genes)["beta"]
     information, scaling = model.observed_information()
-    variance, dof = None, None
     n_genes, _, n_logits = beta.shape
+    eye, variance = torch.eye(n_logits, dtype=torch.float64), None
     if robust:
         fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
         expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
-        variance, dof = score_variance(fit, covariates, expected, covariates.shape[1])
-    recode = torch.kron(torch.from_numpy(design.coding), torch.eye(n_logits, dtype=torch.float64))
-    found = []
-    for given in (None, variance):
+        variance = score_variance(fit, covariates, expected, covariates.shape[1])
+    recode, found = torch.kron(torch.from_numpy(design.coding), eye), []
+    for given in (None, None if variance is None else variance.matrix):
         covariance = covariance_from_information(information, scaling, n_logits, given)
         known = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
         found.append(recode @ torch.where(known, covariance, torch.nan) @ recode.T)
-    return Estimates(beta, found[1], found[0], dof)
+    back = (recode @ torch.kron(scaling.matrix, eye)).expand(n_genes, -1, -1)
+    influence = solve_curvature(information, back.mT).mT
+    return Estimates(beta, found[1], found[0], variance, influence)
 
 
 def score_of_terms(
@@ -171,7 +191,7 @@ def wald_of_contrasts(
     """Wald tests of contrasts beside all covariates, levels of a factor centred: ``(B, T)`` each."""
     found = estimates(counts, spec, genes, design, robust)
     rows = [torch.from_numpy(contrast.rows) for contrast in contrasts]
-    tests = [contrast_test(found.beta, found.covariance, some, found.dof) for some in rows]
+    tests = [contrast_test(found.beta, found.covariance, some, found.dof(some)) for some in rows]
     return torch.cat([test[0] for test in tests], -1), torch.cat([test[1] for test in tests], -1)
 
 
@@ -207,8 +227,9 @@ def ratio_of_terms(
         lost = torch.tensor([fit.reason == "separated" for fit in larger]) | ~torch.isfinite(adjusted / plain)
         over, under = torch.where(lost, scores[:, t], adjusted), torch.where(lost, expected[:, t], plain)
         statistic[:, t] *= torch.where(under == 0, 1.0, over / under)
-        if found.dof is not None:
-            pvalue[:, t] = trace_sf(statistic[:, [t]], ranks[[t]], n_logits, found.dof)[:, 0]
+        dof = found.dof(rows)
+        if dof is not None:
+            pvalue[:, t] = trace_sf(statistic[:, [t]], ranks[[t]], n_logits, dof[:, None])[:, 0]
     return statistic, pvalue
 
 

@@ -88,9 +88,11 @@ def gene_effects(
     eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
     usage = average_usage_effects(eta, found.beta, found.covariance, covariates, changes_of(covariates, design.terms))
     odds = centred_log_odds(found.beta, found.covariance)
+    each = [found.dof(row[None]) for row in torch.eye(len(design.names), dtype=torch.float64)]
+    dof = torch.stack([one for one in each if one is not None], -1) if robust else None
     return {
-        "log_odds": Effects(odds.estimate, odds.standard_error, found.dof),
-        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, found.dof),
+        "log_odds": Effects(odds.estimate, odds.standard_error, dof),
+        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),
     }
 
 

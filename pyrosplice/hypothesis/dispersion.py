@@ -17,20 +17,25 @@ sample size). With the root :math:`G = \Phi^{1/2}` the score :math:`U = (X \otim
 :math:`(I \otimes G)\, I_{XX}\, (I \otimes G)'`. G moves with the basis of the logits, so that tests do not depend on
 it.
 
-*Excess variance of independent spots.* A GLM has no random effect. If the logits of a spot vary with covariance R, its
-n_i counts have the covariance
+*Excess variance of independent spots.* A GLM has no random effect. If the logits of all spots vary with covariance R,
+the n_i counts of a spot have the covariance
 
 .. math:: S_i = P_i + c_i\, P_i R P_i, \qquad c_i = (n_i - 1) / n_i,
 
-to first order in R whatever the law of that variation: deep spots have more of it, a single count none. R solves
+to first order in R: deep spots have more of it, a single count none. Where usage is the same in all spots that holds
+whatever the law of the variation. Where it is not and the logits vary more at some usages than at others (those of
+Dirichlet-multinomial counts at rare ones), S is right on average over the spots, and a covariate that varies only among
+spots of one kind is better tested with that likelihood. R solves
 
 .. math:: \sum_i \omega_i r_i r_i' = \Big(1 - \frac{p \sum_i \omega_i f_i w_i^2}{\sum_i \omega_i f_i w_i}\Big)
-   \sum_i \omega_i S_i, \qquad \omega_i = c_i / f_i^2, \qquad f_i = 1 + c_i \operatorname{tr}(R P_i) / Q,
+   \sum_i \omega_i S_i, \qquad \omega_i = c_i / f_i^2, \qquad f_i = 1 + c_i \max(\operatorname{tr}(R P_i), 0) / Q,
 
-weights as for normal residuals, in three rounds from R = 0. The score has variance
-:math:`(X \otimes I)' S (X \otimes I)`;
-its degrees of freedom, by that of the estimate of R, are ν = n − p with
-:math:`n = (\sum_i f_i w_i)^2 \sum_i (c_i w_i / f_i)^2 / (\sum_i c_i w_i^2)^2`.
+weights as for normal residuals, in three rounds from R = 0; it is bounded below so that no S_i is indefinite. The score
+has variance :math:`(X \otimes I)' S (X \otimes I)`. Its degrees of freedom are those of the estimate of R as far as it
+matters to a combination of the score: with :math:`g_i` what spot i adds to the combination's variance by the model,
+
+.. math:: \nu = n - p, \qquad
+   n = \Big(\sum_i g_i f_i\Big)^2 \sum_i (c_i w_i / f_i)^2 \Big/ \Big(\sum_i g_i c_i w_i\Big)^2 .
 
 A χ² statistic of c columns that is made with either is a Lawley–Hotelling trace: of one column Hotelling's T² on ν
 (with Φ, n − p) degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 and Williams (1982) Appl. Statist.
@@ -46,7 +51,8 @@ from scipy.special import fdtrc
 from torch import Tensor
 
 ROUNDS = 3
-SLACK = 0.9  # of the excess at which the variance of the deepest spot would be zero
+SLACK = 0.9  # of the (negative) excess at which some spot's variance could be singular
+MOST = 1e8  # degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,37 @@ def dispersion_of(residual: Tensor, spot_precision: Tensor, n_coefficients: Tens
 
 @dataclass(frozen=True)
 class Excess:
-    """Of every gene: variance of the residuals of each spot ``(B, N, Q, Q)``, and its degrees of freedom ν ``(B,)``."""
+    """Excess variance of the spots of every gene.
+
+    Attributes
+    ----------
+    variance
+        S, ``(B, N, Q, Q)``; NaN for a gene that has none.
+    inflation, loading
+        f and c w, ``(B, N)``.
+    spots
+        n of a gene in which no spot has two counts, so that S is known, else NaN, ``(B,)``.
+    n_coefficients
+        p, a number or ``(B,)``.
+    """
 
     variance: Tensor
-    dof: Tensor
+    inflation: Tensor
+    loading: Tensor
+    spots: Tensor
+    n_coefficients: Tensor | int
+
+    def dof(self, weight: Tensor) -> Tensor:
+        """ν ``(B,)`` of a combination of the score with these g ``(B, N)``; NaN where it is not above 0."""
+        known = (self.loading / self.inflation).square().sum(1)
+        ratio = (weight * self.inflation).sum(1) / (weight * self.loading).sum(1)
+        spots = torch.where(torch.isnan(self.spots), ratio.square() * known, self.spots)
+        dof = spots.clamp_max(MOST) - self.n_coefficients
+        return torch.where((dof > 0) & torch.isfinite(self.variance).flatten(1).all(-1), dof, torch.nan)
 
 
 def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coefficients: Tensor | int) -> Excess:
-    """Excess variance of independent spots, NaN for a gene with a logit without information or without ν > 0.
+    """Excess variance of independent spots, NaN for a gene with a logit without information or fewer spots than p.
 
     Parameters
     ----------
@@ -115,11 +144,11 @@ def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coeff
     scores = torch.linalg.solve_triangular(factor, residual.mT, upper=False).mT
     share = torch.diagonal(whitened, dim1=-2, dim2=-1).mean(-1)
     leverage = n_coefficients * share if isinstance(n_coefficients, int) else n_coefficients[:, None] * share
-    floor = -SLACK / (repeats * share).amax(1).clamp_min(1e-300)
+    largest = torch.linalg.eigvalsh(torch.where(failed[:, None, None, None], 0.0, whitened))[..., -1]
+    floor = -SLACK / (repeats * largest).amax(1).clamp_min(1e-300)
     single = (repeats == 0).all(1)  # no spot with two counts: nothing can be more variable
-    added = torch.zeros_like(factor)
+    added, inflation = torch.zeros_like(factor), torch.ones_like(share)
     for _ in range(ROUNDS):
-        inflation = 1 + repeats * torch.einsum("bqr,bnqr->bn", added, whitened).clamp_min(0.0) / n_logits
         weight = repeats / inflation.square()
         room = 1 - (weight * inflation * share * leverage).sum(1) / (weight * inflation * share).sum(1)
         observed = torch.einsum("bn,bnq,bnr->bqr", weight, scores, scores) / room[:, None, None]
@@ -129,15 +158,12 @@ def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coeff
         failed = failed | (unknown & ~single)
         values, vectors = torch.linalg.eigh(torch.where(unknown[:, None, None], 0.0, added))
         added = (vectors * torch.maximum(values, floor[:, None])[:, None]) @ vectors.mT
-    inflation = 1 + repeats * torch.einsum("bqr,bnqr->bn", added, whitened).clamp_min(0.0) / n_logits
-    known = (repeats * share / inflation).square().sum(1)
-    effective = (share * inflation).sum(1).square() * known / (repeats * share.square()).sum(1).square()
+        inflation = 1 + repeats * torch.einsum("bqr,bnqr->bn", added, whitened).clamp_min(0.0) / n_logits
     variance = whitened + repeats[..., None, None] * (whitened @ added[:, None] @ whitened)
-    effective = torch.where(single, share.square().sum(-1).reciprocal(), effective)
-    dof = effective - n_coefficients
-    dof = torch.where(failed | ~(dof > 0), torch.nan, dof)
     variance = factor[:, None] @ variance @ factor.mT[:, None]
-    return Excess(torch.where(failed[:, None, None, None], torch.nan, variance), dof)
+    variance = torch.where(failed[:, None, None, None], torch.nan, variance)
+    spots = torch.where(single, share.square().sum(-1).reciprocal(), torch.nan)
+    return Excess(variance, inflation, repeats * share, spots, n_coefficients)
 
 
 def _solve_between(weight: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
@@ -160,12 +186,12 @@ def _factor(total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trace_sf(statistic: Tensor, n_columns: Tensor, n_logits: int, dof: Tensor) -> Tensor:
-    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, ``dof`` is ν ``(B,)``.
+    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, ``dof`` ν ``(B, T)``.
 
     One column: Hotelling's law, exact for normal residuals, NaN for ν < Q. More: McKeon's F law, NaN for ν ≤ Q + 3.
     χ² as ν grows.
     """
-    q, columns, dof = n_logits, n_columns.to(statistic), dof[:, None]
+    q, columns = n_logits, n_columns.to(statistic)
     numerator = q * columns
     spread = (dof + columns - q - 1) * (dof - 1) / ((dof - q - 3) * (dof - q)) - 1
     denominator = 4 + (numerator + 2) / spread

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.dispersion import dispersed, dispersion_of, excess_of, trace_sf
+from pyrosplice.hypothesis.dispersion import Dispersion, Excess, dispersed, dispersion_of, excess_of, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.linalg.blocks import matmul
 
@@ -118,40 +118,76 @@ def score_test(
     joint, bases = _orthonormal_terms(design.to(residual), terms, nuisance)
     score = (joint.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(fit.precision_product, joint, len(residual), n_logits)
-    observed, dof = None, None
+    observed = None
     if robust:
         step, rank = _least_squares(information, score)
         moved = (joint @ step.unflatten(1, (-1, n_logits))).unsqueeze(-1)
         left = replace(fit, residual=residual - fit.precision_product(moved).squeeze(-1))
-        observed, dof = score_variance(left, joint, information, rank / n_logits)
+        observed = score_variance(left, joint, information, rank / n_logits)
     eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
-    found = []
+    found, dof = [], []
     for base, group in bases:
         width = base.shape[1] * n_logits
         weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
         part, variance, projection = _without_nuisance(score @ weights, weights.T @ information @ weights, width)
         known = torch.isfinite(_quadratic(variance, part))
         if observed is not None:
-            variance = projection @ (weights.T @ observed @ weights) @ projection.mT
+            rows = projection @ weights.T
+            dof.append(observed.dof(rows))
+            variance = rows @ observed.matrix @ rows.mT
         found.append(torch.where(known, _quadratic(variance, part), torch.nan))
     ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
-    tail = chi2_sf(statistic, ranks * n_logits) if dof is None else trace_sf(statistic, ranks, n_logits, dof)
-    return CovariateTest(statistic, tail, ranks * n_logits)
+    if observed is None:
+        return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits)
+    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, torch.stack(dof, -1)), ranks * n_logits)
+
+
+@dataclass(frozen=True)
+class ScoreVariance:
+    """Variance that the residuals of a fit give the score.
+
+    Attributes
+    ----------
+    matrix
+        ``(B, D, D)``.
+    information
+        The same by the model.
+    fit, columns
+        What the score is of.
+    source
+        Dispersion or excess of the residuals.
+    """
+
+    matrix: Tensor
+    information: Tensor
+    fit: Linearised
+    columns: Tensor
+    source: Dispersion | Excess
+
+    def dof(self, rows: Tensor) -> Tensor:
+        """Degrees of freedom ν ``(B,)`` of the variance of combinations ``(B, R, D)`` of the score."""
+        if isinstance(self.source, Dispersion):
+            return self.source.dof
+        metric = rows.mT @ _solve(rows @ self.information @ rows.mT, rows)
+        n_genes, n_logits = len(rows), self.fit.residual.shape[-1]
+        metric = metric.reshape(n_genes, -1, n_logits, self.columns.shape[1], n_logits)
+        spots = torch.einsum("ns,bsqtr,nt->bnqr", self.columns, metric, self.columns)
+        return self.source.dof((spots * self.fit.spot_precision).sum((-2, -1)))
 
 
 def score_variance(
     fit: Linearised, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
-) -> tuple[Tensor, Tensor]:
-    """Variance ``(B, C Q, C Q)`` that the residuals of a fit give the score of ``columns`` ``(N, C)``, and ν ``(B,)``.
+) -> ScoreVariance:
+    """Of the score of ``columns`` ``(N, C)``; ``n_coefficients`` a logit were fitted.
 
-    ``information`` is the model's variance of it; ``n_coefficients`` a logit were fitted.
+    ``information`` is its variance by the model, ``(B, C Q, C Q)``.
     """
     if fit.repeats is None:
         dispersion = dispersion_of(fit.residual, fit.spot_precision, n_coefficients)
-        return dispersed(dispersion.root, information), dispersion.dof
+        return ScoreVariance(dispersed(dispersion.root, information), information, fit, columns, dispersion)
     excess = excess_of(fit.residual, fit.spot_precision, fit.repeats, n_coefficients)
-    product = information_product(excess.variance)
-    return covariate_information(product, columns, *fit.residual.shape[::2]), excess.dof
+    matrix = covariate_information(information_product(excess.variance), columns, *fit.residual.shape[::2])
+    return ScoreVariance(matrix, information, fit, columns, excess)
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:

@@ -22,7 +22,7 @@ from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 
 @dataclass(frozen=True)
 class Effects:
-    """Estimates and standard errors ``(B, ...)``, and degrees of freedom ``(B,)`` of the latter (None: known)."""
+    """Estimates and standard errors ``(B, P, K)``, and degrees of freedom ``(B, P)`` of the latter (None: known)."""
 
     estimate: Tensor
     standard_error: Tensor
@@ -36,8 +36,7 @@ class Effects:
         if self.dof is None:
             quantile = torch.special.ndtri(torch.tensor(tail, dtype=torch.float64))
         else:
-            found = torch.as_tensor(stdtrit(self.dof.cpu().numpy(), tail)).to(self.estimate)
-            quantile = found.reshape(-1, *[1] * (self.estimate.dim() - 1))
+            quantile = torch.as_tensor(stdtrit(self.dof.cpu().numpy(), tail)).to(self.estimate).unsqueeze(-1)
         return self.estimate - quantile * self.standard_error, self.estimate + quantile * self.standard_error
 
 
@@ -69,4 +68,4 @@ def contrast_test(
     rank = torch.tensor([len(contrast)], device=beta.device)
     if dof is None:
         return statistic, chi2_sf(statistic, rank * n_logits)
-    return statistic, trace_sf(statistic, rank, n_logits, dof)
+    return statistic, trace_sf(statistic, rank, n_logits, dof.unsqueeze(-1))

@@ -68,7 +68,7 @@ def test_products_are_those_of_the_whole_matrices(fit):
 
 def test_the_law_of_one_column_is_hotelling_s():
     statistic = torch.tensor([[0.5, 9.0, 80.0]] * N_GENES, dtype=torch.float64)
-    found = trace_sf(statistic, torch.ones(3), Q, torch.full((N_GENES,), 46.0, dtype=torch.float64))
+    found = trace_sf(statistic, torch.ones(3), Q, torch.full((N_GENES, 1), 46.0, dtype=torch.float64))
     np.testing.assert_allclose(found[0], f.sf((46 - Q + 1) / (46 * Q) * statistic[0], Q, 46 - Q + 1), rtol=1e-10)
 
 
@@ -77,12 +77,12 @@ def test_the_law_of_more_columns_is_that_of_normal_residuals():
     hypothesis, error = rng.normal(size=(20000, 2, Q)), rng.normal(size=(20000, 25, Q))
     between, within = (np.einsum("bnq,bnk->bqk", x, x) for x in (hypothesis, error))
     trace = 25 * np.trace(np.linalg.solve(within, between), axis1=1, axis2=2)
-    dof = torch.tensor([25.0], dtype=torch.float64)
+    dof = torch.tensor([[25.0]], dtype=torch.float64)
     pvalue = trace_sf(torch.from_numpy(trace)[None], torch.full((20000,), 2), Q, dof)
     for level in (0.05, 0.01):
         low, high = binom.ppf([0.0005, 0.9995], 20000, level)
         assert low <= int((pvalue < level).sum()) <= high
-    few, one = torch.tensor([Q + 3.0], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    few, one = torch.tensor([[Q + 3.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     assert torch.isnan(trace_sf(one, torch.full((1,), 2), Q, few)).all()
     assert torch.isfinite(trace_sf(one, torch.ones(1), Q, few)).all()
     assert torch.isnan(trace_sf(one, torch.ones(1), Q, few - 4)).all()
@@ -90,7 +90,7 @@ def test_the_law_of_more_columns_is_that_of_normal_residuals():
 
 def test_a_statistic_that_rounding_made_negative_has_p_value_one(fit):
     statistic = torch.tensor([[-1e-9, torch.nan]] * N_GENES, dtype=torch.float64)
-    found = trace_sf(statistic, torch.tensor([1, 2]), Q, dispersion_of(*fit, 1).dof)
+    found = trace_sf(statistic, torch.tensor([1, 2]), Q, dispersion_of(*fit, 1).dof[:, None])
     assert (found[:, 0] == 1).all() and torch.isnan(found[:, 1]).all()
 
 
@@ -107,8 +107,11 @@ def over_dispersed(n_genes, n_spots, concentration=4.0):
     eta = torch.tensor([0.5, -0.5, 0.0], dtype=torch.float64).expand(n_genes, n_spots, 3)
     law = DirichletMultinomial(concentration)
     counts = law.sample(totals.expand(n_genes, -1), eta, generator=generator)
-    repeats = ((totals - 1).clamp_min(0) / totals.clamp_min(1)).expand(n_genes, -1)
-    return Multinomial().score(counts, eta), Multinomial().information(counts, eta), repeats, totals
+    return Multinomial().score(counts, eta), Multinomial().information(counts, eta), repeated(totals, n_genes), totals
+
+
+def repeated(totals, n_genes):
+    return ((totals - 1).clamp_min(0) / totals.clamp_min(1)).expand(n_genes, -1)
 
 
 def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
@@ -118,7 +121,23 @@ def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
     expected = (((totals + 4) / 5)[:, None, None] * blocks[0])[totals > 0]
     for gene in found.variance:
         torch.testing.assert_close(gene[totals > 0], expected, rtol=0.1, atol=0.05)
-    assert ((found.dof > effective(blocks)) & (found.dof < (totals > 0).sum())).all()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_degrees_of_freedom_are_those_of_the_variance_of_a_combination(deep):
+    """Ten deep spots among single counts: few for what differs between the former, many for the rest. Multinomial."""
+    generator = torch.Generator().manual_seed(2)
+    totals = torch.cat([torch.full((10,), 60.0), torch.ones(600), torch.full((60,), 5.0)]).double()
+    eta = torch.zeros(4000, len(totals), 1, dtype=torch.float64)
+    counts = Multinomial().sample(totals.expand(4000, -1), eta, generator=generator)
+    blocks = Multinomial().information(counts, eta)
+    found = excess_of(Multinomial().score(counts, eta), blocks, repeated(totals, 4000), 1)
+    column = torch.where(torch.arange(len(totals)) < 10, float(deep), float(not deep)).double()
+    variance = (column * found.variance[..., 0, 0]).sum(1)
+    claimed = found.dof(column * blocks[..., 0, 0]) + 1
+    seen = 2 * variance.mean().square() / variance.var()
+    assert float(claimed.median()) == pytest.approx(float(seen), rel=0.3)
+    assert (seen < 15) == deep
 
 
 def test_excess_moves_with_the_basis_of_the_logits():
@@ -128,20 +147,25 @@ def test_excess_moves_with_the_basis_of_the_logits():
         excess_of(*both, repeats, 2) for both in ((residual, blocks), (residual @ basis.T, basis @ blocks @ basis.T))
     )
     torch.testing.assert_close(moved.variance, basis @ ours.variance @ basis.T)
-    torch.testing.assert_close(moved.dof, ours.dof)
+    torch.testing.assert_close(moved.dof(repeats), ours.dof(repeats))
 
 
 def test_single_counts_have_no_excess():
-    residual, blocks, _, _ = over_dispersed(3, 60)
-    found = excess_of(residual, blocks, torch.zeros(3, 60, dtype=torch.float64), 2)
-    torch.testing.assert_close(found.variance, blocks)
-    torch.testing.assert_close(found.dof, effective(blocks) - 2)
-
-
-def test_variance_stays_positive_where_residuals_scatter_too_little():
     residual, blocks, repeats, _ = over_dispersed(3, 60)
-    found = excess_of(0.01 * residual, blocks, repeats, 2).variance
-    assert (torch.linalg.eigvalsh(found) >= -1e-9).all()
+    found = excess_of(residual, blocks, torch.zeros_like(repeats), 2)
+    torch.testing.assert_close(found.variance, blocks)
+    torch.testing.assert_close(found.dof(repeats), effective(blocks) - 2)
+
+
+def test_no_spot_has_a_negative_variance_where_residuals_scatter_too_little():
+    """Usage differs between the spots, so that they inform on different logits."""
+    usage = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]], dtype=torch.float64)
+    eta = (usage[:, :2] / usage[:, 2:]).log().repeat(20, 1).expand(3, -1, -1)
+    totals = torch.full((60,), 30.0, dtype=torch.float64)
+    counts = Multinomial().sample(totals.expand(3, -1), eta, generator=torch.Generator().manual_seed(0))
+    residual, blocks = Multinomial().score(counts, eta), Multinomial().information(counts, eta)
+    found = excess_of(0.01 * residual, blocks, repeated(totals, 3), 2).variance
+    assert (torch.linalg.eigvalsh(found) > 0).all()
 
 
 def test_excess_of_a_gene_without_information_or_degrees_of_freedom_fails_alone():
@@ -149,5 +173,6 @@ def test_excess_of_a_gene_without_information_or_degrees_of_freedom_fails_alone(
     residual[1, :, 0], blocks[1, :, 0], blocks[1, ..., 0] = 0.0, 0.0, 0.0
     residual[2, 0, 0] = torch.nan
     found = excess_of(residual, blocks, repeats, torch.tensor([2.0, 2.0, 2.0, 80.0], dtype=torch.float64))
-    assert torch.isnan(found.dof[1:]).all() and torch.isfinite(found.dof[0])
+    dof = found.dof(repeats)
+    assert torch.isnan(dof[1:]).all() and torch.isfinite(dof[0])
     assert torch.isfinite(found.variance[0]).all()
