@@ -1,6 +1,6 @@
 """Size of every test where usage varies more than the multinomial's, by likelihood: Dirichlet-multinomial counts.
 
-    python -m tests.studies.overdispersion [--genes 500]
+    python -m tests.studies.overdispersion [--genes 500] [--model glm]
 
 A 16 × 16 grid, ten counts a spot on average, concentration 5, nothing spatial, and no effect of three covariates: a
 smooth one, an independent one, and one that goes with the spots' depth (the log of it, with noise). Depth is log-normal
@@ -78,9 +78,11 @@ def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> d
     return found
 
 
-def main(n_genes: int) -> None:
+def main(n_genes: int, only: str | None) -> None:
     at = commit()
     for model_type, n_isos, kind, spread in CASES:
+        if only not in (None, model_type):
+            continue
         adata = overdispersed(n_genes=n_genes, n_isos=n_isos, n_spots=256, seed=n_isos, spread=spread)
         began = time.process_time()
         likelihood = None if kind is None else kind()
@@ -102,4 +104,6 @@ def main(n_genes: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--genes", type=int, default=500)
-    main(parser.parse_args().genes)
+    parser.add_argument("--model", choices=["glm", "glmm-full"], help="only the rows of this model")
+    given = parser.parse_args()
+    main(given.genes, given.model)
