@@ -248,18 +248,18 @@ def explanation(row: dict) -> str:
     for method, pvalue in known.items():
         apart = (pvalue < 0.01 <= score) or (pvalue > 0.05 >= score)
         if apart and abs(norm.isf(pvalue) - norm.isf(score)) > MARGIN:
-            reasons = [text for text, p in alternatives(method, row) if closer(score, pvalue, p)]
-            reasons += [text for text, p in other_ratios(method, row) if closer(pvalue, score, p)]
+            reasons = [text for text, p in alternatives(method, row) if reaches(score, pvalue, p)]
+            reasons += [text for text, p in other_ratios(method, row) if reaches(pvalue, score, p)]
             found.append(
                 f"{method} {pvalue:.2g}: {reasons[0] if reasons else 'not explained; ' + numbers(method, row)}"
             )
     return "; ".join(found)
 
 
-def closer(start: float, end: float, found: float) -> bool:
-    """Whether a p-value is at least half the way from one to the other, in normal deviates."""
-    a, b, c = norm.isf(np.clip([start, end, found], 1e-300, 1 - 1e-9))
-    return bool(abs(c - b) <= abs(a - b) / 2)
+def reaches(start: float, end: float, found: float) -> bool:
+    """Whether a p-value is at least half the way from one to the other, in normal deviates (.99 the most)."""
+    a, b, c = norm.isf(np.clip([start, end, found], 1e-300, 0.99))
+    return bool((c - a) * np.sign(b - a) >= abs(b - a) / 2)
 
 
 def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
@@ -281,12 +281,8 @@ def alternatives(method: str, row: dict) -> list[tuple[str, float]]:
         return [(f"undamped kernel (score with it {row[UNDAMPED]:.2g})", row[UNDAMPED])]
     if method in ("wald", "lrt"):
         text = f"σ {row['sigma with']:.2f} and θ {row['theta with']:.2f} once the covariate is in the model"
-        text = f"{text}, {row['sigma']:.2f} and {row['theta']:.2f} before (score there {row[WITH_COVARIATE]:.2g}"
-        between = sorted((row["score"], row[WITH_COVARIATE]))
-        found = [(f"{text})", row[WITH_COVARIATE])]
-        if method == "lrt" and between[0] <= row["lrt"] <= between[1]:
-            found.append((f"{text}; the ratio is of both models, and between)", row["lrt"]))
-        return found
+        text = f"{text}, {row['sigma']:.2f} and {row['theta']:.2f} before (score there {row[WITH_COVARIATE]:.2g})"
+        return [(text, row[WITH_COVARIATE])]
     if method == "peer score":
         at, raw = row[THEIR_VARIANCE], row[UNADJUSTED]
         variances = (
