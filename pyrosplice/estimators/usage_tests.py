@@ -47,7 +47,8 @@ class UsageTests(UsageModels):
             adjusts for the covariates if ``fit(with_design_mtx=True)`` was called.
             ``"llr"``: likelihood ratio of the models with and without spatial variance, each at its own *marginal*
             optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
-            found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``.
+            found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``. Depends on which
+            isoform is the last, which the random effect is about.
         use_perm_null
             P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law: a
             mixture of χ² for the score, for ``"llr"`` see ``null_law``.

@@ -170,9 +170,10 @@ class ScoreVariance:
             return self.source.dof
         metric = rows.mT @ _solve(rows @ self.information @ rows.mT, rows)
         n_genes, n_logits = len(rows), self.fit.residual.shape[-1]
-        metric = metric.reshape(n_genes, -1, n_logits, self.columns.shape[1], n_logits)
-        spots = torch.einsum("ns,bsqtr,nt->bnqr", self.columns, metric, self.columns)
-        return self.source.dof((spots * self.fit.spot_precision).sum((-2, -1)))
+        metric = metric.reshape(n_genes, -1, n_logits, self.columns.shape[1], n_logits).transpose(2, 3)
+        pairs = (self.columns[:, :, None] * self.columns[:, None]).flatten(1)
+        spots = pairs @ metric.flatten(3).flatten(1, 2)  # of each spot Q × Q
+        return self.source.dof((spots * self.fit.spot_precision.flatten(2)).sum(-1))
 
 
 def score_variance(
