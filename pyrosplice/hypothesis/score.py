@@ -72,11 +72,14 @@ class CovariateTest:
         ``(B, T)``; NaN where not estimable.
     dof
         Degrees of freedom ``(T,)``.
+    residual_dof
+        Those of the residuals, ν ``(B, T)``; None with the model's variance.
     """
 
     statistic: Tensor
     pvalue: Tensor
     dof: Tensor
+    residual_dof: Tensor | None = None
 
 
 def information_product(information: Tensor) -> PrecisionProduct:
@@ -139,7 +142,8 @@ def score_test(
     ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
     if observed is None:
         return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits)
-    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, torch.stack(dof, -1)), ranks * n_logits)
+    own = torch.stack(dof, -1)
+    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, own), ranks * n_logits, own)
 
 
 @dataclass(frozen=True)
