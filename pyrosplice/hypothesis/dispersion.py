@@ -34,8 +34,10 @@ weights as for normal residuals, in three rounds from R = 0; it is bounded below
 has variance :math:`(X \otimes I)' S (X \otimes I)`. Its degrees of freedom are those of the estimate of R as far as it
 matters to a combination of the score: with :math:`g_i` what spot i adds to the combination's variance by the model,
 
-.. math:: \nu = n - p, \qquad
-   n = \Big(\sum_i g_i f_i\Big)^2 \sum_i (c_i w_i / f_i)^2 \Big/ \Big(\sum_i g_i c_i w_i\Big)^2 .
+.. math:: \nu = n\, (1 - p / n_w), \qquad
+   n = \Big(\sum_i g_i f_i\Big)^2 \sum_i (c_i w_i / f_i)^2 \Big/ \Big(\sum_i g_i c_i w_i\Big)^2 ,
+
+and :math:`n_w` is n for g = w.
 
 A χ² statistic of c columns that is made with either is a Lawley–Hotelling trace: of one column Hotelling's T² on ν
 (with Φ, n − p) degrees of freedom. Sources: McCullagh (1983) Ann. Statist. 11:59 and Williams (1982) Appl. Statist.
@@ -98,8 +100,8 @@ class Excess:
     ----------
     variance
         S, ``(B, N, Q, Q)``; NaN for a gene that has none.
-    inflation, loading
-        f and c w, ``(B, N)``.
+    inflation, share, loading
+        f, w and c w, ``(B, N)``.
     spots
         n of a gene in which no spot has two counts, so that S is known, else NaN, ``(B,)``.
     n_coefficients
@@ -108,17 +110,21 @@ class Excess:
 
     variance: Tensor
     inflation: Tensor
+    share: Tensor
     loading: Tensor
     spots: Tensor
     n_coefficients: Tensor | int
 
     def dof(self, weight: Tensor) -> Tensor:
         """ν ``(B,)`` of a combination of the score with these g ``(B, N)``; NaN where it is not above 0."""
+        room = 1 - self.n_coefficients / self._spots(self.share)
+        known = (room > 0) & torch.isfinite(self.variance).flatten(1).all(-1)
+        return torch.where(known, (self._spots(weight) * room).clamp_max(MOST), torch.nan)
+
+    def _spots(self, weight: Tensor) -> Tensor:
         known = (self.loading / self.inflation).square().sum(1)
         ratio = (weight * self.inflation).sum(1) / (weight * self.loading).sum(1)
-        spots = torch.where(torch.isnan(self.spots), ratio.square() * known, self.spots)
-        dof = spots.clamp_max(MOST) - self.n_coefficients
-        return torch.where((dof > 0) & torch.isfinite(self.variance).flatten(1).all(-1), dof, torch.nan)
+        return torch.where(torch.isnan(self.spots), ratio.square() * known, self.spots)
 
 
 def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coefficients: Tensor | int) -> Excess:
@@ -163,7 +169,7 @@ def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coeff
     variance = factor[:, None] @ variance @ factor.mT[:, None]
     variance = torch.where(failed[:, None, None, None], torch.nan, variance)
     spots = torch.where(single, share.square().sum(-1).reciprocal(), torch.nan)
-    return Excess(variance, inflation, repeats * share, spots, n_coefficients)
+    return Excess(variance, inflation, share, repeats * share, spots, n_coefficients)
 
 
 def _solve_between(weight: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
