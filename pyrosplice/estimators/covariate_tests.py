@@ -157,19 +157,23 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
     model, beta = spec.rebuild_estimable(counts, genes), stacked(genes)["beta"]
     information, scaling = model.observed_information()
     n_genes, _, n_logits = beta.shape
-    eye, variance = torch.eye(n_logits, dtype=torch.float64), None
-    if robust:
-        fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
-        expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
-        variance = score_variance(fit, covariates, expected, covariates.shape[1])
-    recode, found = torch.kron(torch.from_numpy(design.coding), eye), []
-    for given in (None, None if variance is None else variance.matrix):
-        covariance = covariance_from_information(information, scaling, n_logits, given)
-        known = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
-        found.append(recode @ torch.where(known, covariance, torch.nan) @ recode.T)
+    eye = torch.eye(n_logits, dtype=torch.float64)
+    recode = torch.kron(torch.from_numpy(design.coding), eye)
     back = (recode @ torch.kron(scaling.matrix, eye)).expand(n_genes, -1, -1)
     influence = solve_curvature(information, back.mT).mT
-    return Estimates(beta, found[1], found[0], variance, influence)
+
+    def coded(covariance: Tensor) -> Tensor:
+        known = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
+        return recode @ torch.where(known, covariance, torch.nan) @ recode.T
+
+    by_model = coded(covariance_from_information(information, scaling, n_logits))
+    if not robust:
+        return Estimates(beta, by_model, by_model, None, influence)
+    fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
+    expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
+    variance = score_variance(fit, covariates, expected, covariates.shape[1])
+    covariance = coded(covariance_from_information(information, scaling, n_logits, variance.matrix))
+    return Estimates(beta, covariance, by_model, variance, influence)
 
 
 def score_of_terms(
@@ -218,7 +222,8 @@ def ratio_of_terms(
     if not robust:
         return statistic, pvalue
     model = spec.rebuild(counts, [gene[0] for gene in fits])
-    score, plain = (_score_test(linearised(model), design, terms, variance) for variance in (True, False))
+    null = linearised(model)
+    score, plain = (_score_test(null, design, terms, variance) for variance in (True, False))
     if score.residual_dof is None:
         raise AssertionError("a robust test has the degrees of freedom of the residuals")
     factor = torch.where(plain.statistic == 0, 1.0, score.statistic / plain.statistic)

@@ -270,13 +270,11 @@ class UsageTests(UsageModels):
         ]
 
     def _usage_score(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
-        task, tests = covariate_tests.score_of_terms, GeneTests.blank((self.n_genes, len(terms)))
-        for some in same_nuisance(terms):
-            group = [terms[t] for t in some]
-            genes, spec = self._fit_with(group[0].nuisance, show=show), self._spec_with(group[0].nuisance)
-            found = self._linearised_tests(task, spec, genes, group, robust, description="score", show=show)
-            tests.statistic[:, some], tests.pvalue[:, some] = found.statistic, found.pvalue
-        return tests
+        def fits(group: list[Term]) -> Sequence[Any]:
+            return self._fit_with(group[0].nuisance, show=show)
+
+        task = covariate_tests.score_of_terms
+        return self._tests_by_nuisance(task, terms, fits, robust, description="score", show=show)
 
     def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
         genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)
@@ -307,19 +305,29 @@ class UsageTests(UsageModels):
         fits: dict[tuple[int, ...], list[FittedGene]] = {}
         for columns in dict.fromkeys(columns for term in terms for columns in (term.full, term.nuisance)):
             fits[columns] = self._fit_with(columns, show=show)
+
+        def own(group: list[Term]) -> Sequence[Any]:
+            return list(zip(fits[group[0].nuisance], *(fits[term.full] for term in group), strict=True))
+
+        task = covariate_tests.ratio_of_terms
+        return self._tests_by_nuisance(task, terms, own, robust, description="lrt", show=show)
+
+    def _tests_by_nuisance(
+        self,
+        task: Callable[..., tuple[Tensor, Tensor]],
+        terms: Sequence[Term],
+        fits: Callable[[list[Term]], Sequence[Any]],
+        robust: bool,
+        *,
+        description: str,
+        show: bool,
+    ) -> GeneTests:
+        """``task`` for terms with the same nuisance together, with the model of the nuisance, at their ``fits``."""
         tests = GeneTests.blank((self.n_genes, len(terms)))
         for some in same_nuisance(terms):
             group = [terms[t] for t in some]
-            own = list(zip(fits[group[0].nuisance], *(fits[term.full] for term in group), strict=True))
-            found = self._linearised_tests(
-                covariate_tests.ratio_of_terms,
-                self._spec_with(group[0].nuisance),
-                own,
-                group,
-                robust,
-                description="lrt",
-                show=show,
-            )
+            spec = self._spec_with(group[0].nuisance)
+            found = self._linearised_tests(task, spec, fits(group), group, robust, description=description, show=show)
             tests.statistic[:, some], tests.pvalue[:, some] = found.statistic, found.pvalue
         return tests
 

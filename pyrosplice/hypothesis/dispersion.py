@@ -149,7 +149,7 @@ def excess_of(residual: Tensor, spot_precision: Tensor, repeats: Tensor, n_coeff
     whitened = torch.linalg.solve_triangular(factor[:, None], whitened.mT, upper=False)  # sums to one over the spots
     scores = torch.linalg.solve_triangular(factor, residual.mT, upper=False).mT
     share = torch.diagonal(whitened, dim1=-2, dim2=-1).mean(-1)
-    leverage = n_coefficients * share if isinstance(n_coefficients, int) else n_coefficients[:, None] * share
+    leverage = torch.as_tensor(n_coefficients).to(share).reshape(-1, 1) * share
     largest = torch.linalg.eigvalsh(torch.where(failed[:, None, None, None], 0.0, whitened))[..., -1]
     floor = -SLACK / (repeats * largest).amax(1).clamp_min(1e-300)
     single = (repeats == 0).all(1)  # no spot with two counts: nothing can be more variable

@@ -133,12 +133,12 @@ def score_test(
         width = base.shape[1] * n_logits
         weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
         part, variance, projection = _without_nuisance(score @ weights, weights.T @ information @ weights, width)
-        known = torch.isfinite(_quadratic(variance, part))
+        value = plain = _quadratic(variance, part)
         if observed is not None:
             rows = projection @ weights.T
             dof.append(observed.dof(rows))
-            variance = rows @ observed.matrix @ rows.mT
-        found.append(torch.where(known, _quadratic(variance, part), torch.nan))
+            value = _quadratic(rows @ observed.matrix @ rows.mT, part)
+        found.append(torch.where(torch.isfinite(plain), value, torch.nan))
     ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
     if observed is None:
         return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits)

@@ -14,8 +14,6 @@ from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.hypothesis.chi2_mixture import chi2_mixture_sf
 from pyrosplice.hypothesis.score import (
-    CovariateTest,
-    Linearised,
     covariate_information,
     information_product,
     score_test,
@@ -74,13 +72,9 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.Data
 
 def own_score(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
     """The score test of one covariate at the fits of a model that knows none."""
-    tests = [robust_score(linearised(model.get_gene_model(name)), column) for name in model.gene_names]
+    tests = [score_test(linearised(model.get_gene_model(name)), column, robust=True) for name in model.gene_names]
     found = {key: [float(getattr(test, key)) for test in tests] for key in ("statistic", "pvalue")}
     return {"gene": model.gene_names, **found}
-
-
-def robust_score(fit: Linearised, column: torch.Tensor) -> CovariateTest:
-    return score_test(fit, column, robust=True)
 
 
 def undamped_score(model: SplisosmGLMM) -> dict[str, object]:
@@ -101,7 +95,7 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
         sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
         fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta, eps=1e-15)})
         linear = linearised(fit)
-        residual, test = linear.residual, robust_score(linear, column)
+        residual, test = linear.residual, score_test(linear, column, robust=True)
         rows[THEIR_VARIANCE].append((float(test.statistic), float(test.pvalue)))
         weight = information_product(fit.posterior_mode().step.information)
         n_logits = residual.shape[-1]
