@@ -212,8 +212,8 @@ def ratio_of_terms(
     ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
     ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
-    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, and with a likelihood that is not
-    log-concave, of which the curvature is slow to find, the quotient is that of the score statistics.
+    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away the quotient is that of the score
+    statistics.
     """
     log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
     ranks = torch.tensor([len(term.columns) for term in terms])
@@ -221,13 +221,12 @@ def ratio_of_terms(
     statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], ranks * n_logits)
     if not robust:
         return statistic, pvalue
-    model = spec.rebuild(counts, [gene[0] for gene in fits])
-    null = linearised(model)
+    null = linearised(spec.rebuild(counts, [gene[0] for gene in fits]))
     score, plain = (_score_test(null, design, terms, variance) for variance in (True, False))
     if score.residual_dof is None:
         raise AssertionError("a robust test has the degrees of freedom of the residuals")
     factor = torch.where(plain.statistic == 0, 1.0, score.statistic / plain.statistic)
-    for t, term in enumerate(terms if model.likelihood.log_concave else ()):
+    for t, term in enumerate(terms):
         own, larger = design.only(term.full), [gene[1 + t] for gene in fits]
         found = estimates(counts, spec.with_design(own), larger, own, robust)
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]

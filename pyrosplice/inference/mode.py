@@ -31,6 +31,8 @@ from pyrosplice.linalg.solver import Factor, SpatialSolver
 from pyrosplice.models.likelihoods import Likelihood
 
 PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
+NEAR, NEARER = 0.1, 1e-3  # decrement at which exact steps are tried, and how much nearer they are tried again
+ROUNDING = 1e-10  # decrement below which one that no longer falls is rounding
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ class MixedModel:
             value -= 0.5 * (latents.field * self.solver.prior(latents.field)).sum((1, 2))
         return value + self.constant
 
-    def newton(self, parameters: Parameters, latents: Latents, *, exact: bool = True) -> NewtonStep:
+    def newton(self, parameters: Parameters, latents: Latents, *, exact: Tensor | None = None) -> NewtonStep:
         """Factorise at ``latents`` and solve for the Newton step to the mode.
 
-        Not ``exact``: with the positive part of each spot's information, so that the step always ascends.
+        Genes that are not ``exact`` (B,): with the positive part of each spot's information, whose step always ascends.
         """
         return NewtonStep(self, parameters, latents, exact=exact)
 
@@ -176,17 +178,30 @@ class MixedModel:
 
         Newton's method with step halving, each gene with its own step. Stops when the Newton decrement of every
         gene is at most ``tolerance`` nats²; that last step is taken too. Where the likelihood is not log-concave the
-        search uses the positive part of the information, and the last step the information itself: a gene whose
-        posterior has no Gaussian curvature at its mode is then NaN, and not ``converged``.
+        search begins with the positive part of the information and goes on with the information itself, from near the
+        mode: a gene whose posterior has no Gaussian curvature at its mode is then NaN, and not ``converged``.
         """
-        concave = self.likelihood.log_concave
         value = self.log_joint(parameters, latents)
+        exact = torch.full_like(value, self.likelihood.log_concave, dtype=torch.bool)
+        near = torch.where(exact, 0.0, NEAR)  # decrement at which a gene's search turns exact
+        before, ended = torch.full_like(value, torch.inf), torch.zeros_like(exact)
         for iteration in range(max_iter):
-            step = self.newton(parameters, latents, exact=concave)
-            done = ~(step.decrement > tolerance)  # NaN counts as done: the gene fails alone
-            latents, value = self._line_search(step, value, ~done)
+            step = self.newton(parameters, latents, exact=exact)
+            early = exact & ~torch.isfinite(step.decrement) & (near > tolerance)
+            if bool(early.any()):  # not curved here, but perhaps at the mode
+                exact, near = exact & ~early, torch.where(early, NEARER * near, near)
+                step = self.newton(parameters, latents, exact=exact)
+            failed = ~torch.isfinite(step.decrement)  # alone
+            rounding = (step.decrement < ROUNDING) & (step.decrement > 0.5 * before)
+            done = failed | ended | (exact & ((step.decrement <= tolerance) | rounding))
+            moved, reached = self._line_search(step, value, ~done)
+            if bool(failed.any()):
+                moved, reached = moved.replaced(failed, latents.select(failed)), torch.where(failed, value, reached)
+            latents, value = moved, reached
             if bool(done.all()):
                 break
+            before = torch.where(exact, step.decrement, torch.inf)
+            exact = exact | (step.decrement <= near.clamp_min(tolerance))
             slow = (~done).nonzero()[:, 0]
             if iteration >= PATIENCE and 2 * len(slow) <= len(done):
                 rest = self.select(slow).mode(
@@ -194,14 +209,8 @@ class MixedModel:
                 )
                 latents = latents.replaced(slow, rest.latents)
                 value = value.index_copy(0, slow, rest.log_joint)
-        if not concave:
-            step = self.newton(parameters, latents)
-            polished = latents.moved(step.direction)
-            found = self.log_joint(parameters, polished)
-            better = (found >= value).to(value)  # where rounding decides, stay
-            latents = latents.moved(step.direction.finite(), better)
-            value = torch.where(found >= value, found, value)
-        return Mode(step, latents, value, done)
+                exact[slow], near[slow], ended[slow] = True, 0.0, ~rest.converged
+        return Mode(step, latents, value, done & ~ended)
 
     def _line_search(self, step: NewtonStep, value: Tensor, checked: Tensor) -> tuple[Latents, Tensor]:
         """Halve the steps of the ``checked`` genes that do not bring enough."""
@@ -221,15 +230,17 @@ class MixedModel:
 class NewtonStep:
     """The Newton system of a batch of genes at given random effects, factorised."""
 
-    def __init__(self, model: MixedModel, parameters: Parameters, latents: Latents, *, exact: bool = True):
+    def __init__(self, model: MixedModel, parameters: Parameters, latents: Latents, *, exact: Tensor | None = None):
         self.model, self.parameters, self.latents = model, parameters, latents
         a, c = parameters.spatial[:, None], parameters.white
         eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.eta = eta
         self.score = model.likelihood.score(model.counts, eta)
         self.information = model.likelihood.information(model.counts, eta)
-        if not exact:
-            self.information = positive_part(self.information)
+        if exact is not None and not bool(exact.all()):
+            self.information = torch.where(
+                exact[:, None, None, None], self.information, positive_part(self.information)
+            )
         scaled = sandwich(c, self.information, c)
         torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
         self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E

@@ -6,25 +6,22 @@ import torch
 from torch import Tensor
 
 from pyrosplice.inference.newton import solve_curvature
-from pyrosplice.inference.objective import FINAL_TOLERANCE, ModeObjective
+from pyrosplice.inference.objective import ModeObjective
 
-EXACT = (3e-5, 1e-20)  # step, and Newton decrement (nats²) at which the gradient is exact to rounding
-COARSE = (1e-3, FINAL_TOLERANCE)  # where the mode is reached too slowly for that
+STEP, ROUNDING = 3e-5, 1e-20  # of the differences; Newton decrement (nats²) at which the gradient is exact to rounding
 
 
 def observed_information(objective: ModeObjective, point: Tensor) -> Tensor:
     """Hessian of the loss at ``point`` (B, d), by central differences: (B, d, d).
 
-    Steps in units of the unknowns (logits, σ, radians), which the loss is smooth in: 3e-5, or 1e-3 for likelihoods that
-    are not log-concave; 2 d evaluations.
+    Steps of 3e-5 in units of the unknowns (logits, σ, radians), which the loss is smooth in; 2 d evaluations.
     """
     genes, columns = torch.arange(len(point), device=point.device), []
-    size, tolerance = EXACT if objective.model.likelihood.log_concave else COARSE
     for unknown in range(point.shape[1]):
         step = torch.zeros_like(point)
-        step[:, unknown] = size
-        above, below = (objective.evaluate(genes, point + sign * step, tolerance=tolerance)[1] for sign in (1, -1))
-        columns.append((above - below) / (2 * size))
+        step[:, unknown] = STEP
+        above, below = (objective.evaluate(genes, point + sign * step, tolerance=ROUNDING)[1] for sign in (1, -1))
+        columns.append((above - below) / (2 * STEP))
     hessian = torch.stack(columns, -1)
     return 0.5 * (hessian + hessian.mT)
 

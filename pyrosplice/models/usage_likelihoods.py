@@ -2,10 +2,15 @@ r"""Likelihoods of isoform usage beside the multinomial: two isoforms, and more 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from pyrosplice.linalg.blocks import matvec
 from pyrosplice.models.likelihoods import Likelihood, Multinomial, draw_multinomial, usage_of
+from pyrosplice.models.rising import log_rising, rising_bend, rising_slope, rising_twist
 
 
 class Binomial(Multinomial):
@@ -53,9 +58,8 @@ class DirichletMultinomial(Likelihood):
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` without the multinomial coefficient."""
-        size, alpha = self._size(eta), self._alpha(eta)
-        whole = torch.lgamma(size) - torch.lgamma(counts.sum(-1) + size)
-        return whole + (torch.lgamma(counts + alpha) - torch.lgamma(alpha)).sum(-1)
+        size, alpha = self._size(eta), self._alpha(self.mean(eta))
+        return log_rising(alpha, counts).sum(-1) - log_rising(size, counts.sum(-1))
 
     def mean(self, eta: Tensor) -> Tensor:
         """``softmax([η, 0])``."""
@@ -63,37 +67,75 @@ class DirichletMultinomial(Likelihood):
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A usage from the Dirichlet distribution, then molecules."""
-        alpha = self._alpha(eta).clamp_min(1e-12)
+        alpha = self._alpha(self.mean(eta)).clamp_min(1e-12)
         gamma = torch._standard_gamma(alpha.contiguous(), generator=generator).clamp_min(1e-300)
         return draw_multinomial(totals, gamma / gamma.sum(-1, keepdim=True), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``u_m − p_m Σ u`` with ``u = α (ψ(y + α) − ψ(α))``."""
-        usage, slope, _ = self._parts(counts, eta)
+        usage, _, slope = self._slope(counts, eta)
         return (slope - usage * slope.sum(-1, keepdim=True))[..., :-1]
+
+    @torch.no_grad()
+    def information(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """:meth:`curvature`, as numbers."""
+        return self.curvature(counts, eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``−v_m δ_ml + v_m p_l + p_m v_l + p_m (δ_ml − p_l) Σu − p_m p_l Σv`` with ``v = du / d log α``."""
-        usage, slope, bend = self._parts(counts, eta)
+        usage, alpha, slope = self._slope(counts, eta)
+        bend = alpha.square() * rising_bend(alpha, counts) + slope
         total, p, v = slope.sum(-1)[..., None, None], usage[..., :-1], bend[..., :-1]
         outer = v.unsqueeze(-1) * p.unsqueeze(-2)
         square = p.unsqueeze(-1) * p.unsqueeze(-2)
         diagonal = torch.diag_embed(p * total.squeeze(-1) - v)
         return diagonal + outer + outer.mT - square * (total + bend.sum(-1)[..., None, None])
 
-    def _parts(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p, u and v, each ``(..., N, K)``."""
-        alpha = self._alpha(eta)
-        slope = alpha * (torch.digamma(counts + alpha) - torch.digamma(alpha))
-        bend = alpha.square() * (torch.polygamma(1, counts + alpha) - torch.polygamma(1, alpha))
-        return self.mean(eta), slope, bend + slope
+    def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
+        """``g_m − p_m Σg + p_m (h_m − p'h)``, g and h the derivatives in log α and, at fixed α, in p."""
+        usage, _, _, own, through = self._trace_gradient(counts, eta, weight)
+        through = usage * (through - (usage * through).sum(-1, keepdim=True))
+        return (own - usage * own.sum(-1, keepdim=True) + through)[..., :-1]
+
+    def hyper_gradient(
+        self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares."""
+        if weight is None:
+            weight = eta.new_zeros(*eta.shape, eta.shape[-1])
+        usage, slope, bend, own, _ = self._trace_gradient(counts, eta, weight)
+        size = self._size(eta)
+        single = slope.sum(-1) - size * rising_slope(size, counts.sum(-1))
+        whole = single - 0.5 * own.sum(-1)
+        if along is not None:
+            whole = whole + (along * (bend - usage * bend.sum(-1, keepdim=True))[..., :-1]).sum(-1)
+        return whole.sum(-1, keepdim=True), single.square().sum(-1, keepdim=True)
+
+    def _trace_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """p, u, v, and derivatives of ``tr(C W)`` in log α and, at fixed α, in p: each ``(..., N, K)``."""
+        usage, alpha, slope = self._slope(counts, eta)
+        second = alpha.square() * rising_bend(alpha, counts)
+        bend = slope + second
+        twist = bend + 2 * second + alpha**3 * rising_twist(alpha, counts)
+        diagonal = pad(torch.diagonal(weight, dim1=-2, dim2=-1), (0, 1))
+        product, turned = (pad(matvec(weight, x[..., :-1]), (0, 1)) for x in (usage, bend))
+        square = (product * usage).sum(-1, keepdim=True)
+        total, both = slope.sum(-1, keepdim=True), (slope + bend).sum(-1, keepdim=True)
+        own = ((diagonal * usage).sum(-1, keepdim=True) - square) * bend + (2 * product - diagonal - square) * twist
+        return usage, slope, bend, own, diagonal * total + 2 * turned - 2 * product * both
+
+    def _slope(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, α and u, each ``(..., N, K)``."""
+        usage = self.mean(eta)
+        alpha = self._alpha(usage)
+        return usage, alpha, alpha * rising_slope(alpha, counts)
 
     def _size(self, eta: Tensor) -> Tensor:
         return torch.as_tensor(self.concentration, dtype=eta.dtype, device=eta.device)
 
-    def _alpha(self, eta: Tensor) -> Tensor:
-        size = self._size(eta)
-        return (size.unsqueeze(-1) if size.ndim else size) * self.mean(eta)
+    def _alpha(self, usage: Tensor) -> Tensor:
+        size = self._size(usage)
+        return (size.unsqueeze(-1) if size.ndim else size) * usage
 
 
 class BetaBinomial(DirichletMultinomial):

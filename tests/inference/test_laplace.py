@@ -270,6 +270,26 @@ def test_hyperparameter_gradients_equal_the_dense_oracle(likelihood: Likelihood,
     torch.testing.assert_close(found.hyper_gradient((name,))[0], gradient, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("concentration", [0.1, 5.0, 1e9])
+@pytest.mark.parametrize("kind", ["sparse", "white"])
+def test_mode_is_reached_to_rounding_where_the_likelihood_is_not_log_concave(
+    concentration: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positive part of the information alone takes hundreds of steps, for the spots it calls flat."""
+    counts, design, car = small_problem()
+    coefficients = torch.tensor([[[0.3, -2.0], [1.4, 0.1]]], dtype=torch.float64)
+    spatial, white = torch.full((1, 2), 1.7, dtype=torch.float64), torch.full((1, 1, 2), 2.6, dtype=torch.float64)
+    solver, steps, newton = (SparseSolver(car.precision) if kind == "sparse" else None), [], MixedModel.newton
+    monkeypatch.setattr(MixedModel, "newton", lambda *args, **named: steps.append(0) or newton(*args, **named))
+    model = MixedModel(counts, design, solver, DirichletMultinomial(concentration))
+    mode = model.mode(Parameters(coefficients, spatial, white), model.zeros(), tolerance=1e-20)
+    assert bool(mode.converged.all())
+    assert len(steps) < 20
+    gradient = mode.step.pull_back(mode.score, mode.latents)
+    assert float(gradient.noise.abs().max()) < 1e-10
+    assert gradient.field.numel() == 0 or float(gradient.field.abs().max()) < 1e-10
+
+
 def test_a_posterior_without_curvature_is_reported_and_troubles_no_other_gene() -> None:
     """A mixture likelihood whose information is negative at the mode of one gene."""
 
