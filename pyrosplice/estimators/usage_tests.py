@@ -70,9 +70,7 @@ class UsageTests(UsageModels):
             ``n_jobs`` (that of ``fit``); ``null_law`` of ``"llr"``: ``"finite-sample"`` (default), simulated from each
             gene's linearised null model, given its estimate of σ, with 4,096 draws that are the same every time
             (:mod:`pyrosplice.hypothesis.ratio_null`), or ``"boundary"``, the limit
-            ½χ²₀ + ½χ²₁ (one θ; binomial weights for more), under which p-values are several times too large. The former
-            does not know that a likelihood estimates an over-dispersion of its own: a beta-binomial one rejects 10 % at
-            5 %; use ``"score"`` or ``n_bootstrap`` with it.
+            ½χ²₀ + ½χ²₁ (one θ; binomial weights for more), under which p-values are several times too large.
 
         Returns
         -------

@@ -20,6 +20,7 @@ from pyrosplice.estimators.gene_tests import PermutationNull, permutation_pvalue
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
+from pyrosplice.hypothesis.noise_freedom import noise_freedom
 from pyrosplice.hypothesis.ratio_null import spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 
@@ -133,10 +134,13 @@ def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) 
     if kernel is None:
         return spatial_likelihood_ratio_test(statistic / 2, torch.zeros_like(statistic), n_components=sigma.shape[1])[1]
     design = None if spec.design is None else torch.from_numpy(spec.design.values)
-    likelihood = MultinomGLMM(**spec.options).likelihood.bind(values)
+    unbound = MultinomGLMM(**spec.options).likelihood
+    likelihood = unbound.bind(values)
     eta = torch.stack([gene.fixed_predictor(pair.counts.shape[1], design) for gene in pair.null])
     information = likelihood.information(pair.counts, eta)
-    law = spatial_ratio_null(information, sigma, kernel, design=design, share_variance=sigma.shape[1] == 1)
+    freedom = noise_freedom(likelihood, unbound.free, pair.counts, eta, sigma) if unbound.free else None
+    shared = sigma.shape[1] == 1
+    law = spatial_ratio_null(information, sigma, kernel, design=design, share_variance=shared, freedom=freedom)
     return law.sf(statistic)
 
 

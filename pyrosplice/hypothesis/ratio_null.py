@@ -20,6 +20,10 @@ carries the law into the tail:
 
 .. math:: P(LR > x) = P(LR > 0)\; P(\chi^2_1 > x / a).
 
+A likelihood with an over-dispersion of its own has estimated v too, and may answer a spatial variance with less of it
+where σ² is 0 already. v is then :math:`v e^\delta`: of the size of the residuals, the share ρ² of what is known is
+spent on δ (:mod:`pyrosplice.hypothesis.noise_freedom`). The law is also given that the null's estimate of δ is 0.
+
 Sources: Crainiceanu & Ruppert (2004) JRSS B 66:165 for the spectral form; Greven et al. (2008) JCGS 17:870 for the
 scaled tail; Lehmann & Romano (2005) "Testing statistical hypotheses", ch. 4, for conditioning.
 """
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -40,6 +44,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
+from pyrosplice.hypothesis.noise_freedom import NoiseFreedom, freely_scaled
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
 from pyrosplice.hypothesis.variance_component import orthonormal_columns
 
@@ -72,6 +77,7 @@ def spatial_ratio_null(
     *,
     design: Tensor | None = None,
     share_variance: bool = True,
+    freedom: NoiseFreedom | None = None,
     n_draws: int = 4096,
     seed: int = 0,
 ) -> RatioNull:
@@ -89,6 +95,8 @@ def spatial_ratio_null(
         Covariates ``(N, P)`` of both models beside the intercept.
     share_variance
         One (σ, θ) for all logits, else one each.
+    freedom
+        Of the likelihood's estimated hyper-parameters; None if it has none.
     n_draws, seed
         Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
         a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
@@ -102,7 +110,10 @@ def spatial_ratio_null(
         raise InvalidArgumentError(f"n_draws: expected a power of two, found {n_draws}.")
     draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, seed)
     noise, variance = _noise(information, sigma.to(torch.float64), share_variance)
-    results = [_law(draws, v, s, share_variance) for v, s in zip(noise, variance, strict=True)]
+    none = torch.zeros_like(sigma)
+    both = torch.stack([none, none] if freedom is None else [freedom.share, freedom.floor], -1)
+    free = both.expand(-1, 1 if share_variance else information.shape[-1], -1).tolist()
+    results = [_law(draws, v, s, share_variance, f) for v, s, f in zip(noise, variance, free, strict=True)]
     return RatioNull(*(torch.stack(parts) for parts in zip(*results, strict=True)))
 
 
@@ -164,26 +175,28 @@ class _Draws:
         for squares, loads in zip(self.squares.split(size, 1), self.loads.split(size, 1), strict=True):
             yield replace(self, squares=squares, loads=loads)
 
-    def given(self, variance: Tensor, total: Tensor, logits: list[int]) -> Tensor:
-        """Factors (M,) of the sums of squares that give ``logits`` the estimate ``variance`` of their σ².
+    def given(self, variance: Tensor, total: Tensor, logits: list[int], share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Factors (M,) of the sums of squares that give ``logits`` the estimate ``variance`` of their σ², and pulls.
 
         Its equation is linear in them. Where the estimate is 0 they are at most what v explains: draws with an excess
-        are reflected, as direction and length are independent and the length is nearly symmetric.
+        are reflected, as direction and length are independent and the length is nearly symmetric. Where v is estimated
+        too, they fall short by less, and what else is known about v pulls it up by as much.
         """
         n_spots = float(self.dof.sum())
         residual = self.squares[logits].sum(-1) - self.loads[logits].sum(-2).square().sum(-1)
         excess = (residual / n_spots / total[:, None]).sum(0) / (1 / total).sum()
         error = (n_spots / 2 * total.square().reciprocal().sum()).rsqrt()
         if variance.max() > _ZERO * error:
-            return 1 / excess
-        return torch.minimum(excess, 2 - excess).clamp_min(0.0) / excess
+            return 1 / excess, torch.zeros_like(excess)
+        short = (excess - 1).abs() * (1 - share) ** 0.5
+        return (1 - short).clamp_min(0.0) / excess, short
 
-    def log_likelihood(self, logit: int, total: Tensor, model: _Model) -> Tensor:
-        """Profiled over the coefficients: data of variances ``total`` (M,), L models; (M, L)."""
+    def quadratic(self, logit: int, total: Tensor, model: _Model) -> Tensor:
+        """Of the residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
         quadratic = self.squares[logit] @ model.precision
         for row in model.whitening:
             quadratic -= (self.loads[logit].flatten(1) @ row).square_()
-        return quadratic.mul_(total[:, None]).add_(model.logdet).mul_(-0.5)
+        return quadratic.mul_(total[:, None])
 
 
 @dataclass(frozen=True)
@@ -206,29 +219,40 @@ class _Model:
         return cls(inverse.T.contiguous(), whitening, variances.log() @ draws.dof)
 
 
-def _law(draws: _Draws, noise: Tensor, variance: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
-    """``P(LR > 0)`` and a for one gene."""
+def _law(
+    draws: _Draws, noise: Tensor, variance: Tensor, shared: bool, free: Sequence[Sequence[float]]
+) -> tuple[Tensor, Tensor]:
+    """``P(LR > 0)`` and a for one gene, whose components are ``free`` by (ρ², floor)."""
     q = len(noise)
     logits = [list(range(q))] if shared else [[k] for k in range(q)]
-    ratio = torch.stack([_ratio(draws, noise, variance, together) for together in logits]).sum(0)
+    ratio = torch.stack([_ratio(draws, noise, variance, k, *f) for k, f in zip(logits, free, strict=True)]).sum(0)
     above = ratio > _POSITIVE
     count = above.sum().to(ratio.dtype)
     scale = torch.where(count > 0, (ratio * above).sum() / count.clamp_min(1), 1.0)
     return (count + 1) / (len(ratio) + 1), scale
 
 
-def _ratio(draws: _Draws, noise: Tensor, variance: Tensor, logits: list[int]) -> Tensor:
+def _ratio(
+    draws: _Draws, noise: Tensor, variance: Tensor, logits: list[int], share: float = 0.0, floor: float = 0.0
+) -> Tensor:
     """Likelihood ratios ``(M,)`` of logits that share (σ², θ), over a grid of both and parabolas along log σ²."""
     total = noise + variance
     log_size = _log_sizes(noise[logits], variance[logits], float(draws.dof.sum()))
-    size, share = torch.cat([log_size.new_zeros(1), log_size.exp()])[:, None, None], total.new_tensor(_SHARES)[:, None]
-    shape = size * (1 - share + share * draws.values)  # (S, T, J)
+    size, theta = torch.cat([log_size.new_zeros(1), log_size.exp()])[:, None, None], total.new_tensor(_SHARES)[:, None]
+    shape = size * (1 - theta + theta * draws.values)  # (S, T, J)
     models = {k: _Model.of(draws, (noise[k] + shape).flatten(0, 1)) for k in logits}
+    logdet = torch.stack([model.logdet for model in models.values()]).sum(0)
+    n_values = float(draws.dof.sum()) * len(logits)
+    if floor > -((2 / n_values) ** 0.5):  # the residuals could not tell how far that is
+        share = 0.0
     ratios = []
     for part in draws.split(_PART):
-        factor = part.given(variance[logits], total[logits], logits)
-        each = (part.log_likelihood(k, total[k] * factor, model) for k, model in models.items())
-        value = functools.reduce(torch.Tensor.add_, each).unflatten(-1, shape.shape[:2])
+        factor, pull = part.given(variance[logits], total[logits], logits, share)
+        each = (part.quadratic(k, total[k] * factor, model) for k, model in models.items())
+        misfit = functools.reduce(torch.Tensor.add_, each)
+        if share > 0:
+            misfit = freely_scaled(misfit, n_values, pull[:, None], share, floor)
+        value = misfit.add_(logdet).mul_(-0.5).unflatten(-1, shape.shape[:2])
         profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])
         ratios.append(2 * (profile.amax(-1) - profile[:, 0]))
     return torch.cat(ratios)

@@ -16,6 +16,7 @@ from tests.studies.simulation import grid, scattered, simulate_counts
 LAYOUT = CarCovariance(grid(7).adjacency, rho=0.7)
 KERNEL = spatial_kernel(LAYOUT, damping=0.0)
 NOISE = torch.tensor([0.5, 1.5], dtype=torch.float64)
+FIXED = [(0.0, 0.0)]
 
 
 def draws_of(data, covariance, design):
@@ -51,7 +52,8 @@ def test_ratio_is_that_of_the_dense_linear_model(covariates, variance):
     draws = draws_of(unit, matrix, torch.from_numpy(design))
     total = NOISE + variance
     ratios = module._ratio(draws, NOISE, torch.full((2,), variance, dtype=torch.float64), [0, 1])
-    scaled = unit * total.sqrt() * draws.given(torch.full((2,), variance), total, [0, 1]).sqrt()[:, None, None]
+    factor, _ = draws.given(torch.full((2,), variance), total, [0, 1])
+    scaled = unit * total.sqrt() * factor.sqrt()[:, None, None]
     for data, ratio in zip(scaled.numpy(), ratios.tolist(), strict=True):
 
         def loss(point, data=data):
@@ -73,7 +75,8 @@ def test_profiled_likelihood_is_the_dense_one():
     unit = torch.randn(3, 25, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draws = draws_of(unit, matrix, design)
     variances = torch.stack([0.3 + 0.5 * (0.2 + 0.8 * draws.values), 0.3 + 2.0 * draws.values])
-    ours = draws.log_likelihood(0, torch.full((3,), 1.7, dtype=torch.float64), module._Model.of(draws, variances))
+    model = module._Model.of(draws, variances)
+    ours = -0.5 * (draws.quadratic(0, torch.full((3,), 1.7, dtype=torch.float64), model) + model.logdet)
     for m in range(3):
         eye = torch.eye(25, dtype=torch.float64)
         for j, covariance in enumerate([0.4 * eye + 0.4 * matrix, 0.3 * eye + 2.0 * matrix]):
@@ -86,7 +89,7 @@ def test_scaled_chi_square_fits_the_ratios(variance):
     """New draws, given the same estimate: as many below a p-value as it says."""
     basis = torch.full((49, 1), 1 / 7, dtype=torch.float64)
     size = torch.full((2,), variance, dtype=torch.float64)
-    law = RatioNull(*module._law(module._Draws.of(KERNEL, basis, 2, 4096, 0), NOISE, size, True))
+    law = RatioNull(*module._law(module._Draws.of(KERNEL, basis, 2, 4096, 0), NOISE, size, True, FIXED))
     ratios = module._ratio(module._Draws.of(KERNEL, basis, 2, 8192, 1), NOISE, size, [0, 1])
     rates = [float((law.sf(ratios) < level).double().mean()) for level in (0.05, 0.01)]
     assert rates[0] == pytest.approx(0.05, rel=0.2)
@@ -121,8 +124,8 @@ def test_a_logit_without_information_changes_nothing():
     for noise, size in ((500.0, 0.6), (50.0, 0.1), (5000.0, 0.0)):
         both = torch.tensor([0.5, noise], dtype=torch.float64)
         variance = torch.full((2,), size, dtype=torch.float64)
-        positive, scale = module._law(draws, both, variance, True)
-        alone = module._law(draws, both[:1], variance[:1], True)
+        positive, scale = module._law(draws, both, variance, True, FIXED)
+        alone = module._law(draws, both[:1], variance[:1], True, FIXED)
         assert float(positive) == pytest.approx(float(alone[0]), rel=0.1)
         assert float(scale) == pytest.approx(float(alone[1]), rel=0.1)
 

@@ -1,0 +1,97 @@
+r"""How far a likelihood's own over-dispersion stands in for an independent variance between spots.
+
+A hyper-parameter that is estimated (a concentration) changes the noise of the counts, as an independent variance σ² of
+the logits does, which is the same for every spot. What tells the two apart are spots of different depth. Of the
+information about σ² the share
+
+.. math:: \rho^2 = \operatorname{cor}^2(u_i, d_i), \qquad
+    u_i = \tfrac12 (D_i^2 s_i^2 - D_i w_i), \quad d_i = D_i^2\, \partial \ell_i / \partial \log A
+
+is lost when A is estimated too, a correlation over the spots (several hyper-parameters: a multiple one): s and w are
+the score and the information of a spot's logit, u the derivative of its log likelihood in σ², and
+:math:`D = 1 / (1 + w \sigma^2)` is what is left of them at σ² > 0. It is near 1 where most spots have several counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrosplice.models.likelihoods import Likelihood
+
+_FAR = 20.0  # in logs of hyper-parameters, to where their least noise is
+_NEWTON = 3
+
+
+@dataclass(frozen=True)
+class NoiseFreedom:
+    """Of each gene and variance component, ``(B, 1)`` or ``(B, Q)``.
+
+    Attributes
+    ----------
+    share
+        ρ², 0 to 1.
+    floor
+        Log of the least noise that the hyper-parameters allow, over that at their estimates: ≤ 0.
+    """
+
+    share: Tensor
+    floor: Tensor
+
+
+def noise_freedom(
+    likelihood: Likelihood, names: Sequence[str], counts: Tensor, eta: Tensor, sigma: Tensor
+) -> NoiseFreedom:
+    """At the fit without space.
+
+    ``likelihood`` is bound to the estimates, ``names`` are those of its estimated hyper-parameters, ``counts``
+    (B, N, K), ``eta`` (B, N, Q) the fixed part, ``sigma`` (B, 1) or (B, Q). A logit's information is its own.
+    """
+
+    def known(name: str, shift: float) -> Tensor:
+        moved = likelihood.bind({name: getattr(likelihood, name) * torch.as_tensor(shift).exp()})
+        return torch.diagonal(moved.information(counts, eta), dim1=-2, dim2=-1)
+
+    own = known(names[0], 0.0)
+    left = 1 / (1 + own.clamp_min(0.0) * sigma.square().unsqueeze(1))
+    along = 0.5 * ((left * likelihood.score(counts, eta)).square() - left * own)
+    if sigma.shape[1] == 1:
+        along, left = along.sum(-1, keepdim=True), left.mean(-1, keepdim=True)
+    slopes = left.square().unsqueeze(-1) * _slopes(likelihood, names, counts, eta).unsqueeze(-2)  # (B, N, C, H)
+    along, slopes = along - along.mean(1, keepdim=True), slopes - slopes.mean(1, keepdim=True)
+    slopes = slopes / slopes.square().sum(1, keepdim=True).sqrt().clamp_min(1e-300)
+    product = torch.einsum("bnc,bnch->bch", along, slopes)
+    gram = torch.einsum("bnch,bncg->bchg", slopes, slopes)
+    explained = torch.einsum("bch,bchg,bcg->bc", product, torch.linalg.pinv(gram, hermitian=True), product)
+    share = (explained / along.square().sum(1).clamp_min(1e-300)).clamp(0.0, 1.0)
+    best = torch.stack([known(name, end).sum((1, 2)) for name in names for end in (-_FAR, _FAR)]).amax(0)
+    floor = (own.sum((1, 2)).clamp_min(1e-300) / best).log().clamp_max(0.0)
+    return NoiseFreedom(share, floor[:, None].expand_as(share))
+
+
+def _slopes(likelihood: Likelihood, names: Sequence[str], counts: Tensor, eta: Tensor) -> Tensor:
+    """Derivatives of each spot's log likelihood in the logs of hyper-parameters, ``(B, N, H)``."""
+    with torch.enable_grad():
+        logs = [getattr(likelihood, name).detach().log().expand(counts.shape[:-1]) for name in names]
+        logs = [log.clone().requires_grad_(True) for log in logs]
+        bound = likelihood.bind({name: log.exp() for name, log in zip(names, logs, strict=True)})
+        return torch.stack(torch.autograd.grad(bound.log_prob(counts, eta).sum(), logs), -1)
+
+
+def freely_scaled(quadratic: Tensor, n_values: float, pull: Tensor, share: float, floor: float) -> Tensor:
+    r"""``min over δ ≥ floor of e^{−δ} quadratic + n (δ + r δ² / 2 − pull δ)``, ``r = (1 − ρ²) / ρ²``.
+
+    Minus twice a log likelihood whose variances have a common factor :math:`e^\delta`, of which other data know r
+    times what these n values do, and ``pull`` (of the shape of ``quadratic``, or one a row) what they say.
+    """
+    stiff = (1 - share) / share
+    quadratic = quadratic.clamp_min(1e-6 * n_values)
+    delta = ((quadratic / n_values).log() + pull) / (1 + stiff)
+    for _ in range(_NEWTON):
+        fitted = quadratic * torch.exp(-delta)
+        delta = delta - (n_values * (1 + stiff * delta - pull) - fitted) / (fitted + n_values * stiff)
+    delta = delta.clamp_min(floor)
+    return quadratic * torch.exp(-delta) + n_values * (delta * (1 - pull) + 0.5 * stiff * delta.square())
