@@ -66,9 +66,10 @@ def noise_freedom(
     product = torch.einsum("bnc,bnch->bch", along, slopes)
     gram = torch.einsum("bnch,bncg->bchg", slopes, slopes)
     explained = torch.einsum("bch,bchg,bcg->bc", product, torch.linalg.pinv(gram, hermitian=True), product)
-    share = (explained / along.square().sum(1).clamp_min(1e-300)).clamp(0.0, 1.0)
-    best = torch.stack([known(name, end).sum((1, 2)) for name in names for end in (-_FAR, _FAR)]).amax(0)
-    floor = (own.sum((1, 2)).clamp_min(1e-300) / best).log().clamp_max(0.0)
+    share = torch.nan_to_num(explained / along.square().sum(1).clamp_min(1e-300)).clamp(0.0, 1.0)
+    total = own.sum((1, 2)).clamp_min(1e-300)
+    ends = torch.stack([known(name, end).sum((1, 2)) for name in names for end in (-_FAR, _FAR)])
+    floor = (total / torch.nan_to_num(ends, posinf=0.0).amax(0).maximum(total)).log()
     return NoiseFreedom(share, floor[:, None].expand_as(share))
 
 
