@@ -9,7 +9,8 @@ information about σ² the share
 
 is lost when A is estimated too, a correlation over the spots (several hyper-parameters: a multiple one): s and w are
 the score and the information of a spot's logit, u the derivative of its log likelihood in σ², and
-:math:`D = 1 / (1 + w \sigma^2)` is what is left of them at σ² > 0. It is near 1 where most spots have several counts.
+:math:`D = 1 / (1 + w \sigma^2)` is what is left of them at σ² > 0, to first order. It is near 1 where most spots have
+several counts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from pyrosplice.models.likelihoods import Likelihood
 
-_FAR = 20.0  # in logs of hyper-parameters, to where their least noise is
+_FAR = 8.0  # in logs of hyper-parameters, to where their least noise is
 _NEWTON = 3
 
 

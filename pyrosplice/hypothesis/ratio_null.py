@@ -22,7 +22,8 @@ carries the law into the tail:
 
 A likelihood with an over-dispersion of its own has estimated v too, and may answer a spatial variance with less of it
 where σ² is 0 already. v is then :math:`v e^\delta`: of the size of the residuals, the share ρ² of what is known is
-spent on δ (:mod:`pyrosplice.hypothesis.noise_freedom`). The law is also given that the null's estimate of δ is 0.
+spent on δ (:mod:`pyrosplice.hypothesis.noise_freedom`). The law is also given that the null's estimate of δ is 0. Where
+the noise is the least that the likelihood allows, the estimate is at its end, and v is known.
 
 Sources: Crainiceanu & Ruppert (2004) JRSS B 66:165 for the spectral form; Greven et al. (2008) JCGS 17:870 for the
 scaled tail; Lehmann & Romano (2005) "Testing statistical hypotheses", ch. 4, for conditioning.
@@ -52,6 +53,7 @@ _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.002, 0.006, 0.02, 0.04, 0.07, 0.11, 0.17, 0.25, 0.36, 0.52, 0.75, 1.0)  # of θ
 _LEAST, _LARGEST = 0.07, 2.5  # σ² in standard errors of the least total variance; log of σ² over the largest
 _ZERO = 1e-2  # standard errors up to which the estimate of σ² is 0
+_END = 0.02  # standard errors of a log variance up to which the noise is the least that it can be
 _ROUNDING = 1e-8  # loadings up to which they are 0
 _PART = 512  # draws at a time
 _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variances (log) up to which it follows them
@@ -243,7 +245,7 @@ def _ratio(
     models = {k: _Model.of(draws, (noise[k] + shape).flatten(0, 1)) for k in logits}
     logdet = torch.stack([model.logdet for model in models.values()]).sum(0)
     n_values = float(draws.dof.sum()) * len(logits)
-    if floor > -((2 / n_values) ** 0.5):  # the residuals could not tell how far that is
+    if floor > -_END * (2 / n_values) ** 0.5:
         share = 0.0
     ratios = []
     for part in draws.split(_PART):

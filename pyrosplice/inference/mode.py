@@ -187,16 +187,16 @@ class MixedModel:
         before, ended = torch.full_like(value, torch.inf), torch.zeros_like(exact)
         for iteration in range(max_iter):
             step = self.newton(parameters, latents, exact=exact)
-            early = exact & ~torch.isfinite(step.decrement) & (near > tolerance)
+            early = exact & ~step.curved & (near > tolerance)
             if bool(early.any()):  # not curved here, but perhaps at the mode
                 exact, near = exact & ~early, torch.where(early, NEARER * near, near)
                 step = self.newton(parameters, latents, exact=exact)
-            failed = ~torch.isfinite(step.decrement)  # alone
+            still = ~step.curved | ended  # alone
             rounding = (step.decrement < ROUNDING) & (step.decrement > 0.5 * before)
-            done = failed | ended | (exact & ((step.decrement <= tolerance) | rounding))
+            done = still | (exact & ((step.decrement <= tolerance) | rounding))
             moved, reached = self._line_search(step, value, ~done)
-            if bool(failed.any()):
-                moved, reached = moved.replaced(failed, latents.select(failed)), torch.where(failed, value, reached)
+            if bool(still.any()):
+                moved, reached = moved.replaced(still, latents.select(still)), torch.where(still, value, reached)
             latents, value = moved, reached
             if bool(done.all()):
                 break
@@ -257,6 +257,7 @@ class NewtonStep:
         self.decrement = (gradient.field * self.direction.field).sum((1, 2)) + (
             gradient.noise * self.direction.noise
         ).sum((1, 2))
+        self.curved = torch.isfinite(self.decrement + self.white_logdet)  # the Hessian is negative definite
 
     def pull_back(self, field: Tensor, latents: Latents | None = None) -> Latents:
         """``J' field``, and less the prior's pull at ``latents`` when given."""
@@ -307,8 +308,7 @@ class Mode:
 
     def __init__(self, step: NewtonStep, latents: Latents, log_joint: Tensor, converged: Tensor):
         self.step, self.latents, self.log_joint = step, latents, log_joint
-        curved = torch.isfinite(step.decrement) & torch.isfinite(step.white_logdet)
-        self.converged = converged & torch.isfinite(log_joint) & curved
+        self.converged = converged & torch.isfinite(log_joint) & step.curved
         model, parameters = step.model, step.parameters
         self.eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.score = model.likelihood.score(model.counts, self.eta)

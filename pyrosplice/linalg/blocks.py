@@ -42,8 +42,8 @@ def sandwich(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
 def inverse_and_logdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Inverses and log determinants of symmetric positive definite matrices ``(..., Q, Q)``.
 
-    By Gauss–Jordan sweeps without pivoting, which positive definite matrices do not need. A matrix that is not
-    positive definite gives NaN, and only its own.
+    By Gauss–Jordan sweeps without pivoting, which positive definite matrices do not need. The log determinant of a
+    matrix that is not positive definite is NaN, and only its own; its inverse need not be.
     """
     out = matrix.clone()
     logdet = torch.zeros_like(matrix[..., 0, 0])

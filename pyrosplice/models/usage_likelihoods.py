@@ -76,11 +76,6 @@ class DirichletMultinomial(Likelihood):
         usage, _, slope = self._slope(counts, eta)
         return (slope - usage * slope.sum(-1, keepdim=True))[..., :-1]
 
-    @torch.no_grad()
-    def information(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """:meth:`curvature`, as numbers."""
-        return self.curvature(counts, eta)
-
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``−v_m δ_ml + v_m p_l + p_m v_l + p_m (δ_ml − p_l) Σu − p_m p_l Σv`` with ``v = du / d log α``."""
         usage, alpha, slope = self._slope(counts, eta)
@@ -93,6 +88,8 @@ class DirichletMultinomial(Likelihood):
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         """``g_m − p_m Σg + p_m (h_m − p'h)``, g and h the derivatives in log α and, at fixed α, in p."""
+        if not self._closed:
+            return super().information_gradient(counts, eta, weight)
         usage, _, _, own, through = self._trace_gradient(counts, eta, weight)
         through = usage * (through - (usage * through).sum(-1, keepdim=True))
         return (own - usage * own.sum(-1, keepdim=True) + through)[..., :-1]
@@ -101,6 +98,8 @@ class DirichletMultinomial(Likelihood):
         self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares."""
+        if not self._closed:
+            return super().hyper_gradient(counts, eta, names, along, weight)
         if weight is None:
             weight = eta.new_zeros(*eta.shape, eta.shape[-1])
         usage, slope, bend, own, _ = self._trace_gradient(counts, eta, weight)
@@ -110,6 +109,11 @@ class DirichletMultinomial(Likelihood):
         if along is not None:
             whole = whole + (along * (bend - usage * bend.sum(-1, keepdim=True))[..., :-1]).sum(-1)
         return whole.sum(-1, keepdim=True), single.square().sum(-1, keepdim=True)
+
+    @property
+    def _closed(self) -> bool:
+        """Whether closed forms hold: not for a subclass with a curvature of its own."""
+        return type(self).curvature is DirichletMultinomial.curvature
 
     def _trace_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """p, u, v, and derivatives of ``tr(C W)`` in log α and, at fixed α, in p: each ``(..., N, K)``."""

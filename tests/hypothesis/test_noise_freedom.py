@@ -7,7 +7,7 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from pyrosplice.hypothesis import ratio_null
-from pyrosplice.hypothesis.noise_freedom import freely_scaled, noise_freedom
+from pyrosplice.hypothesis.noise_freedom import NoiseFreedom, freely_scaled, noise_freedom
 from pyrosplice.hypothesis.ratio_null import spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.models.likelihoods import Multinomial
@@ -86,6 +86,21 @@ def test_single_counts_say_nothing_of_a_concentration() -> None:
         found = noise_freedom(bound, ("concentration",), counts, eta, torch.zeros(1, 1, dtype=torch.float64))
         assert float(found.share) == pytest.approx(share, abs=0.02)
         assert float(found.floor) == pytest.approx(floor, abs=0.15)  # (1 + A) / (n + A), expected counts
+
+
+def test_law_does_not_jump_as_the_noise_comes_to_its_least() -> None:
+    kernel = spatial_kernel(LAYOUT, damping=0.0)
+    information, sigma = torch.ones(1, 49, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    error, at = (2 / 49) ** 0.5, torch.tensor([2.0], dtype=torch.float64)
+
+    def tail(gap: float) -> float:
+        free = NoiseFreedom(torch.full((1, 1), 0.9).double(), torch.full((1, 1), -gap * error).double())
+        return float(spatial_ratio_null(information, sigma, kernel, n_draws=2048, freedom=free).sf(at))
+
+    gaps = [0.5, 0.99, 1.01, 2.0]
+    tails = [tail(gap) for gap in gaps]
+    assert tails == sorted(tails)
+    assert tails[2] < 1.05 * tails[1]
 
 
 def test_law_with_hyperparameters_at_their_end_is_that_without() -> None:

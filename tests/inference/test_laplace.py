@@ -290,6 +290,31 @@ def test_mode_is_reached_to_rounding_where_the_likelihood_is_not_log_concave(
     assert gradient.field.numel() == 0 or float(gradient.field.abs().max()) < 1e-10
 
 
+@pytest.mark.parametrize("kind", ["sparse", "white"])
+def test_spots_that_are_not_curved_do_not_lead_the_exact_steps_astray(kind: str) -> None:
+    """Binomial spots of which a few may be anything: their information is negative far from the mode, and at some."""
+
+    class Contaminated(Likelihood):
+        n_categories = (2, 2)
+
+        def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
+            total = counts.sum(-1)
+            own = torch.distributions.Binomial(total, logits=eta[..., 0], validate_args=False).log_prob(counts[..., 0])
+            return torch.logaddexp(own + math.log(0.99), math.log(0.01) - (total + 1).log())
+
+    generator = torch.Generator().manual_seed(1)
+    usage = torch.rand(32, N_SPOTS, generator=generator, dtype=torch.float64)
+    counts = torch.binomial(torch.full_like(usage, 40.0), usage, generator=generator)
+    solver = SparseSolver(grid(5).precision) if kind == "sparse" else None
+    design, zero = torch.ones(N_SPOTS, 1, dtype=torch.float64), torch.zeros(32, 1, 1, dtype=torch.float64)
+    model = MixedModel(torch.stack([counts, 40.0 - counts], -1), design, solver, Contaminated())
+    parameters = Parameters(zero, zero[:, 0] + 0.7, zero + 0.7)
+    mode = model.mode(parameters, model.zeros(), tolerance=1e-12)
+    assert bool(mode.converged.all())
+    assert bool((mode.log_joint > model.log_joint(parameters, model.zeros())).all())
+    assert float(mode.step.pull_back(mode.score, mode.latents).noise.abs().max()) < 1e-8
+
+
 def test_a_posterior_without_curvature_is_reported_and_troubles_no_other_gene() -> None:
     """A mixture likelihood whose information is negative at the mode of one gene."""
 
