@@ -31,7 +31,6 @@ scaled tail; Lehmann & Romano (2005) "Testing statistical hypotheses", ch. 4, fo
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -244,16 +243,18 @@ def _ratio(
     shape = size * (1 - theta + theta * draws.values)  # (S, T, J)
     models = {k: _Model.of(draws, (noise[k] + shape).flatten(0, 1)) for k in logits}
     logdet = torch.stack([model.logdet for model in models.values()]).sum(0)
-    n_values = float(draws.dof.sum()) * len(logits)
+    weight = (total[logits].min() / total[logits]).square().tolist()  # logits of rare isoforms say little of δ
+    n_values = float(draws.dof.sum()) * sum(weight)
     if floor > -_END * (2 / n_values) ** 0.5:
         share = 0.0
     ratios = []
     for part in draws.split(_PART):
         factor, pull = part.given(variance[logits], total[logits], logits, share)
-        each = (part.quadratic(k, total[k] * factor, model) for k, model in models.items())
-        misfit = functools.reduce(torch.Tensor.add_, each)
+        each = [part.quadratic(k, total[k] * factor, model) for k, model in models.items()]
+        misfit = torch.stack(each).sum(0)
         if share > 0:
-            misfit = freely_scaled(misfit, n_values, pull[:, None], share, floor)
+            scaled = torch.stack([w * quadratic for w, quadratic in zip(weight, each, strict=True)]).sum(0)
+            misfit += freely_scaled(scaled, n_values, pull[:, None], share, floor) - scaled
         value = misfit.add_(logdet).mul_(-0.5).unflatten(-1, shape.shape[:2])
         profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])
         ratios.append(2 * (profile.amax(-1) - profile[:, 0]))

@@ -13,7 +13,7 @@ from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.models.likelihoods import Multinomial
 from pyrosplice.models.usage_likelihoods import BetaBinomial, DirichletMultinomial
 from pyrosplice.spatial.car import CarCovariance
-from tests.hypothesis.test_ratio_null import LAYOUT, NOISE, dense_log_likelihood, draws_of
+from tests.hypothesis.test_ratio_null import LAYOUT, dense_log_likelihood, draws_of
 from tests.studies.simulation import grid
 
 
@@ -36,19 +36,20 @@ def test_ratio_is_that_of_the_dense_linear_model_with_a_free_scale_of_the_noise(
     """Draw by draw, against a search over σ², θ and δ without grid."""
     rng, share, floor = np.random.default_rng(2), 0.7, -0.4
     design, matrix, n, stiff = np.full((49, 1), 1 / 7), LAYOUT.dense().numpy(), 98, 0.3 / 0.7
+    noise = torch.full((2,), 0.8, dtype=torch.float64)
     root = np.linalg.cholesky(np.eye(49) + 2 * matrix)
     unit = torch.from_numpy(root @ rng.standard_normal((25, 49, 2)))
     unit = unit / unit.square().mean((1, 2), keepdim=True).sqrt()
     draws, none = draws_of(unit, torch.from_numpy(matrix), torch.from_numpy(design)), torch.zeros(2).double()
-    factor, pull = draws.given(none, NOISE, [0, 1], share)
-    ratios = ratio_null._ratio(draws, NOISE, none, [0, 1], share, floor)
-    scaled = unit * NOISE.sqrt() * factor.sqrt()[:, None, None]
+    factor, pull = draws.given(none, noise, [0, 1], share)
+    ratios = ratio_null._ratio(draws, noise, none, [0, 1], share, floor)
+    scaled = unit * noise.sqrt() * factor.sqrt()[:, None, None]
     for data, pulled, ratio in zip(scaled.numpy(), pull.tolist(), ratios.tolist(), strict=True):
 
         def loss(point: np.ndarray, data: np.ndarray = data, pulled: float = pulled) -> float:
             delta, size, theta = point[0], np.exp(point[1]), point[2] if len(point) > 2 else 0.0
             shape = size * (theta * matrix + (1 - theta) * np.eye(49))
-            covariances = [v * np.exp(delta) * np.eye(49) + shape for v in NOISE.numpy()]
+            covariances = [v * np.exp(delta) * np.eye(49) + shape for v in noise.numpy()]
             return n * (stiff * delta**2 / 4 - pulled * delta / 2) - dense_log_likelihood(data, covariances, design)
 
         bounds = [(floor, 3), (-9, 3), (0, 1)]

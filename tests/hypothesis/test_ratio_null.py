@@ -121,11 +121,16 @@ def test_every_gene_has_its_own_law_and_seed_fixes_it():
 def test_a_logit_without_information_changes_nothing():
     """That of an isoform with a handful of counts, beside one that is known well."""
     draws = module._Draws.of(KERNEL, torch.full((49, 1), 1 / 7, dtype=torch.float64), 2, 2048, 0)
-    for noise, size in ((500.0, 0.6), (50.0, 0.1), (5000.0, 0.0)):
+    for noise, size, free in (
+        (500.0, 0.6, FIXED),
+        (50.0, 0.1, FIXED),
+        (5000.0, 0.0, FIXED),
+        (5000.0, 0.0, [(0.99, -1.0)]),
+    ):
         both = torch.tensor([0.5, noise], dtype=torch.float64)
         variance = torch.full((2,), size, dtype=torch.float64)
-        positive, scale = module._law(draws, both, variance, True, FIXED)
-        alone = module._law(draws, both[:1], variance[:1], True, FIXED)
+        positive, scale = module._law(draws, both, variance, True, free)
+        alone = module._law(draws, both[:1], variance[:1], True, free)
         assert float(positive) == pytest.approx(float(alone[0]), rel=0.1)
         assert float(scale) == pytest.approx(float(alone[1]), rel=0.1)
 
