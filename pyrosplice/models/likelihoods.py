@@ -40,6 +40,7 @@ class Likelihood:
     ``information``          no       speed: minus the second derivative, closed form (by ``curvature`` for
                                       likelihoods with hyper-parameters, which is differentiated in them)
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
+    ``hyper_gradient``       no       speed: derivatives in the logs of hyper-parameters, closed form
     ======================== ======== ===================================================================
 
     :func:`pyrosplice.testing.check_likelihood` says in words what a new one gets wrong.
