@@ -212,7 +212,7 @@ def ratio_of_terms(
     ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
     ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
-    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away the quotient is that of the score
+    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the quotient is that of the score
     statistics.
     """
     log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
@@ -221,11 +221,10 @@ def ratio_of_terms(
     statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], ranks * n_logits)
     if not robust:
         return statistic, pvalue
-    null = linearised(spec.rebuild(counts, [gene[0] for gene in fits]))
-    score, plain = (_score_test(null, design, terms, variance) for variance in (True, False))
+    score = _score_test(linearised(spec.rebuild(counts, [gene[0] for gene in fits])), design, terms, robust)
     if score.residual_dof is None:
         raise AssertionError("a robust test has the degrees of freedom of the residuals")
-    factor = torch.where(plain.statistic == 0, 1.0, score.statistic / plain.statistic)
+    factor = torch.where(score.by_model == 0, 1.0, score.statistic / score.by_model)
     for t, term in enumerate(terms):
         own, larger = design.only(term.full), [gene[1 + t] for gene in fits]
         found = estimates(counts, spec.with_design(own), larger, own, robust)

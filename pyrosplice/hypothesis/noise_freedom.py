@@ -15,6 +15,7 @@ several counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,16 +53,15 @@ def noise_freedom(
     (B, N, K), ``eta`` (B, N, Q) the fixed part, ``sigma`` (B, 1) or (B, Q). A logit's information is its own.
     """
 
-    def known(name: str, shift: float) -> Tensor:
-        moved = likelihood.bind({name: getattr(likelihood, name) * torch.as_tensor(shift).exp()})
-        return torch.diagonal(moved.information(counts, eta), dim1=-2, dim2=-1)
+    def known(bound: Likelihood) -> Tensor:
+        return torch.diagonal(bound.information(counts, eta), dim1=-2, dim2=-1)
 
-    own = known(names[0], 0.0)
+    own = known(likelihood)
     left = 1 / (1 + own.clamp_min(0.0) * sigma.square().unsqueeze(1))
     along = 0.5 * ((left * likelihood.score(counts, eta)).square() - left * own)
     if sigma.shape[1] == 1:
         along, left = along.sum(-1, keepdim=True), left.mean(-1, keepdim=True)
-    slopes = left.square().unsqueeze(-1) * _slopes(likelihood, names, counts, eta).unsqueeze(-2)  # (B, N, C, H)
+    slopes = left.square().unsqueeze(-1) * likelihood.hyper_score(counts, eta, names).unsqueeze(-2)  # (B, N, C, H)
     along, slopes = along - along.mean(1, keepdim=True), slopes - slopes.mean(1, keepdim=True)
     slopes = slopes / slopes.square().sum(1, keepdim=True).sqrt().clamp_min(1e-300)
     product = torch.einsum("bnc,bnch->bch", along, slopes)
@@ -69,18 +69,10 @@ def noise_freedom(
     explained = torch.einsum("bch,bchg,bcg->bc", product, torch.linalg.pinv(gram, hermitian=True), product)
     share = torch.nan_to_num(explained / along.square().sum(1).clamp_min(1e-300)).clamp(0.0, 1.0)
     total = own.sum((1, 2)).clamp_min(1e-300)
-    ends = torch.stack([known(name, end).sum((1, 2)) for name in names for end in (-_FAR, _FAR)])
+    far = [{name: getattr(likelihood, name) * math.exp(way)} for name in names for way in (-_FAR, _FAR)]
+    ends = torch.stack([known(likelihood.bind(end)).sum((1, 2)) for end in far])
     floor = (total / torch.nan_to_num(ends, posinf=0.0).amax(0).maximum(total)).log()
     return NoiseFreedom(share, floor[:, None].expand_as(share))
-
-
-def _slopes(likelihood: Likelihood, names: Sequence[str], counts: Tensor, eta: Tensor) -> Tensor:
-    """Derivatives of each spot's log likelihood in the logs of hyper-parameters, ``(B, N, H)``."""
-    with torch.enable_grad():
-        logs = [getattr(likelihood, name).detach().log().expand(counts.shape[:-1]) for name in names]
-        logs = [log.clone().requires_grad_(True) for log in logs]
-        bound = likelihood.bind({name: log.exp() for name, log in zip(names, logs, strict=True)})
-        return torch.stack(torch.autograd.grad(bound.log_prob(counts, eta).sum(), logs), -1)
 
 
 def freely_scaled(quadratic: Tensor, n_values: float, pull: Tensor, share: float, floor: float) -> Tensor:

@@ -31,6 +31,7 @@ scaled tail; Lehmann & Romano (2005) "Testing statistical hypotheses", ch. 4, fo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -236,7 +237,10 @@ def _law(
 def _ratio(
     draws: _Draws, noise: Tensor, variance: Tensor, logits: list[int], share: float = 0.0, floor: float = 0.0
 ) -> Tensor:
-    """Likelihood ratios ``(M,)`` of logits that share (σ², θ), over a grid of both and parabolas along log σ²."""
+    """Likelihood ratios ``(M,)`` of logits that share (σ², θ), over a grid of both and parabolas along log σ².
+
+    ``share`` ρ² and ``floor`` of δ are those of their :class:`NoiseFreedom`.
+    """
     total = noise + variance
     log_size = _log_sizes(noise[logits], variance[logits], float(draws.dof.sum()))
     size, theta = torch.cat([log_size.new_zeros(1), log_size.exp()])[:, None, None], total.new_tensor(_SHARES)[:, None]
@@ -251,9 +255,9 @@ def _ratio(
     for part in draws.split(_PART):
         factor, pull = part.given(variance[logits], total[logits], logits, share)
         each = [part.quadratic(k, total[k] * factor, model) for k, model in models.items()]
-        misfit = torch.stack(each).sum(0)
+        misfit = functools.reduce(torch.add, each)
         if share > 0:
-            scaled = torch.stack([w * quadratic for w, quadratic in zip(weight, each, strict=True)]).sum(0)
+            scaled = functools.reduce(torch.add, (w * quadratic for w, quadratic in zip(weight, each, strict=True)))
             misfit += freely_scaled(scaled, n_values, pull[:, None], share, floor) - scaled
         value = misfit.add_(logdet).mul_(-0.5).unflatten(-1, shape.shape[:2])
         profile = torch.maximum(_peak(value[:, 1:], log_size), value[:, 0])

@@ -74,12 +74,15 @@ class CovariateTest:
         Degrees of freedom ``(T,)``.
     residual_dof
         Those of the residuals, ν ``(B, T)``; None with the model's variance.
+    by_model
+        The statistic with the model's variance, ``(B, T)``.
     """
 
     statistic: Tensor
     pvalue: Tensor
     dof: Tensor
-    residual_dof: Tensor | None = None
+    residual_dof: Tensor | None
+    by_model: Tensor
 
 
 def information_product(information: Tensor) -> PrecisionProduct:
@@ -128,7 +131,7 @@ def score_test(
         left = replace(fit, residual=residual - fit.precision_product(moved).squeeze(-1))
         observed = score_variance(left, joint, information, rank / n_logits)
     eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
-    found, dof = [], []
+    found, expected, dof = [], [], []
     for base, group in bases:
         width = base.shape[1] * n_logits
         weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
@@ -138,12 +141,14 @@ def score_test(
             rows = projection @ weights.T
             dof.append(observed.dof(rows))
             value = _quadratic(rows @ observed.matrix @ rows.mT, part)
+        expected.append(torch.where(torch.isfinite(plain), plain, torch.nan))
         found.append(torch.where(torch.isfinite(plain), value, torch.nan))
-    ranks, statistic = torch.tensor([group.shape[1] for _, group in bases], device=joint.device), torch.stack(found, -1)
+    ranks = torch.tensor([group.shape[1] for _, group in bases], device=joint.device)
+    statistic, by_model = torch.stack(found, -1), torch.stack(expected, -1)
     if observed is None:
-        return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits)
+        return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits, None, by_model)
     own = torch.stack(dof, -1)
-    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, own), ranks * n_logits, own)
+    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, own), ranks * n_logits, own, by_model)
 
 
 @dataclass(frozen=True)

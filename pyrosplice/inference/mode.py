@@ -32,7 +32,7 @@ from pyrosplice.models.likelihoods import Likelihood
 
 PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
 NEAR, NEARER = 0.1, 1e-3  # decrement at which exact steps are tried, and how much nearer they are tried again
-ROUNDING = 1e-10  # decrement below which one that no longer falls is rounding
+STALLED = 1e-10  # decrement below which one that no longer falls is rounding
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ class Latents:
         """``self + length · step``, ``length`` (B,)."""
         scale = length[:, None, None] if isinstance(length, Tensor) else length
         return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
-
-    def finite(self) -> Latents:
-        """The same with zero for what is not finite."""
-        return Latents(*(torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (self.field, self.noise)))
 
     def replaced(self, genes: Tensor, others: Latents) -> Latents:
         """The same with some genes' random effects taken from ``others``."""
@@ -191,9 +187,9 @@ class MixedModel:
             if bool(early.any()):  # not curved here, but perhaps at the mode
                 exact, near = exact & ~early, torch.where(early, NEARER * near, near)
                 step = self.newton(parameters, latents, exact=exact)
-            still = ~step.curved | ended  # alone
-            rounding = (step.decrement < ROUNDING) & (step.decrement > 0.5 * before)
-            done = still | (exact & ((step.decrement <= tolerance) | rounding))
+            still = ~step.curved | ended  # these stay where they are, and trouble no other gene
+            stalled = (step.decrement < STALLED) & (step.decrement > 0.5 * before)
+            done = still | (exact & ((step.decrement <= tolerance) | stalled))
             moved, reached = self._line_search(step, value, ~done)
             if bool(still.any()):
                 moved, reached = moved.replaced(still, latents.select(still)), torch.where(still, value, reached)

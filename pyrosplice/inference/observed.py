@@ -8,7 +8,8 @@ from torch import Tensor
 from pyrosplice.inference.newton import solve_curvature
 from pyrosplice.inference.objective import ModeObjective
 
-STEP, ROUNDING = 3e-5, 1e-20  # of the differences; Newton decrement (nats²) at which the gradient is exact to rounding
+STEP = 3e-5
+TOLERANCE = 1e-20  # Newton decrement, nats²: the gradient is then exact to rounding
 
 
 def observed_information(objective: ModeObjective, point: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def observed_information(objective: ModeObjective, point: Tensor) -> Tensor:
     for unknown in range(point.shape[1]):
         step = torch.zeros_like(point)
         step[:, unknown] = STEP
-        above, below = (objective.evaluate(genes, point + sign * step, tolerance=ROUNDING)[1] for sign in (1, -1))
+        above, below = (objective.evaluate(genes, point + sign * step, tolerance=TOLERANCE)[1] for sign in (1, -1))
         columns.append((above - below) / (2 * STEP))
     hessian = torch.stack(columns, -1)
     return 0.5 * (hessian + hessian.mT)

@@ -92,9 +92,9 @@ class NegativeBinomial(Poisson):
         """``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
         y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta)
         size = 1 / alpha
+        gammas = log_rising(size, y) - torch.lgamma(y + 1)
         log_ratio = alpha.log() + log_mean
-        choices = log_rising(size, y) - torch.lgamma(y + 1)
-        return choices + y * log_ratio - (y + size) * torch.nn.functional.softplus(log_ratio)
+        return gammas + y * log_ratio - (y + size) * torch.nn.functional.softplus(log_ratio)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A rate from the gamma distribution, then a Poisson count; ``totals`` are not used."""

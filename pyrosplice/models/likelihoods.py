@@ -132,6 +132,17 @@ class Likelihood:
         own = {name: getattr(self, name) for name in self.hyperparameters}
         return self.bind({name: v[genes] for name, v in own.items() if isinstance(v, Tensor) and v.ndim >= 2})
 
+    def hyper_score(self, counts: Tensor, eta: Tensor, names: Sequence[str]) -> Tensor:
+        """First derivative of each spot's ``log_prob`` in the logs of hyper-parameters: ``(B, N, H)``."""
+        with torch.enable_grad():
+            bound, logs = self._of_each_spot(counts, names)
+            return torch.stack(torch.autograd.grad(bound.log_prob(counts, eta).sum(), logs), -1)
+
+    def _of_each_spot(self: Self, counts: Tensor, names: Sequence[str]) -> tuple[Self, list[Tensor]]:
+        """The same with hyper-parameters of each spot's own, and their logs ``(B, N)``, which require a gradient."""
+        logs = [getattr(self, name).expand(counts.shape[:-1]).detach().log().requires_grad_(True) for name in names]
+        return self.bind({name: log.exp() for name, log in zip(names, logs, strict=True)}), logs
+
     def hyper_gradient(
         self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -142,8 +153,7 @@ class Likelihood:
         a positive estimate of the information.
         """
         with torch.enable_grad():
-            logs = [getattr(self, name).expand(counts.shape[:-1]).detach().log().requires_grad_(True) for name in names]
-            bound = self.bind({name: log.exp() for name, log in zip(names, logs, strict=True)})
+            bound, logs = self._of_each_spot(counts, names)
             eta = eta.detach().requires_grad_(True)
             total = bound.log_prob(counts, eta).sum()
             own = torch.autograd.grad(total, logs, retain_graph=True)

@@ -2,7 +2,8 @@ r"""Rising factorials, :math:`\log\Gamma(\alpha + y) - \log\Gamma(\alpha)`, and 
 
 The gamma functions of a large α cancel: at α = 1e8 the difference of two lgamma is wrong by 1e-7, and Newton's method
 on it never comes to rest. From α = 1000 on, Stirling's series are subtracted term by term instead, of which two terms
-are exact to rounding there.
+are exact to rounding there. (:mod:`pyrosplice.inference.nb_counts` has the same less y log α, which cancels once more,
+for counts in tables and without autograd.)
 Source: Abramowitz & Stegun (1972), 6.1.41, 6.3.18 and 6.4.12.
 """
 

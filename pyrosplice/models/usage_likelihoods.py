@@ -78,8 +78,8 @@ class DirichletMultinomial(Likelihood):
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``−v_m δ_ml + v_m p_l + p_m v_l + p_m (δ_ml − p_l) Σu − p_m p_l Σv`` with ``v = du / d log α``."""
-        usage, alpha, slope = self._slope(counts, eta)
-        bend = alpha.square() * rising_bend(alpha, counts) + slope
+        usage, _, slope, second = self._parts(counts, eta)
+        bend = slope + second
         total, p, v = slope.sum(-1)[..., None, None], usage[..., :-1], bend[..., :-1]
         outer = v.unsqueeze(-1) * p.unsqueeze(-2)
         square = p.unsqueeze(-1) * p.unsqueeze(-2)
@@ -90,7 +90,8 @@ class DirichletMultinomial(Likelihood):
         """``g_m − p_m Σg + p_m (h_m − p'h)``, g and h the derivatives in log α and, at fixed α, in p."""
         if not self._closed:
             return super().information_gradient(counts, eta, weight)
-        usage, _, _, own, through = self._trace_gradient(counts, eta, weight)
+        parts = self._parts(counts, eta)
+        usage, (own, through) = parts[0], self._trace_gradient(counts, parts, weight)
         through = usage * (through - (usage * through).sum(-1, keepdim=True))
         return (own - usage * own.sum(-1, keepdim=True) + through)[..., :-1]
 
@@ -100,13 +101,13 @@ class DirichletMultinomial(Likelihood):
         """``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares."""
         if not self._closed:
             return super().hyper_gradient(counts, eta, names, along, weight)
-        if weight is None:
-            weight = eta.new_zeros(*eta.shape, eta.shape[-1])
-        usage, slope, bend, own, _ = self._trace_gradient(counts, eta, weight)
+        usage, _, slope, second = parts = self._parts(counts, eta)
         size = self._size(eta)
-        single = slope.sum(-1) - size * rising_slope(size, counts.sum(-1))
-        whole = single - 0.5 * own.sum(-1)
+        single = whole = slope.sum(-1) - size * rising_slope(size, counts.sum(-1))
+        if weight is not None:
+            whole = whole - 0.5 * self._trace_gradient(counts, parts, weight)[0].sum(-1)
         if along is not None:
+            bend = slope + second
             whole = whole + (along * (bend - usage * bend.sum(-1, keepdim=True))[..., :-1]).sum(-1)
         return whole.sum(-1, keepdim=True), single.square().sum(-1, keepdim=True)
 
@@ -115,10 +116,10 @@ class DirichletMultinomial(Likelihood):
         """Whether closed forms hold: not for a subclass with a curvature of its own."""
         return type(self).curvature is DirichletMultinomial.curvature
 
-    def _trace_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        """p, u, v, and derivatives of ``tr(C W)`` in log α and, at fixed α, in p: each ``(..., N, K)``."""
-        usage, alpha, slope = self._slope(counts, eta)
-        second = alpha.square() * rising_bend(alpha, counts)
+    @staticmethod
+    def _trace_gradient(counts: Tensor, parts: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of ``tr(C W)`` in log α and, at fixed α, in p: each ``(..., N, K)``."""
+        usage, alpha, slope, second = parts
         bend = slope + second
         twist = bend + 2 * second + alpha**3 * rising_twist(alpha, counts)
         diagonal = pad(torch.diagonal(weight, dim1=-2, dim2=-1), (0, 1))
@@ -126,7 +127,12 @@ class DirichletMultinomial(Likelihood):
         square = (product * usage).sum(-1, keepdim=True)
         total, both = slope.sum(-1, keepdim=True), (slope + bend).sum(-1, keepdim=True)
         own = ((diagonal * usage).sum(-1, keepdim=True) - square) * bend + (2 * product - diagonal - square) * twist
-        return usage, slope, bend, own, diagonal * total + 2 * turned - 2 * product * both
+        return own, diagonal * total + 2 * turned - 2 * product * both
+
+    def _parts(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, α, u and v − u, each ``(..., N, K)``."""
+        usage, alpha, slope = self._slope(counts, eta)
+        return usage, alpha, slope, alpha.square() * rising_bend(alpha, counts)
 
     def _slope(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p, α and u, each ``(..., N, K)``."""
