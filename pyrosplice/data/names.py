@@ -1,0 +1,107 @@
+"""Pairs tables with cells, spots, genes or patients by their names: the one rule for every entry point."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from pyrosplice.errors import InvalidArgumentError
+
+Table = TypeVar("Table")
+
+
+def names_of(data: Any) -> pd.Index | None:
+    """Names of the rows of ``data``: of an AnnData, its ``raw``, a DataFrame or a Series; None for anything else."""
+    if isinstance(data, (ad.AnnData, ad.Raw)):
+        return pd.Index(data.obs_names)
+    return data.index if isinstance(data, (pd.DataFrame, pd.Series)) else None
+
+
+def by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = "cell") -> Table:
+    """Rows of ``given`` in the order of ``names``.
+
+    The same names in another order are put in order; names that have nothing to do with each other leave the rows
+    where they are, paired by position. Names are compared as text, so that an integer index meets the text that
+    AnnData makes of it.
+
+    Parameters
+    ----------
+    given
+        DataFrame or Series, or anything without an index, which comes back as it is.
+    names
+        Names of the rows wanted; None where they have none.
+    argument
+        Name of the argument that errors begin with.
+    what
+        What a row is, in the words of the error.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where only a part of the names agree, a name occurs twice or is missing, or a table without names of its own
+        (the index 0, 1, …) meets text that reads as the same numbers in another order.
+    """
+    if names is None or not isinstance(given, (pd.DataFrame, pd.Series)) or given.index.equals(names):
+        return given
+    theirs, ours = as_text(given.index), as_text(names)
+    if len(theirs) == len(ours) and bool(np.all(theirs == ours)):
+        return given
+    shared = theirs.isin(ours) & theirs.notna()
+    if not shared.any():
+        return given
+    _check_same(theirs, ours, shared, argument, what)
+    numbers = isinstance(given.index, pd.RangeIndex) and given.index.start == 0 and given.index.step == 1
+    if numbers and not pd.api.types.is_numeric_dtype(names.dtype):
+        raise InvalidArgumentError(
+            f"{argument}: it has no names of its own (its index is 0, 1, …), and the {what}s are called by the same "
+            f"numbers in another order ({', '.join(map(repr, ours[:3]))}, …): expected names, or an array, which is "
+            f"paired by position. Give it the {what}s' names as index."
+        )
+    return given.iloc[theirs.get_indexer(ours)]
+
+
+def as_text(index: pd.Index) -> pd.Index:
+    """Names as text, missing ones as None; whole numbers of any type are written alike."""
+    if isinstance(index, pd.MultiIndex):
+        return pd.Index([str(name) for name in index], dtype=object)
+    if pd.api.types.is_float_dtype(index.dtype):
+        return pd.Index([_number(name) for name in index], dtype=object)
+    return pd.Index([_name(name) for name in index], dtype=object)
+
+
+def _name(name: Any) -> str | None:
+    if isinstance(name, str):
+        return str(name)
+    if isinstance(name, bytes):
+        return name.decode(errors="replace")
+    if isinstance(name, float):
+        return _number(name)
+    return None if name is None or name is pd.NA or name is pd.NaT else str(name)
+
+
+def _number(name: Any) -> str | None:
+    if pd.isna(name):
+        return None
+    return str(int(name)) if float(name).is_integer() else str(name)
+
+
+def _check_same(theirs: pd.Index, ours: pd.Index, shared: Any, argument: str, what: str) -> None:
+    for whose, index in (("its index", theirs), (f"the names of the {what}s", ours)):
+        twice = index[index.duplicated()]
+        if len(twice):
+            raise InvalidArgumentError(
+                f"{argument}: expected every name once, found {twice[0]!r} more than once in {whose}; make the names "
+                f"unique, or give an array, which is paired by position."
+            )
+    unknown, absent = theirs[~shared], ours[~ours.isin(theirs)]
+    if len(unknown) or len(absent):
+        beside = f"; {unknown[0]!r} is none of them" if len(unknown) else ""
+        lacks = f"; {absent[0]!r} is not in it" if len(absent) else ""
+        raise InvalidArgumentError(
+            f"{argument}: expected all {len(ours)} names of the {what}s, or none of them, found {int(shared.sum())} "
+            f"among {len(theirs)} rows{beside}{lacks}. Index it by the {what}s' names, or give an array, which is "
+            "paired by position."
+        )
