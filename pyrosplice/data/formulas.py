@@ -22,7 +22,7 @@ from formulaic.parser.types import Token
 from formulaic.transforms import TRANSFORMS
 from numpy.typing import NDArray
 
-from pyrosplice.data.formula_grammar import parse
+from pyrosplice.data.formula_grammar import is_function, parse
 from pyrosplice.data.labels import read_labels
 from pyrosplice.errors import InvalidArgumentError
 
@@ -149,7 +149,7 @@ def read_formula(
         raise InvalidArgumentError(f"{argument}: expected a right-hand side such as '~1 + x', found {formula!r}.")
     if matrix.shape[1] == 0:
         raise InvalidArgumentError(f"{argument}: {formula!r} makes no columns.")
-    design = _design(formula, matrix, levels, numeric, aliases)
+    design = _design(formula, matrix, levels, numeric, aliases, argument)
     _check_finite(design, table, argument)
     return design
 
@@ -211,7 +211,7 @@ def _columns_of(
                 f"{argument}: no column {name!r} in the table, which has {list(columns)} (formula {formula!r}).{hint}"
             )
     names = list(dict.fromkeys(names))
-    odd = [n for n in names if n in quoted or n in called or n in TRANSFORMS or not _is_word(n)]
+    odd = [n for n in names if n in quoted or n in called or n in TRANSFORMS or n == "Intercept" or not _is_word(n)]
     return names, {name: f"_column_{i}_" for i, name in enumerate(odd)}
 
 
@@ -265,7 +265,7 @@ class _Renamed(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         node.args = [self.visit(argument) for argument in node.args]
         node.keywords = [self.visit(argument) for argument in node.keywords]
-        if not isinstance(node.func, ast.Name):
+        if not isinstance(node.func, ast.Name) and not is_function(node.func):
             node.func = self.visit(node.func)
         return node
 
@@ -336,12 +336,22 @@ def _as_floats(column: pd.Series, name: str, argument: str) -> Array:
 
 
 def _design(
-    formula: str, matrix: Any, levels: dict[str, tuple[str, ...]], numeric: tuple[str, ...], aliases: dict[str, str]
+    formula: str,
+    matrix: Any,
+    levels: dict[str, tuple[str, ...]],
+    numeric: tuple[str, ...],
+    aliases: dict[str, str],
+    argument: str,
 ) -> FormulaDesign:
     spec = matrix.model_spec
     terms: dict[int, Any] = {i: term for term, columns in spec.term_indices.items() for i in columns}
     names = [_restore(str(c), aliases) for c in matrix.columns]
     used = [*levels, *numeric]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(
+            f"{argument}: {formula!r} makes two columns of the name {twice!r}; rename the table's column."
+        )
     words = {name: re.compile(rf"\b{re.escape(aliases.get(name, name))}\b") for name in used}
     return FormulaDesign(
         formula,
