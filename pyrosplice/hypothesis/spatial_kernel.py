@@ -22,7 +22,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
 
-DENSE_LIMIT = 2_000
+DENSE_LIMIT = 3_000
 """Number of spots up to which a sparse precision is inverted densely."""
 _LEADING = 32
 _SAMPLED = 64  # columns of K that the sum of its cubes is estimated from
