@@ -179,4 +179,8 @@ def _canonical(edges: list[tuple[int, int]]) -> Edges:
     """The same connected graph whatever its vertices are called."""
     vertices = sorted({vertex for edge in edges for vertex in edge})
     renamed = (dict(zip(vertices, order, strict=True)) for order in permutations(range(len(vertices))))
-    return min(tuple(sorted(tuple(sorted((name[a], name[b]))) for a, b in edges)) for name in renamed)  # type: ignore[type-var]
+    return min(tuple(sorted(_edge(name[a], name[b]) for a, b in edges)) for name in renamed)
+
+
+def _edge(a: int, b: int) -> tuple[int, int]:
+    return (a, b) if a <= b else (b, a)

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
+from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
 
@@ -42,6 +42,8 @@ class CarCovariance:
         N.
     rho : float
         ρ.
+    pattern : SparsePattern
+        Ordering and symbolic factor that V⁻¹ and V⁻¹ + τI share.
 
     Raises
     ------
@@ -56,9 +58,15 @@ class CarCovariance:
         self.n_spots: int = self.adjacency.shape[0]
         normalised = _normalised(self.adjacency)
         unscaled = sp.csc_matrix(sp.identity(self.n_spots) - self.rho * normalised)
-        scale = sp.diags(np.sqrt(inverse_diagonal(unscaled)))
+        self.pattern = SparsePattern(unscaled)
+        scale = sp.diags(np.sqrt(self.pattern.inverse_diagonal()))
         self.precision = sp.csc_matrix(scale @ unscaled @ scale)
         self.precision.sort_indices()
+
+    @property
+    def least_precision(self) -> float:
+        """A lower bound of the eigenvalues of V⁻¹: (1 − ρ) times its least diagonal entry."""
+        return (1 - self.rho) * float(self.precision.diagonal().min())
 
     def dense(self) -> Tensor:
         """V, ``(N, N)``, float64."""

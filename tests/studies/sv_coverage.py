@@ -118,7 +118,11 @@ def main() -> None:
     at = commit()
     for group, cell in cells():
         if given.only in (None, group):
-            name = " ".join(f"{k}={v}" for k, v in cell._asdict().items() if v not in (None, 0, 0.0, False))
+            name = " ".join(
+                f"{k}={v}"
+                for k, v in cell._asdict().items()
+                if v not in (None, 0, 0.0, False) and (k != "each" or cell.covered)
+            )
             seed = zlib.crc32(f"{name} {given.seed}".encode()) % 2**31
             row = {
                 "group": group,
