@@ -223,7 +223,7 @@ def test_nothing_to_test_is_nan_and_alone(counts):
 @pytest.mark.parametrize("covered", [20, 60, 200, 900])
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_sparse_and_dense_kernels_agree(covered, spread, monkeypatch):
-    """Statistics within 6 % of themselves or of a standard deviation, half of the p-values within 3 % of their digits."""
+    """Statistics within 6 % of themselves or of one sd, half of the p-values within 3 % of their digits."""
     layout = scattered(900)
     rng = np.random.default_rng(covered)
     counts = simulate_counts(
