@@ -169,7 +169,7 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
     by_model = coded(covariance_from_information(information, scaling, n_logits))
     if not robust:
         return Estimates(beta, by_model, by_model, None, influence)
-    fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
+    fit, covariates = linearised(model), scaling.design
     expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
     variance = score_variance(fit, covariates, expected, covariates.shape[1])
     covariance = coded(covariance_from_information(information, scaling, n_logits, variance.matrix))

@@ -23,6 +23,7 @@ from pyrosplice.inference.gradient import Descent, DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import NewtonOptions, newton
 from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
+from pyrosplice.inference.separation import separated
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
@@ -56,7 +57,7 @@ class MultinomGLM(BaseModel):
     fitting_configs
         Any of: ``lr`` (first step length of adam and sgd, 0.01), ``optim`` ("adam", "sgd" or "lbfgs"), ``tol``
         (improvement in nats below which a gene has converged, 1e-5), ``tol_relative`` (False), ``max_epochs`` (1000;
-        −1 is 10,000), ``patience`` (epochs without improvement before "gd" shortens its steps: 5; 2 otherwise).
+        −1 is 10,000, 0 leaves the start values), ``patience`` (epochs without improvement before "gd" shortens its steps: 5; 2 otherwise).
     likelihood
         Density of a spot's counts, any :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None.
     priors
@@ -169,20 +170,20 @@ class MultinomGLM(BaseModel):
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
-        if self.likelihood.free:
+        own = ("beta", "bias_eta", *self.likelihood.free)
+        if self.fitting_configs["max_epochs"] == 0:
+            record, steps = self._without_epochs(), [{name: getattr(self, name).detach().clone() for name in own}]
+        elif self.likelihood.free:
             record, steps = fit_without_effect(
                 self._mixed_engine(), self._log_prior(), self._search_options(), self._minimiser()
             )
             self._set_parameters(steps[-1])
-        objective = self._objective()
-        if not self.likelihood.free:
+        else:
+            objective = self._objective()
             point, record, history = self._minimise(objective, keep)
-            self._set_parameters(dict(zip(("beta", "bias_eta"), objective.coefficients(point), strict=True)))
-            steps = [dict(zip(("beta", "bias_eta"), objective.coefficients(past), strict=True)) for past in history]
-        point = objective.point(self.beta, self.bias_eta)
-        _, hessian = objective.derivatives(point)
-        record.finish(torch.nonzero(objective.separated(point, hessian)).squeeze(-1), "separated")
-        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+            steps = [dict(zip(own, objective.coefficients(past), strict=True)) for past in (*history, point)]
+            self._set_parameters(steps.pop())
+        self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
         return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} if keep else None
 
@@ -353,6 +354,26 @@ class MultinomGLM(BaseModel):
         n_logits = self.likelihood.n_predictors(n_isos)
         own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
         return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
+
+    def _name_trouble(self, record: Convergence) -> None:
+        """Note the genes whose coefficients are at infinity, and those without counts."""
+        record.finish(torch.nonzero(self._separated()).squeeze(-1), "separated")
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+
+    def _separated(self) -> Tensor:
+        """Whether each gene's coefficients have no finite estimate, ``(G,)``; proper priors keep them finite."""
+        flat = {"beta", "bias_eta"} - set(self._free_priors())
+        unseen = (self.counts.sum(1) == 0).any(-1) & ("bias_eta" in flat)
+        n_isos = self.n_isos if self.likelihood.conditional else self.n_isos + 1
+        if self.bias_eta.shape[-1] != n_isos - 1 or (n_isos > self.n_isos > 1):
+            return unseen  # predictors that are not one an isoform
+        columns = Standardisation.of(self.design_mtx).design
+        if "beta" not in flat:
+            columns = columns[:, columns.shape[1] - len(flat) :]
+        elif "bias_eta" not in flat:
+            columns = torch.linalg.qr(self.design_mtx / self.design_mtx.norm(dim=0))[0] * self.n_spots**0.5
+        fixed = self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
+        return unseen | separated(self.counts, columns, fixed.detach())
 
     def _free_priors(self) -> dict[str, TorchDistribution]:
         """Priors of the sites that a fit estimates, without the flat ones."""

@@ -42,6 +42,7 @@ from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
 
 INIT_RATIOS = ("observed", "uniform")
+ENDLESS_SIGMA = 5.0  # σ above it, in a gene without any mixed spot, is on its way to infinity
 
 
 class MultinomGLMM(ImportanceSampling):
@@ -223,22 +224,17 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
-        record = Convergence.start(self.n_genes, device=self.device)
-        fits, histories = [], []
-        for genes in self._engine.batches():
-            snapshots = Snapshots(self._minimiser(), len(genes)) if keep else None
-            fit = self._fit_batch(genes, snapshots or self._minimiser())
-            record.absorb(fit.convergence, genes)
-            fits.append(fit)
-            if snapshots is not None:
-                histories.append(self._sites(snapshots.stacked()))
-        self._take(fits)
+        record, histories = self._without_epochs(), []
+        if self.fitting_configs["max_epochs"] != 0:
+            record, histories = self._search(keep)
         self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
         if not keep:
             return None
         final = {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
-        return {name: torch.cat([value, final[name]]) for name, value in joined(histories).items()}
+        return (
+            {name: torch.cat([value, final[name]]) for name, value in joined(histories).items()} if histories else final
+        )
 
     def forward(self) -> Tensor:
         """Objective of each gene at the present parameters, ``(G,)``, constants included.
@@ -354,6 +350,20 @@ class MultinomGLMM(ImportanceSampling):
         components = (n_genes, 1 if self.share_variance else n_logits)
         return {**shapes, "sigma": components, "theta_logit": components}
 
+    def _search(self, keep: bool) -> tuple[Convergence, list[dict[str, Tensor]]]:
+        """Fit all genes, batch by batch; with ``keep`` also the values of the sites along each batch's search."""
+        record = Convergence.start(self.n_genes, device=self.device)
+        fits, histories = [], []
+        for genes in self._engine.batches():
+            snapshots = Snapshots(self._minimiser()) if keep else None
+            fit = self._fit_batch(genes, snapshots or self._minimiser())
+            record.absorb(fit.convergence, genes)
+            fits.append(fit)
+            if snapshots is not None:
+                histories.append(self._sites(snapshots.stacked()))
+        self._take(fits)
+        return record, histories
+
     def _fit_batch(self, genes: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
         sigma, options = self.sigma.detach()[genes], self._search_options()
         model, prior = self._engine.model(genes), self._engine_prior(genes)
@@ -393,7 +403,8 @@ class MultinomGLMM(ImportanceSampling):
         return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta), **own}
 
     def _name_trouble(self, record: Convergence) -> None:
-        totals = self.counts.sum(1)
-        if "bias_eta" not in self._free_priors():
-            record.finish(torch.nonzero((totals == 0).any(-1)).squeeze(-1), "separated")
-        record.finish(torch.nonzero(totals.sum(-1) == 0).squeeze(-1), "no_counts")
+        if self.is_marginal and not {"sigma"} & {*self._held(), *self._free_priors()}:
+            mixed = ((self.counts > 0).sum(-1) > 1).any(-1)
+            endless = ~mixed & (self.sigma > ENDLESS_SIGMA).any(-1)
+            record.finish(torch.nonzero(endless).squeeze(-1), "all_or_nothing")
+        super()._name_trouble(record)
