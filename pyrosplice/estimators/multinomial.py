@@ -57,7 +57,8 @@ class MultinomGLM(BaseModel):
     fitting_configs
         Any of: ``lr`` (first step length of adam and sgd, 0.01), ``optim`` ("adam", "sgd" or "lbfgs"), ``tol``
         (improvement in nats below which a gene has converged, 1e-5), ``tol_relative`` (False), ``max_epochs`` (1000;
-        −1 is 10,000, 0 leaves the start values), ``patience`` (epochs without improvement before "gd" shortens its steps: 5; 2 otherwise).
+        −1 is 10,000, and 0 leaves the start values), ``patience`` (epochs without improvement before "gd" shortens its
+        steps: 5; 2 otherwise).
     likelihood
         Density of a spot's counts, any :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None.
     priors
@@ -190,7 +191,7 @@ class MultinomGLM(BaseModel):
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
-        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self._log_prior_here()
+        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
@@ -387,7 +388,7 @@ class MultinomGLM(BaseModel):
             return None
         return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
 
-    def _log_prior_here(self) -> Tensor:
+    def log_prior_density(self) -> Tensor:
         """Log prior density of each gene at the present parameters, ``(G,)``."""
         priors = self._free_priors()
         if not priors:

@@ -245,8 +245,8 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         if self.is_marginal:
-            return self._engine_here().log_marginal(parameters) + self._log_prior_here()
-        return self._engine_here().log_joint(parameters, self.nu) + self._log_prior_here()
+            return self._engine_here().log_marginal(parameters) + self.log_prior_density()
+        return self._engine_here().log_joint(parameters, self.nu) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters, ν included."""

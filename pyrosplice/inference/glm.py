@@ -10,8 +10,8 @@ With :math:`\tilde X = [X, 1]` and coefficients W = [β; b] ``(P + 1, Q)`` of a 
 
 with S the scores and :math:`W_i` the information of the spots. The information of all genes is one matrix product of
 the spots' :math:`[W_i]_{kl}` with the products :math:`\tilde x_{ip} \tilde x_{iq}`, block by block of spots.
-Covariates are made orthonormal inside, so that neither their origin nor their unit nor their correlation matters; spots without
-counts are left out, and spots of equal covariates are added up where the likelihood allows.
+Covariates are made orthonormal inside, so that neither their origin nor their unit nor their correlation matters; spots
+without counts are left out, and spots of equal covariates are added up where the likelihood allows.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Standardisation:
         matrix[:n_factors, :n_factors] = inverse.unsqueeze(-1) * combinations
         matrix[n_factors, :n_factors] = -mean @ matrix[:n_factors, :n_factors]
         return cls(matrix, design)
+
+    def of_columns(self) -> Standardisation:
+        """That of the orthonormal columns themselves."""
+        return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
     def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
         """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""

@@ -202,14 +202,28 @@ def test_sv_score_is_the_variance_component_test_gene_by_gene(tissue):
     np.testing.assert_allclose(table["pvalue_adj"], stats.false_discovery_control(table["pvalue"]))
 
 
-def test_sv_score_adjusts_for_covariates_when_they_are_in_the_models():
-    adata = simulate_isoforms(n_spots=256, n_genes=20, covariates=("smooth",), beta=0.8, sigma=0.0, depth=20, seed=2)
-    model = fitted(adata, "glmm-full", design_mtx="smooth", options=MARGINAL)
-    model.test_spatial_variability(method="score", **QUIET)
-    assert (table_of(model, "sv")["pvalue"] < 0.01).all()
-    model.fit(batch_size=32, with_design_mtx=True, **QUIET)
-    model.test_spatial_variability(method="score", **QUIET)
-    assert (table_of(model, "sv")["pvalue"] < 0.01).sum() <= 2
+@pytest.mark.parametrize("with_design", [False, True])
+def test_tests_of_space_adjust_for_the_covariates_whatever_the_fit(with_design):
+    adata = simulate_isoforms(n_spots=144, n_genes=20, covariates=("smooth",), beta=0.8, sigma=0.0, depth=20, seed=2)
+    fit = {"with_design_mtx": with_design, "from_null": True}
+    model = fitted(adata, "glmm-full", design_mtx="smooth", options=MARGINAL, fit=fit)
+    for method in ("score", "llr"):
+        model.test_spatial_variability(method, **QUIET)
+        assert (table_of(model, "sv")["pvalue"] < 0.01).sum() <= 2
+        model.test_spatial_variability(method, adjust_for_design=False, **QUIET)
+        assert (table_of(model, "sv")["pvalue"] < 0.01).all()
+
+
+@pytest.mark.parametrize("how", [{}, {"use_perm_null": True, "n_perms_per_gene": 3}, {"n_bootstrap": 3}])
+def test_ratios_of_space_do_not_depend_on_what_was_fitted_before(tissue, how):
+    found = []
+    for options, with_design in ((MARGINAL, True), (MARGINAL, False), ({}, False)):
+        fit = {"with_design_mtx": with_design, "from_null": True}
+        model = fitted(tissue[:, :5].copy(), "glmm-full", options=options, design_mtx="iid", fit=fit)
+        found.append(model.test_spatial_variability(return_results=True, **how, **QUIET))
+    for other in found[1:]:
+        np.testing.assert_allclose(other["statistic"], found[0]["statistic"], atol=1e-4)
+        np.testing.assert_allclose(other["pvalue"], found[0]["pvalue"], atol=0.02)
 
 
 def test_llr_compares_marginal_optima_whatever_the_fit_was(tissue):
