@@ -225,7 +225,8 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
         fit = linearised(model)
         expected = covariate_information(fit.precision_product, columns, n_genes, n_logits)
         variance = score_variance(fit, columns, expected, rank)
-        covariance = known(covariance_from_information(information, orthonormal, n_logits, variance.matrix))
+        spread = variance.matrix + model.prior_information()  # estimates differ from the truth by what priors say, too
+        covariance = known(covariance_from_information(information, orthonormal, n_logits, spread))
     influence = solve_curvature(information, eye)
     return Estimates(beta, coefficients, covariance, by_model, back, variance, influence, coverage)
 
@@ -271,8 +272,9 @@ def ratio_of_terms(
 
     ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
-    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the quotient is that of the score
-    statistics.
+    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the likelihood has none there, and its
+    ratio rejects most null genes whose group lacks a rare isoform (tests/studies/separation.py): the statistic is then
+    the score test's. Where only the quotient is not known, it is that of the score statistics.
     """
     null = [gene[0] for gene in fits]
     loss = torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
@@ -295,7 +297,8 @@ def ratio_of_terms(
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
         quotient = (found.wald(rows)[0] / found.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-    statistic = statistic * factor
+        away = torch.tensor([fit.reason == "separated" for fit in larger])
+        statistic[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
     return [statistic, trace_sf(statistic, ranks, n_logits, score.residual_dof), ranks]
 
 

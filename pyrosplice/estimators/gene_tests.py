@@ -50,7 +50,8 @@ class GeneTests:
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
         """NaN everywhere."""
-        return cls(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape, "", dtype=object))
+        statistic, pvalue, rank = (np.full(shape, np.nan) for _ in range(3))
+        return cls(statistic, pvalue, rank, np.full(shape, "", dtype=object))
 
     @classmethod
     def gather(

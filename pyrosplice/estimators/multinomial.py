@@ -221,6 +221,26 @@ class MultinomGLM(BaseModel):
         objective = self._objective()
         return objective.derivatives(objective.point(self.beta, self.bias_eta))[1], objective.scaling
 
+    def prior_information(self) -> Tensor:
+        """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
+        self._require_data()
+        priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
+        matrix = Standardisation.of(self.design_mtx).matrix
+        weights = torch.linalg.solve(matrix, torch.cat([self.beta, self.bias_eta.unsqueeze(1)], 1)).detach()
+        blank = weights.new_zeros(len(weights), weights[0].numel(), weights[0].numel())
+        if not priors:
+            return blank
+        with torch.enable_grad():
+            point = weights.flatten(1).requires_grad_(True)
+            given = matrix @ point.unflatten(1, weights.shape[1:])
+            values = {"beta": given[:, :-1], "bias_eta": given[:, -1]}
+            density = log_prior(priors, {name: values[name] for name in priors}).sum()
+            (gradient,) = torch.autograd.grad(density, point, create_graph=True)
+            if not gradient.requires_grad:  # a density that is linear in them
+                return blank
+            columns = [torch.autograd.grad(g.sum(), point, retain_graph=True)[0] for g in gradient.unbind(-1)]
+        return -torch.stack(columns, -1)
+
     def standard_errors(self) -> dict[str, Tensor]:
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))

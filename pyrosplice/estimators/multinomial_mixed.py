@@ -224,7 +224,7 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
-        record, histories = self._without_epochs(), []
+        record, histories = self._without_epochs(), list[dict[str, Tensor]]()
         if self.fitting_configs["max_epochs"] != 0:
             record, histories = self._search(keep)
         self._name_trouble(record)

@@ -338,7 +338,7 @@ class UsageModels:
     def _test_spec(
         self, model_type: str, *, with_design: bool, priors: bool = True, device: str | None = None
     ) -> ModelSpec:
-        """The model that tests rest on: that of a GLMM with σ estimated, at its marginal optimum, with priors or without."""
+        """The model that tests rest on: a GLMM's at its marginal optimum with σ estimated, with priors or without."""
         tolerance = {name: value for name, value in (self.fitting_configs or {}).items() if name == "tol"}
         changed: dict[str, Any] = {"fitting_configs": tolerance or None, "fitting_method": "iwls"}
         if model_type != "glm":
@@ -362,7 +362,7 @@ class UsageModels:
         without = not self.priors and self.var_prior_model == "none"
         usable = (model_type == "glm" or marginal) and with_design == fit.with_design and (priors or without)
         own = fit.genes if model_type == self.model_type else fit.null
-        kept = [gene if usable and gene.reason in SETTLED else None for gene in own or [None] * self.n_genes]
+        kept = [gene if gene.reason in SETTLED else None for gene in own] if usable and own else [None] * self.n_genes
         batches = [[gene for gene in some if kept[gene] is None] for some in prepared.batches(TEST_BATCH, group=True)]
         fitted, _ = fit_genes(
             FitPlan(full=self._test_spec(model_type, with_design=with_design, priors=priors)),
