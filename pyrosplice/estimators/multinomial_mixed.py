@@ -405,6 +405,7 @@ class MultinomGLMM(ImportanceSampling):
     def _name_trouble(self, record: Convergence) -> None:
         if self.is_marginal and not {"sigma"} & {*self._held(), *self._free_priors()}:
             mixed = ((self.counts > 0).sum(-1) > 1).any(-1)
-            endless = ~mixed & (self.sigma > ENDLESS_SIGMA).any(-1)
+            growing = (self.sigma > ENDLESS_SIGMA).any(-1) | ~record.converged.to(self.device)
+            endless = ~mixed & growing & (self.fitting_configs["max_epochs"] != 0)
             record.finish(torch.nonzero(endless).squeeze(-1), "all_or_nothing")
         super()._name_trouble(record)
