@@ -131,7 +131,7 @@ def _test_block(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[T
     scatter = scatter / (size * (1 - leverage)).sum(-1)[:, None, None]
     components = torch.linalg.eigvalsh(torch.nan_to_num(scatter))[:, 1:].clamp_min(0.0)
 
-    n_free = (totals > 0).sum(-1) - basis.shape[1]
+    n_free = (totals > 0).sum(-1) - (root != 0).any(-2).sum(-1)  # what a gene's spots do not tell apart costs nothing
     cubes = _skewness_of_counts(kernel, size, weight, overdispersion, usage, components)
     lam, dof = _spectrum(kernel, size, basis, root, diagonal, squares, cubes, n_free)
     if basis.shape[1] > 1:

@@ -1,4 +1,4 @@
-"""A gene that is not seen wherever a covariate varies: what its spots identify is tested as if the others were not there."""
+"""A gene that is not seen wherever a covariate varies: tested is what its spots identify, as if there were no others."""
 
 import anndata as ad
 import numpy as np
@@ -27,7 +27,9 @@ def tissue(uncovered, seed=3, n_isos=3):
     usage = np.full((N, n_isos), 1.0)
     usage[obs["region"] == "B", 0] = 2.0
     usage /= usage.sum(1, keepdims=True)
-    counts = np.concatenate([np.stack([rng.multinomial(t, p) for t, p in zip(t, usage)]) for t in totals], 1)
+    counts = np.concatenate(
+        [np.stack([rng.multinomial(t, p) for t, p in zip(t, usage, strict=True)]) for t in totals], 1
+    )
     names = [f"{gene}_{i}" for gene in ("seen", "partly") for i in range(n_isos)]
     var = pd.DataFrame({"gene_symbol": np.repeat(["seen", "partly"], n_isos)}, index=names)
     adata = ad.AnnData(counts.astype(float), obs=obs, var=var)
