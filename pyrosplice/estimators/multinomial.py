@@ -15,15 +15,16 @@ from torch import Tensor
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.base import BaseModel
 from pyrosplice.estimators.configs import DEFAULTS, complete_configs
+from pyrosplice.estimators.infinite import endless_coefficients
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
+from pyrosplice.estimators.prior_terms import prior_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_from_information
 from pyrosplice.inference.gradient import Descent, DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import NewtonOptions, newton
 from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
-from pyrosplice.inference.separation import separated
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
@@ -225,21 +226,7 @@ class MultinomGLM(BaseModel):
         """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
         self._require_data()
         priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
-        matrix = Standardisation.of(self.design_mtx).matrix
-        weights = torch.linalg.solve(matrix, torch.cat([self.beta, self.bias_eta.unsqueeze(1)], 1)).detach()
-        blank = weights.new_zeros(len(weights), weights[0].numel(), weights[0].numel())
-        if not priors:
-            return blank
-        with torch.enable_grad():
-            point = weights.flatten(1).requires_grad_(True)
-            given = matrix @ point.unflatten(1, weights.shape[1:])
-            values = {"beta": given[:, :-1], "bias_eta": given[:, -1]}
-            density = log_prior(priors, {name: values[name] for name in priors}).sum()
-            (gradient,) = torch.autograd.grad(density, point, create_graph=True)
-            if not gradient.requires_grad:  # a density that is linear in them
-                return blank
-            columns = [torch.autograd.grad(g.sum(), point, retain_graph=True)[0] for g in gradient.unbind(-1)]
-        return -torch.stack(columns, -1)
+        return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
 
     def standard_errors(self) -> dict[str, Tensor]:
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
@@ -378,23 +365,11 @@ class MultinomGLM(BaseModel):
 
     def _name_trouble(self, record: Convergence) -> None:
         """Note the genes whose coefficients are at infinity, and those without counts."""
-        record.finish(torch.nonzero(self._separated()).squeeze(-1), "separated")
-        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
-
-    def _separated(self) -> Tensor:
-        """Whether each gene's coefficients have no finite estimate, ``(G,)``; proper priors keep them finite."""
         flat = {"beta", "bias_eta"} - set(self._free_priors())
-        unseen = (self.counts.sum(1) == 0).any(-1) & ("bias_eta" in flat)
-        n_isos = self.n_isos if self.likelihood.conditional else self.n_isos + 1
-        if self.bias_eta.shape[-1] != n_isos - 1 or (n_isos > self.n_isos > 1):
-            return unseen  # predictors that are not one an isoform
-        columns = Standardisation.of(self.design_mtx).design
-        if "beta" not in flat:
-            columns = columns[:, columns.shape[1] - len(flat) :]
-        elif "bias_eta" not in flat:
-            columns = torch.linalg.qr(self.design_mtx / self.design_mtx.norm(dim=0))[0] * self.n_spots**0.5
-        fixed = self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
-        return unseen | separated(self.counts, columns, fixed.detach())
+        given = (self.counts, self.design_mtx, self.beta.detach(), self.bias_eta.detach())
+        endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
+        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
 
     def _free_priors(self) -> dict[str, TorchDistribution]:
         """Priors of the sites that a fit estimates, without the flat ones."""

@@ -46,8 +46,8 @@ class UsageTests(UsageModels):
     ) -> dict[str, Any] | None:
         """Test every gene for spatial variability of its usage (θ = 0), beside the covariates if there are any.
 
-        *Differs from* the documented interface, which leaves out the covariates unless ``fit(with_design_mtx=True)``
-        was called: what they explain, differences between sections for one, is then counted as spatial variability.
+        *Differs from* the documented interface, which leaves the covariates out after a fit without them: what they
+        explain, differences between sections for one, then counts as spatial variability.
 
         Parameters
         ----------
@@ -257,17 +257,19 @@ class UsageTests(UsageModels):
         """Likelihood-ratio tests and what else there is to report of them."""
         task: Callable[..., Any]
         options: tuple[Any, ...]
-        seed = settings["random_seed"]
         if null is not None:
             task, options = variability_ratio.permuted_ratio, (null,)
         elif settings["n_bootstrap"] is not None:
-            task, options = variability_ratio.bootstrapped_ratio, (settings["n_bootstrap"], seed)
+            task, options = variability_ratio.bootstrapped_ratio, (settings["n_bootstrap"], settings["random_seed"])
         else:
             finite = settings["null_law"] == "finite-sample"
             kernel = spatial_kernel(self._ready().covariance, damping=0.0) if finite else None
             task, options = variability_ratio.laplace_ratio, (kernel,)
             if settings["importance"]:
-                task, options = variability_ratio.corrected_ratio, (kernel, settings["n_draws"], seed)
+                task, options = (
+                    variability_ratio.corrected_ratio,
+                    (kernel, settings["n_draws"], settings["random_seed"]),
+                )
         pairs = self._fitted_pairs(adjust, show=show)
         calls = [(pair, *options) for pair in pairs]
         found: list[Any] = run_batches(task, calls, description="llr", n_jobs=self._jobs(settings["n_jobs"]), show=show)

@@ -1,4 +1,4 @@
-"""A gene that is not seen wherever a covariate varies: tested is what its spots identify, as if there were no others."""
+"""A gene that is not seen wherever a covariate varies: tested is what its spots identify, as if there were no other."""
 
 import anndata as ad
 import numpy as np
