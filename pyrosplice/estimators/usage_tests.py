@@ -143,7 +143,8 @@ class UsageTests(UsageModels):
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
         whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
-        here, once.
+        here, once. Priors are honoured: the optimum is that of the posterior density, a ratio that of its maxima with
+        the tested coefficients free and zero, and the variance of an estimate has what they add.
 
         Parameters
         ----------
@@ -172,7 +173,8 @@ class UsageTests(UsageModels):
             that counts have where usage varies between spots, more in deep spots than in shallow ones. P-values are
             then not of χ² but of an F law on the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's
             for more), NaN for genes whose spots leave none. Likelihood ratios are multiplied by the quotient of the
-            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167).
+            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167); where a
+            coefficient is at infinity ("separated"), whose ratio rejects most null genes, they are the score statistic.
             ``"model"``: as the model says, and χ²; for counts that are known to follow it, and after a GLMM a little
             liberal at few counts a spot.
 

@@ -59,7 +59,7 @@ def gene(name, n_isos, seed):
     elif name == "separated":
         counts[group, -1] = 0
     elif name == "huge":
-        counts *= 1e5
+        counts *= 1e3
     elif name == "pure":
         counts = 5 * np.eye(n_isos)[rng.integers(n_isos, size=N)]
     elif name == "few":
