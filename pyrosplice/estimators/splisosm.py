@@ -40,7 +40,8 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
     var_fix_sigma
         Keep σ at its start in the fit. Tests estimate it by marginal likelihood regardless.
     var_prior_model, var_prior_model_params
-        Prior of the variance, in fits and tests of usage: ``"none"``, ``"gamma"`` (on σ; alpha 2, beta 0.3), ``"inv_gamma"`` (on σ²; 3, 0.5).
+        Prior of the variance, in fits and tests of usage: ``"none"``, ``"gamma"`` (on σ; alpha 2, beta 0.3),
+        ``"inv_gamma"`` (on σ²; 3, 0.5).
     init_ratio
         Start of ν: ``"uniform"`` (0) or ``"observed"``.
     fitting_method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_bat
 from pyrosplice.estimators.missing_results import reasons_of
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
-from pyrosplice.estimators.variability_options import permutation_null_of, variability_settings
+from pyrosplice.estimators.usage_options import check_usage_options, permutation_null_of, variability_settings
 from pyrosplice.estimators.variability_ratio import FittedPair
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
-METHODS, BY, VARIANCES = ("score", "wald", "lrt"), get_args(By), get_args(Variance)
 
 
 class UsageTests(UsageModels):
@@ -196,13 +195,7 @@ class UsageTests(UsageModels):
             Before ``setup_data`` or ``fit``.
         """
         prepared = self._ready()
-        for name, value, allowed in (("method", method, METHODS), ("by", by, BY), ("variance", variance, VARIANCES)):
-            if value in self.covariate_names:
-                raise InvalidArgumentError(
-                    f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}, a covariate. All of "
-                    f"them are tested, {self.covariate_names}; the results name them."
-                )
-            check_option(name, value, allowed)
+        check_usage_options(self.covariate_names, method=method, by=by, variance=variance)
         robust = variance == "robust"
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")

@@ -1,11 +1,26 @@
-"""Options of the tests of spatial variability, checked."""
+"""Options of the tests of usage, checked."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.covariate_tests import By, Variance
 from pyrosplice.estimators.gene_tests import PermutationNull
+
+USAGE_OPTIONS = {"method": ("score", "wald", "lrt"), "by": get_args(By), "variance": get_args(Variance)}
+
+
+def check_usage_options(covariates: Sequence[str], **given: str) -> None:
+    """Raise unless the options of a test of differential usage exist; says so where one names a covariate."""
+    for name, value in given.items():
+        if value in covariates:
+            raise InvalidArgumentError(
+                f"{name}: expected one of {', '.join(map(repr, USAGE_OPTIONS[name]))}, found {value!r}, a covariate. "
+                f"All of them are tested, {list(covariates)}, and named in the results."
+            )
+        check_option(name, value, USAGE_OPTIONS[name])
 
 
 def variability_settings(
