@@ -8,7 +8,7 @@ class InvalidArgumentError(ValueError, AssertionError):
     """An argument has a value that it must not have. Says which, what was found, what was expected."""
 
 
-class NotReadyError(RuntimeError):
+class NotReadyError(RuntimeError, ValueError):
     """Something was asked for before the step that makes it (``setup_data``, ``fit``, a test)."""
 
 

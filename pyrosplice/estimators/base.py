@@ -131,6 +131,14 @@ class BaseModel(Described, Module):
         for name, value in values.items():
             own[name].data.copy_(value)
 
+    def _without_epochs(self) -> Convergence:
+        """The record of a fit of ``max_epochs=0``, which leaves every parameter where it is."""
+        genes = torch.arange(self.n_genes, device=self.device)
+        record = Convergence.start(self.n_genes, device=self.device)
+        record.record(-self(), genes)
+        record.finish(genes, "max_epochs")
+        return record
+
     def _finish(self, record: Convergence, seconds: float, *, verbose: bool, quiet: bool) -> None:
         self.logger, self.fitting_time = record, seconds
         if verbose:

@@ -46,8 +46,8 @@ def _check_value(key: str, value: Any) -> None:
     elif key in ("lr", "tol"):
         if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
             raise InvalidArgumentError(f"{name}: expected a positive number, found {value!r}.")
-    elif (
-        isinstance(value, bool) or not isinstance(value, int) or not (value >= 1 or (key, value) == ("max_epochs", -1))
-    ):
-        also = " or -1 (10,000)" if key == "max_epochs" else ""
-        raise InvalidArgumentError(f"{name}: expected a positive integer{also}, found {value!r}.")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < (-1 if key == "max_epochs" else 1):
+        wanted = (
+            "0 (the start values), a positive integer or -1 (10,000)" if key == "max_epochs" else "a positive integer"
+        )
+        raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")

@@ -56,6 +56,11 @@ class FittedGene:
     best_epoch: int
     fitting_time_s: float
 
+    @property
+    def n_logits(self) -> int:
+        """Q."""
+        return len(self.values["bias_eta"])
+
     def with_values(self, **values: Tensor) -> FittedGene:
         """The same with other values of some sites."""
         return replace(self, values={**self.values, **values})
@@ -94,6 +99,16 @@ class ModelSpec:
     spatial: Mapping[str, Any]
     design: Design | None
     device: str
+
+    @property
+    def with_priors(self) -> bool:
+        """Whether any site has a prior."""
+        return bool(self.options.get("priors"))
+
+    def informed(self, counts: Tensor) -> Tensor:
+        """Which spots inform about each gene, ``(B, N)`` for counts ``(B, N, K)``."""
+        likelihood = self.options.get("likelihood")
+        return (counts.sum(-1) > 0) | (likelihood is not None and not likelihood.conditional)
 
     def with_design(self, design: Design | None) -> ModelSpec:
         """The same with other covariates."""

@@ -27,6 +27,7 @@ OPTIONS = (
     *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
 )
 TEST_BATCH = 32  # genes at a time in fits that only tests need
+SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class UsageModels:
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None
-        self._marginal_fits: dict[str, list[FittedGene]] = {}
+        self._test_fits: dict[tuple[Any, ...], list[FittedGene]] = {}
         self._sv_test_results: dict[str, Any] = {}
         self._du_test_results: dict[str, Any] = {}
 
@@ -129,7 +130,9 @@ class UsageModels:
             only neighbouring genes with the same count share a batch.
         design_mtx
             Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula. Text
-            and categorical columns become one covariate a level.
+            and categorical columns become one covariate a level. They are what :meth:`test_differential_usage` tests,
+            and :meth:`test_spatial_variability` adjusts for them. *Differs from* the documented interface: a constant
+            covariate, which there is warned about, is refused: it has no effect to estimate or test.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
@@ -143,7 +146,8 @@ class UsageModels:
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
             that counts them), so that their random effects are independent and their coordinates may overlap. Put the
-            section among the covariates too, or differences between sections count as spatial variability.
+            section among the covariates too (no other call has to know), or differences between sections count as
+            spatial variability.
 
         Raises
         ------
@@ -199,7 +203,8 @@ class UsageModels:
         quiet, print_progress
             No logs; a progress bar.
         with_design_mtx
-            Estimate covariate effects (for the Wald test); without, the fit is the null of the score test.
+            Estimate covariate effects (for the Wald test and :meth:`get_effects`); without, the fit is the null of the
+            score test. The tests of space adjust for the covariates after either.
         from_null
             For ``"glmm-full"``: fit the model without spatial variance too, which ``method="llr"`` needs.
         refit_null
@@ -313,7 +318,7 @@ class UsageModels:
     def _forget(self) -> None:
         """Drop fits and test results of earlier data."""
         self._fitted = None
-        self._marginal_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
+        self._test_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -325,40 +330,50 @@ class UsageModels:
         own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors}
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
-            return {"fitting_method": method, "fitting_configs": configs, **own}
+            return {"fitting_method": method, "fitting_configs": configs, **own, **changed}
         names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
-    def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
-        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
+    def _test_spec(
+        self, model_type: str, *, with_design: bool, priors: bool = True, device: str | None = None
+    ) -> ModelSpec:
+        """The model that tests rest on: a GLMM's at its marginal optimum with σ estimated, with priors or without."""
         tolerance = {name: value for name, value in (self.fitting_configs or {}).items() if name == "tol"}
-        method = {"fitting_method": "marginal_newton", "fitting_configs": tolerance or None}
-        return self._spec(model_type, with_design=with_design, device=device, **free, **method)
+        changed: dict[str, Any] = {"fitting_configs": tolerance or None, "fitting_method": "iwls"}
+        if model_type != "glm":
+            changed |= {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+            changed |= {} if priors else {"var_prior_model": "none", "var_prior_model_params": None}
+        changed |= {} if priors else {"priors": None}
+        return self._spec(model_type, with_design=with_design, device=device, **changed)
 
-    def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
-        """Genes at the marginal optimum of a GLMM with σ free, which tests rest on.
+    def _test_fit(
+        self, model_type: str, *, with_design: bool, print_progress: bool, priors: bool = True
+    ) -> list[FittedGene]:
+        """Genes at the optimum that tests rest on.
 
-        The user's own fits where they are that and have converged; the others are fitted here, once.
+        The user's own fits where they are that and have settled; the others are fitted here, once.
         """
-        if model_type in self._marginal_fits:
-            return self._marginal_fits[model_type]
+        key = (model_type, with_design, priors)
+        if key in self._test_fits:
+            return self._test_fits[key]
         fit, prepared = self._ready_fit(), self._ready()
-        marginal = self.fitting_method.startswith("marginal")
-        usable = marginal and not self.var_fix_sigma and self.var_prior_model == "none"
+        marginal = self.fitting_method.startswith("marginal") and not self.var_fix_sigma
+        without = not self.priors and self.var_prior_model == "none"
+        usable = (model_type == "glm" or marginal) and with_design == fit.with_design and (priors or without)
         own = fit.genes if model_type == self.model_type else fit.null
-        kept = [gene if usable and gene.converged else None for gene in own] if own else [None] * self.n_genes
+        kept = [gene if gene.reason in SETTLED else None for gene in own] if usable and own else [None] * self.n_genes
         batches = [[gene for gene in some if kept[gene] is None] for some in prepared.batches(TEST_BATCH, group=True)]
         fitted, _ = fit_genes(
-            FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+            FitPlan(full=self._test_spec(model_type, with_design=with_design, priors=priors)),
             prepared.counts,
             [some for some in batches if some],
             n_jobs=fit.n_jobs,
             description=f"marginal {model_type}",
             print_progress=print_progress,
         )
-        self._marginal_fits[model_type] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
-        return self._marginal_fits[model_type]
+        self._test_fits[key] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
+        return self._test_fits[key]
 
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
         """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""

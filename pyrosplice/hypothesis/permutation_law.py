@@ -63,7 +63,9 @@ class Residuals:
     @property
     def n_free(self) -> Tensor:
         """Degrees of freedom left by the covariates, m − P, ``(B,)``."""
-        return self.n_covered - self.loading.shape[-1]
+        return self.n_covered - (self.loading != 0).any(-2).sum(
+            -1
+        )  # what a gene's spots do not tell apart costs nothing
 
     @property
     def leverage(self) -> Tensor:
