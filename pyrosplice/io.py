@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyrosplice.data.storable import nullable_text
+from pyrosplice.data.stored_tables import join_table, split_table
 from pyrosplice.errors import ModelFileError
 
 FORMAT = "pyrosplice"
@@ -44,7 +46,12 @@ def save_archive(
     content
         Whatever JSON can say.
     """
-    header = {"format": FORMAT, "kind": kind, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
+    header = {
+        "format": FORMAT,
+        "kind": kind,
+        "format_version": str(FORMAT_VERSION),
+        "content": json.dumps(content, default=_plain),
+    }
     whole = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -91,15 +98,38 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kin
     return json.loads(header["content"])
 
 
-def anndata_to_tensor(adata: AnnData) -> Tensor:
-    """An AnnData as the bytes of its h5ad file: uint8 ``(n_bytes,)``."""
+def anndata_to_tensors(adata: AnnData) -> dict[str, Tensor]:
+    """An AnnData as bytes: its h5ad file (``adata``), and JSON (``tables``) of the columns that such a file refuses."""
+    plain, tables = adata.copy(), {}
+    for where in ("obs", "var"):
+        table, tables[where] = split_table(getattr(adata, where), f"adata.{where}")
+        setattr(plain, where, table)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        write_elem(file, "/", adata)
-    return torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+    with nullable_text(), h5py.File(buffer, "w") as file:
+        write_elem(file, "/", plain)
+    return {"adata": _as_tensor(buffer.getvalue()), "tables": _as_tensor(json.dumps(tables).encode())}
 
 
-def anndata_from_tensor(data: Tensor) -> AnnData:
-    """Inverse of :func:`anndata_to_tensor`."""
-    with h5py.File(io.BytesIO(data.cpu().numpy().tobytes()), "r") as file:
-        return read_elem(file)
+def anndata_from_tensors(tensors: Mapping[str, Tensor]) -> AnnData:
+    """Inverse of :func:`anndata_to_tensors`."""
+    with h5py.File(io.BytesIO(_as_bytes(tensors["adata"])), "r") as file:
+        adata = read_elem(file)
+    if "tables" in tensors:  # which files of earlier versions lack
+        for where, stored in json.loads(_as_bytes(tensors["tables"])).items():
+            setattr(adata, where, join_table(getattr(adata, where), stored))
+    return adata
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+
+
+def _as_bytes(data: Tensor) -> bytes:
+    return data.cpu().numpy().tobytes()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as JSON takes it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"content: JSON has no {type(value).__name__}.")

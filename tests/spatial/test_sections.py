@@ -55,7 +55,7 @@ def test_a_component_a_section_is_no_reason_to_warn():
     ("labels", "message"),
     [
         (np.r_[np.repeat("a", 46), np.repeat("b", 4)], "section 'b' has 4 spots, too few for k_neighbors=4"),
-        (np.where(np.arange(50) < 2, None, "a"), "2 without .first: row 0"),
+        (np.where(np.arange(50) < 2, None, "a"), "2 of 50 missing or blank"),
         (np.zeros(49), "expected 50 labels"),
     ],
 )
