@@ -85,7 +85,7 @@ def as_dense(matrix: Any, argument: str) -> NDArray[np.float64]:
         As for :func:`well_formed`.
     """
     matrix = loaded(matrix, argument)
-    return np.ascontiguousarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)
+    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64, order="C")
 
 
 def is_lazy(matrix: Any) -> bool:

@@ -104,6 +104,8 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
     ) -> pd.DataFrame:
         """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
 
+        Every call returns the same table: copy it before changing it.
+
         Gene: ``n_isos``, ``perplexity``, ``pct_bin_on``, ``count_avg``, ``count_std``. Isoform: the columns of ``var``
         and ``pct_bin_on``, ``count_total``, ``count_avg``, ``count_std``, ``ratio_total``, ``ratio_avg``,
         ``ratio_std``. See :func:`~pyrosplice.data.feature_summary`.
@@ -119,7 +121,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         check_option("level", level, ("gene", "isoform"))
         if level not in prepared.summaries:
             prepared.summaries[level] = feature_summary(prepared.data, level=level, print_progress=print_progress)
-        return prepared.summaries[level].copy()
+        return prepared.summaries[level]
 
     def get_training_summary(self) -> pd.DataFrame:
         """How each gene's fit went, indexed by gene name.
