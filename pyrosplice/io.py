@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pyrosplice.data.storable import nullable_text
-from pyrosplice.data.stored_tables import join_table, split_table
+from pyrosplice.data.storable import joined, nullable_text, split
 from pyrosplice.errors import ModelFileError
 
 FORMAT = "pyrosplice"
@@ -99,25 +98,19 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kin
 
 
 def anndata_to_tensors(adata: AnnData) -> dict[str, Tensor]:
-    """An AnnData as bytes: its h5ad file (``adata``), and JSON (``tables``) of the columns that such a file refuses."""
-    plain, tables = adata.copy(), {}
-    for where in ("obs", "var"):
-        table, tables[where] = split_table(getattr(adata, where), f"adata.{where}")
-        setattr(plain, where, table)
+    """An AnnData as bytes: its h5ad file (``adata``), and JSON (``rest``) of what such a file refuses."""
+    plain, rest = split(adata)
     buffer = io.BytesIO()
     with nullable_text(), h5py.File(buffer, "w") as file:
-        write_elem(file, "/", plain)
-    return {"adata": _as_tensor(buffer.getvalue()), "tables": _as_tensor(json.dumps(tables).encode())}
+        write_elem(file, "/", AnnData(**plain))
+    return {"adata": _as_tensor(buffer.getvalue()), "rest": _as_tensor(json.dumps(rest).encode())}
 
 
 def anndata_from_tensors(tensors: Mapping[str, Tensor]) -> AnnData:
     """Inverse of :func:`anndata_to_tensors`."""
     with h5py.File(io.BytesIO(_as_bytes(tensors["adata"])), "r") as file:
         adata = read_elem(file)
-    if "tables" in tensors:  # which files of earlier versions lack
-        for where, stored in json.loads(_as_bytes(tensors["tables"])).items():
-            setattr(adata, where, join_table(getattr(adata, where), stored))
-    return adata
+    return joined(adata, json.loads(_as_bytes(tensors["rest"]))) if "rest" in tensors else adata
 
 
 def _as_tensor(data: bytes) -> Tensor:

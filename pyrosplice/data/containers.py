@@ -73,6 +73,8 @@ def loaded(matrix: Any, argument: str) -> Any:
         matrix = matrix.to_memory()
     else:
         matrix = matrix[...]
+    if is_lazy(matrix):
+        raise InvalidArgumentError(f"{argument}: expected a matrix, found {type(matrix).__name__}.")
     return well_formed(matrix, argument)
 
 

@@ -192,13 +192,13 @@ def _array_table(design_mtx: Any) -> pd.DataFrame:
 
 def _columns(names: list[str], obs: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in names if name not in set(map(str, obs.columns))]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InvalidArgumentError(f"design_mtx: expected every column once, found {twice!r} twice.")
     if missing or not names:
         raise InvalidArgumentError(
             f"design_mtx: expected columns of adata.obs, which has {list(map(str, obs.columns))}; found {missing}."
         )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"design_mtx: expected every column once, found {twice!r} twice.")
     return pd.DataFrame({name: one_column(obs, name, ARGUMENT) for name in names}, index=obs.index)
 
 
@@ -219,7 +219,7 @@ def _from_columns(table: pd.DataFrame) -> tuple[Array, list[str], list[str], lis
 
 def _from_formula(formula: str, table: pd.DataFrame) -> tuple[Array, list[str], list[str], list[str]]:
     design = read_formula(formula, table, ARGUMENT, random_effects=RANDOM_EFFECTS)
-    kept = [i for i, term in enumerate(design.terms) if term != "1"]
+    kept = [i for i, term in enumerate(design.terms) if term != "1" or design.variables[i]]  # a column may be called 1
     if not kept:
         raise InvalidArgumentError(f"design_mtx: formula {formula!r} has no covariates beside the intercept.")
     names = [design.names[i] for i in kept]

@@ -21,7 +21,7 @@ from pyrosplice.data.design import Design, build_design, complete_spots
 from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name
-from pyrosplice.data.storable import check_storable
+from pyrosplice.data.storable import split
 from pyrosplice.errors import InvalidArgumentError, check_option, is_whole
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
@@ -38,6 +38,7 @@ from pyrosplice.spatial.graph import (
 from pyrosplice.spatial.sections import section_graph, within_sections
 
 MISSING = ("error", "drop")
+MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
 
@@ -224,7 +225,8 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     check_key(adata, "section_key", options.section_key, "obs")
     check_key(adata, "adj_key", options.adj_key, "obsp")
     spots = _complete(obs, options)
-    adjacency = _adjacency(adata, obs, spots, options) if options.needs_graph else None
+    sections = _sections(obs, spots, options.section_key)
+    adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
     if adjacency is not None and options.min_component_size > 1:
         large = _large_components(adjacency, options.min_component_size)
         adjacency = adjacency[large][:, large]
@@ -243,7 +245,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         min_bin_pct=options.min_bin_pct,
         spots=kept,
     )
-    check_storable(data.adata)
+    split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
     return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, options.section_key)
 
@@ -291,11 +293,16 @@ def check_size(covariance: Any, n_spots: int) -> None:
         raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
 
 
-def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], options: DataOptions) -> Any:
+def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:
+    """Name of the section of some spots."""
+    if key is None:
+        return None
+    return read_labels(one_column(obs, key, "section_key")[spots], f"section_key: adata.obs[{key!r}]").names
+
+
+def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
     """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
-    space, key, sections = options.space, options.section_key, None
-    if key is not None:
-        sections = read_labels(one_column(obs, key, "section_key")[spots], f"section_key: adata.obs[{key!r}]").names
+    space = options.space
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
@@ -304,6 +311,7 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], opti
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
     coords = check_coords(coords[spots], name=name)
     check_k_neighbors(space.k_neighbors, len(coords))
+    _check_apart(coords, sections, name)
     if sections is None:
         return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
     return section_graph(
@@ -313,6 +321,23 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], opti
         graph=space.graph,
         name="section_key",
         least=options.min_component_size,
+    )
+
+
+def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | None, name: str) -> None:
+    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
+    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
+    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
+    if shared.max() == 1:
+        return
+    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
+    if shared.max() > MOST_AT_ONE_POSITION:
+        raise InvalidArgumentError(
+            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
+        )
+    warnings.warn(
+        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
+        stacklevel=5,
     )
 
 
