@@ -31,6 +31,12 @@ def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
         raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
 
 
+def check_switches(**switches: Any) -> None:
+    """Raise :class:`InvalidArgumentError` unless every value is True or False."""
+    for name, value in switches.items():
+        check_option(name, value, (True, False))
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is one real number, of Python or NumPy, and no boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

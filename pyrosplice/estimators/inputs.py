@@ -110,8 +110,10 @@ def as_design(design_mtx: Any, n_spots: int, device: torch.device, names: pd.Ind
     return design
 
 
-def as_covariance(corr_sp: Any, names: pd.Index | None) -> Any:
-    """A spatial covariance given as a table, an array, a list or a sparse matrix as a dense array; others as they are.
+def as_covariance(
+    names: pd.Index | None, corr_sp: Any, eigenvalues: Any = None, eigenvectors: Any = None
+) -> tuple[Any, Any, Any]:
+    """A spatial covariance and its eigenpairs as dense arrays, tables by the spots' ``names``; objects as they are.
 
     Raises
     ------
@@ -119,8 +121,13 @@ def as_covariance(corr_sp: Any, names: pd.Index | None) -> Any:
         Entries that are no numbers; names that agree with those of the spots in part.
     """
     if isinstance(corr_sp, pd.DataFrame | np.ndarray | list) or sp.issparse(corr_sp):
-        return as_dense(square_by_name(corr_sp, names, "corr_sp", what="spot"), "corr_sp")
-    return corr_sp
+        corr_sp = as_dense(square_by_name(corr_sp, names, "corr_sp", what="spot"), "corr_sp")
+    if eigenvalues is not None:
+        eigenvalues = _as_tensor(eigenvalues, "corr_sp_eigvals")
+    if eigenvectors is not None:
+        eigenvectors = by_name(eigenvectors, names, "corr_sp_eigvecs", what="spot")
+        eigenvectors = _as_tensor(eigenvectors, "corr_sp_eigvecs")
+    return corr_sp, eigenvalues, eigenvectors
 
 
 def _as_tensor(given: Any, argument: str) -> Tensor:

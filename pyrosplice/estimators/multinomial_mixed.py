@@ -178,8 +178,8 @@ class MultinomGLMM(ImportanceSampling):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        corr_sp = as_covariance(corr_sp, spot_names(counts))
-        solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
+        space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
+        solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
         engine = MixedEngine(table, scaling, solver, self.likelihood)
         self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())

@@ -22,7 +22,7 @@ from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name
 from pyrosplice.data.storable import split
-from pyrosplice.errors import InvalidArgumentError, check_option, is_whole
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
@@ -201,7 +201,7 @@ class DataOptions:
             raise InvalidArgumentError(
                 f"min_component_size: expected a whole number ≥ 1, found {self.min_component_size!r}."
             )
-        check_option("group_gene_by_n_iso", self.group_gene_by_n_iso, (True, False))
+        check_switches(group_gene_by_n_iso=self.group_gene_by_n_iso)
         check_option("missing", self.missing, MISSING)
         if self.design_mtx is None and self.covariate_names is not None:
             raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")

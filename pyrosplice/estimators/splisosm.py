@@ -13,7 +13,7 @@ from anndata import AnnData
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
-from pyrosplice.estimators.usage_models import UsageFit
+from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from anndata import AnnData
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_whole
-from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole
+from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
@@ -27,26 +26,6 @@ OPTIONS = (
     *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
 )
 TEST_BATCH = 32  # genes at a time in fits that only tests need
-
-
-@dataclass(frozen=True)
-class UsageFit:
-    """Fitted genes in the order of ``gene_names``.
-
-    Attributes
-    ----------
-    genes, null
-        The model that was asked for; the one without spatial variance when ``from_null``.
-    with_design
-        Whether covariates are in the models.
-    n_jobs
-        Processes, for the fits that tests need too.
-    """
-
-    genes: list[FittedGene]
-    null: list[FittedGene] | None
-    with_design: bool
-    n_jobs: int = 1
 
 
 class UsageModels:
@@ -74,7 +53,7 @@ class UsageModels:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type, self.device = model_type, device
+        self.model_type, self.device = model_type, str(device)
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
@@ -227,10 +206,19 @@ class UsageModels:
             Passed to the models.
         """
         prepared = self._ready()
+        check_switches(
+            quiet=quiet,
+            print_progress=print_progress,
+            with_design_mtx=with_design_mtx,
+            from_null=from_null,
+            refit_null=refit_null,
+        )
         if with_design_mtx and prepared.design is None:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
         if not is_whole(batch_size, 1):
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        if not (random_seed is None or is_whole(random_seed, 0)):
+            raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
         n_jobs = check_jobs(n_jobs, self.device)
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),
