@@ -51,7 +51,7 @@ def save_archive(
         "format_version": str(FORMAT_VERSION),
         "content": json.dumps(content, default=_plain),
     }
-    whole = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
+    whole = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

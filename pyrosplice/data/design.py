@@ -102,6 +102,11 @@ class Design:
                 f"design_mtx: expected covariates that vary between spots, found constant {name!r} "
                 f"(value {value:g}); the models have an intercept already."
             )
+        if self.reduced.shape[1] + 1 >= len(self.values):
+            raise InvalidArgumentError(
+                f"design_mtx: expected fewer covariates than spots, found {self.reduced.shape[1]} beside the intercept "
+                f"and {len(self.values)} spots ({', '.join(self.names[:3])}, …)."
+            )
         dependent = collinear_columns(torch.from_numpy(self.reduced))
         if dependent:
             name = self.names[self.estimable[dependent[0]]]
@@ -144,11 +149,12 @@ def build_design(
     formula, table = _formula_and_table(design_mtx, obs)
     table = table if spots is None else table[spots]
     values, names, factors, terms = _from_columns(table) if formula is None else _from_formula(formula, table)
-    names = names if covariate_names is None else [str(name) for name in covariate_names]
+    if covariate_names is not None:
+        names = ["" if name is None else str(name) for name in covariate_names]
     if len(names) != values.shape[1]:
         raise InvalidArgumentError(f"covariate_names: expected {values.shape[1]} names, found {len(names)}: {names}.")
-    if len(set(names)) != len(names):
-        raise InvalidArgumentError(f"covariate_names: expected unique names, found {names}.")
+    if len(set(names)) != len(names) or not all(name.strip() for name in names):
+        raise InvalidArgumentError(f"covariate_names: expected unique names, none of them blank, found {names}.")
     return Design(np.ascontiguousarray(values), tuple(names), tuple(factors), tuple(terms))
 
 
@@ -194,7 +200,8 @@ def _columns(names: list[str], obs: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in names if name not in set(map(str, obs.columns))]
     if missing or not names:
         raise InvalidArgumentError(
-            f"design_mtx: expected columns of adata.obs, which has {list(map(str, obs.columns))}; found {missing}."
+            f"design_mtx: expected columns of adata.obs, which has {list(map(str, obs.columns))}; found {missing}. "
+            "A formula begins with '~'."
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -100,10 +100,11 @@ def read_isoforms(
     check_anndata(adata)
     _check_keys(adata, layer, group_iso_by, gene_names)
     fraction = _fraction(min_counts, min_bin_pct)
-    check_unique("adata.obs_names", adata.obs_names)
-    check_unique("adata.var_names", adata.var_names)
-    counts = loaded(adata.X if layer is None else adata.layers[layer], _name_of(layer))
-    check_counts(counts, adata, _name_of(layer))
+    for table in ("obs", "var"):
+        check_unique(f"adata.{table}_names", getattr(adata, f"{table}_names"))
+        check_unique(f"adata.{table}.columns", list(getattr(adata, table).keys()))
+    counts = loaded(adata.X if layer is None else adata.layers[layer], matrix_name(layer))
+    check_counts(counts, adata, matrix_name(layer))
 
     var = table_of(adata, "var")
     counts = counts if spots is None else counts[np.flatnonzero(spots)]
@@ -187,7 +188,8 @@ def _check_keys(adata: AnnData, layer: str | None, group_iso_by: str, gene_names
     check_key(adata, "gene_names", gene_names, "var")
 
 
-def _name_of(layer: str | None) -> str:
+def matrix_name(layer: str | None) -> str:
+    """What counts are called in messages."""
     return "adata.X" if layer is None else f"layer {layer!r}"
 
 
@@ -278,8 +280,8 @@ def _check_selection(
     if not kept.any():
         largest = int(group.value_counts().max()) if group.notna().any() else 0
         raise InvalidArgumentError(
-            f"adata: nothing is left of {adata.n_vars} isoforms in {_name_of(layer)}: expected a gene with two or more "
-            f"isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
+            f"adata: nothing is left of {adata.n_vars} isoforms in {matrix_name(layer)}: expected a gene with two or "
+            f"more isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
             f"largest gene by group_iso_by has {largest} isoform(s)."
         )
     unseen = np.flatnonzero(kept & (total == 0))

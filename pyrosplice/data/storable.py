@@ -87,7 +87,8 @@ def _split_mapping(
 
 
 def _split_table(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    kept = [_is_plain_name(column) and _is_plain_column(table.iloc[:, i]) for i, column in enumerate(table.columns)]
+    names = [not twice and _is_plain_name(n) for n, twice in zip(table, table.columns.duplicated(False), strict=True)]
+    kept = [names[i] and _is_plain_column(table.iloc[:, i]) for i in range(table.shape[1])]
     rest = {}
     for i in np.flatnonzero(~np.array(kept, dtype=bool)).tolist():
         here = f"{name}[{table.columns[i]!r}]"

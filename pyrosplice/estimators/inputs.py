@@ -50,7 +50,7 @@ def as_counts(counts: Any, device: torch.device, likelihood: Likelihood) -> Tens
     NotImplementedError
         One isoform where the likelihood needs more: there is no usage to model.
     """
-    table = _as_tensor(counts, "counts")
+    table = as_tensor(counts, "counts")
     if table.ndim not in (2, 3):
         raise InvalidArgumentError(
             f"counts: expected shape (n_genes, n_spots, n_isos) or (n_spots, n_isos), found {tuple(table.shape)}."
@@ -97,7 +97,7 @@ def as_design(design_mtx: Any, n_spots: int, device: torch.device, names: pd.Ind
     if design_mtx is None:
         return torch.zeros(n_spots, 0, dtype=torch.float64, device=device)
     design_mtx = design_mtx.to_frame() if isinstance(design_mtx, pd.Series) else design_mtx
-    design = _as_tensor(by_name(design_mtx, names, "design_mtx", what="spot"), "design_mtx").to(device, torch.float64)
+    design = as_tensor(by_name(design_mtx, names, "design_mtx", what="spot"), "design_mtx").to(device, torch.float64)
     if design.ndim != 2 or len(design) != n_spots:
         raise InvalidArgumentError(
             f"design_mtx: expected shape (n_spots = {n_spots}, n_factors), found {tuple(design.shape)}."
@@ -123,15 +123,21 @@ def as_covariance(
     if isinstance(corr_sp, pd.DataFrame | np.ndarray | list) or sp.issparse(corr_sp):
         corr_sp = as_dense(square_by_name(corr_sp, names, "corr_sp", what="spot"), "corr_sp")
     if eigenvalues is not None:
-        eigenvalues = _as_tensor(eigenvalues, "corr_sp_eigvals")
+        eigenvalues = as_tensor(eigenvalues, "corr_sp_eigvals")
     if eigenvectors is not None:
         eigenvectors = by_name(eigenvectors, names, "corr_sp_eigvecs", what="spot")
-        eigenvectors = _as_tensor(eigenvectors, "corr_sp_eigvecs")
+        eigenvectors = as_tensor(eigenvectors, "corr_sp_eigvecs")
     return corr_sp, eigenvalues, eigenvectors
 
 
-def _as_tensor(given: Any, argument: str) -> Tensor:
-    """Numbers of any container as a tensor, on their device."""
+def as_tensor(given: Any, argument: str) -> Tensor:
+    """Numbers of any container as a tensor, on their device.
+
+    Raises
+    ------
+    InvalidArgumentError
+        What is no number; a list of tables of several shapes.
+    """
     if isinstance(given, Tensor) and given.layout == torch.strided and not given.is_complex():
         return given.detach()
     if isinstance(given, list | tuple) and any(hasattr(part, "shape") for part in given):

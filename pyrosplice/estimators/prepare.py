@@ -123,7 +123,7 @@ class Prepared:
     @property
     def n_sections(self) -> int:
         """Sections with spots left in them; 1 where none were named."""
-        return 1 if self.section_key is None else int(self.data.adata.obs[self.section_key].nunique())
+        return _n_sections(self.data.adata.obs, self.section_key)
 
     @property
     def gene_names(self) -> tuple[str, ...]:
@@ -259,8 +259,7 @@ def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covaria
     if options.covariance is not None:
         check_size(options.covariance, adata.n_obs)
         return options.covariance
-    n_sections = 1 if options.section_key is None else adata.obs[options.section_key].nunique()
-    warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=4)
+    warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
     return CarCovariance(adjacency, rho=options.space.rho)
 
 
@@ -288,9 +287,16 @@ def check_size(covariance: Any, n_spots: int) -> None:
         raise InvalidArgumentError(
             f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
         )
-    found = getattr(covariance, "n_spots", n_spots)
+    precision = getattr(covariance, "precision", None)
+    size = covariance.dense().shape[0] if precision is None else precision.shape[0]
+    found = getattr(covariance, "n_spots", size)
     if found != n_spots:
         raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
+
+
+def _n_sections(obs: pd.DataFrame, key: str | None) -> int:
+    """Sections that have spots; 1 where none are named."""
+    return 1 if key is None else len(read_labels(one_column(obs, key, "section_key"), "section_key").levels)
 
 
 def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:

@@ -97,10 +97,12 @@ def unpack_genes(prefix: str, tensors: Mapping[str, Tensor], records: Sequence[M
 
 
 def pack_results(prefix: str, results: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Arrays as tensors, the rest as JSON."""
+    """Arrays of numbers as tensors, the rest as JSON (arrays of text as lists)."""
     arrays = {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
-    tensors = {f"{prefix}.{name}": torch.from_numpy(value) for name, value in arrays.items()}
-    return tensors, {name: value for name, value in results.items() if name not in arrays}
+    numbers = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
+    tensors = {f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in numbers.items()}
+    text = {name: value.tolist() for name, value in arrays.items() if name not in numbers}
+    return tensors, {name: text.get(name, value) for name, value in results.items() if name not in numbers}
 
 
 def unpack_results(prefix: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,9 @@ BAD = {
     "NaN": (np.where(AGE == 4, np.nan, AGE), {}, "design_mtx: column 'factor_1' has 1 value.*'spot4'"),
     "names": (AGE, {"covariate_names": ["a", "b"]}, "covariate_names: expected 1 names, found 2"),
     "same names": (np.eye(12)[:, :2], {"covariate_names": ["a", "a"]}, "covariate_names: .*unique"),
+    "blank name": (AGE, {"covariate_names": [" "]}, "covariate_names: .*none of them blank"),
+    "no name": (AGE, {"covariate_names": [None]}, "covariate_names: .*none of them blank"),
+    "formula without ~": ("age + region", {}, "A formula begins with '~'"),
     "shape": (np.ones((12, 2, 2)), {}, "design_mtx: expected shape"),
     "object": (object(), {}, "design_mtx: expected numbers, found .*object"),
     "part of the index": (pd.DataFrame({"a": AGE}, index=["spot0", *"bcdefghijkl"]), {}, "expected all 12 names"),
@@ -122,6 +125,13 @@ def test_a_covariate_that_a_factor_already_says_is_collinear(obs):
     obs["in_x"] = (obs["region"] == "x").astype(float)
     with pytest.raises(InvalidArgumentError, match="'in_x' collinear"):
         build_design(["region", "in_x"], obs).check()
+
+
+@pytest.mark.parametrize("design", ["barcode", "~ barcode"])
+def test_a_label_of_its_own_for_every_spot_is_no_factor(obs, design):
+    obs["barcode"] = list(obs.index)
+    with pytest.raises(InvalidArgumentError, match="fewer covariates than spots, found 11 .* 12 spots"):
+        build_design(design, obs).check()
 
 
 def test_nearly_but_not_quite_collinear_is_accepted(obs):

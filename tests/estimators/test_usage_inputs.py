@@ -292,3 +292,33 @@ def test_the_summary_is_computed_once(tissue):
     model = set_up(tissue)
     for level in ("gene", "isoform"):
         assert model.extract_feature_summary(level, **QUIET) is model.extract_feature_summary(level, **QUIET)
+
+
+def test_columns_whose_names_are_numbers(tissue):
+    tissue.obs[1], tissue.obs[2] = np.repeat(["s", "t"], 18), LABELS
+    model = set_up(tissue, "glmm-full", section_key="1", design_mtx="2")
+    assert model.covariate_names == ["2_a", "2_b", "2_c"]
+    assert model._prepared.n_sections == 2
+
+
+def test_a_given_covariance_is_that_of_the_spots_or_refused(tissue):
+    class Own:
+        def dense(self):
+            return torch.eye(30, dtype=torch.float64)
+
+    with pytest.raises(InvalidArgumentError, match="covariance: expected that of the 36 spots left, found one of 30"):
+        set_up(tissue, "glmm-full", covariance=Own())
+    with pytest.raises(InvalidArgumentError, match="covariance: a 'glm' has no spatial effect"):
+        set_up(tissue, "glm", covariance=Own())
+
+
+def test_counts_of_x_are_saved_and_shown(tissue, tmp_path):
+    model = set_up(tissue, layer=None)
+    model.fit(**QUIET)
+    model.save(tmp_path / "model")
+    again = SplisosmGLMM.load(tmp_path / "model")
+    assert "adata.X" in repr(again)
+    assert repr(again) == repr(model)
+    expected = set_up(tissue)
+    for a, b in zip(again._prepared.counts, expected._prepared.counts, strict=True):
+        assert torch.equal(a, b)
