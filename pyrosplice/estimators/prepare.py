@@ -272,6 +272,10 @@ def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
         complete &= complete_spots(options.design_mtx, obs)
     if options.section_key is not None:
         complete &= complete_cells(obs, [options.section_key], "section_key")
+    if not complete.any():
+        raise InvalidArgumentError(
+            f"missing='drop': none of the {len(complete)} spots has all labels and numbers of design_mtx and section_key."
+        )
     if not complete.all():
         warnings.warn(
             f"missing='drop': {int((~complete).sum())} of {len(complete)} spots have no label or number in design_mtx "

@@ -178,9 +178,10 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write options, filtered data, fits and results to one file (safetensors; no pickle).
+        """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
 
-        The AnnData that was given is not saved, only ``filtered_adata``.
+        The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
+        file cannot hold is refused by ``setup_data``.
         """
         prepared = self._ready()
         tensors, data = storage.pack_data(prepared)

@@ -130,7 +130,7 @@ def test_a_covariate_that_a_factor_already_says_is_collinear(obs):
 @pytest.mark.parametrize("design", ["barcode", "~ barcode"])
 def test_a_label_of_its_own_for_every_spot_is_no_factor(obs, design):
     obs["barcode"] = list(obs.index)
-    with pytest.raises(InvalidArgumentError, match="fewer covariates than spots, found 11 .* 12 spots"):
+    with pytest.raises(InvalidArgumentError, match=r"fewer covariates than spots, found 11 .* 12 spots"):
         build_design(design, obs).check()
 
 
@@ -167,6 +167,14 @@ def test_tables_with_some_of_the_names_are_refused(order, renamed):
     index = [f"other{i}" if i in renamed else f"spot{i}" for i in order]
     with pytest.raises(InvalidArgumentError, match=r"^design_mtx: expected all 12 names of the spots"):
         build_design(pd.DataFrame({"dose": np.arange(12.0)}, index=index), obs)
+
+
+def test_a_name_that_stands_twice_is_refused(obs):
+    for index in ([*obs.index[:11], "spot0"], [*obs.index[:11], "other"]):
+        with pytest.raises(InvalidArgumentError, match=r"^design_mtx: expected"):
+            build_design(pd.Series(np.arange(12.0), index=index), obs)
+    with pytest.raises(InvalidArgumentError, match="design_mtx: expected 12 rows"):
+        build_design(pd.Series(np.arange(13.0), index=[*obs.index, "other"]), obs)
 
 
 LABELS = list("bacbacbacbaa")

@@ -250,6 +250,24 @@ def test_what_lies_on_disk_is_read_to_the_bit(tissue, path, how, layer):
     pd.testing.assert_frame_equal(found.adata.var, expected.adata.var, check_dtype=False, check_categorical=False)
 
 
+def test_counts_in_memory_do_without_the_file_of_x(tissue, tmp_path):
+    expected = read_isoforms(tissue).counts()
+    tissue.write_h5ad(tmp_path / "tissue.h5ad")
+    backed = ad.read_h5ad(tmp_path / "tissue.h5ad", backed="r")
+    backed.file.close()
+    (tmp_path / "tissue.h5ad").unlink()
+    with pytest.warns(UserWarning, match=r"adata\.X: its file cannot be read"):
+        found = read_isoforms(backed)
+    assert all(torch.equal(a, b) for a, b in zip(found.counts(), expected, strict=True))
+    assert found.adata.X is None
+
+
+def test_a_column_that_stands_twice_is_refused(tissue):
+    tissue.obs.columns = ["region", "age", "age"]
+    with pytest.raises(InvalidArgumentError, match=r"adata\.obs\.columns: expected unique names"):
+        read_isoforms(tissue)
+
+
 GROUPS = {
     "categorical": pd.Categorical,
     "unused levels": lambda g: pd.Categorical(g, categories=["Z", *sorted(set(g))]),

@@ -60,6 +60,12 @@ def test_spots_without_a_section_are_refused_by_every_model_or_dropped(tissue, m
         assert set_up(tissue, model_type, section_key="section", missing="drop").n_spots == 35
 
 
+def test_dropping_every_spot_is_refused(tissue):
+    tissue.obs["region"] = None
+    with pytest.raises(InvalidArgumentError, match="missing='drop': none of the 36 spots"):
+        set_up(tissue, design_mtx="region", missing="drop")
+
+
 def test_nothing_missing_is_nothing_said(tissue):
     assert set_up(tissue, design_mtx=["iid", "half"], missing="drop").n_spots == N
 
