@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice.data.columns import complete_cells, one_column, typed_column
-from pyrosplice.data.containers import as_dense, is_lazy
+from pyrosplice.data.containers import as_dense
 from pyrosplice.data.formulas import complete_rows, read_formula
 from pyrosplice.data.labels import Labels
 from pyrosplice.data.names import by_name
@@ -174,8 +174,8 @@ def _formula_and_table(design_mtx: Any, obs: pd.DataFrame) -> tuple[str | None, 
         return None, _columns([design_mtx], obs)
     if isinstance(design_mtx, (list, tuple, pd.Index)) and all(isinstance(name, str) for name in design_mtx):
         return None, _columns(list(design_mtx), obs)
-    if is_lazy(design_mtx) and hasattr(design_mtx, "to_memory"):
-        design_mtx = design_mtx.to_memory()
+    for read in ("to_memory", "to_pandas"):  # of a lazy AnnData's obs; of xarray's arrays and other libraries' tables
+        design_mtx = getattr(design_mtx, read)() if hasattr(design_mtx, read) else design_mtx
     if isinstance(design_mtx, pd.api.extensions.ExtensionArray):
         design_mtx = pd.Series(design_mtx)
     if isinstance(design_mtx, pd.Series):

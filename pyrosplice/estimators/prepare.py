@@ -274,7 +274,7 @@ def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
         complete &= complete_cells(obs, [options.section_key], "section_key")
     if not complete.any():
         raise InvalidArgumentError(
-            f"missing='drop': none of the {len(complete)} spots has all labels and numbers of design_mtx and section_key."
+            f"missing='drop': none of {len(complete)} spots has every label and number of design_mtx and section_key."
         )
     if not complete.all():
         warnings.warn(

@@ -116,6 +116,8 @@ class UsageModels:
             ``"~ region + log(total)"`` (names that are no words in backticks). What is no number (text, booleans,
             categoricals, dates) becomes one covariate a level. A table that has the spots' names, in whatever order
             and type, is paired by them; one that has none of them by position; one that has some is refused.
+            *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
+            has no effect to estimate or test.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
@@ -140,12 +142,7 @@ class UsageModels:
         ------
         InvalidArgumentError
             Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
-            ``save`` could not write (a column of sets, an object in ``uns``).
-
-        Notes
-        -----
-        *Differs from* splisosm: a constant covariate is an error, not a warning, since it cannot be told from the
-        intercept and every test of it would be empty.
+            ``save`` could not write (an object in ``uns`` or in a column).
         """
         options = DataOptions(
             model_type=self.model_type,

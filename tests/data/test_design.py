@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,8 @@ def test_arrays_of_every_kind_are_the_same_design(obs):
         np.testing.assert_allclose(design.values, values)
         assert design.names == ("factor_1", "factor_2")
     assert build_design(values[:, 0], obs).values.shape == (12, 1)
+    named = xr.DataArray(values[::-1, 0], dims="spot", coords={"spot": obs.index[::-1]}, name="it")
+    np.testing.assert_array_equal(build_design(named, obs).values[:, 0], values[:, 0])
     assert build_design(values, obs, covariate_names=["a", "b"]).names == ("a", "b")
 
 

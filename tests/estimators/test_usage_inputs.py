@@ -62,7 +62,7 @@ def test_spots_without_a_section_are_refused_by_every_model_or_dropped(tissue, m
 
 def test_dropping_every_spot_is_refused(tissue):
     tissue.obs["region"] = None
-    with pytest.raises(InvalidArgumentError, match="missing='drop': none of the 36 spots"):
+    with pytest.raises(InvalidArgumentError, match="missing='drop': none of 36 spots"):
         set_up(tissue, design_mtx="region", missing="drop")
 
 
