@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps  # relative error of a number: a few units in the last place
-COLLINEAR = 1e-12  # relative length below which what is left of a covariate, given the others, counts as nothing
+COLLINEAR = 1e-8  # relative length below which what is left of a covariate, given the others, counts as nothing
 
 
 def constant_columns(design: Tensor) -> list[int]:
