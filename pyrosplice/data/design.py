@@ -176,19 +176,22 @@ def _formula_and_table(design_mtx: Any, obs: pd.DataFrame) -> tuple[str | None, 
         return None, _columns(list(design_mtx), obs)
     for read in ("to_memory", "to_pandas"):  # of a lazy AnnData's obs; of xarray's arrays and other libraries' tables
         design_mtx = getattr(design_mtx, read)() if hasattr(design_mtx, read) else design_mtx
-    if isinstance(design_mtx, pd.api.extensions.ExtensionArray):
-        design_mtx = pd.Series(design_mtx)
-    if isinstance(design_mtx, pd.Series):
-        design_mtx = design_mtx.to_frame("factor_1" if design_mtx.name is None else design_mtx.name)
-    if not isinstance(design_mtx, pd.DataFrame):
-        design_mtx = _array_table(design_mtx)
-    if len(design_mtx) != len(obs):
-        raise InvalidArgumentError(f"design_mtx: expected {len(obs)} rows (spots), found {len(design_mtx)}.")
-    table = by_name(design_mtx, obs.index, ARGUMENT, what="spot")
+    table = _table(design_mtx)
+    if len(table) != len(obs):
+        raise InvalidArgumentError(f"design_mtx: expected {len(obs)} rows (spots), found {len(table)}.")
+    if isinstance(design_mtx, (pd.Series, pd.DataFrame)):
+        table = by_name(table, obs.index, ARGUMENT, what="spot")
     return None, table.set_axis(obs.index, axis=0).set_axis([str(name) for name in table.columns], axis=1)
 
 
-def _array_table(design_mtx: Any) -> pd.DataFrame:
+def _table(design_mtx: Any) -> pd.DataFrame:
+    """A table of whatever holds covariates; arrays' rows have no names."""
+    if isinstance(design_mtx, pd.api.extensions.ExtensionArray):
+        design_mtx = pd.Series(design_mtx)
+    if isinstance(design_mtx, pd.Series):
+        return design_mtx.to_frame("factor_1" if design_mtx.name is None else design_mtx.name)
+    if isinstance(design_mtx, pd.DataFrame):
+        return design_mtx
     values = as_dense(design_mtx, ARGUMENT)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or values.shape[1] == 0:

@@ -164,6 +164,13 @@ def test_tables_in_any_order_and_type_of_names_go_to_their_spots(order, kind, dt
     assert complete_spots(given_table, obs).all()
 
 
+@given(orders)
+def test_arrays_go_by_position_whatever_the_names_of_the_spots(order):
+    obs = pd.DataFrame(index=[str(i) for i in order])
+    for container in (np.arange(12.0), torch.arange(12.0), pd.array(range(12), dtype="Int64"), list(range(12))):
+        np.testing.assert_array_equal(build_design(container, obs).values[:, 0], np.arange(12.0))
+
+
 @given(orders, st.sets(st.integers(0, 11), min_size=1, max_size=11))
 def test_tables_with_some_of_the_names_are_refused(order, renamed):
     obs = pd.DataFrame(index=[f"spot{i}" for i in range(12)])
