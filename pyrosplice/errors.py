@@ -1,5 +1,6 @@
 """The exceptions of the library. Each is also the builtin that callers of the documented interfaces catch."""
 
+import numbers
 from collections.abc import Collection
 from typing import Any
 
@@ -28,3 +29,19 @@ def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
+
+
+def check_switches(**switches: Any) -> None:
+    """Raise :class:`InvalidArgumentError` unless every value is True or False."""
+    for name, value in switches.items():
+        check_option(name, value, (True, False))
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is one real number, of Python or NumPy, and no boolean."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether ``value`` is a whole number of at least ``least``, of Python or NumPy, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least

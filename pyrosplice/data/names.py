@@ -63,6 +63,20 @@ def by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = 
     return given.iloc[theirs.get_indexer(ours)]
 
 
+def square_by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = "cell") -> Table:
+    """Rows and columns of a DataFrame ``(N, N)`` in the order of ``names``, of its own rows where those are None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As for :func:`by_name`.
+    """
+    if not isinstance(given, pd.DataFrame):
+        return given
+    columns_too = by_name(given.T, given.index, argument, what=what).T
+    return by_name(by_name(columns_too, names, argument, what=what).T, names, argument, what=what).T
+
+
 def as_text(index: pd.Index) -> pd.Index:
     """Names as text, missing ones as None; whole numbers of any type are written alike."""
     if isinstance(index, pd.MultiIndex):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.descent_rules import RULES
 
@@ -31,7 +33,8 @@ def complete_configs(given: Mapping[str, Any] | None, defaults: Mapping[str, Any
         raise InvalidArgumentError(f"fitting_configs: expected a dict or None, found {type(given).__name__}.")
     for key in given or {}:
         check_option("fitting_configs", key, defaults)
-    configs = {**defaults, **(given or {})}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in (given or {}).items()}
+    configs = {**defaults, **plain}
     for key, value in configs.items():
         _check_value(key, value)
     return configs

@@ -221,14 +221,34 @@ class FitPlan:
         return self.full.fit(counts, **settings), null
 
 
+@dataclass(frozen=True)
+class UsageFit:
+    """Fitted genes in the order of ``gene_names``.
+
+    Attributes
+    ----------
+    genes, null
+        The model that was asked for; the one without spatial variance when ``from_null``.
+    with_design
+        Whether covariates are in the models.
+    n_jobs
+        Processes, for the fits that tests need too.
+    """
+
+    genes: list[FittedGene]
+    null: list[FittedGene] | None
+    with_design: bool
+    n_jobs: int = 1
+
+
 def check_jobs(n_jobs: int, device: str) -> int:
     """Number of processes: as asked on the CPU, one (with a warning) on accelerators."""
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer) or n_jobs == 0:
         raise InvalidArgumentError(f"n_jobs: expected a whole number other than 0, found {n_jobs!r}.")
     if n_jobs != 1 and device != "cpu":
         warnings.warn(f"n_jobs={n_jobs}: on {device!r} genes are fitted in one process.", stacklevel=3)
         return 1
-    return n_jobs
+    return int(n_jobs)
 
 
 def fit_genes(

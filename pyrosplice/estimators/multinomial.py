@@ -114,9 +114,11 @@ class MultinomGLM(BaseModel):
         Parameters
         ----------
         counts
-            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers.
+            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers, in any container; also
+            a list of G tables ``(N, K)``.
         design_mtx
-            Covariates ``(N, P)`` without intercept, which is always there; None for none.
+            Covariates ``(N, P)`` without intercept, which is always there; None for none. A table is paired with a
+            table of counts by the names of the spots, whatever their order.
         device
             ``"cpu"``, ``"cuda"``, or ``"mps"`` (which has no float64: computes on the CPU, with a warning).
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
-from pyrosplice.estimators.inputs import warn_if_collinear
+from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
 from pyrosplice.estimators.multinomial import kept_history
 from pyrosplice.estimators.random_effect import (
@@ -163,8 +163,8 @@ class MultinomGLMM(ImportanceSampling):
         counts, design_mtx, device
             As for :meth:`MultinomGLM.setup_data`.
         corr_sp
-            Spatial covariance V: dense ``(N, N)``; an object with a sparse ``precision`` such as
-            :class:`~pyrosplice.spatial.car.CarCovariance`; or a
+            Spatial covariance V: ``(N, N)``, where a table goes by the names of the spots; an object with a sparse
+            ``precision`` such as :class:`~pyrosplice.spatial.car.CarCovariance`; or a
             :class:`~pyrosplice.linalg.solver.SpatialSolver`, to share one between models. A dense V whose inverse is
             sparse is recognised; the identity means that nothing is spatial (θ is reported as 0).
         corr_sp_eigvals, corr_sp_eigvecs
@@ -177,7 +177,8 @@ class MultinomGLMM(ImportanceSampling):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
+        space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
+        solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
         engine = MixedEngine(table, scaling, solver, self.likelihood)
         self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())

@@ -13,7 +13,7 @@ from anndata import AnnData
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
-from pyrosplice.estimators.usage_models import UsageFit
+from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
@@ -107,6 +107,8 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
     ) -> pd.DataFrame:
         """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
 
+        Every call returns the same table: copy it before changing it.
+
         Gene: ``n_isos``, ``perplexity``, ``pct_bin_on``, ``count_avg``, ``count_std``. Isoform: the columns of ``var``
         and ``pct_bin_on``, ``count_total``, ``count_avg``, ``count_std``, ``ratio_total``, ``ratio_avg``,
         ``ratio_std``. See :func:`~pyrosplice.data.feature_summary`.
@@ -122,7 +124,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         check_option("level", level, ("gene", "isoform"))
         if level not in prepared.summaries:
             prepared.summaries[level] = feature_summary(prepared.data, level=level, print_progress=print_progress)
-        return prepared.summaries[level].copy()
+        return prepared.summaries[level]
 
     def get_training_summary(self) -> pd.DataFrame:
         """How each gene's fit went, indexed by gene name.
@@ -179,9 +181,10 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write options, filtered data, fits and results to one file (safetensors; no pickle).
+        """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
 
-        The AnnData that was given is not saved, only ``filtered_adata``.
+        The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
+        file cannot hold is refused by ``setup_data``.
         """
         prepared = self._ready()
         tensors, data = storage.pack_data(prepared)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from anndata import AnnData
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole
+from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
-from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import SITES
@@ -28,26 +27,6 @@ OPTIONS = (
 )
 TEST_BATCH = 32  # genes at a time in fits that only tests need
 SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
-
-
-@dataclass(frozen=True)
-class UsageFit:
-    """Fitted genes in the order of ``gene_names``.
-
-    Attributes
-    ----------
-    genes, null
-        The model that was asked for; the one without spatial variance when ``from_null``.
-    with_design
-        Whether covariates are in the models.
-    n_jobs
-        Processes, for the fits that tests need too.
-    """
-
-    genes: list[FittedGene]
-    null: list[FittedGene] | None
-    with_design: bool
-    n_jobs: int = 1
 
 
 class UsageModels:
@@ -75,7 +54,7 @@ class UsageModels:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type, self.device = model_type, device
+        self.model_type, self.device = model_type, str(device)
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
@@ -96,7 +75,7 @@ class UsageModels:
         *,
         spatial_key: str = "spatial",
         adj_key: str | None = None,
-        layer: str = "counts",
+        layer: str | None = "counts",
         group_iso_by: str = "gene_symbol",
         gene_names: str | None = None,
         group_gene_by_n_iso: bool = False,
@@ -107,38 +86,47 @@ class UsageModels:
         min_component_size: int = 1,
         covariance: Any = None,
         section_key: str | None = None,
+        missing: Literal["error", "drop"] = "error",
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
-        Filters in this order: spots in components smaller than ``min_component_size``; isoforms; genes with fewer
-        than two isoforms left.
+        Filters in this order: spots without a label (if ``missing="drop"``); spots in components smaller than
+        ``min_component_size``; isoforms; genes with fewer than two isoforms left. Tables are paired with the spots by
+        name, see ``design_mtx``. ``filtered_adata`` is a copy in memory, whatever ``adata`` is.
 
         Parameters
         ----------
         adata
-            Spots × isoforms.
+            Spots × isoforms: in memory, a view, backed or lazy.
         spatial_key
-            Coordinates in ``obsm``; not read by ``"glm"`` and ``"glmm-null"`` unless ``min_component_size`` > 1.
+            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers; not read by ``"glm"`` and
+            ``"glmm-null"`` unless ``min_component_size`` > 1.
         adj_key
             Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
         layer
-            Counts in ``layers``, whole numbers, dense or sparse.
+            Counts in ``layers``, whole numbers in any container (dense, sparse, nullable, Dask, on disk); None for
+            ``X``.
         group_iso_by, gene_names
-            Columns of ``var``: the gene of each isoform, and display names (those of ``group_iso_by`` by default).
+            Columns of ``var``: the gene of each isoform (those without, or with a blank name, are left out with a
+            warning), and display names (those of ``group_iso_by`` by default).
         group_gene_by_n_iso
             Sort genes by isoform count before batching, so that batches are as full as ``batch_size`` says. Without,
             only neighbouring genes with the same count share a batch.
         design_mtx
-            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula. Text
-            and categorical columns become one covariate a level. They are what :meth:`test_differential_usage` tests,
-            and :meth:`test_spatial_variability` adjusts for them. *Differs from* the documented interface: a constant
-            covariate, which there is warned about, is refused: it has no effect to estimate or test.
+            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula such as
+            ``"~ region + log(total)"`` (names that are no words in backticks). What is no number (text, booleans,
+            categoricals, dates) becomes one covariate a level. A table that has the spots' names, in whatever order
+            and type, is paired by them; one that has none of them by position; one that has some is refused.
+            *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
+            has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
+            :meth:`test_spatial_variability` adjusts for them.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
-            Spots in smaller components of the graph are left out, with a warning.
+            Spots in smaller components of the graph are left out, with a warning; so are the levels of covariates
+            that only they have.
         covariance
             Spatial covariance of the spots to use instead of the graph's CAR: a
             :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
@@ -148,14 +136,18 @@ class UsageModels:
             that counts them), so that their random effects are independent and their coordinates may overlap. Put the
             section among the covariates too (no other call has to know), or differences between sections count as
             spatial variability.
+        missing
+            What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
+            text): ``"error"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
+            in ``adata``.
 
         Raises
         ------
         InvalidArgumentError
-            Bad input, naming the argument, what was found and what was expected.
+            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
+            ``save`` could not write (an object in ``uns`` or in a column).
         """
-        prepared = prepare(
-            adata,
+        options = DataOptions(
             model_type=self.model_type,
             space=self._space,
             spatial_key=spatial_key,
@@ -171,7 +163,9 @@ class UsageModels:
             min_component_size=min_component_size,
             covariance=covariance,
             section_key=section_key,
+            missing=missing,
         )
+        prepared = prepare(adata, options)
         if self._priors_name is not None:
             own = SITES if self.model_type != "glm" else SITES[:2]
             space = prepared.covariance if self.model_type == "glmm-full" else None
@@ -213,10 +207,19 @@ class UsageModels:
             Passed to the models.
         """
         prepared = self._ready()
+        check_switches(
+            quiet=quiet,
+            print_progress=print_progress,
+            with_design_mtx=with_design_mtx,
+            from_null=from_null,
+            refit_null=refit_null,
+        )
         if with_design_mtx and prepared.design is None:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
-        if isinstance(batch_size, bool) or not batch_size >= 1:
+        if not is_whole(batch_size, 1):
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        if not (random_seed is None or is_whole(random_seed, 0)):
+            raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
         n_jobs = check_jobs(n_jobs, self.device)
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),

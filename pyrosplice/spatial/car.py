@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, is_number
 from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
@@ -150,7 +150,7 @@ def get_cov_sp(coords: ArrayLike, k: int = 4, rho: float = 0.99, *, graph: Graph
 
 def check_rho(rho: float) -> None:
     """Raise unless 0 ≤ ρ < 1 (at 1 the precision is singular)."""
-    if not 0.0 <= rho < 1.0:
+    if not (is_number(rho) and 0.0 <= rho < 1.0):
         raise InvalidArgumentError(f"rho: expected a number in [0, 1), found {rho!r}.")
 
 
