@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from pyrosplice.estimators import expression_fit as fit
 from pyrosplice.estimators import expression_groups as _groups
+from pyrosplice.estimators import expression_partition as _partition
 from pyrosplice.estimators import expression_tests as _tests
 from pyrosplice.estimators import expression_utils as utils
 from pyrosplice.hypothesis import expression_statistics as stats
@@ -22,7 +23,7 @@ test = SimpleNamespace(
     two_sample=_groups.two_sample,
     pairwise=_groups.pairwise,
     versus_rest=_groups.versus_rest,
-    partition=_groups.partition,
+    partition=_partition.partition,
 )
 
 __all__ = ["fit", "stats", "test", "utils"]

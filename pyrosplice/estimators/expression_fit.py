@@ -5,7 +5,6 @@ The whole port of a script is its import line: ``import pyrosplice.api as de``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,12 @@ from numpy.typing import NDArray
 from pyrosplice.data.constraints import Constraints, resolve_constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix, check_full_rank, from_formula, from_matrix
+from pyrosplice.data.names import by_name, names_of
 from pyrosplice.data.size_factors import resolve_size_factors
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.expression_cells import cells_of, group_labels, sorted_groups
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
+from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.models.noise import NOISE
 
 Array = NDArray[np.float64]
@@ -101,7 +103,9 @@ def model(
     device
         Torch device of the arithmetic.
     kwargs
-        Options of the original's optimisers and back ends; they have no effect here, and a warning says so.
+        ``train_args``, arguments for every step of the training strategy; and the options of the original that have no
+        effect here (:data:`pyrosplice.estimators.expression_options.WITHOUT_EFFECT`), with a warning. Others are
+        refused.
 
     Returns
     -------
@@ -121,8 +125,7 @@ def model(
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
-    if kwargs:
-        warnings.warn(f"{sorted(kwargs)} have no effect here.", UserWarning, stacklevel=2)
+    extra = known_options("fit.model", kwargs, (*defaults_of(model), "train_args"))
     inputs = prepare(
         data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
         sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
@@ -134,7 +137,7 @@ def model(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
     estimator.initialize()
-    estimator.train_sequence(training_strategy)
+    estimator.train_sequence(training_strategy, **(extra.get("train_args") or {}))
     return estimator.finalize()
 
 
@@ -225,44 +228,63 @@ class Partition:
         As for :func:`model`.
     parts
         Label of each cell, or the column that holds it.
+    missing
+        ``"drop"`` leaves out cells without a label, which are an error otherwise (``"raise"``).
     """
 
     def __init__(
         self, data: Any, parts: Any, gene_names: Sequence[str] | None = None,
-        sample_description: pd.DataFrame | None = None,
+        sample_description: pd.DataFrame | None = None, *, missing: str = "raise",
     ) -> None:  # fmt: skip
         self.matrix = CountMatrix(data, gene_names=gene_names, counts=False)
         if sample_description is None and isinstance(data, ad.AnnData):
             sample_description = data.obs
-        self.data, self.sample_description = data, sample_description
-        self.labels = cell_labels("parts", parts, sample_description, self.matrix.shape[0])
-        self.partitions: list[Any] = sorted(set(self.labels))
+        own = names_of(data)
+        self.cell_names = names_of(sample_description) if own is None else own
+        self.data, self.sample_description = data, by_name(sample_description, self.cell_names, "sample_description")
+        labels = group_labels("parts", parts, self.sample_description, self.matrix.shape[0], self.cell_names, missing)
+        self.partitions, self.index = sorted_groups(labels)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each part with the arguments ``data``, ``gene_names``, ``sample_description`` of its cells."""
-        for part in self.partitions:
-            cells = np.flatnonzero(self.labels == part)
+        return self.with_options({})
+
+    def with_options(self, options: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Each part with its arguments and options; those with an entry a cell are cut to its cells.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Options that are the partition's own.
+        """
+        for name in ("data", "gene_names", "sample_description"):
+            if name in options:
+                raise InvalidArgumentError(f"{name}: it is given to partition, for all parts.")
+        for i, part in enumerate(self.partitions):
+            cells = np.flatnonzero(self.index == i)
             table = self.sample_description
             data = self.data if isinstance(self.data, ad.AnnData) else self.matrix.matrix
             yield (
                 part,
                 {
+                    **cells_of(options, cells, len(self.index), self.cell_names),
                     "data": data[cells],
                     "gene_names": list(self.matrix.gene_names),
                     "sample_description": None if table is None else table.iloc[cells],
                 },
             )
 
-    def model(self, **kwargs: Any) -> dict[Any, Estimator]:
+    def model(self, **options: Any) -> dict[Any, Estimator]:
         """:func:`model` within each part."""
-        return {part: model(**{**some, **kwargs}) for part, some in self}
+        return {part: model(**arguments) for part, arguments in self.with_options(options)}
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None
-) -> Partition:
-    """Divide the cells for :meth:`Partition.model`."""
-    return Partition(data, parts, gene_names, sample_description)
+    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
+    *, missing: str = "raise",
+) -> Partition:  # fmt: skip
+    """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`."""
+    return Partition(data, parts, gene_names, sample_description, missing=missing)
 
 
 def cell_labels(name: str, labels: Any, sample_description: pd.DataFrame | None, n_cells: int) -> NDArray[np.object_]:
