@@ -66,7 +66,9 @@ class PlainOptions:
 
 
 PLAIN = defaults_of(PlainOptions)
-FITTED = {name: value for name, value in defaults_of(expression_fit.model).items() if name not in SET_HERE}
+FITTED = {name: value for name, value in defaults_of(expression_fit.model).items() if name not in SET_HERE} | {
+    "train_args": None
+}
 
 
 class Groups:
