@@ -287,7 +287,7 @@ def _typed(
         column = _column(table, name, argument)
         if is_numeric(column) if as_numeric is None else name in as_numeric:
             numeric.append(name)
-            data[name] = _numbers(column, name, argument)
+            data[name] = _numbers(column, name, argument if is_numeric(column) else f"{argument}, as_numeric")
         else:
             labels = read_labels(column, f"{argument}: column {name!r}")
             levels[name], data[name] = labels.levels, labels.categorical

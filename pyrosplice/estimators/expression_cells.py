@@ -9,51 +9,35 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.data.labels import Labels, read_labels
-from pyrosplice.data.names import by_name
+from pyrosplice.data.cells import Cells
 from pyrosplice.errors import InvalidArgumentError, check_option
 
 PER_CELL = ("grouping", "size_factors", "weights", "offsets", "dmat_loc", "dmat_scale")
 
 
-def group_labels(
-    argument: str, given: Any, sample_description: pd.DataFrame | None, n_cells: int, names: pd.Index | None,
-    missing: str,
-) -> Labels:  # fmt: skip
-    """One label a cell, from a column's name or from labels, which are paired by name.
+def group_codes(argument: str, given: Any, cells: Cells, missing: str) -> tuple[list[Any], NDArray[np.intp]]:
+    """Groups in sorted order, and the group of each cell ``(N,)``.
 
-    Raises
-    ------
-    InvalidArgumentError
-        An unknown column, another number of labels, labels that are missing unless these are dropped.
+    Parameters
+    ----------
+    given
+        One label a cell, or the column that holds them.
+    missing
+        ``"raise"``: cells without a label are an error; ``"drop"``: they are in no group, −1.
     """
     check_option("missing", missing, ("raise", "drop"))
-    if isinstance(given, str):
-        columns = [] if sample_description is None else [str(c) for c in sample_description.columns]
-        if sample_description is None or given not in columns:
-            raise InvalidArgumentError(f"{argument}: no column {given!r} in sample_description, which has {columns}.")
-        given = sample_description.iloc[:, columns.index(given)]
-    labels = read_labels(by_name(given, names, argument), argument, keep_missing=missing == "drop")
-    if len(labels.codes) != n_cells:
-        raise InvalidArgumentError(f"{argument}: expected {n_cells} labels, one a cell, found {len(labels.codes)}.")
-    return labels
-
-
-def sorted_groups(labels: Labels) -> tuple[list[Any], NDArray[np.intp]]:
-    """Groups in sorted order, and the group of each cell; −1 for none."""
+    labels = cells.levels(given, argument, keep_missing=missing == "drop")
     values = list(labels.values)
     try:
         order = sorted(range(len(values)), key=lambda i: values[i])
-    except TypeError:
+    except TypeError:  # labels of different types
         order = sorted(range(len(values)), key=lambda i: labels.levels[i])
     place = np.append(np.argsort(order), -1).astype(np.intp)
     return [values[i] for i in order], place[labels.codes]
 
 
-def cells_of(
-    options: Mapping[str, Any], cells: NDArray[np.intp], n_cells: int, names: pd.Index | None
-) -> dict[str, Any]:
-    """Options with those that have an entry a cell cut to some cells, tables paired by name first.
+def options_of(options: Mapping[str, Any], which: NDArray[np.intp], cells: Cells) -> dict[str, Any]:
+    """Options with those that have an entry a cell, paired with the cells by name, cut to some of them.
 
     Raises
     ------
@@ -65,10 +49,10 @@ def cells_of(
         value = out.get(name)
         if value is None or isinstance(value, str):
             continue
-        value = by_name(value, names, name)
-        if len(value) != n_cells:
-            raise InvalidArgumentError(f"{name}: expected {n_cells} entries, one a cell, found {len(value)}.")
-        out[name] = _rows(value, cells)
+        found = np.shape(value)[0] if np.ndim(value) else 1
+        if found != cells.n:
+            raise InvalidArgumentError(f"{name}: expected {cells.n} entries, one a cell, found {found}.")
+        out[name] = _rows(cells.rows(value, name), which)
     return out
 
 

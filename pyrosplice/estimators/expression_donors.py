@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.estimators.expression_fit import cell_labels
 from pyrosplice.inference.nb_cluster import cluster_covariance
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_glmm import GlmmFit, donor_design, fit_glmm
@@ -37,10 +36,10 @@ class Donors:
 
     def __init__(self, estimator: Estimator, donors: Any) -> None:
         inputs = estimator.input_data
-        labels = cell_labels("donors", donors, inputs.sample_description, inputs.counts.shape[0])
-        self.names, strata = np.unique(labels.astype(str), return_inverse=True)
+        labels = inputs.cells.levels(donors, "donors")
+        self.names, strata = list(labels.levels), labels.codes
         if len(self.names) < 3:
-            raise InvalidArgumentError(f"donors: expected at least three, found {list(self.names)}.")
+            raise InvalidArgumentError(f"donors: expected at least three, found {self.names}.")
         self.estimator = estimator
         self.design = replace(estimator.source.design, strata=strata.astype(np.intp))
 

@@ -12,9 +12,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells, as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.names import by_name
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, known_options
 from pyrosplice.estimators.representation import Described, describe_codes
@@ -48,6 +50,8 @@ class InputData:
         What they, and gene-wise offsets, add to the location predictor.
     weights
         Observation weights, or None.
+    cells
+        The cells with their table; ``cells.used`` says which of the data were fitted where some were left out.
     """
 
     counts: CountMatrix
@@ -58,8 +62,13 @@ class InputData:
     size_factors: Array | None
     offset: Array
     weights: Array | None
-    sample_description: pd.DataFrame | None
+    cells: Cells
     noise: Noise
+
+    @property
+    def sample_description(self) -> pd.DataFrame | None:
+        """The sample table of the cells that are fitted, in their order."""
+        return self.cells.table
 
     def design(self) -> Design:
         """The design of the free coefficients."""
@@ -138,7 +147,10 @@ class Estimator(Described):
             return lambda rows, which: torch.as_tensor(last[which], device=rows.x.device)
         p, r = self.source.design.x.shape[1], self.source.design.z.shape[1]
         how = {"init_a": self.init_a, "init_b": self.init_b}
-        given = {k: _given_start(k, v, n, self._n_genes) for (k, v), n in zip(how.items(), (p, r), strict=True)}
+        inputs = self.input_data
+        free = inputs.constraints_loc.free_names, inputs.constraints_scale.free_names
+        genes = inputs.counts.gene_names
+        given = {k: _given_start(k, v, names, genes) for (k, v), names in zip(how.items(), free, strict=True)}
         words = {k: INIT["auto"] if given[k] is not None else _start_word(k, v) for k, v in how.items()}
         scale = "closed_form" if self.quick_scale else words["init_b"]
         inner = default_starter(self.source, location=words["init_a"], scale=scale)
@@ -235,7 +247,7 @@ class Estimator(Described):
         counts = self.input_data.counts
         total = np.zeros(counts.shape[1])
         for _, block in counts.cell_blocks():
-            total += np.asarray(block.sum(0), dtype=np.float64).ravel()
+            total += np.asarray(block.sum(0, dtype=np.float64)).ravel()
         return total / counts.shape[0]
 
     @cached_property
@@ -321,13 +333,17 @@ def _start_word(name: str, value: Any) -> str:
     return INIT[word]
 
 
-def _given_start(name: str, value: Any, n_coefficients: int, n_genes: int) -> Array | None:
+def _given_start(name: str, value: Any, coefficients: Sequence[str], genes: NDArray[np.object_]) -> Array | None:
+    """Given starting values ``(free, G)``, a DataFrame's by name; None where a word says how to start."""
     if isinstance(value, str):
         return None
-    start = np.asarray(value, dtype=np.float64)
-    if start.shape != (n_coefficients, n_genes) or not np.isfinite(start).all():
+    if isinstance(value, pd.DataFrame):
+        value = by_name(value, pd.Index(coefficients), name, what="coefficient")
+        value = by_name(value.T, pd.Index(genes), name, what="gene").T
+    start, shape = as_numbers(value, name), (len(coefficients), len(genes))
+    if start.shape != shape or not np.isfinite(start).all():
         raise InvalidArgumentError(
-            f"{name}: expected a string or finite values of shape ({n_coefficients}, {n_genes}), "
-            f"free coefficients × genes; found shape {start.shape}."
+            f"{name}: expected a string or finite values of shape {shape}, free coefficients × genes; found shape "
+            f"{start.shape}."
         )
     return start

@@ -12,12 +12,12 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells
 from pyrosplice.data.count_matrix import CountMatrix
-from pyrosplice.data.names import by_name, names_of
 from pyrosplice.data.size_factors import resolve_size_factors
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators import expression_fit, expression_tests
-from pyrosplice.estimators.expression_cells import cells_of, group_labels, sorted_groups
+from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_options import WITHOUT_EFFECT, defaults_of, known_options, refuse_unused
 from pyrosplice.estimators.expression_results import ExpressionTest, ExpressionTests
 from pyrosplice.hypothesis.expression_statistics import Moments, group_moments, mann_whitney, welch
@@ -88,15 +88,8 @@ class Groups:
     ) -> None:  # fmt: skip
         self.data, self.layer = data, layer
         self.counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=False)
-        if sample_description is None and isinstance(data, ad.AnnData):
-            sample_description = data.obs
-        own = names_of(data)
-        self.cell_names = names_of(sample_description) if own is None else own
-        self.sample_description = by_name(sample_description, self.cell_names, "sample_description")
-        labels = group_labels(
-            "grouping", grouping, self.sample_description, self.counts.shape[0], self.cell_names, missing
-        )
-        self.names, self.index = sorted_groups(labels)
+        self.cells = Cells.of(data, sample_description, self.counts.shape[0])
+        self.names, self.index = group_codes("grouping", grouping, self.cells, missing)
         if len(self.names) < 2:
             raise InvalidArgumentError(f"grouping: expected at least two groups, found {self.names}.")
 
@@ -110,12 +103,6 @@ class Groups:
             else:
                 yield cells, block / factors[cells, None]
 
-    def size_factors(self, given: Any) -> Array | None:
-        """Size factors of the cells, paired by name."""
-        return resolve_size_factors(
-            by_name(given, self.cell_names, "size_factors"), self.sample_description, self.counts.shape[0]
-        )
-
     def mean(self, test: str, options: Mapping[str, Any]) -> Array:
         """Mean of each gene over the cells in groups ``(G,)``, as the test reads them."""
         plain = PlainOptions(**options) if test in PLAIN_TESTS else PlainOptions()
@@ -123,15 +110,15 @@ class Groups:
 
     def fit_arguments(self, cells: NDArray[np.intp], options: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of a fit on some cells: their data, table and options."""
-        table = pd.DataFrame(index=pd.RangeIndex(len(self.index))) if self.sample_description is None else (
-            self.sample_description)  # fmt: skip
+        n, table = len(self.index), self.cells.table
+        if table is None:
+            table = pd.DataFrame(index=pd.RangeIndex(n) if self.cells.names is None else self.cells.names)
         source: dict[str, Any] = {"gene_names": list(self.counts.gene_names), "sample_description": table.iloc[cells]}
-        if len(cells) == len(self.index):
-            whole = isinstance(self.data, ad.AnnData)
-            source |= {"data": self.data, "layer": self.layer} if whole else {"data": self.counts.matrix}
+        if len(cells) == n and isinstance(self.data, ad.AnnData):
+            source |= {"data": self.data, "layer": self.layer}
         else:
-            source["data"] = self.counts.matrix[cells]
-        return {**cells_of(options, cells, len(self.index), self.cell_names), **source}
+            source["data"] = self.counts.matrix if len(cells) == n else self.counts.matrix[cells]
+        return {**options_of(options, cells, self.cells), **source}
 
     def pair(
         self, first: NDArray[np.bool_], second: NDArray[np.bool_], options: Mapping[str, Any]
@@ -192,7 +179,7 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
 def _moments(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
     size = options.batch_size
     groups.counts.block_cells = size[0] if isinstance(size, tuple) else size
-    blocks = groups.blocks(groups.size_factors(options.size_factors))
+    blocks = groups.blocks(resolve_size_factors(options.size_factors, groups.cells))
     return group_moments(blocks, np.where(index >= 0, index, 2), 3)[:2]
 
 
@@ -232,7 +219,7 @@ def rank_test(
 
 def _rank_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
     n_genes = groups.counts.shape[1]
-    factors = groups.size_factors(options.size_factors)
+    factors = resolve_size_factors(options.size_factors, groups.cells)
     statistic, pval = np.empty(n_genes), np.empty(n_genes)
     for start in range(0, n_genes, GENES_AT_A_TIME):
         genes = np.arange(start, min(start + GENES_AT_A_TIME, n_genes))
