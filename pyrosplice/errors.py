@@ -1,6 +1,7 @@
 """The exceptions of the library. Each is also the builtin that callers of the documented interfaces catch."""
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -28,3 +29,13 @@ def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
+
+
+def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
+    """Names for an error message, the first or those most like ``near`` where there are many."""
+    every = [str(name) for name in names]
+    if len(every) <= most:
+        return str(every)
+    close = difflib.get_close_matches(near, every, n=most // 2, cutoff=0.3) if near else []
+    shown = ", ".join(map(repr, close or every[:most]))
+    return f"[{shown}, …] ({len(every)} in all)"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyrosplice.data.cells import Cells, as_numbers
 from pyrosplice.data.formulas import FormulaDesign, is_numeric, read_formula
 from pyrosplice.data.labels import read_labels
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, listed
 
 Array = NDArray[np.float64]
 RANDOM_EFFECTS = "fit without it, and name the donors in ExpressionGLM.test(method='cluster' or 'glmm', donors=…)"
@@ -67,7 +67,7 @@ class DesignMatrix:
         """Variables taken as numbers."""
         return () if self.recipe is None else self.recipe.numeric
 
-    def columns_of(self, factor: str) -> list[str]:
+    def columns_of(self, factor: str, argument: str = "factor_loc_totest") -> list[str]:
         """Columns of the terms that are ``factor``: a variable, or a whole term whose variables are in any order.
 
         Raises
@@ -82,10 +82,11 @@ class DesignMatrix:
             if term == factor or used == variable or _parts(term) == wanted
         ]
         if not found:
-            terms = list(dict.fromkeys(term for term in self.terms if term != "1"))
+            terms = dict.fromkeys(term for term in self.terms if term != "1")
+            hint = f" {factor!r} is a coefficient: test it as one." if factor in self.names else ""
             raise InvalidArgumentError(
-                f"factor_loc_totest: {factor!r} is no term of the design; expected one of {terms}, "
-                f"whose columns are {self.names}."
+                f"{argument}: {factor!r} is no term of the design; expected one of {listed(terms, near=factor)}, "
+                f"whose columns are {listed(self.names, near=factor)}.{hint}"
             )
         return found
 

@@ -15,19 +15,28 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pyrosplice.data.cells import as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix, from_formula
-from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, check_option
+from pyrosplice.data.names import by_name
+from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, check_option, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_donors import Donors
 from pyrosplice.estimators.expression_estimator import Estimator
+from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_quasi import QuasiFit, quasi_fit, quasi_test
 from pyrosplice.estimators.expression_results import ExpressionTest
-from pyrosplice.estimators.expression_tests import contrast_test, tested_columns
+from pyrosplice.estimators.expression_tests import (
+    FIT_OPTIONS,
+    contrast_test,
+    ratio_test,
+    tested_columns,
+    unit_rows,
+    with_statistic,
+)
 from pyrosplice.estimators.representation import Described, describe_codes
-from pyrosplice.hypothesis.expression_statistics import likelihood_ratio
 from pyrosplice.inference.nb_dispersion import cox_reid
-from pyrosplice.inference.nb_fit import GlmFit, fit_glm
+from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
+OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
 METHODS = ("wald", "lrt", "ql", "cluster", "glmm")
 FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 1
@@ -90,6 +100,7 @@ class ExpressionGLM(Described):
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
         """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``."""
+        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(OF_THE_MODEL))
         self.estimator = expression_fit.model(
             data, self.formula_loc, self.formula_scale, as_numeric=self.as_numeric,
             constraints_loc=self.constraints_loc, constraints_scale=self.constraints_scale,
@@ -149,22 +160,22 @@ class ExpressionGLM(Described):
         """
         check_option("method", method, METHODS)
         rows = self._contrast_rows(contrast, factor, coefficient)
-        if method == "wald":
+        needs_donors = method in ("cluster", "glmm")
+        if needs_donors != (donors is not None):
+            raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
+        if method == "wald" or (self.results.code == FitCode.ALL_ZERO).all():
             return self._wald(rows)
         if method == "lrt":
-            return self._replace(self._wald(rows), *self._lrt(rows))
+            return ratio_test(self._wald(rows), self._data(), rows)
+        if np.abs(rows @ self._constraints.shift).any():
+            raise InvalidArgumentError(f"contrast: method {method!r} takes no coefficient bound to a constant.")
+        free = rows @ self._constraints.matrix
         if method == "ql":
-            estimator = self._data()
-            self._quasi = self._quasi or quasi_fit(estimator)
-            statistic, pval, _ = quasi_test(estimator, self._quasi, rows @ self._constraints.matrix)
-            return self._replace(self._wald(rows), statistic, pval)
-        if donors is None:
-            raise InvalidArgumentError(f"donors: method {method!r} needs the donor of each cell.")
+            return with_statistic(self._wald(rows), *quasi_test(self._data(), self.quasi(), free)[:2])
         if len(rows) > 1:
             raise InvalidArgumentError(f"contrast: method {method!r} tests one contrast at a time, found {len(rows)}.")
         fitted = Donors(self._data(), donors)
-        free = (rows @ self._constraints.matrix)[0]
-        fit, covariance, df = fitted.cluster(free) if method == "cluster" else fitted.mixed(free)
+        fit, covariance, df = fitted.cluster(free[0]) if method == "cluster" else fitted.mixed(free[0])
         return contrast_test(
             fit, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean, covariance=covariance, df=df
         )
@@ -176,31 +187,27 @@ class ExpressionGLM(Described):
             raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
         names = self._design().names
         if contrast is None:
-            chosen = tested_columns(self._location, factor, coefficient)
-            rows = np.zeros((len(chosen), len(names)))
-            rows[np.arange(len(chosen)), [names.index(c) for c in chosen]] = 1.0
-            return rows
-        rows = np.atleast_2d(np.asarray(contrast, dtype=np.float64))
-        if rows.shape[1] != len(names) or not np.abs(rows).max(1).all():
-            raise InvalidArgumentError(f"contrast: expected non-zero rows over {names}, found shape {rows.shape}.")
+            chosen = tested_columns(self._location, factor, coefficient, ("factor", "coefficient"))
+            return unit_rows(chosen, names)
+        if isinstance(contrast, (pd.Series, pd.DataFrame)):
+            turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
+            contrast = turned.to_numpy().T
+        try:
+            rows = np.atleast_2d(as_numbers(contrast, "contrast"))
+        except InvalidArgumentError as error:
+            terms = listed(dict.fromkeys(t for t in self._location.terms if t != "1"))
+            raise InvalidArgumentError(
+                f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
+                f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
+            ) from error
+        if rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+            raise InvalidArgumentError(
+                f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
+            )
         return rows
 
     def _wald(self, rows: Array) -> ExpressionTest:
         return contrast_test(self.results, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean)
-
-    def _replace(self, result: ExpressionTest, statistic: Array, pval: Array) -> ExpressionTest:
-        empty = self.results.code == FitCode.ALL_ZERO
-        result.statistic, result.pval = np.where(empty, np.nan, statistic), np.where(empty, np.nan, pval)
-        return result
-
-    def _lrt(self, rows: Array) -> tuple[Array, Array]:
-        source, free = self._data().source, rows @ self._constraints.matrix
-        _, size, basis = np.linalg.svd(free)
-        rank = int((size > 1e-10).sum())
-        if rank == free.shape[1]:
-            raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")
-        reduced = fit_glm(source.with_location(basis[rank:].T))
-        return likelihood_ratio(self.results.log_likelihood, reduced.log_likelihood, rank)
 
     def shrink(self, coefficient: str, *, scale: float | None = None) -> pd.DataFrame:
         """Fold changes of one coefficient shrunken by a Cauchy prior: gene, log2fc, its posterior SD, the prior scale.
@@ -209,7 +216,9 @@ class ExpressionGLM(Described):
         """
         names = self._constraints.free_names
         if coefficient not in names:
-            raise InvalidArgumentError(f"coefficient: expected one of {names}, found {coefficient!r}.")
+            raise InvalidArgumentError(
+                f"coefficient: expected one of {listed(names, near=str(coefficient))}, found {coefficient!r}."
+            )
         k = names.index(coefficient)
         fit = self.results
         se = np.sqrt(fit.covariance[:, k, k])
@@ -234,12 +243,15 @@ class ExpressionGLM(Described):
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check."""
+        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
         model, rng = self._data().model, np.random.default_rng(seed)
         mean, scale = model.location_j(genes), model.scale_j(genes)
         if self.noise_model == "norm":
             return rng.normal(mean, scale)
-        return rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
+        fitted = np.isfinite(mean)
+        mean, scale = np.where(fitted, mean, 0.0), np.where(np.isfinite(scale), scale, 1.0)
+        drawn = rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
+        return np.where(fitted, drawn, np.nan)
 
     def posterior(
         self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
@@ -292,6 +304,7 @@ class ExpressionGLM(Described):
         p = fit.n_location
         full = c.full(fit.theta[:, :p].T).T
         covariance = c.matrix @ np.nan_to_num(fit.covariance[:, :p, :p], posinf=np.inf) @ c.matrix.T
+        covariance[fit.code == FitCode.ALL_ZERO] = np.nan
         return pd.DataFrame(
             {
                 "gene": np.repeat(self.gene_names, full.shape[1]),

@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.estimators.expression_options import known_options, listed
+from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.estimators.expression_tests import (
     FIT_OPTIONS,
     Names,
     as_names,
-    coefficient_rows,
     ratio_test,
     tested_columns,
+    unit_rows,
     wald_repeated,
 )
 
@@ -73,7 +73,7 @@ def continuous_1d(
     tested = tested_columns(full.input_data.location, terms, None)
     result = wald_repeated(full, coef_to_test=tested)
     if test == "lrt":
-        result = ratio_test(result, full, coefficient_rows(full, tested))
+        result = ratio_test(result, full, unit_rows(tested, full.model.design_loc_names))
     columns = np.array([full.model.design_loc_names.index(t) for t in tested])
     return ContinuousTest(**vars(result), covariate=_covariate(full, continuous), columns=columns)
 

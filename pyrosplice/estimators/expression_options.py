@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,16 +57,6 @@ def known_options(
         said = "; ".join(f"{name!r} has no effect ({why})" for name, why in sorted(idle.items()))
         warnings.warn(f"{call}: {said}.", UserWarning, stacklevel=3)
     return used
-
-
-def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
-    """Names for an error message, the first or those most like ``near`` where there are many."""
-    every = [str(name) for name in names]
-    if len(every) <= most:
-        return str(every)
-    close = difflib.get_close_matches(near, every, n=most // 2, cutoff=0.3) if near else []
-    shown = ", ".join(map(repr, close or every[:most]))
-    return f"[{shown}, …] ({len(every)} in all)"
 
 
 def _meant(name: str, allowed: Collection[str]) -> str:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.data.labels import label_name
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.expression_options import listed
+from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.estimators.expression_options import defaults_of, known_options, listed
+from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm, score_statistic
@@ -65,7 +65,7 @@ def wald_repeated(
     if estimator is None:
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
     tested = tested_columns(estimator.input_data.location, factor_loc_totest, coef_to_test)
-    return linear_test(estimator, coefficient_rows(estimator, tested))
+    return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
 
 
 def linear_test(
@@ -212,7 +212,7 @@ def tested_columns(
     if not names:
         raise InvalidArgumentError(f"{arguments[coefficients is not None]}: expected at least one name, found none.")
     if coefficients is None:
-        return list(dict.fromkeys(c for f in names for c in design.columns_of(f)))
+        return list(dict.fromkeys(c for f in names for c in design.columns_of(f, arguments[0])))
     unknown = [n for n in names if n not in design.names]
     if unknown:
         factor = any(n.startswith(f"{unknown[0]}[") for n in design.names)
@@ -224,11 +224,10 @@ def tested_columns(
     return list(dict.fromkeys(names))
 
 
-def coefficient_rows(estimator: Estimator, names: Sequence[str]) -> Array:
-    """A contrast ``(k, P)`` of some coefficients, each alone."""
-    every = estimator.model.design_loc_names
-    rows = np.zeros((len(names), len(every)))
-    rows[np.arange(len(names)), [every.index(name) for name in names]] = 1.0
+def unit_rows(chosen: Sequence[str], names: Sequence[str]) -> Array:
+    """A contrast ``(k, P)`` of some of the coefficients ``names``, each alone."""
+    rows = np.zeros((len(chosen), len(names)))
+    rows[np.arange(len(chosen)), [names.index(name) for name in chosen]] = 1.0
     return rows
 
 
