@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pyrosplice.data.containers import is_lazy, well_formed
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, NotReadyError
 
 Array = NDArray[np.float64]
 BLOCK_ENTRIES = 8_000_000  # cells × genes of a block read from disk: 64 MB as float64
@@ -65,6 +65,16 @@ class CountMatrix:
         self.block_cells: int | None = None  # cells of a block; by memory where None
         self._warned = False
         self.gene_names = _names(names, gene_names, self.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: everything but a matrix on disk, whose file may change or move."""
+        on_disk = not self.in_memory and not hasattr(self._matrix, "compute")
+        return {**self.__dict__, "_matrix": LeftOnDisk(self._matrix.shape)} if on_disk else self.__dict__
+
+    def __copy__(self) -> CountMatrix:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     @property
     def matrix(self) -> Any:
@@ -157,6 +167,18 @@ class CountMatrix:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+class LeftOnDisk:
+    """Stands in a pickle for a matrix on disk; to read from it is an error."""
+
+    ndim = 2
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotReadyError("data: the counts were on disk and are not part of the pickle; open them and fit again.")
 
 
 def _place(where: NDArray[Any], first_cell: int) -> str:
