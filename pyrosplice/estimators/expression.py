@@ -133,7 +133,9 @@ class ExpressionGLM(Described):
         design = self._design()
         unknown = sorted(set(levels) - set(design.levels) - set(design.numeric))
         if unknown:
-            raise InvalidArgumentError(f"cond: {unknown} are not variables of the model.")
+            raise InvalidArgumentError(
+                f"cond: {unknown} are not variables of the model; it has {listed([*design.levels, *design.numeric])}."
+            )
         row = {name: levels.get(name, values[0]) for name, values in design.levels.items()}
         row |= {name: levels.get(name, 0.0) for name in design.numeric}
         return design.for_new(pd.DataFrame({k: [v] for k, v in row.items()}, index=[0]))[0]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,8 @@ class ContinuousTest(ExpressionTest):
     out the intercept; a gene that does not exist is an error, not left out; size factors are never part of a curve.
     """
 
-    def __init__(self, *, covariate: Array, columns: NDArray[np.intp], **fields: Any) -> None:
-        super().__init__(**fields)
+    def __init__(self, *, covariate: Array, columns: NDArray[np.intp], **result: Any) -> None:
+        super().__init__(**result)
         self.covariate, self.columns = covariate, columns
         self.logfc = self.max() - self.min()
         self.logfc_se = np.full(len(self.logfc), np.nan)
@@ -166,9 +166,9 @@ class ContinuousTest(ExpressionTest):
         """One row a gene, as :meth:`ExpressionTest.summary`; the fold change is that of the curve."""
         if not non_numeric:
             return super().summary(*thresholds, **options)
-        other = copy.copy(self)
-        other.logfc = self.log_fold_change(non_numeric=True)
-        return other.summary(*thresholds, **options)
+        own = {f.name: getattr(self, f.name) for f in fields(ExpressionTest)}
+        own["logfc"] = self.log_fold_change(non_numeric=True)
+        return ExpressionTest(**own).summary(*thresholds, **options)
 
     def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:
         """:func:`pyrosplice.plotting.expression.heatmap` of some genes' curves."""

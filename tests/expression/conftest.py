@@ -14,7 +14,7 @@ def cells():
     obs = pd.DataFrame(
         {
             "group": np.tile(["a", "b", "c"], 30),
-            "half": np.tile(["u", "u", "v", "v", "u", "v"], 15),
+            "half": np.tile(["u", "v"], 45),
             "part": np.repeat(["p", "q"], 45),
             "donor": np.repeat([f"d{i}" for i in range(9)], 10),
             "treated": np.repeat(["no", "yes", "no"], 30),
