@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from pyrosplice.data.cells import as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix, from_formula
-from pyrosplice.data.names import by_name
+from pyrosplice.data.names import by_name, places_of
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, check_option, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_donors import Donors
@@ -247,6 +247,7 @@ class ExpressionGLM(Described):
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
         """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
         model, rng = self._data().model, np.random.default_rng(seed)
+        genes = places_of(genes, self.gene_names, "genes")
         mean, scale = model.location_j(genes), model.scale_j(genes)
         if self.noise_model == "norm":
             return rng.normal(mean, scale)
@@ -257,7 +258,7 @@ class ExpressionGLM(Described):
 
     def posterior(
         self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
-        genes: Sequence[int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
+        genes: str | Sequence[str | int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
         nuts_options: NutsOptions | None = None,
     ) -> xr.DataTree:  # fmt: skip
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
@@ -277,14 +278,14 @@ class ExpressionGLM(Described):
             Pyro distributions of each free coefficient: ``location`` and ``scale``;
             :func:`pyrosplice.posterior.expression.weak_priors` for those not given, and for ``"weak"``.
         genes
-            Positions of the genes to draw from; all by default.
+            Names or positions of the genes to draw from; all by default.
         groups
             Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default. Those with an entry a cell are
             large: draws × genes × cells.
         seed
             Of all that is random.
         nuts_options
-            Of NUTS.
+            Of ``method="nuts"``.
 
         Raises
         ------

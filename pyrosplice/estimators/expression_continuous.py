@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError, check_option, listed
+from pyrosplice.data.names import places_of
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_options import known_options
@@ -32,8 +33,8 @@ Array = NDArray[np.float64]
 
 def continuous_1d(
     data: Any, continuous: str, factor_loc_totest: Names | None = None, formula_loc: str | None = None,
-    formula_scale: str | None = "~1", df: int = 5, test: str = "wald", spline_basis: str = "bs",
-    sample_description: pd.DataFrame | None = None, as_numeric: Names = (), **fit_options: Any,
+    formula_scale: str | None = "~1", df: int = 5, spline_basis: str = "bs", as_numeric: Names = (),
+    test: str = "wald", *, sample_description: pd.DataFrame | None = None, **fit_options: Any,
 ) -> ContinuousTest:  # fmt: skip
     """Test of a smooth dependence on one continuous covariate (pseudotime, space).
 
@@ -57,8 +58,7 @@ def continuous_1d(
     """
     check_option("test", test, ("wald", "lrt"))
     check_option("spline_basis", spline_basis, ("bs", "cr", "cc"))
-    allowed = set(FIT_OPTIONS) - {"dmat_loc", "init_a"}
-    fit_options = known_options("test.continuous_1d", fit_options, allowed)
+    fit_options = known_options("test.continuous_1d", fit_options, FIT_OPTIONS - {"dmat_loc"})
     if df < (3 if spline_basis == "bs" else 2):
         raise InvalidArgumentError(f"df: expected at least 3 ('bs') or 2, found {df}.")
     smooth, replaced = _with_basis(continuous, formula_loc, spline_basis, df)
@@ -94,8 +94,8 @@ def _with_basis(continuous: str, formula_loc: str | None, spline_basis: str, df:
 class ContinuousTest(ExpressionTest):
     """A test of a smooth effect, with the fitted curve of each gene over the observed values of the covariate.
 
-    Every method takes ``genes``, all by default: names, positions, or a slice; and ``non_numeric``: whether the other
-    terms of the formula are part of the curve.
+    Every method takes ``genes``, all by default: names, positions, a slice or a mask; and ``non_numeric``: whether the
+    other terms of the formula are part of the curve.
 
     *Differs from* the original: curves, ``max`` and ``min`` are on the log scale and, without ``non_numeric``, leave
     out the intercept; a gene that does not exist is an error, not left out; size factors are never part of a curve.
@@ -109,26 +109,10 @@ class ContinuousTest(ExpressionTest):
 
     def curve(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log fitted effect of the covariate at each cell ``(N, g)``."""
-        model, which = self.estimator.model, self._genes(genes)
+        model, which = self.estimator.model, places_of(genes, self.gene_ids, "genes")
         if non_numeric:
             return model.design_loc @ model.a[:, which]
         return model.design_loc[:, self.columns] @ model.a[self.columns][:, which]
-
-    def _genes(self, genes: Any) -> NDArray[np.intp]:
-        every = np.arange(len(self.gene_ids))
-        if genes is None:
-            return every
-        if isinstance(genes, slice):
-            return every[genes]
-        wanted = [genes] if isinstance(genes, (str, int, np.integer)) else list(genes)
-        place = {name: i for i, name in enumerate(self.gene_ids)}
-        unknown = [g for g in wanted if g not in (place if isinstance(g, str) else every)]
-        if unknown:
-            raise InvalidArgumentError(
-                f"genes: no gene {unknown[0]!r}; expected positions, or names among "
-                f"{listed(self.gene_ids, near=str(unknown[0]))}."
-            )
-        return np.array([place[g] if isinstance(g, str) else int(g) for g in wanted], dtype=np.intp)
 
     def max(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Largest value of the curve, natural log."""

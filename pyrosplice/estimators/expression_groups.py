@@ -44,9 +44,10 @@ class PlainOptions:
     is_sig_zerovar
         Whether a gene that is constant in both groups at different values has p-value 0.
     size_factors
-        Positive, one a cell, or the column that holds them: every cell is divided by its own.
+        Positive, one a cell, or the column that holds them: every cell is divided by its own, so that fold changes and
+        means are of the divided data.
     batch_size
-        Cells read at a time.
+        Cells read at a time, or (cells, genes).
     dtype
         Of the results in the original; p-values are float64 here.
     """
@@ -59,10 +60,18 @@ class PlainOptions:
 
     def __post_init__(self) -> None:
         check_option("dtype", self.dtype, ("float32", "float64"))
+        if any(size is not None and (not isinstance(size, (int, np.integer)) or size < 1) for size in self.block):
+            raise InvalidArgumentError(f"batch_size: expected one or two positive numbers, found {self.batch_size!r}.")
         if self.is_logged and self.size_factors is not None:
             raise InvalidArgumentError(
                 "size_factors: data on the log scale is normalised before its logarithm is taken."
             )
+
+    @property
+    def block(self) -> tuple[Any, Any]:
+        """Cells and genes read at a time; None for a size of our choice."""
+        size = self.batch_size
+        return (size[0], size[1]) if isinstance(size, tuple) and len(size) == 2 else (size, None)
 
 
 PLAIN = defaults_of(PlainOptions)
@@ -177,8 +186,7 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
 
 
 def _moments(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
-    size = options.batch_size
-    groups.counts.block_cells = size[0] if isinstance(size, tuple) else size
+    groups.counts.block_cells = options.block[0]
     blocks = groups.blocks(resolve_size_factors(options.size_factors, groups.cells))
     return group_moments(blocks, np.where(index >= 0, index, 2), 3)[:2]
 
@@ -221,8 +229,9 @@ def _rank_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -
     n_genes = groups.counts.shape[1]
     factors = resolve_size_factors(options.size_factors, groups.cells)
     statistic, pval = np.empty(n_genes), np.empty(n_genes)
-    for start in range(0, n_genes, GENES_AT_A_TIME):
-        genes = np.arange(start, min(start + GENES_AT_A_TIME, n_genes))
+    step = options.block[1] or GENES_AT_A_TIME
+    for start in range(0, n_genes, step):
+        genes = np.arange(start, min(start + step, n_genes))
         y = groups.counts.genes(genes)
         y = y if factors is None else y / factors
         statistic[genes], pval[genes] = mann_whitney(y[:, index == 0], y[:, index == 1])

@@ -18,7 +18,7 @@ from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
-from pyrosplice.estimators.expression_estimator import Estimator
+from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
@@ -133,11 +133,17 @@ def lrt(
     InvalidArgumentError
         For models that are not nested, and options that do not exist.
     """
-    fit_options = known_options("test.lrt", fit_options, set(FIT_OPTIONS) - {"dmat_loc", "dmat_scale"})
+    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale"})
     full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
+    fit_options |= same_cells(full.input_data)
     reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
     _check_nested(full, reduced)
     return compare_fits(full, reduced)
+
+
+def same_cells(inputs: InputData) -> dict[str, Any]:
+    """The option that makes another fit leave out the cells that were left out of this one."""
+    return {} if inputs.cells.used is None else {"missing": inputs.cells.used}
 
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
@@ -166,10 +172,10 @@ def score(
 ) -> ExpressionTest:  # fmt: skip
     """Score test of location coefficients: only the model without them is fitted.
 
-    The fold change is the one-step estimate from there. Arguments as for :func:`wald`, without starting values of the
-    location.
+    The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
+    model that is fitted.
     """
-    fit_options = known_options("test.score", fit_options, set(FIT_OPTIONS) - {"init_a"})
+    fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = expression_fit.prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
@@ -180,6 +186,7 @@ def score(
         raise InvalidArgumentError("coef_to_test: the score test needs a coefficient that is not tested.")
     dmat = pd.DataFrame(full.location.matrix, columns=full.location.names)
     options = {k: v for k, v in fit_options.items() if k not in ("dmat_loc", "constraints_loc")}
+    options |= same_cells(full)
     reduced = expression_fit.model(data, None, formula_scale, dmat_loc=dmat[kept], **options)
     how = {k: v for k, v in fit_options.items() if k in ("batch_size", "device")}
     big = Estimator(full, **how)

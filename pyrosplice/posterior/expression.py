@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyrosplice.data.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
@@ -87,7 +88,7 @@ class Data:
 
 def expression_posterior(
     glm: ExpressionGLM, *, num_samples: int, method: str, priors: Priors,
-    genes: Sequence[int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
+    genes: str | Sequence[str | int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
@@ -95,6 +96,8 @@ def expression_posterior(
         raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
     for group in groups or ():
         check_option("groups", group, GROUPS)
+    if nuts_options is not None and method != "nuts":
+        raise InvalidArgumentError(f"nuts_options: method {method!r} does not use them.")
     data = data_of(glm, priors, genes)
     if method == "nuts":
         theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
@@ -103,7 +106,7 @@ def expression_posterior(
     return _tree(data, theta, stats, GROUPS if groups is None else groups, method, seed)
 
 
-def data_of(glm: ExpressionGLM, priors: Priors, genes: Sequence[int] | None) -> Data:
+def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:
     """Counts and model of some genes of a fitted estimator."""
     inputs = glm._data().input_data
     design = glm._data().source.design
@@ -114,7 +117,9 @@ def data_of(glm: ExpressionGLM, priors: Priors, genes: Sequence[int] | None) -> 
     for name, prior in ({} if isinstance(priors, str) else priors or {}).items():
         check_option("priors", name, given)
         given[name] = prior
-    which = np.arange(inputs.counts.shape[1]) if genes is None else np.atleast_1d(np.asarray(genes))
+    which = places_of(genes, inputs.counts.gene_names, "genes")
+    if not len(which):
+        raise InvalidArgumentError("genes: expected at least one, found none.")
     offset = design.offset if design.offset.ndim == 1 else design.offset[:, which].T
     x, z, shift, zeta_shift = (
         torch.as_tensor(np.ascontiguousarray(a)) for a in (design.x, design.z, offset, design.zeta_offset)

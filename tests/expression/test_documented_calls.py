@@ -13,6 +13,7 @@ import pytest
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
+from pyrosplice.posterior.nuts import NutsOptions
 from tests.expression.conftest import EMPTY, N_GENES, every_test
 
 CALLS = sorted(every_test(None))
@@ -320,3 +321,42 @@ def test_long_lists_are_shortened(cells):
     with pytest.raises(InvalidArgumentError, match=r"'GENE11.*120 in all") as error:
         result.max("GENE111x")
     assert len(str(error.value)) < 500
+
+
+def test_a_posterior_takes_genes_by_name(cells):
+    glm = ExpressionGLM("~1+half").fit(cells)
+    tree = glm.posterior(num_samples=5, genes=["G3", "G0"], groups=())
+    assert list(tree["posterior"]["gene"].values) == ["G3", "G0"]
+    with pytest.raises(InvalidArgumentError, match="no gene 'NEAT1'"):
+        glm.posterior(num_samples=5, genes=["NEAT1"])
+    with pytest.raises(InvalidArgumentError, match="nuts_options"):
+        glm.posterior(num_samples=5, nuts_options=NutsOptions())
+
+
+def test_models_of_a_ratio_test_leave_out_the_same_cells(cells):
+    table = cells.obs.copy()
+    table.loc["cell3", "half"], table.loc["cell8", "group"] = np.nan, None
+    whole = table.notna().all(axis=1).to_numpy()
+    part = cells[whole].copy()
+    for full, reduced in (("~1+half+group", "~1+half"), ("~1+half+group", "~1+group")):
+        found = de.test.lrt(cells, full, reduced, sample_description=table, missing="drop")
+        np.testing.assert_allclose(found.pval, de.test.lrt(part, full, reduced).pval)
+    found = de.test.score(cells, "half", formula_loc="~1+half+group", sample_description=table, missing="drop")
+    np.testing.assert_allclose(found.pval, de.test.score(part, "half", formula_loc="~1+half+group").pval)
+
+
+@pytest.mark.parametrize("noise_model", ["nb", "poisson", "norm"])
+@pytest.mark.parametrize("test", ["wald", "lrt"])
+@pytest.mark.parametrize("basis", ["bs", "cr", "cc"])
+def test_curves_beside_constraints_and_interactions(noise_model, test, basis, cells):
+    table = cells.obs.assign(batch=cells.obs["half"] + np.tile(["1", "2", "3"], 30))
+    how = {"df": 3, "spline_basis": basis, "test": test, "noise_model": noise_model, "sample_description": table}
+    counted = cells[:, np.delete(np.arange(N_GENES), EMPTY)]
+    for constrained in (False, True):
+        found = de.test.continuous_1d(
+            counted.copy(), continuous="t", factor_loc_totest=["t", "half:t"], init_a="all_zero",
+            formula_loc="~1+t+half+t:half" + "+batch" * constrained,
+            constraints_loc={"batch": "half"} if constrained else None, **how,
+        )  # fmt: skip
+        n_columns = {"bs": 3, "cr": 2, "cc": 2}[basis]
+        assert len(found.columns) == 2 * n_columns and np.isfinite(found.pval).all()
