@@ -251,7 +251,7 @@ def test_estimators_go_through_pickle_and_work_on(noise_model, cells):
 
 
 def test_a_pickle_leaves_counts_on_disk(cells, tmp_path):
-    cells.write_h5ad(tmp_path / "a.h5ad")
+    cells.copy().write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     glm = ExpressionGLM("~1+treated").fit(backed)
     again = pickle.loads(pickle.dumps(glm))
@@ -358,5 +358,4 @@ def test_curves_beside_constraints_and_interactions(noise_model, test, basis, ce
             formula_loc="~1+t+half+t:half" + "+batch" * constrained,
             constraints_loc={"batch": "half"} if constrained else None, **how,
         )  # fmt: skip
-        n_columns = {"bs": 3, "cr": 2, "cc": 2}[basis]
-        assert len(found.columns) == 2 * n_columns and np.isfinite(found.pval).all()
+        assert len(found.columns) == 6 and np.isfinite(found.pval).all()

@@ -187,7 +187,7 @@ def test_a_layer_reaches_every_test(call, cells):
 @pytest.mark.parametrize("form", ["csr", "csc", "dense"])
 def test_data_on_disk_give_the_same(form, cells, tmp_path):
     make = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[form]
-    ad.AnnData(make(cells.X), cells.obs, cells.var, layers={"double": make(cells.layers["double"])}).write_h5ad(
+    ad.AnnData(make(cells.X), cells.obs.copy(), cells.var, layers={"double": make(cells.layers["double"])}).write_h5ad(
         tmp_path / "a.h5ad"
     )
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
