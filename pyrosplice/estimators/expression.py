@@ -35,6 +35,7 @@ from pyrosplice.estimators.expression_tests import (
     with_statistic,
 )
 from pyrosplice.estimators.representation import Described, describe_codes
+from pyrosplice.inference.nb_basis import Basis, identity
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
@@ -321,7 +322,8 @@ class ExpressionGLM(Described):
     def save(self, path: str | Path) -> None:
         """Write coefficients, information and design to one safetensors file; the counts are not saved."""
         fit = self.results
-        arrays = {f.name: np.ascontiguousarray(getattr(fit, f.name)) for f in fields(GlmFit)}
+        arrays = {f.name: getattr(fit, f.name) for f in fields(GlmFit) if f.name != "basis"}
+        arrays |= {"basis": fit.basis.matrix, "basis_inverse": fit.basis.inverse}
         arrays |= {"constraint": self._constraints.matrix, "shift": self._constraints.shift, "mean": self._mean}
         design = self._location
         about = {
@@ -354,12 +356,21 @@ class ExpressionGLM(Described):
         about = json.loads(meta["about"])
         model = cls(about["formula_loc"], about["formula_scale"], as_numeric=about["as_numeric"],
                     noise_model=about["noise_model"])  # fmt: skip
-        model._fit = GlmFit(**{f.name: arrays[f.name] for f in fields(GlmFit)})
+        model._fit = _read_fit(arrays)
         model._constraints = Constraints(arrays["constraint"], arrays["shift"], about["free"])
         model.gene_names = np.asarray(about["genes"], dtype=object)
         model.coefficient_names, model._mean = about["coefficients"], arrays["mean"]
         model._location = _rebuild_design(about)
         return model
+
+
+def _read_fit(arrays: dict[str, Any]) -> GlmFit:
+    """The engine's result; files of version 1 have it in the design's own coordinates."""
+    size = arrays["theta"].shape[1]
+    basis = Basis(arrays["basis"], arrays["basis_inverse"]) if "basis" in arrays else identity(size)
+    old = {"inner_information": "information", "inner_fisher": "fisher"}
+    names = [f.name for f in fields(GlmFit) if f.name != "basis"]
+    return GlmFit(**{n: arrays[n] if n in arrays else arrays[old[n]] for n in names}, basis=basis)
 
 
 def _rebuild_design(about: dict[str, Any]) -> DesignMatrix:

@@ -95,10 +95,11 @@ def contrast_test(
 ) -> ExpressionTest:  # fmt: skip
     """:func:`linear_test` from its parts."""
     p = fit.n_location
-    v = fit.covariance[:, :p, :p] if covariance is None else covariance
     rows = contrast @ constraints.matrix
     estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
-    v_l = rows @ np.nan_to_num(v, posinf=0.0) @ rows.T
+    v = fit.inner_covariance if covariance is None else covariance
+    inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
+    v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
     se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
     largest = np.argmax(np.abs(np.nan_to_num(estimate)), axis=1)

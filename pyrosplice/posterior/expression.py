@@ -136,7 +136,7 @@ def _laplace(data: Data, n_draws: int, method: str, generator: torch.Generator) 
     _, guide = fit_mode(data.model, data.counts)
     total = n_draws * (OVERSAMPLED if method == "importance" else 1)
     theta = guide.sample(total, generator=generator)
-    proposal = dist.MultivariateNormal(guide.theta, guide.covariance).log_prob(theta)
+    proposal = guide.distribution.log_prob(theta)
     likelihood = torch.stack([data.log_likelihood(one).sum(-1) for one in theta])
     draws = WeightedSites({"theta": theta}, likelihood + data.log_prior(theta) - proposal)
     sites, weights, k_hat = resampled(draws, n_draws, method, generator)
@@ -152,7 +152,7 @@ def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Te
     for row, gene in enumerate(data.genes.tolist()):
         with seeded(seed + gene):
             one = _single(data.model, row)
-            draws = dist.MultivariateNormal(guide.theta[row], guide.covariance[row]).sample(torch.Size([2000]))
+            draws = dist.MultivariateNormal(guide.theta[row], scale_tril=guide.factor[row]).sample(torch.Size([2000]))
             pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
             coordinates = Coordinates(partial(one, data.counts[[row]]), pilot)
             chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]

@@ -122,6 +122,13 @@ def test_genes_without_counts_are_no_tests(call, cells):
     assert np.isnan(every_test(nothing)[call]().pval).all()
 
 
+@pytest.mark.parametrize("noise_model", ["poisson", "norm"])
+@pytest.mark.parametrize("call", [c for c in CALLS if c.endswith(("wald", "lrt", "z-test", "score"))])
+def test_genes_without_counts_whatever_the_noise(call, noise_model, cells):
+    pval = every_test(cells, noise_model=noise_model)[call]().pval
+    assert np.isnan(pval[..., EMPTY]).all() and np.isfinite(np.delete(pval, EMPTY, axis=-1)).all()
+
+
 @pytest.mark.parametrize("method", ["wald", "lrt", "ql", "cluster", "glmm"])
 def test_genes_without_counts_in_the_class(method, cells):
     donors = {"donors": "donor"} if method in ("cluster", "glmm") else {}
