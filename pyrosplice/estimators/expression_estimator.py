@@ -117,8 +117,12 @@ class Estimator(Described):
             if size is not None and size < 1:
                 raise InvalidArgumentError(f"batch_size: expected a positive number, found {batch_size}.")
         input_data.counts.block_cells = cells
+        try:
+            where = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InvalidArgumentError(f"device: expected one of torch's, found {device!r} ({error}).") from error
         self.source = RowSource(
-            input_data.counts, input_data.design(), input_data.noise, device=torch.device(device), block_size=genes
+            input_data.counts, input_data.design(), input_data.noise, device=where, block_size=genes
         )
         self.init_a, self.init_b = init_a, init_b
         self.lls: list[float] = []

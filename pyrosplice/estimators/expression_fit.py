@@ -23,7 +23,7 @@ from pyrosplice.data.size_factors import resolve_size_factors
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
-from pyrosplice.estimators.expression_options import defaults_of, known_options
+from pyrosplice.estimators.expression_options import defaults_of, is_default, known_options
 from pyrosplice.models.noise import NOISE
 
 Array = NDArray[np.float64]
@@ -161,6 +161,11 @@ def prepare(
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_option("noise_model", noise_model, NOISE)
     noise = NOISE[noise_model]()
+    if not noise.has_scale:
+        given = {"formula_scale": formula_scale, "dmat_scale": dmat_scale, "constraints_scale": constraints_scale}
+        asked = {name: value for name, value in given.items() if not is_default(value, "~1")}
+        known_options("fit.model", asked, (), dict.fromkeys(given, f"{noise_model} noise has no scale"))
+        formula_scale, dmat_scale, constraints_scale = "~1", None, None
     counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=noise.log_link)
     cells = Cells.of(data, sample_description, counts.shape[0])
     formulas = {"loc": None if dmat_loc is not None else formula_loc,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyrosplice.data.cells import Cells
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.size_factors import resolve_size_factors
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, listed
 from pyrosplice.estimators import expression_fit, expression_tests
 from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_options import WITHOUT_EFFECT, defaults_of, known_options, refuse_unused
@@ -241,7 +241,7 @@ def _rank_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -
 
 def _two(groups: Groups) -> Groups:
     if len(groups.names) != 2:
-        raise InvalidArgumentError(f"grouping: expected two groups, found {groups.names}.")
+        raise InvalidArgumentError(f"grouping: expected two groups, found {listed(groups.names)}.")
     return groups
 
 

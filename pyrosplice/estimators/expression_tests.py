@@ -61,8 +61,8 @@ def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
     """Wald test of other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
-    estimator = det if isinstance(det, Estimator) else det.estimator
-    if estimator is None:
+    estimator = det.estimator if isinstance(det, ExpressionTest) else det
+    if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
     tested = tested_columns(estimator.input_data.location, factor_loc_totest, coef_to_test)
     return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))

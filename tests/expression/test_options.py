@@ -214,3 +214,47 @@ def test_options_with_an_entry_a_cell_follow_the_cells_of_each_comparison(cells)
         de.test.pairwise(cells, "group", test="wald", weights=np.ones(7))
     with pytest.raises(InvalidArgumentError, match="sample_description"):
         de.test.partition(cells, "part").t_test(grouping="half", sample_description=cells.obs)
+
+
+def test_noise_without_a_scale_says_so_of_a_scale_formula(cells):
+    expected = de.test.lrt(cells, "~1+group", "~1", noise_model="poisson")
+    with pytest.warns(UserWarning, match="'formula_scale' has no effect .poisson noise has no scale"):
+        found = de.test.lrt(cells, "~1+group", "~1", noise_model="poisson", full_formula_scale="~1+half")
+    np.testing.assert_array_equal(found.pval, expected.pval)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda d, **o: de.fit.model(d, "~1", **o),
+        lambda d, **o: de.fit.residuals(d, "~1", **o),
+        lambda d, **o: de.fit.partition(d, "part").model(formula_loc="~1", **o),
+        lambda d, **o: ExpressionGLM("~1").fit(d, **o),
+        lambda d, **o: de.fit.model(d, "~1", training_strategy=[o]),
+        lambda d, **o: de.fit.model(d, "~1", train_args=o),
+    ],
+)
+def test_fits_refuse_unknown_options(run, cells):
+    for name in ("sizefactors", "no_such_option"):
+        with pytest.raises(InvalidArgumentError, match=name):
+            run(cells, **{name: 1})
+
+
+def test_other_bad_values_are_named(cells):
+    for options, name in (
+        ({"device": "nowhere"}, "device"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"dtype": 8}, "dtype"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=name):
+            de.fit.model(cells, "~1", **options)
+    for options, name in (({"batch_size": 0}, "batch_size"), ({"batch_size": (3, "x")}, "batch_size"),
+                          ({"dtype": "int8"}, "dtype"), ({"size_factors": np.zeros(90)}, "size_factors"),
+                          ({"pval_correction": "none"}, "pval_correction")):  # fmt: skip
+        with pytest.raises(InvalidArgumentError, match=name):
+            de.test.pairwise(cells, "group", test="rank", **options)
+    for wrong in (de.test.pairwise(cells, "group"), None, de.test.t_test(cells, "half")):
+        with pytest.raises(InvalidArgumentError, match="det"):
+            de.test.wald_repeated(wrong, "group")
+    blocks = de.test.pairwise(cells, "group", test="rank", batch_size=(7, 2))
+    np.testing.assert_array_equal(blocks.pval, de.test.pairwise(cells, "group", test="rank").pval)
