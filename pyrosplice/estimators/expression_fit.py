@@ -285,6 +285,8 @@ class Partition:
         self, data: Any, parts: Any, gene_names: Sequence[str] | None = None,
         sample_description: pd.DataFrame | None = None, *, missing: str = "raise",
     ) -> None:  # fmt: skip
+        if isinstance(data, ad.AnnData) and data.isbacked and data.is_view:
+            data = data.to_memory()  # which cannot be indexed again on disk
         self.data = data
         self.matrix = None if isinstance(data, ad.AnnData) else CountMatrix(data, gene_names=gene_names, counts=False)
         self.gene_names = gene_names if self.matrix is None else list(self.matrix.gene_names)

@@ -194,6 +194,8 @@ def test_data_on_disk_give_the_same(form, cells, tmp_path):
     memory = every_test(cells)
     for name, call in every_test(backed).items():
         np.testing.assert_allclose(call().pval, memory[name]().pval, rtol=1e-6, atol=1e-9, err_msg=name)
+    view = de.test.partition(backed[: cells.n_obs], "part").two_sample(grouping="half")
+    np.testing.assert_allclose(view.pval, memory["partition t-test"]().pval, rtol=1e-6)
     backed.file.close()
 
 
