@@ -95,7 +95,7 @@ def conditioned(design: Array, weight: Array) -> Basis:
     if len(design) < p or p < 2 or not (length > 0).all():
         return plain
     order = np.argsort(-_variation(columns, share), kind="stable")
-    factor: Array = np.linalg.qr(share * columns[:, order] / length[order], mode="r")
+    factor = scipy.linalg.qr(share * columns[:, order] / length[order], mode="r")[0][:p]
     r = factor * np.where(np.diag(factor) < 0, -1.0, 1.0)[:, None]
     size = np.diag(r)
     near = size < NEAR

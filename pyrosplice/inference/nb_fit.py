@@ -96,6 +96,7 @@ class GlmFit:
         return self.inner_fisher.shape[1]
 
 
+@torch.inference_mode(False)
 def fit_glm(
     source: RowSource, *, start: Start | None = None, prior: Callable[[Index], LogPrior] | None = None,
     options: NewtonOptions | None = None, genes: Index | None = None,
@@ -121,7 +122,7 @@ def fit_glm(
         np.zeros(n_genes, np.int64), np.full((n_genes, d), np.nan), np.full((n_genes, d, d), np.nan),
         np.full((n_genes, p, p), np.nan), source.basis,
     )  # fmt: skip
-    begin = start or default_starter(source)
+    begin, errors, tried = start or default_starter(source), [], 0
     for which, rows in source.conditioned.blocks(genes):
         if prior is None:
             empty = (rows.total.abs().sum(1) <= 0.0).cpu().numpy()
@@ -130,7 +131,10 @@ def fit_glm(
                 which, rows = which[~empty], rows.select(torch.as_tensor(~empty).nonzero()[:, 0].to(rows.x.device))
             if not len(which):
                 continue
-        _fit_block(fit, _Block(which, rows, begin, prior), noise, options)
+        errors += _fit_block(fit, _Block(which, rows, begin, prior), noise, options)
+        tried += len(which)
+    if errors and len(errors) == tried:
+        raise errors[0]  # the fault is no gene's
     return fit
 
 
@@ -152,14 +156,15 @@ class _Block:
         ]
 
 
-def _fit_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> None:
-    """Fit a block; where it raises, its halves, so that a gene that cannot be fitted fails alone."""
+def _fit_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> list[Exception]:
+    """Fit a block; where it raises, its halves, so that a gene that cannot be fitted fails alone: an error a gene."""
     try:
         _solve_block(fit, block, noise, options)
-    except (ArithmeticError, IndexError, RuntimeError, ValueError):
-        if len(block.which) > 1:
-            for half in block.halves():
-                _fit_block(fit, half, noise, options)
+    except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+        if len(block.which) == 1:
+            return [error]
+        return [e for half in block.halves() for e in _fit_block(fit, half, noise, options)]
+    return []
 
 
 def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> None:

@@ -1,5 +1,6 @@
 """Calls that scripts of the kept interface make: designs, constraints, results by group and gene, pickles, messages."""
 
+import copy
 import inspect
 import io
 import pickle
@@ -366,3 +367,11 @@ def test_curves_beside_constraints_and_interactions(noise_model, test, basis, ce
             constraints_loc={"batch": "half"} if constrained else None, **how,
         )  # fmt: skip
         assert len(found.columns) == 6 and np.isfinite(found.pval).all()
+
+
+def test_conditions_remember_what_was_assumed_through_pickle(cells):
+    glm = ExpressionGLM("~1+half*log(t)", as_numeric="t").fit(cells)
+    contrast = glm.cond(half="v") - glm.cond(half="u")
+    for row in (contrast, pickle.loads(pickle.dumps(contrast)), copy.deepcopy(contrast)):
+        with pytest.raises(InvalidArgumentError, match="'t'"):
+            glm.test(row)
