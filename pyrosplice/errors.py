@@ -1,7 +1,8 @@
 """The exceptions of the library. Each is also the builtin that callers of the documented interfaces catch."""
 
+import difflib
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -45,3 +46,13 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any, least: int) -> bool:
     """Whether ``value`` is a whole number of at least ``least``, of Python or NumPy, and no boolean."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
+    """Names for an error message, the first or those most like ``near`` where there are many."""
+    every = [str(name) for name in names]
+    if len(every) <= most:
+        return str(every)
+    close = difflib.get_close_matches(near, every, n=most // 2, cutoff=0.3) if near else []
+    shown = ", ".join(map(repr, close or every[:most]))
+    return f"[{shown}, …] ({len(every)} in all)"

@@ -35,7 +35,7 @@ def typed_column(
     """
     column = one_column(table, name, argument)
     if is_numeric(column) if as_numeric is None else name in as_numeric:
-        return numbers(column, name, argument)
+        return numbers(column, name, argument if is_numeric(column) else f"{argument}, as_numeric")
     return read_labels(column, f"{argument}: column {name!r}")
 
 

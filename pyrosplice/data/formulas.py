@@ -23,7 +23,7 @@ from formulaic.transforms import TRANSFORMS
 from numpy.typing import NDArray
 
 from pyrosplice.data.columns import complete_cells, numbers, one_column, typed_column
-from pyrosplice.data.formula_grammar import is_function, parse
+from pyrosplice.data.formula_grammar import is_function, parse, plain_message
 from pyrosplice.data.labels import Labels, read_labels
 from pyrosplice.errors import InvalidArgumentError
 
@@ -98,7 +98,7 @@ class FormulaDesign:
             with np.errstate(all="ignore"):
                 return np.asarray(self.spec.get_model_matrix(frame), dtype=np.float64)
         except (FormulaicError, ValueError, TypeError) as error:
-            said = _restore(_plain(error), self.aliases)
+            said = _restore(plain_message(error), self.aliases)
             raise InvalidArgumentError(f"{argument}: {self.formula!r} cannot be evaluated ({said}).") from error
 
 
@@ -131,35 +131,42 @@ def read_formula(
     InvalidArgumentError
         No formula, columns that are absent, missing values, a result that is not finite or has no columns.
     """
-    tokens = _tokens(formula, argument, random_effects)
-    names, aliases = _columns_of(tokens, [str(c) for c in table.columns], argument, formula)
+    text, names, aliases = formula_source(formula, [str(c) for c in table.columns], argument, random_effects)
     if as_numeric is not None:
         as_numeric = (as_numeric,) if isinstance(as_numeric, str) else tuple(as_numeric)
         for name in as_numeric:
             one_column(table, name, "as_numeric")
     data, levels, numeric = _typed(table, names, as_numeric, argument)
     frame = pd.DataFrame({aliases.get(n, n): values for n, values in data.items()}, index=table.index)
-    text = " ".join(_source(token, aliases) for token in tokens)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused below, by the name of its column
             matrix = Formula(text).get_model_matrix(frame, na_action="ignore")
     except (FormulaicError, ValueError, TypeError, NameError, SyntaxError) as error:
-        said, hint = _restore(_plain(error), aliases), _labels_hint(levels, as_numeric)
+        said, hint = _restore(plain_message(error), aliases), _labels_hint(levels, as_numeric)
         raise InvalidArgumentError(f"{argument}: {formula!r} cannot be evaluated ({said}).{hint}") from error
     if not hasattr(matrix, "columns"):
         raise InvalidArgumentError(f"{argument}: expected a right-hand side such as '~1 + x', found {formula!r}.")
     if matrix.shape[1] == 0:
         raise InvalidArgumentError(f"{argument}: {formula!r} makes no columns.")
-    design = _design(formula, matrix, levels, numeric, aliases, argument)
+    design = design_of(formula, matrix, levels, numeric, aliases, argument)
     _check_finite(design, table, argument)
     return design
+
+
+def formula_source(
+    formula: str, columns: Sequence[str], argument: str, random_effects: str = ""
+) -> tuple[str, list[str], dict[str, str]]:
+    """What formulaic is given for a formula, the columns that it uses, and the words that stand for some of them."""
+    tokens = _tokens(formula, argument, random_effects)
+    names, aliases = _columns_of(tokens, columns, argument, formula)
+    return " ".join(_source(token, aliases) for token in tokens), names, aliases
 
 
 def complete_rows(
     formula: str, table: pd.DataFrame, argument: str, *, as_numeric: Sequence[str] | str | None = None
 ) -> NDArray[np.bool_]:
     """Which rows have a label or a finite number in every column that the formula uses, ``(N,)``."""
-    names, _ = _columns_of(_tokens(formula, argument, ""), [str(c) for c in table.columns], argument, formula)
+    _, names, _ = formula_source(formula, [str(c) for c in table.columns], argument)
     numeric = (as_numeric,) if isinstance(as_numeric, str) else as_numeric
     return complete_cells(table, names, argument, as_numeric=numeric)
 
@@ -170,7 +177,7 @@ def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
     try:
         tokens = list(tokenize(formula))
     except FormulaicError as error:
-        raise InvalidArgumentError(f"{argument}: {formula!r} is not a formula ({_plain(error)}).") from error
+        raise InvalidArgumentError(f"{argument}: {formula!r} is not a formula ({plain_message(error)}).") from error
     bars = [token for token in tokens if token.kind is Token.Kind.OPERATOR and token.token == "|"]
     if bars and any(token.token == "(" for token in tokens):
         raise InvalidArgumentError(
@@ -285,7 +292,7 @@ def _typed(
     return data, levels, tuple(name for name in names if name not in levels)
 
 
-def _design(
+def design_of(
     formula: str,
     matrix: Any,
     levels: dict[str, tuple[str, ...]],
@@ -293,6 +300,7 @@ def _design(
     aliases: dict[str, str],
     argument: str,
 ) -> FormulaDesign:
+    """The record of a model matrix that formulaic made."""
     spec = matrix.model_spec
     terms: dict[int, Any] = {i: term for term, columns in spec.term_indices.items() for i in columns}
     names = [_restore(str(c), aliases) for c in matrix.columns]
@@ -333,12 +341,6 @@ def _restore(text: str, aliases: Mapping[str, str]) -> str:
         text = re.sub(rf"(?<=[(+\-*/,= ]){alias}|{alias}(?=[),])", quoted, text)
         text = text.replace(alias, name)
     return text
-
-
-def _plain(error: Exception) -> str:
-    """Message of an error without the marks that underline in a terminal."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[⧛⧚]", "", str(error))
-    return " ".join(text.split())
 
 
 def _labels_hint(levels: Mapping[str, Any], as_numeric: tuple[str, ...] | None) -> str:

@@ -67,6 +67,8 @@ def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
         raise InvalidArgumentError("weights: the quasi-likelihood test takes no observation weights.")
     if n <= design.x.shape[1]:
         raise InvalidArgumentError(f"formula_loc: {design.x.shape[1]} coefficients leave no residual among {n} cells.")
+    if not np.isfinite(estimator.fit.theta).all(1).any():
+        raise InvalidArgumentError("data: no gene has counts that a dispersion could be estimated from.")
     log_mean = mean_rate(source)
     profile = adjusted_profile(source, estimator.fit)
     dispersions = trend_and_shrink(profile, log_mean, residual_df=n - design.x.shape[1])

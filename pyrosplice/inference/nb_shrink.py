@@ -64,9 +64,9 @@ def shrink_coefficient(
     )
     p = fit.n_location
     mode, sd = shrunk.theta[:, coefficient].copy(), np.full(len(start), np.nan)
-    curvature = shrunk.information[:, :p, :p]
+    curvature, row = shrunk.inner_information[:, :p, :p], shrunk.basis.matrix[coefficient, :p]
     ok = np.isfinite(curvature).all((1, 2))
-    sd[ok] = np.sqrt(np.maximum(np.linalg.pinv(curvature[ok], hermitian=True)[:, coefficient, coefficient], 0.0))
+    sd[ok] = np.sqrt(np.maximum(np.linalg.pinv(curvature[ok], hermitian=True) @ row @ row, 0.0))
     return mode, sd
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.inference.nb_basis import Basis, conditioned, identity, joint
 from pyrosplice.inference.nb_counts import CountTable
 from pyrosplice.inference.nb_rows import Compression, Designs, Rows, as_tensor, compress, distinct_rows
 from pyrosplice.models.noise import Noise
@@ -42,6 +44,8 @@ class Design:
         Observation weights: ``(N,)``, ``(N, G)``, or None for ones.
     strata
         Label of each cell (donor, say) that rows must not be summed across, ``(N,)``; None for one stratum.
+    n_random
+        Last columns of ``x`` whose coefficients have a prior, so that they may depend on the others.
     """
 
     x: Array
@@ -50,6 +54,7 @@ class Design:
     zeta_offset: Array
     weights: Array | None = None
     strata: Index | None = None
+    n_random: int = 0
 
     @property
     def gene_wise(self) -> bool:
@@ -168,13 +173,39 @@ class RowSource:
     def with_location(self, matrix: Array) -> RowSource:
         """The same counts with location design ``x @ matrix``; nothing is read again."""
         other = copy.copy(self)
+        for computed in ("basis", "conditioned"):
+            vars(other).pop(computed, None)
         other.design = replace(self.design, x=self.design.x @ matrix)
         other._designs = other._make_designs()
         return other
 
-    def _make_designs(self) -> Designs:
+    @cached_property
+    def basis(self) -> Basis:
+        """Well-conditioned coordinates of location and scale, in which the engine works."""
+        d, plan = self.design, self.compression
+        first = np.arange(len(d.x)) if plan is None else plan.first
+        cells = np.ones(len(d.x)) if plan is None else np.bincount(plan.group).astype(float)
+        fixed = d.x.shape[1] - d.n_random
+        location = joint(conditioned(d.x[first, :fixed], cells), identity(d.n_random))
+        return joint(location, conditioned(d.z[first], cells))
+
+    @cached_property
+    def conditioned(self) -> RowSource:
+        """The same rows in the coordinates of :attr:`basis`."""
+        if self.basis.trivial:
+            return self
+        p = self.design.x.shape[1]
+        location, scale = self.basis.matrix[:p, :p], self.basis.matrix[p:, p:]
+        other = copy.copy(self)
+        other._designs = self._make_designs(location, scale)
+        other._level_z = self._level_z @ self._tensor(scale)
+        return other
+
+    def _make_designs(self, location: Array | None = None, scale: Array | None = None) -> Designs:
+        """The designs of the rows, or these in other coordinates."""
         d, plan = self.design, self.compression
         x, z = (d.x, d.z) if plan is None else (plan.expand(d.x), plan.expand(d.z))
+        x, z = (x if location is None else x @ location), (z if scale is None else z @ scale)
         return Designs(self._tensor(x), self._tensor(z))
 
     def _read(self) -> None:
