@@ -118,7 +118,8 @@ def lrt(
 ) -> ExpressionTest:  # fmt: skip
     """Likelihood-ratio test of two nested models."""
     full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
-    reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
+    options = {**fit_options, "missing": full.input_data.cells.fitted}
+    reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **options)
     _check_nested(full, reduced)
     return compare_fits(full, reduced)
 
@@ -158,8 +159,9 @@ def score(
     kept = [n for n in full.location.names if n not in tested]
     if not kept:
         raise InvalidArgumentError("coef_to_test: the score test needs a coefficient that is not tested.")
-    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names)
+    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names, index=full.cells.index)
     options = {k: v for k, v in fit_options.items() if k not in ("dmat_loc", "constraints_loc")}
+    options["missing"] = full.cells.fitted
     reduced = expression_fit.model(data, None, formula_scale, dmat_loc=dmat[kept], **options)
     big = Estimator(full, batch_size=fit_options.get("batch_size"))
     which = [full.location.names.index(n) for n in tested]
@@ -217,8 +219,9 @@ def continuous_1d(
         result = wald_repeated(full, coef_to_test=tested)
     else:
         design = full.input_data.location
-        kept = pd.DataFrame(design.matrix, columns=design.names).drop(columns=tested)
-        reduced = expression_fit.model(data, None, formula_scale, dmat_loc=kept, **options)
+        cells = full.input_data.cells
+        kept = pd.DataFrame(design.matrix, columns=design.names, index=cells.index).drop(columns=tested)
+        reduced = expression_fit.model(data, None, formula_scale, dmat_loc=kept, **{**options, "missing": cells.fitted})
         result = compare_fits(full, reduced)
     columns = [full.model.design_loc_names.index(t) for t in tested]
     return ContinuousTest(**{**vars(result)}, covariate=_covariate(full, continuous), columns=np.array(columns))
