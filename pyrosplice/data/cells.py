@@ -69,6 +69,16 @@ class Cells:
         """Number of cells in use."""
         return self.n if self.used is None else int(self.used.sum())
 
+    @property
+    def index(self) -> pd.Index | None:
+        """Names of the cells in use."""
+        return self.names if self.used is None or self.names is None else self.names[self.used]
+
+    @property
+    def fitted(self) -> str | NDArray[np.bool_]:
+        """The argument ``missing`` of a fit to the same cells."""
+        return "raise" if self.used is None else self.used
+
     def column(self, name: str, argument: str) -> pd.Series:
         """A column of the sample table, whatever it is called."""
         found = [] if self.table is None else [str(c) for c in self.table.columns]
@@ -85,13 +95,14 @@ class Cells:
         """
         length = len(given) if np.ndim(given) and hasattr(given, "__len__") else 0
         if self.used is None or (length == self.n_used and length != self.n):
-            names = self.names if self.used is None or self.names is None else self.names[self.used]
-            return by_name(given, names, argument)
+            return by_name(given, self.index, argument)
         ordered = by_name(given, self.names, argument)
         if length != self.n:
             return ordered
         used = np.flatnonzero(self.used)
-        return ordered.iloc[used] if hasattr(ordered, "iloc") else well_formed(ordered, argument)[used]
+        if isinstance(ordered, (list, tuple)):
+            return [ordered[i] for i in used]
+        return ordered.iloc[used] if hasattr(ordered, "iloc") else ordered[used]
 
     def levels(self, given: Any, argument: str, *, keep_missing: bool = False) -> Labels:
         """One label a cell, as codes and levels: from a column's name, or labels of any type.

@@ -185,7 +185,7 @@ def score(
     kept = [n for n in full.location.names if n not in tested]
     if not kept:
         raise InvalidArgumentError("coef_to_test: the score test needs a coefficient that is not tested.")
-    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names)
+    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names, index=full.cells.index)
     options = {k: v for k, v in fit_options.items() if k not in ("dmat_loc", "constraints_loc")}
     options |= same_cells(full)
     reduced = expression_fit.model(data, None, formula_scale, dmat_loc=dmat[kept], **options)

@@ -35,6 +35,7 @@ def prior_scale(estimate: Array, se: Array) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=tuple(np.log(SCALE_RANGE)), method="bounded").x))
 
 
+@torch.inference_mode(False)
 def shrink_coefficient(
     source: RowSource, fit: GlmFit, coefficient: int, *, scale: float, prior: dist.TorchDistribution | None = None
 ) -> tuple[Array, Array]:
