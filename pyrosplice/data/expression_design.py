@@ -79,10 +79,10 @@ class DesignMatrix:
         found = [
             name
             for name, term, used in zip(self.names, self.terms, self.variables, strict=True)
-            if term == factor or used == variable or _parts(term) == wanted
+            if used and (term == factor or used == variable or _parts(term) == wanted)
         ]
         if not found:
-            terms = list(dict.fromkeys(term for term in self.terms if term != "1"))
+            terms = list(dict.fromkeys(term for term, used in zip(self.terms, self.variables, strict=True) if used))
             raise InvalidArgumentError(
                 f"factor_loc_totest: {factor!r} is no term of the design; expected one of {terms}, "
                 f"whose columns are {self.names}."
