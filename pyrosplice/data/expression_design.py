@@ -80,10 +80,10 @@ class DesignMatrix:
         found = [
             name
             for name, term, used in zip(self.names, self.terms, self.variables, strict=True)
-            if term == factor or used == variable or _parts(term) == wanted
+            if used and (term == factor or used == variable or _parts(term) == wanted)
         ]
         if not found:
-            terms = dict.fromkeys(term for term in self.terms if term != "1")
+            terms = dict.fromkeys(term for term, used in zip(self.terms, self.variables, strict=True) if used)
             hint = f" {factor!r} is a coefficient: test it as one." if factor in self.names else ""
             raise InvalidArgumentError(
                 f"{argument}: {factor!r} is no term of the design; expected one of {listed(terms, near=factor)}, "

@@ -48,6 +48,8 @@ def condition_row(design: DesignMatrix, given: Mapping[str, Any]) -> Condition:
     InvalidArgumentError
         Variables that the model does not have, levels that it never saw, values at which the formula has none.
     """
+    if design.recipe is None:
+        design.for_new(pd.DataFrame(index=[0]))  # says why there is none
     unknown = sorted(set(given) - set(design.levels) - set(design.numeric))
     if unknown:
         known = [f"{name} ({', '.join(levels)})" for name, levels in design.levels.items()]

@@ -139,6 +139,7 @@ def residual_df(source: RowSource, theta: Array) -> Array:
     n_groups = int(group.max()) + 1
     cells = np.ones(n_groups) if source.compression is None else np.bincount(source.compression.group)
     first = np.arange(n_groups) if source.compression is None else source.compression.first
+    columns = x[first] @ source.basis.matrix[: x.shape[1], : x.shape[1]]
     df = np.full(len(theta), float(x.shape[0] - x.shape[1]))
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
         at = torch.as_tensor(theta[which], device=rows.x.device)
@@ -148,5 +149,5 @@ def residual_df(source: RowSource, theta: Array) -> Array:
         zero = ((total < FITTED_ZERO) & (fitted < FITTED_ZERO)).cpu().numpy()
         for k in np.flatnonzero(zero.any(1)):
             some = ~zero[k]
-            df[which[k]] = cells[some].sum() - (np.linalg.matrix_rank(x[first[some]]) if some.any() else 0)
+            df[which[k]] = cells[some].sum() - (np.linalg.matrix_rank(columns[some], rtol=1e-9) if some.any() else 0)
     return df

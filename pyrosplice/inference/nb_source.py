@@ -215,16 +215,15 @@ class RowSource:
         starts, weights = plan.starts, np.ones(self.counts.shape[0]) if d.weights is None else d.weights
         self.total = np.zeros((plan.n_rows, n_genes))
         tally = CountTally(n_genes, len(self._level_z))
-        for cells, block in self.counts.cell_blocks():
+        for cells, read in self.counts.cell_blocks():
+            block = sp.csr_matrix(read)  # sums in the same order, to the bit, however the counts are stored
             for k, everyone in enumerate(plan.members):
                 low, high = np.searchsorted(everyone, [cells.start, cells.stop])
                 some = everyone[low:high]
                 if len(some):
                     part = block[some - cells.start]
                     basis = plan.weights[k][low:high] * weights[some, None]
-                    self.total[starts[k] : starts[k + 1]] += (
-                        part.T.dot(basis).T if sp.issparse(part) else basis.T @ part
-                    )
+                    self.total[starts[k] : starts[k + 1]] += part.T.dot(basis).T
             _tally(tally, block, self.level[cells], None if d.weights is None else weights[cells])
         self._tables = tally.finish()
         self._weight = np.concatenate([w.T @ weights[m] for w, m in zip(plan.weights, plan.members, strict=True)])
@@ -289,15 +288,7 @@ class RowSource:
         return as_tensor(array, self.device)
 
 
-def _tally(tally: CountTally, block: Any, level: Index, weight: Array | None) -> None:
-    if sp.issparse(block):
-        cell = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-        gene, value = block.indices.astype(np.intp), block.data
-        keep = value != 0
-        if not keep.all():
-            cell, gene, value = cell[keep], gene[keep], value[keep]
-    else:
-        cell, gene = np.nonzero(block)
-        value = block[cell, gene]
+def _tally(tally: CountTally, block: sp.csr_matrix, level: Index, weight: Array | None) -> None:
+    cell = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     at = level[cell] if tally.shape[1] > 1 else 0
-    tally.add(gene, at, value, None if weight is None else weight[cell])
+    tally.add(block.indices.astype(np.intp), at, block.data, None if weight is None else weight[cell])
