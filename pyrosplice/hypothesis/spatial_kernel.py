@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.linalg.select import sparse_precision
 from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
 
 DENSE_LIMIT = 2_000
@@ -128,11 +129,12 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     """
     if not 0 <= damping < np.inf:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
-    if not isinstance(covariance, Tensor) and getattr(covariance, "precision", None) is None:
-        covariance = covariance.dense()
+    given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
+    if not isinstance(covariance, Tensor) and given is None:
+        covariance = torch.as_tensor(covariance.dense())
     if isinstance(covariance, Tensor):
         return _dense_kernel(_damped(_checked(covariance), damping))
-    precision = sp.csc_matrix(covariance.precision + damping * sp.identity(covariance.n_spots))
+    precision = sp.csc_matrix(given + damping * sp.identity(covariance.n_spots))
     values, vectors = covariance.eigen(min(_LEADING, covariance.n_spots))
     kernel = _sparse_kernel(precision, values / (1 + damping * values), vectors)
     if covariance.n_spots > DENSE_LIMIT:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
+from pyrosplice.spatial.covariance import SpatialCovariance
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
 
-class CarCovariance:
+class CarCovariance(SpatialCovariance):
     """CAR covariance V of a graph, held as its sparse inverse.
 
     Parameters
@@ -53,17 +54,11 @@ class CarCovariance:
         check_rho(rho)
         self.rho = float(rho)
         self.adjacency = adjacency_graph(adjacency)
-        self.n_spots: int = self.adjacency.shape[0]
         normalised = _normalised(self.adjacency)
-        unscaled = sp.csc_matrix(sp.identity(self.n_spots) - self.rho * normalised)
+        unscaled = sp.csc_matrix(sp.identity(self.adjacency.shape[0]) - self.rho * normalised)
         scale = sp.diags(np.sqrt(inverse_diagonal(unscaled)))
         self.precision = sp.csc_matrix(scale @ unscaled @ scale)
         self.precision.sort_indices()
-
-    def dense(self) -> Tensor:
-        """V, ``(N, N)``, float64."""
-        covariance = np.linalg.inv(self.precision.toarray())
-        return torch.from_numpy((covariance + covariance.T) / 2)
 
     def eigen(self, rank: int | None = None) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues of V, ``(r,)`` descending, and eigenvectors, ``(N, r)``.
@@ -95,13 +90,12 @@ class CarCovariance:
         return f"CarCovariance(n_spots={self.n_spots}, n_edges={sp.triu(self.adjacency, 1).nnz}, rho={self.rho:g})"
 
 
-class IdentityCovariance:
+class IdentityCovariance(SpatialCovariance):
     """V = I: the covariance of the model without spatial dependence. Same interface as :class:`CarCovariance`."""
 
     def __init__(self, n_spots: int) -> None:
-        self.n_spots = int(n_spots)
         self.rho = 0.0
-        self.precision = sp.csc_matrix(sp.identity(self.n_spots, format="csc"))
+        self.precision = sp.csc_matrix(sp.identity(int(n_spots), format="csc"))
 
     def dense(self) -> Tensor:
         """The identity, ``(N, N)``, float64."""
