@@ -18,6 +18,10 @@ class NoResultsError(InvalidArgumentError, NotReadyError):
     """A result was asked for that no call has made, or that the fit at hand cannot give. Says which call would."""
 
 
+class NotStatedError(InvalidArgumentError, NotImplementedError):
+    """A class that a user wrote does not say what is needed. Names the method to override."""
+
+
 class ModelFileError(ValueError):
     """A file is not one that this version of the library can read: truncated, foreign, or newer."""
 

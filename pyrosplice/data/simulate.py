@@ -181,8 +181,8 @@ def _draw(
         effect = sigma * (theta**0.5 * spatial[g].T + (1 - theta) ** 0.5 * noise)
         eta = design @ effects[g] + intercepts[g] + effect
         totals = torch.poisson(torch.full((n_spots,), depth, dtype=torch.float64), generator=generator)
-        counts.append(likelihood.sample(totals, eta, generator=generator).numpy().astype(np.int32))
-        ratios.append(likelihood.mean(eta).numpy().astype(np.float32))
+        counts.append(likelihood.draw(totals, eta, generator=generator).numpy().astype(np.int32))
+        ratios.append(likelihood.expected(eta).numpy().astype(np.float32))
     return counts, ratios
 
 

@@ -61,7 +61,7 @@ def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
     """
     source, n = estimator.source, estimator.input_data.counts.shape[0]
     design = source.design
-    if estimator.input_data.noise.name != "nb" or design.z.shape[1] != 1 or np.ptp(design.z) > 0:
+    if not estimator.input_data.noise.is_negative_binomial or design.z.shape[1] != 1 or np.ptp(design.z) > 0:
         raise InvalidArgumentError("formula_scale: the quasi-likelihood test needs negative-binomial noise and '~1'.")
     if design.weights is not None:
         raise InvalidArgumentError("weights: the quasi-likelihood test takes no observation weights.")

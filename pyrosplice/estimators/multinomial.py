@@ -203,7 +203,7 @@ class MultinomGLM(BaseModel):
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
-        return self.bound_likelihood.mean(self.linear_predictor()).detach()
+        return self.bound_likelihood.expected(self.linear_predictor()).detach()
 
     def vcov(self) -> Tensor:
         """Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
@@ -293,6 +293,7 @@ class MultinomGLM(BaseModel):
         from pyrosplice.posterior import sampling, tree  # they import this module
 
         self._require_data()
+        made = tree.check_groups(self, groups, usage=usage)
         chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
         samples = sampling.sample_posterior(
             self,
@@ -303,7 +304,6 @@ class MultinomGLM(BaseModel):
             seed=seed,
             nuts_options=nuts_options,
         )
-        made = tree.GROUPS if groups is None else groups
         return tree.data_tree(self, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
 
     @property

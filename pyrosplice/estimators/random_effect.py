@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.linalg.select import solver_for
+from pyrosplice.linalg.select import solver_for, sparse_precision
 from pyrosplice.linalg.solver import SpatialSolver
 
 START_THETA_LOGIT = -3.0
@@ -99,8 +99,8 @@ def _size(covariance: Any) -> int:
 
 
 def _is_identity(covariance: Any) -> bool:
-    if getattr(covariance, "precision", None) is not None:
-        matrix = covariance.precision
+    matrix = sparse_precision(covariance)
+    if matrix is not None:
         return matrix.nnz == matrix.shape[0] and bool((matrix.diagonal() == 1).all())
     if not isinstance(covariance, Tensor | np.ndarray):
         return False

@@ -144,7 +144,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         ratios = np.empty(prepared.data.adata.shape)
         for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
             likelihood = self.likelihood.bind(gene.values)
-            ratios[:, columns] = likelihood.mean(gene.linear_predictor(prepared.n_spots, design)).numpy()
+            ratios[:, columns] = likelihood.expected(gene.linear_predictor(prepared.n_spots, design)).numpy()
         adata = prepared.data.adata.copy()
         adata.layers[layer_name] = ratios
         return adata

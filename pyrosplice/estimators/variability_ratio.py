@@ -161,7 +161,7 @@ def _draw(pair: FittedPair, generators: Sequence[torch.Generator]) -> Tensor:
         fixed = gene.fixed_predictor(n_spots, design)
         noise = torch.randn(fixed.shape, generator=generator, dtype=torch.float64)
         bound = likelihood.bind(gene.values)
-        drawn.append(bound.sample(table.sum(-1), fixed + deviation * noise, generator=generator))
+        drawn.append(bound.draw(table.sum(-1), fixed + deviation * noise, generator=generator))
     return torch.stack(drawn)
 
 

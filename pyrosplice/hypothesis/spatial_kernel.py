@@ -23,7 +23,9 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.chebyshev import InversePolynomial
 from pyrosplice.linalg.near_entries import NearEntries
+from pyrosplice.linalg.select import sparse_precision
 from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
+from pyrosplice.overrides import is_ours
 
 DENSE_LIMIT = 2_000
 """Number of spots up to which a sparse precision is inverted densely."""
@@ -173,17 +175,21 @@ class SparseKernel:
     Parameters
     ----------
     covariance
-        V, with ``precision``, ``n_spots`` and ``eigen(rank)``.
+        V, with ``n_spots`` and ``eigen(rank)``.
+    precision
+        V⁻¹, sparse.
     damping
         τ.
     """
 
-    def __init__(self, covariance: Any, damping: float) -> None:
+    def __init__(self, covariance: Any, precision: sp.spmatrix, damping: float) -> None:
         self._covariance, self._damping = covariance, damping
-        self.n_spots: int = covariance.n_spots
-        self.precision = sp.csc_matrix(covariance.precision + damping * sp.identity(self.n_spots))
+        self.n_spots: int = precision.shape[0]
+        self.precision = sp.csc_matrix(precision + damping * sp.identity(self.n_spots))
         self.precision.sort_indices()
-        self._pattern = getattr(covariance, "pattern", None) or SparsePattern(self.precision)
+        # what a shipped covariance knows of its precision; a subclass may have another
+        self._known = covariance if is_ours(type(covariance)) else None
+        self._pattern = getattr(self._known, "pattern", None) or SparsePattern(self.precision)
         self.diagonal = torch.from_numpy(self._pattern.inverse_diagonal(self.precision))
 
     @cached_property
@@ -227,7 +233,7 @@ class SparseKernel:
         return skewness, square + float(values.square().sum())
 
     def _inverse(self, tolerance: float) -> InversePolynomial | _InverseFactor:
-        least = getattr(self._covariance, "least_precision", 0.0)
+        least = getattr(self._known, "least_precision", 0.0)
         lower = least + self._damping if least + self._damping > 0 else 0.999 / float(self.values[0])
         polynomial = InversePolynomial(self.precision, lower=lower, tolerance=tolerance)
         return polynomial if polynomial.degree <= _MAX_DEGREE else _InverseFactor(SparseSolver(self.precision))
@@ -306,13 +312,14 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     """
     if not 0 <= damping < np.inf:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
-    if not isinstance(covariance, Tensor) and getattr(covariance, "precision", None) is None:
-        covariance = covariance.dense()
+    given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
+    if not isinstance(covariance, Tensor) and given is None:
+        covariance = torch.as_tensor(covariance.dense())
     if isinstance(covariance, Tensor):
         return DenseKernel.of(_damped(_checked(covariance), damping))
     if covariance.n_spots > DENSE_LIMIT:
-        return SparseKernel(covariance, damping)
-    precision = torch.from_numpy(covariance.precision.toarray()).to(torch.float64)
+        return SparseKernel(covariance, given, damping)
+    precision = torch.from_numpy(given.toarray()).to(torch.float64)
     matrix = torch.linalg.inv(precision + damping * torch.eye(len(precision), dtype=torch.float64))
     return DenseKernel.of((matrix + matrix.T) / 2)
 

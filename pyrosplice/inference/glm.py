@@ -118,7 +118,7 @@ class GLMObjective:
         full = likelihood.log_prob(counts, level).sum(-1)
         scaling = Standardisation.of(covariates)
         counts, rows = _sufficient(counts, covariates, likelihood)
-        constant = full - likelihood.log_kernel(counts, level[:, : counts.shape[1]]).sum(-1)
+        constant = full - likelihood.kernel(counts, level[:, : counts.shape[1]]).sum(-1)
         planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
         genes = torch.arange(len(counts), device=counts.device)
         return cls(planar, scaling, scaling.design[rows], likelihood, prior, genes, constant)
@@ -160,13 +160,13 @@ class GLMObjective:
 
     def loss(self, point: Tensor) -> Tensor:
         """Minus log likelihood minus log prior, ``(A,)``; differentiable."""
-        kernel = self.likelihood.log_kernel(self.counts, self.linear_predictor(point)).sum(-1)
+        kernel = self.likelihood.kernel(self.counts, self.linear_predictor(point)).sum(-1)
         return -self.constant - kernel - self._log_prior(point)
 
     def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(A,)`` and its gradient ``(A, D)``."""
         eta = self.linear_predictor(point)
-        loss = -self.constant - self.likelihood.log_kernel(self.counts, eta).sum(-1)
+        loss = -self.constant - self.likelihood.kernel(self.counts, eta).sum(-1)
         gradient = self._likelihood_gradient(eta)
         if self.prior is None:
             return loss, gradient

@@ -125,7 +125,7 @@ def _joint_change(mode: Mode, away: Latents) -> tuple[Tensor, tuple[Tensor, Tens
     step, model = mode.step, mode.step.model
     change = model.random_part(step.parameters, away)
     eta = mode.eta + change
-    remainder = model.likelihood.log_kernel(model.counts, eta) - model.likelihood.log_kernel(model.counts, mode.eta)
+    remainder = model.likelihood.kernel(model.counts, eta) - model.likelihood.kernel(model.counts, mode.eta)
     quadratic = (change * (0.5 * matvec(step.information, change) - mode.score)).sum(-1)
     score = model.likelihood.score(model.counts, eta)
     latents = mode.latents.moved(away)

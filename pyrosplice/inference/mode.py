@@ -104,7 +104,7 @@ class MixedModel:
     def _take(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood
         zero = planar(self.counts.new_zeros(*self.counts.shape[:2], self.n_predictors))
-        self.constant = (likelihood.log_prob(self.counts, zero) - likelihood.log_kernel(self.counts, zero)).sum(-1)
+        self.constant = (likelihood.log_prob(self.counts, zero) - likelihood.kernel(self.counts, zero)).sum(-1)
 
     @property
     def n_predictors(self) -> int:
@@ -157,7 +157,7 @@ class MixedModel:
     def log_joint(self, parameters: Parameters, latents: Latents) -> Tensor:
         """``log p(y | η) − ½ z' P z − ½ e' e``: (B,), without the Gaussian constants."""
         eta = self.fixed_part(parameters.coefficients) + self.random_part(parameters, latents)
-        value = self.likelihood.log_kernel(self.counts, eta).sum(-1) - 0.5 * latents.noise.square().sum((1, 2))
+        value = self.likelihood.kernel(self.counts, eta).sum(-1) - 0.5 * latents.noise.square().sum((1, 2))
         if self.solver is not None:
             value -= 0.5 * (latents.field * self.solver.prior(latents.field)).sum((1, 2))
         return value + self.constant

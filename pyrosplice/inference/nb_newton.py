@@ -149,7 +149,7 @@ class Newton:
         self.p = rows.x.shape[1]
         d = self.p + rows.z.shape[1]
         scale_moves = self.options.fit_scale and noise.has_scale
-        self.one_dispersion = scale_moves and d == self.p + 1 and rows.common_scale and noise.name == "nb"
+        self.one_dispersion = scale_moves and d == self.p + 1 and rows.common_scale and noise.is_negative_binomial
         self.held = torch.ones(d, dtype=torch.bool, device=rows.x.device)
         self.held[: self.p] = not self.options.fit_location
         self.held[self.p :] = not scale_moves

@@ -13,6 +13,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.overrides import depth, is_ours
 
 MAX_BLOCKS_PER_SPOT = 33  # a k-NN graph has far fewer neighbours than this, a dense covariance far more
 RELATIVE_ZERO = 1e-9  # entries of an inverse this small, relative to its diagonal, are rounding
@@ -49,13 +50,43 @@ def solver_for(
     if covariance is None:
         raise InvalidArgumentError("corr_sp: expected a spatial covariance or its eigenpairs, found neither.")
     on_cpu = torch.device(device).type == "cpu"
-    if on_cpu and getattr(covariance, "precision", None) is not None:
-        return SparseSolver(covariance.precision)
+    precision = sparse_precision(covariance)
+    if on_cpu and precision is not None:
+        return SparseSolver(precision)
     if not isinstance(covariance, Tensor | np.ndarray) and hasattr(covariance, "dense"):
         covariance = covariance.dense()
     dense = _checked(torch.as_tensor(covariance, dtype=torch.float64, device=device))
     precision = sparse_inverse(dense) if on_cpu else None
     return LowRankSolver.from_dense(dense) if precision is None else SparseSolver(precision)
+
+
+def sparse_precision(covariance: Any) -> Any:
+    """The sparse V⁻¹ that a covariance has; None without one, and where its class gives another ``dense()`` instead.
+
+    A subclass that overrides ``dense`` and leaves ``precision`` to its parent is the covariance of ``dense``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A subclass that overrides ``dense`` and also has a constructor of its own, if the two do not agree.
+    """
+    precision = getattr(covariance, "precision", None)
+    if precision is None or "dense" not in dir(covariance):
+        return precision
+    kind = type(covariance)
+    own, given = depth(kind, "dense"), min(depth(kind, "precision"), depth(kind, "__init__"))
+    if own < given:
+        return None
+    inherited = any("dense" in vars(ancestor) for ancestor in kind.__mro__[own + 1 :])
+    if own == given and inherited and not is_ours(kind):
+        probe = np.random.default_rng(0).standard_normal(precision.shape[0])
+        product = precision @ (np.asarray(covariance.dense()) @ probe)
+        if not np.allclose(product, probe, rtol=1e-5, atol=1e-5):
+            raise InvalidArgumentError(
+                f"covariance: {kind.__name__} overrides dense(), and its precision is not the inverse of that. Set "
+                "precision too, or to None."
+            )
+    return precision
 
 
 def sparse_inverse(covariance: Tensor) -> sp.csc_matrix | None:

@@ -41,12 +41,12 @@ class Poisson(Likelihood):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``y log μ − μ − log y!``."""
-        y, mean = counts[..., 0], self.mean(eta)[..., 0]
-        return y * self._log_mean(eta) - mean - torch.lgamma(y + 1)
+        y, log_mean = counts[..., 0], self._log_mean(eta, Poisson)
+        return y * log_mean - log_mean.exp() - torch.lgamma(y + 1)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""
-        return self._log_mean(eta).exp().unsqueeze(-1)
+        return self._exposed(eta).exp().unsqueeze(-1)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Poisson counts; ``totals`` are not used."""
@@ -59,13 +59,18 @@ class Poisson(Likelihood):
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``y − μ``."""
-        return counts - self.mean(eta)
+        return counts - self._exposed(eta).exp().unsqueeze(-1)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``μ``."""
-        return self.mean(eta).unsqueeze(-1)
+        return self._exposed(eta).exp()[..., None, None]
 
-    def _log_mean(self, eta: Tensor) -> Tensor:
+    def _log_mean(self, eta: Tensor, kind: type[Poisson]) -> Tensor:
+        """Log of the mean that the density of ``kind`` is taken around."""
+        link = self.link_of(kind)
+        return self._exposed(eta) if link is None else link(eta)[..., 0].log()
+
+    def _exposed(self, eta: Tensor) -> Tensor:
         return eta[..., 0] if self.exposure is None else eta[..., 0] + self.exposure.to(eta).log()
 
 
@@ -82,6 +87,7 @@ class NegativeBinomial(Poisson):
     """
 
     name = "negative binomial"
+    log_concave = True
     hyperparameters = {"dispersion": 0.3}  # noqa: RUF012 (read-only by its annotation)
 
     def __init__(self, dispersion: float | Tensor | None = None, exposure: Tensor | None = None) -> None:
@@ -90,11 +96,15 @@ class NegativeBinomial(Poisson):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
-        y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta)
+        y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta, NegativeBinomial)
         size = 1 / alpha
         gammas = log_rising(size, y) - torch.lgamma(y + 1)
         log_ratio = alpha.log() + log_mean
         return gammas + y * log_ratio - (y + size) * torch.nn.functional.softplus(log_ratio)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Expected counts ``s e^η``."""
+        return super().mean(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A rate from the gamma distribution, then a Poisson count; ``totals`` are not used."""
@@ -115,7 +125,7 @@ class NegativeBinomial(Poisson):
     def _shares(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """α, t and 1 − t, against ``(..., N, 1)``."""
         alpha = self._alpha(eta)
-        log_odds = (alpha.log() + self._log_mean(eta)).unsqueeze(-1)
+        log_odds = (alpha.log() + self._exposed(eta)).unsqueeze(-1)
         return alpha.unsqueeze(-1), torch.sigmoid(log_odds), torch.sigmoid(-log_odds)
 
     def _alpha(self, eta: Tensor) -> Tensor:

@@ -64,12 +64,12 @@ class SpotCounts(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         eta = self.eta.expand(*shape, self.eta.shape[-1])
         with torch.no_grad():
-            return self.likelihood.sample(self.totals.expand(shape), eta)
+            return self.likelihood.draw(self.totals.expand(shape), eta)
 
     @property
     def mean(self) -> Tensor:
         """Expected counts ``(..., G, N, K)``."""
-        mean = self.likelihood.mean(self.eta)
+        mean = self.likelihood.expected(self.eta)
         return self.totals.unsqueeze(-1) * mean if self.likelihood.conditional else mean
 
 

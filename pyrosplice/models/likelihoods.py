@@ -7,16 +7,21 @@ stores predictors first (``eta.movedim(-1, 0)`` contiguous) gets vectorised code
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import NotStatedError
+from pyrosplice.overrides import Extensible, depth, is_current
 
-class Likelihood:
+DENSITY = ("log_prob", "log_kernel", "mean")  # what derivatives follow from, in the shipped classes too
+
+
+class Likelihood(Extensible):
     r"""Log density of the counts of a spot, :math:`\log p(y_i \mid \eta_i)`, and its derivatives in :math:`\eta_i`.
 
     ======================== ======== ===================================================================
@@ -43,9 +48,23 @@ class Likelihood:
     ``hyper_gradient``       no       speed: derivatives in the logs of hyper-parameters, closed form
     ======================== ======== ===================================================================
 
+    A subclass of a shipped likelihood that overrides ``log_prob`` has that density: closed forms and claims of its parent
+    that it does not give again are worked out from ``log_prob``, and ``mean`` and ``sample``, which cannot be, are
+    refused where they are asked for until it gives them. One that overrides ``mean`` alone has the parent's density
+    around that mean. Methods set on an object are refused; those set on a class after it was made are not seen.
+
     :func:`pyrosplice.testing.check_likelihood` says in words what a new one gets wrong.
     """
 
+    closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "additive": DENSITY,
+        "log_concave": DENSITY,
+        "score": DENSITY,
+        "information": (*DENSITY, "curvature"),
+        "curvature": DENSITY,
+        "information_gradient": (*DENSITY, "curvature", "information"),
+        "hyper_gradient": (*DENSITY, "curvature", "hyperparameters"),
+    }
     name: str = "likelihood"
     additive: bool = False
     conditional: bool = True
@@ -59,7 +78,7 @@ class Likelihood:
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
-        raise NotImplementedError(f"{type(self).__name__} has no log density; override Likelihood.log_prob.")
+        raise NotStatedError(f"{type(self).__name__} has no log density; override Likelihood.log_prob.")
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
@@ -67,11 +86,56 @@ class Likelihood:
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``(..., N, K)``, summing to one; expected counts if not ``conditional``."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it expects; override Likelihood.mean.")
+        raise NotStatedError(self._unstated("mean"))
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules (unused if not conditional)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to sample; override Likelihood.sample.")
+        raise NotStatedError(self._unstated("sample"))
+
+    def states(self, method: str) -> bool:
+        """Whether ``mean`` or ``sample`` is that of this density: given, and not by a class whose density was replaced."""
+        kind = type(self)
+        return depth(kind, method) < depth(kind, "closed_forms") and is_current(
+            kind, method, ("log_prob", "log_kernel")
+        )
+
+    def require(self, method: str) -> None:
+        """Raise :class:`~pyrosplice.errors.NotStatedError` unless it :meth:`states` that method."""
+        if not self.states(method):
+            raise NotStatedError(self._unstated(method))
+
+    def _unstated(self, method: str) -> str:
+        what = {"mean": "what it expects", "sample": "how to sample"}[method]
+        given = depth(type(self), method) < depth(type(self), "closed_forms")
+        why = " (that of its parent belongs to the parent's density)" if given else ""
+        return f"likelihood: {type(self).__name__} does not say {what}; override Likelihood.{method}{why}."
+
+    def expected(self, eta: Tensor) -> Tensor:
+        """:meth:`mean`, for those who report it: refused where it is not stated for this density."""
+        self.require("mean")
+        return self.mean(eta)
+
+    def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """:meth:`sample`, refused where it is not stated for this density."""
+        self.require("sample")
+        return self.sample(totals, eta, generator=generator)
+
+    def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """:meth:`log_kernel` where it is of this density, else ``log_prob``."""
+        current = is_current(type(self), "log_kernel", ("log_prob",))
+        return self.log_kernel(counts, eta) if current else self.log_prob(counts, eta)
+
+    def link_of(self, kind: type[Likelihood]) -> Callable[[Tensor], Tensor] | None:
+        """The ``mean`` that the density of ``kind``, an ancestor, is taken around: None for that of ``kind`` itself.
+
+        It is the last one that a subclass gives, up to the first subclass with a ``log_prob`` of its own.
+        """
+        line, link = type(self).__mro__, None
+        for ancestor in reversed(line[: line.index(kind)]):
+            if "log_prob" in vars(ancestor):
+                break
+            link = vars(ancestor).get("mean", link)
+        return None if link is None else link.__get__(self)
 
     def start(self, counts: Tensor) -> Tensor:
         """Intercepts ``(B, Q)`` to start from: log ratios of the totals (half a count added), or zero."""
@@ -190,6 +254,9 @@ class Multinomial(Likelihood):
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` without the multinomial coefficient, the part that depends on ``eta``."""
+        link = self.link_of(Multinomial)
+        if link is not None:
+            return torch.xlogy(counts, link(eta)).sum(-1)
         top = eta.amax(-1).clamp_min(0.0)
         normaliser = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
         return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normaliser

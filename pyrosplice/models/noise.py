@@ -14,11 +14,15 @@ Normal            :math:`\mu = \eta`                    standard deviation :math
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+from pyrosplice.errors import NotStatedError
+from pyrosplice.overrides import Extensible
 
 LOG_LINK_LIMIT = 300.0  # exp stays finite, and so does its square
 SERIES_FROM = 8.0  # ζ from which differences of like terms are taken by series
@@ -35,7 +39,7 @@ class Terms(NamedTuple):
     h_zeta: Tensor
 
 
-class Noise:
+class Noise(Extensible):
     r"""Log density :math:`\log p(y \mid \eta, \zeta)` and its derivatives.
 
     ================ ======== ==========================================================================
@@ -45,16 +49,28 @@ class Noise:
     ``terms``        no       speed: log density and derivatives in closed form
     ``inverse_link`` no       a mean that is not :math:`e^\eta`
     ================ ======== ==========================================================================
+
+    A subclass of a shipped noise that overrides ``distribution`` is that distribution: what its parent has in closed form
+    goes back to autograd, unless it gives it again. ``terms`` of a class of one's own include all of the log density;
+    only those of a class that says so with ``additive`` leave out what a table of counts serves.
     """
 
+    closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "terms": ("distribution",),
+        "variance": ("distribution", "log_link"),
+        "expected_weight": ("distribution", "variance", "inverse_link", "log_link"),
+        "additive": ("distribution", "terms"),
+        "is_negative_binomial": ("distribution", "terms"),
+    }
     name: str = "noise"
     log_link: bool = True
     has_scale: bool = True
+    is_negative_binomial: bool = False  # exp(−ζ) is its dispersion, and terms() are those of NegativeBinomial
     additive: bool = False  # terms() sees a row only through (total, weight): rows may be summed before fitting
 
     def distribution(self, eta: Tensor, zeta: Tensor) -> dist.TorchDistribution:
         """Distribution of one observation, batch shape that of ``eta``."""
-        raise NotImplementedError
+        raise NotStatedError(f"{type(self).__name__} has no distribution; override Noise.distribution.")
 
     def inverse_link(self, eta: Tensor) -> Tensor:
         """Mean of an observation with location predictor ``eta``."""
@@ -103,6 +119,7 @@ class NegativeBinomial(Noise):
 
     name = "nb"
     additive = True
+    is_negative_binomial = True
 
     def distribution(self, eta: Tensor, zeta: Tensor) -> dist.TorchDistribution:
         """Gamma–Poisson with concentration r and rate r / μ; fractional counts have a density too."""

@@ -58,7 +58,8 @@ class DirichletMultinomial(Likelihood):
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` without the multinomial coefficient."""
-        size, alpha = self._size(eta), self._alpha(self.mean(eta))
+        usage = (self.link_of(DirichletMultinomial) or usage_of)(eta)
+        size, alpha = self._size(eta), self._alpha(usage)
         return log_rising(alpha, counts).sum(-1) - log_rising(size, counts.sum(-1))
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -88,8 +89,6 @@ class DirichletMultinomial(Likelihood):
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         """``g_m − p_m Σg + p_m (h_m − p'h)``, g and h the derivatives in log α and, at fixed α, in p."""
-        if not self._closed:
-            return super().information_gradient(counts, eta, weight)
         parts = self._parts(counts, eta)
         usage, (own, through) = parts[0], self._trace_gradient(counts, parts, weight)
         through = usage * (through - (usage * through).sum(-1, keepdim=True))
@@ -99,8 +98,6 @@ class DirichletMultinomial(Likelihood):
         self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares."""
-        if not self._closed:
-            return super().hyper_gradient(counts, eta, names, along, weight)
         usage, _, slope, second = parts = self._parts(counts, eta)
         size = self._size(eta)
         single = whole = slope.sum(-1) - size * rising_slope(size, counts.sum(-1))
@@ -110,11 +107,6 @@ class DirichletMultinomial(Likelihood):
             bend = slope + second
             whole = whole + (along * (bend - usage * bend.sum(-1, keepdim=True))[..., :-1]).sum(-1)
         return whole.sum(-1, keepdim=True), single.square().sum(-1, keepdim=True)
-
-    @property
-    def _closed(self) -> bool:
-        """Whether closed forms hold: not for a subclass with a curvature of its own."""
-        return type(self).curvature is DirichletMultinomial.curvature
 
     @staticmethod
     def _trace_gradient(counts: Tensor, parts: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +128,7 @@ class DirichletMultinomial(Likelihood):
 
     def _slope(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p, α and u, each ``(..., N, K)``."""
-        usage = self.mean(eta)
+        usage = usage_of(eta)
         alpha = self._alpha(usage)
         return usage, alpha, alpha * rising_slope(alpha, counts)
 

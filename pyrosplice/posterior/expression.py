@@ -81,7 +81,7 @@ class Data:
             sites[name] = own @ torch.from_numpy(constraints.matrix.T.copy()) + torch.from_numpy(constraints.shift)
         if self.model.noise.log_link:
             sites["log2_effect"] = sites["location"] / np.log(2)
-        if self.model.noise.name == "nb" and sites["scale"].shape[-1] == 1:
+        if self.model.noise.is_negative_binomial and sites["scale"].shape[-1] == 1:
             sites["dispersion"] = torch.exp(-sites["scale"][..., 0])
         return sites if self.model.noise.has_scale else {k: v for k, v in sites.items() if k != "scale"}
 

@@ -72,8 +72,6 @@ def data_tree(
     seed
         Of predictive and prior draws.
     """
-    for group in groups:
-        check_option("groups", group, GROUPS)
     counts, generator = model.counts[genes], torch.Generator().manual_seed(seed)
     likelihood, totals = model.likelihood.select(genes), counts.sum(-1)
     label = _Labels(model, genes, names)
@@ -101,6 +99,18 @@ def data_tree(
     return whole
 
 
+def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
+    """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
+    made = GROUPS if groups is None else groups
+    for group in made:
+        check_option("groups", group, GROUPS)
+    if usage or model.n_factors:
+        model.likelihood.require("mean")
+    if {"posterior_predictive", "prior_predictive"} & {*made}:
+        model.likelihood.require("sample")
+    return made
+
+
 def predictors(model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
     """η ``(C, S, G, N, Q)`` and the likelihood at the draws."""
     eta = model.design_mtx @ sites["beta"] + sites["bias_eta"].unsqueeze(-2)
@@ -119,17 +129,17 @@ def derived(
     if "theta_logit" in sites:
         out = {"theta": torch.sigmoid(sites["theta_logit"]), "sigma2": sites["sigma"].square()}
     if usage or sites["beta"].shape[-2]:
-        mean = likelihood.mean(eta)
+        mean = likelihood.expected(eta)
         out |= {"usage": mean} if usage else {}
     if sites["beta"].shape[-2]:
         spread = model.design_mtx.std(0)
-        moved = [likelihood.mean(eta + scale * sites["beta"][..., [p], :]) for p, scale in enumerate(spread)]
+        moved = [likelihood.expected(eta + scale * sites["beta"][..., [p], :]) for p, scale in enumerate(spread)]
         out["effect_on_usage"] = torch.stack([(one - mean).mean(-2) for one in moved], -2)
     return out
 
 
 def _drawn(likelihood: Likelihood, totals: Tensor, eta: Tensor, generator: torch.Generator) -> Tensor:
-    return likelihood.sample(totals.expand(eta.shape[:-1]), eta, generator=generator)
+    return likelihood.draw(totals.expand(eta.shape[:-1]), eta, generator=generator)
 
 
 def _statistics(samples: Samples) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, is_number
 from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
+from pyrosplice.spatial.covariance import SpatialCovariance
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
 
-class CarCovariance:
+class CarCovariance(SpatialCovariance):
     """CAR covariance V of a graph, held as its sparse inverse.
 
     Parameters
@@ -55,9 +56,8 @@ class CarCovariance:
         check_rho(rho)
         self.rho = float(rho)
         self.adjacency = adjacency_graph(adjacency)
-        self.n_spots: int = self.adjacency.shape[0]
         normalised = _normalised(self.adjacency)
-        unscaled = sp.csc_matrix(sp.identity(self.n_spots) - self.rho * normalised)
+        unscaled = sp.csc_matrix(sp.identity(self.adjacency.shape[0]) - self.rho * normalised)
         self.pattern = SparsePattern(unscaled)
         scale = sp.diags(np.sqrt(self.pattern.inverse_diagonal()))
         self.precision = sp.csc_matrix(scale @ unscaled @ scale)
@@ -67,11 +67,6 @@ class CarCovariance:
     def least_precision(self) -> float:
         """A lower bound of the eigenvalues of V⁻¹: (1 − ρ) times its least diagonal entry."""
         return (1 - self.rho) * float(self.precision.diagonal().min())
-
-    def dense(self) -> Tensor:
-        """V, ``(N, N)``, float64."""
-        covariance = np.linalg.inv(self.precision.toarray())
-        return torch.from_numpy((covariance + covariance.T) / 2)
 
     def eigen(self, rank: int | None = None) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues of V, ``(r,)`` descending, and eigenvectors, ``(N, r)``.
@@ -103,13 +98,12 @@ class CarCovariance:
         return f"CarCovariance(n_spots={self.n_spots}, n_edges={sp.triu(self.adjacency, 1).nnz}, rho={self.rho:g})"
 
 
-class IdentityCovariance:
+class IdentityCovariance(SpatialCovariance):
     """V = I: the covariance of the model without spatial dependence. Same interface as :class:`CarCovariance`."""
 
     def __init__(self, n_spots: int) -> None:
-        self.n_spots = int(n_spots)
         self.rho = 0.0
-        self.precision = sp.csc_matrix(sp.identity(self.n_spots, format="csc"))
+        self.precision = sp.csc_matrix(sp.identity(int(n_spots), format="csc"))
 
     def dense(self) -> Tensor:
         """The identity, ``(N, N)``, float64."""

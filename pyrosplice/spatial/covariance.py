@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -9,10 +12,11 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.sparse import inverse_diagonal
+from pyrosplice.overrides import Extensible
 from pyrosplice.spatial.graph import adjacency_graph
 
 
-class SpatialCovariance:
+class SpatialCovariance(Extensible):
     """Correlation matrix V of the spots, unit diagonal.
 
     ============= ======== ==========================================================
@@ -22,10 +26,12 @@ class SpatialCovariance:
     ``precision`` both     V⁻¹, sparse: what makes thousands of spots cheap
     ============= ======== ==========================================================
 
-    Any object with one of the two will do; this class derives the rest. :func:`pyrosplice.testing.check_covariance`
-    says in words what a new one gets wrong.
+    Any object with one of the two will do; this class derives the rest. A subclass of a shipped covariance that overrides
+    ``dense`` alone is the covariance of ``dense``: its parent's ``precision`` is not used.
+    :func:`pyrosplice.testing.check_covariance` says in words what a new one gets wrong.
     """
 
+    closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {"eigen": ("dense",), "sample": ("dense",)}
     precision: sp.csc_matrix | None = None
 
     def dense(self) -> Tensor:
@@ -45,6 +51,12 @@ class SpatialCovariance:
         values, vectors = torch.linalg.eigh(self.dense())
         size = len(values) if rank is None else min(rank, len(values))
         return values.flip(0)[:size], vectors.flip(1)[:, :size].contiguous()
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` fields from N(0, V): ``(n, N)``."""
+        values, vectors = self.eigen()
+        noise = torch.randn(n, len(vectors), generator=generator, dtype=torch.float64)
+        return noise @ (vectors * values.clamp_min(0.0).sqrt()).T @ vectors.T
 
 
 class GraphMatern(SpatialCovariance):

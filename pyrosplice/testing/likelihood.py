@@ -88,8 +88,8 @@ def _derivatives(problems: Problems, likelihood: Likelihood, counts: Tensor, eta
             problems.add(f"log_prob: its derivative for {method!r} is not finite; avoid where() over NaN and sqrt(0).")
         elif problems.shape(method, value, tuple(expected.shape)):
             problems.close(f"{method} and the derivative of log_prob", value, expected, tolerance=SHARP)
-    kernel = likelihood.log_prob(counts, eta) - likelihood.log_kernel(counts, eta)
-    other = likelihood.log_prob(counts, eta + 0.7) - likelihood.log_kernel(counts, eta + 0.7)
+    kernel = likelihood.log_prob(counts, eta) - likelihood.kernel(counts, eta)
+    other = likelihood.log_prob(counts, eta + 0.7) - likelihood.kernel(counts, eta + 0.7)
     problems.close(
         "log_prob − log_kernel at two values of eta (it must not depend on eta)", kernel, other, tolerance=1e-8
     )
@@ -149,14 +149,14 @@ def _total_mass(problems: Problems, likelihood: Likelihood, k: int, eta: Tensor)
 
 def _mean_and_sample(problems: Problems, likelihood: Likelihood, eta: Tensor, generator: torch.Generator) -> None:
     try:
-        mean = likelihood.mean(eta)
+        mean = likelihood.expected(eta)
     except NotImplementedError:
         return
     if likelihood.conditional and not bool(((mean.sum(-1) - 1).abs() < 1e-8).all()):
         problems.add("mean: expected usage that sums to one over the isoforms; it does not.")
     totals, n_draws = torch.full(eta.shape[:-1], 6.0, dtype=torch.float64), 4000
     try:
-        draws = likelihood.sample(
+        draws = likelihood.draw(
             totals.expand(n_draws, *totals.shape), eta.expand(n_draws, *eta.shape), generator=generator
         )
     except NotImplementedError:

@@ -1,0 +1,85 @@
+"""Whether a Pyro model that somebody wrote is the one that an engine maximises: told by numbers, not by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.overrides import is_ours
+
+SHARP = 1e-6  # nats that log densities of the same model may differ by (1e-9 of their size)
+TRIES = 2
+
+
+def overridden(kind: type) -> tuple[type, list[str]]:
+    """The nearest class of this library among a class and its ancestors, and the names that those before it define."""
+    line = kind.__mro__
+    shipped = next(place for place, ancestor in enumerate(line) if is_ours(ancestor))
+    names = {name for ancestor in line[:shipped] for name in vars(ancestor) if not name.startswith("__") or name == "__call__"}
+    return line[shipped], sorted(names)
+
+
+def require_same_density(
+    program: Callable[[], Any],
+    shipped: Callable[[], Any],
+    points: Callable[[torch.Generator], Mapping[str, Tensor]],
+) -> None:
+    """Raise unless a Pyro model has the sites and the log density of the shipped one that the engine knows.
+
+    Parameters
+    ----------
+    program, shipped
+        Pyro models without arguments.
+    points
+        Random values of the shipped model's latent sites.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Other latent sites, or another density at a random point; names what the model's class overrides.
+    """
+    kind, names = overridden(type(program))
+    what = f"model: {type(program).__name__} overrides {', '.join(names) or 'nothing'}, and fits follow {kind.__name__}"
+    way_out = "Change priors= or likelihood= instead, or infer with Pyro (SVI, NUTS) on the model itself."
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(TRIES):
+        values = points(generator)
+        with torch.no_grad():
+            known, trace = (_trace(one, values) for one in (shipped, program))
+            sites = {name for name, node in trace.nodes.items() if _is_latent(node) and name not in values}
+            missing = [name for name in values if name not in trace.nodes]
+            if sites or missing:
+                difference = [f"samples {name!r}, which is none of its sites" for name in sorted(sites)]
+                difference += [f"does not sample {name!r}" for name in missing]
+                raise InvalidArgumentError(f"{what}: it {', '.join(difference)}. {way_out}")
+            expected, found = float(known.log_prob_sum()), float(trace.log_prob_sum())
+        if not abs(found - expected) <= SHARP * (1 + 1e-3 * abs(expected)):
+            raise InvalidArgumentError(
+                f"{what}: at a random point its log density is {found:.6g} rather than {expected:.6g}, so the fit would "
+                f"not be of this model. {way_out}"
+            )
+
+
+def _trace(program: Callable[[], Any], values: Mapping[str, Tensor]) -> Any:
+    return pyro.poutine.trace(pyro.poutine.condition(program, data=dict(values))).get_trace()
+
+
+def _is_latent(node: Mapping[str, Any]) -> bool:
+    sampled = node["type"] == "sample" and not node["is_observed"]
+    return sampled and not pyro.poutine.util.site_is_subsample(node)
+
+
+def random_values(
+    shapes: Mapping[str, tuple[int, ...]], positive: Callable[[str], bool], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Moderate values of sites, genes first; none for those of no entry."""
+    values = {}
+    for name, shape in shapes.items():
+        drawn = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        values[name] = drawn.exp() if positive(name) else drawn
+    return {name: value for name, value in values.items() if value.numel()}
