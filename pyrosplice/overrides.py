@@ -37,7 +37,8 @@ def refuse_set_methods(value: object, argument: str) -> None:
     found = sorted(name for name in getattr(value, "__dict__", ()) if callable(getattr(type(value), name, None)))
     if found:
         raise InvalidArgumentError(
-            f"{argument}: found {', '.join(found)} set on a {type(value).__name__} object; override methods in a subclass."
+            f"{argument}: found {', '.join(found)} set on a {type(value).__name__} object; override methods in a "
+            "subclass."
         )
 
 

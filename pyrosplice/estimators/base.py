@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +16,31 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
+from pyrosplice.models.agreement import overridden, random_values, require_same_density
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
-from pyrosplice.models.prior_tables import describe
+from pyrosplice.models.prior_tables import SHIPPED, describe
+from pyrosplice.overrides import refuse_set_methods
 
 logger = logging.getLogger("pyrosplice")
 
 ModelType = TypeVar("ModelType", bound="BaseModel")
+
+
+REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all others are positive
+
+
+def check_likelihood(likelihood: Any) -> None:
+    """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        known = ", ".join(f"{name}()" for name in SHIPPED)
+        hint = f" (call it: {likelihood.__name__}())" if isinstance(likelihood, type) else ""
+        raise InvalidArgumentError(
+            f"likelihood: expected an object of pyrosplice.likelihoods, one of {known}, or of your own subclass of "
+            f"Likelihood; found {likelihood!r}{hint}."
+        )
+    refuse_set_methods(likelihood, "likelihood")
 
 
 class BaseModel(Described, Module):
@@ -47,10 +65,7 @@ class BaseModel(Described, Module):
 
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
         super().__init__()
-        if likelihood is not None and not isinstance(likelihood, Likelihood):
-            raise InvalidArgumentError(
-                f"likelihood: expected a pyrosplice Likelihood, found {type(likelihood).__name__}."
-            )
+        check_likelihood(likelihood)
         self.likelihood = likelihood or Multinomial()
         self._priors_name = check_priors(priors)
         self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
@@ -90,6 +105,26 @@ class BaseModel(Described, Module):
         """(Re)place the parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
         for name, value in values.items():
             self.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
+
+    def _require_followed(self) -> None:
+        """Raise where a subclass has a Pyro model, an objective or a predictor that fits would not follow."""
+        shipped, names = overridden(type(self))
+        if "model" in names:
+            program, known = self.model, shipped.model.fget(self)  # type: ignore[attr-defined]  # a property
+            shapes = known.latent_shapes()
+            require_same_density(program, known, partial(random_values, shapes, lambda name: name not in REAL))
+        for name in sorted({"forward", "linear_predictor"} & {*names}):
+            other = self.clone()
+            start = torch.Generator().manual_seed(0)
+            for value in other.parameters():
+                value.data += 0.1 * torch.rand(value.shape, generator=start, dtype=value.dtype).to(value.device)
+            with torch.no_grad():
+                found, expected = getattr(other, name)(), getattr(shipped, name)(other)
+            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
+                raise InvalidArgumentError(
+                    f"{name}: {type(self).__name__} overrides it, and fits follow that of {shipped.__name__}. Change "
+                    "priors= or likelihood= instead, or infer with Pyro on a model of your own."
+                )
 
     def _require_data(self) -> None:
         if not self.n_genes:

@@ -168,10 +168,13 @@ class MultinomGLM(BaseModel):
 
         Raises
         ------
+        InvalidArgumentError
+            A subclass whose Pyro model, objective or predictor is another than that which is fitted.
         NotReadyError
             Before ``setup_data``.
         """
         self._require_data()
+        self._require_followed()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         own = ("beta", "bias_eta", *self.likelihood.free)
@@ -293,6 +296,7 @@ class MultinomGLM(BaseModel):
         from pyrosplice.posterior import sampling, tree  # they import this module
 
         self._require_data()
+        self._require_followed()
         made = tree.check_groups(self, groups, usage=usage)
         chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
         samples = sampling.sample_posterior(

@@ -215,9 +215,10 @@ class MultinomGLMM(ImportanceSampling):
         verbose, quiet, random_seed, diagnose
             As for :meth:`MultinomGLM.fit`.
 
-        Raises NotReadyError before ``setup_data``.
+        Raises as :meth:`MultinomGLM.fit` does.
         """
         self._require_data()
+        self._require_followed()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         searched = self.fitting_configs["max_epochs"] != 0
@@ -312,7 +313,7 @@ class MultinomGLMM(ImportanceSampling):
             share_variance=self.share_variance,
             likelihood=self.likelihood,
             priors=self.priors,
-            fixed={name: getattr(self, name).detach() for name in self._held()},
+            fixed={name: getattr(self, name).detach().clone() for name in self._held()},
         )
 
     @property

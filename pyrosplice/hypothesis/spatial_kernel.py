@@ -313,10 +313,9 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     if not 0 <= damping < np.inf:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
     given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
-    if not isinstance(covariance, Tensor) and given is None:
-        covariance = torch.as_tensor(covariance.dense())
-    if isinstance(covariance, Tensor):
-        return DenseKernel.of(_damped(_checked(covariance), damping))
+    if given is None:
+        matrix = covariance if isinstance(covariance, Tensor) else torch.as_tensor(covariance.dense())
+        return DenseKernel.of(_damped(_checked(matrix), damping))
     if covariance.n_spots > DENSE_LIMIT:
         return SparseKernel(covariance, given, damping)
     precision = torch.from_numpy(given.toarray()).to(torch.float64)

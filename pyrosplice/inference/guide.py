@@ -17,11 +17,11 @@ class PointGuide:
     Parameters
     ----------
     values
-        Fitted values by site, genes first.
+        Fitted values by site, genes first; copied, and copies are handed out.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self.values = dict(values)
+        self.values = {name: value.clone() for name, value in values.items()}
 
     def __call__(self) -> dict[str, Tensor]:
         """Sample every site; returns values by site."""
@@ -32,7 +32,8 @@ class PointGuide:
     def sample_sites(self) -> dict[str, Tensor]:
         """Sample every site (called inside the plate of genes); values by site."""
         return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1)) for name, value in self.values.items()
+            name: pyro.sample(name, dist.Delta(value.clone(), event_dim=value.ndim - 1))
+            for name, value in self.values.items()
         }
 
 

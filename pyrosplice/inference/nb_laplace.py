@@ -6,6 +6,8 @@ scale coefficients jointly, :math:`(a_g, b_g) \sim N(\hat\theta_g, H_g^{-1})`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -19,7 +21,9 @@ from pyrosplice.inference.nb_basis import Basis
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
 from pyrosplice.inference.nb_newton import Derivatives, LogPrior, NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource
+from pyrosplice.models.agreement import random_values, require_same_density
 from pyrosplice.models.negative_binomial import ExpressionModel
+from pyrosplice.overrides import is_ours
 
 
 class LaplaceGuide:
@@ -106,7 +110,19 @@ def log_prior(model: ExpressionModel) -> LogPrior | None:
 def fit_mode(
     model: ExpressionModel, counts: Tensor, *, options: NewtonOptions | None = None
 ) -> tuple[GlmFit, LaplaceGuide]:
-    """Mode of the posterior of every gene given ``counts`` ``(G, N)``, and the Laplace guide there."""
+    """Mode of the posterior of every gene given ``counts`` ``(G, N)``, and the Laplace guide there.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A subclass of the model with another density or other sites: the engine would not follow it.
+    """
+    if not is_ours(type(model)):
+        known = ExpressionModel.__new__(ExpressionModel)
+        known.__dict__.update(vars(model))
+        sizes = zip(("location", "scale"), model.n_coefficients, strict=True)
+        shapes = {name: (len(counts), 1, size) for name, size in sizes}
+        require_same_density(model, known, partial(random_values, shapes, lambda _: False), counts)
     x, z, offset, zeta_offset = (
         np.asarray(t.cpu(), np.float64) for t in (model.location, model.scale, model.offset, model.zeta_offset)
     )

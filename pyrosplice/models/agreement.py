@@ -20,23 +20,26 @@ def overridden(kind: type) -> tuple[type, list[str]]:
     """The nearest class of this library among a class and its ancestors, and the names that those before it define."""
     line = kind.__mro__
     shipped = next(place for place, ancestor in enumerate(line) if is_ours(ancestor))
-    names = {name for ancestor in line[:shipped] for name in vars(ancestor) if not name.startswith("__") or name == "__call__"}
-    return line[shipped], sorted(names)
+    names = {name for ancestor in line[:shipped] for name in vars(ancestor)}
+    return line[shipped], sorted(name for name in names if not name.startswith("__") or name == "__call__")
 
 
 def require_same_density(
-    program: Callable[[], Any],
-    shipped: Callable[[], Any],
+    program: Callable[..., Any],
+    shipped: Callable[..., Any],
     points: Callable[[torch.Generator], Mapping[str, Tensor]],
+    *data: Tensor,
 ) -> None:
     """Raise unless a Pyro model has the sites and the log density of the shipped one that the engine knows.
 
     Parameters
     ----------
     program, shipped
-        Pyro models without arguments.
+        Pyro models, called with ``data``.
     points
         Random values of the shipped model's latent sites.
+    data
+        What they are called with.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def require_same_density(
     for _ in range(TRIES):
         values = points(generator)
         with torch.no_grad():
-            known, trace = (_trace(one, values) for one in (shipped, program))
+            known, trace = (_trace(one, values, data) for one in (shipped, program))
             sites = {name for name, node in trace.nodes.items() if _is_latent(node) and name not in values}
             missing = [name for name in values if name not in trace.nodes]
             if sites or missing:
@@ -60,16 +63,16 @@ def require_same_density(
             expected, found = float(known.log_prob_sum()), float(trace.log_prob_sum())
         if not abs(found - expected) <= SHARP * (1 + 1e-3 * abs(expected)):
             raise InvalidArgumentError(
-                f"{what}: at a random point its log density is {found:.6g} rather than {expected:.6g}, so the fit would "
-                f"not be of this model. {way_out}"
+                f"{what}: at a random point its log density is {found:.6g} rather than {expected:.6g}, so the fit "
+                f"would not be of this model. {way_out}"
             )
 
 
-def _trace(program: Callable[[], Any], values: Mapping[str, Tensor]) -> Any:
-    return pyro.poutine.trace(pyro.poutine.condition(program, data=dict(values))).get_trace()
+def _trace(program: Callable[..., Any], values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Any:
+    return pyro.poutine.trace(pyro.poutine.condition(program, data=dict(values))).get_trace(*data)
 
 
-def _is_latent(node: Mapping[str, Any]) -> bool:
+def _is_latent(node: Any) -> bool:
     sampled = node["type"] == "sample" and not node["is_observed"]
     return sampled and not pyro.poutine.util.site_is_subsample(node)
 

@@ -48,9 +48,9 @@ class Likelihood(Extensible):
     ``hyper_gradient``       no       speed: derivatives in the logs of hyper-parameters, closed form
     ======================== ======== ===================================================================
 
-    A subclass of a shipped likelihood that overrides ``log_prob`` has that density: closed forms and claims of its parent
-    that it does not give again are worked out from ``log_prob``, and ``mean`` and ``sample``, which cannot be, are
-    refused where they are asked for until it gives them. One that overrides ``mean`` alone has the parent's density
+    A subclass of a shipped likelihood that overrides ``log_prob`` has that density: closed forms and claims of its
+    parent that it does not give again are worked out from ``log_prob``, and ``mean`` and ``sample``, which cannot be,
+    are refused where they are asked for until it gives them. One that overrides ``mean`` alone has the parent's density
     around that mean. Methods set on an object are refused; those set on a class after it was made are not seen.
 
     :func:`pyrosplice.testing.check_likelihood` says in words what a new one gets wrong.
@@ -93,7 +93,7 @@ class Likelihood(Extensible):
         raise NotStatedError(self._unstated("sample"))
 
     def states(self, method: str) -> bool:
-        """Whether ``mean`` or ``sample`` is that of this density: given, and not by a class whose density was replaced."""
+        """Whether ``mean`` or ``sample`` is this density's: given, and not by a class whose density was replaced."""
         kind = type(self)
         return depth(kind, method) < depth(kind, "closed_forms") and is_current(
             kind, method, ("log_prob", "log_kernel")

@@ -19,6 +19,9 @@ what to override      required   for
 ``sample_latents``    no         other sites, or other dependence between them
 ``linear_predictor``  no         another predictor from the values of the sites
 ====================  =========  =========================================================
+
+The fits of :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM` are of these two classes. An
+estimator whose ``model`` is a subclass with another density is refused at ``fit``: infer with Pyro on the model itself.
 """
 
 from __future__ import annotations
@@ -86,6 +89,10 @@ class MultinomialGLM:
         n_logits = self.likelihood.n_predictors(n_isos)
         own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
         return {"beta": (n_genes, self.design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
+
+    def latent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each latent site that :meth:`sample_latents` samples, genes first."""
+        return self.site_shapes()
 
     def sample_latents(self) -> dict[str, Tensor]:
         """Sample every latent site (called inside the plate of genes); values by site."""
@@ -156,6 +163,11 @@ class MultinomialGLMM(MultinomialGLM):
         n_genes, n_logits = shapes["bias_eta"]
         components = (n_genes, 1 if self.share_variance else n_logits)
         return {**shapes, "sigma": components, "theta_logit": components}
+
+    def latent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each latent site that :meth:`sample_latents` samples, genes first."""
+        shapes = {name: shape for name, shape in self.site_shapes().items() if name not in self.fixed}
+        return {**shapes, "nu": (len(self.counts), self.design.shape[0], shapes["bias_eta"][1])}
 
     def _space(self) -> Tensor | None:
         values, vectors = self.covariance.eigenvalues, self.covariance.eigenvectors

@@ -50,9 +50,9 @@ class Noise(Extensible):
     ``inverse_link`` no       a mean that is not :math:`e^\eta`
     ================ ======== ==========================================================================
 
-    A subclass of a shipped noise that overrides ``distribution`` is that distribution: what its parent has in closed form
-    goes back to autograd, unless it gives it again. ``terms`` of a class of one's own include all of the log density;
-    only those of a class that says so with ``additive`` leave out what a table of counts serves.
+    A subclass of a shipped noise that overrides ``distribution`` is that distribution: what its parent has in closed
+    form goes back to autograd, unless it gives it again. ``terms`` of a class of one's own include all of the log
+    density; only those of a class that says so with ``additive`` leave out what a table of counts serves.
     """
 
     closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {

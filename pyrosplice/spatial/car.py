@@ -60,7 +60,7 @@ class CarCovariance(SpatialCovariance):
         unscaled = sp.csc_matrix(sp.identity(self.adjacency.shape[0]) - self.rho * normalised)
         self.pattern = SparsePattern(unscaled)
         scale = sp.diags(np.sqrt(self.pattern.inverse_diagonal()))
-        self.precision = sp.csc_matrix(scale @ unscaled @ scale)
+        self.precision: sp.csc_matrix = sp.csc_matrix(scale @ unscaled @ scale)
         self.precision.sort_indices()
 
     @property

@@ -26,8 +26,8 @@ class SpatialCovariance(Extensible):
     ``precision`` both     V⁻¹, sparse: what makes thousands of spots cheap
     ============= ======== ==========================================================
 
-    Any object with one of the two will do; this class derives the rest. A subclass of a shipped covariance that overrides
-    ``dense`` alone is the covariance of ``dense``: its parent's ``precision`` is not used.
+    Any object with one of the two will do; this class derives the rest. A subclass of a shipped covariance that
+    overrides ``dense`` alone is the covariance of ``dense``: its parent's ``precision`` is not used.
     :func:`pyrosplice.testing.check_covariance` says in words what a new one gets wrong.
     """
 
