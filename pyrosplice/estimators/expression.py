@@ -257,7 +257,7 @@ class ExpressionGLM(Described):
     def posterior(
         self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
         genes: str | Sequence[str | int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
-        nuts_options: NutsOptions | None = None,
+        nuts_options: NutsOptions | None = None, max_memory: str | float | None = None,
     ) -> xr.DataTree:  # fmt: skip
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
@@ -284,11 +284,15 @@ class ExpressionGLM(Described):
             Of all that is random.
         nuts_options
             Of ``method="nuts"``.
+        max_memory
+            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
+            take is worked out, and logged, before anything is drawn.
 
         Raises
         ------
         InvalidArgumentError
-            Options that do not exist; observation weights; a gene whose posterior has no Gaussian curvature.
+            More memory needed than allowed; options that do not exist; observation weights; a gene whose posterior has
+            no Gaussian curvature.
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
@@ -296,7 +300,7 @@ class ExpressionGLM(Described):
 
         return torch.inference_mode(False)(expression_posterior)(
             self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
-            nuts_options=nuts_options,
+            nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
 
     def summary(self) -> pd.DataFrame:

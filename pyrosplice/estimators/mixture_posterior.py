@@ -192,6 +192,7 @@ class MixturePosterior:
         names: Mapping[str, Sequence[Any]] | None = None,
         seed: int = 0,
         progress: bool = False,
+        max_memory: str | float | None = None,
     ) -> xr.DataTree:
         """Posterior draws given the cells as an ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -218,6 +219,8 @@ class MixturePosterior:
             Of all that is random.
         progress
             Show a progress bar (Gibbs).
+        max_memory
+            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default.
 
         Raises
         ------
@@ -241,4 +244,5 @@ class MixturePosterior:
             seed=seed,
             use_rep=self.use_rep,
             progress=progress,
+            max_memory=max_memory,
         )

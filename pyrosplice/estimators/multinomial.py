@@ -255,6 +255,7 @@ class MultinomGLM(BaseModel):
         usage: bool = False,
         seed: int = 0,
         nuts_options: NutsOptions | None = None,
+        max_memory: str | float | None = None,
     ) -> xr.DataTree:
         r"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -284,21 +285,27 @@ class MultinomGLM(BaseModel):
             Of all that is random.
         nuts_options
             Of NUTS.
+        max_memory
+            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
+            take is worked out, and logged, before anything is drawn.
 
         Raises
         ------
         InvalidArgumentError
-            Options or genes that do not exist; a joint fit; flat priors where a proper one is needed; more
-            hyper-parameters than ``hyper`` is for.
+            More memory needed than allowed; options or genes that do not exist; a joint fit; flat priors where a proper
+            one is needed; more hyper-parameters than ``hyper`` is for.
         NotReadyError
             Before ``setup_data``.
         """
-        from pyrosplice.posterior import sampling, tree  # they import this module
+        from pyrosplice.posterior import memory, nuts, sampling, tree  # they import this module
 
         self._require_data()
         self._require_followed()
         made = tree.check_groups(self, groups, usage=usage)
         chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
+        n_chains = (nuts_options or nuts.NutsOptions()).num_chains if method == "nuts" else 1
+        numbers = tree.numbers_per_draw(self, len(chosen), made, usage=usage)
+        memory.require_memory(numbers, n_chains * num_samples, max_memory)
         samples = sampling.sample_posterior(
             self,
             num_samples=num_samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class UsagePosterior(UsageEffects):
         usage: bool = False,
         seed: int = 0,
         nuts_options: NutsOptions | None = None,
+        max_memory: str | float | None = None,
     ) -> xr.DataTree:
         """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -45,7 +47,7 @@ class UsagePosterior(UsageEffects):
         genes
             Name(s) of the genes to draw from; all by default. The tree is large: the counts alone are draws × genes ×
             spots × isoforms, so draw from many genes with ``groups=()``.
-        num_samples, method, hyper, groups, usage, seed, nuts_options
+        num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory
             As of :meth:`pyrosplice.MultinomGLM.posterior`.
 
         Raises
@@ -57,7 +59,8 @@ class UsagePosterior(UsageEffects):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
-        from pyrosplice.posterior.genes import joined  # which imports the models
+        from pyrosplice.posterior import memory, nuts, tree  # they import the models
+        from pyrosplice.posterior.genes import joined
 
         prepared, fit = self._ready(), self._ready_fit()
         chosen = prepared.gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
@@ -68,23 +71,29 @@ class UsagePosterior(UsageEffects):
         names = {"spot": prepared.data.adata.obs_names}
         if fit.with_design and prepared.design is not None:
             names["covariate"] = [prepared.design.names[p] for p in prepared.design.estimable]
-        trees = []
-        for batch in prepared.batches(len(prepared.counts), group=True):
-            own = [gene for gene in batch if gene in positions]
-            if own:
-                model = spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[gene] for gene in own])
-                trees.append(
-                    model.posterior(
-                        num_samples=num_samples,
-                        method=method,
-                        hyper=hyper,
-                        names=names | {"gene": [prepared.gene_names[gene] for gene in own]},
-                        groups=groups,
-                        usage=usage,
-                        seed=seed,
-                        nuts_options=nuts_options,
-                    )
-                )
+        batches = prepared.batches(len(prepared.counts), group=True)
+        parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
+        models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
+        numbers: Counter[str] = Counter()
+        for model in models:
+            made = tree.check_groups(model, groups, usage=usage)
+            numbers.update(tree.numbers_per_draw(model, model.n_genes, made, usage=usage))
+        n_chains = (nuts_options or nuts.NutsOptions()).num_chains if method == "nuts" else 1
+        memory.require_memory(numbers, n_chains * num_samples, max_memory)
+        trees = [
+            model.posterior(
+                num_samples=num_samples,
+                method=method,
+                hyper=hyper,
+                names=names | {"gene": [prepared.gene_names[gene] for gene in own]},
+                groups=groups,
+                usage=usage,
+                seed=seed,
+                nuts_options=nuts_options,
+                max_memory="inf",
+            )
+            for model, own in zip(models, parts, strict=True)
+        ]
         isoforms = {
             prepared.gene_names[gene]: list(prepared.data.adata.var_names[prepared.data.columns[gene]])
             for gene in positions

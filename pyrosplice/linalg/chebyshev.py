@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.linalg.compiled import compiled
 
 Array = NDArray[np.floating]
 WIDTH = 16  # columns worked on together: one cache line of single precision
@@ -105,7 +105,7 @@ def _blocks(x: Array) -> list[Array]:
     return [np.ascontiguousarray(filled[:, first : first + WIDTH]) for first in range(0, filled.shape[1], WIDTH)]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
 def _step(pointers, columns, values, x, old, out, centre, scale):  # type: ignore[no-untyped-def]
     """``out = scale (P − centre) x − old``."""
     total = np.empty(WIDTH, x.dtype)
@@ -120,7 +120,7 @@ def _step(pointers, columns, values, x, old, out, centre, scale):  # type: ignor
             out[i, c] = scale * total[c] - old[i, c]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
 def _step_with_sums(pointers, columns, values, x, old, out, centre, scale, cross, square):  # type: ignore[no-untyped-def]
     """The same, and the sums over rows of ``out x`` and ``out²``, added to ``cross`` and ``square``."""
     total = np.empty(WIDTH, x.dtype)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from pyrosplice.linalg.compiled import compiled
 
 _FAST = {"contract", "reassoc", "nsz"}
 _SMALL = 0.2  # of a spot's largest entry: below, products of two or more entries are left out
@@ -98,7 +99,7 @@ class PairSums:
     triples: NDArray[np.float64]
 
 
-@numba.njit(cache=True)
+@compiled()
 def _colours(pointers, columns, spacing):  # type: ignore[no-untyped-def]
     """Greedy colouring in which equal colours are ``spacing`` steps apart or more."""
     n = len(pointers) - 1
@@ -129,7 +130,7 @@ def _colours(pointers, columns, spacing):  # type: ignore[no-untyped-def]
     return colour, n_colours
 
 
-@numba.njit(cache=True)
+@compiled()
 def _nearest(pointers, columns, colour, n_colours):  # type: ignore[no-untyped-def]
     """The nearest spot of every colour, by a search from all spots of the colour at once."""
     n = len(pointers) - 1
@@ -155,7 +156,7 @@ def _nearest(pointers, columns, colour, n_colours):  # type: ignore[no-untyped-d
     return nearest
 
 
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
 def _pair_sums(spots, values, a, root, small, rows, cubes, triples):  # type: ignore[no-untyped-def]
     n, n_colours = spots.shape
     n_genes = a.shape[1]

@@ -4,11 +4,12 @@ The same steps as in ``sparse_kernels`` for a single matrix of numbers, which ei
 there, without the last three axes.
 """
 
-import numba
 import numpy as np
 
+from pyrosplice.linalg.compiled import compiled
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def factorize(column_start, row, update_start, update_column, update_at, diagonal, below):  # type: ignore[no-untyped-def]
     """Cholesky factor in place; NaN where the matrix is not positive definite."""
     n = column_start.size - 1
@@ -28,7 +29,7 @@ def factorize(column_start, row, update_start, update_column, update_at, diagona
             below[p] /= diagonal[j]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def invert(column_start, row, diagonal, below):  # type: ignore[no-untyped-def]
     """Diagonal of ``(L L')⁻¹``, from its entries on the pattern of L, last column first."""
     n = column_start.size - 1

@@ -10,14 +10,15 @@ of its factor; ``column_start`` (N + 1), ``row`` (nnz) is that pattern below the
 and where that block is stored. ``width`` has length Q; where it is a tuple, the compiler knows Q and unrolls.
 """
 
-import numba
 import numpy as np
+
+from pyrosplice.linalg.compiled import compiled
 
 LANES = 8
 UNROLLED = 4  # largest Q for which the compiler unrolls the sums over logits
 
 
-@numba.njit(cache=True)
+@compiled()
 def symbolic_factor(column_start, row, n):  # type: ignore[no-untyped-def]
     """Pattern of the Cholesky factor of a matrix whose strict lower triangle is given by column."""
     parent_head = np.full(n, -1, np.int64)
@@ -55,7 +56,7 @@ def symbolic_factor(column_start, row, n):  # type: ignore[no-untyped-def]
     return start, out[:used].copy()
 
 
-@numba.njit(cache=True)
+@compiled()
 def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
     """For every row, the columns with a block in it and where those blocks are stored."""
     count = np.zeros(n + 1, np.int64)
@@ -74,7 +75,7 @@ def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
     return start, column, at
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def factorise(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
     """Cholesky factor in place. A lane that is not positive definite ends as NaN, the others unharmed."""
     n, q = column_start.size - 1, len(width)
@@ -109,7 +110,7 @@ def factorise(column_start, row, update_start, update_column, update_at, diagona
                         below[p, a, b, lane] /= diagonal[j, b, b, lane]
 
 
-@numba.njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@compiled(nogil=True, inline="always", error_model="numpy")
 def _factorise_block(block, q):  # type: ignore[no-untyped-def]
     for b in range(q):
         for c in range(b):
@@ -125,7 +126,7 @@ def _factorise_block(block, q):  # type: ignore[no-untyped-def]
                 block[a, b, lane] /= block[b, b, lane]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def solve_lower(column_start, row, diagonal, below, rhs, width):  # type: ignore[no-untyped-def]
     """``L⁻¹ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
     n, q, n_rhs = column_start.size - 1, len(width), rhs.shape[2]
@@ -147,7 +148,7 @@ def solve_lower(column_start, row, diagonal, below, rhs, width):  # type: ignore
                             rhs[i, a, r, lane] -= below[p, a, c, lane] * rhs[j, c, r, lane]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def solve_upper(column_start, row, diagonal, below, rhs, width):  # type: ignore[no-untyped-def]
     """``L⁻ᵀ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
     n, q, n_rhs = column_start.size - 1, len(width), rhs.shape[2]
@@ -169,7 +170,7 @@ def solve_upper(column_start, row, diagonal, below, rhs, width):  # type: ignore
                     rhs[j, a, r, lane] /= diagonal[j, a, a, lane]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inverse_below, width):  # type: ignore[no-untyped-def]
     """Blocks of ``(L L')⁻¹`` on the pattern of L (Takahashi's recursion, last column first)."""
     n, q = column_start.size - 1, len(width)
@@ -218,7 +219,7 @@ def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inver
             _add_transposed_product(scaled[s], product[s], inverse_diagonal[j], width)
 
 
-@numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
+@compiled(nogil=True, inline="always", fastmath={"contract"})
 def _add_product(left, right, out, width):  # type: ignore[no-untyped-def]
     """``out += left right``."""
     q = len(width)
@@ -236,7 +237,7 @@ def _add_product(left, right, out, width):  # type: ignore[no-untyped-def]
                         out[a, b, lane] += left[a, c, lane] * right[c, b, lane]
 
 
-@numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
+@compiled(nogil=True, inline="always", fastmath={"contract"})
 def _add_transposed_product(left, right, out, width):  # type: ignore[no-untyped-def]
     """``out += left' right``."""
     q = len(width)
@@ -254,7 +255,7 @@ def _add_transposed_product(left, right, out, width):  # type: ignore[no-untyped
                         out[a, b, lane] += left[c, a, lane] * right[c, b, lane]
 
 
-@numba.njit(cache=True, nogil=True, inline="always", fastmath={"contract"})
+@compiled(nogil=True, inline="always", fastmath={"contract"})
 def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
     """``out -= left right'``."""
     q = len(width)
@@ -272,7 +273,7 @@ def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
                         out[a, b, lane] -= left[a, c, lane] * right[b, c, lane]
 
 
-@numba.njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@compiled(nogil=True, inline="always", error_model="numpy")
 def _invert_lower(block, out, q):  # type: ignore[no-untyped-def]
     for b in range(q):
         for a in range(q):

@@ -8,6 +8,7 @@ from typing import Any
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.penalised_complexity import weak_priors
+from pyrosplice.models.priors import check_prior
 
 NAMED = {"weak": weak_priors}
 
@@ -23,6 +24,9 @@ def check_priors(priors: Priors) -> str | None:
         raise InvalidArgumentError(
             f"priors: expected a dictionary of Pyro distributions by site, or a name ({names}), found {priors!r}."
         )
+    for site, prior in (priors or {}).items():
+        if prior is not None:
+            check_prior(site, prior)
     return None
 
 

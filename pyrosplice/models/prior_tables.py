@@ -10,6 +10,7 @@ import pandas as pd
 import pyro.distributions as dist
 import torch
 
+from pyrosplice.errors import ModelFileError
 from pyrosplice.models.count_likelihoods import NegativeBinomial, Poisson
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.penalised_complexity import SpatialShare
@@ -75,12 +76,27 @@ def prior_to_json(prior: Any) -> dict[str, Any] | None:
 
 
 def prior_from_json(content: Mapping[str, Any]) -> Any:
-    """Inverse of :func:`prior_to_json`."""
+    """Inverse of :func:`prior_to_json`.
+
+    Raises
+    ------
+    ModelFileError
+        A class that is no distribution of Pyro's, or arguments that are not its own.
+    """
     arguments = {key: value for key, value in content.items() if key != "class"}
-    tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
-    if content["class"] == "SpatialShare":
-        return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
-    return getattr(dist, content["class"])(**tensors)
+    name = content.get("class")
+    kind = SpatialShare if name == "SpatialShare" else getattr(dist, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
+        raise ModelFileError(f"priors: the file names {name!r}, which is no distribution of Pyro's.")
+    try:
+        tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
+        if kind is SpatialShare:
+            return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
+        if not set(tensors) <= set(kind.arg_constraints):
+            raise ValueError(f"arguments {sorted(tensors)}")
+        return kind(**tensors)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelFileError(f"priors: the file's {name} cannot be made again ({error}).") from error
 
 
 def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
@@ -94,8 +110,15 @@ def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
 
 
 def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
-    """Inverse of :func:`likelihood_to_json`."""
-    return SHIPPED[content["class"]](**content["arguments"])
+    """Inverse of :func:`likelihood_to_json`; :class:`ModelFileError` for one that is not shipped."""
+    kind, arguments = SHIPPED.get(str(content.get("class"))), content.get("arguments", None)
+    arguments = arguments if isinstance(arguments, dict) else {"arguments": arguments}
+    numbers = all(v is None or isinstance(v, int | float) for v in arguments.values())
+    if kind is None or not numbers:
+        raise ModelFileError(
+            f"likelihood: the file names {content.get('class')!r}, which is not one of {sorted(SHIPPED)}."
+        )
+    return kind(**arguments)
 
 
 def _arguments(prior: Any) -> dict[str, Any]:

@@ -25,12 +25,14 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
-REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
+REAL_SITES = ("beta", "bias_eta", "theta_logit", "location", "scale")  # every other site is positive
 VARIANCE_PRIORS: dict[str, dict[str, float]] = {
     "none": {},
     "gamma": {"alpha": 2.0, "beta": 0.3},
@@ -88,6 +90,53 @@ def complete_priors(
     for name in given:
         check_option("priors", name, shapes)
     return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
+
+
+def check_prior(name: str, prior: Any) -> None:
+    """Raise unless ``prior`` is a Pyro distribution on all that its site may be.
+
+    Raises
+    ------
+    InvalidArgumentError
+        No distribution; one of torch's own, which lacks what Pyro needs; a support that is not the site's, real numbers
+        for coefficients and logits, positive ones for σ and hyper-parameters (a prior on a part of them, such as a
+        uniform one, is taken: the mode is then looked for within it).
+    """
+    if not isinstance(prior, torch.distributions.Distribution):
+        raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
+    if not isinstance(prior, TorchDistributionMixin):
+        kind = type(prior).__name__
+        hint = (
+            f"use pyro.distributions.{kind}"
+            if hasattr(dist, kind)
+            else "make it a pyro.distributions.TorchDistribution"
+        )
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: found {kind} of torch.distributions, which Pyro cannot sample; {hint}."
+        )
+    try:
+        support: Any = prior.support
+    except NotImplementedError as error:
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: {type(prior).__name__} does not say its support; give it the property ``support``."
+        ) from error
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    wanted = "the real numbers" if name in REAL_SITES else "the positive numbers"
+    if not (_is_real(support) if name in REAL_SITES else _is_positive(support)):
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: expected a distribution on {wanted}, the support of this site, found "
+            f"{type(prior).__name__} on {support}."
+        )
+
+
+def _is_real(support: Any) -> bool:
+    return support is constraints.real or type(support) is type(constraints.real)
+
+
+def _is_positive(support: Any) -> bool:
+    """The positive half-line, zero or not, or an interval of it."""
+    return float(torch.as_tensor(getattr(support, "lower_bound", -1.0)).min()) >= 0
 
 
 def log_prior(
@@ -161,8 +210,7 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         start = dist.Normal(zero, one) if name in REAL_SITES else dist.LogNormal(zero, one)
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
-    if not isinstance(prior, torch.distributions.Distribution):
-        raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
+    check_prior(name, prior)
     prior, n_batch = _double(prior), len(shape) - len(prior.event_shape)
     try:
         if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:

@@ -22,6 +22,7 @@ from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
 from pyrosplice.models.negative_binomial import ExpressionModel
+from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior.seeding import seeded
@@ -89,6 +90,7 @@ class Data:
 def expression_posterior(
     glm: ExpressionGLM, *, num_samples: int, method: str, priors: Priors,
     genes: str | Sequence[str | int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
+    max_memory: str | float | None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
@@ -99,11 +101,22 @@ def expression_posterior(
     if nuts_options is not None and method != "nuts":
         raise InvalidArgumentError(f"nuts_options: method {method!r} does not use them.")
     data = data_of(glm, priors, genes)
+    made = GROUPS if groups is None else groups
+    n_chains = (nuts_options or NutsOptions()).num_chains if method == "nuts" else 1
+    require_memory(_numbers_per_draw(data, made), n_chains * num_samples, max_memory)
     if method == "nuts":
         theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
     else:
         theta, stats = _laplace(data, num_samples, method, torch.Generator().manual_seed(seed))
-    return _tree(data, theta, stats, GROUPS if groups is None else groups, method, seed)
+    return _tree(data, theta, stats, made, method, seed)
+
+
+def _numbers_per_draw(data: Data, groups: Sequence[str]) -> dict[str, float]:
+    """Numbers that one draw takes, by the group that keeps them."""
+    n_genes, n_cells = data.counts.shape
+    by_cell = ("posterior_predictive", "log_likelihood", "prior_predictive")
+    whole = {group: float(n_genes * n_cells) for group in by_cell if group in groups}
+    return {"posterior": float(n_genes * 2 * (sum(data.model.n_coefficients) + 1))} | whole
 
 
 def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:

@@ -69,6 +69,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
         raise InvalidArgumentError(f"gene: {gene!r} is not one of the {len(units_of(tree))} genes of the tree.")
     attrs = tree.attrs
     one = tree.sel(gene=gene).map_over_datasets(_unpadded)
+    one = _observed_spots(one)
     if isoform is not None:
         known = one["observed_data"].coords.get("isoform")
         if known is None or isoform not in known.values:
@@ -77,6 +78,19 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
         one = one.map_over_datasets(partial(_of_isoform, isoform=isoform))
     one.attrs |= attrs
     return one
+
+
+def _observed_spots(tree: xr.DataTree) -> xr.DataTree:
+    """The tree without the log likelihood of spots without counts, which is 0 in every draw: they are no observations.
+
+    Leave-one-out cross-validation fits a tail to each observation's draws, and there is none in a constant.
+    """
+    if "log_likelihood" not in tree.children or "total" not in tree["constant_data"].data_vars:
+        return tree
+    seen = tree["constant_data"]["total"].to_numpy() > 0
+    groups = {name: child.to_dataset() for name, child in tree.children.items()}
+    groups["log_likelihood"] = groups["log_likelihood"].isel(spot=np.flatnonzero(seen))
+    return xr.DataTree.from_dict(groups)
 
 
 def units_of(tree: xr.DataTree) -> np.ndarray:

@@ -33,6 +33,7 @@ from pyrosplice.models.gaussian_mixture import (
     as_matrices,
     gaussian_mixture,
 )
+from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS
@@ -46,7 +47,7 @@ def mixture_posterior(
     X: Any, fitted: MixtureParameters, *, num_samples: int, method: str = "gibbs", prior: MixturePrior | None = None,
     num_chains: int = 4, warmup_steps: int = 200, groups: Sequence[str] | None = None,
     names: Mapping[str, Sequence[Any]] | None = None, seed: int = 0, use_rep: str | None = None,
-    progress: bool = False,
+    progress: bool = False, max_memory: str | float | None = None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.GaussianMixture.posterior`."""
     check_option("method", method, METHODS)
@@ -56,6 +57,8 @@ def mixture_posterior(
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
     prior = proper_prior(rows, fitted, prior)
+    made = GROUPS if groups is None else groups
+    require_memory(_numbers_per_draw(cells, fitted, made), num_chains * num_samples, max_memory)
     if method == "gibbs":
         tree = sample_posterior(
             cells, fitted, prior=prior, n_draws=num_samples, n_warmup=warmup_steps, n_chains=num_chains, seed=seed,
@@ -64,7 +67,17 @@ def mixture_posterior(
     else:
         options = NutsOptions(warmup_steps=warmup_steps, num_chains=num_chains)
         tree = _nuts(cells, fitted, prior, num_samples, options, seed)
-    return _completed(tree, cells, fitted, prior, GROUPS if groups is None else groups, names, seed, method)
+    return _completed(tree, cells, fitted, prior, made, names, seed, method)
+
+
+def _numbers_per_draw(cells: Tensor, fitted: MixtureParameters, groups: Sequence[str]) -> dict[str, float]:
+    """Numbers that one draw takes, by the group that keeps them."""
+    n_cells, n_features = cells.shape
+    k = fitted.means.shape[1] if fitted.means.ndim == 3 else len(fitted.means)
+    predictive = [group for group in ("posterior_predictive", "prior_predictive") if group in groups]
+    sites = float(k * (n_features * n_features + 2 * n_features + 1))
+    whole = {group: float(n_cells * n_features) for group in predictive}
+    return {"posterior": sites, "log_likelihood": float(n_cells * ("log_likelihood" in groups)), **whole}
 
 
 def posterior_of_patients(dataset: TripletDataset, *, num_samples: int = 500, **options: Any) -> dict[str, xr.DataTree]:

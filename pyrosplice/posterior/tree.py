@@ -16,6 +16,7 @@ constant_data          ``design``, ``total``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,24 @@ def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: boo
     if {"posterior_predictive", "prior_predictive"} & {*made}:
         model.likelihood.require("sample")
     return made
+
+
+def numbers_per_draw(model: MultinomGLM, n_genes: int, groups: Sequence[str], *, usage: bool) -> dict[str, float]:
+    """Numbers that one draw of some genes takes, by the group that keeps them."""
+    n_spots, n_isos, n_logits = model.n_spots, model.n_isos, model.bias_eta.shape[-1]
+    shapes = model._site_shapes(model.counts, model.design_mtx)
+    field = n_spots * n_logits if "sigma" in shapes else 0
+    sites = sum(math.prod(shape[1:]) for shape in shapes.values()) + (model.n_factors or 0) * n_isos
+    proper = not any(is_flat(p) for p in complete_priors(model.priors, shapes).values() if p.event_shape.numel())
+    per_gene = {
+        "posterior": sites + field + usage * n_spots * n_isos,
+        "linear predictor": n_spots * n_logits,
+        "posterior_predictive": n_spots * n_isos * ("posterior_predictive" in groups),
+        "log_likelihood": n_spots * ("log_likelihood" in groups),
+        "prior": (sites + field) * (proper and "prior" in groups),
+        "prior_predictive": n_spots * n_isos * (proper and "prior_predictive" in groups),
+    }
+    return {name: n_genes * float(numbers) for name, numbers in per_gene.items()}
 
 
 def predictors(model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
