@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells, TripletDataset
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing
+from pyrosplice.errors import InvalidArgumentError, own_options_only
+from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing, candidate_numbers
 from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
 from pyrosplice.estimators.mixture_selection import Curves, Split, curves_of
 from pyrosplice.estimators.mixture_shared import fit_shared_components
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 AnyDataset = TypeVar("AnyDataset", bound=TripletDataset)
 
 
+@own_options_only
 def fit_gmm(
     dataset: AnyDataset,
     *,
@@ -113,7 +114,7 @@ def fit_gmm(
     """
     options = GMMOptions(
         component_sharing=component_sharing,
-        k_comps=k_comps,
+        k_comps=candidate_numbers(k_comps),
         k_selection_metric=k_selection_metric,
         refit=refit,
         covariance_type=covariance_type,

@@ -21,7 +21,7 @@ ROBUST_FACTOR = 100.0
 
 def candidates(patients: Sequence[PatientCells], options: GMMOptions) -> list[int]:
     """Candidate numbers of components; an error where a patient has too few cells for them."""
-    given = options.candidates
+    given = options.k_comps
     share = 1.0 if given is not None and len(given) == 1 else options.train_size
     if options.n_folds is not None and share < 1:
         share = 1 - 1 / options.n_folds
