@@ -112,6 +112,12 @@ def fit_gmm(
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
     """
+    if not isinstance(dataset, TripletDataset):
+        raise InvalidArgumentError(
+            f"dataset: expected a TripletDataset or AnnData_TripletDataset, found {type(dataset).__name__}; make one: "
+            "AnnData_TripletDataset(adata, patient_col=..., label_col=..., use_rep=...) of an AnnData, or "
+            "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
+        )
     options = GMMOptions(
         component_sharing=component_sharing,
         k_comps=candidate_numbers(k_comps),
@@ -148,10 +154,16 @@ def fit_gmm(
     return dataset
 
 
+TripletDataset.fit_gmm = fit_gmm  # bound here, since data sets know no estimators
+
+
 def _in_canonical_order(patient: PatientCells) -> PatientCells:
     """Cells sorted by their features, so that nothing depends on their order in the table."""
     if not bool(patient.cells.isfinite().all()):
-        raise InvalidArgumentError(f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells.")
+        raise InvalidArgumentError(
+            f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells "
+            "(GaussianMixture takes them with missing='marginalize')."
+        )
     order = np.lexsort(patient.cells.numpy().T[::-1])
     weights = None if patient.weights is None else patient.weights[torch.from_numpy(order)]
     return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
