@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import anndata
@@ -16,6 +17,28 @@ from torch import Tensor
 from pyrosplice.data.containers import is_lazy, well_formed
 from pyrosplice.data.names import by_name, names_of
 from pyrosplice.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class PatientCells:
+    """All cells of one patient.
+
+    Attributes
+    ----------
+    name
+        Identifier.
+    cells
+        ``(N, D)``, float64.
+    rows
+        Their rows in the table they come from, ``(N,)``.
+    weights
+        How many cells each counts as, ``(N,)``; None for 1.
+    """
+
+    name: str
+    cells: Tensor
+    rows: NDArray[np.int64]
+    weights: Tensor | None = None
 
 
 def dense(matrix: Any, argument: str) -> NDArray[np.float64]:
@@ -67,6 +90,18 @@ def read_weights(weights: Any, supports: Any, patients: pd.Index | None, *, iden
 def read_covariances(covariances: Any) -> Any:
     """Covariances of the components of each distribution."""
     return _tensors(_parts(covariances, "covariances"), "covariances")
+
+
+def check_covariances(covariances: Any, supports: Any) -> None:
+    """Raise unless there is a matrix ``(D, D)`` for every point of ``supports``."""
+    if len(covariances) != len(supports):
+        raise InvalidArgumentError(
+            f"covariances: expected {len(supports)}, one for each of supports, found {len(covariances)}."
+        )
+    for i, (own, at) in enumerate(zip(covariances, supports, strict=True)):
+        expected = (*at.shape, at.shape[-1])
+        if own.shape != expected:
+            raise InvalidArgumentError(f"covariances: {i}: expected {expected}, found {tuple(own.shape)}.")
 
 
 def _parts(values: Any, argument: str) -> list[Any]:

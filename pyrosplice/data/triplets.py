@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import anndata
@@ -16,31 +15,16 @@ from torch.utils.data import Dataset
 
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import names_of
-from pyrosplice.data.points import read_covariances, read_supports, read_weights, representation_of
+from pyrosplice.data.points import (
+    PatientCells,
+    check_covariances,
+    read_covariances,
+    read_supports,
+    read_weights,
+    representation_of,
+)
 from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
 from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, own_options_only
-
-
-@dataclass(frozen=True)
-class PatientCells:
-    """All cells of one patient.
-
-    Attributes
-    ----------
-    name
-        Identifier.
-    cells
-        ``(N, D)``, float64.
-    rows
-        Their rows in the table they come from, ``(N,)``.
-    weights
-        How many cells each counts as, ``(N,)``; None for 1.
-    """
-
-    name: str
-    cells: Tensor
-    rows: NDArray[np.int64]
-    weights: Tensor | None = None
 
 
 class TripletDataset(Dataset):
@@ -136,19 +120,8 @@ class TripletDataset(Dataset):
                 raise InvalidArgumentError(
                     f"weights: distribution {i}: expected {len(at)} numbers of at least 0, not all 0."
                 )
-        self._check_covariances()
-
-    def _check_covariances(self) -> None:
-        if self.covariances is None:
-            return
-        if len(self.covariances) != len(self.supports):
-            raise InvalidArgumentError(
-                f"covariances: expected {len(self.supports)}, one for each of supports, found {len(self.covariances)}."
-            )
-        for i, (own, at) in enumerate(zip(self.covariances, self.supports, strict=True)):
-            if own.shape != (*at.shape, at.shape[-1]):
-                expected = (*at.shape, at.shape[-1])
-                raise InvalidArgumentError(f"covariances: {i}: expected {expected}, found {tuple(own.shape)}.")
+        if self.covariances is not None:
+            check_covariances(self.covariances, self.supports)
 
     def __len__(self) -> int:
         """Number of distributions P."""

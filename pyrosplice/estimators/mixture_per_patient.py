@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells, TripletDataset
+from pyrosplice.data.points import PatientCells
+from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.errors import InvalidArgumentError, own_options_only
 from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing, candidate_numbers
 from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
@@ -89,7 +90,7 @@ def fit_gmm(
         A component whose covariance is singular before ``eps`` is added: ``"guarded"`` (default) goes on,
         ``"robust"`` fits that patient again with 100 ``eps`` and warns, ``"strict"`` raises.
     gmm_key
-        Key of ``uns`` (AnnData); ``gmm_<use_rep or X>`` when None.
+        Key of ``uns``, for an AnnData only; ``gmm_<use_rep or X>`` when None.
     verbose
         Show progress, log each patient.
     prior
@@ -99,6 +100,21 @@ def fit_gmm(
         Select by cross-validation with so many folds instead of one split; the best is then fitted to all cells.
     random_state
         Seed of splits and restarts.
+
+    Notes
+    -----
+    Options without effect:
+
+    =============================  ============================================================================
+    Where                          Without effect
+    =============================  ============================================================================
+    one number in ``k_comps``      ``k_selection_metric``, ``refit``, ``train_size``, ``n_folds``: all cells are fitted
+    ``n_folds`` given              ``k_selection_metric`` (held-out likelihood decides), ``refit``, ``train_size``
+    =============================  ============================================================================
+
+    ``uns[gmm_key]["selection"]`` has ``scores`` (lists by name, one entry a candidate), the same for each patient in
+    ``scores_by_distribution``, and ``best_k_by_distribution``; both are keyed by the patients' names, in which "/",
+    which no h5ad file takes, stands as "%2F".
 
     Returns
     -------
@@ -135,6 +151,10 @@ def fit_gmm(
         n_folds=n_folds,
         random_state=random_state,
     )
+    if gmm_key is not None and not isinstance(dataset, AnnData_TripletDataset):
+        raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
+    if gmm_key is not None and not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
+        raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
     if not shared and any(p.weights is not None for p in patients):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrosplice.data.triplets import PatientCells
+from pyrosplice.data.points import PatientCells
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.mixture_options import GMMOptions
 from pyrosplice.estimators.mixture_selection import Split, split_folds, split_once
