@@ -142,10 +142,10 @@ def test_no_numbers_are_refused_with_what_to_give():
         made(bare, use_rep="X_pca")
     for wrong in (np.nan, np.inf):
         adata.X[3, 1] = wrong
-        with pytest.raises(InvalidArgumentError, match="NaN.*marginalize"):
+        with pytest.raises(InvalidArgumentError, match=r"NaN.*marginalize"):
             made(adata)
     for wrong in (np.array([["a", "b"]]), np.ones((2, 2), complex), pd.DataFrame({"a": ["x"]})):
-        with pytest.raises(InvalidArgumentError, match="distribution 1.*numbers|expected numbers"):
+        with pytest.raises(InvalidArgumentError, match=r"distribution 1.*numbers|expected numbers"):
             TripletDataset([np.ones((2, 2)), wrong], [0, 1])
 
 
@@ -267,14 +267,14 @@ def test_shares_of_hard_labels_stand_in_for_weights(sharing, how, dtype):
     for source in ("auto", "components"):
         found = AnnData_TripletDataset(adata, gmm_key="gmm_X", gmm_weights_source=source)
         np.testing.assert_allclose(found.weights, expected)
-    with pytest.raises(ValueError, match="gmm_weights_source.*'stored'"):
+    with pytest.raises(ValueError, match=r"gmm_weights_source.*'stored'"):
         AnnData_TripletDataset(adata, gmm_key="gmm_X", gmm_weights_source="stored")
     adata.obs["gmm_X_comp"] = np.where(np.arange(len(labels)) == 4, -1, labels)
     with pytest.raises(InvalidArgumentError, match="gmm_X_comp"):
         AnnData_TripletDataset(adata, gmm_key="gmm_X")
     del adata.obs["gmm_X_comp"]
     for source in ("auto", "components"):
-        with pytest.raises(ValueError, match="gmm_weights_source.*gmm_X_comp"):
+        with pytest.raises(ValueError, match=r"gmm_weights_source.*gmm_X_comp"):
             AnnData_TripletDataset(adata, gmm_key="gmm_X", gmm_weights_source=source)
 
 
