@@ -5,24 +5,29 @@
 
 from types import SimpleNamespace
 
-from pyrosplice.estimators import expression_fit as fit
+from pyrosplice.estimators import expression_continuous as _continuous
+from pyrosplice.estimators import expression_fit as _fit
 from pyrosplice.estimators import expression_groups as _groups
+from pyrosplice.estimators import expression_partition as _partition
 from pyrosplice.estimators import expression_tests as _tests
-from pyrosplice.estimators import expression_utils as utils
-from pyrosplice.hypothesis import expression_statistics as stats
+from pyrosplice.estimators import expression_utils as _utils
+from pyrosplice.hypothesis import expression_arrays as _arrays
 
+fit = SimpleNamespace(model=_fit.model, residuals=_fit.residuals, partition=_fit.partition)
 test = SimpleNamespace(
     wald=_tests.wald,
     wald_repeated=_tests.wald_repeated,
     lrt=_tests.lrt,
     score=_tests.score,
-    continuous_1d=_tests.continuous_1d,
+    continuous_1d=_continuous.continuous_1d,
     t_test=_groups.t_test,
     rank_test=_groups.rank_test,
     two_sample=_groups.two_sample,
     pairwise=_groups.pairwise,
     versus_rest=_groups.versus_rest,
-    partition=_groups.partition,
+    partition=_partition.partition,
 )
+stats = SimpleNamespace(**{name: getattr(_arrays, name) for name in _arrays.__all__})
+utils = SimpleNamespace(**{name: getattr(_utils, name) for name in _utils.__all__})
 
 __all__ = ["fit", "stats", "test", "utils"]

@@ -1,11 +1,11 @@
 """The exceptions of the library. Each is also the builtin that callers of the documented interfaces catch."""
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection
+import numbers
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
-
-import numpy as np
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
@@ -18,7 +18,7 @@ class UnknownOptionError(InvalidArgumentError, TypeError):
     """A call was given an option that it does not have. Lists what there is."""
 
 
-class NotReadyError(RuntimeError):
+class NotReadyError(RuntimeError, ValueError):
     """Something was asked for before the step that makes it (``setup_data``, ``fit``, a test)."""
 
 
@@ -40,9 +40,35 @@ def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
         raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
 
 
+def check_switches(**switches: Any) -> None:
+    """Raise :class:`InvalidArgumentError` unless every value is True or False."""
+    for name, value in switches.items():
+        check_option(name, value, (True, False))
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is one real number, of Python or NumPy, and no boolean."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether ``value`` is a whole number of at least ``least``, of Python or NumPy, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
+    """Names for an error message, the first or those most like ``near`` where there are many."""
+    every = [str(name) for name in names]
+    if len(every) <= most:
+        return str(every)
+    close = difflib.get_close_matches(near, every, n=most // 2, cutoff=0.3) if near else []
+    shown = ", ".join(map(repr, close or every[:most]))
+    return f"[{shown}, …] ({len(every)} in all)"
+
+
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Raise :class:`InvalidArgumentError` unless ``value`` is an integer of any type, at least ``least``."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+    """Raise :class:`InvalidArgumentError` unless ``value`` is a whole number (:func:`is_whole`)."""
+    if not is_whole(value, least):
         raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyrosplice.data.storable import joined, nullable_text, split
 from pyrosplice.errors import ModelFileError
 
 FORMAT = "pyrosplice"
@@ -44,8 +45,13 @@ def save_archive(
     content
         Whatever JSON can say.
     """
-    header = {"format": FORMAT, "kind": kind, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
-    whole = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
+    header = {
+        "format": FORMAT,
+        "kind": kind,
+        "format_version": str(FORMAT_VERSION),
+        "content": json.dumps(content, default=_plain),
+    }
+    whole = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -91,15 +97,32 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kin
     return json.loads(header["content"])
 
 
-def anndata_to_tensor(adata: AnnData) -> Tensor:
-    """An AnnData as the bytes of its h5ad file: uint8 ``(n_bytes,)``."""
+def anndata_to_tensors(adata: AnnData) -> dict[str, Tensor]:
+    """An AnnData as bytes: its h5ad file (``adata``), and JSON (``rest``) of what such a file refuses."""
+    plain, rest = split(adata)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        write_elem(file, "/", adata)
-    return torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+    with nullable_text(), h5py.File(buffer, "w") as file:
+        write_elem(file, "/", AnnData(**plain))
+    return {"adata": _as_tensor(buffer.getvalue()), "rest": _as_tensor(json.dumps(rest).encode())}
 
 
-def anndata_from_tensor(data: Tensor) -> AnnData:
-    """Inverse of :func:`anndata_to_tensor`."""
-    with h5py.File(io.BytesIO(data.cpu().numpy().tobytes()), "r") as file:
-        return read_elem(file)
+def anndata_from_tensors(tensors: Mapping[str, Tensor]) -> AnnData:
+    """Inverse of :func:`anndata_to_tensors`."""
+    with h5py.File(io.BytesIO(_as_bytes(tensors["adata"])), "r") as file:
+        adata = read_elem(file)
+    return joined(adata, json.loads(_as_bytes(tensors["rest"]))) if "rest" in tensors else adata
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+
+
+def _as_bytes(data: Tensor) -> bytes:
+    return data.cpu().numpy().tobytes()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as JSON takes it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"content: JSON has no {type(value).__name__}.")

@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells, as_numbers
 from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.labels import read_labels
+from pyrosplice.data.names import by_name
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -61,8 +64,9 @@ def resolve_constraints(
     names = design.names
     if constraints is None:
         return no_constraints(names)
-    if isinstance(constraints, np.ndarray):
-        return _from_matrix(np.asarray(constraints, dtype=np.float64), names, argument)
+    if isinstance(constraints, (np.ndarray, pd.DataFrame)):
+        return _from_matrix(as_numbers(by_name(constraints, pd.Index(names), argument, what="coefficient"), argument),
+                            names, argument)  # fmt: skip
     if isinstance(constraints, Mapping):
         rows = _from_groups(constraints, design, sample_description, argument)
     elif isinstance(constraints, (list, tuple)) and all(isinstance(c, str) for c in constraints):
@@ -80,6 +84,8 @@ def _from_matrix(matrix: Array, names: Sequence[str], argument: str) -> Constrai
             f"{argument}: expected the matrix C of θ = C θ_free, shape ({len(names)}, free): one row for every column "
             f"of the design {list(names)}; found shape {matrix.shape}."
         )
+    if not np.isfinite(matrix).all():
+        raise InvalidArgumentError(f"{argument}: NaN or infinite entries.")
     if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         raise InvalidArgumentError(f"{argument}: the columns of the constraint matrix are linearly dependent.")
     free: list[str] = []
@@ -95,17 +101,16 @@ def _from_groups(
     rows: list[tuple[str, Array, float]] = []
     if sample_description is None:
         raise InvalidArgumentError(f"{argument}: a dict needs sample_description.")
+    cells = Cells(len(sample_description), None, sample_description)
     for factor, group in constraints.items():
-        if factor not in sample_description or (group != "1" and group not in sample_description):
-            raise InvalidArgumentError(f"{argument}: {factor!r} or {group!r} is not a column of sample_description.")
         if group in constraints:
             raise InvalidArgumentError(f"{argument}: {group!r} is constrained itself; group by a free factor.")
-        label = pd.Series("1", sample_description.index) if group == "1" else sample_description[group].astype(str)
-        member = sample_description[factor].astype(str)
-        for value in sorted(label.unique()):
+        ours = cells.levels(factor, argument)
+        groups = cells.levels(group, argument) if group != "1" else read_labels(["1"] * cells.n, argument)
+        for code, value in enumerate(groups.levels):
             row = np.zeros(len(design.names))
-            for level in sorted(member[label == value].unique()):
-                name = f"{factor}[{level}]"
+            for level in np.unique(ours.codes[groups.codes == code]):
+                name = f"{factor}[{ours.levels[level]}]"
                 if name not in design.names:
                     raise InvalidArgumentError(f"{argument}: the design has no column {name!r}, found {design.names}.")
                 row[design.names.index(name)] = 1

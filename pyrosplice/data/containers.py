@@ -56,6 +56,40 @@ def well_formed(matrix: Any, argument: str) -> Any:
     return _numeric(array, argument)
 
 
+def loaded(matrix: Any, argument: str) -> Any:
+    """As :func:`well_formed`, with what lies on disk or with Dask read into memory.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As for :func:`well_formed`.
+    """
+    matrix = well_formed(matrix, argument)
+    if not is_lazy(matrix):
+        return matrix
+    if hasattr(matrix, "compute"):
+        matrix = matrix.compute()
+    elif hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    else:
+        matrix = matrix[...]
+    if is_lazy(matrix):
+        raise InvalidArgumentError(f"{argument}: expected a matrix, found {type(matrix).__name__}.")
+    return well_formed(matrix, argument)
+
+
+def as_dense(matrix: Any, argument: str) -> NDArray[np.float64]:
+    """The numbers of any container as a float64 array in memory, of whatever shape.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As for :func:`well_formed`.
+    """
+    matrix = loaded(matrix, argument)
+    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64, order="C")
+
+
 def is_lazy(matrix: Any) -> bool:
     """Whether the numbers are elsewhere: a Dask array, or a matrix of a backed AnnData (HDF5, zarr)."""
     if isinstance(matrix, (np.ndarray, pd.DataFrame, torch.Tensor)) or sp.issparse(matrix):
@@ -77,7 +111,8 @@ def _numeric(array: NDArray[Any], argument: str) -> NDArray[Any]:
     return array.view(np.ndarray)
 
 
-def _sparse(matrix: Any, argument: str) -> Any:
+def check_sparse(matrix: Any, argument: str) -> None:
+    """Raise unless a SciPy sparse matrix is one that can be read: two-dimensional, every index in its range."""
     if matrix.ndim != 2:
         raise InvalidArgumentError(f"{argument}: expected a matrix, found a sparse array of shape {matrix.shape}.")
     if matrix.format not in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok"):
@@ -87,6 +122,10 @@ def _sparse(matrix: Any, argument: str) -> Any:
         _check_indices(matrix.col, matrix.shape[1], argument)
     if matrix.format in ("bsr", "csr", "csc"):
         _check_compressed(matrix, argument)
+
+
+def _sparse(matrix: Any, argument: str) -> Any:
+    check_sparse(matrix, argument)
     kept = matrix if matrix.format in ("csr", "csc") else matrix.tocsr()
     values = _numeric(kept.data, argument)
     make = sp.csc_matrix if kept.format == "csc" else sp.csr_matrix

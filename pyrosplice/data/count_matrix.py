@@ -5,6 +5,7 @@ Nothing is copied or densified beyond a block of cells or of genes. Every block 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.data.containers import is_lazy, well_formed
+from pyrosplice.errors import InvalidArgumentError, NotReadyError
 
 Array = NDArray[np.float64]
 BLOCK_ENTRIES = 8_000_000  # cells × genes of a block read from disk: 64 MB as float64
@@ -28,7 +30,9 @@ class CountMatrix:
     Parameters
     ----------
     data
-        ndarray, any scipy sparse matrix or array, Dask array, DataFrame, AnnData (also backed) or its ``.raw``.
+        AnnData (in memory, backed, lazy, a view of these) or its ``.raw``; ndarray, DataFrame, any SciPy sparse matrix
+        or array, Tensor, Dask array (also of sparse chunks), or an array on disk. Objects and nullable types are taken
+        where they hold numbers; entries of a sparse matrix that stand twice are added up.
     gene_names
         Names, for data that does not carry them; generated ("gene0", …) where absent.
     layer
@@ -39,7 +43,9 @@ class CountMatrix:
     Raises
     ------
     InvalidArgumentError
-        For data that is not two-dimensional, of another type, or (on reading) negative, NaN or infinite.
+        For data that is not two-dimensional, holds text or complex numbers, is damaged (an index out of range), or (on
+        reading) negative, NaN or infinite; for an AnnData without ``X``, a layer that it lacks, or a layer of anything
+        else.
     """
 
     def __init__(
@@ -52,12 +58,23 @@ class CountMatrix:
         if 0 in self.shape:
             raise InvalidArgumentError(f"data: expected at least one cell and one gene, found shape {self.shape}.")
         self._matrix = matrix.tocsr() if sp.issparse(matrix) else matrix
+        self._cells: NDArray[np.intp] | None = None  # those of a matrix on disk that are in use
         self._columns: Any = None
         self._held: tuple[int, Array] = (0, np.empty((0, 0)))  # consecutive genes last read from disk
         self.counts = counts
         self.block_cells: int | None = None  # cells of a block; by memory where None
         self._warned = False
         self.gene_names = _names(names, gene_names, self.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: everything but a matrix on disk, whose file may change or move."""
+        on_disk = not self.in_memory and not hasattr(self._matrix, "compute")
+        return {**self.__dict__, "_matrix": LeftOnDisk(self._matrix.shape)} if on_disk else self.__dict__
+
+    def __copy__(self) -> CountMatrix:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     @property
     def matrix(self) -> Any:
@@ -71,8 +88,28 @@ class CountMatrix:
 
     @property
     def sparse(self) -> bool:
-        """Whether blocks of cells come as CSR matrices."""
+        """Whether blocks of cells are likely to come as CSR matrices."""
         return sp.issparse(self._matrix) or hasattr(self._matrix, "to_memory")
+
+    def take(self, cells: NDArray[np.intp]) -> CountMatrix:
+        """Some of the cells, in ascending order; data on disk stays there."""
+        some = copy.copy(self)
+        some.shape, some._columns, some._held = (len(cells), self.shape[1]), None, (0, np.empty((0, 0)))
+        if self.in_memory:
+            some._matrix = self._matrix[cells]
+        else:
+            some._cells = cells if self._cells is None else self._cells[cells]
+        return some
+
+    def _block(self, rows: slice) -> Any:
+        """Consecutive cells as a well-formed CSR matrix or ndarray."""
+        if self.in_memory:
+            return self._matrix[rows]
+        cells = np.arange(rows.start, rows.stop) if self._cells is None else self._cells[rows]
+        block = self._matrix[int(cells[0]) : int(cells[-1]) + 1]
+        block = well_formed(block.compute() if hasattr(block, "compute") else block, "data")
+        block = block.tocsr() if sp.issparse(block) else block
+        return block if len(cells) == block.shape[0] else block[cells - cells[0]]
 
     def cell_blocks(self, size: int | None = None) -> Iterator[tuple[slice, Any]]:
         """Blocks of consecutive cells as ``(slice, CSR matrix or ndarray)``, checked."""
@@ -80,15 +117,8 @@ class CountMatrix:
         size = size or self.block_cells or max(1, min(n, BLOCK_ENTRIES * (10 if self.sparse else 1) // g))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            block = self._matrix[rows]
-            if hasattr(block, "compute"):
-                block = block.compute()
-            if sp.issparse(block):
-                block = block.tocsr()
-                self.check(block.data, start)
-            else:
-                block = np.asarray(block)
-                self.check(block, start)
+            block = self._block(rows)
+            self.check(block.data if sp.issparse(block) else block, start)
             yield rows, block
 
     def genes(self, which: NDArray[np.intp]) -> Array:
@@ -139,24 +169,51 @@ class CountMatrix:
             )
 
 
+class LeftOnDisk:
+    """Stands in a pickle for a matrix on disk; to read from it is an error."""
+
+    ndim = 2
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotReadyError("data: the counts were on disk and are not part of the pickle; open them and fit again.")
+
+
 def _place(where: NDArray[Any], first_cell: int) -> str:
     return f" in cell {first_cell + int(where[0])}, gene {int(where[1])}" if len(where) == 2 else ""
 
 
 def _unwrap(data: Any, layer: str | None) -> tuple[Any, Sequence[str] | None]:
+    """The matrix that ``data`` holds, well-formed or lazy, and the names of its genes."""
+    if layer is not None and not isinstance(data, ad.AnnData):
+        raise InvalidArgumentError(
+            f"layer: only an AnnData has layers, found {type(data).__name__}; leave {layer!r} out."
+        )
     if isinstance(data, ad.AnnData):
-        if layer is not None and layer not in data.layers:
-            raise InvalidArgumentError(f"layer: {layer!r} is not in data.layers (found {sorted(data.layers)}).")
-        return (data.X if layer is None else data.layers[layer]), list(data.var_names)
+        return _in_anndata(data, layer), list(data.var_names)
     if isinstance(data, ad.Raw):
-        return data.X, list(data.var_names)
-    if isinstance(data, pd.DataFrame):
-        return data.to_numpy(), [str(c) for c in data.columns]
-    if isinstance(data, np.ndarray) or sp.issparse(data) or hasattr(data, "compute"):
-        return (np.asarray(data) if isinstance(data, np.matrix) else data), None
-    raise InvalidArgumentError(
-        f"data: expected AnnData, Raw, ndarray, sparse matrix, Dask array or DataFrame, found {type(data).__name__}."
-    )
+        return well_formed(data.X, "data"), list(data.var_names)
+    if isinstance(data, (str, bytes)) or not (
+        hasattr(data, "shape") or isinstance(data, (list, tuple)) or is_lazy(data)
+    ):
+        raise InvalidArgumentError(
+            "data: expected AnnData, Raw, ndarray, sparse matrix, Dask array or DataFrame, found "
+            f"{type(data).__name__}."
+        )
+    return well_formed(data, "data"), [str(c) for c in data.columns] if isinstance(data, pd.DataFrame) else None
+
+
+def _in_anndata(data: ad.AnnData, layer: str | None) -> Any:
+    layers = sorted(map(str, data.layers))
+    if layer is None:
+        if data.X is None:
+            raise InvalidArgumentError(f"data: X of the AnnData is None; name the counts by layer= (found {layers}).")
+        return well_formed(data.X, "data")
+    if layer not in data.layers:
+        raise InvalidArgumentError(f"layer: {layer!r} is not in data.layers (found {layers}).")
+    return well_formed(data.layers[layer], f"data: layer {layer!r}")
 
 
 def _names(own: Sequence[str] | None, given: Sequence[str] | None, n_genes: int) -> NDArray[np.object_]:

@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from formulaic import model_matrix
 from numpy.typing import NDArray
 
+from pyrosplice.data.columns import complete_cells, one_column, typed_column
+from pyrosplice.data.containers import as_dense
+from pyrosplice.data.formulas import complete_rows, read_formula
+from pyrosplice.data.labels import Labels
+from pyrosplice.data.names import by_name
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.linalg.rank import CONSTANT, collinear_columns
+from pyrosplice.linalg.rank import collinear_columns, constant_columns
+
+Array = NDArray[np.float64]
+ARGUMENT = "design_mtx"
+RANDOM_EFFECTS = (
+    "leave it out. The spots' own effect is always in a GLMM; for sections of tissue use section_key; for patients or "
+    "donors, put them among the covariates"
+)
 
 
 @dataclass(frozen=True)
@@ -84,14 +94,18 @@ class Design:
         return matrix
 
     def check(self) -> None:
-        """Raise if a covariate is constant, or a combination of the intercept and the others."""
-        largest = np.abs(self.values).max(axis=0, initial=0.0)
-        constant = np.flatnonzero(np.ptp(self.values, axis=0) <= CONSTANT * largest)
-        if len(constant):
-            name = self.names[constant[0]]
+        """Raise if a covariate is constant, or a combination of the intercept and the others, but for rounding."""
+        constant = constant_columns(torch.from_numpy(self.values))
+        if constant:
+            name, value = self.names[constant[0]], self.values[0, constant[0]]
             raise InvalidArgumentError(
                 f"design_mtx: expected covariates that vary between spots, found constant {name!r} "
-                f"(value {self.values[0, constant[0]]:g}); the models have an intercept already."
+                f"(value {value:g}); the models have an intercept already."
+            )
+        if self.reduced.shape[1] + 1 >= len(self.values):
+            raise InvalidArgumentError(
+                f"design_mtx: expected fewer covariates than spots, found {self.reduced.shape[1]} beside the intercept "
+                f"and {len(self.values)} spots ({', '.join(self.names[:3])}, …)."
             )
         dependent = collinear_columns(torch.from_numpy(self.reduced))
         if dependent:
@@ -102,124 +116,121 @@ class Design:
             )
 
 
-def build_design(design_mtx: Any, obs: pd.DataFrame, *, covariate_names: Sequence[str] | None = None) -> Design:
+def build_design(
+    design_mtx: Any,
+    obs: pd.DataFrame,
+    *,
+    covariate_names: Sequence[str] | None = None,
+    spots: NDArray[np.bool_] | None = None,
+) -> Design:
     """Covariates of the spots of ``obs``.
 
     Parameters
     ----------
     design_mtx
-        Array, tensor or sparse matrix ``(N, P)`` or ``(N,)``; DataFrame with N rows (matched by index where it has
-        the spots' names, by position otherwise); name of a column of ``obs`` or a list of names; or a one-sided
-        formula on ``obs`` such as ``"~ region + log(total)"``. Text, boolean and categorical columns become one
+        Array, tensor or sparse matrix ``(N, P)`` or ``(N,)``; DataFrame or Series with N rows (matched by name where
+        it has the spots' names, in whatever order, by position where it has none of them); name of a column of
+        ``obs`` or a list of names; or a one-sided formula on ``obs`` such as ``"~ region + log(total)"`` (a column
+        that is called so goes before). Everything that is no number (text, booleans, categoricals, dates) becomes one
         covariate a level, ``column_level``; the columns of arrays are called ``factor_1``, …
     obs
         Table of spots.
     covariate_names
         P names to use instead.
+    spots
+        Mask of the spots to make covariates of, ``(N,)``; all by default. Levels that only others have are none.
 
     Raises
     ------
     InvalidArgumentError
-        A column that ``obs`` lacks; another number of rows than spots; NaN; wrong number of names.
+        A column that ``obs`` lacks; another number of rows than spots; names that agree in part; spots without a label
+        or a number; values that are neither; a formula that cannot be read; wrong number of names.
     """
-    table, factors, terms = _table(design_mtx, obs)
-    values = np.ascontiguousarray(table.to_numpy(dtype=np.float64))
-    if len(values) != len(obs):
-        raise InvalidArgumentError(f"design_mtx: expected {len(obs)} rows (spots), found {len(values)}.")
-    names = [str(name) for name in (table.columns if covariate_names is None else covariate_names)]
+    formula, table = _formula_and_table(design_mtx, obs)
+    table = table if spots is None else table[spots]
+    values, names, factors, terms = _from_columns(table) if formula is None else _from_formula(formula, table)
+    if covariate_names is not None:
+        names = ["" if name is None else str(name) for name in covariate_names]
     if len(names) != values.shape[1]:
         raise InvalidArgumentError(f"covariate_names: expected {values.shape[1]} names, found {len(names)}: {names}.")
-    if len(set(names)) != len(names):
-        raise InvalidArgumentError(f"covariate_names: expected unique names, found {names}.")
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        row, column = wrong[0]
-        raise InvalidArgumentError(
-            f"design_mtx: expected finite values, found {len(wrong)} missing (first: {names[column]!r} of spot "
-            f"{obs.index[row]!r})."
-        )
-    return Design(values, tuple(names), tuple(factors), tuple(terms))
+    if len(set(names)) != len(names) or not all(name.strip() for name in names):
+        raise InvalidArgumentError(f"covariate_names: expected unique names, none of them blank, found {names}.")
+    return Design(np.ascontiguousarray(values), tuple(names), tuple(factors), tuple(terms))
 
 
-def _table(design_mtx: Any, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Numeric columns and, for each, the name of its source and its term in a formula (none without formula)."""
-    if isinstance(design_mtx, str) and "~" in design_mtx:
-        return _from_formula(design_mtx, obs)
-    return *_without_formula(design_mtx, obs), []
+def complete_spots(design_mtx: Any, obs: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which spots have a label or a number in everything that a design uses, ``(N,)``."""
+    formula, table = _formula_and_table(design_mtx, obs)
+    if formula is not None:
+        return complete_rows(formula, table, ARGUMENT)
+    return complete_cells(table, table.columns, ARGUMENT)
 
 
-def _without_formula(design_mtx: Any, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _formula_and_table(design_mtx: Any, obs: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
+    """A formula, if it is one, and the columns that covariates are made of, in the order of the spots."""
+    if isinstance(design_mtx, str) and "~" in design_mtx and design_mtx not in obs.columns:
+        return design_mtx, obs
     if isinstance(design_mtx, str):
-        return _from_columns(_columns([design_mtx], obs))
+        return None, _columns([design_mtx], obs)
+    if isinstance(design_mtx, (list, tuple, pd.Index)) and all(isinstance(name, str) for name in design_mtx):
+        return None, _columns(list(design_mtx), obs)
+    for read in ("to_memory", "to_pandas"):  # of a lazy AnnData's obs; of xarray's arrays and other libraries' tables
+        design_mtx = getattr(design_mtx, read)() if hasattr(design_mtx, read) else design_mtx
+    table = _table(design_mtx)
+    if len(table) != len(obs):
+        raise InvalidArgumentError(f"design_mtx: expected {len(obs)} rows (spots), found {len(table)}.")
+    if isinstance(design_mtx, (pd.Series, pd.DataFrame)):
+        table = by_name(table, obs.index, ARGUMENT, what="spot")
+    return None, table.set_axis(obs.index, axis=0).set_axis([str(name) for name in table.columns], axis=1)
+
+
+def _table(design_mtx: Any) -> pd.DataFrame:
+    """A table of whatever holds covariates; arrays' rows have no names."""
+    if isinstance(design_mtx, pd.api.extensions.ExtensionArray):
+        design_mtx = pd.Series(design_mtx)
     if isinstance(design_mtx, pd.Series):
-        design_mtx = design_mtx.to_frame()
+        return design_mtx.to_frame("factor_1" if design_mtx.name is None else design_mtx.name)
     if isinstance(design_mtx, pd.DataFrame):
-        return _from_columns(_aligned(design_mtx, obs))
-    if isinstance(design_mtx, list | tuple) and all(isinstance(name, str) for name in design_mtx):
-        return _from_columns(_columns(list(design_mtx), obs))
-    return _from_array(design_mtx)
-
-
-def _from_array(design_mtx: Any) -> tuple[pd.DataFrame, list[str]]:
-    if isinstance(design_mtx, torch.Tensor):
-        design_mtx = design_mtx.detach().to_dense().cpu().numpy()
-    elif sp.issparse(design_mtx):
-        design_mtx = design_mtx.toarray()
-    try:
-        values = np.asarray(design_mtx, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(
-            "design_mtx: expected an array, tensor, DataFrame, column(s) of adata.obs or a formula, found "
-            f"{type(design_mtx).__name__} that is not numeric."
-        ) from error
+        return design_mtx
+    values = as_dense(design_mtx, ARGUMENT)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or values.shape[1] == 0:
         raise InvalidArgumentError(f"design_mtx: expected shape (n_spots, n_factors), found {values.shape}.")
-    names = [f"factor_{i + 1}" for i in range(values.shape[1])]
-    return pd.DataFrame(values, columns=names), names
+    return pd.DataFrame(values, columns=[f"factor_{i + 1}" for i in range(values.shape[1])])
 
 
 def _columns(names: list[str], obs: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in names if name not in obs.columns]
+    missing = [name for name in names if name not in set(map(str, obs.columns))]
     if missing or not names:
         raise InvalidArgumentError(
-            f"design_mtx: expected columns of adata.obs, which has {list(map(str, obs.columns))}; found {missing}."
+            f"design_mtx: expected columns of adata.obs, which has {list(map(str, obs.columns))}; found {missing}. "
+            "A formula begins with '~'."
         )
-    return obs[names]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"design_mtx: expected every column once, found {twice!r} twice.")
+    return pd.DataFrame({name: one_column(obs, name, ARGUMENT) for name in names}, index=obs.index)
 
 
-def _aligned(table: pd.DataFrame, obs: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the spots: by name if it has the spots' names, else by position."""
-    if len(table) != len(obs) or not table.index.isin(obs.index).any():
-        return table
-    if not (table.index.is_unique and table.index.isin(obs.index).all()):
-        raise InvalidArgumentError(
-            "design_mtx: expected a DataFrame indexed by all the names of the spots or by none, found some of them."
-        )
-    return table.loc[obs.index]
-
-
-def _from_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    pieces, factors = [], []
+def _from_columns(table: pd.DataFrame) -> tuple[Array, list[str], list[str], list[str]]:
+    """Covariates and, for each, its name and the name of its source."""
+    pieces, names, factors = [], [], []
     for name in table.columns:
-        column = table[name]
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            piece = column.astype(np.float64).to_frame(str(name))
+        column = typed_column(table, name, ARGUMENT)
+        if isinstance(column, Labels):
+            pieces.append((column.codes[:, None] == np.arange(len(column.levels))).astype(np.float64))
+            names += [f"{name}_{level}" for level in column.levels]
         else:
-            piece = pd.get_dummies(column, prefix=str(name), dtype=np.float64)
-            piece = piece.loc[:, piece.any()]  # a categorical may list levels that no spot has
-            piece[column.isna()] = np.nan
-        pieces.append(piece)
-        factors += [str(name)] * piece.shape[1]
-    return pd.concat(pieces, axis=1), factors
+            pieces.append(column[:, None])
+            names.append(name)
+        factors += [name] * pieces[-1].shape[1]
+    return np.concatenate(pieces, axis=1), names, factors, []
 
 
-def _from_formula(formula: str, obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
-    matrix = model_matrix(formula, obs, na_action="ignore")
-    indices = matrix.model_spec.term_indices
-    term_of = {matrix.columns[i]: str(term) for term, columns in indices.items() for i in columns}
-    table = pd.DataFrame(matrix).drop(columns="Intercept", errors="ignore")
-    if table.shape[1] == 0:
+def _from_formula(formula: str, table: pd.DataFrame) -> tuple[Array, list[str], list[str], list[str]]:
+    design = read_formula(formula, table, ARGUMENT, random_effects=RANDOM_EFFECTS)
+    kept = [i for i, term in enumerate(design.terms) if term != "1" or design.variables[i]]  # a column may be called 1
+    if not kept:
         raise InvalidArgumentError(f"design_mtx: formula {formula!r} has no covariates beside the intercept.")
-    names = [str(name) for name in table.columns]
-    return table, names, [term_of[name] for name in names]
+    names = [design.names[i] for i in kept]
+    return design.matrix[:, kept], names, names, [design.terms[i] for i in kept]

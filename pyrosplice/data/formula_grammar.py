@@ -80,3 +80,9 @@ def parse(code: str, aliases: Mapping[str, str] | None = None) -> ast.AST:
     """Syntax tree of a Python expression in which backticks quote names."""
     known = aliases or {}
     return ast.parse(re.sub(r"`([^`]+)`", lambda m: known.get(m[1], "_quoted"), code.strip()), mode="eval")
+
+
+def plain_message(error: Exception) -> str:
+    """Message of an error without the marks that underline in a terminal."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[⧛⧚]", "", str(error))
+    return " ".join(text.split())

@@ -22,8 +22,9 @@ from formulaic.parser.types import Token
 from formulaic.transforms import TRANSFORMS
 from numpy.typing import NDArray
 
-from pyrosplice.data.formula_grammar import is_function, parse
-from pyrosplice.data.labels import read_labels
+from pyrosplice.data.columns import complete_cells, numbers, one_column, typed_column
+from pyrosplice.data.formula_grammar import is_function, parse, plain_message
+from pyrosplice.data.labels import Labels, read_labels
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -79,9 +80,9 @@ class FormulaDesign:
         """
         data = {}
         for name in self.columns:
-            column = _column(table, name, argument)
+            column = one_column(table, name, argument)
             if name in self.numeric:
-                values: Any = _numbers(column, name, argument)
+                values: Any = numbers(column, name, argument)
             else:
                 labels = read_labels(column, f"{argument}: column {name!r}")
                 unseen = sorted(set(labels.levels) - set(self.levels[name]))
@@ -97,7 +98,7 @@ class FormulaDesign:
             with np.errstate(all="ignore"):
                 return np.asarray(self.spec.get_model_matrix(frame), dtype=np.float64)
         except (FormulaicError, ValueError, TypeError) as error:
-            said = _restore(_plain(error), self.aliases)
+            said = _restore(plain_message(error), self.aliases)
             raise InvalidArgumentError(f"{argument}: {self.formula!r} cannot be evaluated ({said}).") from error
 
 
@@ -130,44 +131,44 @@ def read_formula(
     InvalidArgumentError
         No formula, columns that are absent, missing values, a result that is not finite or has no columns.
     """
-    tokens = _tokens(formula, argument, random_effects)
-    names, aliases = _columns_of(tokens, [str(c) for c in table.columns], argument, formula)
+    text, names, aliases = formula_source(formula, [str(c) for c in table.columns], argument, random_effects)
     if as_numeric is not None:
         as_numeric = (as_numeric,) if isinstance(as_numeric, str) else tuple(as_numeric)
         for name in as_numeric:
-            _column(table, name, "as_numeric")
+            one_column(table, name, "as_numeric")
     data, levels, numeric = _typed(table, names, as_numeric, argument)
     frame = pd.DataFrame({aliases.get(n, n): values for n, values in data.items()}, index=table.index)
-    text = " ".join(_source(token, aliases) for token in tokens)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused below, by the name of its column
             matrix = Formula(text).get_model_matrix(frame, na_action="ignore")
     except (FormulaicError, ValueError, TypeError, NameError, SyntaxError) as error:
-        said, hint = _restore(_plain(error), aliases), _labels_hint(levels, as_numeric)
+        said, hint = _restore(plain_message(error), aliases), _labels_hint(levels, as_numeric)
         raise InvalidArgumentError(f"{argument}: {formula!r} cannot be evaluated ({said}).{hint}") from error
     if not hasattr(matrix, "columns"):
         raise InvalidArgumentError(f"{argument}: expected a right-hand side such as '~1 + x', found {formula!r}.")
     if matrix.shape[1] == 0:
         raise InvalidArgumentError(f"{argument}: {formula!r} makes no columns.")
-    design = _design(formula, matrix, levels, numeric, aliases, argument)
+    design = design_of(formula, matrix, levels, numeric, aliases, argument)
     _check_finite(design, table, argument)
     return design
+
+
+def formula_source(
+    formula: str, columns: Sequence[str], argument: str, random_effects: str = ""
+) -> tuple[str, list[str], dict[str, str]]:
+    """What formulaic is given for a formula, the columns that it uses, and the words that stand for some of them."""
+    tokens = _tokens(formula, argument, random_effects)
+    names, aliases = _columns_of(tokens, columns, argument, formula)
+    return " ".join(_source(token, aliases) for token in tokens), names, aliases
 
 
 def complete_rows(
     formula: str, table: pd.DataFrame, argument: str, *, as_numeric: Sequence[str] | str | None = None
 ) -> NDArray[np.bool_]:
     """Which rows have a label or a finite number in every column that the formula uses, ``(N,)``."""
-    names, _ = _columns_of(_tokens(formula, argument, ""), [str(c) for c in table.columns], argument, formula)
+    _, names, _ = formula_source(formula, [str(c) for c in table.columns], argument)
     numeric = (as_numeric,) if isinstance(as_numeric, str) else as_numeric
-    complete = np.ones(len(table), dtype=bool)
-    for name in names:
-        column = _column(table, name, argument)
-        if is_numeric(column) if numeric is None else name in numeric:
-            complete &= np.isfinite(_as_floats(column, name, argument))
-        else:
-            complete &= ~read_labels(column, f"{argument}: column {name!r}", keep_missing=True).missing
-    return complete
+    return complete_cells(table, names, argument, as_numeric=numeric)
 
 
 def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
@@ -176,7 +177,7 @@ def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
     try:
         tokens = list(tokenize(formula))
     except FormulaicError as error:
-        raise InvalidArgumentError(f"{argument}: {formula!r} is not a formula ({_plain(error)}).") from error
+        raise InvalidArgumentError(f"{argument}: {formula!r} is not a formula ({plain_message(error)}).") from error
     bars = [token for token in tokens if token.kind is Token.Kind.OPERATOR and token.token == "|"]
     if bars and any(token.token == "(" for token in tokens):
         raise InvalidArgumentError(
@@ -282,60 +283,16 @@ def _typed(
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]], tuple[str, ...]]:
     data: dict[str, Any] = {}
     levels: dict[str, tuple[str, ...]] = {}
-    numeric = []
     for name in names:
-        column = _column(table, name, argument)
-        if is_numeric(column) if as_numeric is None else name in as_numeric:
-            numeric.append(name)
-            data[name] = _numbers(column, name, argument)
+        values = typed_column(table, name, argument, as_numeric=as_numeric)
+        if isinstance(values, Labels):
+            levels[name], data[name] = values.levels, values.categorical
         else:
-            labels = read_labels(column, f"{argument}: column {name!r}")
-            levels[name], data[name] = labels.levels, labels.categorical
-    return data, levels, tuple(numeric)
+            data[name] = values
+    return data, levels, tuple(name for name in names if name not in levels)
 
 
-def is_numeric(column: pd.Series) -> bool:
-    """Whether a column holds numbers, by its type or, of objects, by what they are; booleans are labels."""
-    if column.dtype == object:
-        kind = pd.api.types.infer_dtype(column, skipna=True)
-        return kind in ("integer", "floating", "mixed-integer-float", "decimal")
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def _column(table: pd.DataFrame, name: str, argument: str) -> pd.Series:
-    where = [i for i, c in enumerate(table.columns) if str(c) == name]
-    if len(where) != 1:
-        found = f"{len(where)} columns" if where else "no column"
-        columns = [str(c) for c in table.columns]
-        raise InvalidArgumentError(f"{argument}: {found} {name!r} in the table, which has {columns}.")
-    return table.iloc[:, where[0]]
-
-
-def _numbers(column: pd.Series, name: str, argument: str) -> Array:
-    """A column as float64, all finite."""
-    array = _as_floats(column, name, argument)
-    wrong = np.flatnonzero(~np.isfinite(array))
-    if len(wrong):
-        raise InvalidArgumentError(
-            f"{argument}: column {name!r} has {len(wrong)} value(s) missing or infinite (first: row "
-            f"{column.index[wrong[0]]!r}); fill them in, or leave those rows out."
-        )
-    return array
-
-
-def _as_floats(column: pd.Series, name: str, argument: str) -> Array:
-    dates = pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column)
-    try:
-        if dates or pd.api.types.is_complex_dtype(column):
-            raise TypeError(f"dtype {column.dtype}")
-        values = pd.Series(column.to_numpy()) if isinstance(column.dtype, pd.CategoricalDtype) else column
-        numbers = values.astype("Float64") if values.dtype != object else values.where(values.notna(), np.nan)
-        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{argument}: column {name!r} does not hold numbers ({error}).") from error
-
-
-def _design(
+def design_of(
     formula: str,
     matrix: Any,
     levels: dict[str, tuple[str, ...]],
@@ -343,6 +300,7 @@ def _design(
     aliases: dict[str, str],
     argument: str,
 ) -> FormulaDesign:
+    """The record of a model matrix that formulaic made."""
     spec = matrix.model_spec
     terms: dict[int, Any] = {i: term for term, columns in spec.term_indices.items() for i in columns}
     names = [_restore(str(c), aliases) for c in matrix.columns]
@@ -383,12 +341,6 @@ def _restore(text: str, aliases: Mapping[str, str]) -> str:
         text = re.sub(rf"(?<=[(+\-*/,= ]){alias}|{alias}(?=[),])", quoted, text)
         text = text.replace(alias, name)
     return text
-
-
-def _plain(error: Exception) -> str:
-    """Message of an error without the marks that underline in a terminal."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[⧛⧚]", "", str(error))
-    return " ".join(text.split())
 
 
 def _labels_hint(levels: Mapping[str, Any], as_numeric: tuple[str, ...] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,10 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.data.columns import one_column
+from pyrosplice.data.containers import check_sparse, loaded
+from pyrosplice.data.labels import read_labels
+from pyrosplice.errors import InvalidArgumentError, is_number
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class IsoformData:
     adata
         Spots × kept isoforms, isoforms in their order in ``var``; a copy.
     layer
-        Layer that holds the counts.
+        Layer that holds the counts; None for ``X``.
     gene_names
         Display name of each gene, unique, in order of first appearance.
     columns
@@ -35,7 +38,7 @@ class IsoformData:
     """
 
     adata: AnnData
-    layer: str
+    layer: str | None
     gene_names: tuple[str, ...]
     columns: tuple[NDArray[np.intp], ...]
 
@@ -44,16 +47,21 @@ class IsoformData:
         """Number of isoforms of each gene."""
         return [len(columns) for columns in self.columns]
 
+    @property
+    def matrix(self) -> Any:
+        """Counts of all isoforms, ``(N, ΣK)``, in a layout from which columns are cheap."""
+        return by_column(self.adata.X if self.layer is None else self.adata.layers[self.layer])
+
     def counts(self) -> list[Tensor]:
         """Counts of every gene, each ``(N, K)`` float64; no more than one gene is made dense at a time."""
-        matrix = by_column(self.adata.layers[self.layer])
+        matrix = self.matrix
         return [torch.from_numpy(dense(matrix[:, columns])) for columns in self.columns]
 
 
 def read_isoforms(
     adata: AnnData,
     *,
-    layer: str = "counts",
+    layer: str | None = "counts",
     group_iso_by: str = "gene_symbol",
     gene_names: str | None = None,
     min_counts: float = 10,
@@ -68,11 +76,12 @@ def read_isoforms(
     Parameters
     ----------
     adata
-        Spots × isoforms.
+        Spots × isoforms, in memory, backed or lazy.
     layer
-        Layer of counts: whole numbers ≥ 0, dense or sparse.
+        Layer of counts, whole numbers ≥ 0, in any container; None for ``X``.
     group_iso_by
-        Column of ``var`` that says which gene an isoform belongs to; isoforms without a value are left out.
+        Column of ``var`` that says which gene an isoform belongs to; isoforms without a name, or with a blank one,
+        are left out with a warning.
     gene_names
         Column of ``var`` with the genes' display names; those of ``group_iso_by`` by default.
     min_counts
@@ -89,32 +98,33 @@ def read_isoforms(
         isoforms or genes; an isoform without counts that ``min_counts`` lets through; nothing left.
     """
     check_anndata(adata)
-    for argument, key, where in (
-        ("layer", layer, "layers"),
-        ("group_iso_by", group_iso_by, "var"),
-        ("gene_names", gene_names, "var"),
-    ):
-        check_key(adata, argument, key, where)
+    _check_keys(adata, layer, group_iso_by, gene_names)
     fraction = _fraction(min_counts, min_bin_pct)
-    check_unique("adata.obs_names", adata.obs_names)
-    check_unique("adata.var_names", adata.var_names)
-    check_counts(adata.layers[layer], adata, layer)
+    for table in ("obs", "var"):
+        check_unique(f"adata.{table}_names", getattr(adata, f"{table}_names"))
+        check_unique(f"adata.{table}.columns", list(getattr(adata, table).keys()))
+    counts = loaded(adata.X if layer is None else adata.layers[layer], matrix_name(layer))
+    check_counts(counts, adata, matrix_name(layer))
 
-    matrix = by_column(adata.layers[layer])
-    matrix = matrix if spots is None else matrix[np.flatnonzero(spots)]
-    total, seen = column_totals(matrix)
-    group = _groups(adata.var[group_iso_by], group_iso_by)
-    kept = (total >= min_counts) & (seen >= fraction * matrix.shape[0]) & group.notna().to_numpy()
+    var = table_of(adata, "var")
+    counts = counts if spots is None else counts[np.flatnonzero(spots)]
+    total, seen = column_totals(by_column(counts))
+    group = _groups(one_column(var, group_iso_by, "group_iso_by"), group_iso_by)
+    kept = (total >= min_counts) & (seen >= fraction * counts.shape[0]) & group.notna().to_numpy()
     members = group[kept].groupby(group[kept]).transform("size").reindex(group.index).fillna(0).to_numpy()
     kept &= members >= 2
     _check_selection(adata, kept, total, layer=layer, group=group, min_counts=min_counts, min_bin_pct=min_bin_pct)
 
-    filtered = (adata[:, kept] if spots is None else adata[spots, kept]).copy()
+    filtered = subset(adata, spots, kept)
+    if layer is None:
+        filtered.X = counts[:, np.flatnonzero(kept)]
+    else:
+        filtered.layers[layer] = counts[:, np.flatnonzero(kept)]
     codes, genes = pd.factorize(group[kept])
     columns = tuple(np.flatnonzero(codes == gene) for gene in range(len(genes)))
     names = [str(gene) for gene in genes]
     if gene_names is not None:
-        names = _display_names(filtered.var[gene_names], columns, names, gene_names)
+        names = _display_names(one_column(filtered.var, gene_names, "gene_names"), columns, names, gene_names)
     check_unique("gene_names" if gene_names is not None else "group_iso_by", names)
     return IsoformData(filtered, layer, tuple(names), columns)
 
@@ -125,13 +135,62 @@ def check_anndata(adata: Any) -> None:
         raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
 
 
-def check_key(adata: AnnData, argument: str, key: str | None, where: str) -> None:
+def table_of(adata: AnnData, where: Literal["obs", "var"]) -> pd.DataFrame:
+    """``obs`` or ``var`` as a DataFrame, also of a lazy AnnData."""
+    table = getattr(adata, where)
+    return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
+def subset(adata: AnnData, spots: NDArray[np.bool_] | None, kept: NDArray[np.bool_]) -> AnnData:
+    """Copy of some spots and isoforms, all of it in memory; of a backed one without ``raw``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A sparse matrix with an index out of its range.
+    """
+    rows = np.ones(adata.n_obs, dtype=bool) if spots is None else spots
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "layers", "obsp", "varp")}
+    matrices = {f"adata.{where}[{key!r}]": value for where, part in parts.items() for key, value in part.items()}
+    for name, matrix in (matrices if adata.isbacked else matrices | {"adata.X": adata.X}).items():
+        if sp.issparse(matrix):
+            check_sparse(matrix, name)
+    if not adata.isbacked:
+        return adata[rows, kept].to_memory(copy=True)
+    found = AnnData(obs=adata.obs, var=adata.var, uns=adata.uns, **parts)[rows, kept].copy()
+    try:
+        x = adata.X if adata.X is None else loaded(adata.X, "adata.X")
+    except OSError as error:
+        warnings.warn(f"adata.X: its file cannot be read ({error}); filtered_adata has none.", stacklevel=4)
+        return found
+    found.X = x if x is None else x[np.flatnonzero(rows)][:, np.flatnonzero(kept)]
+    return found
+
+
+def check_key(adata: AnnData, argument: str, key: Any, where: str) -> None:
     """Raise unless ``adata.<where>`` has ``key`` (None is not asked for); say what it has instead."""
     mapping = getattr(adata, where)
-    if key is not None and key not in mapping:
+    if key is not None and (not isinstance(key, str) or key not in set(map(str, mapping.keys()))):
         raise InvalidArgumentError(
             f"{argument}: adata.{where} has no {key!r}; it has {sorted(map(str, mapping.keys()))}."
         )
+
+
+def _check_keys(adata: AnnData, layer: str | None, group_iso_by: str, gene_names: str | None) -> None:
+    check_key(adata, "layer", layer, "layers")
+    if layer is None and adata.X is None:
+        raise InvalidArgumentError(
+            f"layer: None is for counts in adata.X, which is None; name one of {sorted(adata.layers.keys())}."
+        )
+    if group_iso_by is None:
+        raise InvalidArgumentError(f"group_iso_by: expected a column of adata.var, one of {list(adata.var.keys())}.")
+    check_key(adata, "group_iso_by", group_iso_by, "var")
+    check_key(adata, "gene_names", gene_names, "var")
+
+
+def matrix_name(layer: str | None) -> str:
+    """What counts are called in messages."""
+    return "adata.X" if layer is None else f"layer {layer!r}"
 
 
 def check_unique(argument: str, names: Sequence[str] | pd.Index) -> None:
@@ -144,8 +203,10 @@ def check_unique(argument: str, names: Sequence[str] | pd.Index) -> None:
         )
 
 
-def check_counts(counts: Any, adata: AnnData, layer: str) -> None:
+def check_counts(counts: Any, adata: AnnData, name: str) -> None:
     """Raise unless every entry is a whole number ≥ 0; say which spot and isoform is not."""
+    if counts.shape != adata.shape:
+        raise InvalidArgumentError(f"{name}: expected shape {adata.shape}, found {counts.shape}.")
     values = counts.data if sp.issparse(counts) else np.asarray(counts)
     for problem, wrong in (
         ("NaN or infinite", lambda v: ~np.isfinite(v)),
@@ -162,7 +223,7 @@ def check_counts(counts: Any, adata: AnnData, layer: str) -> None:
             else:
                 row, column = divmod(first, counts.shape[1])
             raise InvalidArgumentError(
-                f"layer {layer!r}: expected counts, whole numbers ≥ 0, found {int(found.sum())} {problem} "
+                f"{name}: expected counts, whole numbers ≥ 0, found {int(found.sum())} {problem} "
                 f"(first: {values.ravel()[first]} at spot {adata.obs_names[row]!r}, "
                 f"isoform {adata.var_names[column]!r})."
             )
@@ -181,26 +242,29 @@ def dense(columns: Any) -> NDArray[np.float64]:
 
 def column_totals(matrix: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Total of each column and the number of its non-zero entries."""
-    total = np.asarray(matrix.sum(0), dtype=np.float64).ravel()
+    total = np.asarray(matrix.sum(0, dtype=np.float64)).ravel()
     return total, np.asarray((matrix != 0).sum(0), dtype=np.float64).ravel()
 
 
 def _fraction(min_counts: float, min_bin_pct: float) -> float:
-    if not min_counts >= 0:
+    if not (is_number(min_counts) and min_counts >= 0):
         raise InvalidArgumentError(f"min_counts: expected a number ≥ 0, found {min_counts!r}.")
-    if not 0 <= min_bin_pct <= 100:
+    if not (is_number(min_bin_pct) and 0 <= min_bin_pct <= 100):
         raise InvalidArgumentError(f"min_bin_pct: expected a fraction or percent in [0, 100], found {min_bin_pct!r}.")
     return min_bin_pct / 100 if min_bin_pct > 1 else min_bin_pct
 
 
 def _groups(values: pd.Series, column: str) -> pd.Series:
-    """Gene of each isoform as an object series; missing values warned about once."""
-    missing = int(values.isna().sum())
+    """Name of each isoform's gene, None where there is none; those are warned about once."""
+    labels = read_labels(values, f"group_iso_by: adata.var[{column!r}]", keep_missing=True)
+    missing = int(labels.missing.sum())
     if missing:
         warnings.warn(
-            f"group_iso_by: {missing} isoforms have no value in adata.var[{column!r}] and are left out.", stacklevel=3
+            f"group_iso_by: {missing} isoforms have no value in adata.var[{column!r}], or a blank one, and are left "
+            "out.",
+            stacklevel=3,
         )
-    return values.astype(object)
+    return pd.Series(labels.names, index=values.index, dtype=object)
 
 
 def _check_selection(
@@ -208,7 +272,7 @@ def _check_selection(
     kept: NDArray[np.bool_],
     total: NDArray[np.float64],
     *,
-    layer: str,
+    layer: str | None,
     group: pd.Series,
     min_counts: float,
     min_bin_pct: float,
@@ -216,8 +280,8 @@ def _check_selection(
     if not kept.any():
         largest = int(group.value_counts().max()) if group.notna().any() else 0
         raise InvalidArgumentError(
-            f"adata: nothing is left of {adata.n_vars} isoforms in layer {layer!r}: expected a gene with two or more "
-            f"isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
+            f"adata: nothing is left of {adata.n_vars} isoforms in {matrix_name(layer)}: expected a gene with two or "
+            f"more isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
             f"largest gene by group_iso_by has {largest} isoform(s)."
         )
     unseen = np.flatnonzero(kept & (total == 0))
@@ -234,8 +298,9 @@ def _display_names(
 ) -> list[str]:
     """One display name a gene: the only value that its isoforms have."""
     names = []
+    labels = pd.Series(read_labels(values, f"gene_names: adata.var[{column!r}]", keep_missing=True).names, dtype=object)
     for group, positions in zip(groups, columns, strict=True):
-        found = values.iloc[positions].dropna().unique()
+        found = labels.iloc[positions].dropna().unique()
         if len(found) != 1:
             raise InvalidArgumentError(
                 f"gene_names: expected one name a gene in adata.var[{column!r}], found {len(found)} for {group!r}: "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, TypeVar
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, listed
 
 Table = TypeVar("Table")
 
@@ -61,6 +63,54 @@ def by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = 
             f"paired by position. Give it the {what}s' names as index."
         )
     return given.iloc[theirs.get_indexer(ours)]
+
+
+def square_by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = "cell") -> Table:
+    """Rows and columns of a DataFrame ``(N, N)`` in the order of ``names``, of its own rows where those are None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As for :func:`by_name`.
+    """
+    if not isinstance(given, pd.DataFrame):
+        return given
+    columns_too = by_name(given.T, given.index, argument, what=what).T
+    return by_name(by_name(columns_too, names, argument, what=what).T, names, argument, what=what).T
+
+
+def places_of(wanted: Any, names: Any, argument: str, *, what: str = "gene") -> NDArray[np.intp]:
+    """Positions of things given by their names or positions, as a slice or a mask ``(N,)``; None for all.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a name or position that there is not, or a name that stands twice among ``names``.
+    """
+    every = [str(name) for name in names]
+    if wanted is None or isinstance(wanted, slice):
+        return np.arange(len(every))[slice(None) if wanted is None else wanted]
+    mask = np.asarray(wanted) if not isinstance(wanted, str) else None
+    if mask is not None and mask.dtype == bool:
+        if mask.shape != (len(every),):
+            raise InvalidArgumentError(f"{argument}: expected a mask of {len(every)} {what}s, found {mask.shape}.")
+        return np.flatnonzero(mask)
+    given = [wanted] if isinstance(wanted, (str, int, np.integer)) else list(wanted)
+    place = {name: i for i, name in enumerate(every)}
+    twice = {name for name, count in Counter(every).items() if count > 1}
+    out = []
+    for one in given:
+        if isinstance(one, str) and one in twice:
+            raise InvalidArgumentError(f"{argument}: {what} {one!r} stands more than once; give its position.")
+        number = isinstance(one, (int, np.integer)) and 0 <= one < len(every)
+        where = int(one) if number else place.get(one) if isinstance(one, str) else None
+        if where is None:
+            raise InvalidArgumentError(
+                f"{argument}: no {what} {one!r}; expected positions below {len(every)}, or names among "
+                f"{listed(every, near=str(one))}."
+            )
+        out.append(where)
+    return np.array(out, dtype=np.intp)
 
 
 def as_text(index: pd.Index) -> pd.Index:

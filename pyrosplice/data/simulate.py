@@ -13,7 +13,9 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.data.containers import as_dense
+from pyrosplice.data.names import by_name
+from pyrosplice.errors import InvalidArgumentError, check_option, is_whole
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
@@ -57,7 +59,7 @@ def simulate_isoforms(
         ``"grid"`` (row-major on a square as full as N allows, unit distance), ``"random"`` (uniform with one spot
         a unit area) or coordinates ``(N, D)``.
     depth
-        Mean count of a gene per spot: a number or ``(G,)``.
+        Mean count of a gene per spot: a number or ``(G,)`` (here and below also a Series by gene name).
     sigma
         Standard deviation σ of the random effect, logits: a number or ``(G,)``.
     theta
@@ -95,13 +97,14 @@ def simulate_isoforms(
     coords = _coordinates(layout, n_spots, seed)
     _check_size("n_genes", n_genes, 1)
     _check_size("n_isoforms", n_isoforms, 2)
+    names = pd.Index([f"gene_{g + 1}" for g in range(n_genes)])
     genes = pd.DataFrame(
         {
-            "sigma": _per_gene("sigma", sigma, n_genes, (0.0, np.inf)),
-            "theta": _per_gene("theta", theta, n_genes, (0.0, 1.0)),
-            "depth": _per_gene("depth", depth, n_genes, (0.0, np.inf)),
+            "sigma": _per_gene("sigma", sigma, names, (0.0, np.inf)),
+            "theta": _per_gene("theta", theta, names, (0.0, 1.0)),
+            "depth": _per_gene("depth", depth, names, (0.0, np.inf)),
         },
-        index=[f"gene_{g + 1}" for g in range(n_genes)],
+        index=names,
     )
     generator = torch.Generator().manual_seed(seed)
     adjacency = knn_graph(coords, k_neighbors=k_neighbors, graph=graph)
@@ -148,7 +151,7 @@ def _covariates(kinds: Sequence[str], covariance: CarCovariance, generator: torc
 
 def _effects(beta: Any, n_genes: int, n_covariates: int, n_logits: int) -> Tensor:
     """Effects ``(G, P, Q)``."""
-    value = np.asarray(beta, dtype=np.float64)
+    value = as_dense(beta, "beta")
     if value.ndim == 0:
         value = np.concatenate([value[None], np.zeros(n_logits - 1)])
     try:
@@ -198,8 +201,8 @@ def _assemble(
     )
 
 
-def _per_gene(name: str, value: Any, n_genes: int, limits: tuple[float, float]) -> NDArray[np.float64]:
-    values = np.asarray(value, dtype=np.float64)
+def _per_gene(name: str, value: Any, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
+    values, n_genes = as_dense(by_name(value, genes, name, what="gene"), name), len(genes)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
         raise InvalidArgumentError(f"{name}: expected a number or ({n_genes},), found shape {values.shape}.")
     values = np.broadcast_to(values, (n_genes,)).copy()
@@ -218,5 +221,5 @@ def _unique(kinds: Sequence[str]) -> list[str]:
 
 
 def _check_size(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or value < least:
+    if not is_whole(value, least):
         raise InvalidArgumentError(f"{name}: expected a whole number ≥ {least}, found {value!r}.")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 
 
-def resolve_size_factors(size_factors: Any, sample_description: pd.DataFrame | None, n_cells: int) -> Array | None:
-    """Size factors as an array ``(N,)``: from an array, a Series, or the name of a column.
+def resolve_size_factors(size_factors: Any, cells: Cells) -> Array | None:
+    """Size factors as an array ``(N,)``: from an array, a Series (paired by name), or the name of a column.
 
     Raises
     ------
@@ -25,14 +25,8 @@ def resolve_size_factors(size_factors: Any, sample_description: pd.DataFrame | N
     """
     if size_factors is None:
         return None
-    if isinstance(size_factors, str):
-        if sample_description is None or size_factors not in sample_description:
-            found = [] if sample_description is None else [str(c) for c in sample_description.columns]
-            raise InvalidArgumentError(
-                f"size_factors: no column {size_factors!r} in sample_description, found {found}."
-            )
-        size_factors = sample_description[size_factors]
-    values = np.asarray(size_factors, dtype=np.float64)
+    values = cells.numbers(size_factors, "size_factors")
+    n_cells = cells.n_used
     if values.ndim == 2 and 1 in values.shape:
         values = values.ravel()
     if values.shape != (n_cells,):
@@ -51,7 +45,7 @@ def normed_sum(data: Any) -> Array:
     counts = data if isinstance(data, CountMatrix) else CountMatrix(data)
     total = np.zeros(counts.shape[0])
     for cells, block in counts.cell_blocks():
-        total[cells] = np.asarray(block.sum(1)).ravel()
+        total[cells] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
     return total / total.mean()
 
 

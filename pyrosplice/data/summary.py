@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import entr
 from tqdm.auto import tqdm
 
-from pyrosplice.data.isoforms import IsoformData, by_column, dense
+from pyrosplice.data.isoforms import IsoformData, dense
 from pyrosplice.errors import check_option
 
 
@@ -34,7 +34,7 @@ def feature_summary(data: IsoformData, *, level: str = "gene", print_progress: b
         Another ``level``.
     """
     check_option("level", level, ("gene", "isoform"))
-    matrix = by_column(data.adata.layers[data.layer])
+    matrix = data.matrix
     genes = tqdm(data.columns, desc=f"{level} summary", disable=not print_progress)
     rows = [
         _gene_row(counts) if level == "gene" else _isoform_rows(counts)

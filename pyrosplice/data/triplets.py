@@ -24,7 +24,7 @@ from pyrosplice.data.points import (
     representation_of,
 )
 from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
-from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, own_options_only
+from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, is_number, own_options_only
 
 
 class TripletDataset(Dataset):
@@ -395,5 +395,4 @@ class AnnData_TripletDataset(TripletDataset):
 
 
 def _is_whole(value: Any) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and float(value).is_integer()
+    return is_number(value) and float(value).is_integer()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.estimators.inputs import as_counts, as_design, as_device
+from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
@@ -73,7 +73,7 @@ class BaseModel(Described, Module):
     def _checked(self, counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
         chosen = as_device(device)
         table = as_counts(counts, chosen, self.likelihood)
-        return table, as_design(design_mtx, table.shape[1], chosen)
+        return table, as_design(design_mtx, table.shape[1], chosen, spot_names(counts))
 
     def _named_priors(self, shapes: Mapping[str, tuple[int, ...]], covariance: Any = None) -> None:
         """Turn a name that was given as priors into those of this data."""
@@ -123,13 +123,21 @@ class BaseModel(Described, Module):
         values = {}
         for name, value in params.items():
             check_option("params", name, own)
-            values[name] = torch.as_tensor(value).detach().to(own[name])
+            values[name] = as_tensor(value, f"params[{name!r}]").to(own[name])
             if values[name].shape != own[name].shape:
                 raise InvalidArgumentError(
                     f"params[{name!r}]: expected shape {tuple(own[name].shape)}, found {tuple(values[name].shape)}."
                 )
         for name, value in values.items():
             own[name].data.copy_(value)
+
+    def _without_epochs(self) -> Convergence:
+        """The record of a fit of ``max_epochs=0``, which leaves every parameter where it is."""
+        genes = torch.arange(self.n_genes, device=self.device)
+        record = Convergence.start(self.n_genes, device=self.device)
+        record.record(-self(), genes)
+        record.finish(genes, "max_epochs")
+        return record
 
     def _finish(self, record: Convergence, seconds: float, *, verbose: bool, quiet: bool) -> None:
         self.logger, self.fitting_time = record, seconds

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.descent_rules import RULES
 
@@ -31,7 +33,8 @@ def complete_configs(given: Mapping[str, Any] | None, defaults: Mapping[str, Any
         raise InvalidArgumentError(f"fitting_configs: expected a dict or None, found {type(given).__name__}.")
     for key in given or {}:
         check_option("fitting_configs", key, defaults)
-    configs = {**defaults, **(given or {})}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in (given or {}).items()}
+    configs = {**defaults, **plain}
     for key, value in configs.items():
         _check_value(key, value)
     return configs
@@ -46,8 +49,8 @@ def _check_value(key: str, value: Any) -> None:
     elif key in ("lr", "tol"):
         if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
             raise InvalidArgumentError(f"{name}: expected a positive number, found {value!r}.")
-    elif (
-        isinstance(value, bool) or not isinstance(value, int) or not (value >= 1 or (key, value) == ("max_epochs", -1))
-    ):
-        also = " or -1 (10,000)" if key == "max_epochs" else ""
-        raise InvalidArgumentError(f"{name}: expected a positive integer{also}, found {value!r}.")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < (-1 if key == "max_epochs" else 1):
+        wanted = (
+            "0 (the start values), a positive integer or -1 (10,000)" if key == "max_epochs" else "a positive integer"
+        )
+        raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")

@@ -16,12 +16,14 @@ from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.hypothesis.dispersion import trace_sf
+from pyrosplice.hypothesis.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.likelihood_ratio import likelihood_ratio_test
 from pyrosplice.hypothesis.score import (
     CovariateTest,
     Linearised,
     ScoreVariance,
     covariate_information,
+    identified_ranks,
     score_test,
     score_variance,
 )
@@ -31,6 +33,7 @@ from pyrosplice.inference.newton import solve_curvature
 
 By = Literal["covariate", "factor"]
 Variance = Literal["robust", "model"]
+ENDLESS = ("separated", "no_counts")  # fits without finite coefficients
 
 
 @dataclass(frozen=True)
@@ -121,35 +124,74 @@ def same_nuisance(terms: Sequence[Term]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Coefficients of a batch with all covariates, levels of a factor centred.
+    """Coefficients ``[β; b]`` of a batch with all covariates, levels of a factor centred, b at the covariates' means.
 
     Attributes
     ----------
     beta
         ``(B, P, Q)``.
-    covariance
-        Of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``, NaN for a gene whose coefficients the data do not identify.
-    by_model
-        The same without the variance of the residuals.
+    coefficients
+        The same of orthonormal columns, ``(B, C, Q)``; covariances are of these, ``(B, C Q, C Q)``, NaN for a gene
+        that has none: at infinity, or information in no direction that the gene's spots tell apart.
+    covariance, by_model
+        From the residuals, or as asked for; by the model.
+    back
+        From coefficients of orthonormal columns to ``[β; b]``, ``(P + 1, C)``.
     variance
         That of the score; None where ``covariance`` is the model's.
     influence
-        ``(B, (P + 1) Q, D)``: from the score to ``[β; b]``.
+        From the score to the coefficients, ``(B, C Q, C Q)``.
+    coverage
+        What the genes do not identify.
     """
 
     beta: Tensor
+    coefficients: Tensor
     covariance: Tensor
     by_model: Tensor
+    back: Tensor
     variance: ScoreVariance | None
     influence: Tensor
+    coverage: Coverage
 
-    def dof(self, contrast: Tensor) -> Tensor | None:
-        """Degrees of freedom ``(B,)`` of the variance of ``contrast @ β``, ``(C, P)``; None where it is the model's."""
+    def rows(self, contrast: Tensor) -> Tensor:
+        """Orthonormal rows ``(R, C)`` that are zero where ``contrast @ β`` is, ``(R, P)``."""
+        rows = contrast @ self.back[:-1]
+        return torch.linalg.qr((rows / rows.norm(dim=1, keepdim=True)).T)[0].T
+
+    def dof(self, rows: Tensor) -> Tensor | None:
+        """Degrees of freedom ``(B,)`` of the variance of ``rows @ coefficients``; None where it is the model's."""
         if self.variance is None:
             return None
-        n_logits = self.beta.shape[-1]
-        rows = torch.kron(contrast.contiguous(), torch.eye(n_logits, dtype=contrast.dtype))
-        return self.variance.dof(rows @ self.influence[:, : rows.shape[1]])
+        return self.variance.dof(_by_logit(rows, self.beta.shape[-1]) @ self.influence)
+
+    def of_coded(self, covariance: Tensor) -> Tensor:
+        """A covariance as that of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``."""
+        back = _by_logit(self.back, self.beta.shape[-1])
+        return back @ covariance @ back.T
+
+    def along(self, directions: Tensor) -> Tensor:
+        """What :meth:`of_coded` makes of unit variances along ``directions`` ``(C, d)``: ``(1, D, D)``."""
+        return self.of_coded(_by_logit(directions @ directions.T, self.beta.shape[-1])[None])
+
+    def wald(self, contrast: Tensor, *, by_model: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Statistic, p-value and rank ``(B, 1)`` each of ``contrast @ β = 0``, ``(R, P)``, as far as identified."""
+        covariance = self.by_model if by_model else self.covariance
+        rows = self.rows(contrast)
+        dof = None if by_model else self.dof(rows)
+        statistic, pvalue = contrast_test(self.coefficients, covariance, rows, dof)
+        rank = torch.full_like(statistic, len(rows))
+        for gene in self.coverage.deficient:
+            some, one = identified_rows(rows, self.coverage.null_space(gene)), slice(gene, gene + 1)
+            rank[gene] = len(some)
+            if len(some) == len(rows):
+                continue
+            statistic[gene] = pvalue[gene] = torch.nan
+            if len(some):
+                dof = None if by_model else self.dof(some)
+                dof = None if dof is None else dof[one]
+                statistic[one], pvalue[one] = contrast_test(self.coefficients[one], covariance[one], some, dof)
+        return statistic, pvalue, rank
 
 
 def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool) -> Estimates:
@@ -157,31 +199,47 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
     model, beta = spec.rebuild_estimable(counts, genes), stacked(genes)["beta"]
     information, scaling = model.observed_information()
     n_genes, _, n_logits = beta.shape
-    eye = torch.eye(n_logits, dtype=torch.float64)
-    recode = torch.kron(torch.from_numpy(design.coding), eye)
-    back = (recode @ torch.kron(scaling.matrix, eye)).expand(n_genes, -1, -1)
-    influence = solve_curvature(information, back.mT).mT
+    columns = scaling.design
+    coverage = Coverage.of(columns, spec.informed(counts))
+    rank = torch.full((n_genes,), float(columns.shape[1]), dtype=torch.float64)
+    information = information.clone()
+    for gene in coverage.deficient:  # what is not identified is made independent of the rest, and told apart later
+        null = coverage.null_space(gene)
+        rank[gene] -= null.shape[1]
+        size = torch.diagonal(information[gene]).mean().clamp_min(1.0)
+        information[gene] += size * _by_logit(null @ null.T, n_logits)
+    lost = torch.tensor([gene.reason in ENDLESS for gene in genes])[:, None, None]
 
-    def coded(covariance: Tensor) -> Tensor:
-        known = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
-        return recode @ torch.where(known, covariance, torch.nan) @ recode.T
+    def known(covariance: Tensor) -> Tensor:
+        finite = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
+        return torch.where(finite & ~lost, covariance, torch.nan)
 
-    by_model = coded(covariance_from_information(information, scaling, n_logits))
-    if not robust:
-        return Estimates(beta, by_model, by_model, None, influence)
-    fit, covariates = linearised(model), scaling.standardised(torch.from_numpy(design.reduced))
-    expected = covariate_information(fit.precision_product, covariates, n_genes, n_logits)
-    variance = score_variance(fit, covariates, expected, covariates.shape[1])
-    covariance = coded(covariance_from_information(information, scaling, n_logits, variance.matrix))
-    return Estimates(beta, covariance, by_model, variance, influence)
+    orthonormal = scaling.of_columns()
+    by_model = known(covariance_from_information(information, orthonormal, n_logits))
+    back = torch.from_numpy(design.coding) @ scaling.matrix
+    back[-1] = torch.eye(back.shape[1], dtype=back.dtype)[-1]
+    eye = torch.eye(information.shape[-1], dtype=torch.float64).expand_as(information)
+    coefficients = torch.linalg.solve(scaling.matrix, torch.cat([model.beta, model.bias_eta.unsqueeze(1)], 1)).detach()
+    covariance, variance = by_model, None
+    if robust:
+        fit = linearised(model)
+        expected = covariate_information(fit.precision_product, columns, n_genes, n_logits)
+        variance = score_variance(fit, columns, expected, rank)
+        spread = variance.matrix + model.prior_information()  # estimates differ from the truth by what priors say, too
+        covariance = known(covariance_from_information(information, orthonormal, n_logits, spread))
+    influence = solve_curvature(information, eye)
+    return Estimates(beta, coefficients, covariance, by_model, back, variance, influence, coverage)
 
 
 def score_of_terms(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, terms: Sequence[Term], robust: bool
-) -> tuple[Tensor, Tensor]:
-    """Score tests of terms with the same nuisance at fits with it, a batch ``(B, N, K)``: ``(B, T)`` and p-values."""
+) -> list[Tensor]:
+    """Score tests of terms with the same nuisance at fits with it, a batch ``(B, N, K)``.
+
+    Statistics, p-values and ranks, ``(B, T)`` each.
+    """
     test = _score_test(linearised(spec.rebuild(counts, genes)), design, terms, robust)
-    return test.statistic, test.pvalue
+    return [test.statistic, test.pvalue, test.dof / genes[0].n_logits]
 
 
 def wald_of_contrasts(
@@ -191,12 +249,11 @@ def wald_of_contrasts(
     design: Design,
     contrasts: Sequence[Contrast],
     robust: bool,
-) -> tuple[Tensor, Tensor]:
-    """Wald tests of contrasts beside all covariates, levels of a factor centred: ``(B, T)`` each."""
+) -> list[Tensor]:
+    """Wald tests of contrasts beside all covariates, levels of a factor centred: as :func:`score_of_terms`."""
     found = estimates(counts, spec, genes, design, robust)
-    rows = [torch.from_numpy(contrast.rows) for contrast in contrasts]
-    tests = [contrast_test(found.beta, found.covariance, some, found.dof(some)) for some in rows]
-    return torch.cat([test[0] for test in tests], -1), torch.cat([test[1] for test in tests], -1)
+    tests = [found.wald(torch.from_numpy(contrast.rows)) for contrast in contrasts]
+    return [torch.cat(values, -1) for values in zip(*tests, strict=True)]
 
 
 def ratio_of_terms(
@@ -206,22 +263,31 @@ def ratio_of_terms(
     design: Design,
     terms: Sequence[Term],
     robust: bool,
-) -> tuple[Tensor, Tensor]:
-    """Likelihood ratios of terms with the same nuisance, ``(B, T)`` and p-values.
+) -> list[Tensor]:
+    """Likelihood ratios of terms with the same nuisance, as :func:`score_of_terms`.
 
-    ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term.
+    ``fits`` has for each gene that of the nuisance, which is the model of ``spec``, and then one with each term. With
+    priors the ratio is that of the maxima of the posterior density where the tested coefficients are free and where
+    they are zero.
+
     ``robust`` ratios are multiplied by the quotient of the term's Wald statistics with the variance of the residuals
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
-    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the quotient is that of the score
-    statistics.
+    Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the likelihood has none there, and its
+    ratio rejects most null genes whose group lacks a rare isoform (tests/studies/separation.py): the statistic is then
+    the score test's. Where only the quotient is not known, it is that of the score statistics.
     """
-    log_marginal = -torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
-    ranks = torch.tensor([len(term.columns) for term in terms])
-    n_logits = len(fits[0][0].values["bias_eta"])
-    statistic, pvalue = likelihood_ratio_test(log_marginal[:, 1:], log_marginal[:, :1], ranks * n_logits)
+    null = [gene[0] for gene in fits]
+    loss = torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
+    n_logits = null[0].n_logits
+    known = spec.informed(counts)
+    columns, beside = [term.columns for term in terms], [term.nuisance for term in terms]
+    ranks = identified_ranks(torch.from_numpy(design.values), known, terms=columns, nuisance=beside)
+    at_zero = torch.stack([_prior_at_zero(counts, spec, null, design, term) for term in terms], -1)
+    statistic, pvalue = likelihood_ratio_test(-loss[:, 1:] - at_zero, -loss[:, :1], ranks * n_logits)
+    statistic, pvalue = (torch.where(ranks > 0, value, torch.nan) for value in (statistic, pvalue))
     if not robust:
-        return statistic, pvalue
-    score = _score_test(linearised(spec.rebuild(counts, [gene[0] for gene in fits])), design, terms, robust)
+        return [statistic, pvalue, ranks]
+    score = _score_test(linearised(spec.rebuild(counts, null)), design, terms, robust)
     if score.residual_dof is None:
         raise AssertionError("a robust test has the degrees of freedom of the residuals")
     factor = torch.where(score.by_model == 0, 1.0, score.statistic / score.by_model)
@@ -229,11 +295,30 @@ def ratio_of_terms(
         own, larger = design.only(term.full), [gene[1 + t] for gene in fits]
         found = estimates(counts, spec.with_design(own), larger, own, robust)
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
-        adjusted, expected = (contrast_test(found.beta, v, rows)[0][:, 0] for v in (found.covariance, found.by_model))
-        lost = torch.tensor([fit.reason == "separated" for fit in larger]) | ~torch.isfinite(adjusted / expected)
-        factor[:, t] = torch.where(lost, factor[:, t], adjusted / expected)
-    statistic = statistic * factor
-    return statistic, trace_sf(statistic, ranks, n_logits, score.residual_dof)
+        quotient = (found.wald(rows)[0] / found.wald(rows, by_model=True)[0])[:, 0]
+        factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
+        away = torch.tensor([fit.reason == "separated" for fit in larger])
+        statistic[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
+    return [statistic, trace_sf(statistic, ranks, n_logits, score.residual_dof), ranks]
+
+
+def _prior_at_zero(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, term: Term) -> Tensor:
+    """Log prior density of the tested coefficients at zero, beside the others at their ``genes``, ``(B,)``."""
+    if not spec.with_priors:
+        return torch.zeros(len(genes), dtype=torch.float64)
+    rows = [term.full.index(column) for column in term.nuisance]
+    padded = []
+    for gene in genes:
+        beta = torch.zeros(len(term.full), gene.n_logits, dtype=torch.float64)
+        beta[rows] = gene.values["beta"]
+        padded.append(gene.with_values(beta=beta))
+    whole = spec.with_design(design.only(term.full)).rebuild(counts, padded).log_prior_density()
+    return whole - spec.rebuild(counts, genes).log_prior_density()
+
+
+def _by_logit(matrix: Tensor, n_logits: int) -> Tensor:
+    """The same for coefficients of all logits, logits fastest."""
+    return torch.kron(matrix.contiguous(), torch.eye(n_logits, dtype=matrix.dtype))
 
 
 def _score_test(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:

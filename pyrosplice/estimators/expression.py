@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from pyrosplice.data.constraints import Constraints
-from pyrosplice.data.expression_design import DesignMatrix, from_formula
-from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, check_option
+from pyrosplice.data.cells import as_numbers
+from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.names import by_name, places_of
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, listed
 from pyrosplice.estimators import expression_fit
+from pyrosplice.estimators.expression_conditions import check_cancelled, condition_row
 from pyrosplice.estimators.expression_donors import Donors
 from pyrosplice.estimators.expression_estimator import Estimator
+from pyrosplice.estimators.expression_files import Saved, read, write
+from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_quasi import QuasiFit, quasi_fit, quasi_test
 from pyrosplice.estimators.expression_results import ExpressionTest
-from pyrosplice.estimators.expression_tests import contrast_test, tested_columns
+from pyrosplice.estimators.expression_tests import (
+    FIT_OPTIONS,
+    contrast_test,
+    ratio_test,
+    tested_columns,
+    unit_rows,
+    with_statistic,
+)
 from pyrosplice.estimators.representation import Described, describe_codes
-from pyrosplice.hypothesis.expression_statistics import likelihood_ratio
 from pyrosplice.inference.nb_dispersion import cox_reid
-from pyrosplice.inference.nb_fit import GlmFit, fit_glm
+from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 
@@ -36,9 +43,8 @@ if TYPE_CHECKING:
     from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
+OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
 METHODS = ("wald", "lrt", "ql", "cluster", "glmm")
-FORMAT = "pyrosplice-expression"
-FORMAT_VERSION = 1
 
 
 class ExpressionGLM(Described):
@@ -89,7 +95,11 @@ class ExpressionGLM(Described):
         }
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
-        """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``."""
+        """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``.
+
+        With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
+        """
+        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(OF_THE_MODEL))
         self.estimator = expression_fit.model(
             data, self.formula_loc, self.formula_scale, as_numeric=self.as_numeric,
             constraints_loc=self.constraints_loc, constraints_scale=self.constraints_scale,
@@ -117,15 +127,11 @@ class ExpressionGLM(Described):
     def cond(self, **levels: Any) -> Array:
         """Design row ``(P,)`` of a cell with these levels; factors not named are at their first level, numbers at 0.
 
-        Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``.
+        Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``. A number for which the formula
+        has no value at 0 (``log(t)``, ``1 / t``, a spline) is at its median over the cells; a contrast in which it does
+        not cancel is refused by :meth:`test`, and has to name it. Names with dots: ``cond(**{"percent.mt": 5})``.
         """
-        design = self._design()
-        unknown = sorted(set(levels) - set(design.levels) - set(design.numeric))
-        if unknown:
-            raise InvalidArgumentError(f"cond: {unknown} are not variables of the model.")
-        row = {name: levels.get(name, values[0]) for name, values in design.levels.items()}
-        row |= {name: levels.get(name, 0.0) for name in design.numeric}
-        return design.for_new(pd.DataFrame({k: [v] for k, v in row.items()}, index=[0]))[0]
+        return condition_row(self._design(), levels)
 
     def _design(self) -> DesignMatrix:
         _ = self.results
@@ -145,26 +151,30 @@ class ExpressionGLM(Described):
             ``"wald"``; ``"lrt"``; ``"ql"``: quasi-likelihood F with moderated dispersions (few samples);
             ``"cluster"``: bias-reduced sandwich over ``donors``; ``"glmm"``: a random intercept for each donor.
         donors
-            Donor of each cell, or the column that holds it.
+            For ``"cluster"`` and ``"glmm"``: which donor (patient, animal, sample: the unit that was sampled, whose
+            cells are alike) each cell comes from: labels (a Series is paired by name) or the column that holds them.
+            At least three. ``"glmm"`` gives every donor a level of its own but the same response: where the tested
+            column varies within donors (a treatment of each donor) that is too little, and a warning says what to do;
+            ``"cluster"`` allows for responses that differ.
         """
         check_option("method", method, METHODS)
         rows = self._contrast_rows(contrast, factor, coefficient)
-        if method == "wald":
+        needs_donors = method in ("cluster", "glmm")
+        if needs_donors != (donors is not None):
+            raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
+        if method == "wald" or (self.results.code == FitCode.ALL_ZERO).all():
             return self._wald(rows)
         if method == "lrt":
-            return self._replace(self._wald(rows), *self._lrt(rows))
+            return ratio_test(self._wald(rows), self._data(), rows)
+        if np.abs(rows @ self._constraints.shift).any():
+            raise InvalidArgumentError(f"contrast: method {method!r} takes no coefficient bound to a constant.")
+        free = rows @ self._constraints.matrix
         if method == "ql":
-            estimator = self._data()
-            self._quasi = self._quasi or quasi_fit(estimator)
-            statistic, pval, _ = quasi_test(estimator, self._quasi, rows @ self._constraints.matrix)
-            return self._replace(self._wald(rows), statistic, pval)
-        if donors is None:
-            raise InvalidArgumentError(f"donors: method {method!r} needs the donor of each cell.")
+            return with_statistic(self._wald(rows), *quasi_test(self._data(), self.quasi(), free)[:2])
         if len(rows) > 1:
             raise InvalidArgumentError(f"contrast: method {method!r} tests one contrast at a time, found {len(rows)}.")
         fitted = Donors(self._data(), donors)
-        free = (rows @ self._constraints.matrix)[0]
-        fit, covariance, df = fitted.cluster(free) if method == "cluster" else fitted.mixed(free)
+        fit, covariance, df = fitted.cluster(free[0]) if method == "cluster" else fitted.mixed(free[0])
         return contrast_test(
             fit, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean, covariance=covariance, df=df
         )
@@ -176,31 +186,28 @@ class ExpressionGLM(Described):
             raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
         names = self._design().names
         if contrast is None:
-            chosen = tested_columns(self._location, factor, coefficient)
-            rows = np.zeros((len(chosen), len(names)))
-            rows[np.arange(len(chosen)), [names.index(c) for c in chosen]] = 1.0
-            return rows
-        rows = np.atleast_2d(np.asarray(contrast, dtype=np.float64))
-        if rows.shape[1] != len(names) or not np.abs(rows).max(1).all():
-            raise InvalidArgumentError(f"contrast: expected non-zero rows over {names}, found shape {rows.shape}.")
+            chosen = tested_columns(self._location, factor, coefficient, ("factor", "coefficient"))
+            return unit_rows(chosen, names)
+        if isinstance(contrast, (pd.Series, pd.DataFrame)):
+            turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
+            contrast = turned.to_numpy().T
+        try:
+            rows = np.atleast_2d(as_numbers(contrast, "contrast"))
+        except InvalidArgumentError as error:
+            terms = listed(dict.fromkeys(t for t in self._location.terms if t != "1"))
+            raise InvalidArgumentError(
+                f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
+                f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
+            ) from error
+        if rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+            raise InvalidArgumentError(
+                f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
+            )
+        check_cancelled(contrast, rows, self._location)
         return rows
 
     def _wald(self, rows: Array) -> ExpressionTest:
         return contrast_test(self.results, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean)
-
-    def _replace(self, result: ExpressionTest, statistic: Array, pval: Array) -> ExpressionTest:
-        empty = self.results.code == FitCode.ALL_ZERO
-        result.statistic, result.pval = np.where(empty, np.nan, statistic), np.where(empty, np.nan, pval)
-        return result
-
-    def _lrt(self, rows: Array) -> tuple[Array, Array]:
-        source, free = self._data().source, rows @ self._constraints.matrix
-        _, size, basis = np.linalg.svd(free)
-        rank = int((size > 1e-10).sum())
-        if rank == free.shape[1]:
-            raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")
-        reduced = fit_glm(source.with_location(basis[rank:].T))
-        return likelihood_ratio(self.results.log_likelihood, reduced.log_likelihood, rank)
 
     def shrink(self, coefficient: str, *, scale: float | None = None) -> pd.DataFrame:
         """Fold changes of one coefficient shrunken by a Cauchy prior: gene, log2fc, its posterior SD, the prior scale.
@@ -209,7 +216,9 @@ class ExpressionGLM(Described):
         """
         names = self._constraints.free_names
         if coefficient not in names:
-            raise InvalidArgumentError(f"coefficient: expected one of {names}, found {coefficient!r}.")
+            raise InvalidArgumentError(
+                f"coefficient: expected one of {listed(names, near=str(coefficient))}, found {coefficient!r}."
+            )
         k = names.index(coefficient)
         fit = self.results
         se = np.sqrt(fit.covariance[:, k, k])
@@ -234,16 +243,20 @@ class ExpressionGLM(Described):
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check."""
+        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
         model, rng = self._data().model, np.random.default_rng(seed)
+        genes = places_of(genes, self.gene_names, "genes")
         mean, scale = model.location_j(genes), model.scale_j(genes)
         if self.noise_model == "norm":
             return rng.normal(mean, scale)
-        return rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
+        fitted = np.isfinite(mean)
+        mean, scale = np.where(fitted, mean, 0.0), np.where(np.isfinite(scale), scale, 1.0)
+        drawn = rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
+        return np.where(fitted, drawn, np.nan)
 
     def posterior(
         self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
-        genes: Sequence[int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
+        genes: str | Sequence[str | int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
         nuts_options: NutsOptions | None = None,
     ) -> xr.DataTree:  # fmt: skip
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
@@ -263,14 +276,14 @@ class ExpressionGLM(Described):
             Pyro distributions of each free coefficient: ``location`` and ``scale``;
             :func:`pyrosplice.posterior.expression.weak_priors` for those not given, and for ``"weak"``.
         genes
-            Positions of the genes to draw from; all by default.
+            Names or positions of the genes to draw from; all by default.
         groups
             Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default. Those with an entry a cell are
             large: draws × genes × cells.
         seed
             Of all that is random.
         nuts_options
-            Of NUTS.
+            Of ``method="nuts"``.
 
         Raises
         ------
@@ -281,81 +294,61 @@ class ExpressionGLM(Described):
         """
         from pyrosplice.posterior.expression import expression_posterior  # which imports the estimators
 
-        return expression_posterior(
+        return torch.inference_mode(False)(expression_posterior)(
             self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
             nuts_options=nuts_options,
         )  # fmt: skip
 
     def summary(self) -> pd.DataFrame:
-        """One row a gene and location coefficient: estimate, standard error (natural log), dispersion and code."""
+        """One row a gene and location coefficient: estimate, standard error (natural log) and code.
+
+        Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient.
+        """
         fit, c = self.results, self._constraints
         p = fit.n_location
         full = c.full(fit.theta[:, :p].T).T
-        covariance = c.matrix @ np.nan_to_num(fit.covariance[:, :p, :p], posinf=np.inf) @ c.matrix.T
+        inner, rows = fit.inner_covariance, c.matrix @ fit.basis.matrix[:p, :p]
+        known, infinite = (np.asarray(v) for v in (np.isfinite(inner).all((1, 2)), np.isinf(inner).any((1, 2))))
+        variance = (rows @ np.where(known[:, None, None], inner, 0.0) * rows).sum(2)
+        variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
         return pd.DataFrame(
             {
                 "gene": np.repeat(self.gene_names, full.shape[1]),
                 "coefficient": np.tile(self.coefficient_names, len(full)),
                 "estimate": full.ravel(),
-                "se": np.sqrt(covariance.diagonal(axis1=1, axis2=2)).ravel(),
+                "se": np.sqrt(variance).ravel(),
                 "code": np.repeat([FitCode(k).name.lower() for k in fit.code], full.shape[1]),
             }
         )
 
     def save(self, path: str | Path) -> None:
-        """Write coefficients, information and design to one safetensors file; the counts are not saved."""
+        """Write coefficients, information and design to one safetensors file; the counts are not saved.
+
+        A formula that is more than names, numbers, operators and known functions is left out: the loaded model cannot
+        make designs of new cells, and says so.
+        """
         fit = self.results
-        arrays = {f.name: np.ascontiguousarray(getattr(fit, f.name)) for f in fields(GlmFit)}
-        arrays |= {"constraint": self._constraints.matrix, "shift": self._constraints.shift, "mean": self._mean}
-        design = self._location
-        about = {
-            "formula_loc": self.formula_loc, "formula_scale": self.formula_scale, "noise_model": self.noise_model,
-            "as_numeric": self.as_numeric, "genes": list(self.gene_names), "coefficients": self.coefficient_names,
-            "free": self._constraints.free_names,
-            "levels": {k: [str(v) for v in levels] for k, levels in design.levels.items()},
-            "numeric": list(design.numeric),
+        settings = {
+            "formula_loc": self.formula_loc, "formula_scale": self.formula_scale, "as_numeric": self.as_numeric,
+            "noise_model": self.noise_model, "constraints_loc": self.constraints_loc,
+            "constraints_scale": self.constraints_scale,
         }  # fmt: skip
-        meta = {"format": FORMAT, "version": str(FORMAT_VERSION), "about": json.dumps(about)}
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, Path(path), metadata=meta)
+        write(path, Saved(settings, fit, self._constraints, self._location, list(self.gene_names), self._mean))
 
     @classmethod
     def load(cls, path: str | Path) -> ExpressionGLM:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
 
+        Nothing in the file is evaluated but a formula of names, numbers, operators and known functions.
+
         Raises
         ------
         ModelFileError
-            For a file that is not one, or from a newer version.
+            For a file that is not one, from a newer version, or with a formula that holds code.
         """
-        try:
-            with safe_open(Path(path), framework="numpy") as file:
-                meta = file.metadata() or {}
-                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(f"path: {path} is not a model file ({error}).") from error
-        if meta.get("format") != FORMAT or int(meta.get("version", 0)) > FORMAT_VERSION:
-            raise ModelFileError(f"path: {path} has format {meta.get('format')!r}, version {meta.get('version')!r}.")
-        about = json.loads(meta["about"])
-        model = cls(about["formula_loc"], about["formula_scale"], as_numeric=about["as_numeric"],
-                    noise_model=about["noise_model"])  # fmt: skip
-        model._fit = GlmFit(**{f.name: arrays[f.name] for f in fields(GlmFit)})
-        model._constraints = Constraints(arrays["constraint"], arrays["shift"], about["free"])
-        model.gene_names = np.asarray(about["genes"], dtype=object)
-        model.coefficient_names, model._mean = about["coefficients"], arrays["mean"]
-        model._location = _rebuild_design(about)
+        saved = read(path)
+        model = cls(**saved.settings)
+        model._fit, model._constraints, model._location = saved.fit, saved.constraints, saved.design
+        model.gene_names = np.asarray(saved.genes, dtype=object)
+        model.coefficient_names, model._mean = list(saved.design.names), saved.mean
         return model
-
-
-def _rebuild_design(about: dict[str, Any]) -> DesignMatrix:
-    """The design's recipe from its formula and levels; without one where a transform remembers its data."""
-    names, levels, numeric = about["coefficients"], about["levels"], about["numeric"]
-    bare = DesignMatrix(np.zeros((0, len(names))), names, None, levels, tuple(numeric))
-    if about["formula_loc"] is None or "(" in about["formula_loc"]:
-        return bare
-    n = max([len(v) for v in levels.values()], default=1)
-    table = pd.DataFrame(
-        {k: pd.Categorical([v[i % len(v)] for i in range(n)], categories=v) for k, v in levels.items()}
-        | {k: np.zeros(n) for k in numeric}, index=range(n),
-    )  # fmt: skip
-    design = from_formula(about["formula_loc"], table, as_numeric=numeric, n_cells=n)
-    return design if design.names == names else bare

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +12,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells, as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.names import by_name
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, known_options
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
@@ -26,6 +28,7 @@ from pyrosplice.models.noise import Noise
 Array = NDArray[np.float64]
 STRATEGIES: dict[str, list[dict[str, Any]]] = {"AUTO": [{}], "DEFAULT": [{}], "QUICK": [{"tol": 1e-4}]}
 INIT = {"auto": "closed_form", "closed_form": "closed_form", "standard": "standard", "all_zero": "all_zero"}
+TRAIN_OPTIONS = ("train_loc", "train_scale", "max_iter", "tol")
 TRAIN_ALIASES = {"maxiter": "max_iter", "max_steps": "max_iter", "train_mu": "train_loc", "train_r": "train_scale"}
 
 
@@ -47,6 +50,8 @@ class InputData:
         What they, and gene-wise offsets, add to the location predictor.
     weights
         Observation weights, or None.
+    cells
+        The cells with their table; ``cells.used`` says which of the data were fitted where some were left out.
     """
 
     counts: CountMatrix
@@ -57,8 +62,13 @@ class InputData:
     size_factors: Array | None
     offset: Array
     weights: Array | None
-    sample_description: pd.DataFrame | None
+    cells: Cells
     noise: Noise
+
+    @property
+    def sample_description(self) -> pd.DataFrame | None:
+        """The sample table of the cells that are fitted, in their order."""
+        return self.cells.table
 
     def design(self) -> Design:
         """The design of the free coefficients."""
@@ -107,13 +117,16 @@ class Estimator(Described):
             if size is not None and size < 1:
                 raise InvalidArgumentError(f"batch_size: expected a positive number, found {batch_size}.")
         input_data.counts.block_cells = cells
+        try:
+            where = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InvalidArgumentError(f"device: expected one of torch's, found {device!r} ({error}).") from error
         self.source = RowSource(
-            input_data.counts, input_data.design(), input_data.noise, device=torch.device(device), block_size=genes
+            input_data.counts, input_data.design(), input_data.noise, device=where, block_size=genes
         )
         self.init_a, self.init_b = init_a, init_b
         self.lls: list[float] = []
         self._fit: GlmFit | None = None
-        self._start: Start | None = None
 
     def _rows(self) -> dict[str, str]:
         inputs = self.input_data
@@ -128,10 +141,20 @@ class Estimator(Described):
         }
 
     def initialize(self) -> None:
-        """Choose where to start; checks ``init_a`` and ``init_b``."""
+        """Check ``init_a`` and ``init_b``."""
+        self._start()
+
+    def _start(self) -> Start:
+        """Where to start: where the last call of :meth:`train` ended, or as ``init_a`` and ``init_b`` say."""
+        if self._fit is not None:
+            last = np.where(np.isnan(self._fit.theta), 0.0, self._fit.theta)
+            return lambda rows, which: torch.as_tensor(last[which], device=rows.x.device)
         p, r = self.source.design.x.shape[1], self.source.design.z.shape[1]
         how = {"init_a": self.init_a, "init_b": self.init_b}
-        given = {k: _given_start(k, v, n, self._n_genes) for (k, v), n in zip(how.items(), (p, r), strict=True)}
+        inputs = self.input_data
+        free = inputs.constraints_loc.free_names, inputs.constraints_scale.free_names
+        genes = inputs.counts.gene_names
+        given = {k: _given_start(k, v, names, genes) for (k, v), names in zip(how.items(), free, strict=True)}
         words = {k: INIT["auto"] if given[k] is not None else _start_word(k, v) for k, v in how.items()}
         scale = "closed_form" if self.quick_scale else words["init_b"]
         inner = default_starter(self.source, location=words["init_a"], scale=scale)
@@ -144,7 +167,7 @@ class Estimator(Described):
                     theta[:, part] = torch.as_tensor(value[:, which].T.copy(), device=theta.device)
             return theta
 
-        self._start = start
+        return start
 
     def train(
         self,
@@ -153,42 +176,45 @@ class Estimator(Described):
         train_scale: bool = True,
         max_iter: int = 100,
         tol: float = 1e-9,
-        **ignored: Any,
+        **others: Any,
     ) -> None:
         """Newton from where the estimator stands until ``tol`` (log-likelihood units left) or ``max_iter``.
 
-        Other arguments, known to the original's optimisers, are ignored with a warning.
+        Arguments of the original's optimisers have no effect here, with a warning
+        (:data:`pyrosplice.estimators.expression_options.TRAINING_WITHOUT_EFFECT`); others are refused.
         """
-        extra = {TRAIN_ALIASES[k]: ignored.pop(k) for k in list(ignored) if k in TRAIN_ALIASES}
+        extra = {TRAIN_ALIASES[k]: others.pop(k) for k in list(others) if k in TRAIN_ALIASES}
         if extra:
             return self.train(**{"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter,
-                                 "tol": tol, **extra, **ignored})  # fmt: skip
-        if ignored:
-            warnings.warn(f"training_strategy: {sorted(ignored)} have no effect here.", UserWarning, stacklevel=2)
-        if self._start is None:
-            self.initialize()
+                                 "tol": tol, **extra, **others})  # fmt: skip
+        known_options("training_strategy", others, (*TRAIN_OPTIONS, *TRAIN_ALIASES), TRAINING_WITHOUT_EFFECT)
         options = NewtonOptions(
             tol=tol, max_iter=max_iter, fit_location=train_loc, fit_scale=train_scale and not self.quick_scale
         )
-        fit = fit_glm(self.source, start=self._start, options=options)
+        fit = fit_glm(self.source, start=self._start(), options=options)
         self._fit = fit
-        theta = np.where(np.isnan(fit.theta), 0.0, fit.theta)
-        self._start = lambda rows, which: torch.as_tensor(theta[which], device=rows.x.device)
         self.lls.append(float(np.nansum(fit.log_likelihood)))
         return None
 
-    def train_sequence(self, training_strategy: str | Sequence[Mapping[str, Any]] | Callable[[Estimator], Any]) -> None:
-        """Train as the strategy says: a name, a list of arguments of :meth:`train`, or a function of the estimator."""
+    def train_sequence(
+        self, training_strategy: str | Sequence[Mapping[str, Any]] | Callable[[Estimator], Any], **train_args: Any
+    ) -> None:
+        """Train as the strategy says: a name, a list of arguments of :meth:`train`, or a function of the estimator.
+
+        ``train_args`` go to every step, where the strategy is no function.
+        """
         if callable(training_strategy):
+            if train_args:
+                raise InvalidArgumentError("train_args: a training_strategy that is a function has its own arguments.")
             training_strategy(self)
         elif isinstance(training_strategy, str):
             check_option("training_strategy", training_strategy.upper(), STRATEGIES)
-            self.train_sequence(STRATEGIES[training_strategy.upper()])
+            self.train_sequence(STRATEGIES[training_strategy.upper()], **train_args)
         else:
             for step in training_strategy:
                 if not isinstance(step, Mapping):
                     raise InvalidArgumentError(f"training_strategy: expected dicts, found {type(step).__name__}.")
-                self.train(**step)
+                self.train(**{**step, **train_args})
 
     def finalize(self) -> Estimator:
         """The estimator itself; raises :class:`NotReadyError` where a strategy never trained."""
@@ -225,7 +251,7 @@ class Estimator(Described):
         counts = self.input_data.counts
         total = np.zeros(counts.shape[1])
         for _, block in counts.cell_blocks():
-            total += np.asarray(block.sum(0), dtype=np.float64).ravel()
+            total += np.asarray(block.sum(0, dtype=np.float64)).ravel()
         return total / counts.shape[0]
 
     @cached_property
@@ -311,13 +337,17 @@ def _start_word(name: str, value: Any) -> str:
     return INIT[word]
 
 
-def _given_start(name: str, value: Any, n_coefficients: int, n_genes: int) -> Array | None:
+def _given_start(name: str, value: Any, coefficients: Sequence[str], genes: NDArray[np.object_]) -> Array | None:
+    """Given starting values ``(free, G)``, a DataFrame's by name; None where a word says how to start."""
     if isinstance(value, str):
         return None
-    start = np.asarray(value, dtype=np.float64)
-    if start.shape != (n_coefficients, n_genes) or not np.isfinite(start).all():
+    if isinstance(value, pd.DataFrame):
+        value = by_name(value, pd.Index(coefficients), name, what="coefficient")
+        value = by_name(value.T, pd.Index(genes), name, what="gene").T
+    start, shape = as_numbers(value, name), (len(coefficients), len(genes))
+    if start.shape != shape or not np.isfinite(start).all():
         raise InvalidArgumentError(
-            f"{name}: expected a string or finite values of shape ({n_coefficients}, {n_genes}), "
-            f"free coefficients × genes; found shape {start.shape}."
+            f"{name}: expected a string or finite values of shape {shape}, free coefficients × genes; found shape "
+            f"{start.shape}."
         )
     return start

@@ -5,7 +5,6 @@ The whole port of a script is its import line: ``import pyrosplice.api as de``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import Cells
 from pyrosplice.data.constraints import Constraints, resolve_constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix, check_full_rank, from_formula, from_matrix
+from pyrosplice.data.formulas import complete_rows
+from pyrosplice.data.names import by_name
 from pyrosplice.data.size_factors import resolve_size_factors
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
+from pyrosplice.estimators.expression_options import defaults_of, is_default, known_options
 from pyrosplice.models.noise import NOISE
 
 Array = NDArray[np.float64]
@@ -49,6 +53,7 @@ def model(
     offsets: Array | None = None,
     weights: Array | None = None,
     layer: str | None = None,
+    missing: str | NDArray[np.bool_] = "raise",
     device: str = "cpu",
     **kwargs: Any,
 ) -> Estimator:
@@ -60,14 +65,17 @@ def model(
     Parameters
     ----------
     data
-        Cells × genes: AnnData (also backed), its ``.raw``, ndarray, sparse, Dask array or DataFrame.
+        Cells × genes: AnnData (also backed or lazy), its ``.raw``, ndarray, sparse, Tensor, Dask array or DataFrame.
+        Tables, Series and arrays below have one row a cell; where they and the data carry names of cells they are
+        paired by name, else by position, and names that agree in part are refused.
     formula_loc, formula_scale
-        Formulas of the location and scale models.
+        Formulas of the location and scale models; names of columns that are no words (``percent.mt``) in backticks.
     as_numeric
         Columns of ``sample_description`` to take as numbers; all others are categorical.
     init_a, init_b
         Where to start: ``"AUTO"``, ``"standard"`` (intercept at the mean; scale at zero), ``"closed_form"`` (group
-        means; moments), ``"all_zero"``, or free coefficients × genes. The optimum does not depend on it.
+        means; moments), ``"all_zero"``, or free coefficients × genes (a DataFrame: by their names). The optimum does
+        not depend on it.
     gene_names
         Names, where the data has none.
     sample_description
@@ -93,15 +101,21 @@ def model(
     size_factors_logged
         False adds size factors to the predictor as they are, as diffxpy 0.7.4 did.
     offsets
-        Gene-wise offsets of the location predictor ``(N, G)``, added to the size factors'.
+        Gene-wise offsets of the location predictor ``(N, G)``, added to the size factors'; a DataFrame by the names of
+        cells and genes.
     weights
-        Observation weights, ``(N,)`` or ``(N, G)``, not negative.
+        Observation weights, ``(N,)`` or ``(N, G)``, not negative; also as a Series, DataFrame or column.
     layer
         Layer of the AnnData to fit.
+    missing
+        ``"raise"`` where a formula uses a column with missing labels or numbers; ``"drop"`` leaves those cells out, or
+        a mask ``(N,)`` says which to fit. ``estimator.input_data.cells.used`` tells which were fitted.
     device
         Torch device of the arithmetic.
     kwargs
-        Options of the original's optimisers and back ends; they have no effect here, and a warning says so.
+        ``train_args``, arguments for every step of the training strategy; and the options of the original that have no
+        effect here (:data:`pyrosplice.estimators.expression_options.WITHOUT_EFFECT`), with a warning. Others are
+        refused.
 
     Returns
     -------
@@ -121,20 +135,19 @@ def model(
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
-    if kwargs:
-        warnings.warn(f"{sorted(kwargs)} have no effect here.", UserWarning, stacklevel=2)
+    extra = known_options("fit.model", kwargs, (*defaults_of(model), "train_args"))
     inputs = prepare(
         data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
         sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
         constraints_loc=constraints_loc, constraints_scale=constraints_scale, noise_model=noise_model,
         size_factors=size_factors, size_factors_logged=size_factors_logged, offsets=offsets, weights=weights,
-        layer=layer,
+        layer=layer, missing=missing,
     )  # fmt: skip
     estimator = Estimator(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
     estimator.initialize()
-    estimator.train_sequence(training_strategy)
+    estimator.train_sequence(training_strategy, **(extra.get("train_args") or {}))
     return estimator.finalize()
 
 
@@ -143,32 +156,58 @@ def prepare(
     gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None, dmat_loc: Any = None,
     dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
     size_factors: Any = None, size_factors_logged: bool = True, offsets: Array | None = None,
-    weights: Array | None = None, layer: str | None = None,
+    weights: Array | None = None, layer: str | None = None, missing: str | NDArray[np.bool_] = "raise",
 ) -> InputData:  # fmt: skip
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_option("noise_model", noise_model, NOISE)
     noise = NOISE[noise_model]()
+    if not noise.has_scale:
+        given = {"formula_scale": formula_scale, "dmat_scale": dmat_scale, "constraints_scale": constraints_scale}
+        asked = {name: value for name, value in given.items() if not is_default(value, "~1")}
+        known_options("fit.model", asked, (), dict.fromkeys(given, f"{noise_model} noise has no scale"))
+        formula_scale, dmat_scale, constraints_scale = "~1", None, None
     counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=noise.log_link)
-    n, g = counts.shape
-    if sample_description is None and isinstance(data, ad.AnnData):
-        sample_description = data.obs
+    cells = Cells.of(data, sample_description, counts.shape[0])
+    formulas = {"loc": None if dmat_loc is not None else formula_loc,
+                "scale": None if dmat_scale is not None else formula_scale}  # fmt: skip
+    cells = _in_use(cells, missing, formulas, as_numeric)
+    counts = counts if cells.used is None else counts.take(np.flatnonzero(cells.used))
     parts: list[tuple[DesignMatrix, Constraints]] = []
     for formula, dmat, constraints, part in (
         (formula_loc, dmat_loc, constraints_loc, "loc"),
         (formula_scale, dmat_scale, constraints_scale, "scale"),
     ):
-        design = _design(formula, dmat, constraints, part, sample_description, as_numeric, n)
-        resolved = resolve_constraints(constraints, design, sample_description, argument=f"constraints_{part}")
+        design = _design(formula, dmat, constraints, part, cells, as_numeric)
+        resolved = resolve_constraints(constraints, design, cells.table, argument=f"constraints_{part}")
         check_full_rank(design.matrix @ resolved.matrix, resolved.free_names, _source(dmat, part))
         parts.append((design, resolved))
-    factors = resolve_size_factors(size_factors, sample_description, n)
-    offset = np.zeros(n) if factors is None else np.log(factors) if size_factors_logged else factors
+    factors = resolve_size_factors(size_factors, cells)
+    offset = np.zeros(cells.n_used) if factors is None else np.log(factors) if size_factors_logged else factors
     if offsets is not None:
-        offset = offset[:, None] + _matrix("offsets", offsets, (n, g))
+        offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)
     return InputData(
-        counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset, _weights(weights, n, g),
-        sample_description, noise,
+        counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
+        _weights(weights, cells, counts), cells, noise,
     )  # fmt: skip
+
+
+def _in_use(cells: Cells, missing: Any, formulas: Mapping[str, str | None], as_numeric: Sequence[str] | str) -> Cells:
+    """The cells to fit: all, those of a mask, or those that have every label and number which the formulas use."""
+    if isinstance(missing, str):
+        check_option("missing", missing, ("raise", "drop"))
+        if missing == "raise" or cells.table is None:
+            return cells
+        used = np.ones(cells.n, dtype=bool)
+        for part, formula in formulas.items():
+            if formula is not None:
+                used &= complete_rows(formula, cells.table, f"formula_{part}", as_numeric=as_numeric)
+    else:
+        used = np.asarray(cells.rows(missing, "missing"))
+        if used.dtype != bool or used.shape != (cells.n,):
+            raise InvalidArgumentError(f"missing: expected 'raise', 'drop' or a mask of {cells.n} cells.")
+    if not used.any():
+        raise InvalidArgumentError("missing: no cell is left to fit.")
+    return cells if used.all() else cells.keep(used)
 
 
 def _source(dmat: Any, part: str) -> str:
@@ -176,31 +215,44 @@ def _source(dmat: Any, part: str) -> str:
 
 
 def _design(
-    formula: str | None, dmat: Any, constraints: Any, part: str, table: pd.DataFrame | None,
-    as_numeric: Sequence[str] | str, n_cells: int,
-) -> DesignMatrix:  # fmt: skip
+    formula: str | None, dmat: Any, constraints: Any, part: str, cells: Cells, as_numeric: Sequence[str] | str
+) -> DesignMatrix:
     if dmat is not None:
-        return from_matrix(dmat, n_cells=n_cells, argument=f"dmat_{part}")
+        return from_matrix(dmat, n_cells=cells.n_used, argument=f"dmat_{part}", cells=cells)
     if formula is None:
         raise InvalidArgumentError(f"formula_{part}: expected a formula, or a design in dmat_{part}.")
     every_level = list(constraints) if isinstance(constraints, Mapping) else []
     return from_formula(
-        formula, table, as_numeric=as_numeric, n_cells=n_cells, argument=f"formula_{part}",
+        formula, cells.table, as_numeric=as_numeric, n_cells=cells.n_used, argument=f"formula_{part}",
         full_rank_except=every_level,
     )  # fmt: skip
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    array = np.asarray(value, dtype=np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
-        raise InvalidArgumentError(f"{name}: expected finite values of shape {shape}, found shape {array.shape}.")
+def _per_gene(name: str, value: Any, cells: Cells, counts: CountMatrix) -> Array:
+    """Finite numbers, cells × genes; the columns of a DataFrame by the names of the genes."""
+    if isinstance(value, pd.DataFrame):
+        value = by_name(value.T, pd.Index(counts.gene_names), name, what="gene").T
+    array = cells.numbers(value, name)
+    if array.shape != counts.shape or not np.isfinite(array).all():
+        raise InvalidArgumentError(
+            f"{name}: expected finite values of shape {counts.shape}, found shape {array.shape}"
+            f"{', some not finite' if array.shape == counts.shape else ''}."
+        )
     return array
 
 
-def _weights(weights: Any, n: int, g: int) -> Array | None:
+def _weights(weights: Any, cells: Cells, counts: CountMatrix) -> Array | None:
     if weights is None:
         return None
-    array = _matrix("weights", weights, (n, g) if np.ndim(weights) == 2 else (n,))
+    if np.ndim(weights) == 2 and np.shape(weights)[1] != 1:
+        array = _per_gene("weights", weights, cells, counts)
+    else:
+        array = cells.numbers(weights, "weights")
+        array = array[:, 0] if array.ndim == 2 else array
+        if array.shape != (cells.n_used,) or not np.isfinite(array).all():
+            raise InvalidArgumentError(
+                f"weights: expected {cells.n_used} finite values, one a cell, found shape {array.shape}."
+            )
     if (array < 0).any() or not (array.sum(0) > 0).all():
         raise InvalidArgumentError("weights: expected no negative weight, and a positive one for every gene.")
     return array
@@ -225,55 +277,64 @@ class Partition:
         As for :func:`model`.
     parts
         Label of each cell, or the column that holds it.
+    missing
+        ``"drop"`` leaves out cells without a label, which are an error otherwise (``"raise"``).
     """
 
     def __init__(
         self, data: Any, parts: Any, gene_names: Sequence[str] | None = None,
-        sample_description: pd.DataFrame | None = None,
+        sample_description: pd.DataFrame | None = None, *, missing: str = "raise",
     ) -> None:  # fmt: skip
-        self.matrix = CountMatrix(data, gene_names=gene_names, counts=False)
-        if sample_description is None and isinstance(data, ad.AnnData):
-            sample_description = data.obs
-        self.data, self.sample_description = data, sample_description
-        self.labels = cell_labels("parts", parts, sample_description, self.matrix.shape[0])
-        self.partitions: list[Any] = sorted(set(self.labels))
+        if isinstance(data, ad.AnnData) and data.isbacked and data.is_view:
+            data = data.to_memory()  # which cannot be indexed again on disk
+        self.data = data
+        self.matrix = None if isinstance(data, ad.AnnData) else CountMatrix(data, gene_names=gene_names, counts=False)
+        self.gene_names = gene_names if self.matrix is None else list(self.matrix.gene_names)
+        n_cells = data.n_obs if self.matrix is None else self.matrix.shape[0]
+        self.cells = Cells.of(data, sample_description, n_cells)
+        self.partitions, self.index = group_codes("parts", parts, self.cells, missing)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each part with the arguments ``data``, ``gene_names``, ``sample_description`` of its cells."""
-        for part in self.partitions:
-            cells = np.flatnonzero(self.labels == part)
-            table = self.sample_description
-            data = self.data if isinstance(self.data, ad.AnnData) else self.matrix.matrix
+        return self.with_options({})
+
+    def with_options(self, options: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Each part with its arguments and options; those with an entry a cell are cut to its cells.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Options that are the partition's own.
+        """
+        for name in ("data", "gene_names", "sample_description"):
+            if name in options:
+                raise InvalidArgumentError(f"{name}: it is given to partition, for all parts.")
+        table = self.cells.table
+        for i, part in enumerate(self.partitions):
+            cells = np.flatnonzero(self.index == i)
             yield (
                 part,
                 {
-                    "data": data[cells],
-                    "gene_names": list(self.matrix.gene_names),
+                    **options_of(options, cells, self.cells),
+                    "data": self.data[cells] if self.matrix is None else self.matrix.matrix[cells],
+                    "gene_names": self.gene_names,
                     "sample_description": None if table is None else table.iloc[cells],
                 },
             )
 
-    def model(self, **kwargs: Any) -> dict[Any, Estimator]:
+    def model(self, **options: Any) -> dict[Any, Estimator]:
         """:func:`model` within each part."""
-        return {part: model(**{**some, **kwargs}) for part, some in self}
+        return {part: model(**arguments) for part, arguments in self.with_options(options)}
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None
-) -> Partition:
-    """Divide the cells for :meth:`Partition.model`."""
-    return Partition(data, parts, gene_names, sample_description)
+    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
+    *, missing: str = "raise",
+) -> Partition:  # fmt: skip
+    """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`."""
+    return Partition(data, parts, gene_names, sample_description, missing=missing)
 
 
 def cell_labels(name: str, labels: Any, sample_description: pd.DataFrame | None, n_cells: int) -> NDArray[np.object_]:
     """One label a cell, from an array or a column."""
-    if isinstance(labels, str):
-        if sample_description is None or labels not in sample_description:
-            raise InvalidArgumentError(f"{name}: sample_description has no column {labels!r}.")
-        labels = sample_description[labels]
-    values = np.asarray(labels, dtype=object)
-    if values.shape != (n_cells,):
-        raise InvalidArgumentError(f"{name}: expected {n_cells} labels, one a cell, found shape {values.shape}.")
-    if pd.isna(values).any():
-        raise InvalidArgumentError(f"{name}: {int(pd.isna(values).sum())} label(s) are missing.")
-    return values
+    return Cells.of(None, sample_description, n_cells).labels(labels, name)

@@ -67,6 +67,8 @@ def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
         raise InvalidArgumentError("weights: the quasi-likelihood test takes no observation weights.")
     if n <= design.x.shape[1]:
         raise InvalidArgumentError(f"formula_loc: {design.x.shape[1]} coefficients leave no residual among {n} cells.")
+    if not np.isfinite(estimator.fit.theta).all(1).any():
+        raise InvalidArgumentError("data: no gene has counts that a dispersion could be estimated from.")
     log_mean = mean_rate(source)
     profile = adjusted_profile(source, estimator.fit)
     dispersions = trend_and_shrink(profile, log_mean, residual_df=n - design.x.shape[1])
@@ -137,6 +139,7 @@ def residual_df(source: RowSource, theta: Array) -> Array:
     n_groups = int(group.max()) + 1
     cells = np.ones(n_groups) if source.compression is None else np.bincount(source.compression.group)
     first = np.arange(n_groups) if source.compression is None else source.compression.first
+    columns = x[first] @ source.basis.matrix[: x.shape[1], : x.shape[1]]
     df = np.full(len(theta), float(x.shape[0] - x.shape[1]))
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
         at = torch.as_tensor(theta[which], device=rows.x.device)
@@ -146,5 +149,5 @@ def residual_df(source: RowSource, theta: Array) -> Array:
         zero = ((total < FITTED_ZERO) & (fitted < FITTED_ZERO)).cpu().numpy()
         for k in np.flatnonzero(zero.any(1)):
             some = ~zero[k]
-            df[which[k]] = cells[some].sum() - (np.linalg.matrix_rank(x[first[some]]) if some.any() else 0)
+            df[which[k]] = cells[some].sum() - (np.linalg.matrix_rank(columns[some], rtol=1e-9) if some.any() else 0)
     return df

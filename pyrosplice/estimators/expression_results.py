@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.data.labels import label_name
+from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
@@ -57,11 +59,16 @@ class ExpressionTest(Described):
         return {**describe_genes(self.pval, self.gene_ids), "fits": describe_codes(self.code)}
 
     @property
+    def model_estim(self) -> Any:
+        """The estimator behind the test, by the name that the original gives it."""
+        return self.estimator
+
+    @property
     def qval(self) -> Array:
-        """Benjamini–Hochberg q-values ``(G,)``."""
+        """Benjamini–Hochberg q-values ``(G,)``; NaN where there is no p-value."""
         return adjust_jointly(self.pval)
 
-    def log_fold_change(self, base: float = np.e) -> Array:
+    def log_fold_change(self, base: float = math.e) -> Array:
         """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
         return self.logfc / np.log(base)
 
@@ -162,6 +169,8 @@ class ExpressionTests(Described):
         One :class:`ExpressionTest` a comparison: key (group1, group2), or (group,).
     shape : tuple
         Shape of the arrays before genes: (K, K), (1, K) or (K,).
+    mean : (G,)
+        Mean of the data over the cells of all groups.
     pval_correction : str
         ``"global"`` over all comparisons at once, or ``"by_test"``.
     """
@@ -169,6 +178,7 @@ class ExpressionTests(Described):
     groups: list[Any]
     tests: dict[tuple[Any, ...], ExpressionTest]
     shape: tuple[int, ...]
+    mean: Array
     pval_correction: str = "global"
 
     @property
@@ -188,107 +198,168 @@ class ExpressionTests(Described):
         at = tuple(self.groups.index(k) for k in key)
         return (0, *at) if len(at) == 1 and len(self.shape) == 2 else at
 
-    def _array(self, attribute: str, diagonal: float, flip: float) -> Array:
-        out = np.full((*self.shape, len(self.gene_ids)), diagonal)
-        for key, test in self.tests.items():
-            at, value = self._place(key), getattr(test, attribute)
+    @property
+    def model_estim(self) -> Any:
+        """The estimator behind all comparisons where one model was fitted for them, else None."""
+        estimators = {id(test.estimator): test.estimator for test in self.tests.values()}
+        return next(iter(estimators.values())) if len(estimators) == 1 else None
+
+    def _array(self, values: dict[tuple[Any, ...], Array], diagonal: Any, flip: float) -> Array:
+        out = np.empty((*self.shape, len(self.gene_ids)))
+        out[:] = diagonal
+        for key, value in values.items():
+            at = self._place(key)
             out[at] = value
             if len(key) == 2:
                 out[at[::-1]] = flip * value
         return out
 
     @property
+    def _diagonal(self) -> Array:
+        """P-value of a group against itself: one, and NaN for genes that no comparison tests."""
+        raw = np.stack([test.pval for test in self.tests.values()])
+        return np.where(np.isnan(raw).all(0), np.nan, 1.0)
+
+    @property
     def pval(self) -> Array:
-        """P-values, ``shape + (G,)``; one on the diagonal of all-against-all."""
-        return self._array("pval", 1.0, 1.0)
+        """P-values, ``shape + (G,)``; one on the diagonal of all-against-all, NaN for genes without counts."""
+        return self._array({key: test.pval for key, test in self.tests.items()}, self._diagonal, 1.0)
 
     @property
     def qval(self) -> Array:
         """q-values, ``shape + (G,)``, corrected once for each comparison made."""
-        keys = list(self.tests)
-        raw = np.stack([self.tests[k].pval for k in keys])
+        raw = np.stack([test.pval for test in self.tests.values()])
         corrected = (
             adjust_jointly(raw) if self.pval_correction == "global" else np.stack([adjust_jointly(r) for r in raw])
         )
-        out = np.full((*self.shape, raw.shape[1]), 1.0)
-        for key, value in zip(keys, corrected, strict=True):
-            at = self._place(key)
-            out[at] = value
-            if len(key) == 2:
-                out[at[::-1]] = value
-        return out
+        return self._array(dict(zip(self.tests, corrected, strict=True)), self._diagonal, 1.0)
 
-    def log_fold_change(self, base: float = np.e) -> Array:
+    def log_fold_change(self, base: float = math.e) -> Array:
         """Log fold changes, ``shape + (G,)``: entry (i, j) is group j over group i."""
-        return self._array("logfc", 0.0, -1.0) / np.log(base)
+        return self._array({key: test.logfc for key, test in self.tests.items()}, 0.0, -1.0) / np.log(base)
 
     def log2_fold_change(self) -> Array:
         """Log₂ fold changes, ``shape + (G,)``."""
         return self.log_fold_change(2.0)
 
+    def log10_fold_change(self) -> Array:
+        """Log₁₀ fold changes, ``shape + (G,)``."""
+        return self.log_fold_change(10.0)
+
+    def log10_pval_clean(self, log10_threshold: float = -30.0) -> Array:
+        """Log₁₀ p-values, not below the threshold; undefined ones are zero."""
+        return _clean(self.pval, log10_threshold)
+
+    def log10_qval_clean(self, log10_threshold: float = -30.0) -> Array:
+        """Log₁₀ q-values, not below the threshold; undefined ones are zero."""
+        return _clean(self.qval, log10_threshold)
+
+    def _index(self, group: Any) -> int:
+        """Place of a group, given by its label or by the label's text."""
+        if group in self.groups:
+            return self.groups.index(group)
+        text = [label_name(g) for g in self.groups]
+        if isinstance(group, str) and group in text:
+            return text.index(group)
+        raise InvalidArgumentError(f"group: expected one of {listed(self.groups)}, found {group!r}.")
+
+    def _indices(self, groups: Any) -> list[int]:
+        if groups is None:
+            return list(range(len(self.groups)))
+        several = isinstance(groups, (list, tuple, set, np.ndarray, pd.Index, pd.Series))
+        return [self._index(g) for g in (groups if several else [groups])]
+
     def _pick(self, values: Array, groups0: Any, groups1: Any) -> Array:
         if len(self.shape) != 2 or self.shape[0] == 1:
             raise InvalidArgumentError("groups0: pairs of groups exist for pairwise tests only.")
-        rows, columns = (
-            [self._index(g) for g in (self.groups if gs is None else gs if isinstance(gs, (list, tuple)) else [gs])]
-            for gs in (groups0, groups1)
-        )
-        return values[np.ix_(rows, columns)]
-
-    def _index(self, group: Any) -> int:
-        if group not in self.groups:
-            raise InvalidArgumentError(f"group: expected one of {self.groups}, found {group!r}.")
-        return self.groups.index(group)
+        return values[np.ix_(self._indices(groups0), self._indices(groups1))]
 
     def pval_pairs(self, groups0: Any = None, groups1: Any = None) -> Array:
         """P-values of pairs of groups."""
         return self._pick(self.pval, groups0, groups1)
 
     def qval_pairs(self, groups0: Any = None, groups1: Any = None) -> Array:
-        """q-values of pairs of groups."""
+        """q-values of pairs of groups, those of the whole family of comparisons."""
         return self._pick(self.qval, groups0, groups1)
 
-    def log_fold_change_pairs(self, groups0: Any = None, groups1: Any = None, base: float = np.e) -> Array:
-        """Log fold changes of pairs of groups."""
+    def log10_pval_pairs_clean(self, groups0: Any = None, groups1: Any = None, log10_threshold: float = -30.0) -> Array:
+        """Log₁₀ p-values of pairs of groups, not below the threshold, undefined ones zero; flat as in the original."""
+        return _clean(self.pval_pairs(groups0, groups1), log10_threshold).ravel()
+
+    def log10_qval_pairs_clean(self, groups0: Any = None, groups1: Any = None, log10_threshold: float = -30.0) -> Array:
+        """Log₁₀ q-values of pairs of groups, as :meth:`log10_pval_pairs_clean`."""
+        return _clean(self.qval_pairs(groups0, groups1), log10_threshold).ravel()
+
+    def log_fold_change_pairs(self, groups0: Any = None, groups1: Any = None, base: float = math.e) -> Array:
+        """Log fold changes of pairs of groups: those of ``groups1`` over those of ``groups0``."""
         return self._pick(self.log_fold_change(base), groups0, groups1)
+
+    def _of_group(self, values: Array, group: Any) -> Array:
+        i = self._index(group)
+        if (self.groups[i],) not in self.tests:
+            raise InvalidArgumentError(f"group: {group!r} was not tested on its own; use the methods for pairs.")
+        return values[(0, i) if len(self.shape) == 2 else i]
+
+    def pval_group(self, group: Any) -> Array:
+        """P-values of one group or part ``(G,)``."""
+        return self._of_group(self.pval, group)
+
+    def qval_group(self, group: Any) -> Array:
+        """q-values of one group or part ``(G,)``."""
+        return self._of_group(self.qval, group)
+
+    def log_fold_change_group(self, group: Any, base: float = math.e) -> Array:
+        """Log fold changes of one group or part ``(G,)``."""
+        return self._of_group(self.log_fold_change(base), group)
 
     def summary_pair(self, group1: Any, group2: Any, **thresholds: Any) -> pd.DataFrame:
         """Table of one comparison, group 2 over group 1, with the q-values of the whole family."""
         i, j = self._index(group1), self._index(group2)
-        key = (group1, group2) if (group1, group2) in self.tests else (group2, group1)
-        if key not in self.tests:
+        key, turned = (self.groups[i], self.groups[j]), (self.groups[j], self.groups[i])
+        if key not in self.tests and turned not in self.tests:
             raise InvalidArgumentError(f"group1: {group1!r} and {group2!r} were not compared.")
-        table = self.tests[key].summary()
-        if key != (group1, group2):
+        table = self.tests[key if key in self.tests else turned].summary()
+        if key not in self.tests:
             table[["log2fc", "statistic"]] *= -1
             table[["log2fc_lower", "log2fc_upper"]] = -table[["log2fc_upper", "log2fc_lower"]].to_numpy()
         table["qval"] = self.qval[i, j]
         return _filter(table, **thresholds)
 
+    def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
+        """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
+
+        *Differs from* the original: the q-values are those of the whole family of comparisons, whatever is picked,
+        and the fold change is that of the pair with the smallest p-value.
+        """
+        rows, columns = self._indices(groups0), self._indices(groups1)
+        self._pick(self.pval, None, None)
+        pairs = [(i, j) for i in rows for j in columns if i != j]
+        if not pairs:
+            raise InvalidArgumentError(f"groups0: no pair of two groups among {groups0!r} and {groups1!r}.")
+        return self._smallest(pairs, [f"{self.groups[i]} vs {self.groups[j]}" for i, j in pairs], thresholds)
+
     def summary_group(self, group: Any, **thresholds: Any) -> pd.DataFrame:
         """Table of one group or part, with the q-values of the whole family."""
-        i = self._index(group)
-        if (group,) not in self.tests:
-            raise InvalidArgumentError(f"group: {group!r} was not tested on its own; use summary_pair.")
-        table = self.tests[(group,)].summary()
-        table["qval"] = self.qval[(0, i) if len(self.shape) == 2 else i]
+        q = self.qval_group(group)
+        table = self.tests[(self.groups[self._index(group)],)].summary()
+        table["qval"] = q
         return _filter(table, **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
         """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
-        keys: Sequence[tuple[Any, ...]] = list(self.tests)
-        raw = np.stack([self.tests[k].pval for k in keys])
-        best = np.argmin(np.where(np.isnan(raw), np.inf, raw), axis=0)
-        at, genes = [tuple(self.groups.index(k) for k in key) for key in keys], np.arange(raw.shape[1])
-        index = [(0, *a) if len(a) == 1 and len(self.shape) == 2 else a for a in at]
-        q, lfc = self.qval, self.log2_fold_change()
+        places = [self._place(key) for key in self.tests]
+        return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
+
+    def _smallest(
+        self, places: Sequence[tuple[int, ...]], names: list[str], thresholds: dict[str, Any]
+    ) -> pd.DataFrame:
+        at = tuple(np.array(index) for index in zip(*places, strict=True))
+        p, q, lfc = self.pval[at], self.qval[at], self.log2_fold_change()[at]
+        best, genes = np.argmin(np.where(np.isnan(p), np.inf, p), axis=0), np.arange(p.shape[1])
         table = pd.DataFrame(
             {
-                "gene": self.gene_ids, "pval": raw[best, genes],
-                "qval": [q[(*index[b], g)] for g, b in enumerate(best)],
-                "log2fc": [lfc[(*index[b], g)] for g, b in enumerate(best)],
-                "mean": next(iter(self.tests.values())).mean,
-                "comparison": [" vs ".join(str(k) for k in keys[b]) for b in best],
+                "gene": self.gene_ids, "pval": p[best, genes], "qval": q[best, genes], "log2fc": lfc[best, genes],
+                "mean": self.mean, "comparison": [names[b] for b in best],
             }
         )  # fmt: skip
         return _filter(table, **thresholds)

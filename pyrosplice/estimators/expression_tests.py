@@ -6,8 +6,8 @@ by keyword.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,20 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
-from pyrosplice.estimators.expression_estimator import Estimator
+from pyrosplice.estimators.expression_estimator import Estimator, InputData
+from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
-from pyrosplice.inference.nb_fit import GlmFit, score_statistic
+from pyrosplice.inference.nb_fit import GlmFit, fit_glm, score_statistic
 from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]
 Names = str | Sequence[str]
+FITTING = ("init_a", "init_b", "batch_size", "training_strategy", "train_args", "quick_scale", "dtype", "device")
+FIT_OPTIONS = ({*defaults_of(expression_fit.model)} | {"train_args"}) - {"data", "formula_loc", "formula_scale"}
 
 
 def wald(
@@ -48,6 +52,7 @@ def wald(
     InvalidArgumentError
         Where neither or both are given, or they name nothing.
     """
+    fit_options = known_options("test.wald", fit_options, FIT_OPTIONS)
     estimator = expression_fit.model(data, formula_loc, formula_scale, **fit_options)
     return wald_repeated(estimator, factor_loc_totest, coef_to_test)
 
@@ -56,14 +61,11 @@ def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
     """Wald test of other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
-    estimator = det if isinstance(det, Estimator) else det.estimator
-    if estimator is None:
+    estimator = det.estimator if isinstance(det, ExpressionTest) else det
+    if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
     tested = tested_columns(estimator.input_data.location, factor_loc_totest, coef_to_test)
-    names = estimator.model.design_loc_names
-    select = np.zeros((len(tested), len(names)))
-    select[np.arange(len(tested)), [names.index(t) for t in tested]] = 1.0
-    return linear_test(estimator, select)
+    return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
 
 
 def linear_test(
@@ -93,10 +95,11 @@ def contrast_test(
 ) -> ExpressionTest:  # fmt: skip
     """:func:`linear_test` from its parts."""
     p = fit.n_location
-    v = fit.covariance[:, :p, :p] if covariance is None else covariance
     rows = contrast @ constraints.matrix
     estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
-    v_l = rows @ np.nan_to_num(v, posinf=0.0) @ rows.T
+    v = fit.inner_covariance if covariance is None else covariance
+    inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
+    v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
     se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
     largest = np.argmax(np.abs(np.nan_to_num(estimate)), axis=1)
@@ -115,11 +118,33 @@ def lrt(
     data: Any, full_formula_loc: str, reduced_formula_loc: str, full_formula_scale: str = "~1",
     reduced_formula_scale: str = "~1", **fit_options: Any,
 ) -> ExpressionTest:  # fmt: skip
-    """Likelihood-ratio test of two nested models."""
+    """Likelihood-ratio test of two nested models.
+
+    Parameters
+    ----------
+    data, fit_options
+        As for ``fit.model``, without designs.
+    full_formula_loc, full_formula_scale
+        Of the larger model.
+    reduced_formula_loc, reduced_formula_scale
+        Of the smaller model.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For models that are not nested, and options that do not exist.
+    """
+    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale"})
     full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
+    fit_options |= same_cells(full.input_data)
     reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
     _check_nested(full, reduced)
     return compare_fits(full, reduced)
+
+
+def same_cells(inputs: InputData) -> dict[str, Any]:
+    """The option that makes another fit leave out the cells that were left out of this one."""
+    return {} if inputs.cells.used is None else {"missing": inputs.cells.used}
 
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
@@ -128,9 +153,10 @@ def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     statistic, pval = likelihood_ratio(full.fit.log_likelihood, reduced.fit.log_likelihood, df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
-    empty = full.fit.code == FitCode.ALL_ZERO
-    result.statistic, result.pval = np.where(empty, np.nan, statistic), np.where(empty, np.nan, pval)
-    return result
+    if not new:  # the models differ in their scales only: there is no fold change
+        none = np.full(len(pval), np.nan)
+        result = replace(result, logfc=none, logfc_se=none, extra=result.extra | {"coef_mle": none, "coef_sd": none})
+    return with_statistic(result, statistic, pval)
 
 
 def _check_nested(full: Estimator, reduced: Estimator) -> None:
@@ -147,8 +173,10 @@ def score(
 ) -> ExpressionTest:  # fmt: skip
     """Score test of location coefficients: only the model without them is fitted.
 
-    The fold change is the one-step estimate from there.
+    The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
+    model that is fitted.
     """
+    fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = expression_fit.prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
@@ -157,10 +185,12 @@ def score(
     kept = [n for n in full.location.names if n not in tested]
     if not kept:
         raise InvalidArgumentError("coef_to_test: the score test needs a coefficient that is not tested.")
-    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names)
+    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names, index=full.cells.index)
     options = {k: v for k, v in fit_options.items() if k not in ("dmat_loc", "constraints_loc")}
+    options |= same_cells(full)
     reduced = expression_fit.model(data, None, formula_scale, dmat_loc=dmat[kept], **options)
-    big = Estimator(full, batch_size=fit_options.get("batch_size"))
+    how = {k: v for k, v in fit_options.items() if k in ("batch_size", "device")}
+    big = Estimator(full, **how)
     which = [full.location.names.index(n) for n in tested]
     where = [full.location.names.index(n) for n in kept]
     n_all = len(full.location.names)
@@ -174,110 +204,74 @@ def score(
     )  # fmt: skip
 
 
-FITTING = ("init_a", "init_b", "batch_size", "training_strategy", "quick_scale", "dtype", "device")
+def as_names(given: Names | None) -> list[str]:
+    """One or several names as a list."""
+    return [given] if isinstance(given, str) else list(given if given is not None else ())
 
 
-def continuous_1d(
-    data: Any, continuous: str, factor_loc_totest: Names | None = None, formula_loc: str | None = None,
-    formula_scale: str | None = "~1", df: int = 5, test: str = "wald", spline_basis: str = "bs",
-    sample_description: pd.DataFrame | None = None, as_numeric: Names = (), **fit_options: Any,
-) -> ContinuousTest:  # fmt: skip
-    """Test of a smooth dependence on one continuous covariate (pseudotime, space).
-
-    Parameters
-    ----------
-    continuous
-        Column of the covariate; it stands in ``formula_loc`` and is replaced by its spline basis.
-    factor_loc_totest
-        What to test, the covariate where None.
-    df
-        Size of the basis; ``spline_basis`` is ``"bs"`` (B-splines), ``"cr"`` (natural cubic) or ``"cc"`` (cyclic).
-    test
-        ``"wald"`` or ``"lrt"``.
-    """
-    check_option("test", test, ("wald", "lrt"))
-    check_option("spline_basis", spline_basis, ("bs", "cr", "cc"))
-    if df < (3 if spline_basis == "bs" else 2):
-        raise InvalidArgumentError(f"df: expected at least 3 ('bs') or 2, found {df}.")
-    formula = formula_loc if formula_loc is not None else f"~1+{continuous}"
-    word = re.compile(rf"(?<![\w.]){re.escape(continuous)}(?![\w.])")
-    if not word.search(formula):
-        raise InvalidArgumentError(f"continuous: {continuous!r} does not occur in formula_loc {formula!r}.")
-    basis = f"{spline_basis}({continuous}, df={df})"
-    if spline_basis != "bs":
-        basis = f"{spline_basis}({continuous}, df={df}, constraints='center')"
-    smooth = word.sub(basis, formula)
-    numeric = list(dict.fromkeys([continuous, *((as_numeric,) if isinstance(as_numeric, str) else as_numeric)]))
-    factors = [factor_loc_totest] if isinstance(factor_loc_totest, str) else list(factor_loc_totest or [continuous])
-    options = {"sample_description": sample_description, "as_numeric": numeric, **fit_options}
-    full = expression_fit.model(data, smooth, formula_scale, **options)
-    tested = tested_columns(full.input_data.location, [word.sub(basis, f) for f in factors], None)
-    if test == "wald":
-        result = wald_repeated(full, coef_to_test=tested)
-    else:
-        design = full.input_data.location
-        kept = pd.DataFrame(design.matrix, columns=design.names).drop(columns=tested)
-        reduced = expression_fit.model(data, None, formula_scale, dmat_loc=kept, **options)
-        result = compare_fits(full, reduced)
-    columns = [full.model.design_loc_names.index(t) for t in tested]
-    return ContinuousTest(**{**vars(result)}, covariate=_covariate(full, continuous), columns=np.array(columns))
-
-
-class ContinuousTest(ExpressionTest):
-    """A test of a smooth effect, with the fitted curve of each gene over the observed values of the covariate."""
-
-    def __init__(self, *, covariate: Array, columns: NDArray[np.intp], **fields: Any) -> None:
-        super().__init__(**fields)
-        self.covariate, self.columns = covariate, columns
-        low, high = self.min(), self.max()
-        self.logfc = high - low
-        self.logfc_se = np.full(len(self.logfc), np.nan)
-
-    def curve(self, genes: Any = slice(None)) -> Array:
-        """Log fitted effect of the covariate at each cell ``(N, g)``, other terms left out."""
-        model = self.estimator.model
-        return model.design_loc[:, self.columns] @ model.a[self.columns][:, genes]
-
-    def max(self, genes: Any = slice(None)) -> Array:
-        """Largest value of the curve, natural log."""
-        return self.curve(genes).max(0)
-
-    def min(self, genes: Any = slice(None)) -> Array:
-        """Smallest value of the curve, natural log."""
-        return self.curve(genes).min(0)
-
-    def argmax(self, genes: Any = slice(None)) -> Array:
-        """Value of the covariate where the curve is largest."""
-        return self.covariate[self.curve(genes).argmax(0)]
-
-    def argmin(self, genes: Any = slice(None)) -> Array:
-        """Value of the covariate where the curve is smallest."""
-        return self.covariate[self.curve(genes).argmin(0)]
-
-    def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting.expression.heatmap` of some genes' curves."""
-        from pyrosplice.plotting.expression import heatmap  # matplotlib is optional
-
-        names = list(self.gene_ids)
-        where = [names.index(g) for g in gene_ids]
-        return heatmap(self.covariate, self.curve(where), list(gene_ids), **kwargs)
-
-
-def _covariate(estimator: Estimator, name: str) -> Array:
-    table = estimator.input_data.sample_description
-    assert table is not None  # the formula was evaluated on it
-    return table[name].to_numpy(dtype=np.float64)
-
-
-def tested_columns(design: DesignMatrix, factors: Names | None, coefficients: Names | None) -> list[str]:
-    """Columns of the location design that a test is about."""
+def tested_columns(
+    design: DesignMatrix, factors: Names | None, coefficients: Names | None,
+    arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
+) -> list[str]:  # fmt: skip
+    """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
     if (factors is None) == (coefficients is None):
-        raise InvalidArgumentError("factor_loc_totest: expected either it or coef_to_test.")
-    if coefficients is not None:
-        names = [coefficients] if isinstance(coefficients, str) else list(coefficients)
-        unknown = [n for n in names if n not in design.names]
-        if unknown or not names:
-            raise InvalidArgumentError(f"coef_to_test: {unknown} are not columns of the design {design.names}.")
-        return names
-    listed = [factors] if isinstance(factors, str) else list(factors or ())
-    return list(dict.fromkeys(c for f in listed for c in design.columns_of(f)))
+        raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")
+    names = as_names(factors if coefficients is None else coefficients)
+    if not names:
+        raise InvalidArgumentError(f"{arguments[coefficients is not None]}: expected at least one name, found none.")
+    if coefficients is None:
+        return list(dict.fromkeys(c for f in names for c in design.columns_of(f, arguments[0])))
+    unknown = [n for n in names if n not in design.names]
+    if unknown:
+        factor = any(n.startswith(f"{unknown[0]}[") for n in design.names)
+        hint = f" {unknown[0]!r} is a factor: name it in {arguments[0]}." if factor else ""
+        raise InvalidArgumentError(
+            f"{arguments[1]}: no coefficient {unknown[0]!r}; expected some of "
+            f"{listed(design.names, near=str(unknown[0]))}.{hint}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def unit_rows(chosen: Sequence[str], names: Sequence[str]) -> Array:
+    """A contrast ``(k, P)`` of some of the coefficients ``names``, each alone."""
+    rows = np.zeros((len(chosen), len(names)))
+    rows[np.arange(len(chosen)), [names.index(name) for name in chosen]] = 1.0
+    return rows
+
+
+def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tuple[GlmFit, int]:
+    """The fit under ``L a = 0`` for rows L ``(k, P)`` of the full coefficients, and how many it takes away.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where the null hypothesis leaves nothing to fit, or the constraints contradict it.
+    """
+    free, value = contrast @ constraints.matrix, -(contrast @ constraints.shift)
+    _, size, basis = np.linalg.svd(free)
+    rank = int((size > 1e-10).sum())
+    if rank == free.shape[1]:
+        raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")
+    kept = basis[rank:].T
+    if not np.abs(value).any():
+        return fit_glm(source.with_location(kept)), rank
+    fixed = np.linalg.lstsq(free, value, rcond=None)[0]
+    if np.abs(free @ fixed - value).max() > 1e-8:
+        raise InvalidArgumentError("contrast: the constraints say that it is not zero.")
+    design = source.design
+    moved = design.x @ fixed
+    offset = design.offset + (moved if design.offset.ndim == 1 else moved[:, None])
+    under = replace(design, x=design.x @ kept, offset=offset)
+    return fit_glm(RowSource(source.counts, under, source.noise, source.device, source.block_size)), rank
+
+
+def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
+    """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
+    reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
+    return with_statistic(result, *likelihood_ratio(estimator.fit.log_likelihood, reduced.log_likelihood, rank))
+
+
+def with_statistic(result: ExpressionTest, statistic: Array, pval: Array) -> ExpressionTest:
+    """``result`` with another statistic and p-value, NaN for genes without counts."""
+    empty = result.code == FitCode.ALL_ZERO
+    return replace(result, statistic=np.where(empty, np.nan, statistic), pval=np.where(empty, np.nan, pval))

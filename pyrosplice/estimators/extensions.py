@@ -22,7 +22,11 @@ def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any) -> 
     """Names of everything, and the arguments of what can be brought back."""
     return {
         "likelihood": {"name": repr(likelihood), "content": likelihood_to_json(likelihood)},
-        "priors": {name: {"name": describe(prior), "content": prior_to_json(prior)} for name, prior in priors.items()},
+        "priors": {
+            name: {"name": describe(prior), "content": prior_to_json(prior)}
+            for name, prior in priors.items()
+            if prior is not None
+        },
         "covariance": None if covariance is None else type(covariance).__name__,
     }
 

@@ -56,6 +56,11 @@ class FittedGene:
     best_epoch: int
     fitting_time_s: float
 
+    @property
+    def n_logits(self) -> int:
+        """Q."""
+        return len(self.values["bias_eta"])
+
     def with_values(self, **values: Tensor) -> FittedGene:
         """The same with other values of some sites."""
         return replace(self, values={**self.values, **values})
@@ -94,6 +99,16 @@ class ModelSpec:
     spatial: Mapping[str, Any]
     design: Design | None
     device: str
+
+    @property
+    def with_priors(self) -> bool:
+        """Whether any site has a prior."""
+        return bool(self.options.get("priors"))
+
+    def informed(self, counts: Tensor) -> Tensor:
+        """Which spots inform about each gene, ``(B, N)`` for counts ``(B, N, K)``."""
+        likelihood = self.options.get("likelihood")
+        return (counts.sum(-1) > 0) | (likelihood is not None and not likelihood.conditional)
 
     def with_design(self, design: Design | None) -> ModelSpec:
         """The same with other covariates."""
@@ -206,14 +221,34 @@ class FitPlan:
         return self.full.fit(counts, **settings), null
 
 
+@dataclass(frozen=True)
+class UsageFit:
+    """Fitted genes in the order of ``gene_names``.
+
+    Attributes
+    ----------
+    genes, null
+        The model that was asked for; the one without spatial variance when ``from_null``.
+    with_design
+        Whether covariates are in the models.
+    n_jobs
+        Processes, for the fits that tests need too.
+    """
+
+    genes: list[FittedGene]
+    null: list[FittedGene] | None
+    with_design: bool
+    n_jobs: int = 1
+
+
 def check_jobs(n_jobs: int, device: str) -> int:
     """Number of processes: as asked on the CPU, one (with a warning) on accelerators."""
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer) or n_jobs == 0:
         raise InvalidArgumentError(f"n_jobs: expected a whole number other than 0, found {n_jobs!r}.")
     if n_jobs != 1 and device != "cpu":
         warnings.warn(f"n_jobs={n_jobs}: on {device!r} genes are fitted in one process.", stacklevel=3)
         return 1
-    return n_jobs
+    return int(n_jobs)
 
 
 def fit_genes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,24 +37,31 @@ class PermutationNull:
 
 @dataclass(frozen=True)
 class GeneTests:
-    """Statistics and p-values of all genes, ``(G,)`` or ``(G, P)``."""
+    """Of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and of tests of covariates the tested columns.
+
+    ``reason``: "" or why there is no p-value.
+    """
 
     statistic: NDArray[np.float64]
     pvalue: NDArray[np.float64]
+    rank: NDArray[np.float64]
+    reason: NDArray[Any]
 
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
         """NaN everywhere."""
-        return cls(np.full(shape, np.nan), np.full(shape, np.nan))
+        statistic, pvalue, rank = (np.full(shape, np.nan) for _ in range(3))
+        return cls(statistic, pvalue, rank, np.full(shape, "", dtype=object))
 
     @classmethod
     def gather(
-        cls, batches: Sequence[Sequence[int]], results: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, ...]
+        cls, batches: Sequence[Sequence[int]], results: Sequence[Sequence[Tensor]], shape: tuple[int, ...]
     ) -> GeneTests:
-        """Put the results of batches back in the order of the genes."""
+        """Put the results of batches, in the order of the fields, back in the order of the genes."""
         tests = cls.blank(shape)
-        for genes, (statistic, pvalue) in zip(batches, results, strict=True):
-            tests.statistic[list(genes)], tests.pvalue[list(genes)] = statistic.numpy(), pvalue.numpy()
+        for genes, values in zip(batches, results, strict=True):
+            for whole, part in zip((tests.statistic, tests.pvalue, tests.rank), values, strict=False):
+                whole[list(genes)] = part.numpy()
         return tests
 
 
@@ -85,19 +92,21 @@ def permuted(counts: Tensor, order: Tensor) -> Tensor:
 
 def linearised(model: MultinomGLM) -> Linearised:
     """The model at its fit as the tests of covariates see it."""
-    if not isinstance(model, MultinomGLMM):
-        eta = model.linear_predictor().detach()
-        information = model.bound_likelihood.information(model.counts, eta)
-        residual, totals = model.bound_likelihood.score(model.counts, eta), model.counts.sum(-1)
-        repeats = (totals - 1).clamp_min(0.0) / totals.clamp_min(1.0)
-        if not model.likelihood.conditional:
-            repeats = torch.ones_like(totals)
-        return Linearised(residual, information_product(information), information, repeats)
-    return linearised_at(model.posterior_mode())
+    totals = model.counts.sum(-1)
+    informed = (totals > 0) | (not model.likelihood.conditional)
+    if isinstance(model, MultinomGLMM):
+        return replace(linearised_at(model.posterior_mode()), informed=informed)
+    eta = model.linear_predictor().detach()
+    information = model.bound_likelihood.information(model.counts, eta)
+    residual = model.bound_likelihood.score(model.counts, eta)
+    repeats = (totals - 1).clamp_min(0.0) / totals.clamp_min(1.0)
+    if not model.likelihood.conditional:
+        repeats = torch.ones_like(totals)
+    return Linearised(residual, information_product(information), information, repeats, informed)
 
 
 def linearised_at(mode: Mode) -> Linearised:
-    """The same for a mixed model at the mode of its random effects."""
+    """The same for a mixed model at the mode of its random effects, as if all spots informed."""
     weight, laplace = mode.step.information, Laplace(mode)
     spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
     return Linearised(laplace.residual, mode.step.marginal_precision_product, spot_precision)

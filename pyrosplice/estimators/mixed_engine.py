@@ -163,7 +163,7 @@ def fit_without_effect(
     Returns the record and the values of the sites at every evaluation, the estimates last.
     """
     genes, sigma = torch.arange(len(engine.counts)), engine.counts.new_zeros(len(engine.counts), 1)
-    snapshots = Snapshots(minimiser, len(genes))
+    snapshots = Snapshots(minimiser)
     own = None if prior is None else prior_of_standardised(prior, engine.scaling, genes)
     fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimiser=snapshots)
     steps = []

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_option, check_whole
+from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, is_number
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -91,8 +91,3 @@ def candidate_numbers(k_comps: Any) -> list[int] | None:
     for k in numbers:
         check_whole("k_comps", k, 1)
     return sorted({int(k) for k in numbers})
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number of any type, not a truth value and not NaN."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and value == value

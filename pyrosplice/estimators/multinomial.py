@@ -15,8 +15,10 @@ from torch import Tensor
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.base import BaseModel
 from pyrosplice.estimators.configs import DEFAULTS, complete_configs
+from pyrosplice.estimators.infinite import endless_coefficients
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
+from pyrosplice.estimators.prior_terms import prior_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_from_information
 from pyrosplice.inference.gradient import Descent, DescentOptions, descend
@@ -56,7 +58,8 @@ class MultinomGLM(BaseModel):
     fitting_configs
         Any of: ``lr`` (first step length of adam and sgd, 0.01), ``optim`` ("adam", "sgd" or "lbfgs"), ``tol``
         (improvement in nats below which a gene has converged, 1e-5), ``tol_relative`` (False), ``max_epochs`` (1000;
-        −1 is 10,000), ``patience`` (epochs without improvement before "gd" shortens its steps: 5; 2 otherwise).
+        −1 is 10,000, and 0 leaves the start values), ``patience`` (epochs without improvement before "gd" shortens its
+        steps: 5; 2 otherwise).
     likelihood
         Density of a spot's counts, any :class:`~pyrosplice.models.likelihoods.Likelihood`; multinomial if None.
     priors
@@ -111,9 +114,11 @@ class MultinomGLM(BaseModel):
         Parameters
         ----------
         counts
-            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers.
+            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers, in any container; also
+            a list of G tables ``(N, K)``.
         design_mtx
-            Covariates ``(N, P)`` without intercept, which is always there; None for none.
+            Covariates ``(N, P)`` without intercept, which is always there; None for none. A table is paired with a
+            table of counts by the names of the spots, whatever their order.
         device
             ``"cpu"``, ``"cuda"``, or ``"mps"`` (which has no float64: computes on the CPU, with a warning).
 
@@ -169,27 +174,27 @@ class MultinomGLM(BaseModel):
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
-        if self.likelihood.free:
+        own = ("beta", "bias_eta", *self.likelihood.free)
+        if self.fitting_configs["max_epochs"] == 0:
+            record, steps = self._without_epochs(), [{name: getattr(self, name).detach().clone() for name in own}]
+        elif self.likelihood.free:
             record, steps = fit_without_effect(
                 self._mixed_engine(), self._log_prior(), self._search_options(), self._minimiser()
             )
             self._set_parameters(steps[-1])
-        objective = self._objective()
-        if not self.likelihood.free:
+        else:
+            objective = self._objective()
             point, record, history = self._minimise(objective, keep)
-            self._set_parameters(dict(zip(("beta", "bias_eta"), objective.coefficients(point), strict=True)))
-            steps = [dict(zip(("beta", "bias_eta"), objective.coefficients(past), strict=True)) for past in history]
-        point = objective.point(self.beta, self.bias_eta)
-        _, hessian = objective.derivatives(point)
-        record.finish(torch.nonzero(objective.separated(point, hessian)).squeeze(-1), "separated")
-        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+            steps = [dict(zip(own, objective.coefficients(past), strict=True)) for past in (*history, point)]
+            self._set_parameters(steps.pop())
+        self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
         return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} if keep else None
 
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
-        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self._log_prior_here()
+        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
@@ -218,6 +223,12 @@ class MultinomGLM(BaseModel):
             return engine.information(values, fix_sigma=True, log_prior=self._log_prior()), engine.scaling
         objective = self._objective()
         return objective.derivatives(objective.point(self.beta, self.bias_eta))[1], objective.scaling
+
+    def prior_information(self) -> Tensor:
+        """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
+        self._require_data()
+        priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
+        return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
 
     def standard_errors(self) -> dict[str, Tensor]:
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
@@ -354,6 +365,14 @@ class MultinomGLM(BaseModel):
         own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
         return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
+    def _name_trouble(self, record: Convergence) -> None:
+        """Note the genes whose coefficients are at infinity, and those without counts."""
+        flat = {"beta", "bias_eta"} - set(self._free_priors())
+        given = (self.counts, self.design_mtx, self.beta.detach(), self.bias_eta.detach())
+        endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
+        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+
     def _free_priors(self) -> dict[str, TorchDistribution]:
         """Priors of the sites that a fit estimates, without the flat ones."""
         priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
@@ -366,7 +385,7 @@ class MultinomGLM(BaseModel):
             return None
         return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
 
-    def _log_prior_here(self) -> Tensor:
+    def log_prior_density(self) -> Tensor:
         """Log prior density of each gene at the present parameters, ``(G,)``."""
         priors = self._free_priors()
         if not priors:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
-from pyrosplice.estimators.inputs import warn_if_collinear
+from pyrosplice.estimators.infinite import endless_variance
+from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
 from pyrosplice.estimators.multinomial import kept_history
 from pyrosplice.estimators.random_effect import (
@@ -40,8 +41,6 @@ from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
-
-INIT_RATIOS = ("observed", "uniform")
 
 
 class MultinomGLMM(ImportanceSampling):
@@ -129,7 +128,7 @@ class MultinomGLMM(ImportanceSampling):
     ) -> None:
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
-        check_option("init_ratio", init_ratio, INIT_RATIOS)
+        check_option("init_ratio", init_ratio, ("observed", "uniform"))
         sigma_prior = variance_prior(var_prior_model, var_prior_model_params)
         if sigma_prior is not None and not isinstance(priors, str):
             priors = {"sigma": sigma_prior, **(priors or {})}
@@ -164,8 +163,8 @@ class MultinomGLMM(ImportanceSampling):
         counts, design_mtx, device
             As for :meth:`MultinomGLM.setup_data`.
         corr_sp
-            Spatial covariance V: dense ``(N, N)``; an object with a sparse ``precision`` such as
-            :class:`~pyrosplice.spatial.car.CarCovariance`; or a
+            Spatial covariance V: ``(N, N)``, where a table goes by the names of the spots; an object with a sparse
+            ``precision`` such as :class:`~pyrosplice.spatial.car.CarCovariance`; or a
             :class:`~pyrosplice.linalg.solver.SpatialSolver`, to share one between models. A dense V whose inverse is
             sparse is recognised; the identity means that nothing is spatial (θ is reported as 0).
         corr_sp_eigvals, corr_sp_eigvecs
@@ -178,7 +177,8 @@ class MultinomGLMM(ImportanceSampling):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        solver = spatial_solver(corr_sp, corr_sp_eigvals, corr_sp_eigvecs, n_spots=table.shape[1], device=table.device)
+        space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
+        solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
         engine = MixedEngine(table, scaling, solver, self.likelihood)
         self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())
@@ -215,30 +215,20 @@ class MultinomGLMM(ImportanceSampling):
         verbose, quiet, random_seed, diagnose
             As for :meth:`MultinomGLM.fit`.
 
-        Raises
-        ------
-        NotReadyError
-            Before ``setup_data``.
+        Raises NotReadyError before ``setup_data``.
         """
         self._require_data()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
-        record = Convergence.start(self.n_genes, device=self.device)
-        fits, histories = [], []
-        for genes in self._engine.batches():
-            snapshots = Snapshots(self._minimiser(), len(genes)) if keep else None
-            fit = self._fit_batch(genes, snapshots or self._minimiser())
-            record.absorb(fit.convergence, genes)
-            fits.append(fit)
-            if snapshots is not None:
-                histories.append(self._sites(snapshots.stacked()))
-        self._take(fits)
+        searched = self.fitting_configs["max_epochs"] != 0
+        record, histories = self._search(keep) if searched else (self._without_epochs(), [])
         self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
         if not keep:
             return None
-        final = {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
-        return {name: torch.cat([value, final[name]]) for name, value in joined(histories).items()}
+        last = {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
+        past = joined(histories) if searched else {}
+        return {name: torch.cat([past.get(name, value[:0]), value]) for name, value in last.items()}
 
     def forward(self) -> Tensor:
         """Objective of each gene at the present parameters, ``(G,)``, constants included.
@@ -249,8 +239,8 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         if self.is_marginal:
-            return self._engine_here().log_marginal(parameters) + self._log_prior_here()
-        return self._engine_here().log_joint(parameters, self.nu) + self._log_prior_here()
+            return self._engine_here().log_marginal(parameters) + self.log_prior_density()
+        return self._engine_here().log_joint(parameters, self.nu) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters, ν included."""
@@ -329,9 +319,8 @@ class MultinomGLMM(ImportanceSampling):
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
         self._require_data()
-        every = (*SITES, *self.likelihood.free)
-        names = [name for name in every if name not in self._held() and getattr(self, name).numel()]
-        values = {name: getattr(self, name).detach() for name in names}
+        every = (name for name in (*SITES, *self.likelihood.free) if name not in self._held())
+        values = {name: getattr(self, name).detach() for name in every if getattr(self, name).numel()}
         if self.is_marginal:
             return LaplaceGuide(values, self.random_effect_posterior())
         return PointGuide({**values, "nu": self.nu.detach()})
@@ -353,6 +342,19 @@ class MultinomGLMM(ImportanceSampling):
         n_genes, n_logits = shapes["bias_eta"]
         components = (n_genes, 1 if self.share_variance else n_logits)
         return {**shapes, "sigma": components, "theta_logit": components}
+
+    def _search(self, keep: bool) -> tuple[Convergence, list[dict[str, Tensor]]]:
+        """Fit all genes; with ``keep`` also the sites' values along each batch's search."""
+        record = Convergence.start(self.n_genes, device=self.device)
+        fits, histories = [], []
+        for genes in self._engine.batches():
+            snapshots = Snapshots(self._minimiser()) if keep else None
+            fits.append(self._fit_batch(genes, snapshots or self._minimiser()))
+            record.absorb(fits[-1].convergence, genes)
+            if snapshots is not None:
+                histories.append(self._sites(snapshots.stacked()))
+        self._take(fits)
+        return record, histories
 
     def _fit_batch(self, genes: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
         sigma, options = self.sigma.detach()[genes], self._search_options()
@@ -393,7 +395,7 @@ class MultinomGLMM(ImportanceSampling):
         return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta), **own}
 
     def _name_trouble(self, record: Convergence) -> None:
-        totals = self.counts.sum(1)
-        if "bias_eta" not in self._free_priors():
-            record.finish(torch.nonzero((totals == 0).any(-1)).squeeze(-1), "separated")
-        record.finish(torch.nonzero(totals.sum(-1) == 0).squeeze(-1), "no_counts")
+        if self.is_marginal and "sigma" not in (*self._held(), *self._free_priors()) and len(record.loss_history) > 1:
+            endless = endless_variance(self.counts, self.sigma.detach(), record.converged)
+            record.finish(torch.nonzero(endless).squeeze(-1), "all_or_nothing")
+        super()._name_trouble(record)

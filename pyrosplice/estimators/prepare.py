@@ -15,9 +15,14 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.data.design import Design, build_design
-from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.data.columns import complete_cells, one_column
+from pyrosplice.data.containers import as_dense
+from pyrosplice.data.design import Design, build_design, complete_spots
+from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
+from pyrosplice.data.labels import read_labels
+from pyrosplice.data.names import by_name
+from pyrosplice.data.storable import split
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
@@ -32,6 +37,8 @@ from pyrosplice.spatial.graph import (
 )
 from pyrosplice.spatial.sections import section_graph, within_sections
 
+MISSING = ("error", "drop")
+MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
 
@@ -57,8 +64,7 @@ class SpatialOptions:
         check_option("graph", self.graph, get_args(Graph))
         check_rho(self.rho)
         rank = self.approx_rank
-        whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
-        if not (rank is None or rank == "auto" or whole):
+        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
             raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
 
     def rank(self, n_spots: int, device: str) -> int | None:
@@ -117,7 +123,7 @@ class Prepared:
     @property
     def n_sections(self) -> int:
         """Sections with spots left in them; 1 where none were named."""
-        return 1 if self.section_key is None else int(self.data.adata.obs[self.section_key].nunique())
+        return _n_sections(self.data.adata.obs, self.section_key)
 
     @property
     def gene_names(self) -> tuple[str, ...]:
@@ -163,61 +169,120 @@ class Prepared:
         return batches
 
 
-def prepare(
-    adata: AnnData,
-    *,
-    model_type: str,
-    space: SpatialOptions,
-    spatial_key: str,
-    adj_key: str | None,
-    layer: str,
-    group_iso_by: str,
-    gene_names: str | None,
-    group_gene_by_n_iso: bool,
-    design_mtx: Any,
-    covariate_names: Sequence[str] | None,
-    min_counts: float,
-    min_bin_pct: float,
-    min_component_size: int,
-    covariance: Any,
-    section_key: str | None = None,
-) -> Prepared:
+@dataclass(frozen=True)
+class DataOptions:
+    """Arguments of ``setup_data`` beside the data, which documents them; checked where they are given.
+
+    Attributes
+    ----------
+    model_type, space
+        What the covariance is for.
+    """
+
+    model_type: str
+    space: SpatialOptions
+    spatial_key: str
+    adj_key: str | None
+    layer: str | None
+    group_iso_by: str
+    gene_names: str | None
+    group_gene_by_n_iso: bool
+    design_mtx: Any
+    covariate_names: Sequence[str] | None
+    min_counts: float
+    min_bin_pct: float
+    min_component_size: int
+    covariance: Any
+    section_key: str | None
+    missing: str
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.min_component_size, 1):
+            raise InvalidArgumentError(
+                f"min_component_size: expected a whole number ≥ 1, found {self.min_component_size!r}."
+            )
+        check_switches(group_gene_by_n_iso=self.group_gene_by_n_iso)
+        check_option("missing", self.missing, MISSING)
+        if self.design_mtx is None and self.covariate_names is not None:
+            raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
+        if isinstance(self.covariate_names, str):
+            raise InvalidArgumentError(f"covariate_names: expected a list of names, found {self.covariate_names!r}.")
+        if self.covariance is not None and self.model_type != "glmm-full":
+            raise InvalidArgumentError(
+                f"covariance: a {self.model_type!r} has no spatial effect; expected None, or model_type='glmm-full'."
+            )
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether who is whose neighbour has to be known."""
+        return (self.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
+
+
+def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
-    if isinstance(min_component_size, bool) or not min_component_size >= 1:
-        raise InvalidArgumentError(f"min_component_size: expected a whole number ≥ 1, found {min_component_size!r}.")
-    if design_mtx is None and covariate_names is not None:
-        raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
-    design = None if design_mtx is None else build_design(design_mtx, adata.obs, covariate_names=covariate_names)
-    check_key(adata, "section_key", section_key, "obs")
-    sections = None if section_key is None else adata.obs[section_key].to_numpy()
-    spots = None
-    adjacency = None
-    if (model_type == "glmm-full" and covariance is None) or min_component_size > 1:
-        adjacency = _adjacency(adata, space, sections, spatial_key=spatial_key, adj_key=adj_key)
-        spots = _large_components(adjacency, min_component_size)
+    obs = table_of(adata, "obs")
+    check_key(adata, "section_key", options.section_key, "obs")
+    check_key(adata, "adj_key", options.adj_key, "obsp")
+    spots = _complete(obs, options)
+    sections = _sections(obs, spots, options.section_key)
+    adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
+    if adjacency is not None and options.min_component_size > 1:
+        large = _large_components(adjacency, options.min_component_size)
+        adjacency = adjacency[large][:, large]
+        spots[spots] = large
+    kept = None if spots.all() else spots
+    design = None
+    if options.design_mtx is not None:
+        design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=kept)
+        design.check()
     data = read_isoforms(
         adata,
-        layer=layer,
-        group_iso_by=group_iso_by,
-        gene_names=gene_names,
-        min_counts=min_counts,
-        min_bin_pct=min_bin_pct,
-        spots=spots,
+        layer=options.layer,
+        group_iso_by=options.group_iso_by,
+        gene_names=options.gene_names,
+        min_counts=options.min_counts,
+        min_bin_pct=options.min_bin_pct,
+        spots=kept,
     )
-    if design is not None:
-        design = design if spots is None else design.take(spots)
-        design.check()
-    if model_type == "glmm-full" and covariance is not None:
-        check_size(covariance, data.adata.n_obs)
-    elif model_type == "glmm-null":
-        covariance = IdentityCovariance(data.adata.n_obs)
-    elif model_type == "glmm-full" and adjacency is not None:
-        adjacency = adjacency if spots is None else adjacency[spots][:, spots]
-        n_sections = 1 if section_key is None else data.adata.obs[section_key].nunique()
-        warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=3)
-        covariance = CarCovariance(adjacency, rho=space.rho)
-    return Prepared(data, data.counts(), design, covariance, group_gene_by_n_iso, section_key)
+    split(data.adata)  # raises now, not after the fit, where something cannot be saved
+    covariance = _covariance(data.adata, adjacency, options)
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, options.section_key)
+
+
+def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:
+    """Covariance of the spots that are left."""
+    if options.model_type == "glmm-null":
+        return IdentityCovariance(adata.n_obs)
+    if options.model_type == "glm":
+        return None
+    if options.covariance is not None:
+        check_size(options.covariance, adata.n_obs)
+        return options.covariance
+    warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
+    return CarCovariance(adjacency, rho=options.space.rho)
+
+
+def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
+    """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
+    complete = np.ones(len(obs), dtype=bool)
+    if options.missing == "error":
+        return complete
+    if options.design_mtx is not None:
+        complete &= complete_spots(options.design_mtx, obs)
+    if options.section_key is not None:
+        complete &= complete_cells(obs, [options.section_key], "section_key")
+    if not complete.any():
+        raise InvalidArgumentError(
+            f"missing='drop': none of {len(complete)} spots has every label and number of design_mtx and section_key."
+        )
+    if not complete.all():
+        warnings.warn(
+            f"missing='drop': {int((~complete).sum())} of {len(complete)} spots have no label or number in design_mtx "
+            "or section_key and are left out.",
+            stacklevel=4,
+        )
+    return complete
 
 
 def check_size(covariance: Any, n_spots: int) -> None:
@@ -226,38 +291,74 @@ def check_size(covariance: Any, n_spots: int) -> None:
         raise InvalidArgumentError(
             f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
         )
-    found = getattr(covariance, "n_spots", n_spots)
+    precision = getattr(covariance, "precision", None)
+    size = covariance.dense().shape[0] if precision is None else precision.shape[0]
+    found = getattr(covariance, "n_spots", size)
     if found != n_spots:
         raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
 
 
-def _adjacency(
-    adata: AnnData, space: SpatialOptions, sections: NDArray[Any] | None, *, spatial_key: str, adj_key: str | None
-) -> Any:
-    """Given adjacency, or the k-NN graph of the coordinates; within sections."""
-    if adj_key is not None:
-        check_key(adata, "adj_key", adj_key, "obsp")
-        given = adjacency_graph(adata.obsp[adj_key])
-        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=4)
-    check_key(adata, "spatial_key", spatial_key, "obsm")
-    check_k_neighbors(space.k_neighbors, adata.n_obs)
-    coords = check_coords(adata.obsm[spatial_key], name=f"adata.obsm[{spatial_key!r}]")
+def _n_sections(obs: pd.DataFrame, key: str | None) -> int:
+    """Sections that have spots; 1 where none are named."""
+    return 1 if key is None else len(read_labels(one_column(obs, key, "section_key"), "section_key").levels)
+
+
+def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:
+    """Name of the section of some spots."""
+    if key is None:
+        return None
+    return read_labels(one_column(obs, key, "section_key")[spots], f"section_key: adata.obs[{key!r}]").names
+
+
+def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
+    """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
+    space = options.space
+    if options.adj_key is not None:
+        given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
+        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
+    check_key(adata, "spatial_key", options.spatial_key, "obsm")
+    name = f"adata.obsm[{options.spatial_key!r}]"
+    coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
+    coords = check_coords(coords[spots], name=name)
+    check_k_neighbors(space.k_neighbors, len(coords))
+    _check_apart(coords, sections, name)
     if sections is None:
         return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
-    return section_graph(coords, sections, k_neighbors=space.k_neighbors, graph=space.graph, name="section_key")
+    return section_graph(
+        coords,
+        sections,
+        k_neighbors=space.k_neighbors,
+        graph=space.graph,
+        name="section_key",
+        least=options.min_component_size,
+    )
 
 
-def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_] | None:
-    """Mask of the spots whose component has at least ``least`` spots; None if that is all of them."""
-    if least <= 1:
-        return None
+def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | None, name: str) -> None:
+    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
+    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
+    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
+    if shared.max() == 1:
+        return
+    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
+    if shared.max() > MOST_AT_ONE_POSITION:
+        raise InvalidArgumentError(
+            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
+        )
+    warnings.warn(
+        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
+        stacklevel=5,
+    )
+
+
+def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_]:
+    """Mask of the spots whose component has at least ``least`` spots."""
     labels = component_labels(adjacency)[1]
     kept = np.bincount(labels)[labels] >= least
-    if kept.all():
-        return None
-    warnings.warn(
-        f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "
-        "spatial graph and are left out.",
-        stacklevel=4,
-    )
+    if not kept.all():
+        warnings.warn(
+            f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "
+            "spatial graph and are left out.",
+            stacklevel=4,
+        )
     return kept

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from pyrosplice.data.isoforms import matrix_name
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.models.prior_tables import describe
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
@@ -60,7 +61,7 @@ def describe_data(prepared: Prepared | None) -> dict[str, str]:
     n_isos = prepared.data.n_isos
     return {
         "data": f"{prepared.n_spots} spots, {len(n_isos)} genes, {sum(n_isos)} isoforms "
-        f"({min(n_isos)} to {max(n_isos)} a gene), layer {prepared.data.layer!r}",
+        f"({min(n_isos)} to {max(n_isos)} a gene), {matrix_name(prepared.data.layer)}",
         "space": _describe_space(prepared),
         "design": f"{len(prepared.covariate_names)} covariates: {_shorten(prepared.covariate_names)}"
         if prepared.covariate_names

@@ -14,7 +14,7 @@ from pyrosplice.data.design import Design
 from pyrosplice.data.isoforms import IsoformData
 from pyrosplice.estimators.fitted import FittedGene
 from pyrosplice.estimators.prepare import Prepared, check_size
-from pyrosplice.io import anndata_from_tensor, anndata_to_tensor
+from pyrosplice.io import anndata_from_tensors, anndata_to_tensors
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.covariance import GraphMatern
 
@@ -24,7 +24,7 @@ RECORD = ("converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_t
 def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Filtered AnnData, gene columns, design and graph."""
     data, design, covariance = prepared.data, prepared.design, prepared.covariance
-    tensors = {"adata": anndata_to_tensor(data.adata)}
+    tensors = anndata_to_tensors(data.adata)
     content: dict[str, Any] = {
         "layer": data.layer,
         "gene_names": list(data.gene_names),
@@ -50,7 +50,7 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any], covariance: Any = None) -> Prepared:
     """Inverse of :func:`pack_data`; a ``covariance`` of the user's own has to be given."""
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in content["columns"])
-    data = IsoformData(anndata_from_tensor(tensors["adata"]), content["layer"], tuple(content["gene_names"]), columns)
+    data = IsoformData(anndata_from_tensors(tensors), content["layer"], tuple(content["gene_names"]), columns)
     design = None
     if "design" in content:
         names = content["design"]
@@ -97,10 +97,12 @@ def unpack_genes(prefix: str, tensors: Mapping[str, Tensor], records: Sequence[M
 
 
 def pack_results(prefix: str, results: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Arrays as tensors, the rest as JSON."""
+    """Arrays of numbers as tensors, the rest as JSON (arrays of text as lists)."""
     arrays = {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
-    tensors = {f"{prefix}.{name}": torch.from_numpy(value) for name, value in arrays.items()}
-    return tensors, {name: value for name, value in results.items() if name not in arrays}
+    numbers = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
+    tensors = {f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in numbers.items()}
+    text = {name: value.tolist() for name, value in arrays.items() if name not in numbers}
+    return tensors, {name: text.get(name, value) for name, value in results.items() if name not in numbers}
 
 
 def unpack_results(prefix: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Any]:

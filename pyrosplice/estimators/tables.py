@@ -12,16 +12,23 @@ from pyrosplice.estimators.fitted import FittedGene
 
 
 def sv_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Spatial variability: ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``."""
-    return pd.DataFrame({name: results[name] for name in ("gene", "statistic", "pvalue", "pvalue_adj")})
+    """Spatial variability: ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``; ``reason`` if some are missing."""
+    table = pd.DataFrame({name: results[name] for name in ("gene", "statistic", "pvalue", "pvalue_adj")})
+    return _with_reasons(table, results)
 
 
 def du_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Differential usage: ``gene``, ``covariate`` (within genes), ``statistic``, ``pvalue``, ``pvalue_adj``."""
+    """Differential usage: ``gene``, ``covariate`` (within genes) and the same."""
     genes, covariates = results["gene"], results["covariate"]
     index = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
     values = {name: np.asarray(results[name]).reshape(-1) for name in ("statistic", "pvalue", "pvalue_adj")}
-    return pd.DataFrame(index | values)
+    return _with_reasons(pd.DataFrame(index | values), results)
+
+
+def _with_reasons(table: pd.DataFrame, results: dict[str, Any]) -> pd.DataFrame:
+    """With a column ``reason`` if p-values are missing: why, or "" (files of earlier versions do not know)."""
+    reasons = np.asarray(results.get("reason", []), dtype=object).reshape(-1)
+    return table.assign(reason=reasons) if len(reasons) == len(table) and (reasons != "").any() else table
 
 
 def training_table(model_type: str, genes: Sequence[str], fitted: Sequence[FittedGene]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pyrosplice.estimators.covariate_tests import Variance, estimates
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.usage_models import TEST_BATCH
 from pyrosplice.estimators.usage_tests import UsageTests
+from pyrosplice.hypothesis.identified import TOUCHED
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
 
@@ -51,7 +52,9 @@ class UsageEffects(UsageTests):
             With two levels that is half their difference. Levels that a formula coded are against the one it left out.
 
             Each with ``_se``, ``_lower`` and ``_upper``, from the covariance of β and intercept with (σ, θ) estimated
-            too; NaN where the data do not identify the gene's coefficients, or leave no degrees of freedom.
+            too; these are NaN where a coefficient is at infinity, or no degrees of freedom are left. An effect that
+            the gene's spots do not identify (a level in which it has no molecules, and so the mean of the levels) is
+            NaN altogether; the others of such a gene are averages over the spots where its usage is identified.
 
         Raises
         ------
@@ -66,7 +69,8 @@ class UsageEffects(UsageTests):
         prepared, fit = self._ready(), self._ready_fit()
         if prepared.design is None or not fit.with_design:
             raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
-        genes, spec = self._tested_fit(show=False), self._tested_spec(with_design=True)
+        genes = self._test_fit(self.model_type, with_design=True, print_progress=False)
+        spec = self._test_spec(self.model_type, with_design=True)
         tables: dict[int, pd.DataFrame] = {}
         for batch in prepared.batches(TEST_BATCH, group=True):
             some = [genes[g] for g in batch]
@@ -84,11 +88,27 @@ def gene_effects(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
 ) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    found, covariates = estimates(counts, spec, genes, design, robust), torch.from_numpy(design.values)
-    eta = torch.stack([gene.linear_predictor(counts.shape[1], covariates) for gene in genes])
-    usage = average_usage_effects(eta, found.beta, found.covariance, covariates, changes_of(covariates, design.terms))
-    odds = centred_log_odds(found.beta, found.covariance)
-    each = [found.dof(row[None]) for row in torch.eye(len(design.names), dtype=torch.float64)]
+    found, given = estimates(counts, spec, genes, design, robust), torch.from_numpy(design.values)
+    eta = torch.stack([gene.linear_predictor(counts.shape[1], given) for gene in genes])
+    middle = given.mean(0)  # where the intercept of the estimates is
+    covariates, changes = given - middle, [change.moved(-middle) for change in changes_of(given, design.terms)]
+
+    def both(some: slice, spots: Tensor, covariance: Tensor) -> tuple[Effects, Effects]:
+        beta = found.beta[some]
+        usage = average_usage_effects(eta[some][:, spots], beta, covariance, covariates[spots], changes)
+        return centred_log_odds(beta, covariance), usage
+
+    everywhere, covariance = torch.ones(len(given), dtype=torch.bool), found.of_coded(found.covariance)
+    odds, usage = both(slice(None), everywhere, covariance)
+    for gene in found.coverage.deficient:
+        one, (spots, null) = slice(gene, gene + 1), found.coverage.identified(gene)
+        along, every = (found.along(directions) for directions in (null, torch.eye(len(null), dtype=null.dtype)))
+        parts = zip((odds, usage), *(both(one, spots, some) for some in (covariance[one], along, every)), strict=True)
+        for whole, own, loose, unit in parts:
+            known = loose.standard_error <= TOUCHED * unit.standard_error
+            whole.estimate[one] = torch.where(known, own.estimate, torch.nan)
+            whole.standard_error[one] = torch.where(known, own.standard_error, torch.nan)
+    each = [found.dof(found.rows(row[None])) for row in torch.eye(len(design.names), dtype=torch.float64)]
     dof = torch.stack([one for one in each if one is not None], -1) if robust else None
     return {
         "log_odds": Effects(odds.estimate, odds.standard_error, dof),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from anndata import AnnData
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole
+from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
-from pyrosplice.estimators.prepare import Covariance, Prepared, SpatialOptions, prepare
+from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import SITES
@@ -27,26 +26,7 @@ OPTIONS = (
     *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
 )
 TEST_BATCH = 32  # genes at a time in fits that only tests need
-
-
-@dataclass(frozen=True)
-class UsageFit:
-    """Fitted genes in the order of ``gene_names``.
-
-    Attributes
-    ----------
-    genes, null
-        The model that was asked for; the one without spatial variance when ``from_null``.
-    with_design
-        Whether covariates are in the models.
-    n_jobs
-        Processes, for the fits that tests need too.
-    """
-
-    genes: list[FittedGene]
-    null: list[FittedGene] | None
-    with_design: bool
-    n_jobs: int = 1
+SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
 
 class UsageModels:
@@ -74,7 +54,7 @@ class UsageModels:
         check_option("model_type", model_type, MODELS)
         as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type, self.device = model_type, device
+        self.model_type, self.device = model_type, str(device)
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
@@ -85,7 +65,7 @@ class UsageModels:
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None
-        self._marginal_fits: dict[str, list[FittedGene]] = {}
+        self._test_fits: dict[tuple[Any, ...], list[FittedGene]] = {}
         self._sv_test_results: dict[str, Any] = {}
         self._du_test_results: dict[str, Any] = {}
 
@@ -95,7 +75,7 @@ class UsageModels:
         *,
         spatial_key: str = "spatial",
         adj_key: str | None = None,
-        layer: str = "counts",
+        layer: str | None = "counts",
         group_iso_by: str = "gene_symbol",
         gene_names: str | None = None,
         group_gene_by_n_iso: bool = False,
@@ -106,36 +86,47 @@ class UsageModels:
         min_component_size: int = 1,
         covariance: Any = None,
         section_key: str | None = None,
+        missing: Literal["error", "drop"] = "error",
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
-        Filters in this order: spots in components smaller than ``min_component_size``; isoforms; genes with fewer
-        than two isoforms left.
+        Filters in this order: spots without a label (if ``missing="drop"``); spots in components smaller than
+        ``min_component_size``; isoforms; genes with fewer than two isoforms left. Tables are paired with the spots by
+        name, see ``design_mtx``. ``filtered_adata`` is a copy in memory, whatever ``adata`` is.
 
         Parameters
         ----------
         adata
-            Spots × isoforms.
+            Spots × isoforms: in memory, a view, backed or lazy.
         spatial_key
-            Coordinates in ``obsm``; not read by ``"glm"`` and ``"glmm-null"`` unless ``min_component_size`` > 1.
+            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers; not read by ``"glm"`` and
+            ``"glmm-null"`` unless ``min_component_size`` > 1.
         adj_key
             Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
         layer
-            Counts in ``layers``, whole numbers, dense or sparse.
+            Counts in ``layers``, whole numbers in any container (dense, sparse, nullable, Dask, on disk); None for
+            ``X``.
         group_iso_by, gene_names
-            Columns of ``var``: the gene of each isoform, and display names (those of ``group_iso_by`` by default).
+            Columns of ``var``: the gene of each isoform (those without, or with a blank name, are left out with a
+            warning), and display names (those of ``group_iso_by`` by default).
         group_gene_by_n_iso
             Sort genes by isoform count before batching, so that batches are as full as ``batch_size`` says. Without,
             only neighbouring genes with the same count share a batch.
         design_mtx
-            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula. Text
-            and categorical columns become one covariate a level.
+            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula such as
+            ``"~ region + log(total)"`` (names that are no words in backticks). What is no number (text, booleans,
+            categoricals, dates) becomes one covariate a level. A table that has the spots' names, in whatever order
+            and type, is paired by them; one that has none of them by position; one that has some is refused.
+            *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
+            has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
+            :meth:`test_spatial_variability` adjusts for them.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
-            Spots in smaller components of the graph are left out, with a warning.
+            Spots in smaller components of the graph are left out, with a warning; so are the levels of covariates
+            that only they have.
         covariance
             Spatial covariance of the spots to use instead of the graph's CAR: a
             :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
@@ -143,15 +134,20 @@ class UsageModels:
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
             that counts them), so that their random effects are independent and their coordinates may overlap. Put the
-            section among the covariates too, or differences between sections count as spatial variability.
+            section among the covariates too (no other call has to know), or differences between sections count as
+            spatial variability.
+        missing
+            What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
+            text): ``"error"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
+            in ``adata``.
 
         Raises
         ------
         InvalidArgumentError
-            Bad input, naming the argument, what was found and what was expected.
+            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
+            ``save`` could not write (an object in ``uns`` or in a column).
         """
-        prepared = prepare(
-            adata,
+        options = DataOptions(
             model_type=self.model_type,
             space=self._space,
             spatial_key=spatial_key,
@@ -167,7 +163,9 @@ class UsageModels:
             min_component_size=min_component_size,
             covariance=covariance,
             section_key=section_key,
+            missing=missing,
         )
+        prepared = prepare(adata, options)
         if self._priors_name is not None:
             own = SITES if self.model_type != "glm" else SITES[:2]
             space = prepared.covariance if self.model_type == "glmm-full" else None
@@ -199,7 +197,8 @@ class UsageModels:
         quiet, print_progress
             No logs; a progress bar.
         with_design_mtx
-            Estimate covariate effects (for the Wald test); without, the fit is the null of the score test.
+            Estimate covariate effects (for the Wald test and :meth:`get_effects`); without, the fit is the null of the
+            score test. The tests of space adjust for the covariates after either.
         from_null
             For ``"glmm-full"``: fit the model without spatial variance too, which ``method="llr"`` needs.
         refit_null
@@ -208,10 +207,19 @@ class UsageModels:
             Passed to the models.
         """
         prepared = self._ready()
+        check_switches(
+            quiet=quiet,
+            print_progress=print_progress,
+            with_design_mtx=with_design_mtx,
+            from_null=from_null,
+            refit_null=refit_null,
+        )
         if with_design_mtx and prepared.design is None:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
-        if isinstance(batch_size, bool) or not batch_size >= 1:
+        if not is_whole(batch_size, 1):
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+        if not (random_seed is None or is_whole(random_seed, 0)):
+            raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
         n_jobs = check_jobs(n_jobs, self.device)
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),
@@ -313,7 +321,7 @@ class UsageModels:
     def _forget(self) -> None:
         """Drop fits and test results of earlier data."""
         self._fitted = None
-        self._marginal_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
+        self._test_fits, self._sv_test_results, self._du_test_results = {}, {}, {}
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -325,40 +333,50 @@ class UsageModels:
         own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors}
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
-            return {"fitting_method": method, "fitting_configs": configs, **own}
+            return {"fitting_method": method, "fitting_configs": configs, **own, **changed}
         names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
         options = {name: getattr(self, name) for name in names}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
-    def _marginal_spec(self, model_type: str, *, with_design: bool, device: str | None = None) -> ModelSpec:
-        free = {"var_fix_sigma": False, "var_prior_model": "none", "var_prior_model_params": None, "priors": None}
+    def _test_spec(
+        self, model_type: str, *, with_design: bool, priors: bool = True, device: str | None = None
+    ) -> ModelSpec:
+        """The model that tests rest on: a GLMM's at its marginal optimum with σ estimated, with priors or without."""
         tolerance = {name: value for name, value in (self.fitting_configs or {}).items() if name == "tol"}
-        method = {"fitting_method": "marginal_newton", "fitting_configs": tolerance or None}
-        return self._spec(model_type, with_design=with_design, device=device, **free, **method)
+        changed: dict[str, Any] = {"fitting_configs": tolerance or None, "fitting_method": "iwls"}
+        if model_type != "glm":
+            changed |= {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+            changed |= {} if priors else {"var_prior_model": "none", "var_prior_model_params": None}
+        changed |= {} if priors else {"priors": None}
+        return self._spec(model_type, with_design=with_design, device=device, **changed)
 
-    def _marginal_fit(self, model_type: str, *, print_progress: bool) -> list[FittedGene]:
-        """Genes at the marginal optimum of a GLMM with σ free, which tests rest on.
+    def _test_fit(
+        self, model_type: str, *, with_design: bool, print_progress: bool, priors: bool = True
+    ) -> list[FittedGene]:
+        """Genes at the optimum that tests rest on.
 
-        The user's own fits where they are that and have converged; the others are fitted here, once.
+        The user's own fits where they are that and have settled; the others are fitted here, once.
         """
-        if model_type in self._marginal_fits:
-            return self._marginal_fits[model_type]
+        key = (model_type, with_design, priors)
+        if key in self._test_fits:
+            return self._test_fits[key]
         fit, prepared = self._ready_fit(), self._ready()
-        marginal = self.fitting_method.startswith("marginal")
-        usable = marginal and not self.var_fix_sigma and self.var_prior_model == "none"
+        marginal = self.fitting_method.startswith("marginal") and not self.var_fix_sigma
+        without = not self.priors and self.var_prior_model == "none"
+        usable = (model_type == "glm" or marginal) and with_design == fit.with_design and (priors or without)
         own = fit.genes if model_type == self.model_type else fit.null
-        kept = [gene if usable and gene.converged else None for gene in own] if own else [None] * self.n_genes
+        kept = [gene if gene.reason in SETTLED else None for gene in own] if usable and own else [None] * self.n_genes
         batches = [[gene for gene in some if kept[gene] is None] for some in prepared.batches(TEST_BATCH, group=True)]
         fitted, _ = fit_genes(
-            FitPlan(full=self._marginal_spec(model_type, with_design=fit.with_design)),
+            FitPlan(full=self._test_spec(model_type, with_design=with_design, priors=priors)),
             prepared.counts,
             [some for some in batches if some],
             n_jobs=fit.n_jobs,
             description=f"marginal {model_type}",
             print_progress=print_progress,
         )
-        self._marginal_fits[model_type] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
-        return self._marginal_fits[model_type]
+        self._test_fits[key] = [new if old is None else old for new, old in zip(fitted, kept, strict=True)]
+        return self._test_fits[key]
 
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
         """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""

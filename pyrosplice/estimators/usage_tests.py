@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ from pyrosplice.estimators import covariate_tests, gene_tests, variability_ratio
 from pyrosplice.estimators.covariate_tests import By, Contrast, Term, Variance, contrasts_of, same_nuisance, terms_of
 from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
 from pyrosplice.estimators.gene_tests import GeneTests, PermutationNull, run_batches
+from pyrosplice.estimators.missing_results import reasons_of
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.estimators.usage_models import TEST_BATCH, UsageModels
+from pyrosplice.estimators.usage_options import check_usage_options, permutation_null_of, variability_settings
 from pyrosplice.estimators.variability_ratio import FittedPair
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
@@ -36,19 +40,23 @@ class UsageTests(UsageModels):
         *,
         importance: bool = False,
         n_bootstrap: int | None = None,
+        adjust_for_design: bool = True,
         **kwargs: Any,
     ) -> dict[str, Any] | None:
-        """Test every gene for spatial variability of its usage (θ = 0).
+        """Test every gene for spatial variability of its usage (θ = 0), beside the covariates if there are any.
+
+        *Differs from* the documented interface, which leaves the covariates out after a fit without them: what they
+        explain, differences between sections for one, then counts as spatial variability.
 
         Parameters
         ----------
         method
-            ``"score"``: variance-component score test (recommended: right size at every depth, no fit needed). It
-            adjusts for the covariates if ``fit(with_design_mtx=True)`` was called.
+            ``"score"``: variance-component score test (recommended: right size at every depth, no fit needed).
             ``"llr"``: likelihood ratio of the models with and without spatial variance, each at its own *marginal*
             optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
             found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``. Depends on which
-            isoform is the last, which the random effect is about.
+            isoform is the last, which the random effect is about. Priors are left out (with a warning): the null law
+            is that of maxima of the likelihood.
         use_perm_null
             P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law: a
             mixture of χ² for the score, for ``"llr"`` see ``null_law``.
@@ -64,6 +72,9 @@ class UsageTests(UsageModels):
         n_bootstrap
             For ``"llr"``: p-values from this many data sets a gene drawn from its null fit, both models fitted to
             each; (1 + number of ratios not below the observed one) / (n_bootstrap + 1).
+        adjust_for_design
+            Adjust for the covariates that ``setup_data`` was given, whatever the fit was made with. False: test for all
+            variability in space, theirs included.
         **kwargs
             ``random_seed`` (0) of permutations, bootstrap and importance sampling; ``n_draws`` (400) of the latter;
             ``early_stop`` (number of permuted statistics above the observed one after which a gene is given up; None);
@@ -76,7 +87,9 @@ class UsageTests(UsageModels):
         -------
         dict or None
             ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``method``, ``df``,
-            ``use_perm_null``; where asked for, ``statistic_se`` and ``pareto_k``, ``(G,)`` (above 0.7 not reliable).
+            ``use_perm_null``, and ``reason``: "" or why there is no p-value, among
+            :data:`~pyrosplice.estimators.missing_results.TEST_REASONS`; where asked for, ``statistic_se`` and
+            ``pareto_k``, ``(G,)`` (above 0.7 not reliable).
 
         Raises
         ------
@@ -85,19 +98,20 @@ class UsageTests(UsageModels):
         NotReadyError
             Before ``setup_data``, or ``fit`` for ``"llr"``.
         """
-        self._ready()
+        prepared = self._ready()
         check_option("method", method, ("llr", "score"))
         if self.model_type != "glmm-full":
             raise NoResultsError(
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
-        settings = _variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
-        null = _permutation_null(n_perms_per_gene, settings) if use_perm_null else None
-        reliability: dict[str, Any] = {}
+        settings = variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
+        null = permutation_null_of(n_perms_per_gene, settings) if use_perm_null else None
+        check_option("adjust_for_design", adjust_for_design, (True, False))
+        adjust, reliability = adjust_for_design and prepared.design is not None, dict[str, Any]()
         if method == "score":
-            tests = self._variability_score(null, n_jobs=settings["n_jobs"], show=print_progress)
+            tests = self._variability_score(null, adjust, n_jobs=settings["n_jobs"], show=print_progress)
         else:
-            tests, reliability = self._variability_ratio(settings, null, show=print_progress)
+            tests, reliability = self._variability_ratio(settings, null, adjust, show=print_progress)
         results = {
             "gene": self.gene_names,
             "statistic": tests.statistic,
@@ -106,6 +120,7 @@ class UsageTests(UsageModels):
             "method": method,
             "df": self._n_components(),
             "use_perm_null": use_perm_null,
+            "reason": reasons_of(tests.pvalue, prepared.counts).tolist(),
             **reliability,
         }
         if return_results:
@@ -127,7 +142,8 @@ class UsageTests(UsageModels):
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
         whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
-        here, once.
+        here, once. Priors are honoured: the optimum is that of the posterior density, a ratio that of its maxima with
+        the tested coefficients free and zero, and the variance of an estimate has what they add.
 
         Parameters
         ----------
@@ -156,7 +172,8 @@ class UsageTests(UsageModels):
             that counts have where usage varies between spots, more in deep spots than in shallow ones. P-values are
             then not of χ² but of an F law on the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's
             for more), NaN for genes whose spots leave none. Likelihood ratios are multiplied by the quotient of the
-            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167).
+            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167); where a
+            coefficient is at infinity ("separated"), whose ratio rejects most null genes, they are the score statistic.
             ``"model"``: as the model says, and χ²; for counts that are known to follow it, and after a GLMM a little
             liberal at few counts a spot.
 
@@ -165,7 +182,9 @@ class UsageTests(UsageModels):
         dict or None
             ``gene`` (G), ``covariate`` (T: covariates, factors or contrasts), ``statistic``, ``pvalue``, ``pvalue_adj``
             (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method``, ``by`` and
-            ``variance``.
+            ``variance``. A gene need not have counts wherever a covariate varies: what its spots identify is tested,
+            with its own ``df``. ``reason``, G lists of T: "" or why there is no p-value, among
+            :data:`~pyrosplice.estimators.missing_results.TEST_REASONS`.
 
         Raises
         ------
@@ -176,13 +195,11 @@ class UsageTests(UsageModels):
             Before ``setup_data`` or ``fit``.
         """
         prepared = self._ready()
-        check_option("method", method, ("score", "wald", "lrt"))
-        check_option("by", by, ("covariate", "factor"))
-        check_option("variance", variance, ("robust", "model"))
+        check_usage_options(self.covariate_names, method=method, by=by, variance=variance)
         robust = variance == "robust"
-        fit = self._ready_fit()
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
+        fit = self._ready_fit()
         if method != "lrt" and fit.with_design != (method == "wald"):
             raise NoResultsError(
                 f"method={method!r}: expected models fitted with with_design_mtx={method == 'wald'}, found "
@@ -192,11 +209,11 @@ class UsageTests(UsageModels):
             raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={method!r}.")
         if method == "wald":
             rows = contrasts_of(prepared.design, by, contrasts)
-            names, ranks = [one.name for one in rows], [len(one.rows) for one in rows]
+            names = [contrast.name for contrast in rows]
             tests = self._usage_wald(rows, robust, show=print_progress)
         else:
             terms = terms_of(prepared.design, by)
-            names, ranks = [term.name for term in terms], [len(term.columns) for term in terms]
+            names = [term.name for term in terms]
             test = self._usage_score if method == "score" else self._usage_ratio
             tests = test(terms, robust, show=print_progress)
         results = {
@@ -205,7 +222,8 @@ class UsageTests(UsageModels):
             "statistic": tests.statistic,
             "pvalue": tests.pvalue,
             "pvalue_adj": adjust_pvalues(tests.pvalue),
-            "df": np.outer(np.array(self.n_isos_per_gene) - 1, ranks),
+            "df": tests.rank.astype(np.int64) * (np.array(self.n_isos_per_gene)[:, None] - 1),
+            "reason": tests.reason.tolist(),
             "method": method,
             "by": "contrast" if contrasts is not None else by,
             "variance": variance,
@@ -215,11 +233,12 @@ class UsageTests(UsageModels):
         self._du_test_results = results
         return None
 
-    def _variability_score(self, null: PermutationNull | None, *, n_jobs: int | None, show: bool) -> GeneTests:
+    def _variability_score(
+        self, null: PermutationNull | None, adjust: bool, *, n_jobs: int | None, show: bool
+    ) -> GeneTests:
         prepared = self._ready()
         kernel = spatial_kernel(prepared.covariance)
-        adjusted = self._fitted is not None and self._fitted.with_design
-        design = prepared.design_tensor if adjusted else None
+        design = prepared.design_tensor if adjust else None
         batches = prepared.batches(SCORE_BATCH, group=True)
         calls = [(self._counts(prepared, genes), kernel, design, genes, null) for genes in batches]
         found = run_batches(
@@ -228,23 +247,25 @@ class UsageTests(UsageModels):
         return GeneTests.gather(batches, found, (self.n_genes,))
 
     def _variability_ratio(
-        self, settings: dict[str, Any], null: PermutationNull | None, *, show: bool
+        self, settings: dict[str, Any], null: PermutationNull | None, adjust: bool, *, show: bool
     ) -> tuple[GeneTests, dict[str, Any]]:
         """Likelihood-ratio tests and what else there is to report of them."""
         task: Callable[..., Any]
         options: tuple[Any, ...]
-        seed = settings["random_seed"]
         if null is not None:
             task, options = variability_ratio.permuted_ratio, (null,)
         elif settings["n_bootstrap"] is not None:
-            task, options = variability_ratio.bootstrapped_ratio, (settings["n_bootstrap"], seed)
+            task, options = variability_ratio.bootstrapped_ratio, (settings["n_bootstrap"], settings["random_seed"])
         else:
             finite = settings["null_law"] == "finite-sample"
             kernel = spatial_kernel(self._ready().covariance, damping=0.0) if finite else None
             task, options = variability_ratio.laplace_ratio, (kernel,)
             if settings["importance"]:
-                task, options = variability_ratio.corrected_ratio, (kernel, settings["n_draws"], seed)
-        pairs = self._fitted_pairs(show=show)
+                task, options = (
+                    variability_ratio.corrected_ratio,
+                    (kernel, settings["n_draws"], settings["random_seed"]),
+                )
+        pairs = self._fitted_pairs(adjust, show=show)
         calls = [(pair, *options) for pair in pairs]
         found: list[Any] = run_batches(task, calls, description="llr", n_jobs=self._jobs(settings["n_jobs"]), show=show)
         batches = [pair.genes for pair in pairs]
@@ -254,13 +275,15 @@ class UsageTests(UsageModels):
         more = GeneTests.gather(batches, [one[2:] for one in found], (self.n_genes,))
         return tests, {"statistic_se": more.statistic, "pareto_k": more.pvalue}
 
-    def _fitted_pairs(self, *, show: bool) -> list[FittedPair]:
+    def _fitted_pairs(self, adjust: bool, *, show: bool) -> list[FittedPair]:
         """Both models of every gene, in batches."""
-        prepared, fit = self._ready(), self._ready_fit()
+        prepared, fit, kinds = self._ready(), self._ready_fit(), ("glmm-full", "glmm-null")
         if fit.null is None:
             raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")
-        spec, null_spec = (self._marginal_spec(m, with_design=fit.with_design) for m in ("glmm-full", "glmm-null"))
-        full, null = (self._marginal_fit(m, print_progress=show) for m in ("glmm-full", "glmm-null"))
+        if self.priors or self.var_prior_model != "none":
+            warnings.warn("method='llr': the priors are left out, it compares maxima of the likelihood.", stacklevel=4)
+        spec, null_spec = (self._test_spec(kind, with_design=adjust, priors=False) for kind in kinds)
+        full, null = (self._test_fit(kind, with_design=adjust, priors=False, print_progress=show) for kind in kinds)
         batches = prepared.batches(TEST_BATCH, group=True)
         return [
             FittedPair(b, self._counts(prepared, b), spec, null_spec, [full[i] for i in b], [null[i] for i in b])
@@ -275,29 +298,34 @@ class UsageTests(UsageModels):
         return self._tests_by_nuisance(task, terms, fits, robust, description="score", show=show)
 
     def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
-        genes, spec = self._tested_fit(show=show), self._tested_spec(with_design=self._ready_fit().with_design)
+        genes = self._test_fit(self.model_type, with_design=True, print_progress=show)
+        spec = self._test_spec(self.model_type, with_design=True)
         task = covariate_tests.wald_of_contrasts
         return self._linearised_tests(task, spec, genes, contrasts, robust, description="wald", show=show)
 
     def _linearised_tests(
         self,
-        task: Callable[..., tuple[Tensor, Tensor]],
+        task: Callable[..., list[Tensor]],
         spec: ModelSpec,
         genes: Sequence[Any],
         wanted: Sequence[Any],
-        *options: Any,
+        robust: bool,
+        *,
         description: str,
         show: bool,
     ) -> GeneTests:
-        """``task`` for ``wanted`` at fits of all genes, batch by batch."""
+        """``task`` for ``wanted`` at fits of all genes, one or several a gene, batch by batch."""
         prepared = self._ready()
         batches = prepared.batches(TEST_BATCH, group=True)
         calls = [
-            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, *options)
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, robust)
             for some in batches
         ]
         found = run_batches(task, calls, description=description, show=show)
-        return GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
+        tests = GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
+        fits = [gene if isinstance(gene, tuple) else (gene,) for gene in genes]
+        reasons = reasons_of(tests.pvalue, prepared.counts, rank=tests.rank, fits=fits, from_residuals=robust)
+        return replace(tests, reason=reasons)
 
     def _usage_ratio(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
         fits: dict[tuple[int, ...], list[FittedGene]] = {}
@@ -312,7 +340,7 @@ class UsageTests(UsageModels):
 
     def _tests_by_nuisance(
         self,
-        task: Callable[..., tuple[Tensor, Tensor]],
+        task: Callable[..., list[Tensor]],
         terms: Sequence[Term],
         fits: Callable[[list[Term]], Sequence[Any]],
         robust: bool,
@@ -326,7 +354,8 @@ class UsageTests(UsageModels):
             group = [terms[t] for t in some]
             spec = self._spec_with(group[0].nuisance)
             found = self._linearised_tests(task, spec, fits(group), group, robust, description=description, show=show)
-            tests.statistic[:, some], tests.pvalue[:, some] = found.statistic, found.pvalue
+            for whole, part in zip(vars(tests).values(), vars(found).values(), strict=True):
+                whole[:, some] = part
         return tests
 
     def _spec_with(self, columns: tuple[int, ...], *, device: str = "cpu") -> ModelSpec:
@@ -334,34 +363,26 @@ class UsageTests(UsageModels):
         design = self._ready().design
         if design is None:
             raise AssertionError("columns are those of a design")
-        spec = self._tested_spec(with_design=False, device=device)
+        spec = self._test_spec(self.model_type, with_design=False, device=device)
         return spec.with_design(design.only(columns) if columns else None)
 
     def _fit_with(self, columns: tuple[int, ...], *, show: bool) -> list[FittedGene]:
-        """Genes fitted with some of the covariates: the present fits where they are with these, else new ones."""
+        """Genes fitted with some of the covariates: the present fits where they are with these, else new ones, once."""
         prepared, fit = self._ready(), self._ready_fit()
         present = tuple(prepared.design.estimable) if prepared.design is not None and fit.with_design else ()
         if columns == present:
-            return self._tested_spec(with_design=bool(columns)).estimable(self._tested_fit(show=show))
-        genes, _ = fit_genes(
-            FitPlan(full=self._spec_with(columns, device=self.device)),
-            prepared.counts,
-            prepared.batches(TEST_BATCH, group=True),
-            n_jobs=fit.n_jobs,
-            description=f"{len(columns)} covariate(s)",
-            print_progress=show,
-        )
-        return genes
-
-    def _tested_fit(self, *, show: bool) -> list[FittedGene]:
-        """Fits that tests of covariates rest on: the GLM's own, or the marginal optimum of a GLMM."""
-        if self.model_type == "glm":
-            return self._ready_fit().genes
-        return self._marginal_fit(self.model_type, print_progress=show)
-
-    def _tested_spec(self, *, with_design: bool, device: str = "cpu") -> ModelSpec:
-        make = self._spec if self.model_type == "glm" else self._marginal_spec
-        return make(self.model_type, with_design=with_design, device=device)
+            genes = self._test_fit(self.model_type, with_design=fit.with_design, print_progress=show)
+            return self._test_spec(self.model_type, with_design=fit.with_design).estimable(genes)
+        if columns not in self._test_fits:
+            self._test_fits[columns], _ = fit_genes(
+                FitPlan(full=self._spec_with(columns, device=self.device)),
+                prepared.counts,
+                prepared.batches(TEST_BATCH, group=True),
+                n_jobs=fit.n_jobs,
+                description=f"{len(columns)} covariate(s)",
+                print_progress=show,
+            )
+        return self._test_fits[columns]
 
     def _n_components(self) -> int | np.ndarray:
         """Variance components tested: one, or with ``share_variance=False`` one a logit, ``(G,)``."""
@@ -375,31 +396,3 @@ class UsageTests(UsageModels):
     @staticmethod
     def _counts(prepared: Prepared, genes: list[int]) -> Tensor:
         return torch.stack([prepared.counts[gene] for gene in genes])
-
-
-def _variability_settings(
-    method: str, use_perm_null: bool, importance: bool, n_bootstrap: int | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Options of a test of spatial variability; raises where they are unknown, exclude each other or out of range."""
-    settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
-    settings["null_law"] = "finite-sample"
-    for name in given:
-        check_option("test_spatial_variability(...)", name, settings)
-    settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
-    check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
-    names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
-    if names and method != "llr":
-        raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={method!r}.")
-    names += ["use_perm_null"] if use_perm_null else []
-    if len(names) > 1:
-        raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
-    if n_bootstrap is not None and (isinstance(n_bootstrap, bool) or not n_bootstrap >= 1):
-        raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 1, found {n_bootstrap!r}.")
-    return settings
-
-
-def _permutation_null(n_permutations: int | None, settings: dict[str, Any]) -> PermutationNull:
-    n_permutations = 20 if n_permutations is None else n_permutations
-    if not n_permutations >= 1:
-        raise InvalidArgumentError(f"n_perms_per_gene: expected a whole number ≥ 1, found {n_permutations!r}.")
-    return PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])

@@ -34,13 +34,18 @@ def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -
 def wald_chi2(estimate: Array, covariance: Array, *, df: Any = None) -> tuple[Array, Array]:
     """``θ' V⁻¹ θ`` of k coefficients ``(G, k)`` and its p-value: χ² with k degrees of freedom, or F with ``df`` below.
 
-    Genes with an infinite or undefined variance have statistic and p-value NaN.
+    Genes with an infinite, undefined or singular variance have statistic and p-value NaN.
     """
     k = estimate.shape[1]
-    good = np.isfinite(covariance).all((1, 2)) & np.isfinite(estimate).all(1)
+    variance = covariance.diagonal(axis1=1, axis2=2)
+    finite = np.isfinite(covariance).all((1, 2)) & np.isfinite(estimate).all(1)
+    good = np.asarray(finite & (variance > 0).all(1))
+    sd = np.sqrt(variance[good])
+    correlation, z = covariance[good] / (sd[:, :, None] * sd[:, None, :]), estimate[good] / sd
+    regular = np.linalg.cond(correlation) < 1 / np.finfo(np.float64).eps
+    good[good] = regular
     statistic = np.full(len(estimate), np.nan)
-    v, e = covariance[good], estimate[good]
-    statistic[good] = (e * np.linalg.solve(v, e[:, :, None])[:, :, 0]).sum(1)
+    statistic[good] = (z[regular] * np.linalg.solve(correlation[regular], z[regular, :, None])[:, :, 0]).sum(1)
     pval = stats.chi2.sf(statistic, k) if df is None else stats.f.sf(statistic / k, k, df)
     return statistic, pval
 
@@ -65,7 +70,7 @@ def likelihood_ratio(full: Array, reduced: Array, df: int) -> tuple[Array, Array
 class Moments:
     """Cells, mean and variance (ddof 1) of each gene in a group."""
 
-    n: int
+    n: Any  # one number; one a gene where moments are given
     mean: Array
     variance: Array
 

@@ -8,7 +8,8 @@ At a null fit with residuals r, the derivatives of the log (marginal) likelihood
    U = (X \otimes I_Q)' r, \qquad I = (X \otimes I_Q)' V^{-1} (X \otimes I_Q), \qquad
    T = U_t^{*\prime} (I_{tt} - I_{tn} I_{nn}^{-1} I_{nt})^{-1} U_t^*, \quad U_t^* = U_t - I_{tn} I_{nn}^{-1} U_n,
 
-with t the tested columns and n the intercept and the nuisance covariates. For the GLM :math:`V^{-1} = W` and
+with t the tested columns and n the intercept and the nuisance covariates. Columns count as far as they vary over the
+spots that inform about a gene (:mod:`pyrosplice.hypothesis.identified`). For the GLM :math:`V^{-1} = W` and
 r = y − n p; for the GLMM, given its estimated spatial covariance Σ,
 :math:`V^{-1} = (W^{-1} + Σ)^{-1} = W - W (W + Σ^{-1})^{-1} W`, and r is the derivative of Laplace's approximation:
 y − n p at the mode of the random effect, and what the curvature there adds to it. Columns are first made orthonormal to
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.dispersion import Dispersion, Excess, dispersed, dispersion_of, excess_of, trace_sf
+from pyrosplice.hypothesis.identified import Coverage
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
 from pyrosplice.linalg.blocks import matmul
 
@@ -54,12 +56,15 @@ class Linearised:
     repeats
         Where spots are independent, so that V⁻¹ is its diagonal blocks: (n − 1) / n for the n counts of each spot,
         ``(B, N)``, or 1 if n is random. None for a model with a random effect.
+    informed
+        Spots that inform, ``(B, N)``; None if all do.
     """
 
     residual: Tensor
     precision_product: PrecisionProduct
     spot_precision: Tensor
     repeats: Tensor | None = None
+    informed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class CovariateTest:
     statistic, pvalue
         ``(B, T)``; NaN where not estimable.
     dof
-        Degrees of freedom ``(T,)``.
+        Degrees of freedom ``(B, T)``: Q for each column that varies, beside the nuisance, over the gene's spots.
     residual_dof
         Those of the residuals, ν ``(B, T)``; None with the model's variance.
     by_model
@@ -121,7 +126,7 @@ def score_test(
         A term without any variation beyond intercept and nuisance.
     """
     residual, n_logits = fit.residual, fit.residual.shape[-1]
-    joint, bases = _orthonormal_terms(design.to(residual), terms, nuisance)
+    joint, parts = _parts(design.to(residual), terms, nuisance, fit.informed, len(residual))
     score = (joint.T @ residual).flatten(1)  # logits fastest
     information = covariate_information(fit.precision_product, joint, len(residual), n_logits)
     observed = None
@@ -130,25 +135,92 @@ def score_test(
         moved = (joint @ step.unflatten(1, (-1, n_logits))).unsqueeze(-1)
         left = replace(fit, residual=residual - fit.precision_product(moved).squeeze(-1))
         observed = score_variance(left, joint, information, rank / n_logits)
-    eye = torch.eye(n_logits, dtype=joint.dtype, device=joint.device)
     found, expected, dof = [], [], []
-    for base, group in bases:
-        width = base.shape[1] * n_logits
-        weights = torch.kron(joint.T @ torch.cat([base, group], 1), eye)
-        part, variance, projection = _without_nuisance(score @ weights, weights.T @ information @ weights, width)
-        value = plain = _quadratic(variance, part)
+    for part in parts:
+        own, variance, rows = part.without_nuisance(score, information, n_logits)
+        value = plain = _quadratic(variance, own)
         if observed is not None:
-            rows = projection @ weights.T
             dof.append(observed.dof(rows))
-            value = _quadratic(rows @ observed.matrix @ rows.mT, part)
-        expected.append(torch.where(torch.isfinite(plain), plain, torch.nan))
-        found.append(torch.where(torch.isfinite(plain), value, torch.nan))
-    ranks = torch.tensor([group.shape[1] for _, group in bases], device=joint.device)
+            value = _quadratic(_regular(rows @ observed.matrix @ rows.mT, rows), own)
+        known = torch.isfinite(plain) & (part.rank > 0)
+        expected.append(torch.where(known, plain, torch.nan))
+        found.append(torch.where(known, value, torch.nan))
+    ranks = torch.stack([part.rank for part in parts], -1)
     statistic, by_model = torch.stack(found, -1), torch.stack(expected, -1)
     if observed is None:
         return CovariateTest(statistic, chi2_sf(statistic, ranks * n_logits), ranks * n_logits, None, by_model)
-    own = torch.stack(dof, -1)
-    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, own), ranks * n_logits, own, by_model)
+    freedom = torch.stack(dof, -1)
+    return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, freedom), ranks * n_logits, freedom, by_model)
+
+
+def identified_ranks(
+    design: Tensor, informed: Tensor, *, terms: Sequence[Sequence[int]], nuisance: Sequence[Sequence[int]]
+) -> Tensor:
+    """Columns that each term adds to its nuisance over the ``informed`` spots ``(B, N)`` of each gene, ``(B, T)``."""
+    _, parts = _parts(design, terms, nuisance, informed, len(informed))
+    return torch.stack([part.rank for part in parts], -1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A term and its nuisance as combinations of the joint basis.
+
+    Attributes
+    ----------
+    weights
+        ``(B, S, W)``; columns of zeros for what a gene does not identify.
+    width
+        How many of the W are of the nuisance.
+    rank
+        How many of the others are not zero, ``(B,)``.
+    """
+
+    weights: Tensor
+    width: int
+    rank: Tensor
+
+    def without_nuisance(self, score: Tensor, information: Tensor, n_logits: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The term's score, its variance by the model, and both as combinations ``(B, R, D)`` of the whole score."""
+        eye = torch.eye(n_logits, dtype=score.dtype, device=score.device)
+        spread = torch.einsum("bsw,qr->bsqwr", self.weights, eye).flatten(3).flatten(1, 2)
+        own = _regular(spread.mT @ information @ spread, spread.mT)
+        part, variance, projection = _without_nuisance(
+            (spread.mT @ score.unsqueeze(-1)).squeeze(-1), own, self.width * n_logits
+        )
+        return part, variance, projection @ spread.mT
+
+
+def _parts(
+    design: Tensor,
+    terms: Sequence[Sequence[int]] | None,
+    nuisance: Sequence[Sequence[int]] | None,
+    informed: Tensor | None,
+    n_genes: int,
+) -> tuple[Tensor, list[_Part]]:
+    """Orthonormal basis of all columns ``(N, S)``, and every term in it, gene by gene."""
+    joint, bases = _orthonormal_terms(design, terms, nuisance)
+    coverage = None if informed is None else Coverage.of(joint, informed)
+    parts = []
+    for base, group in bases:
+        width = base.shape[1]
+        common = joint.T @ torch.cat([base, group], 1)
+        weights = common.expand(n_genes, -1, -1)
+        rank = torch.full((n_genes,), group.shape[1], device=design.device)
+        if coverage is not None and coverage.deficient:
+            weights = weights.clone()
+            for gene in coverage.deficient:
+                beside, more = coverage.basis_beside(gene, common[:, :width], common[:, width:])
+                weights[gene] = 0
+                weights[gene, :, : beside.shape[1]] = beside
+                weights[gene, :, width : width + more.shape[1]] = more
+                rank[gene] = more.shape[1]
+        parts.append(_Part(weights, width, rank))
+    return joint, parts
+
+
+def _regular(matrix: Tensor, rows: Tensor) -> Tensor:
+    """``matrix`` of ``rows``, those that are zero independent of the others instead of nothing."""
+    return matrix + torch.diag_embed((rows == 0).all(-1).to(matrix))
 
 
 @dataclass(frozen=True)
@@ -177,7 +249,7 @@ class ScoreVariance:
         """Degrees of freedom ν ``(B,)`` of the variance of combinations ``(B, R, D)`` of the score."""
         if isinstance(self.source, Dispersion):
             return self.source.dof
-        metric = rows.mT @ _solve(rows @ self.information @ rows.mT, rows)
+        metric = rows.mT @ _solve(_regular(rows @ self.information @ rows.mT, rows), rows)
         n_genes, n_logits = len(rows), self.fit.residual.shape[-1]
         metric = metric.reshape(n_genes, -1, n_logits, self.columns.shape[1], n_logits).transpose(2, 3)
         pairs = (self.columns[:, :, None] * self.columns[:, None]).flatten(1)

@@ -19,7 +19,7 @@ errors by the delta method from the covariance of ``[β; b]``, the random effect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class Change:
     columns: tuple[int, ...]
     levels: Tensor | None = None
     weights: Tensor | None = None
+
+    def moved(self, shift: Tensor) -> Change:
+        """The same for covariates that have been moved by ``shift``, ``(P,)``."""
+        return self if self.levels is None else replace(self, levels=self.levels + shift[list(self.columns)])
 
 
 def changes_of(design: Tensor, terms: Sequence[str]) -> list[Change]:

@@ -10,8 +10,8 @@ With :math:`\tilde X = [X, 1]` and coefficients W = [β; b] ``(P + 1, Q)`` of a 
 
 with S the scores and :math:`W_i` the information of the spots. The information of all genes is one matrix product of
 the spots' :math:`[W_i]_{kl}` with the products :math:`\tilde x_{ip} \tilde x_{iq}`, block by block of spots.
-Covariates are standardised inside, so that neither their origin nor their unit matters to the optimiser; spots without
-counts are left out, and spots of equal covariates are added up where the likelihood allows.
+Covariates are made orthonormal inside, so that neither their origin nor their unit nor their correlation matters; spots
+without counts are left out, and spots of equal covariates are added up where the likelihood allows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.newton import SINGULAR, solve_curvature
+from pyrosplice.inference.newton import solve_curvature
+from pyrosplice.linalg.rank import COLLINEAR
 from pyrosplice.models.likelihoods import Likelihood
 
 _BLOCK = 2**24
 """Numbers held at once for the products of covariates (128 MB)."""
-_FAR_LOGIT = 12.0
-_SEPARATED = 1e-8
 
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]
 """Log prior density ``(A,)`` from the values of ``beta`` and ``bias_eta`` of some genes, and their indices."""
@@ -36,9 +35,13 @@ LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Standardisation:
-    r"""The linear map :math:`W = A W_c` from coefficients of standardised covariates to those of the given ones.
+    r"""The linear map :math:`W = A W_c` from coefficients of orthonormal columns to those of the given covariates.
 
-    ``matrix`` is A, ``(P + 1, P + 1)``; ``design`` is the standardised :math:`\tilde X`, ``(N, P + 1)``.
+    The columns span what the covariates and the intercept do, so that neither origin nor unit nor collinearity of the
+    covariates matters to who works with them.
+
+    ``matrix`` is A, ``(P + 1, P + 1)``; ``design`` is the orthogonal :math:`\tilde X`, ``(N, P + 1)``: columns of mean
+    square one, the constant last.
     """
 
     matrix: Tensor
@@ -46,22 +49,29 @@ class Standardisation:
 
     @classmethod
     def of(cls, covariates: Tensor) -> Standardisation:
-        """Centre and scale ``(N, P)`` covariates; a constant one becomes zero."""
+        """Centre, scale and orthogonalise ``(N, P)`` covariates in their order.
+
+        One that is constant, or a combination of those before it, becomes a column of zeros.
+        """
         n_spots, n_factors = covariates.shape
         mean = covariates.mean(0)
-        spread = (covariates - mean).square().mean(0).sqrt()
+        centred = covariates - mean
+        shift = centred.mean(0)  # of rounding, where the mean is large
+        mean, centred = mean + shift, centred - shift
+        spread = centred.square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
         inverse = 1 / torch.where(constant, 1.0, spread)
-        centred = torch.where(constant, 0.0, covariates - mean)
-        design = torch.cat([centred * inverse, covariates.new_ones(n_spots, 1)], 1)
+        scaled = torch.where(constant, 0.0, centred * inverse)
+        basis, combinations = _orthogonal(scaled)
+        design = torch.cat([basis, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
-        matrix[:n_factors, :n_factors] = torch.diag(inverse)
-        matrix[n_factors, :n_factors] = -mean * inverse
+        matrix[:n_factors, :n_factors] = inverse.unsqueeze(-1) * combinations
+        matrix[n_factors, :n_factors] = -mean @ matrix[:n_factors, :n_factors]
         return cls(matrix, design)
 
-    def standardised(self, covariates: Tensor) -> Tensor:
-        """The same of other covariates ``(M, P)``: ``(M, P + 1)``."""
-        return torch.cat([covariates, covariates.new_ones(len(covariates), 1)], 1) @ self.matrix
+    def of_columns(self) -> Standardisation:
+        """That of the orthonormal columns themselves."""
+        return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
     def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
         """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""
@@ -78,7 +88,9 @@ class GLMObjective:
     counts
         ``(A, N, K)``.
     scaling
-        The standardised design.
+        How coefficients are given, and the whole design.
+    design
+        Its rows that are here, ``(N, P + 1)``.
     likelihood
         Density of a spot's counts.
     prior
@@ -91,6 +103,7 @@ class GLMObjective:
 
     counts: Tensor
     scaling: Standardisation
+    design: Tensor
     likelihood: Likelihood
     prior: LogPrior | None
     genes: Tensor
@@ -103,11 +116,12 @@ class GLMObjective:
         """The problem of all genes ``(G, N, K)``, stored isoform by isoform for vectorised likelihoods."""
         level = counts.new_zeros(*counts.shape[:2], likelihood.n_predictors(counts.shape[-1]))
         full = likelihood.log_prob(counts, level).sum(-1)
-        counts, covariates = _sufficient(counts, covariates, likelihood)
+        scaling = Standardisation.of(covariates)
+        counts, rows = _sufficient(counts, covariates, likelihood)
         constant = full - likelihood.log_kernel(counts, level[:, : counts.shape[1]]).sum(-1)
         planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
         genes = torch.arange(len(counts), device=counts.device)
-        return cls(planar, Standardisation.of(covariates), likelihood, prior, genes, constant)
+        return cls(planar, scaling, scaling.design[rows], likelihood, prior, genes, constant)
 
     @property
     def n_logits(self) -> int:
@@ -122,7 +136,7 @@ class GLMObjective:
 
     def start(self) -> Tensor:
         """The likelihood's start for the intercepts, zero elsewhere: ``(A, D)``."""
-        point = self.counts.new_zeros(len(self.counts), self.scaling.design.shape[1], self.n_logits)
+        point = self.counts.new_zeros(len(self.counts), self.design.shape[1], self.n_logits)
         point[:, -1] = self.likelihood.start(self.counts)
         return point.flatten(1)
 
@@ -138,7 +152,7 @@ class GLMObjective:
 
     def linear_predictor(self, point: Tensor) -> Tensor:
         """η ``(A, N, Q)``, stored logit by logit."""
-        return (self._weights(point).permute(2, 0, 1) @ self.scaling.design.T).movedim(0, -1)
+        return (self._weights(point).permute(2, 0, 1) @ self.design.T).movedim(0, -1)
 
     def rounding(self) -> Tensor:
         """Size of the rounding errors of the loss, ``(A,)``: it is a difference of numbers as large as ``constant``."""
@@ -182,36 +196,14 @@ class GLMObjective:
         """Diagonal of the information at ``point``, ``(A, D)``: a scale for first-order methods."""
         information = self.likelihood.information(self.counts, self.linear_predictor(point))
         diagonal = torch.diagonal(information, dim1=-2, dim2=-1).movedim(-1, 0)
-        return (diagonal @ self.scaling.design.square()).permute(1, 2, 0).flatten(1)
-
-    def separated(self, point: Tensor, hessian: Tensor) -> Tensor:
-        """Whether the optimum is at infinity, ``(A,)``.
-
-        With a flat prior, an isoform that is never seen puts it there. In general, along some direction the
-        information has all but vanished beside that of the same molecules with even usage, and some spot with
-        molecules has an extreme predictor.
-        """
-        weights = self.counts.sum(-1) if self.likelihood.conditional else 1 + self.counts.sum(-1)
-        seen = weights > 0
-        extreme = (self.linear_predictor(point).abs().amax(-1) * seen).amax(-1) > _FAR_LOGIT
-        totals = self.counts.sum(-2)
-        answer = (totals == 0).any(-1) & (totals.sum(-1) > 0) & (self.prior is None)
-        for row in torch.nonzero(extreme & ~answer).squeeze(-1).tolist():
-            design = self.scaling.design
-            metric = design.T @ (weights[row].unsqueeze(-1) * design)
-            values, vectors = torch.linalg.eigh(metric)
-            kept = values > SINGULAR * values[-1]
-            identity = torch.eye(self.n_logits, dtype=design.dtype, device=design.device)
-            white = torch.kron(vectors[:, kept] * values[kept].rsqrt(), identity)
-            answer[row] = torch.linalg.eigvalsh(white.T @ hessian[row] @ white)[0] < _SEPARATED
-        return answer
+        return (diagonal @ self.design.square()).permute(1, 2, 0).flatten(1)
 
     def _weights(self, point: Tensor) -> Tensor:
         return point.unflatten(-1, (-1, self.n_logits))
 
     def _likelihood_gradient(self, eta: Tensor) -> Tensor:
         score = self.likelihood.score(self.counts, eta).movedim(-1, 0)
-        return -(score @ self.scaling.design).permute(1, 2, 0).flatten(1)
+        return -(score @ self.design).permute(1, 2, 0).flatten(1)
 
     def _log_prior(self, point: Tensor) -> Tensor:
         if self.prior is None:
@@ -232,7 +224,7 @@ class GLMObjective:
 
     def _assemble(self, information: Tensor) -> Tensor:
         """``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)`` with D in the order of ``[beta; bias_eta]``, logits fastest."""
-        design, n_logits = self.scaling.design, self.n_logits
+        design, n_logits = self.design, self.n_logits
         n_columns = design.shape[1]
         first, second = torch.triu_indices(n_columns, n_columns, device=design.device)
         pairs = torch.triu_indices(n_logits, n_logits, device=design.device)
@@ -267,17 +259,45 @@ def covariance_from_information(
     return covariance + torch.diag_embed(torch.where(share > 1e-6 * scale, torch.inf, 0.0))
 
 
+def _orthogonal(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthogonal columns of mean square one, ``columns @ combinations``, and the combinations that make them.
+
+    A dependent one becomes zero, its combination the dependence; with a coefficient of 0 for it, those of ``columns``
+    are the smallest that there are.
+    """
+    n_columns = columns.shape[1]
+    dependent = torch.zeros(n_columns, dtype=torch.bool, device=columns.device)
+    basis, combinations = torch.zeros_like(columns), torch.eye(n_columns, dtype=columns.dtype, device=columns.device)
+    for i in range(n_columns):
+        rest, combination = columns[:, i].clone(), combinations[:, i].clone()
+        for _ in range(2):  # once more, against rounding
+            along = basis[:, :i].T @ rest / len(columns)
+            rest, combination = rest - basis[:, :i] @ along, combination - combinations[:, :i] @ along
+        size = rest.square().mean().sqrt()
+        dependent[i] = size <= COLLINEAR
+        if not dependent[i]:
+            basis[:, i], combination = rest / size, combination / size
+        combinations[:, i] = combination
+    if dependent.any():
+        null, _ = torch.linalg.qr(combinations[:, dependent])
+        combinations[:, ~dependent] -= null @ (null.T @ combinations[:, ~dependent])
+    return basis, combinations
+
+
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Counts and covariates without empty spots, those of equal covariates added up if the likelihood allows."""
+    """Counts without empty spots, those of equal covariates added up if the likelihood allows, and which rows of the
+    design go with them.
+    """
+    kept = torch.arange(len(covariates), device=counts.device)
     seen = (counts.sum(-1) > 0).any(0)
-    if likelihood.conditional and not seen.all():
-        counts, covariates = counts[:, seen], covariates[seen]
-    if not likelihood.additive or not len(covariates):
-        return counts, covariates
+    if likelihood.conditional and seen.any() and not seen.all():
+        counts, kept = counts[:, seen], kept[seen]
+    if not likelihood.additive or not len(kept):
+        return counts, kept
     # the column of ones changes nothing, but torch.unique refuses rows without entries
-    padded = torch.nn.functional.pad(covariates, (0, 1), value=1.0)
+    padded = torch.nn.functional.pad(covariates[kept], (0, 1), value=1.0)
     rows, group = torch.unique(padded, dim=0, return_inverse=True)
-    rows = rows[:, :-1]
-    if len(rows) > len(covariates) // 2:
-        return counts, covariates
-    return counts.new_zeros(len(counts), len(rows), counts.shape[-1]).index_add_(1, group, counts), rows
+    if len(rows) > len(kept) // 2:
+        return counts, kept
+    first = kept.new_full((len(rows),), len(covariates)).scatter_reduce(0, group, kept, "amin")
+    return counts.new_zeros(len(counts), len(rows), counts.shape[-1]).index_add_(1, group, counts), first

@@ -49,11 +49,12 @@ def cluster_covariance(source: RowSource, fit: GlmFit, contrast: Array) -> Clust
     g, p = len(fit.theta), fit.n_location
     covariance, df = np.full((g, p, p), np.nan), np.full(g, np.nan)
     stratum = torch.as_tensor(source.stratum, device=source.device)
-    direction = torch.as_tensor(contrast, dtype=torch.float64, device=source.device)
-    for which, rows in source.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
-        theta = torch.as_tensor(fit.theta[which], device=rows.x.device)
+    location = source.basis.part(slice(0, p))
+    direction = torch.as_tensor(contrast @ location.matrix, dtype=torch.float64, device=source.device)
+    for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
+        theta = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device)
         v, nu = _sandwich(*_donor_parts(rows, source, theta, stratum), direction)
-        covariance[which], df[which] = v.cpu().numpy(), nu.cpu().numpy()
+        covariance[which], df[which] = location.covariance(v.cpu().numpy()), nu.cpu().numpy()
     return ClusterCovariance(covariance, df)
 
 

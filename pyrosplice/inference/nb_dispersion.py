@@ -51,10 +51,10 @@ def cox_reid(source: RowSource, fit: GlmFit) -> tuple[Array, NDArray[np.int64]]:
         :class:`FitCode`; POISSON_BOUNDARY where the maximum is at zero dispersion.
     """
     theta, code = np.full_like(fit.theta, np.nan), fit.code.copy()
-    for which, rows in source.blocks(_estimable(fit)):
-        start = torch.as_tensor(fit.theta[which], device=rows.x.device)
+    for which, rows in source.conditioned.blocks(_estimable(fit)):
+        start = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device)
         found, at_boundary = _maximise_adjusted(rows, source.noise, start)
-        theta[which] = found.cpu().numpy()
+        theta[which] = source.basis.outward(found.cpu().numpy())
         edge = at_boundary.cpu().numpy()
         kept = np.where(code[which] == FitCode.POISSON_BOUNDARY, int(FitCode.CONVERGED), code[which])
         code[which] = np.where(edge, int(FitCode.POISSON_BOUNDARY), kept)
@@ -122,14 +122,15 @@ def _profile_slope(rows: Rows, noise: Noise, theta: Tensor) -> tuple[Tensor, Ten
 def adjusted_profile(source: RowSource, fit: GlmFit, grid: Array = GRID) -> Array:
     """A at each ζ of ``grid``, ``(G, K)``; NaN for genes without an estimate."""
     out = np.full((len(fit.theta), len(grid)), np.nan)
-    for which, rows in source.blocks(_estimable(fit)):
-        theta = torch.as_tensor(fit.theta[which], device=rows.x.device).clone()
+    volume = source.basis.part(slice(0, fit.n_location)).log_determinant
+    for which, rows in source.conditioned.blocks(_estimable(fit)):
+        theta = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device).clone()
         for k, zeta in enumerate(grid):
             theta[:, -1] = zeta
             theta = reprofile(rows, source.noise, theta)
             value = derivatives(rows, source.noise, theta).value
             penalty = torch.linalg.slogdet(fisher_location(rows, source.noise, theta))[1]
-            out[which, k] = (value - 0.5 * penalty).cpu().numpy()
+            out[which, k] = (value - 0.5 * penalty).cpu().numpy() - volume
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from pyrosplice.inference.nb_basis import Basis
 from pyrosplice.inference.nb_newton import (
     BOUNDARY_ZETA,
+    Derivatives,
     FitCode,
     LogPrior,
     Newton,
@@ -42,21 +44,32 @@ class GlmFit:
         Location then scale coefficients; NaN for genes without a count.
     log_likelihood, code, n_iter : (G,)
         Log density at ``theta``; a :class:`FitCode`; evaluations of the density.
-    information : (G, D, D)
-        Observed information, location and scale jointly.
-    fisher : (G, P, P)
-        Expected information of the location coefficients.
     gradient : (G, D)
         Derivative of the log density, zero at an optimum.
+    inner_information : (G, D, D), inner_fisher : (G, P, P)
+        :attr:`information` and :attr:`fisher` in the coordinates of ``basis``, where they can be inverted.
+    basis
+        The coordinates in which the engine worked; everything else is in the design's own.
     """
 
     theta: Array
     log_likelihood: Array
     code: NDArray[np.int64]
     n_iter: NDArray[np.int64]
-    information: Array
-    fisher: Array
     gradient: Array
+    inner_information: Array
+    inner_fisher: Array
+    basis: Basis
+
+    @cached_property
+    def information(self) -> Array:
+        """Observed information, location and scale jointly ``(G, D, D)``."""
+        return self.basis.information(self.inner_information)
+
+    @cached_property
+    def fisher(self) -> Array:
+        """Expected information of the location coefficients ``(G, P, P)``."""
+        return self.basis.part(slice(0, self.n_location)).information(self.inner_fisher)
 
     @cached_property
     def covariance(self) -> Array:
@@ -66,17 +79,24 @@ class GlmFit:
         for the location being estimated. Between them zero, as the expected information is.
         """
         p = self.n_location
-        out = np.zeros_like(self.information)
-        out[:, :p, :p] = safe_inverse(self.fisher)
-        out[:, p:, p:] = safe_inverse(self.information)[:, p:, p:]
+        out = np.zeros_like(self.inner_information)
+        out[:, :p, :p] = self.basis.part(slice(0, p)).covariance(self.inner_covariance)
+        scale = safe_inverse(self.inner_information)[:, p:, p:]
+        out[:, p:, p:] = self.basis.part(slice(p, None)).covariance(scale)
         return out
+
+    @cached_property
+    def inner_covariance(self) -> Array:
+        """Covariance of the location coefficients in the coordinates of ``basis`` ``(G, P, P)``."""
+        return safe_inverse(self.inner_fisher)
 
     @property
     def n_location(self) -> int:
         """Number of location coefficients P."""
-        return self.fisher.shape[1]
+        return self.inner_fisher.shape[1]
 
 
+@torch.inference_mode(False)
 def fit_glm(
     source: RowSource, *, start: Start | None = None, prior: Callable[[Index], LogPrior] | None = None,
     options: NewtonOptions | None = None, genes: Index | None = None,
@@ -88,7 +108,7 @@ def fit_glm(
     source
         Counts, design and noise.
     start
-        Returns starting coefficients ``(g, D)`` for a block; by default :func:`default_start`.
+        Returns starting coefficients ``(g, D)`` of the design for a block; by default :func:`default_starter`.
     prior
         Returns, for a block of genes, the derivatives of their log prior: the mode of the posterior is then found.
     options
@@ -99,27 +119,78 @@ def fit_glm(
     d = p + r
     fit = GlmFit(
         np.full((n_genes, d), np.nan), np.full(n_genes, np.nan), np.full(n_genes, int(FitCode.FAILED)),
-        np.zeros(n_genes, np.int64), np.full((n_genes, d, d), np.nan), np.full((n_genes, p, p), np.nan),
-        np.full((n_genes, d), np.nan),
+        np.zeros(n_genes, np.int64), np.full((n_genes, d), np.nan), np.full((n_genes, d, d), np.nan),
+        np.full((n_genes, p, p), np.nan), source.basis,
     )  # fmt: skip
-    begin = start or default_starter(source)
-    for which, rows in source.blocks(genes):
-        if noise.log_link and prior is None:
-            empty = (rows.total.sum(1) <= 0.0).cpu().numpy()
+    begin, errors, tried = start or default_starter(source), [], 0
+    for which, rows in source.conditioned.blocks(genes):
+        if prior is None:
+            empty = (rows.total.abs().sum(1) <= 0.0).cpu().numpy()
             fit.code[which[empty]], fit.log_likelihood[which[empty]] = int(FitCode.ALL_ZERO), 0.0
             if empty.any():
                 which, rows = which[~empty], rows.select(torch.as_tensor(~empty).nonzero()[:, 0].to(rows.x.device))
             if not len(which):
                 continue
-        log_prior = None if prior is None else prior(which)
-        newton = Newton(rows, noise, prior=log_prior, options=options)
-        solution = newton.run(begin(rows, which))
-        if newton.one_dispersion and prior is None:
-            _try_boundary(newton, solution)
-        record(fit, which, rows, noise, solution.theta, log_prior)
-        fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
-        fit.log_likelihood[which] = solution.value.cpu().numpy()
+        errors += _fit_block(fit, _Block(which, rows, begin, prior), noise, options)
+        tried += len(which)
+    if errors and len(errors) == tried:
+        raise errors[0]  # the fault is no gene's
     return fit
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Genes that are fitted together, in the coordinates of the fit's basis."""
+
+    which: Index
+    rows: Rows
+    start: Start
+    prior: Callable[[Index], LogPrior] | None
+
+    def halves(self) -> list[_Block]:
+        parts = np.array_split(np.arange(len(self.which)), 2)
+        device = self.rows.x.device
+        return [
+            replace(self, which=self.which[part], rows=self.rows.select(torch.as_tensor(part, device=device)))
+            for part in parts
+        ]
+
+
+def _fit_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> list[Exception]:
+    """Fit a block; where it raises, its halves, so that a gene that cannot be fitted fails alone: an error a gene."""
+    try:
+        _solve_block(fit, block, noise, options)
+    except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+        if len(block.which) == 1:
+            return [error]
+        return [e for half in block.halves() for e in _fit_block(fit, half, noise, options)]
+    return []
+
+
+def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> None:
+    which, rows, basis = block.which, block.rows, fit.basis
+    log_prior = None if block.prior is None else _inner_prior(block.prior(which), basis)
+    newton = Newton(rows, noise, prior=log_prior, options=options)
+    start = block.start(rows, which)
+    solution = newton.run(start if basis.trivial else start @ torch.as_tensor(basis.inverse.T.copy()).to(start))
+    if newton.one_dispersion and log_prior is None:
+        _try_boundary(newton, solution)
+    record(fit, which, rows, noise, solution.theta, log_prior)
+    fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
+    fit.log_likelihood[which] = solution.value.cpu().numpy()
+
+
+def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:
+    """A log prior of the design's coefficients in the coordinates of ``basis``."""
+    if basis.trivial:
+        return prior
+
+    def inner(theta: Tensor, genes: Tensor) -> Derivatives:
+        out = torch.as_tensor(basis.matrix).to(theta)
+        d = prior(theta @ out.T, genes)
+        return Derivatives(d.value, d.gradient @ out, out.T @ d.information @ out)
+
+    return inner
 
 
 def _try_boundary(newton: Newton, solution: Solution) -> None:
@@ -141,12 +212,13 @@ def _try_boundary(newton: Newton, solution: Solution) -> None:
 
 
 def record(fit: GlmFit, which: Index, rows: Rows, noise: Noise, theta: Tensor, prior: LogPrior | None = None) -> None:
-    """Write the coefficients of a block and both information matrices there."""
+    """Write the coefficients of a block, given in the basis of the fit, and both information matrices there."""
     d = derivatives(rows, noise, theta)
     d = d if prior is None else d + prior(theta, torch.arange(len(theta), device=theta.device))
-    fit.theta[which], fit.gradient[which] = theta.cpu().numpy(), d.gradient.cpu().numpy()
-    fit.information[which] = d.information.cpu().numpy()
-    fit.fisher[which] = fisher_location(rows, noise, theta).cpu().numpy()
+    fit.theta[which] = fit.basis.outward(theta.cpu().numpy())
+    fit.gradient[which] = fit.basis.gradient(d.gradient.cpu().numpy())
+    fit.inner_information[which] = d.information.cpu().numpy()
+    fit.inner_fisher[which] = fisher_location(rows, noise, theta).cpu().numpy()
 
 
 def fisher_location(rows: Rows, noise: Noise, theta: Tensor) -> Tensor:
@@ -162,11 +234,13 @@ def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Arr
     Returns the statistic and its χ² p-value ``(G,)``, the one-step estimate and its standard error ``(G, k)``.
     """
     p, k = source.design.x.shape[1], len(tested)
+    location = source.basis.part(slice(0, p))
     statistic, step, se = (np.full(shape, np.nan) for shape in ((len(theta),), (len(theta), k), (len(theta), k)))
-    for which, rows in source.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
-        at = torch.as_tensor(theta[which], device=rows.x.device)
-        gradient = derivatives(rows, source.noise, at).gradient[:, :p].cpu().numpy()[:, tested]
-        covariance = safe_inverse(fisher_location(rows, source.noise, at).cpu().numpy())[:, tested][:, :, tested]
+    for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
+        at = torch.as_tensor(source.basis.inward(theta[which]), device=rows.x.device)
+        gradient = location.gradient(derivatives(rows, source.noise, at).gradient[:, :p].cpu().numpy())[:, tested]
+        inner = safe_inverse(fisher_location(rows, source.noise, at).cpu().numpy())
+        covariance = location.covariance(inner)[:, tested][:, :, tested]
         step[which] = (covariance @ gradient[:, :, None])[:, :, 0]
         statistic[which] = (step[which] * gradient).sum(1)
         se[which] = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
@@ -190,9 +264,13 @@ def safe_inverse(matrices: Array) -> Array:
 
 
 def default_starter(source: RowSource, *, location: str = "closed_form", scale: str = "closed_form") -> Start:
-    """A function that starts a block of genes: ``closed_form``, ``standard`` or ``all_zero`` for each part."""
+    """A function that starts a block of genes: ``closed_form``, ``standard`` or ``all_zero`` for each part.
+
+    It is given rows in the coordinates of the source's basis and returns coefficients of the design.
+    """
+    outward = torch.as_tensor(source.basis.matrix.T.copy(), device=source.device)
     if not source.noise.log_link:
-        return lambda rows, _: _normal_start(rows)
+        return lambda rows, _: _normal_start(rows) @ outward
     group = torch.as_tensor(source.group, device=source.device)
 
     def start(rows: Rows, _: Index) -> Tensor:
@@ -200,7 +278,8 @@ def default_starter(source: RowSource, *, location: str = "closed_form", scale: 
         b = rows.z.new_zeros(rows.n_genes, rows.z.shape[1])
         if scale == "closed_form" and rows.table is not None:
             b = _solve_rows(rows.z, _moment_zeta(rows, a)[:, None] - rows.zeta_offset)
-        return torch.cat([a, b], 1)
+        inner = torch.cat([a, b], 1)
+        return inner if source.basis.trivial else inner @ outward
 
     return start
 

@@ -104,8 +104,9 @@ def donor_design(design: Design) -> Design:
     columns = np.zeros((len(strata), n_donors))
     columns[np.arange(len(strata)), strata] = 1.0
     return Design(
-        np.column_stack([design.x, columns]), design.z, design.offset, design.zeta_offset, design.weights, strata
-    )
+        np.column_stack([design.x, columns]), design.z, design.offset, design.zeta_offset, design.weights, strata,
+        n_random=n_donors,
+    )  # fmt: skip
 
 
 def varies_within(design: Design) -> NDArray[np.bool_]:
@@ -138,9 +139,9 @@ def fit_glmm(source: RowSource, fit: GlmFit, *, n_steps: int = 16) -> GlmmFit:
         np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), np.full((g, p, p), np.nan), np.full(g, np.nan),
         between, j - int(between.sum()),
     )  # fmt: skip
-    for which, rows in source.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
+    for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
-        base = torch.as_tensor(fit.theta[which], device=rows.x.device)
+        base = torch.as_tensor(fit.basis.inward(fit.theta[which]), device=rows.x.device)
         start[:, :p], start[:, p + j :] = base[:, :p].clamp(-30, 30), base[:, p:].clamp(-5, 8)
         _search(out, which, rows, source, start, p, j, n_steps)
     return out
@@ -168,13 +169,14 @@ def _search(out: GlmmFit, which: NDArray[np.intp], rows: Rows, source: RowSource
         safe_inverse(h.cpu().numpy())[:, :p, :p] for h in (information, sides[0][2], sides[1][2])
     )  # fmt: skip
     curve = (2 * value - sides[0][0] - sides[1][0]) / DIFFERENCE**2
-    found = theta.cpu().numpy()
+    found, location = source.basis.outward(theta.cpu().numpy()), source.basis.part(slice(0, p))
     out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
-    out.scale[which], out.covariance[which] = found[:, p + j :], inverse
+    out.scale[which], out.covariance[which] = found[:, p + j :], location.covariance(inverse)
     with np.errstate(invalid="ignore"):  # infinite where a coefficient is not identified
-        out.covariance_slope[which] = (above - below) / (2 * DIFFERENCE)
+        out.covariance_slope[which] = location.covariance((above - below) / (2 * DIFFERENCE))
     out.tau_information[which] = curve.cpu().numpy()
-    out.tau[which], out.log_likelihood[which] = log_tau.exp().cpu().numpy(), value.cpu().numpy()
+    out.tau[which] = log_tau.exp().cpu().numpy()
+    out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
     out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
 
 

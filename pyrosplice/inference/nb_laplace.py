@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.inference.nb_basis import Basis
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
 from pyrosplice.inference.nb_newton import Derivatives, LogPrior, NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource
@@ -31,7 +32,9 @@ class LaplaceGuide:
     theta : Tensor (G, D)
         Mode, location then scale.
     information : Tensor (G, D, D)
-        Minus the Hessian of the log joint density there.
+        Minus the Hessian of the log joint density there, in the coordinates of ``basis``.
+    basis
+        Well-conditioned coordinates of the coefficients; the model's own by default.
 
     Raises
     ------
@@ -39,7 +42,9 @@ class LaplaceGuide:
         Where the information of a gene is not positive definite (a flat prior and data that do not identify it).
     """
 
-    def __init__(self, model: ExpressionModel, theta: Tensor, information: Tensor) -> None:
+    def __init__(
+        self, model: ExpressionModel, theta: Tensor, information: Tensor, *, basis: Basis | None = None
+    ) -> None:
         factor, info = torch.linalg.cholesky_ex(torch.nan_to_num(information))
         bad = (info > 0) | ~torch.isfinite(theta).all(1)
         if bool(bad.any()):
@@ -49,12 +54,24 @@ class LaplaceGuide:
                 "leave them out or give the coefficients a proper prior."
             )
         self.model, self.theta = model, theta
-        self.covariance = torch.cholesky_inverse(factor)
+        inner = torch.cholesky_inverse(factor)
+        if basis is None or basis.trivial:
+            self.covariance, self.factor = inner, torch.linalg.cholesky(inner)
+        else:
+            out = torch.as_tensor(basis.matrix).to(inner)
+            self.covariance = out @ inner @ out.T
+            upper = torch.linalg.qr((out @ torch.linalg.cholesky(inner)).mT, mode="r")[1]
+            self.factor = (upper * torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[..., None]).mT
+
+    @property
+    def distribution(self) -> dist.MultivariateNormal:
+        """The Gaussian of each gene's coefficients."""
+        return dist.MultivariateNormal(self.theta, scale_tril=self.factor)
 
     def __call__(self, counts: Tensor | None = None, *, n_genes: int | None = None) -> dict[str, Tensor]:
         """Sample ``location`` and ``scale`` ``(G, 1, ·)``; the arguments are the model's."""
         p, _ = self.model.n_coefficients
-        joint = dist.MultivariateNormal(self.theta.unsqueeze(1), self.covariance.unsqueeze(1))
+        joint = dist.MultivariateNormal(self.theta.unsqueeze(1), scale_tril=self.factor.unsqueeze(1))
         with pyro.plate("genes", len(self.theta), dim=-2):
             draw = pyro.sample("coefficients", joint, infer={"is_auxiliary": True})
             a = pyro.sample("location", dist.Delta(draw[..., :p], event_dim=1))
@@ -64,8 +81,7 @@ class LaplaceGuide:
     def sample(self, n_draws: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draws of the coefficients ``(S, G, D)``."""
         noise = torch.randn(n_draws, *self.theta.shape, dtype=self.theta.dtype, generator=generator)
-        factor = torch.linalg.cholesky(self.covariance)
-        return self.theta + (factor @ noise.to(self.theta.device).unsqueeze(-1)).squeeze(-1)
+        return self.theta + (self.factor @ noise.to(self.theta.device).unsqueeze(-1)).squeeze(-1)
 
 
 def log_prior(model: ExpressionModel) -> LogPrior | None:
@@ -99,8 +115,8 @@ def fit_mode(
     prior = log_prior(model)
     source = RowSource(matrix, design, model.noise, device=counts.device)
     fit = fit_glm(source, prior=None if prior is None else lambda _: prior, options=options)
-    theta, information = (torch.as_tensor(a, device=counts.device) for a in (fit.theta, fit.information))
-    return fit, LaplaceGuide(model, theta, information)
+    theta, information = (torch.as_tensor(a, device=counts.device) for a in (fit.theta, fit.inner_information))
+    return fit, LaplaceGuide(model, theta, information, basis=fit.basis)
 
 
 def gene_log_density(model: ExpressionModel, counts: Tensor, theta: Tensor) -> Tensor:

@@ -214,8 +214,9 @@ def compress(offset: Array, *designs: Array) -> Compression | None:
 
 
 def as_tensor(array: Array, device: torch.device | str) -> Tensor:
-    """A contiguous float64 tensor on ``device``."""
-    return torch.as_tensor(np.require(array, np.float64, ["C", "W"]), device=device)
+    """A contiguous float64 tensor on ``device``, which autograd can use whatever mode it is made in."""
+    with torch.inference_mode(False):
+        return torch.as_tensor(np.require(array, np.float64, ["C", "W"]), device=device)
 
 
 def weighted_gram(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:

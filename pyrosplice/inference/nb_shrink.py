@@ -35,6 +35,7 @@ def prior_scale(estimate: Array, se: Array) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=tuple(np.log(SCALE_RANGE)), method="bounded").x))
 
 
+@torch.inference_mode(False)
 def shrink_coefficient(
     source: RowSource, fit: GlmFit, coefficient: int, *, scale: float, prior: dist.TorchDistribution | None = None
 ) -> tuple[Array, Array]:
@@ -64,9 +65,9 @@ def shrink_coefficient(
     )
     p = fit.n_location
     mode, sd = shrunk.theta[:, coefficient].copy(), np.full(len(start), np.nan)
-    curvature = shrunk.information[:, :p, :p]
+    curvature, row = shrunk.inner_information[:, :p, :p], shrunk.basis.matrix[coefficient, :p]
     ok = np.isfinite(curvature).all((1, 2))
-    sd[ok] = np.sqrt(np.maximum(np.linalg.pinv(curvature[ok], hermitian=True)[:, coefficient, coefficient], 0.0))
+    sd[ok] = np.sqrt(np.maximum(np.linalg.pinv(curvature[ok], hermitian=True) @ row @ row, 0.0))
     return mode, sd
 
 

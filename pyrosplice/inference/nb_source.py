@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.inference.nb_basis import Basis, conditioned, identity, joint
 from pyrosplice.inference.nb_counts import CountTable
 from pyrosplice.inference.nb_rows import Compression, Designs, Rows, as_tensor, compress, distinct_rows
 from pyrosplice.models.noise import Noise
@@ -42,6 +44,8 @@ class Design:
         Observation weights: ``(N,)``, ``(N, G)``, or None for ones.
     strata
         Label of each cell (donor, say) that rows must not be summed across, ``(N,)``; None for one stratum.
+    n_random
+        Last columns of ``x`` whose coefficients have a prior, so that they may depend on the others.
     """
 
     x: Array
@@ -50,6 +54,7 @@ class Design:
     zeta_offset: Array
     weights: Array | None = None
     strata: Index | None = None
+    n_random: int = 0
 
     @property
     def gene_wise(self) -> bool:
@@ -168,13 +173,39 @@ class RowSource:
     def with_location(self, matrix: Array) -> RowSource:
         """The same counts with location design ``x @ matrix``; nothing is read again."""
         other = copy.copy(self)
+        for computed in ("basis", "conditioned"):
+            vars(other).pop(computed, None)
         other.design = replace(self.design, x=self.design.x @ matrix)
         other._designs = other._make_designs()
         return other
 
-    def _make_designs(self) -> Designs:
+    @cached_property
+    def basis(self) -> Basis:
+        """Well-conditioned coordinates of location and scale, in which the engine works."""
+        d, plan = self.design, self.compression
+        first = np.arange(len(d.x)) if plan is None else plan.first
+        cells = np.ones(len(d.x)) if plan is None else np.bincount(plan.group).astype(float)
+        fixed = d.x.shape[1] - d.n_random
+        location = joint(conditioned(d.x[first, :fixed], cells), identity(d.n_random))
+        return joint(location, conditioned(d.z[first], cells))
+
+    @cached_property
+    def conditioned(self) -> RowSource:
+        """The same rows in the coordinates of :attr:`basis`."""
+        if self.basis.trivial:
+            return self
+        p = self.design.x.shape[1]
+        location, scale = self.basis.matrix[:p, :p], self.basis.matrix[p:, p:]
+        other = copy.copy(self)
+        other._designs = self._make_designs(location, scale)
+        other._level_z = self._level_z @ self._tensor(scale)
+        return other
+
+    def _make_designs(self, location: Array | None = None, scale: Array | None = None) -> Designs:
+        """The designs of the rows, or these in other coordinates."""
         d, plan = self.design, self.compression
         x, z = (d.x, d.z) if plan is None else (plan.expand(d.x), plan.expand(d.z))
+        x, z = (x if location is None else x @ location), (z if scale is None else z @ scale)
         return Designs(self._tensor(x), self._tensor(z))
 
     def _read(self) -> None:
@@ -184,16 +215,15 @@ class RowSource:
         starts, weights = plan.starts, np.ones(self.counts.shape[0]) if d.weights is None else d.weights
         self.total = np.zeros((plan.n_rows, n_genes))
         tally = CountTally(n_genes, len(self._level_z))
-        for cells, block in self.counts.cell_blocks():
+        for cells, read in self.counts.cell_blocks():
+            block = sp.csr_matrix(read)  # sums in the same order, to the bit, however the counts are stored
             for k, everyone in enumerate(plan.members):
                 low, high = np.searchsorted(everyone, [cells.start, cells.stop])
                 some = everyone[low:high]
                 if len(some):
                     part = block[some - cells.start]
                     basis = plan.weights[k][low:high] * weights[some, None]
-                    self.total[starts[k] : starts[k + 1]] += (
-                        part.T.dot(basis).T if sp.issparse(part) else basis.T @ part
-                    )
+                    self.total[starts[k] : starts[k + 1]] += part.T.dot(basis).T
             _tally(tally, block, self.level[cells], None if d.weights is None else weights[cells])
         self._tables = tally.finish()
         self._weight = np.concatenate([w.T @ weights[m] for w, m in zip(plan.weights, plan.members, strict=True)])
@@ -258,15 +288,7 @@ class RowSource:
         return as_tensor(array, self.device)
 
 
-def _tally(tally: CountTally, block: Any, level: Index, weight: Array | None) -> None:
-    if sp.issparse(block):
-        cell = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-        gene, value = block.indices.astype(np.intp), block.data
-        keep = value != 0
-        if not keep.all():
-            cell, gene, value = cell[keep], gene[keep], value[keep]
-    else:
-        cell, gene = np.nonzero(block)
-        value = block[cell, gene]
+def _tally(tally: CountTally, block: sp.csr_matrix, level: Index, weight: Array | None) -> None:
+    cell = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     at = level[cell] if tally.shape[1] > 1 else 0
-    tally.add(gene, at, value, None if weight is None else weight[cell])
+    tally.add(block.indices.astype(np.intp), at, block.data, None if weight is None else weight[cell])

@@ -149,10 +149,18 @@ def _stopped(state: Search, options: Options, *, out_of_time: bool) -> dict[str,
     finite = torch.isfinite(state.loss) & torch.isfinite(state.gradient).all(-1)
     small = finite & (state.gradient.norm(dim=-1) <= options.tolerance)
     stuck = finite & ~small & (state.halvings > MAX_HALVINGS)
+    promise = 0.5 * (state.gradient * (state.inverse_hessian @ state.gradient[..., None])[..., 0]).sum(-1)
+    small = small | (stuck & (promise <= 10 * _rounding(state.loss)))  # huge counts: the gradient itself is rounding
+    stuck = stuck & ~small
     reasons = {"not_finite": ~finite, "converged": small, "stalled": stuck}
     if out_of_time:
         reasons["max_epochs"] = finite & ~small & ~stuck
     return reasons
+
+
+def _rounding(loss: Tensor) -> Tensor:
+    """Size of the rounding errors of a loss."""
+    return 1e-10 * loss.abs() + 1e-9
 
 
 def _aim(objective: Objective, state: Search, rows: Tensor) -> None:
@@ -169,8 +177,7 @@ def _advance(
 ) -> None:
     """Accept or shorten each gene's step, in place."""
     promised = SUFFICIENT_DECREASE * state.length * (state.direction * state.gradient).sum(-1)
-    noise = 1e-10 * state.loss.abs() + 1e-9
-    accepted = torch.isfinite(slope).all(-1) & (found <= state.loss + promised + noise)
+    accepted = torch.isfinite(slope).all(-1) & (found <= state.loss + promised + _rounding(state.loss))
     updated = bfgs(state.inverse_hessian, trial - state.point, slope - state.gradient)
     state.inverse_hessian[accepted] = updated[accepted]
     state.point[accepted], state.loss[accepted], state.gradient[accepted] = (

@@ -21,22 +21,22 @@ class Snapshots:
     ----------
     minimiser
         The search itself.
-    n_genes
-        G.
     epochs
-        Coefficients (G, P, Q), σ and θ (G, components) and ν (G, N, Q) after every evaluation; genes that are not
-        evaluated keep their values.
+        Coefficients (G, P, Q), σ and θ (G, components) and ν (G, N, Q) at the start and after every evaluation; genes
+        that are not evaluated, those that start at their optimum among them, keep their values.
     """
 
     minimiser: Minimiser
-    n_genes: int
     epochs: list[dict[str, Tensor]] = field(default_factory=list)
+    _noted: _Noted | None = None
 
     def __call__(self, objective: ModeObjective, genes: Tensor, start: Tensor, *rest: Any, **options: Any) -> Any:
         """Search as ``minimiser`` does."""
-        if len(genes) == self.n_genes:  # a search of its own, not a second attempt for some genes
-            self.epochs.clear()
-        return self.minimiser(_Noted(objective, self.epochs), genes, start, *rest, **options)
+        if self._noted is None or self._noted.objective is not objective:  # else a second attempt for some genes
+            self.epochs.clear()  # the first search of an objective is of all its genes, just evaluated at the start
+            self._noted = _Noted(objective, self.epochs)
+            self._noted.note(genes, start)
+        return self.minimiser(self._noted, genes, start, *rest, **options)
 
     def stacked(self) -> dict[str, Tensor]:
         """One tensor a name, epochs first."""
@@ -54,24 +54,27 @@ def joined(histories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class _Noted:
+    """An objective that writes down where it was evaluated."""
+
     def __init__(self, objective: ModeObjective, epochs: list[dict[str, Tensor]]) -> None:
-        self._objective, self._epochs = objective, epochs
+        self.objective, self._epochs = objective, epochs
 
     def evaluate(self, genes: Tensor, point: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        found = self._objective.evaluate(genes, point, **options)
-        mode = self._objective.mode
-        if mode is not None:
-            coefficients, sigma, angle = self._objective.unknowns.unpack(point, genes)
-            nu = mode.step.model.random_part(mode.step.parameters, mode.latents)
-            now = {"coefficients": coefficients, "sigma": sigma.abs(), "theta": angle.sin().square(), "nu": nu}
-            now |= self._objective.unknowns.hyper_values(point)
-            self._epochs.append({name: self._updated(name, genes, value) for name, value in now.items()})
+        found = self.objective.evaluate(genes, point, **options)
+        self.note(genes, point)
         return found
 
-    def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        return self._objective.step_limit(genes, point, direction)
+    def note(self, genes: Tensor, point: Tensor) -> None:
+        """Add an epoch: what was last evaluated, at ``point`` of the listed genes."""
+        mode = self.objective.mode
+        if mode is None:
+            return
+        coefficients, sigma, angle = self.objective.unknowns.unpack(point, genes)
+        nu = mode.step.model.random_part(mode.step.parameters, mode.latents)
+        now = {"coefficients": coefficients, "sigma": sigma.abs(), "theta": angle.sin().square(), "nu": nu}
+        now |= self.objective.unknowns.hyper_values(point)
+        last = self._epochs[-1] if self._epochs else now
+        self._epochs.append({name: last[name].index_copy(0, genes, value) for name, value in now.items()})
 
-    def _updated(self, name: str, genes: Tensor, value: Tensor) -> Tensor:
-        if not self._epochs:
-            return value.clone()
-        return self._epochs[-1][name].index_copy(0, genes, value)
+    def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
+        return self.objective.step_limit(genes, point, direction)

@@ -5,21 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CONSTANT = 1e-10  # relative spread below which a covariate is constant
+ROUNDING = 8 * torch.finfo(torch.float64).eps  # relative error of a number: a few units in the last place
 COLLINEAR = 1e-8  # relative length below which what is left of a covariate, given the others, counts as nothing
 
 
+def constant_columns(design: Tensor) -> list[int]:
+    """Columns of ``(N, P)`` that vary by no more than rounding, whatever their distance from zero."""
+    if not len(design):
+        return list(range(design.shape[1]))
+    spread = design.max(0).values - design.min(0).values
+    return torch.nonzero(spread <= ROUNDING * design.abs().max(0).values).squeeze(-1).tolist()
+
+
 def collinear_columns(design: Tensor) -> list[int]:
-    """Columns of ``(N, P)`` that are constant or a combination of the intercept and the columns before them."""
-    centred = design - design.mean(0)
+    """Columns of ``(N, P)`` that are constant or a combination of the intercept and the columns before them.
+
+    Numbers are taken to be rounded: what is left of a column is nothing if the rounding of the column and of those
+    before it can leave as much. A date, a position on a genome and the like, far from zero, are not constant.
+    """
+    if not len(design):
+        return list(range(design.shape[1]))
+    constant = set(constant_columns(design))
+    shifted = design - design[:1]  # exact for numbers that are near each other
+    centred = shifted - shifted.mean(0)
     length = centred.norm(dim=0)
-    constant = length <= CONSTANT * design.norm(dim=0)
-    basis, found = centred[:, :0], []
+    rounding = ROUNDING * design.norm(dim=0)  # error of each column, as a length
+    basis, errors, found = centred[:, :0], length[:0], []
     for i, column in enumerate(centred.T):
-        rest = column - basis @ (basis.T @ column)
+        weights = basis.T @ column
+        rest = column - basis @ weights
         rest = rest - basis @ (basis.T @ rest)  # once more, against rounding
-        if constant[i] or rest.norm() <= COLLINEAR * length[i]:
+        error = rounding[i] + weights.abs() @ errors
+        if i in constant or rest.norm() <= torch.maximum(error, COLLINEAR * length[i]):
             found.append(i)
         else:
             basis = torch.cat([basis, (rest / rest.norm()).unsqueeze(-1)], 1)
+            errors = torch.cat([errors, (error / rest.norm()).unsqueeze(0)])
     return found

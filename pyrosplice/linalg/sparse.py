@@ -17,6 +17,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.linalg import selected_inverse
 from pyrosplice.linalg import sparse_kernels as kernels
 from pyrosplice.linalg.blocks import planar
 from pyrosplice.linalg.solver import Factor, SpatialSolver
@@ -52,6 +53,22 @@ class SparsePattern:
         entries = lower.tocoo()
         self.at = np.searchsorted(column * n + self.row, entries.col.astype(np.int64) * n + entries.row)
         self.below = entries.data
+
+    def inverse_diagonal(self, matrix: sp.spmatrix | None = None) -> np.ndarray:
+        """Diagonal of the inverse, (N,): of the matrix itself, or of another with the same pattern."""
+        values, entries = self.diagonal, self.below
+        if matrix is not None:
+            ordered = sp.csc_matrix(matrix, dtype=np.float64)[self.order][:, self.order]
+            lower = sp.tril(ordered, -1).tocsc()
+            lower.sort_indices()
+            values, entries = ordered.diagonal(), lower.data
+        diagonal, below = np.array(values), np.zeros(self.row.size)
+        below[self.at] = entries
+        start, column, at = self.updates
+        selected_inverse.factorize(self.column_start, self.row, start, column, at, diagonal, below)
+        out = np.empty(self.n)
+        out[self.order] = selected_inverse.invert(self.column_start, self.row, diagonal, below)
+        return out
 
     def factorise(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
         """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for up to eight genes; ``blocks`` is (Q, Q, N, lanes ≤ 8)."""
@@ -105,7 +122,7 @@ class LaneFactor:
 
 def inverse_diagonal(matrix: sp.spmatrix) -> np.ndarray:
     """Diagonal of the inverse of a sparse symmetric positive definite matrix, without the inverse: (N,)."""
-    return SparsePattern(matrix).factorise(None, 1).inverse_blocks()[0, 0, :, 0].copy()
+    return SparsePattern(matrix).inverse_diagonal()
 
 
 class SparseSolver(SpatialSolver):

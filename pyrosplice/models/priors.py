@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, is_number
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
 REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
@@ -51,10 +51,12 @@ def variance_prior(name: str, params: Mapping[str, float] | None = None) -> dist
         Unknown name or parameter, or a parameter that is not positive.
     """
     check_option("var_prior_model", name, VARIANCE_PRIORS)
+    if not isinstance(params, Mapping | None):
+        raise InvalidArgumentError(f"var_prior_model_params: expected a dict or None, found {type(params).__name__}.")
     values = {**VARIANCE_PRIORS[name], **(params or {})}
     for key, value in values.items():
         check_option(f"var_prior_model_params for {name!r}", key, VARIANCE_PRIORS[name])
-        if not value > 0:
+        if not (is_number(value) and value > 0):
             raise InvalidArgumentError(f"var_prior_model_params[{key!r}]: expected a positive number, found {value!r}.")
     if name == "none":
         return None

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyrosplice.data.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
@@ -87,7 +88,7 @@ class Data:
 
 def expression_posterior(
     glm: ExpressionGLM, *, num_samples: int, method: str, priors: Priors,
-    genes: Sequence[int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
+    genes: str | Sequence[str | int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
@@ -95,6 +96,8 @@ def expression_posterior(
         raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
     for group in groups or ():
         check_option("groups", group, GROUPS)
+    if nuts_options is not None and method != "nuts":
+        raise InvalidArgumentError(f"nuts_options: method {method!r} does not use them.")
     data = data_of(glm, priors, genes)
     if method == "nuts":
         theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
@@ -103,7 +106,7 @@ def expression_posterior(
     return _tree(data, theta, stats, GROUPS if groups is None else groups, method, seed)
 
 
-def data_of(glm: ExpressionGLM, priors: Priors, genes: Sequence[int] | None) -> Data:
+def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:
     """Counts and model of some genes of a fitted estimator."""
     inputs = glm._data().input_data
     design = glm._data().source.design
@@ -114,7 +117,9 @@ def data_of(glm: ExpressionGLM, priors: Priors, genes: Sequence[int] | None) -> 
     for name, prior in ({} if isinstance(priors, str) else priors or {}).items():
         check_option("priors", name, given)
         given[name] = prior
-    which = np.arange(inputs.counts.shape[1]) if genes is None else np.atleast_1d(np.asarray(genes))
+    which = places_of(genes, inputs.counts.gene_names, "genes")
+    if not len(which):
+        raise InvalidArgumentError("genes: expected at least one, found none.")
     offset = design.offset if design.offset.ndim == 1 else design.offset[:, which].T
     x, z, shift, zeta_shift = (
         torch.as_tensor(np.ascontiguousarray(a)) for a in (design.x, design.z, offset, design.zeta_offset)
@@ -131,7 +136,7 @@ def _laplace(data: Data, n_draws: int, method: str, generator: torch.Generator) 
     _, guide = fit_mode(data.model, data.counts)
     total = n_draws * (OVERSAMPLED if method == "importance" else 1)
     theta = guide.sample(total, generator=generator)
-    proposal = dist.MultivariateNormal(guide.theta, guide.covariance).log_prob(theta)
+    proposal = guide.distribution.log_prob(theta)
     likelihood = torch.stack([data.log_likelihood(one).sum(-1) for one in theta])
     draws = WeightedSites({"theta": theta}, likelihood + data.log_prior(theta) - proposal)
     sites, weights, k_hat = resampled(draws, n_draws, method, generator)
@@ -147,7 +152,7 @@ def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Te
     for row, gene in enumerate(data.genes.tolist()):
         with seeded(seed + gene):
             one = _single(data.model, row)
-            draws = dist.MultivariateNormal(guide.theta[row], guide.covariance[row]).sample(torch.Size([2000]))
+            draws = dist.MultivariateNormal(guide.theta[row], scale_tril=guide.factor[row]).sample(torch.Size([2000]))
             pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
             coordinates = Coordinates(partial(one, data.counts[[row]]), pilot)
             chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]

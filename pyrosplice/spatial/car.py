@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
+from pyrosplice.errors import InvalidArgumentError, is_number
+from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
 
@@ -42,6 +42,8 @@ class CarCovariance:
         N.
     rho : float
         ρ.
+    pattern : SparsePattern
+        Ordering and symbolic factor that V⁻¹ and V⁻¹ + τI share.
 
     Raises
     ------
@@ -56,9 +58,15 @@ class CarCovariance:
         self.n_spots: int = self.adjacency.shape[0]
         normalised = _normalised(self.adjacency)
         unscaled = sp.csc_matrix(sp.identity(self.n_spots) - self.rho * normalised)
-        scale = sp.diags(np.sqrt(inverse_diagonal(unscaled)))
+        self.pattern = SparsePattern(unscaled)
+        scale = sp.diags(np.sqrt(self.pattern.inverse_diagonal()))
         self.precision = sp.csc_matrix(scale @ unscaled @ scale)
         self.precision.sort_indices()
+
+    @property
+    def least_precision(self) -> float:
+        """A lower bound of the eigenvalues of V⁻¹: (1 − ρ) times its least diagonal entry."""
+        return (1 - self.rho) * float(self.precision.diagonal().min())
 
     def dense(self) -> Tensor:
         """V, ``(N, N)``, float64."""
@@ -142,7 +150,7 @@ def get_cov_sp(coords: ArrayLike, k: int = 4, rho: float = 0.99, *, graph: Graph
 
 def check_rho(rho: float) -> None:
     """Raise unless 0 ≤ ρ < 1 (at 1 the precision is singular)."""
-    if not 0.0 <= rho < 1.0:
+    if not (is_number(rho) and 0.0 <= rho < 1.0):
         raise InvalidArgumentError(f"rho: expected a number in [0, 1), found {rho!r}.")
 
 

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from sklearn.neighbors import KDTree
 
+from pyrosplice.data.containers import as_dense, loaded
+from pyrosplice.data.names import square_by_name
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning, check_option
 
 Graph = Literal["mutual", "union", "connected"]
@@ -55,26 +57,29 @@ def knn_graph(coords: ArrayLike, *, k_neighbors: int = 4, graph: Graph = "mutual
     return _tidy(mutual if graph == "mutual" else mutual.maximum(_links(points, mutual, k_neighbors)))
 
 
-def adjacency_graph(adjacency: Any) -> sp.csr_matrix:
+def adjacency_graph(adjacency: Any, *, name: str = "adjacency") -> sp.csr_matrix:
     """Given adjacency, checked and symmetrised by averaging with its transpose; weights as given.
 
     Parameters
     ----------
     adjacency
-        ``(N, N)`` dense or sparse, non-negative weights.
+        ``(N, N)``, non-negative weights: dense, sparse, or a DataFrame, whose columns are put in the order of its rows.
+    name
+        What errors call it.
 
     Raises
     ------
     InvalidArgumentError
-        Not square, negative, or not finite.
+        Not square, negative, not finite, no numbers.
     """
-    matrix = sp.csr_matrix(adjacency, dtype=np.float64)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise InvalidArgumentError(f"adjacency: expected a square matrix, found shape {matrix.shape}.")
+    given = loaded(square_by_name(adjacency, None, name, what="spot"), name)
+    if given.ndim != 2 or given.shape[0] != given.shape[1]:
+        raise InvalidArgumentError(f"{name}: expected a square matrix, found shape {given.shape}.")
+    matrix = sp.csr_matrix(given, dtype=np.float64)
     if not np.isfinite(matrix.data).all():
-        raise InvalidArgumentError("adjacency: expected finite weights, found NaN or infinity.")
+        raise InvalidArgumentError(f"{name}: expected finite weights, found NaN or infinity.")
     if (matrix.data < 0).any():
-        raise InvalidArgumentError(f"adjacency: expected weights ≥ 0, found {matrix.data.min():g}.")
+        raise InvalidArgumentError(f"{name}: expected weights ≥ 0, found {matrix.data.min():g}.")
     return _tidy((matrix + matrix.T) / 2)
 
 
@@ -100,9 +105,9 @@ def warn_if_disconnected(adjacency: sp.spmatrix, *, n_sections: int = 1, stackle
     )
 
 
-def check_coords(coords: ArrayLike, *, name: str = "coords") -> NDArray[np.float64]:
-    """Coordinates as a finite float64 matrix ``(N, D)``, or an error that says which spots lack them."""
-    points = np.asarray(coords, dtype=np.float64)
+def check_coords(coords: Any, *, name: str = "coords") -> NDArray[np.float64]:
+    """Coordinates as a finite float64 matrix ``(N, D)``, from any container, or an error that says who lacks them."""
+    points = as_dense(coords, name)
     if points.ndim != 2 or points.shape[1] == 0:
         raise InvalidArgumentError(f"{name}: expected a matrix (n_spots, n_dims), found shape {points.shape}.")
     missing = np.flatnonzero(~np.isfinite(points).all(1))

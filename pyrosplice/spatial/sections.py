@@ -6,33 +6,22 @@ import warnings
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
 
+from pyrosplice.data.labels import read_labels
+from pyrosplice.data.names import by_name, names_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
 
 
-def section_codes(labels: Any, *, name: str = "sections") -> tuple[NDArray[np.intp], list[str]]:
-    """Section of each spot as a number, ``(N,)``, and the sections' names in order of first appearance.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Spots without a section.
-    """
-    codes, found = pd.factorize(np.asarray(labels))
-    missing = np.flatnonzero(codes < 0)
-    if len(missing):
-        raise InvalidArgumentError(
-            f"{name}: expected a section for every spot, found {len(missing)} without (first: row {missing[0]})."
-        )
-    return codes, [str(section) for section in found]
-
-
 def section_graph(
-    coords: ArrayLike, sections: Any, *, k_neighbors: int = 4, graph: Graph = "mutual", name: str = "sections"
+    coords: Any,
+    sections: Any,
+    *,
+    k_neighbors: int = 4,
+    graph: Graph = "mutual",
+    name: str = "sections",
+    least: int = 1,
 ) -> sp.csr_matrix:
     """k-NN graph within every section: spots of different sections are never neighbours, whatever their coordinates.
 
@@ -41,11 +30,13 @@ def section_graph(
     coords
         Positions ``(N, D)``; sections may overlap in them.
     sections
-        Section of each spot, ``(N,)``, any labels.
+        Section of each spot, ``(N,)``, any labels; a Series goes by name where ``coords`` has the spots' names.
     k_neighbors, graph
         As for :func:`~pyrosplice.spatial.graph.knn_graph`, for each section by itself.
     name
         What errors call the sections.
+    least
+        Sections of fewer spots may be too small for a graph: they have no edges.
 
     Returns
     -------
@@ -58,12 +49,14 @@ def section_graph(
         A section with no more than ``k_neighbors`` spots; spots without a section; what ``knn_graph`` refuses.
     """
     points = check_coords(coords)
-    codes, names = section_codes(sections, name=name)
-    if len(codes) != len(points):
-        raise InvalidArgumentError(f"{name}: expected {len(points)} labels (spots), found {len(codes)}.")
-    rows, columns = [], []
-    for code, section in enumerate(names):
-        spots = np.flatnonzero(codes == code)
+    labels = read_labels(by_name(sections, names_of(coords), name, what="spot"), name)
+    if len(labels.codes) != len(points):
+        raise InvalidArgumentError(f"{name}: expected {len(points)} labels (spots), found {len(labels.codes)}.")
+    rows, columns = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
+    for code, section in enumerate(labels.levels):
+        spots = np.flatnonzero(labels.codes == code)
+        if len(spots) <= k_neighbors and len(spots) < least:
+            continue
         if len(spots) <= k_neighbors:
             raise InvalidArgumentError(
                 f"{name}: section {section!r} has {len(spots)} spots, too few for k_neighbors={k_neighbors}; leave the "
@@ -88,7 +81,10 @@ def within_sections(
     InvalidArgumentError
         Spots without a section.
     """
-    codes, names = section_codes(sections, name=name)
+    labels = read_labels(sections, name)
+    if len(labels.codes) != adjacency.shape[0]:
+        raise InvalidArgumentError(f"{name}: expected {adjacency.shape[0]} labels (spots), found {len(labels.codes)}.")
+    codes, names = labels.codes, labels.levels
     edges = adjacency.tocoo()
     between = codes[edges.row] != codes[edges.col]
     if not between.any():

@@ -7,7 +7,7 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrosplice.data.names import by_name, names_of
+from pyrosplice.data.names import by_name, names_of, places_of
 from pyrosplice.errors import InvalidArgumentError
 
 KINDS = {
@@ -93,3 +93,15 @@ def test_names_come_from_whatever_has_them():
         assert list(names_of(data)) == ["a", "b"]
     assert names_of(np.zeros((2, 1))) is None
     assert by_name(np.zeros(2), pd.Index(["a", "b"]), "table").tolist() == [0, 0]
+
+
+def test_places_of_names_positions_slices_and_masks():
+    names = ["a", "b", "c", "b"]
+    for wanted, expected in [
+        (None, [0, 1, 2, 3]), ("c", [2]), (["c", "a"], [2, 0]), ([np.int64(3), 0], [3, 0]), (1, [1]),
+        (slice(1, 3), [1, 2]), (np.array([True, False, True, False]), [0, 2]), (pd.Index(["a"]), [0]), ([], []),
+    ]:  # fmt: skip
+        np.testing.assert_array_equal(places_of(wanted, names, "genes"), expected)
+    for wanted in ("d", ["a", "d"], 4, -1, [1.5], ["b"], np.array([True])):
+        with pytest.raises(InvalidArgumentError, match=r"^genes"):
+            places_of(wanted, names, "genes")

@@ -261,7 +261,7 @@ def test_update_params_refuses_and_leaves_the_model_alone():
         ({"fitting_configs": {"epochs": 3}}, "epochs"),
         ({"fitting_configs": {"lr": 0.0}}, "lr"),
         ({"fitting_configs": {"optim": "rmsprop"}}, "rmsprop"),
-        ({"fitting_configs": {"max_epochs": 0}}, "max_epochs"),
+        ({"fitting_configs": {"max_epochs": -2}}, "max_epochs"),
         ({"fitting_configs": {"patience": 1.5}}, "patience"),
         ({"fitting_configs": {"tol_relative": "no"}}, "tol_relative"),
         ({"fitting_configs": [1]}, "dict"),

@@ -1,6 +1,7 @@
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -202,14 +203,28 @@ def test_sv_score_is_the_variance_component_test_gene_by_gene(tissue):
     np.testing.assert_allclose(table["pvalue_adj"], stats.false_discovery_control(table["pvalue"]))
 
 
-def test_sv_score_adjusts_for_covariates_when_they_are_in_the_models():
-    adata = simulate_isoforms(n_spots=256, n_genes=20, covariates=("smooth",), beta=0.8, sigma=0.0, depth=20, seed=2)
-    model = fitted(adata, "glmm-full", design_mtx="smooth", options=MARGINAL)
-    model.test_spatial_variability(method="score", **QUIET)
-    assert (table_of(model, "sv")["pvalue"] < 0.01).all()
-    model.fit(batch_size=32, with_design_mtx=True, **QUIET)
-    model.test_spatial_variability(method="score", **QUIET)
-    assert (table_of(model, "sv")["pvalue"] < 0.01).sum() <= 2
+@pytest.mark.parametrize("with_design", [False, True])
+def test_tests_of_space_adjust_for_the_covariates_whatever_the_fit(with_design):
+    adata = simulate_isoforms(n_spots=144, n_genes=20, covariates=("smooth",), beta=0.8, sigma=0.0, depth=20, seed=2)
+    fit = {"with_design_mtx": with_design, "from_null": True}
+    model = fitted(adata, "glmm-full", design_mtx="smooth", options=MARGINAL, fit=fit)
+    for method in ("score", "llr"):
+        model.test_spatial_variability(method, **QUIET)
+        assert (table_of(model, "sv")["pvalue"] < 0.01).sum() <= 2
+        model.test_spatial_variability(method, adjust_for_design=False, **QUIET)
+        assert (table_of(model, "sv")["pvalue"] < 0.01).all()
+
+
+@pytest.mark.parametrize("how", [{}, {"use_perm_null": True, "n_perms_per_gene": 3}, {"n_bootstrap": 3}])
+def test_ratios_of_space_do_not_depend_on_what_was_fitted_before(tissue, how):
+    found = []
+    for options, with_design in ((MARGINAL, True), (MARGINAL, False), ({}, False)):
+        fit = {"with_design_mtx": with_design, "from_null": True}
+        model = fitted(tissue[:, :5].copy(), "glmm-full", options=options, design_mtx="iid", fit=fit)
+        found.append(model.test_spatial_variability(return_results=True, **how, **QUIET))
+    for other in found[1:]:
+        np.testing.assert_allclose(other["statistic"], found[0]["statistic"], atol=1e-4)
+        np.testing.assert_allclose(other["pvalue"], found[0]["pvalue"], atol=0.02)
 
 
 def test_llr_compares_marginal_optima_whatever_the_fit_was(tissue):
@@ -349,3 +364,77 @@ def test_mouse_olfactory_bulb_from_file_to_tables():
     assert table_of(model)["pvalue"].between(0, 1).all()
     ratios = model.get_fitted_ratios_anndata().layers["fitted_ratios"]
     np.testing.assert_allclose(ratios.sum(1), 30.0)
+
+
+def test_a_covariate_in_the_place_of_an_option_is_recognised(tissue):
+    model = fitted(tissue[:, :5].copy(), design_mtx="iid")
+    for option in ("method", "by", "variance"):
+        with pytest.raises(InvalidArgumentError, match=f"{option}: .*'iid', a covariate"):
+            model.test_differential_usage(**{option: "iid"})
+    model.fit(with_design_mtx=True, **QUIET)
+    with pytest.raises(InvalidArgumentError, match=r"\['iid'\], found \['idi'\]"):
+        model.test_differential_usage("wald", contrasts={"typo": {"idi": 1}})
+
+
+def test_what_is_missing_first_is_named_first(tissue):
+    model = SplisosmGLMM()
+    with pytest.raises(ValueError, match="setup_data"):
+        model.test_differential_usage()
+    model.setup_data(tissue)
+    with pytest.raises(ValueError, match="design_mtx"):
+        model.test_differential_usage()
+    model.setup_data(tissue, design_mtx="iid")
+    with pytest.raises(ValueError, match="fit"):
+        model.test_differential_usage()
+
+
+@pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
+def test_no_epochs_give_the_start_values_and_tests_fit_by_themselves(tissue, model_type):
+    start = {"fitting_configs": {"max_epochs": 0}}
+    model = fitted(tissue[:, :8].copy(), model_type, options={**MARGINAL, **start}, design_mtx="iid")
+    assert set(model.get_training_summary()["reason"]) == {"max_epochs"}
+    assert all((one.bias_eta == 0).all() for one in model.get_fitted_models())
+    other = fitted(tissue[:, :8].copy(), model_type, options=MARGINAL, design_mtx="iid")
+    for method in ("score", "lrt"):
+        found = [m.test_differential_usage(method, return_results=True, **QUIET)["pvalue"] for m in (model, other)]
+        np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_fits_that_tests_need_are_made_once(tissue, monkeypatch):
+    model = fitted(tissue[:, :5].copy(), design_mtx=["iid", "smooth"])
+    model.test_differential_usage("lrt", **QUIET)
+    fits = len(model._test_fits)
+    monkeypatch.setattr("pyrosplice.estimators.usage_tests.fit_genes", None)
+    for method, variance in (("score", "robust"), ("lrt", "model")):
+        model.test_differential_usage(method, variance=variance, **QUIET)
+    assert len(model._test_fits) == fits
+
+
+@pytest.mark.parametrize("model_type", ["glm", "glmm-null"])
+def test_priors_enter_the_tests_of_usage(tissue, model_type):
+    """Ratios are of maxima of one density, whatever constants the priors have; narrow priors leave nothing to see."""
+    narrow = {"beta": dist.Normal(torch.tensor(0.0).double(), torch.tensor(1e-4).double())}
+    wide = {"beta": dist.Normal(torch.tensor(0.0).double(), torch.tensor(1e4).double())}
+    found = {}
+    for name, priors in (("none", None), ("wide", wide), ("narrow", narrow)):
+        options = {**MARGINAL, "priors": priors}
+        for method in ("lrt", "wald"):
+            fit = {"with_design_mtx": method == "wald"}
+            model = fitted(tissue[:, :8].copy(), model_type, options=options, design_mtx=["iid", "smooth"], fit=fit)
+            for variance in ("robust", "model"):
+                test = model.test_differential_usage(method, variance=variance, return_results=True, **QUIET)
+                found[name, method, variance] = test["pvalue"]
+    for method in ("lrt", "wald"):
+        for variance in ("robust", "model"):
+            np.testing.assert_allclose(found["wide", method, variance], found["none", method, variance], rtol=1e-3)
+            assert (found["narrow", method, variance] > 0.99).all()
+
+
+def test_the_ratio_of_space_says_that_it_leaves_out_priors(tissue):
+    small = tissue[:, :5].copy()
+    plain = fitted(small, "glmm-full", options=MARGINAL, fit={"from_null": True})
+    model = fitted(small, "glmm-full", options={**MARGINAL, "priors": "weak"}, fit={"from_null": True})
+    with pytest.warns(UserWarning, match="priors are left out"):
+        model.test_spatial_variability(**QUIET)
+    plain.test_spatial_variability(**QUIET)
+    np.testing.assert_allclose(table_of(model, "sv")["statistic"], table_of(plain, "sv")["statistic"], atol=1e-4)

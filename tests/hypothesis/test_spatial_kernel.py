@@ -4,6 +4,7 @@ import torch
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis import spatial_kernel as module
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, scattered
 
 
@@ -17,43 +18,62 @@ def kernels(covariance, monkeypatch, damping):
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 @pytest.mark.parametrize("layout", [grid(12), scattered(150)])
 def test_three_ways_to_the_same_kernel(layout, damping, monkeypatch):
+    """Exact but for products of the sparse kernel: to 1e-3 (quadratic forms 2e-5) of its largest eigenvalue."""
     n = layout.n_spots
     exact = torch.linalg.inv(torch.from_numpy(layout.precision.toarray()) + damping * torch.eye(n, dtype=torch.float64))
     values = torch.linalg.eigvalsh(exact)
     rest = values[:-32]
     skewness = float(((rest - rest.mean()) ** 3).mean() / ((rest - rest.mean()) ** 2).mean() ** 1.5)
     x = torch.randn(3, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    dense, inverted, sparse = kernels(layout, monkeypatch, damping)
-    assert dense.matrix is not None and inverted.matrix is not None and sparse.matrix is None
-    for kernel in (dense, inverted, sparse):
+    for kernel in kernels(layout, monkeypatch, damping):
+        sparse = isinstance(kernel, module.SparseKernel)
         assert kernel.n_spots == n
-        torch.testing.assert_close(kernel.product(x), x @ exact, rtol=1e-8, atol=1e-8)
+        error = float(values[-1]) * float(x.norm(dim=1).max())
+        assert float((kernel.product(x) - x @ exact).abs().max()) < (1e-3 if sparse else 1e-10) * error
+        form = (x * (x @ exact)).sum(-1)
+        assert float((kernel.quadratic(x) - form).abs().max()) < (2e-5 if sparse else 1e-10) * error * error
         torch.testing.assert_close(kernel.diagonal, exact.diagonal(), rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(kernel.values, values.flip(0)[:32], rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(kernel.vectors * kernel.values, exact @ kernel.vectors, rtol=1e-6, atol=1e-6)
         assert kernel.trace_square == pytest.approx(float(values.square().sum()), rel=1e-4)
         assert kernel.skewness == pytest.approx(skewness, rel=0.05)
-    for power, centre in ((2, 0.0), (3, exact.mean())):
-        pairs = ((exact - centre) ** power).fill_diagonal_(0.0)
-        torch.testing.assert_close(dense.pair_product(x, power), x @ pairs, rtol=1e-8, atol=1e-8)
+        spots = torch.tensor([[3, 17, 40], [0, 1, 2]])
+        if not sparse:
+            torch.testing.assert_close(kernel.between(spots), exact[spots.unsqueeze(-1), spots.unsqueeze(-2)])
 
 
 @pytest.mark.parametrize("layout", [grid(20), scattered(400)])
-def test_sparse_powers_are_close_where_it_matters(layout, monkeypatch):
-    """Quadratic forms of totals: constant, white noise, and a trend."""
+def test_sums_over_pairs(layout, monkeypatch):
+    """Constant, noisy and smooth sizes: exact from the matrix, close to it from near entries of the sparse kernel."""
     n, generator = layout.n_spots, torch.Generator().manual_seed(1)
+    constant = torch.ones(n, dtype=torch.float64)
+    sizes = torch.stack(
+        [constant, torch.poisson(2 * constant, generator=generator), torch.exp(0.7 * layout.sample(1, generator)[0])]
+    )
     dense = spatial_kernel(layout)
     monkeypatch.setattr(module, "DENSE_LIMIT", 0)
     sparse = spatial_kernel(layout)
-    constant = torch.ones(n, dtype=torch.float64)
-    noise = torch.poisson(2 * constant, generator=generator)
-    trend = torch.exp(0.7 * layout.sample(1, generator)[0])
-    for power, tolerance in ((2, 0.05), (3, 0.15)):
-        for weight in (constant, noise, trend):
-            exact = float(weight @ dense.pair_product(weight, power))
-            assert float(weight @ sparse.pair_product(weight, power)) == pytest.approx(exact, rel=tolerance)
-    exact = float(dense.pair_product(constant, 2).sum())
-    assert float(sparse.pair_product(constant, 2).sum()) == pytest.approx(exact, rel=1e-5)
+    matrix = dense.matrix.clone().fill_diagonal_(0.0)
+    centred = (dense.matrix - dense.matrix.mean()).fill_diagonal_(0.0)
+    exact, near = dense.pair_sums(sizes), sparse.pair_sums(sizes)
+    torch.testing.assert_close(exact.rows, sizes * (sizes @ matrix.square()))
+    torch.testing.assert_close(exact.cubes, torch.einsum("bi,ij,bj->b", sizes**1.5, centred**3, sizes**1.5))
+    assert float((near.rows.sum(-1) / exact.rows.sum(-1) - 1).abs().max()) < 0.03
+    assert float((near.cubes / torch.einsum("bi,ij,bj->b", sizes**1.5, matrix**3, sizes**1.5) - 1).abs().max()) < 0.05
+    assert sparse.pair_trace_cube == pytest.approx(float((matrix @ matrix @ matrix).trace()), rel=0.25)
+    entries = sparse.between(torch.arange(n)[None])[0]
+    torch.testing.assert_close(entries.diagonal(), dense.diagonal, rtol=1e-8, atol=1e-8)
+    assert float((entries - dense.matrix).square().sum() / matrix.square().sum()) < 0.05
+
+
+def test_an_ill_conditioned_precision_takes_a_factor(monkeypatch):
+    """Where the polynomial would need thousands of products."""
+    monkeypatch.setattr(module, "DENSE_LIMIT", 0)
+    layout = CarCovariance(grid(12).adjacency, rho=0.999999)
+    kernel = spatial_kernel(layout, damping=0.0)
+    exact = torch.linalg.inv(torch.from_numpy(layout.precision.toarray()))
+    x = torch.randn(2, 144, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(kernel.product(x), x @ exact, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_input_is_named():

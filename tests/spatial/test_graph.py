@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning
 from pyrosplice.spatial.graph import adjacency_graph, component_labels, knn_graph, warn_if_disconnected
@@ -118,3 +119,30 @@ POINTS = np.random.default_rng(3).uniform(size=(6, 2))
 def test_bad_input_names_the_argument(call, message):
     with pytest.raises(InvalidArgumentError, match=message):
         call()
+
+
+CONTAINERS = [pd.DataFrame, sp.csr_matrix, sp.coo_matrix, torch.tensor, lambda m: m.astype(object)]
+
+
+@pytest.mark.parametrize("convert", CONTAINERS)
+def test_coordinates_and_weights_of_every_container(convert):
+    points = np.random.default_rng(3).uniform(size=(30, 2))
+    assert (knn_graph(convert(points)) != knn_graph(points)).nnz == 0
+    weights = knn_graph(points).toarray()
+    assert (adjacency_graph(convert(weights)) != adjacency_graph(weights)).nnz == 0
+
+
+def test_columns_of_an_adjacency_go_by_the_names_of_its_rows():
+    weights = knn_graph(np.random.default_rng(3).uniform(size=(10, 2))).toarray()
+    names = [f"spot{i}" for i in range(10)]
+    table = pd.DataFrame(weights, index=names, columns=names)
+    found = adjacency_graph(table[names[::-1]])
+    assert (found != adjacency_graph(weights)).nnz == 0
+    with pytest.raises(InvalidArgumentError, match=r"^adjacency: expected all 10 names of the spots"):
+        adjacency_graph(table.rename(columns={"spot3": "other"}))
+
+
+@pytest.mark.parametrize("bad", [np.eye(3) + 0j, np.eye(3).astype(str), np.ma.masked_array(np.eye(3), np.eye(3))])
+def test_weights_that_are_no_numbers(bad):
+    with pytest.raises(InvalidArgumentError, match=r"^adjacency: expected numbers"):
+        adjacency_graph(bad)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -55,10 +56,36 @@ def test_a_component_a_section_is_no_reason_to_warn():
     ("labels", "message"),
     [
         (np.r_[np.repeat("a", 46), np.repeat("b", 4)], "section 'b' has 4 spots, too few for k_neighbors=4"),
-        (np.where(np.arange(50) < 2, None, "a"), "2 without .first: row 0"),
+        (np.where(np.arange(50) < 2, None, "a"), "2 of 50 missing or blank"),
         (np.zeros(49), "expected 50 labels"),
     ],
 )
 def test_sections_that_cannot_be_used_say_why(labels, message):
     with pytest.raises(InvalidArgumentError, match=message):
         section_graph(POINTS, labels)
+
+
+@pytest.mark.parametrize("dtype", ["category", "string", object])
+def test_sections_by_name_and_of_any_type(dtype):
+    names = [f"spot{i}" for i in range(50)]
+    coords, labels = pd.DataFrame(POINTS, index=names), pd.Series(LABELS, index=names).astype(str).astype(dtype)
+    expected = section_graph(POINTS, LABELS)
+    assert (section_graph(coords, labels.sample(frac=1, random_state=0)) != expected).nnz == 0
+    with pytest.raises(InvalidArgumentError, match=r"^sections: expected all 50 names"):
+        section_graph(coords, labels.rename({"spot3": "other"}))
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, "", " "])
+def test_spots_without_a_section(missing):
+    labels = np.array(["a"] * 50, dtype=object)
+    labels[:2] = missing
+    for ask in (lambda: section_graph(POINTS, labels), lambda: within_sections(knn_graph(POINTS), labels)):
+        with pytest.raises(InvalidArgumentError, match=r"sections: .*2 of 50 missing or blank"):
+            ask()
+
+
+def test_sections_too_small_for_a_graph_can_be_left_without_edges():
+    labels = np.r_[np.repeat("a", 46), np.repeat("b", 4)]
+    found = section_graph(POINTS, labels, least=5)
+    assert found[46:].nnz == 0
+    assert (found[:46, :46] != knn_graph(POINTS[:46])).nnz == 0

@@ -12,7 +12,6 @@ from scipy.stats import chi2, norm
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.estimators.gene_tests import linearised
-from pyrosplice.hypothesis.chi2_mixture import chi2_mixture_sf
 from pyrosplice.hypothesis.score import (
     covariate_information,
     information_product,
@@ -21,6 +20,7 @@ from pyrosplice.hypothesis.score import (
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
+from tests.studies.chi2_mixture import chi2_mixture_sf
 
 UNDAMPED, NO_SPACE = "score, undamped kernel", "score, no space"
 WITH_COVARIATE = "score, variances of the fit with the covariate"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chi2, f, norm
 
-from pyrosplice.hypothesis.chi2_mixture import chi2_mixture_log_sf, chi2_mixture_sf
+from tests.studies.chi2_mixture import chi2_mixture_log_sf, chi2_mixture_sf
 
 torch64 = {"dtype": torch.float64}
 

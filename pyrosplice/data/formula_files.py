@@ -1,0 +1,103 @@
+"""Designs of formulas as data for a file, and back: what a formula did is stored, and no code is ever evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpec
+from formulaic.errors import FormulaicError
+
+from pyrosplice.data.formula_grammar import is_plain
+from pyrosplice.data.formulas import FormulaDesign, design_of, formula_source
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
+
+
+def pack(design: FormulaDesign, reference: Mapping[str, float]) -> dict[str, Any] | None:
+    """What JSON needs to make the design's columns again; None for a formula that is more than a formula.
+
+    Parameters
+    ----------
+    reference
+        A value of each variable taken as a number at which the formula can be evaluated.
+    """
+    if not is_plain(design.formula, design.columns):
+        return None
+    try:
+        state = _encode(dict(design.spec.transform_state))
+    except TypeError:
+        return None
+    return {
+        "formula": design.formula,
+        "names": design.names,
+        "levels": {name: list(levels) for name, levels in design.levels.items()},
+        "numeric": list(design.numeric),
+        "reference": dict(reference),
+        "state": state,
+    }
+
+
+def unpack(stored: Mapping[str, Any]) -> FormulaDesign:
+    """The design of :func:`pack`, without rows.
+
+    Raises
+    ------
+    ModelFileError
+        Where the formula is not plain, or does not make the columns that the file names.
+    """
+    formula, levels, numeric = stored["formula"], stored["levels"], tuple(stored["numeric"])
+    check_plain(formula, (*levels, *numeric))
+    n = max([len(v) for v in levels.values()], default=1)
+    table = pd.DataFrame(
+        {name: pd.Categorical([v[i % len(v)] for i in range(n)], categories=v) for name, v in levels.items()}
+        | {name: np.full(n, float(stored["reference"].get(name, 0.0))) for name in numeric},
+        index=range(n),
+    )
+    try:
+        text, _, aliases = formula_source(formula, [*levels, *numeric], "path")
+        spec = ModelSpec(formula=Formula(text), transform_state=_decode(stored["state"]), na_action="ignore")
+        matrix = spec.get_model_matrix(table.rename(columns=aliases))
+        design = design_of(formula, matrix, {k: tuple(v) for k, v in levels.items()}, numeric, aliases, "path")
+        if design.names != list(stored["names"]):
+            raise ValueError(f"found {design.names}")
+        return design
+    except (FormulaicError, InvalidArgumentError, ArithmeticError, ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(
+            f"path: the formula {formula!r} of the file does not make its columns ({error})."
+        ) from error
+
+
+def check_plain(formula: Any, columns: Any = ()) -> None:
+    """Raise where a formula of a file is more than names, numbers, operators and known functions."""
+    if not isinstance(formula, str) or not is_plain(formula, columns):
+        raise ModelFileError(
+            f"path: the file's formula {formula!r} holds more than names, numbers, operators and known functions; it "
+            "is code, and is not evaluated."
+        )
+
+
+def _encode(value: Any) -> Any:
+    """Numbers, text and their collections as JSON; the keys of a dict keep their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return float(value) if isinstance(value, np.floating) else value
+    if isinstance(value, np.generic):
+        return _encode(value.item())
+    if isinstance(value, np.ndarray):
+        return {"array": _encode(value.tolist())}
+    if isinstance(value, (list, tuple)):
+        return [_encode(v) for v in value]
+    if isinstance(value, dict):
+        return {"dict": [[_encode(k), _encode(v)] for k, v in value.items()]}
+    raise TypeError(f"a formula's state of type {type(value).__name__} cannot be stored")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if isinstance(value, dict):
+        if "array" in value:
+            return np.asarray(_decode(value["array"]))
+        return {_decode(k): _decode(v) for k, v in value["dict"]}
+    return value

@@ -1,0 +1,52 @@
+"""Options of the tests of usage, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.estimators.covariate_tests import By, Variance
+from pyrosplice.estimators.gene_tests import PermutationNull
+
+USAGE_OPTIONS = {"method": ("score", "wald", "lrt"), "by": get_args(By), "variance": get_args(Variance)}
+
+
+def check_usage_options(covariates: Sequence[str], **given: str) -> None:
+    """Raise unless the options of a test of differential usage exist; says so where one names a covariate."""
+    for name, value in given.items():
+        if value in covariates:
+            raise InvalidArgumentError(
+                f"{name}: expected one of {', '.join(map(repr, USAGE_OPTIONS[name]))}, found {value!r}, a covariate. "
+                f"All of them are tested, {list(covariates)}, and named in the results."
+            )
+        check_option(name, value, USAGE_OPTIONS[name])
+
+
+def variability_settings(
+    method: str, use_perm_null: bool, importance: bool, n_bootstrap: int | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Options of a test of spatial variability; raises where they are unknown, exclude each other or out of range."""
+    settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
+    settings["null_law"] = "finite-sample"
+    for name in given:
+        check_option("test_spatial_variability(...)", name, settings)
+    settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
+    check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
+    names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
+    if names and method != "llr":
+        raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={method!r}.")
+    names += ["use_perm_null"] if use_perm_null else []
+    if len(names) > 1:
+        raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
+    if n_bootstrap is not None and (isinstance(n_bootstrap, bool) or not n_bootstrap >= 1):
+        raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 1, found {n_bootstrap!r}.")
+    return settings
+
+
+def permutation_null_of(n_permutations: int | None, settings: dict[str, Any]) -> PermutationNull:
+    """How to permute; 20 times if not said."""
+    n_permutations = 20 if n_permutations is None else n_permutations
+    if not n_permutations >= 1:
+        raise InvalidArgumentError(f"n_perms_per_gene: expected a whole number ≥ 1, found {n_permutations!r}.")
+    return PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])

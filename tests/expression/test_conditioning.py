@@ -1,0 +1,193 @@
+"""Designs far from zero, conditions of transformed numbers, files of designs, genes that fail alone."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.estimators import expression_fit as fit
+from pyrosplice.estimators.expression import ExpressionGLM
+from pyrosplice.inference.nb_basis import conditioned
+from pyrosplice.inference.nb_fit import fit_glm
+from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.nb_source import Design, RowSource
+from pyrosplice.models.noise import NOISE, Noise
+
+N = 90
+RNG = np.random.default_rng(0)
+U, V = RNG.random(N), RNG.random(N)
+TABLE = pd.DataFrame({"g": ["a", "b", "c"] * 30, "h": RNG.choice(["x", "y"], N), "t": RNG.uniform(1, 15, N),
+                      "p.m": RNG.uniform(1, 9, N), "donor": np.repeat(list("abcdef"), 15)})  # fmt: skip
+Y = RNG.negative_binomial(4, 4 / (4 + np.exp(1.5 + 0.4 * U)[:, None] * np.ones(6)))
+Y[:, 4], Y[np.array(TABLE["g"]) == "b", 5] = 0, 0
+FAR = {
+    "ordinal date": ({"x": 737_791 + 365 * U}, "x"),
+    "decimal year": ({"x": 2021 + U}, "x"),
+    "position": ({"x": 44e6 + 9e3 * U}, "x"),
+    "product": ({"x": 737_791 + 365 * U, "z": 2021 + V}, "x*z"),
+    "square": ({"x": 737_791 + 365 * U}, "x + I(x**2)"),
+    "two dates": ({"x": 737_791 + 365 * U, "z": 737_792 + 365 * U + V}, "x + z"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FAR))
+@pytest.mark.parametrize("scale", ["~1", "~1+x"])
+def test_a_design_far_from_zero_is_the_centred_one(kind, scale):
+    columns, terms = FAR[kind]
+    near = {k: (v - v.mean()) / v.std() for k, v in columns.items()}
+    far, centred = (
+        ExpressionGLM(f"~1+g+{terms}", scale, as_numeric=list(columns)).fit(Y, sample_description=TABLE.assign(**c))
+        for c in (columns, near)
+    )
+    np.testing.assert_array_equal(far.results.code, centred.results.code)
+    np.testing.assert_allclose(far.results.log_likelihood, centred.results.log_likelihood, atol=1e-6)
+    contrasts = [
+        m.cond(g="c", **{k: v[0] for k, v in c.items()}) - m.cond(g="a", **{k: v[0] for k, v in c.items()})
+        for m, c in ((far, columns), (centred, near))
+    ]
+    for method in ("wald", "lrt", "cluster", *(("glmm", "ql") if scale == "~1" else ())):
+        donors = TABLE["donor"] if method in ("cluster", "glmm") else None
+        with pytest.warns(UserWarning, match="within donors") if method == "glmm" else nullcontext():
+            a = far.test(contrasts[0], method=method, donors=donors)
+        with pytest.warns(UserWarning, match="within donors") if method == "glmm" else nullcontext():
+            b = centred.test(contrasts[1], method=method, donors=donors)
+        np.testing.assert_allclose(a.pval, b.pval, rtol=1e-3, atol=1e-6)
+    good = far.results.code == FitCode.CONVERGED
+    np.testing.assert_allclose(far.summary()["se"].to_numpy().reshape(6, -1)[good, 2],
+                               centred.summary()["se"].to_numpy().reshape(6, -1)[good, 2], rtol=1e-6)  # fmt: skip
+    for column in ("log2fc", "log2fc_sd"):
+        np.testing.assert_allclose(*(m.shrink("g[T.c]", scale=0.5)[column][good] for m in (far, centred)), rtol=1e-5)
+    start = far.estimator
+    again = fit.model(Y, f"~1+g+{terms}", scale, as_numeric=list(columns), sample_description=TABLE.assign(**columns),
+                      init_a=np.nan_to_num(start.a_var), init_b=np.nan_to_num(start.b_var))  # fmt: skip
+    assert (again.niter[good] <= 2).all()
+
+
+def test_well_conditioned_designs_stay_as_they_are():
+    x = np.column_stack([np.ones(N), U > 0.9, V, 50 + 10 * V]).astype(float)
+    assert conditioned(x[:, :3], np.ones(N)).trivial
+    basis = conditioned(np.column_stack([x[:, :2], 2021 + V]), np.ones(N))
+    np.testing.assert_array_equal(basis.matrix[:, :2], np.eye(3)[:, :2])
+    np.testing.assert_allclose(basis.matrix @ basis.inverse, np.eye(3), atol=1e-9)
+
+
+def test_exactly_dependent_columns_are_refused():
+    table = TABLE.assign(x=737_791 + 365 * U, y=(737_791 + 365 * U) * 0.1 + 3, z=(U - U.mean()) / U.std())
+    for terms in ("x + y", "x + z", "x*g + z"):
+        with pytest.raises(InvalidArgumentError, match="depend linearly"):
+            fit.model(Y, f"~1+{terms}", as_numeric=["x", "y", "z"], sample_description=table)
+
+
+TRANSFORMS = ["np.log(t)", "I(1/t)", "bs(t, df=4)", "center(t)", "scale(t)", "poly(t, 2)", "t", "np.log(t)*h",
+              "bs(`p.m`, df=4)", "np.log(t) + I(1/`p.m`)", "cr(t, df=3, constraints='center')"]  # fmt: skip
+
+
+@pytest.mark.parametrize("term", TRANSFORMS)
+def test_conditions_and_new_cells_before_and_after_a_file(term, tmp_path):
+    glm = ExpressionGLM(f"~1+g+{term}", as_numeric=["t", "p.m"]).fit(Y, sample_description=TABLE)
+    glm.save(tmp_path / "model")
+    loaded = ExpressionGLM.load(tmp_path / "model")
+    want = glm.test(coefficient="g[T.b]").pval
+    for model in (glm, loaded):
+        np.testing.assert_array_equal(model.test(model.cond(g="b") - model.cond(g="a")).pval, want)
+        np.testing.assert_allclose(model._design().for_new(TABLE.iloc[7:20]), glm._design().matrix[7:20], atol=1e-12)
+    np.testing.assert_array_equal(
+        loaded.cond(t=3.0, g="c"), glm.cond(t=3.0, g="c")
+    ) if "t" in glm._design().numeric else None
+    pd.testing.assert_frame_equal(loaded.summary(), glm.summary())
+
+
+def test_a_condition_that_has_no_value_says_what_to_give():
+    glm = ExpressionGLM("~1+g*np.log(t)", as_numeric="t").fit(Y, sample_description=TABLE)
+    for contrast in (glm.cond(g="b") - glm.cond(g="a"), glm.cond(g="b", t=2.0) - glm.cond(g="b"), glm.cond(g="a")):
+        with pytest.raises(InvalidArgumentError, match="'t'"):
+            glm.test(contrast)
+    assert np.isfinite(glm.test(glm.cond(g="b", t=2.0) - glm.cond(g="a", t=2.0)).pval[:4]).all()
+    with pytest.raises(InvalidArgumentError, match=r"typo.*g \(a, b, c\); t"):
+        glm.cond(typo="b")
+    with pytest.raises(InvalidArgumentError, match=r"never saw.*'a', 'b', 'c'"):
+        glm.cond(g="z")
+
+
+CODE = ["~1 + g + {__import__('os').getcwd()}", "~1 + g + {[x for x in (1,)][0]}", "~ I((lambda: 1)())"]
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("key", ["formula_loc", "formula_scale", "recipe"])
+def test_code_in_a_file_is_refused(code, key, tmp_path):
+    ExpressionGLM("~1 + g").fit(Y, sample_description=TABLE).save(tmp_path / "model")
+    with safe_open(tmp_path / "model", framework="numpy") as file:
+        meta = file.metadata()
+    about = json.loads(meta["about"])
+    if key == "recipe":
+        about["recipe"]["formula"] = about["formula_loc"] = code
+    else:
+        about[key] = code
+    arrays = load_file(tmp_path / "model")
+    save_file(arrays, tmp_path / "crafted", metadata={**meta, "about": json.dumps(about)})
+    with pytest.raises(ModelFileError):
+        ExpressionGLM.load(tmp_path / "crafted")
+
+
+def test_a_formula_that_is_more_is_saved_without_new_cells(tmp_path):
+    glm = ExpressionGLM("~1+g+{t**t}", as_numeric="t").fit(Y, sample_description=TABLE.assign(t=U))
+    glm.save(tmp_path / "model")
+    loaded = ExpressionGLM.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.test(coefficient="g[T.b]").pval, glm.test(coefficient="g[T.b]").pval)
+    with pytest.raises(InvalidArgumentError, match="other code"):
+        loaded.cond(g="b")
+
+
+def test_genes_without_counts_have_no_standard_error():
+    table = ExpressionGLM("~1+g").fit(Y, sample_description=TABLE).summary()
+    assert table.loc[table["gene"] == "gene4", ["estimate", "se"]].isna().all(None)
+    assert table.loc[table["gene"] == "gene0", "se"].gt(0).all()
+
+
+def test_any_mode_of_autograd_around_a_fit():
+    def everything():
+        glm = ExpressionGLM("~1+g").fit(Y[:, :4], sample_description=TABLE)
+        draws = glm.posterior(num_samples=5, groups=[])["posterior"]["location"].to_numpy()
+        return glm, [glm.test(factor="g", method="lrt").pval, glm.shrink("g[T.b]")["log2fc"].to_numpy(), draws]
+
+    want = everything()[1]
+    with torch.inference_mode():
+        glm, found = everything()
+    for a, b in zip([*found, glm.shrink("g[T.b]")["log2fc"].to_numpy()], [*want, want[1]], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Refusing(Noise):
+    """Raises wherever a gene is counted more than a thousand times."""
+
+    name = "refusing"
+
+    def distribution(self, eta, zeta):
+        return NOISE["nb"]().distribution(eta, zeta)
+
+    def terms(self, total, weight, eta, zeta):
+        if bool((total > 1000).any()):
+            raise ValueError("too many")
+        return super().terms(total, weight, eta, zeta)
+
+
+def test_a_gene_that_raises_fails_alone():
+    x = np.column_stack([np.ones(N), V])
+    design = Design(x, np.ones((N, 1)), np.zeros(N), np.zeros(N))
+    y = Y[:, :4].astype(float)
+    want = fit_glm(RowSource(CountMatrix(y), design, Refusing()))
+    y[3, 2] = 5000
+    found = fit_glm(RowSource(CountMatrix(y), design, Refusing()))
+    assert found.code[2] == FitCode.FAILED and np.isnan(found.theta[2]).all()
+    others = [0, 1, 3]
+    np.testing.assert_allclose(found.theta[others], want.theta[others], atol=1e-9)
+    y[4] = 5000
+    with pytest.raises(ValueError, match="too many"):  # where every gene does, the fault is no gene's
+        fit_glm(RowSource(CountMatrix(y), design, Refusing()))
