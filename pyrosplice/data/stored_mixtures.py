@@ -18,7 +18,7 @@ Rows = Mapping[str, NDArray[np.int64]]
 
 def mixtures_in(adata: anndata.AnnData, key: str) -> Mapping[str, Any]:
     """What ``fit_gmm`` wrote to ``uns[key]``."""
-    if key not in adata.uns:
+    if key not in list(adata.uns):
         raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(adata.uns)}, found {key!r}.")
     stored = adata.uns[key]
     needed = ("model", "weight_inference", "component_sharing")

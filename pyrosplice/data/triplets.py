@@ -268,7 +268,7 @@ class AnnData_TripletDataset(TripletDataset):
             raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
         if gmm_key is not None and group_by is not None:
             raise InvalidArgumentError("group_by, gmm_key: expected one of the two; the supports are either's.")
-        if use_rep is not None and use_rep not in adata.obsm:
+        if use_rep is not None and use_rep not in list(adata.obsm):
             raise InvalidArgumentError(
                 f"use_rep: expected a key of obsm {sorted(adata.obsm)}, or None for X, found {use_rep!r}."
             )
@@ -305,7 +305,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _column(self, argument: str, column: str) -> NDArray[np.object_]:
         """Labels of all cells in a column of ``obs``, as text."""
-        if column not in self.adata.obs:
+        if column not in list(self.adata.obs):
             raise InvalidArgumentError(
                 f"{argument}: expected a column of obs {list(self.adata.obs)}, found {column!r}."
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, is_number
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, check_whole, is_number
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -48,6 +48,7 @@ class GMMOptions:
             raise UnknownMetricError(
                 f"k_selection_metric: expected one of {get_args(Metric)}, found {self.k_selection_metric!r}."
             )
+        check_switches(verbose=self.verbose)
         check_option("component_sharing", self.component_sharing, get_args(Sharing))
         check_option("refit", self.refit, get_args(Refit))
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)

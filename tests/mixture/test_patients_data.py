@@ -338,3 +338,10 @@ def test_what_is_no_data_set_is_told_how_to_make_one():
     for options in ({"group_by": "state", "gmm_key": "gmm_X"}, {"n_cells": 2.5}, {"seed": -1}, {"patients": "sample"}):
         with pytest.raises(InvalidArgumentError, match=next(iter(options))):
             made(fitted(), **options)
+
+
+@pytest.mark.parametrize("argument", ["patient_col", "label_col", "group_by", "use_rep", "gmm_key"])
+@pytest.mark.parametrize("wrong", ["nothing", "", 3, ["sample"]])
+def test_columns_and_keys_that_there_are_not_are_refused_with_those_that_there_are(argument, wrong):
+    with pytest.raises(InvalidArgumentError, match=rf"{argument}: expected a (column|key) of"):
+        made(cells(), **{argument: wrong})
