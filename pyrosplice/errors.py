@@ -1,13 +1,21 @@
 """The exceptions of the library. Each is also the builtin that callers of the documented interfaces catch."""
 
 import difflib
+import functools
+import inspect
 import numbers
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class InvalidArgumentError(ValueError, AssertionError):
     """An argument has a value that it must not have. Says which, what was found, what was expected."""
+
+
+class UnknownOptionError(InvalidArgumentError, TypeError):
+    """A call was given an option that it does not have. Lists what there is."""
 
 
 class NotReadyError(RuntimeError, ValueError):
@@ -60,3 +68,24 @@ def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
     close = difflib.get_close_matches(near, every, n=most // 2, cutoff=0.3) if near else []
     shown = ", ".join(map(repr, close or every[:most]))
     return f"[{shown}, …] ({len(every)} in all)"
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise :class:`InvalidArgumentError` unless ``value`` is a whole number (:func:`is_whole`)."""
+    if not is_whole(value, least):
+        raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
+
+
+def own_options_only(call: Call) -> Call:
+    """Make ``call`` refuse options that it does not have with :class:`UnknownOptionError`, which lists its own."""
+    names = [p.name for p in inspect.signature(call).parameters.values() if p.name != "self"]
+    title = call.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(call)
+    def checked(*args: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in names:
+                raise UnknownOptionError(f"{title}: no option {name!r}; it takes {', '.join(names)}.")
+        return call(*args, **options)
+
+    return checked  # type: ignore[return-value]

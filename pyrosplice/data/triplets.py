@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import anndata
 import numpy as np
-import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyrosplice.errors import InvalidArgumentError, check_option
-
-WeightsSource = Literal["auto", "stored", "components"]
-
-
-@dataclass(frozen=True)
-class PatientCells:
-    """All cells of one patient.
-
-    Attributes
-    ----------
-    name
-        Identifier.
-    cells
-        ``(N, D)``, float64.
-    rows
-        Their rows in the table they come from, ``(N,)``.
-    weights
-        How many cells each counts as, ``(N,)``; None for 1.
-    """
-
-    name: str
-    cells: Tensor
-    rows: NDArray[np.int64]
-    weights: Tensor | None = None
+from pyrosplice.data.labels import read_labels
+from pyrosplice.data.names import names_of
+from pyrosplice.data.points import (
+    PatientCells,
+    check_covariances,
+    read_covariances,
+    read_supports,
+    read_weights,
+    representation_of,
+)
+from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
+from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, is_number, own_options_only
 
 
 class TripletDataset(Dataset):
@@ -49,9 +34,11 @@ class TripletDataset(Dataset):
     ----------
     supports
         For each of P distributions its points ``(N_p, D)``, of any numbers; or points ``(N, D)`` shared by all when
-        ``identical_supports``.
+        ``identical_supports``. Tables put their features in the order of the first one's, by name.
     distribution_labels
-        Class of each distribution, ``(P,)``.
+        Class of each distribution, ``(P,)``: whole numbers as they are, labels of any other type as their places
+        among the sorted ``classes``. The index of a Series names the distributions: Series and tables of ``supports``
+        and ``weights`` with the same names are put in its order.
     n_triplets
         Positive and negative partners of a distribution in :meth:`triplets`.
     weights
@@ -63,31 +50,51 @@ class TripletDataset(Dataset):
 
     Attributes
     ----------
+    classes
+        Names of the classes, sorted.
     identical_points
         ``identical_supports`` as given; a fit changes the latter, never this.
     supports, weights, covariances
         Tensors in float64, or lists of them when ragged. :func:`~pyrosplice.fit_gmm` replaces them by means
         ``(P, K, D)``, weights ``(P, K)`` and covariances ``(P, K, D, D)``, zero where a patient has fewer components.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Numbers or labels are missing, shapes do not fit, names fit in part, or there is no such option.
     """
 
+    fit_gmm: ClassVar[Callable[..., Any]]
+    """:func:`~pyrosplice.fit_gmm` of this data set."""
+
+    @own_options_only
     def __init__(
         self,
         supports: Any,
-        distribution_labels: Sequence[int] | NDArray[np.int64],
+        distribution_labels: Any,
         n_triplets: int = 3,
         weights: Any = None,
         covariances: Any = None,
         identical_supports: bool = False,
     ) -> None:
-        self.distribution_labels = [int(label) for label in distribution_labels]
-        self.identical_supports = identical_supports
-        self.n_triplets = n_triplets
-        self.supports = _tensors("supports", supports)
-        self.weights = None if weights is None else _tensors("weights", weights)
-        self.covariances = None if covariances is None else _tensors("covariances", covariances)
+        check_option("identical_supports", identical_supports, (True, False))
+        check_whole("n_triplets", n_triplets, 0)
+        labels = read_labels(distribution_labels, "distribution_labels")
+        whole = all(_is_whole(value) for value in labels.values)
+        codes = (
+            np.array([int(value) for value in labels.values], dtype=np.int64)[labels.codes] if whole else labels.codes
+        )
+        self.distribution_labels, self.classes = codes.tolist(), list(labels.levels)
+        self.identical_supports, self.n_triplets = bool(identical_supports), n_triplets
+        names = names_of(distribution_labels)
+        self.supports = read_supports(supports, None if identical_supports else names)
+        self.weights = (
+            None if weights is None else read_weights(weights, supports, names, identical=self.identical_supports)
+        )
+        self.covariances = None if covariances is None else read_covariances(covariances)
         self._check()
-        self._points, self._point_weights = self.supports, self.weights
-        self.identical_points = identical_supports
+        self._points, self._point_weights, self._point_covariances = self.supports, self.weights, self.covariances
+        self.identical_points = self.identical_supports
 
     @classmethod
     def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
@@ -104,11 +111,17 @@ class TripletDataset(Dataset):
             raise InvalidArgumentError("supports: expected one matrix (N, D) when identical_supports.")
         if self.weights is not None and len(self.weights) != count:
             raise InvalidArgumentError(f"weights: expected {count}, one a label, found {len(self.weights)}.")
-        for i, own in enumerate(self.weights if self.weights is not None and self.identical_supports else ()):
-            if own.shape != (len(self.supports),) or bool((own < 0).any()) or float(own.sum()) <= 0:
+        points = [self.supports] * count if self.identical_supports else self.supports
+        for i, own in enumerate(points):
+            if own.ndim != 2:
+                raise InvalidArgumentError(f"supports: distribution {i}: expected (N, D), found {tuple(own.shape)}.")
+        for i, (own, at) in enumerate(zip(self.weights if self.weights is not None else (), points, strict=False)):
+            if own.shape != (len(at),) or bool((own < 0).any()) or float(own.sum()) <= 0:
                 raise InvalidArgumentError(
-                    f"weights: distribution {i}: expected {len(self.supports)} numbers of at least 0, not all 0."
+                    f"weights: distribution {i}: expected {len(at)} numbers of at least 0, not all 0."
                 )
+        if self.covariances is not None:
+            check_covariances(self.covariances, self.supports)
 
     def __len__(self) -> int:
         """Number of distributions P."""
@@ -132,7 +145,14 @@ class TripletDataset(Dataset):
         """All cells of each distribution, never its fitted components.
 
         Points that all share are the cells of each, weighted as it weights them: as many as there are points in all.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The data set was made of mixtures, with covariances: it has no cells.
         """
+        if self._point_covariances is not None:
+            raise InvalidArgumentError("covariances: the distributions are mixtures already; give cells, without them.")
         if self.identical_points:
             every = np.arange(len(self._points))
             given = self._point_weights
@@ -141,9 +161,18 @@ class TripletDataset(Dataset):
             return [PatientCells(n, self._points, every, w) for n, w in zip(self.names, weights, strict=True)]
         starts = np.concatenate([[0], np.cumsum([len(p) for p in self._points])])
         return [
-            PatientCells(name, points, np.arange(a, b))
-            for name, points, a, b in zip(self.names, self._points, starts, starts[1:], strict=False)
+            PatientCells(name, points, np.arange(a, b), weights)
+            for name, points, a, b, weights in zip(
+                self.names, self._points, starts, starts[1:], self._counts(), strict=False
+            )
         ]
+
+    def _counts(self) -> Sequence[Tensor | None]:
+        """How many cells each of a distribution's own points counts as; None where all count alike."""
+        given = self._point_weights
+        if given is None or all(bool(torch.isclose(own, own[0]).all()) for own in given):
+            return [None] * len(self)
+        return [own * len(own) / own.sum() for own in given]
 
     def attach(
         self,
@@ -181,9 +210,11 @@ class AnnData_TripletDataset(TripletDataset):
     adata
         Cells. ``uns["ggml_params"]`` and ``uns["ggml_preprocessed"]`` are written to it.
     patient_col, label_col
-        Columns of ``obs``: the patient of a cell, and the patient's group.
+        Columns of ``obs``: the patient of a cell, and the patient's group; labels of any type, none missing.
     n_cells
-        Cells drawn from each patient as its support; patients with fewer are left out.
+        Cells drawn from each patient as its support; patients with fewer are left out. Without effect where no cells
+        are drawn: every patient stays with ``group_by`` and with ``gmm_key`` (where ``sample_gmm`` draws so many
+        points of each mixture).
     n_triplets
         See :class:`TripletDataset`.
     use_rep
@@ -195,16 +226,24 @@ class AnnData_TripletDataset(TripletDataset):
     sample_gmm
         With ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
     gmm_weights_source
-        With ``gmm_key``: ``"stored"`` weights, or shares of hard labels (``"components"``); ``"auto"`` prefers stored.
+        With ``gmm_key``: ``"stored"`` weights, or shares of the hard labels ``obs[gmm_key + "_comp"]``
+        (``"components"``); ``"auto"`` takes the labels where no weights are stored.
     seed
         Of the draws.
 
     Raises
     ------
     InvalidArgumentError
-        A column or key is missing, a patient has several groups, or no patient has enough cells.
+        A column or key is missing, a label is, or X; a patient has several groups, or none has enough cells; NaN or
+        infinite values; ``"stored"`` where no weights are, ``"components"`` where no labels are; no such option.
+
+    Notes
+    -----
+    Differs from ggml-ot, which warns of ``group_by`` beside ``gmm_key`` and of a patient in several groups, and goes
+    on with one of them: both are errors here.
     """
 
+    @own_options_only
     def __init__(
         self,
         adata: anndata.AnnData,
@@ -219,20 +258,30 @@ class AnnData_TripletDataset(TripletDataset):
         gmm_weights_source: WeightsSource = "auto",
         seed: int = 0,
     ) -> None:
+        if not isinstance(adata, anndata.AnnData):
+            raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}; see TripletDataset.")
         check_option("gmm_weights_source", gmm_weights_source, ("auto", "stored", "components"))
-        for name, column in (("patient_col", patient_col), ("label_col", label_col), ("group_by", group_by)):
-            if column is not None and column not in adata.obs:
-                raise InvalidArgumentError(f"{name}: expected a column of obs {list(adata.obs)}, found {column!r}.")
-        if use_rep is not None and use_rep not in adata.obsm:
-            raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
+        check_option("sample_gmm", sample_gmm, (True, False))
+        check_whole("n_cells", n_cells, 1)
+        check_whole("seed", seed, 0)
+        if gmm_key is None and (gmm_weights_source != "auto" or sample_gmm):
+            raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
+        if gmm_key is not None and group_by is not None:
+            raise InvalidArgumentError("group_by, gmm_key: expected one of the two; the supports are either's.")
+        if use_rep is not None and use_rep not in list(adata.obsm):
+            raise InvalidArgumentError(
+                f"use_rep: expected a key of obsm {sorted(adata.obsm)}, or None for X, found {use_rep!r}."
+            )
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
         self._names, self._rows = self._choose_patients(n_cells)
-        self._check_finite()
-        self.index_mask = self._draw_cells(n_cells, seed)
-        self.classes, labels = self._labels()
+        classes, labels = self._labels()
+        self.index_mask = np.ones(adata.n_obs, dtype=bool)
+        if gmm_key is None and group_by is None:
+            self.index_mask = self._draw_cells(n_cells, seed)
         supports, covariances, weights, shared = self._supports(n_cells, sample_gmm, gmm_weights_source, seed)
         super().__init__(supports, labels, n_triplets, weights, covariances, shared)
+        self.classes = classes
         self._record(n_cells, sample_gmm, gmm_weights_source)
 
     @classmethod
@@ -252,27 +301,46 @@ class AnnData_TripletDataset(TripletDataset):
 
     def representation(self) -> NDArray[np.float64]:
         """The features of all cells ``(N, D)``."""
-        x: Any = self.adata.X if self.use_rep is None else self.adata.obsm[self.use_rep]
-        return np.asarray(x.toarray() if scipy.sparse.issparse(x) else x, dtype=np.float64)
+        return representation_of(self.adata, self.use_rep)
+
+    def _column(self, argument: str, column: str) -> NDArray[np.object_]:
+        """Labels of all cells in a column of ``obs``, as text."""
+        if column not in list(self.adata.obs):
+            raise InvalidArgumentError(
+                f"{argument}: expected a column of obs {list(self.adata.obs)}, found {column!r}."
+            )
+        return read_labels(self.adata.obs[column], f"{argument}: obs[{column!r}]").names
 
     def _choose_patients(self, n_cells: int) -> tuple[list[str], list[NDArray[np.int64]]]:
-        if bool(self.adata.obs[self.patient_col].isna().any()):
-            raise InvalidArgumentError(f"patient_col: obs[{self.patient_col!r}] has missing values; drop those cells.")
-        column = self.adata.obs[self.patient_col].astype(str).to_numpy()
+        column = self._column("patient_col", self.patient_col)
         rows = {name: np.flatnonzero(column == name) for name in sorted(set(column))}
-        few = {name: len(r) for name, r in rows.items() if len(r) < n_cells}
-        kept = {name: r for name, r in rows.items() if name not in few}
-        if not kept:
+        why = ""
+        if self.gmm_key is not None:
+            out = patients_left_out(self.adata, self.gmm_key, rows)
+            why = f"that the fit in uns[{self.gmm_key!r}] left out"
+        elif self.group_by is None:
+            out = [name for name, own in rows.items() if len(own) < n_cells]
+            why = f"with fewer than n_cells={n_cells} cells"
+        else:
+            out = []
+        few = {name: len(rows.pop(name)) for name in out}
+        if not rows:
             raise InvalidArgumentError(f"n_cells: no patient has {n_cells} cells; found {few}.")
         if few:
-            warnings.warn(f"Patients with fewer than n_cells={n_cells} cells are left out: {few}.", stacklevel=3)
-        return list(kept), list(kept.values())
+            warnings.warn(f"Patients {why} are left out: {few}.", stacklevel=4)
+        return list(rows), list(rows.values())
 
-    def _check_finite(self) -> None:
-        bad = np.logical_not(np.isfinite(self.representation()).all(axis=1))
+    def _finite(self) -> NDArray[np.float64]:
+        """The features of all cells, finite for all patients."""
+        x = self.representation()
+        bad = np.logical_not(np.isfinite(x).all(axis=1))
         for name, rows in zip(self._names, self._rows, strict=True):
             if bad[rows].any():
-                raise InvalidArgumentError(f"adata: patient {name!r} has NaN or infinite values; remove those cells.")
+                raise InvalidArgumentError(
+                    f"adata: patient {name!r} has NaN or infinite values in {int(bad[rows].sum())} cells; remove them "
+                    "(GaussianMixture takes them with missing='marginalize')."
+                )
+        return x
 
     def _draw_cells(self, n_cells: int, seed: int) -> NDArray[np.bool_]:
         mask = np.zeros(self.adata.n_obs, dtype=bool)
@@ -281,7 +349,7 @@ class AnnData_TripletDataset(TripletDataset):
         return mask
 
     def _labels(self) -> tuple[list[str], list[int]]:
-        column = self.adata.obs[self.label_col].astype(str).to_numpy()
+        column = self._column("label_col", self.label_col)
         classes = sorted(set(column))
         labels = []
         for name, rows in zip(self._names, self._rows, strict=True):
@@ -293,13 +361,12 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _supports(self, n_cells: int, sample: bool, source: WeightsSource, seed: int) -> tuple[Any, Any, Any, bool]:
         if self.gmm_key is not None:
-            return stored_mixtures(self, self.gmm_key, n_cells if sample else None, source, seed)
-        if source != "auto" or sample:
-            raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
-        x = self.representation()
+            rows, drawn = dict(zip(self._names, self._rows, strict=True)), n_cells if sample else None
+            return stored_mixtures(self.adata, self.gmm_key, rows, n_samples=drawn, source=source, seed=seed)
+        x = self._finite()
         if self.group_by is None:
             return [x[r[self.index_mask[r]]] for r in self._rows], None, None, False
-        groups = self.adata.obs[self.group_by].astype(str).to_numpy()
+        groups = self._column("group_by", self.group_by)
         names = sorted(set(groups))
         centroids = np.stack([x[groups == g].mean(0) for g in names])
         shares = np.array([[(groups[r] == g).mean() for g in names] for r in self._rows])
@@ -327,44 +394,5 @@ class AnnData_TripletDataset(TripletDataset):
         }
 
 
-def stored_mixtures(
-    dataset: AnnData_TripletDataset, key: str, n_samples: int | None, source: WeightsSource, seed: int
-) -> tuple[Any, Any, Any, bool]:
-    """Supports, covariances, weights, and whether they are shared, of the patients of ``dataset`` in ``uns[key]``."""
-    if key not in dataset.adata.uns:
-        raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(dataset.adata.uns)}, found {key!r}.")
-    stored: Mapping[str, Any] = dataset.adata.uns[key]
-    ids = [str(i) for i in stored["weight_inference"]["distribution_ids"]]
-    unknown = sorted(set(dataset.names) - set(ids))
-    if unknown:
-        raise InvalidArgumentError(f"gmm_key: uns[{key!r}] has no mixture of patients {unknown}; fit again.")
-    order = [ids.index(name) for name in dataset.names]
-    means, covariances = np.asarray(stored["model"]["mu"]), np.asarray(stored["model"]["var"])
-    shared = stored["component_sharing"] == "global"
-    weights = np.asarray(stored["distribution_weights"])[order]
-    if source == "components":
-        labels = dataset.adata.obs[f"{key}_comp"].to_numpy()
-        weights = np.array([np.bincount(labels[r], minlength=weights.shape[1]) / len(r) for r in dataset._rows])
-    pick = [0] * len(order) if shared else order
-    if n_samples is None:
-        return (means[0], covariances[0], weights, True) if shared else (means[pick], covariances[pick], weights, False)
-    points = []
-    for p, own in zip(pick, weights, strict=True):
-        rng = np.random.default_rng(seed)
-        component = rng.choice(len(own), n_samples, p=own / own.sum())
-        draws = [rng.multivariate_normal(means[p, c], covariances[p, c]) for c in component]
-        points.append(np.stack(draws))
-    return points, None, None, False
-
-
-def _tensors(name: str, values: Any) -> Any:
-    """One tensor where the shapes agree, a list of them where they do not; finite float64 either way."""
-    parts = [torch.as_tensor(np.asarray(v), dtype=torch.float64) for v in values]
-    for i, part in enumerate(parts):
-        if part.numel() == 0 or not bool(part.isfinite().all()):
-            raise InvalidArgumentError(f"{name}: distribution {i} is empty, or has NaN or infinite values.")
-    if len({p.shape for p in parts}) == 1:
-        return torch.stack(parts)
-    if len({p.shape[1:] for p in parts}) > 1 and name == "supports":
-        raise InvalidArgumentError(f"{name}: distributions have different numbers of features.")
-    return parts
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and float(value).is_integer()

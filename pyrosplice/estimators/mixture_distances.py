@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.triplets import TripletDataset
-from pyrosplice.errors import NotReadyError
+from pyrosplice.errors import NotReadyError, own_options_only
 
 PAIRS_AT_ONCE = 200_000
 
@@ -41,6 +41,7 @@ def squared_bures_wasserstein(
     return torch.cat(parts).clamp_min(0)
 
 
+@own_options_only
 def patient_distances(dataset: TripletDataset) -> pd.DataFrame:
     """Mixture-Wasserstein distance MW₂ between all patients of a fitted data set, in units of the data.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, check_whole, is_number
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -27,7 +28,7 @@ class GMMOptions:
     """The options of :func:`fit_gmm`, checked."""
 
     component_sharing: Sharing
-    k_comps: int | Sequence[int] | None
+    k_comps: list[int] | None
     k_selection_metric: Metric
     refit: Refit
     covariance_type: CovarianceType
@@ -47,33 +48,24 @@ class GMMOptions:
             raise UnknownMetricError(
                 f"k_selection_metric: expected one of {get_args(Metric)}, found {self.k_selection_metric!r}."
             )
+        check_switches(verbose=self.verbose)
         check_option("component_sharing", self.component_sharing, get_args(Sharing))
         check_option("refit", self.refit, get_args(Refit))
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check_option("singularity_handling", self.singularity_handling, get_args(Handling))
-        if not (isinstance(self.prior, MixturePrior) or self.prior in (None, "pooled")):
+        pooled = isinstance(self.prior, str) and self.prior == "pooled"
+        if not (pooled or self.prior is None or isinstance(self.prior, MixturePrior)):
             raise InvalidArgumentError(f"prior: expected None, 'pooled' or a MixturePrior, found {self.prior!r}.")
-        if not 0 < self.train_size < 1:
-            raise InvalidArgumentError(f"train_size: expected a number between 0 and 1, found {self.train_size}.")
-        for name, least in (("max_iter", 1), ("n_init", 1), ("tol", 0), ("eps", 0)):
-            if not getattr(self, name) >= least:
-                raise InvalidArgumentError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
-        if self.n_folds is not None and self.n_folds < 2:
-            raise InvalidArgumentError(f"n_folds: expected at least 2, found {self.n_folds}.")
-        for k in self.candidates or ():
-            if not isinstance(k, (int, np.integer)) or k < 1:
-                raise InvalidArgumentError(f"k_comps: expected positive integers, found {k!r}.")
-
-    @property
-    def candidates(self) -> list[int] | None:
-        """Candidate numbers of components, ascending; None for the default range."""
-        if self.k_comps is None:
-            return None
-        if isinstance(self.k_comps, (int, np.integer)):
-            return [int(self.k_comps)]
-        if len(self.k_comps) == 0:
-            raise InvalidArgumentError("k_comps: expected at least one number of components, found none.")
-        return sorted(set(self.k_comps))
+        if not is_number(self.train_size) or not 0 < self.train_size < 1:
+            raise InvalidArgumentError(f"train_size: expected a number between 0 and 1, found {self.train_size!r}.")
+        for name in ("tol", "eps"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value < np.inf:
+                raise InvalidArgumentError(f"{name}: expected a number of at least 0, found {value!r}.")
+        for name, least in (("max_iter", 1), ("n_init", 1), ("random_state", 0)):
+            check_whole(name, getattr(self, name), least)
+        if self.n_folds is not None:
+            check_whole("n_folds", self.n_folds, 2)
 
     @property
     def em(self) -> EMOptions:
@@ -84,3 +76,19 @@ class GMMOptions:
     def metric(self) -> Metric:
         """The criterion that decides: held-out likelihood under cross-validation."""
         return "heldout_nll" if self.n_folds is not None else self.k_selection_metric
+
+
+def candidate_numbers(k_comps: Any) -> list[int] | None:
+    """Candidate numbers of components, ascending, from one integer or several of any type; None for the default."""
+    if k_comps is None:
+        return None
+    given = k_comps.detach().cpu().numpy() if isinstance(k_comps, torch.Tensor) else k_comps
+    if isinstance(given, np.ndarray) and given.ndim == 0:
+        given = given[()]
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    numbers = list(given) if several else [given]
+    if not numbers:
+        raise InvalidArgumentError("k_comps: expected at least one number of components, found none.")
+    for k in numbers:
+        check_whole("k_comps", k, 1)
+    return sorted({int(k) for k in numbers})

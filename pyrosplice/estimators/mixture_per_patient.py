@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells, TripletDataset
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing
+from pyrosplice.data.points import PatientCells
+from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
+from pyrosplice.errors import InvalidArgumentError, own_options_only
+from pyrosplice.estimators.mixture_options import GMMOptions, Handling, Metric, Refit, Sharing, candidate_numbers
 from pyrosplice.estimators.mixture_schema import FittedMixtures, schema_of, store
 from pyrosplice.estimators.mixture_selection import Curves, Split, curves_of
 from pyrosplice.estimators.mixture_shared import fit_shared_components
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 AnyDataset = TypeVar("AnyDataset", bound=TripletDataset)
 
 
+@own_options_only
 def fit_gmm(
     dataset: AnyDataset,
     *,
@@ -88,7 +90,7 @@ def fit_gmm(
         A component whose covariance is singular before ``eps`` is added: ``"guarded"`` (default) goes on,
         ``"robust"`` fits that patient again with 100 ``eps`` and warns, ``"strict"`` raises.
     gmm_key
-        Key of ``uns`` (AnnData); ``gmm_<use_rep or X>`` when None.
+        Key of ``uns``, for an AnnData only; ``gmm_<use_rep or X>`` when None.
     verbose
         Show progress, log each patient.
     prior
@@ -98,6 +100,21 @@ def fit_gmm(
         Select by cross-validation with so many folds instead of one split; the best is then fitted to all cells.
     random_state
         Seed of splits and restarts.
+
+    Notes
+    -----
+    Options without effect:
+
+    =============================  ============================================================================
+    Where                          Without effect
+    =============================  ============================================================================
+    one number in ``k_comps``      ``k_selection_metric``, ``refit``, ``train_size``, ``n_folds``: all cells are fitted
+    ``n_folds`` given              ``k_selection_metric`` (held-out likelihood decides), ``refit``, ``train_size``
+    =============================  ============================================================================
+
+    ``uns[gmm_key]["selection"]`` has ``scores`` (lists by name, one entry a candidate), the same for each patient in
+    ``scores_by_distribution``, and ``best_k_by_distribution``; both are keyed by the patients' names, in which "/",
+    which no h5ad file takes, stands as "%2F".
 
     Returns
     -------
@@ -111,9 +128,15 @@ def fit_gmm(
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
     """
+    if not isinstance(dataset, TripletDataset):
+        raise InvalidArgumentError(
+            f"dataset: expected a TripletDataset or AnnData_TripletDataset, found {type(dataset).__name__}; make one: "
+            "AnnData_TripletDataset(adata, patient_col=..., label_col=..., use_rep=...) of an AnnData, or "
+            "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
+        )
     options = GMMOptions(
         component_sharing=component_sharing,
-        k_comps=k_comps,
+        k_comps=candidate_numbers(k_comps),
         k_selection_metric=k_selection_metric,
         refit=refit,
         covariance_type=covariance_type,
@@ -128,6 +151,10 @@ def fit_gmm(
         n_folds=n_folds,
         random_state=random_state,
     )
+    if gmm_key is not None and not isinstance(dataset, AnnData_TripletDataset):
+        raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
+    if gmm_key is not None and not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
+        raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
     if not shared and any(p.weights is not None for p in patients):
@@ -147,10 +174,16 @@ def fit_gmm(
     return dataset
 
 
+TripletDataset.fit_gmm = fit_gmm  # bound here, since data sets know no estimators
+
+
 def _in_canonical_order(patient: PatientCells) -> PatientCells:
     """Cells sorted by their features, so that nothing depends on their order in the table."""
     if not bool(patient.cells.isfinite().all()):
-        raise InvalidArgumentError(f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells.")
+        raise InvalidArgumentError(
+            f"dataset: patient {patient.name!r} has NaN or infinite values; remove those cells "
+            "(GaussianMixture takes them with missing='marginalize')."
+        )
     order = np.lexsort(patient.cells.numpy().T[::-1])
     weights = None if patient.weights is None else patient.weights[torch.from_numpy(order)]
     return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.data.triplets import AnnData_TripletDataset, PatientCells
+from pyrosplice.data.points import PatientCells
+from pyrosplice.data.triplets import AnnData_TripletDataset
 from pyrosplice.estimators.mixture_selection import Curves
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.models.gaussian_mixture import MixtureParameters
@@ -116,7 +117,7 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
         "backend": "pyrosplice",
         "model_family": "gaussian_mixture",
         "representation_space": representation,
-        "backend_metadata": {"fit_indices_count": int(sum(fitted.n_fitted)), "refit": options.refit},
+        "backend_metadata": {"fit_indices_count": int(sum(fitted.n_fitted)), "refit": _refit(fitted, options)},
         "model": {"mu": means, "var": covariances, "pi": weights},
         "distribution_weights": every,
         "weight_inference": {
@@ -127,34 +128,59 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
     }
 
 
+def _refit(fitted: FittedMixtures, options: GMMOptions) -> str:
+    """What the kept mixtures were fitted to: "full" for all cells, also where nothing was selected."""
+    return "full" if fitted.curves is None or options.n_folds is not None else options.refit
+
+
 def _selection(fitted: FittedMixtures, options: GMMOptions) -> dict[str, Any] | None:
     curves = fitted.curves
     if curves is None:
         return None
-    metric = "heldout_nll" if options.n_folds is not None else options.k_selection_metric
-    scores = curves.scores(metric)
-    mean = scores.mean(0)
-    out: dict[str, Any] = {
-        "metric": metric,
-        "k_comps": np.array(curves.components),
-        "best_k": int(curves.components[int(mean.argmin())]),
-        "scores": {str(k): float(s) for k, s in zip(curves.components, mean, strict=True)},
+    scores = curves.scores(options.metric)
+    columns = [_columns(curves, options.metric, p, fitted) for p in range(len(scores))]
+    names = [key_of(patient.name) for patient in fitted.patients]
+    every = len(names) if fitted.shared else 1
+    return {
+        "metric": options.metric,
+        "score_name": "validation_nll" if options.metric == "heldout_nll" else options.metric,
+        "k_comps": list(curves.components),
+        "best_k": int(curves.components[int(scores.mean(0).argmin())]),
+        "scores": {name: np.mean([own[name] for own in columns], 0).tolist() for name in columns[0]}
+        | {"k": list(curves.components)},
         "selection_cells_count": int(sum(fitted.n_train)),
-        "refit": options.refit,
+        "refit": _refit(fitted, options),
         "train_frac": options.train_size if options.n_folds is None else 1 - 1 / options.n_folds,
         "val_frac": 1 - options.train_size if options.n_folds is None else 1 / options.n_folds,
-        "best_k_by_distribution": np.array(fitted.chosen),
-        "scores_by_distribution": scores,
+        "best_k_by_distribution": dict(zip(names, list(fitted.chosen) * every, strict=True)),
+        "scores_by_distribution": dict(zip(names, columns * every, strict=True)),
         "curves": {name: getattr(curves, name) for name in ("aic", "bic", "train_nll", "heldout_nll", "heldout_se")},
     }
-    if metric == "heldout_nll":
-        total = sum(len(p.cells) for p in fitted.patients)
-        out |= {
-            "score_name": "mean negative log likelihood of a held-out cell",
-            "train_nll": curves.train_nll,
-            "validation_nll": curves.heldout_nll,
-            "nll_gap": curves.heldout_nll - curves.train_nll,
-            "n_train_cells": int(sum(fitted.n_train)),
-            "n_val_cells": total - int(sum(fitted.n_train)),
-        }
-    return out
+
+
+def _columns(curves: Curves, metric: str, p: int, fitted: FittedMixtures) -> dict[str, list[Any]]:
+    """The criteria of one distribution by name, one entry a candidate."""
+    n_candidates = len(curves.components)
+    parts = fitted.patients if fitted.shared else fitted.patients[p : p + 1]
+    n_train = fitted.n_train[p]
+    held_out = {
+        "validation_nll": curves.heldout_nll[p].tolist(),
+        "nll_gap": (curves.heldout_nll[p] - curves.train_nll[p]).tolist(),
+        "n_val_cells": [sum(len(part.cells) for part in parts) - n_train] * n_candidates,
+    }
+    return {
+        "k": list(curves.components),
+        "score": curves.scores(metric)[p].tolist(),
+        "aic": curves.aic[p].tolist(),
+        "bic": curves.bic[p].tolist(),
+        "train_nll": curves.train_nll[p].tolist(),
+        "n_train_cells": [n_train] * n_candidates,
+        **(held_out if metric == "heldout_nll" else {}),
+    }
+
+
+def key_of(name: str) -> str:
+    """A patient's name as a key that an h5ad file can hold: itself, but "/" as "%2F" and dots alone as "%2E"."""
+    if "/" in name or "%2" in name:
+        return name.replace("%", "%25").replace("/", "%2F")
+    return name if name.strip(".") else name.replace(".", "%2E")

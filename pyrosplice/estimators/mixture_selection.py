@@ -64,17 +64,17 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
     InvalidArgumentError
         The number of components was fixed: there are no criteria.
     """
-    selection = gmm["selection"]
+    selection = gmm.get("selection")
     if selection is None:
         raise InvalidArgumentError("gmm: the number of components was fixed; give fit_gmm several k_comps.")
     candidates = np.asarray(selection["k_comps"])
-    n_rows = len(selection["scores_by_distribution"])
     shared = gmm["component_sharing"] == "global"
     names = ["all patients"] if shared else list(gmm["weight_inference"]["distribution_ids"])
-    table = pd.DataFrame({"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, n_rows)})
+    counts = {"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, len(names))}
+    table = pd.DataFrame(counts)
     for name, values in selection["curves"].items():
         table[name] = np.asarray(values).ravel()
-    chosen = np.repeat(np.asarray(selection["best_k_by_distribution"]), len(candidates))
+    chosen = np.repeat(np.asarray(gmm["distribution_n_components"])[: len(names)], len(candidates))
     table["chosen"] = table["n_components"].to_numpy() == chosen
     return table
 

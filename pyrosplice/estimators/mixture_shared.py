@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.data.triplets import PatientCells
+from pyrosplice.data.points import PatientCells
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.mixture_options import GMMOptions
 from pyrosplice.estimators.mixture_schema import FittedMixtures

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrosplice.data.triplets import PatientCells
+from pyrosplice.data.points import PatientCells
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.mixture_options import GMMOptions
 from pyrosplice.estimators.mixture_selection import Split, split_folds, split_once
@@ -21,7 +21,7 @@ ROBUST_FACTOR = 100.0
 
 def candidates(patients: Sequence[PatientCells], options: GMMOptions) -> list[int]:
     """Candidate numbers of components; an error where a patient has too few cells for them."""
-    given = options.candidates
+    given = options.k_comps
     share = 1.0 if given is not None and len(given) == 1 else options.train_size
     if options.n_folds is not None and share < 1:
         share = 1 - 1 / options.n_folds
