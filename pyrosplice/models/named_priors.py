@@ -8,14 +8,14 @@ from typing import Any
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.penalised_complexity import weak_priors
-from pyrosplice.models.priors import check_prior
+from pyrosplice.models.priors import REAL_SITES, check_prior
 
 NAMED = {"weak": weak_priors}
 
 Priors = Mapping[str, Any] | str | None
 
 
-def check_priors(priors: Priors) -> str | None:
+def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str | None:
     """The name, if it is one; raise unless it is, or a dictionary by site, or None."""
     if isinstance(priors, str) and priors in NAMED:
         return priors
@@ -26,7 +26,7 @@ def check_priors(priors: Priors) -> str | None:
         )
     for site, prior in (priors or {}).items():
         if prior is not None:
-            check_prior(site, prior)
+            check_prior(site, prior, real=site in real)
     return None
 
 

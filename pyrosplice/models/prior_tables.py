@@ -85,16 +85,17 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
     """
     arguments = {key: value for key, value in content.items() if key != "class"}
     name = content.get("class")
-    kind = SpatialShare if name == "SpatialShare" else getattr(dist, name, None) if isinstance(name, str) else None
+    kind: Any = SpatialShare if name == "SpatialShare" else getattr(dist, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
         raise ModelFileError(f"priors: the file names {name!r}, which is no distribution of Pyro's.")
+    make: Any = kind
     try:
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
-        if kind is SpatialShare:
+        if make is SpatialShare:
             return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
-        if not set(tensors) <= set(kind.arg_constraints):
+        if not tensors.keys() <= make.arg_constraints.keys():
             raise ValueError(f"arguments {sorted(tensors)}")
-        return kind(**tensors)
+        return make(**tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFileError(f"priors: the file's {name} cannot be made again ({error}).") from error
 

@@ -32,7 +32,7 @@ from torch.distributions import constraints
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
-REAL_SITES = ("beta", "bias_eta", "theta_logit", "location", "scale")  # every other site is positive
+REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
 VARIANCE_PRIORS: dict[str, dict[str, float]] = {
     "none": {},
     "gamma": {"alpha": 2.0, "beta": 0.3},
@@ -92,8 +92,8 @@ def complete_priors(
     return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
 
 
-def check_prior(name: str, prior: Any) -> None:
-    """Raise unless ``prior`` is a Pyro distribution on all that its site may be.
+def check_prior(name: str, prior: Any, *, real: bool) -> None:
+    """Raise unless ``prior`` is a Pyro distribution of values that its site, ``real`` or else positive, may have.
 
     Raises
     ------
@@ -106,13 +106,10 @@ def check_prior(name: str, prior: Any) -> None:
         raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
     if not isinstance(prior, TorchDistributionMixin):
         kind = type(prior).__name__
-        hint = (
-            f"use pyro.distributions.{kind}"
-            if hasattr(dist, kind)
-            else "make it a pyro.distributions.TorchDistribution"
-        )
+        own = kind if hasattr(dist, kind) else "TorchDistribution"
         raise InvalidArgumentError(
-            f"priors[{name!r}]: found {kind} of torch.distributions, which Pyro cannot sample; {hint}."
+            f"priors[{name!r}]: {kind} is one of torch's distributions, which Pyro's models cannot sample from; use "
+            f"pyro.distributions.{own}."
         )
     try:
         support: Any = prior.support
@@ -122,8 +119,8 @@ def check_prior(name: str, prior: Any) -> None:
         ) from error
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    wanted = "the real numbers" if name in REAL_SITES else "the positive numbers"
-    if not (_is_real(support) if name in REAL_SITES else _is_positive(support)):
+    wanted = "the real numbers" if real else "the positive numbers"
+    if not (_is_real(support) if real else _is_positive(support)):
         raise InvalidArgumentError(
             f"priors[{name!r}]: expected a distribution on {wanted}, the support of this site, found "
             f"{type(prior).__name__} on {support}."
@@ -210,7 +207,7 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         start = dist.Normal(zero, one) if name in REAL_SITES else dist.LogNormal(zero, one)
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
-    check_prior(name, prior)
+    check_prior(name, prior, real=name in REAL_SITES)
     prior, n_batch = _double(prior), len(shape) - len(prior.event_shape)
     try:
         if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:

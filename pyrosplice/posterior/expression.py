@@ -125,7 +125,7 @@ def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int]
     design = glm._data().source.design
     if design.weights is not None:
         raise InvalidArgumentError("weights: a posterior of weighted observations is not defined; fit without.")
-    check_priors(priors)
+    check_priors(priors, real=("location", "scale"))
     given = weak_priors()
     for name, prior in ({} if isinstance(priors, str) else priors or {}).items():
         check_option("priors", name, given)

@@ -44,8 +44,9 @@ def require_memory(per_draw: Mapping[str, float], n_draws: int, max_memory: str 
         parts = ", ".join(f"{name} {WORKING * NUMBER * n_draws * per_draw[name] / 1e9:.2g} GB" for name in largest)
         raise InvalidArgumentError(
             f"max_memory: {n_draws} draws need about {needed / 1e9:.3g} GB ({parts}), more than the "
-            f"{limit / 1e9:.3g} GB allowed. Leave out groups (groups=() keeps the posterior alone), thin the draws (a smaller num_samples, "
-            "from which means and intervals hardly suffer), take fewer genes at a time, or raise max_memory."
+            f"{limit / 1e9:.3g} GB allowed. Leave out groups (groups=() keeps the posterior alone), thin the draws (a "
+            "smaller num_samples, from which means and intervals hardly suffer), take fewer genes at a time, or raise "
+            "max_memory."
         )
 
 

@@ -79,6 +79,7 @@ def nuts(
         A prior that differs between genes.
     """
     found = []
+    require_samples(model.priors)
     for gene in genes.tolist():
         program = single_gene(model, gene)
         with seeded(seed + gene):
@@ -89,6 +90,19 @@ def nuts(
             logger.info("nuts: gene %d, %d divergent", gene, int(found[-1]["diverging"].sum()))
     draws = {name: torch.stack([one[name] for one in found], 2) for name in found[0]}
     return draws, {"diverging": draws.pop("diverging")}
+
+
+def require_samples(priors: Mapping[str, Any]) -> None:
+    """Raise unless every prior can be sampled from, as Pyro does to find its sites, before any warm-up."""
+    for name, prior in priors.items():
+        try:
+            with seeded(0):
+                _ = None if prior is None else prior.sample()
+        except NotImplementedError as error:
+            raise InvalidArgumentError(
+                f"priors[{name!r}]: {type(prior).__name__} has no sample(), by which Pyro's NUTS finds its sites; give "
+                "it one (any values in its support do), or use method='laplace' or 'importance'."
+            ) from error
 
 
 def single_gene(model: MultinomGLM, gene: int) -> MultinomialGLM:
