@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.em import EMOptions, QuadraticExpectation, block_size
+from pyrosplice.inference.em import FLOAT64_SMALLEST, EMOptions, QuadraticExpectation, block_size
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_statistics import Moments, coefficients, moments_of, responsibilities_
 from pyrosplice.inference.row_blocks import RowBlocks
@@ -44,7 +44,7 @@ class SharedExpectation:
         """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
-        table, sound, _ = coefficients(unweighted)
+        table, sound, smallest = coefficients(unweighted)
         log_weights = self.used.clamp_min(1e-300).log().mT
         counts = torch.zeros_like(log_weights)
         sums, total = torch.zeros_like(table[0, 0]), table.new_zeros(())
@@ -66,7 +66,7 @@ class SharedExpectation:
             solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
         moments = moments_of(sums[None, None], self._quadratic.rows.dim, parameters.covariance_type, squares)
-        return total.view(1, 1), moments, sound.all(-1)
+        return total.view(1, 1), moments, sound.all(-1) & (smallest >= FLOAT64_SMALLEST)
 
 
 def fit_shared(
