@@ -43,10 +43,26 @@ class CentredExpectation(QuadraticExpectation):
         """Moments, about their own means, of cells given to their nearest mean as ``table`` ranks them."""
         _, sums = self.statistics(table)
         centre = sums[..., 1:] / sums[..., :1].clamp_min(1e-300)
-        return self._pass(lambda y, _: table[..., :1] + table[..., 1:] @ y[:, None], centre, hard=True)[1]
+
+        def ranks(y: Tensor, _gap: Tensor, _start: int) -> Tensor:
+            return table[..., :1] + table[..., 1:] @ y[:, None]
+
+        return self._pass(ranks, centre, hard=True)[1]
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
         """One E-step over all cells."""
+        return self.expect(parameters, None)
+
+    def expect(
+        self,
+        parameters: MixtureParameters,
+        log_weights: Tensor | None,
+        used: Callable[[int, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Moments, Tensor]:
+        """One E-step with log weights ``(M, N)`` of their own for each cell, besides the components'.
+
+        ``used`` is called with the first cell of a block and the responsibilities ``(B, J, M, n)`` in it.
+        """
         dim, covariances = self.rows.dim, parameters.covariances
         if parameters.covariance_type in ("full", "tied"):
             factor, info = torch.linalg.cholesky_ex(covariances)
@@ -65,39 +81,48 @@ class CentredExpectation(QuadraticExpectation):
             root, log_det = pivots.rsqrt()[..., None], 0.5 * pivots.expand_as(parameters.means).log().sum(-1)
         constant = parameters.weights.log().clamp_min(NEVER) - log_det - 0.5 * dim * math.log(2 * math.pi)
 
-        def joint(_: Tensor, gap: Tensor) -> Tensor:
+        def joint(_: Tensor, gap: Tensor, start: int) -> Tensor:
             scaled = root @ gap if root.shape[-1] > 1 or dim == 1 else root * gap
-            return constant[..., None] - 0.5 * scaled.square().sum(-2)
+            scores = constant[..., None] - 0.5 * scaled.square().sum(-2)
+            return scores if log_weights is None else scores + log_weights[:, start : start + gap.shape[-1]]
 
-        log_likelihood, moments = self._pass(joint, parameters.means, hard=False)
+        log_likelihood, moments = self._pass(joint, parameters.means, used)
         sound = sound & (pivots >= CENTRED_SMALLEST).all(-1)
         return log_likelihood + self.log_det, moments, (sound | (parameters.weights <= 0)).all(-1)
 
     def _pass(
-        self, scores_of: Callable[[Tensor, Tensor], Tensor], origin: Tensor, *, hard: bool
+        self,
+        scores_of: Callable[[Tensor, Tensor, int], Tensor],
+        origin: Tensor,
+        used: Callable[[int, Tensor], None] | None = None,
+        *,
+        hard: bool = False,
     ) -> tuple[Tensor, Moments]:
         """Log normalisers ``(B, J)`` and moments about ``origin`` ``(B, J, M, D)``.
 
-        ``scores_of`` is given y ``(B, D, n)`` and y less the origin ``(B, J, M, D, n)``.
+        ``scores_of`` is given y ``(B, D, n)``, y less the origin ``(B, J, M, D, n)``, and the first cell's number.
         """
         kind, (sets, problems, components, dim) = self.covariance_type, origin.shape
         total, sums = origin.new_zeros(sets, problems), torch.zeros_like(origin)
         counts, squares = sums.sum(-1), _no_squares(origin, kind)
-        step = max(1, GATHER_ELEMENTS // (problems * components * dim))
+        first, step = 0, max(1, GATHER_ELEMENTS // (problems * components * dim))
         for block, weights in self.features():
             for a in range(0, block.shape[-1], step):
                 y = block[:, 1:, a : a + step]
                 gap = y[:, None, None] - origin[..., None]
-                scores = scores_of(y, gap).clone()
+                scores = scores_of(y, gap, first + a).clone()
                 logs = nearest_(scores) if hard else responsibilities_(scores)
                 if weights is not None:
                     own = weights[:, a : a + step]
                     logs, scores = logs * own[:, None], scores * own[:, None, None]
+                if used is not None:
+                    used(first + a, scores)
                 total += logs.sum(-1)
                 counts += scores.sum(-1)
                 weighted = scores[..., None, :] * gap
                 sums += weighted.sum(-1)
                 squares += _squares(weighted, gap, kind)
+            first += block.shape[-1]
         return total, Moments(counts, sums, squares, origin)
 
 
