@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Self
 
 import anndata
 import numpy as np
-import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyrosplice.errors import InvalidArgumentError, check_option
-
-WeightsSource = Literal["auto", "stored", "components"]
+from pyrosplice.data.labels import Labels, read_labels
+from pyrosplice.data.rows import in_memory, representation_of
+from pyrosplice.data.stored_mixtures import WeightsSource, left_out_of, stored_mixtures
+from pyrosplice.data.triplet_input import paired_weights, tensors_of, whole_labels
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class TripletDataset(Dataset):
         For each of P distributions its points ``(N_p, D)``, of any numbers; or points ``(N, D)`` shared by all when
         ``identical_supports``.
     distribution_labels
-        Class of each distribution, ``(P,)``.
+        Class of each distribution, ``(P,)``: whole numbers as they are, labels of another type as numbers of their
+        sorted levels. A Series that names the distributions pairs ``weights`` of the same names with them.
     n_triplets
         Positive and negative partners of a distribution in :meth:`triplets`.
     weights
@@ -68,23 +70,29 @@ class TripletDataset(Dataset):
     supports, weights, covariances
         Tensors in float64, or lists of them when ragged. :func:`~pyrosplice.fit_gmm` replaces them by means
         ``(P, K, D)``, weights ``(P, K)`` and covariances ``(P, K, D, D)``, zero where a patient has fewer components.
+    fit_gmm
+        :func:`~pyrosplice.fit_gmm` of this data set, as a method with the same options.
     """
+
+    fit_gmm: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
         supports: Any,
-        distribution_labels: Sequence[int] | NDArray[np.int64],
+        distribution_labels: Any,
         n_triplets: int = 3,
         weights: Any = None,
         covariances: Any = None,
         identical_supports: bool = False,
     ) -> None:
-        self.distribution_labels = [int(label) for label in distribution_labels]
-        self.identical_supports = identical_supports
-        self.n_triplets = n_triplets
-        self.supports = _tensors("supports", supports)
-        self.weights = None if weights is None else _tensors("weights", weights)
-        self.covariances = None if covariances is None else _tensors("covariances", covariances)
+        self.distribution_labels = whole_labels(distribution_labels)
+        check_option("identical_supports", identical_supports, (True, False))
+        self.identical_supports = bool(identical_supports)
+        self.n_triplets = check_integer("n_triplets", n_triplets)
+        weights = paired_weights(weights, supports, distribution_labels, identical_supports)
+        self.supports = tensors_of("supports", supports)
+        self.weights = None if weights is None else tensors_of("weights", weights)
+        self.covariances = None if covariances is None else tensors_of("covariances", covariances)
         self._check()
         self._points, self._point_weights = self.supports, self.weights
         self.identical_points = identical_supports
@@ -100,7 +108,7 @@ class TripletDataset(Dataset):
             raise InvalidArgumentError("distribution_labels: expected at least one distribution, found none.")
         if not self.identical_supports and len(self.supports) != count:
             raise InvalidArgumentError(f"supports: expected {count}, one a label, found {len(self.supports)}.")
-        if self.identical_supports and not isinstance(self.supports, Tensor):
+        if self.identical_supports and not (isinstance(self.supports, Tensor) and self.supports.dim() == 2):
             raise InvalidArgumentError("supports: expected one matrix (N, D) when identical_supports.")
         if self.weights is not None and len(self.weights) != count:
             raise InvalidArgumentError(f"weights: expected {count}, one a label, found {len(self.weights)}.")
@@ -183,7 +191,8 @@ class AnnData_TripletDataset(TripletDataset):
     patient_col, label_col
         Columns of ``obs``: the patient of a cell, and the patient's group.
     n_cells
-        Cells drawn from each patient as its support; patients with fewer are left out.
+        Cells drawn from each patient as its support; patients with fewer are left out. With ``group_by`` or
+        ``gmm_key`` no cells are drawn and every patient stays (but those that the stored fit left out).
     n_triplets
         See :class:`TripletDataset`.
     use_rep
@@ -202,7 +211,8 @@ class AnnData_TripletDataset(TripletDataset):
     Raises
     ------
     InvalidArgumentError
-        A column or key is missing, a patient has several groups, or no patient has enough cells.
+        A column or key is missing, as is a label or ``X``; a patient has several groups or values that are not finite;
+        no patient has enough cells.
     """
 
     def __init__(
@@ -220,11 +230,19 @@ class AnnData_TripletDataset(TripletDataset):
         seed: int = 0,
     ) -> None:
         check_option("gmm_weights_source", gmm_weights_source, ("auto", "stored", "components"))
+        check_option("sample_gmm", sample_gmm, (True, False))
+        if not isinstance(adata, anndata.AnnData):
+            raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
         for name, column in (("patient_col", patient_col), ("label_col", label_col), ("group_by", group_by)):
             if column is not None and column not in adata.obs:
                 raise InvalidArgumentError(f"{name}: expected a column of obs {list(adata.obs)}, found {column!r}.")
-        if use_rep is not None and use_rep not in adata.obsm:
-            raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
+        if gmm_key is None and (gmm_weights_source != "auto" or sample_gmm):
+            raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
+        if gmm_key is not None and group_by is not None:
+            raise InvalidArgumentError("gmm_key, group_by: supports are stored mixtures or centroids; give one.")
+        n_cells, n_triplets = check_integer("n_cells", n_cells), check_integer("n_triplets", n_triplets)
+        seed = check_integer("seed", seed, least=0)
+        representation_of(adata, use_rep)
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
         self._names, self._rows = self._choose_patients(n_cells)
@@ -252,55 +270,69 @@ class AnnData_TripletDataset(TripletDataset):
 
     def representation(self) -> NDArray[np.float64]:
         """The features of all cells ``(N, D)``."""
-        x: Any = self.adata.X if self.use_rep is None else self.adata.obsm[self.use_rep]
-        return np.asarray(x.toarray() if scipy.sparse.issparse(x) else x, dtype=np.float64)
+        where = "adata.X" if self.use_rep is None else f"adata.obsm[{self.use_rep!r}]"
+        return in_memory(representation_of(self.adata, self.use_rep), where)
+
+    def _read(self, argument: str, column: str, *, keep_missing: bool = False) -> Labels:
+        return read_labels(self.adata.obs[column], f"{argument}: obs[{column!r}]", keep_missing=keep_missing)
 
     def _choose_patients(self, n_cells: int) -> tuple[list[str], list[NDArray[np.int64]]]:
-        if bool(self.adata.obs[self.patient_col].isna().any()):
-            raise InvalidArgumentError(f"patient_col: obs[{self.patient_col!r}] has missing values; drop those cells.")
-        column = self.adata.obs[self.patient_col].astype(str).to_numpy()
-        rows = {name: np.flatnonzero(column == name) for name in sorted(set(column))}
-        few = {name: len(r) for name, r in rows.items() if len(r) < n_cells}
+        labels = self._read("patient_col", self.patient_col)
+        every = {name: np.flatnonzero(labels.codes == i) for i, name in enumerate(labels.levels)}
+        rows = {name: every[name] for name in sorted(every)}
+        if self.gmm_key is not None:
+            few = dict.fromkeys(left_out_of(self.adata, self.gmm_key, rows), "no mixture")
+            why = f"without a mixture in uns[{self.gmm_key!r}], which left them out,"
+        else:
+            few = {n: len(r) for n, r in rows.items() if len(r) < n_cells} if self.group_by is None else {}
+            why = f"with fewer than n_cells={n_cells} cells"
         kept = {name: r for name, r in rows.items() if name not in few}
         if not kept:
             raise InvalidArgumentError(f"n_cells: no patient has {n_cells} cells; found {few}.")
         if few:
-            warnings.warn(f"Patients with fewer than n_cells={n_cells} cells are left out: {few}.", stacklevel=3)
+            warnings.warn(f"Patients {why} are left out: {few}.", stacklevel=4)
         return list(kept), list(kept.values())
 
     def _check_finite(self) -> None:
         bad = np.logical_not(np.isfinite(self.representation()).all(axis=1))
         for name, rows in zip(self._names, self._rows, strict=True):
             if bad[rows].any():
-                raise InvalidArgumentError(f"adata: patient {name!r} has NaN or infinite values; remove those cells.")
+                raise InvalidArgumentError(
+                    f"adata: patient {name!r} has NaN or infinite values; remove those cells "
+                    '(GaussianMixture(missing="marginalize") alone takes NaN as missing).'
+                )
 
     def _draw_cells(self, n_cells: int, seed: int) -> NDArray[np.bool_]:
         mask = np.zeros(self.adata.n_obs, dtype=bool)
+        whole = self.gmm_key is not None or self.group_by is not None
         for rows in self._rows:
-            mask[np.random.default_rng(seed).choice(rows, n_cells, replace=False)] = True
+            mask[rows if whole else np.random.default_rng(seed).choice(rows, n_cells, replace=False)] = True
         return mask
 
     def _labels(self) -> tuple[list[str], list[int]]:
-        column = self.adata.obs[self.label_col].astype(str).to_numpy()
-        classes = sorted(set(column))
-        labels = []
+        read = self._read("label_col", self.label_col, keep_missing=True)
+        classes, found, column = sorted(read.levels), [], read.names
         for name, rows in zip(self._names, self._rows, strict=True):
+            if read.missing[rows].any():
+                raise InvalidArgumentError(
+                    f"label_col: patient {name!r} has cells without a label in obs[{self.label_col!r}] (missing or "
+                    "blank); label them or leave them out."
+                )
             own = sorted(set(column[rows]))
             if len(own) > 1:
                 raise InvalidArgumentError(f"label_col: patient {name!r} has several groups {own}; expected one.")
-            labels.append(classes.index(own[0]))
-        return classes, labels
+            found.append(classes.index(own[0]))
+        return classes, found
 
     def _supports(self, n_cells: int, sample: bool, source: WeightsSource, seed: int) -> tuple[Any, Any, Any, bool]:
         if self.gmm_key is not None:
-            return stored_mixtures(self, self.gmm_key, n_cells if sample else None, source, seed)
-        if source != "auto" or sample:
-            raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
+            rows, n_samples = dict(zip(self._names, self._rows, strict=True)), n_cells if sample else None
+            return stored_mixtures(self.adata, self.gmm_key, rows, source=source, n_samples=n_samples, seed=seed)
         x = self.representation()
         if self.group_by is None:
             return [x[r[self.index_mask[r]]] for r in self._rows], None, None, False
-        groups = self.adata.obs[self.group_by].astype(str).to_numpy()
-        names = sorted(set(groups))
+        read = self._read("group_by", self.group_by)
+        groups, names = read.names, sorted(read.levels)
         centroids = np.stack([x[groups == g].mean(0) for g in names])
         shares = np.array([[(groups[r] == g).mean() for g in names] for r in self._rows])
         return centroids, None, shares, True
@@ -325,46 +357,3 @@ class AnnData_TripletDataset(TripletDataset):
             "index_mask": self.index_mask,
             "use_rep": self.use_rep or "X",
         }
-
-
-def stored_mixtures(
-    dataset: AnnData_TripletDataset, key: str, n_samples: int | None, source: WeightsSource, seed: int
-) -> tuple[Any, Any, Any, bool]:
-    """Supports, covariances, weights, and whether they are shared, of the patients of ``dataset`` in ``uns[key]``."""
-    if key not in dataset.adata.uns:
-        raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(dataset.adata.uns)}, found {key!r}.")
-    stored: Mapping[str, Any] = dataset.adata.uns[key]
-    ids = [str(i) for i in stored["weight_inference"]["distribution_ids"]]
-    unknown = sorted(set(dataset.names) - set(ids))
-    if unknown:
-        raise InvalidArgumentError(f"gmm_key: uns[{key!r}] has no mixture of patients {unknown}; fit again.")
-    order = [ids.index(name) for name in dataset.names]
-    means, covariances = np.asarray(stored["model"]["mu"]), np.asarray(stored["model"]["var"])
-    shared = stored["component_sharing"] == "global"
-    weights = np.asarray(stored["distribution_weights"])[order]
-    if source == "components":
-        labels = dataset.adata.obs[f"{key}_comp"].to_numpy()
-        weights = np.array([np.bincount(labels[r], minlength=weights.shape[1]) / len(r) for r in dataset._rows])
-    pick = [0] * len(order) if shared else order
-    if n_samples is None:
-        return (means[0], covariances[0], weights, True) if shared else (means[pick], covariances[pick], weights, False)
-    points = []
-    for p, own in zip(pick, weights, strict=True):
-        rng = np.random.default_rng(seed)
-        component = rng.choice(len(own), n_samples, p=own / own.sum())
-        draws = [rng.multivariate_normal(means[p, c], covariances[p, c]) for c in component]
-        points.append(np.stack(draws))
-    return points, None, None, False
-
-
-def _tensors(name: str, values: Any) -> Any:
-    """One tensor where the shapes agree, a list of them where they do not; finite float64 either way."""
-    parts = [torch.as_tensor(np.asarray(v), dtype=torch.float64) for v in values]
-    for i, part in enumerate(parts):
-        if part.numel() == 0 or not bool(part.isfinite().all()):
-            raise InvalidArgumentError(f"{name}: distribution {i} is empty, or has NaN or infinite values.")
-    if len({p.shape for p in parts}) == 1:
-        return torch.stack(parts)
-    if len({p.shape[1:] for p in parts}) > 1 and name == "supports":
-        raise InvalidArgumentError(f"{name}: distributions have different numbers of features.")
-    return parts

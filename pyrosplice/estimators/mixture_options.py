@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -53,27 +54,29 @@ class GMMOptions:
         check_option("singularity_handling", self.singularity_handling, get_args(Handling))
         if not (isinstance(self.prior, MixturePrior) or self.prior in (None, "pooled")):
             raise InvalidArgumentError(f"prior: expected None, 'pooled' or a MixturePrior, found {self.prior!r}.")
-        if not 0 < self.train_size < 1:
+        if not 0 < check_number("train_size", self.train_size) < 1:
             raise InvalidArgumentError(f"train_size: expected a number between 0 and 1, found {self.train_size}.")
-        for name, least in (("max_iter", 1), ("n_init", 1), ("tol", 0), ("eps", 0)):
-            if not getattr(self, name) >= least:
-                raise InvalidArgumentError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
-        if self.n_folds is not None and self.n_folds < 2:
-            raise InvalidArgumentError(f"n_folds: expected at least 2, found {self.n_folds}.")
-        for k in self.candidates or ():
-            if not isinstance(k, (int, np.integer)) or k < 1:
-                raise InvalidArgumentError(f"k_comps: expected positive integers, found {k!r}.")
+        check_integer("max_iter", self.max_iter)
+        check_integer("n_init", self.n_init)
+        check_integer("random_state", self.random_state, least=0)
+        check_number("tol", self.tol)
+        check_number("eps", self.eps)
+        check_option("verbose", self.verbose, (True, False))
+        if self.n_folds is not None:
+            check_integer("n_folds", self.n_folds, least=2)
+        _ = self.candidates
 
     @property
     def candidates(self) -> list[int] | None:
         """Candidate numbers of components, ascending; None for the default range."""
         if self.k_comps is None:
             return None
-        if isinstance(self.k_comps, (int, np.integer)):
-            return [int(self.k_comps)]
-        if len(self.k_comps) == 0:
+        if isinstance(self.k_comps, (str, bytes)) or not np.iterable(self.k_comps):
+            return [check_integer("k_comps", self.k_comps)]
+        every = [k.item() if isinstance(k, torch.Tensor) and k.ndim == 0 else k for k in self.k_comps]
+        if not every:
             raise InvalidArgumentError("k_comps: expected at least one number of components, found none.")
-        return sorted(set(self.k_comps))
+        return sorted({check_integer("k_comps", k) for k in every})
 
     @property
     def em(self) -> EMOptions:

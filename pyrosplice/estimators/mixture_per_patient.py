@@ -111,6 +111,16 @@ def fit_gmm(
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
     """
+    if not isinstance(dataset, TripletDataset):
+        raise InvalidArgumentError(
+            f"dataset: expected a data set of patients, found {type(dataset).__name__}; make one with "
+            'AnnData_TripletDataset(adata, patient_col="...", label_col="...", use_rep="X_pca") from an AnnData, or '
+            "TripletDataset([cells of each patient], labels) from arrays."
+        )
+    if not (gmm_key is None or isinstance(gmm_key, str)) or gmm_key == "":
+        raise InvalidArgumentError(f"gmm_key: expected a key of uns or None, found {gmm_key!r}.")
+    if gmm_key is not None and not isinstance(dataset, AnnData_TripletDataset):
+        raise InvalidArgumentError("gmm_key: there is no AnnData to store under it; the data set has all in .gmm.")
     options = GMMOptions(
         component_sharing=component_sharing,
         k_comps=k_comps,
@@ -154,6 +164,9 @@ def _in_canonical_order(patient: PatientCells) -> PatientCells:
     order = np.lexsort(patient.cells.numpy().T[::-1])
     weights = None if patient.weights is None else patient.weights[torch.from_numpy(order)]
     return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
+
+
+TripletDataset.fit_gmm = fit_gmm
 
 
 # ---- a mixture for each patient ---------------------------------------------------------------------------------

@@ -116,7 +116,10 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
         "backend": "pyrosplice",
         "model_family": "gaussian_mixture",
         "representation_space": representation,
-        "backend_metadata": {"fit_indices_count": int(sum(fitted.n_fitted)), "refit": options.refit},
+        "backend_metadata": {
+            "fit_indices_count": int(sum(fitted.n_fitted)),
+            "refit": "full" if fitted.curves is None else options.refit,
+        },
         "model": {"mu": means, "var": covariances, "pi": weights},
         "distribution_weights": every,
         "weight_inference": {
@@ -131,30 +134,42 @@ def _selection(fitted: FittedMixtures, options: GMMOptions) -> dict[str, Any] | 
     curves = fitted.curves
     if curves is None:
         return None
-    metric = "heldout_nll" if options.n_folds is not None else options.k_selection_metric
-    scores = curves.scores(metric)
-    mean = scores.mean(0)
+    metric = options.metric
+    traces = [_trace(curves, metric, p, fitted) for p in range(len(curves.aic))]
+    mean = {name: np.mean([trace[name] for trace in traces], 0).tolist() for name in traces[0]}
+    mean["k"] = list(curves.components)
     out: dict[str, Any] = {
         "metric": metric,
-        "k_comps": np.array(curves.components),
-        "best_k": int(curves.components[int(mean.argmin())]),
-        "scores": {str(k): float(s) for k, s in zip(curves.components, mean, strict=True)},
+        "score_name": "validation_nll" if metric == "heldout_nll" else metric,
+        "k_comps": list(curves.components),
+        "best_k": int(curves.components[int(np.argmin(mean["score"]))]),
+        "scores": mean,
         "selection_cells_count": int(sum(fitted.n_train)),
         "refit": options.refit,
         "train_frac": options.train_size if options.n_folds is None else 1 - 1 / options.n_folds,
         "val_frac": 1 - options.train_size if options.n_folds is None else 1 / options.n_folds,
-        "best_k_by_distribution": np.array(fitted.chosen),
-        "scores_by_distribution": scores,
         "curves": {name: getattr(curves, name) for name in ("aic", "bic", "train_nll", "heldout_nll", "heldout_se")},
     }
+    keys = ["__global__"] if fitted.shared else [key_of(patient.name) for patient in fitted.patients]
+    out["best_k_by_distribution"] = dict(zip(keys, fitted.chosen, strict=True))
+    out["scores_by_distribution"] = dict(zip(keys, traces, strict=True))
     if metric == "heldout_nll":
+        out |= {name: mean[name] for name in ("train_nll", "validation_nll", "nll_gap")}
         total = sum(len(p.cells) for p in fitted.patients)
-        out |= {
-            "score_name": "mean negative log likelihood of a held-out cell",
-            "train_nll": curves.train_nll,
-            "validation_nll": curves.heldout_nll,
-            "nll_gap": curves.heldout_nll - curves.train_nll,
-            "n_train_cells": int(sum(fitted.n_train)),
-            "n_val_cells": total - int(sum(fitted.n_train)),
-        }
+        out |= {"n_train_cells": int(sum(fitted.n_train)), "n_val_cells": total - int(sum(fitted.n_train))}
     return out
+
+
+def _trace(curves: Curves, metric: str, p: int, fitted: FittedMixtures) -> dict[str, list[Any]]:
+    """What is known of every candidate for one distribution, as lists: one entry a candidate."""
+    n_all = sum(len(q.cells) for q in fitted.patients) if fitted.shared else len(fitted.patients[p].cells)
+    n_train, many = int(fitted.n_train[p]), len(curves.components)
+    out: dict[str, list[Any]] = {"k": list(curves.components), "score": curves.scores(metric)[p].tolist()}
+    out |= {"train_nll": curves.train_nll[p].tolist(), "validation_nll": curves.heldout_nll[p].tolist()}
+    out["nll_gap"] = (curves.heldout_nll[p] - curves.train_nll[p]).tolist()
+    return out | {"n_train_cells": [n_train] * many, "n_val_cells": [n_all - n_train] * many}
+
+
+def key_of(patient: str) -> str:
+    """A patient's name as a key that an h5ad file keeps: "/" would be a folder there, so "∕" stands for it."""
+    return patient.replace("/", "∕")

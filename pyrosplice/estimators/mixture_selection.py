@@ -68,13 +68,15 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
     if selection is None:
         raise InvalidArgumentError("gmm: the number of components was fixed; give fit_gmm several k_comps.")
     candidates = np.asarray(selection["k_comps"])
-    n_rows = len(selection["scores_by_distribution"])
-    shared = gmm["component_sharing"] == "global"
+    shared = str(gmm["component_sharing"]) == "global"
     names = ["all patients"] if shared else list(gmm["weight_inference"]["distribution_ids"])
-    table = pd.DataFrame({"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, n_rows)})
+    table = pd.DataFrame(
+        {"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, len(names))}
+    )
     for name, values in selection["curves"].items():
         table[name] = np.asarray(values).ravel()
-    chosen = np.repeat(np.asarray(selection["best_k_by_distribution"]), len(candidates))
+    chosen = np.asarray(gmm["distribution_n_components"])[: len(names)]
+    chosen = np.repeat(chosen, len(candidates))
     table["chosen"] = table["n_components"].to_numpy() == chosen
     return table
 
