@@ -37,7 +37,7 @@ def as_rows(
     data
         Matrix ``(N, D)``: array, table, Tensor, scipy sparse, Dask array, AnnData (``obsm[use_rep]``, or ``X``; also
         backed), a torch Dataset of rows (alone or first in a tuple), or a DataLoader, of which the data set is read
-        in order.
+        in order, each row once, whether it shuffles, drops the last batch, or not.
     size
         Rows in a block.
     use_rep

@@ -108,6 +108,8 @@ class TripletDataset(Dataset):
             raise InvalidArgumentError("distribution_labels: expected at least one distribution, found none.")
         if not self.identical_supports and len(self.supports) != count:
             raise InvalidArgumentError(f"supports: expected {count}, one a label, found {len(self.supports)}.")
+        if not self.identical_supports and any(own.dim() != 2 for own in self.supports):
+            raise InvalidArgumentError("supports: expected a matrix (points, features) of each distribution.")
         if self.identical_supports and not (isinstance(self.supports, Tensor) and self.supports.dim() == 2):
             raise InvalidArgumentError("supports: expected one matrix (N, D) when identical_supports.")
         if self.weights is not None and len(self.weights) != count:

@@ -104,6 +104,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     num_iter_: int
     nll_: float
     _stepwise: StepwiseEM | None
+    _named_by_anndata = False
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,17 +68,23 @@ def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
     """``X`` as scikit-learn checks it, with names of features kept or compared."""
     try:
         if is_array(X):
-            return validate_data(
-                estimator,
-                _plain(X, sparse=estimator.batch_size is not None),
-                reset=reset,
-                dtype=[np.float64, np.float32],
-                accept_sparse="csr",
-                ensure_min_samples=2 if reset else 1,
-                ensure_all_finite=False,
-            )
+            with warnings.catch_warnings():
+                if estimator._named_by_anndata and not reset:  # whose X as an array is no reason to warn
+                    warnings.filterwarnings("ignore", "X does not have valid feature names")
+                found = validate_data(
+                    estimator,
+                    _plain(X, sparse=estimator.batch_size is not None),
+                    reset=reset,
+                    dtype=[np.float64, np.float32],
+                    accept_sparse="csr",
+                    ensure_min_samples=2 if reset else 1,
+                    ensure_all_finite=False,
+                )
+            estimator._named_by_anndata &= not reset
+            return found
         names = column_names(X, estimator.use_rep)
-        if names is not None:
+        if names is not None and (reset or hasattr(estimator, "feature_names_in_")):
+            estimator._named_by_anndata |= reset
             validate_data(estimator, pd.DataFrame(columns=names), reset=reset, skip_check_array=True)
         elif reset and hasattr(estimator, "feature_names_in_"):
             del estimator.feature_names_in_

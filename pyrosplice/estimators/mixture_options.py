@@ -64,6 +64,8 @@ class GMMOptions:
         check_option("verbose", self.verbose, (True, False))
         if self.n_folds is not None:
             check_integer("n_folds", self.n_folds, least=2)
+        if np.iterable(self.k_comps) and not isinstance(self.k_comps, (str, bytes)):
+            object.__setattr__(self, "k_comps", list(self.k_comps))
         _ = self.candidates
 
     @property

@@ -73,8 +73,8 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame(
         {"patient": np.repeat(names, len(candidates)), "n_components": np.tile(candidates, len(names))}
     )
-    for name, values in selection["curves"].items():
-        table[name] = np.asarray(values).ravel()
+    for name in _NAMES:
+        table[name] = np.asarray(selection["curves"][name]).ravel()
     chosen = np.asarray(gmm["distribution_n_components"])[: len(names)]
     chosen = np.repeat(chosen, len(candidates))
     table["chosen"] = table["n_components"].to_numpy() == chosen

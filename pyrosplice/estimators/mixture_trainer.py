@@ -36,6 +36,7 @@ WITHOUT_EFFECT_AT: dict[str, tuple[Any, ...]] = {
     "limit_train_batches": (None, 1.0),
     "overfit_batches": (0,),
     "barebones": (False,),
+    "gpus": (None,),
     "tpu_cores": (None,),
     "ipus": (None,),
     "auto_select_gpus": (False,),
@@ -110,8 +111,8 @@ class TrainerOptions:
             elif name in WITHOUT_EFFECT_AT:
                 if not any(type(value) is type(at) and value == at for at in WITHOUT_EFFECT_AT[name]):
                     raise InvalidArgumentError(
-                        f"trainer_params: {name}={value!r} has no meaning for EM, which would not follow it; leave it "
-                        f"out (options with an effect: {', '.join(known)})."
+                        f"trainer_params: {name}={value!r} is not followed by EM; leave it out (options with an "
+                        f"effect: {', '.join(known)})."
                     )
             elif name not in WITHOUT_EFFECT:
                 raise InvalidArgumentError(f"trainer_params: unknown key {name!r}; expected some of {known}.")

@@ -100,6 +100,7 @@ class Penalty:
         """The prior and ``regularization`` (squared units of the data) seen through a standardization."""
         shift, inverse = to_standard.shift, to_standard.inverse
         dim, extra = shift.shape[-1], 1 if covariance_type == "tied" else 2
+        prior.check_features(dim)
         scale, mean, pseudo_count = None, None, 0.0
         if prior.covariance_scale is not None and prior.covariance_dof is not None:
             prior.covariance_distribution(shift, covariance_type)
