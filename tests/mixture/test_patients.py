@@ -110,7 +110,9 @@ def test_the_stored_selection_is_keyed_by_name_and_survives_a_file(metric, tmp_p
         np.testing.assert_allclose(selection["scores"]["score"], mean)
         for name, part in parts.items():
             assert selection["best_k_by_distribution"][name] == part["k"][int(np.argmin(part["score"]))]
-        pd.testing.assert_frame_equal(selection_table(gmm), selection_table(data.gmm), check_dtype=False, check_like=True)
+        pd.testing.assert_frame_equal(
+            selection_table(gmm), selection_table(data.gmm), check_dtype=False, check_like=True
+        )
     fixed = _patients(_adata()).fit_gmm(k_comps=2, verbose=False)
     assert fixed.gmm["backend_metadata"]["refit"] == "full"
 
