@@ -16,7 +16,13 @@ from pyrosplice.data.rows import as_given
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
 from pyrosplice.estimators.mixture_criteria import information_criterion
 from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_mixture
-from pyrosplice.estimators.mixture_input import check_model_fits, given_means, given_parameters, read_cells
+from pyrosplice.estimators.mixture_input import (
+    check_model_fits,
+    features_kept_on_failure,
+    given_means,
+    given_parameters,
+    read_cells,
+)
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
@@ -165,9 +171,9 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         self._check_options()
         if self.warm_start and hasattr(self, "model_"):
             check_model_fits(self, "warm_start")
-        rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
-        result = self._fit_rows(rows)
-        self._keep(result, rows)
+        with features_kept_on_failure(self):
+            rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
+            self._keep(self._fit_rows(rows), rows)
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:

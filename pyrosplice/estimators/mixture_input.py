@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +27,24 @@ if TYPE_CHECKING:
     from pyrosplice.estimators.mixture import GaussianMixture
 
 
+FEATURES = ("n_features_in_", "feature_names_in_", "_named_by_anndata")
+
+
 class NotNumbersError(InvalidArgumentError, TypeError):
     """Cells of a type that is not a matrix of numbers."""
+
+
+@contextmanager
+def features_kept_on_failure(estimator: GaussianMixture) -> Iterator[None]:
+    """A fit that fails leaves what an earlier one knows of its features, so that its model goes on working."""
+    before = {name: value for name, value in vars(estimator).items() if name in FEATURES}
+    try:
+        yield
+    except BaseException:
+        for name in FEATURES:
+            vars(estimator).pop(name, None)
+        vars(estimator).update(before)
+        raise
 
 
 def read_cells(estimator: GaussianMixture, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
