@@ -42,8 +42,10 @@ def features_kept_on_failure(estimator: GaussianMixture) -> Iterator[None]:
         yield
     except BaseException:
         for name in FEATURES:
-            vars(estimator).pop(name, None)
-        vars(estimator).update(before)
+            if name in before:
+                setattr(estimator, name, before[name])
+            elif name in vars(estimator):
+                delattr(estimator, name)
         raise
 
 
