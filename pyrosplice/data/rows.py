@@ -89,11 +89,17 @@ def representation_of(adata: anndata.AnnData, use_rep: str | None) -> Any:
         There is no such key, or no ``X``.
     """
     if use_rep is None:
-        if adata.X is None:
+        try:
+            held = adata.X
+        except (ValueError, TypeError, IndexError) as error:
+            raise InvalidArgumentError(
+                f"X: this view of a backed AnnData cannot be read from its file ({error}); give adata.to_memory()."
+            ) from error
+        if held is None:
             raise InvalidArgumentError(
                 f"use_rep: the AnnData has no X (it is None); give a key of obsm {sorted(adata.obsm)}, or set X."
             )
-        return adata.X
+        return held
     if use_rep not in adata.obsm:
         raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
     return adata.obsm[use_rep]

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrosplice.data.rows import as_given
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
 from pyrosplice.estimators.mixture_criteria import information_criterion
+from pyrosplice.estimators.mixture_evaluation import evaluate
 from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_mixture
 from pyrosplice.estimators.mixture_input import (
     check_model_fits,
@@ -28,10 +29,9 @@ from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
 from pyrosplice.inference.em import EMOptions, EMResult
 from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
-from pyrosplice.inference.em_missing import missing_log_joint
 from pyrosplice.inference.em_starts import uniforms
 from pyrosplice.inference.em_stepwise import StepwiseEM
-from pyrosplice.inference.row_blocks import RowBlocks, require_finite
+from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
@@ -288,18 +288,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
         check_is_fitted(self, "model_")
         rows = read_cells(self, X, reset=False)
-        model, marginalize = self.model_.to(rows.device), self.missing == "marginalize"
-        out = []
-        for a, b in rows.spans():
-            cells = rows.block(a, b)[0]
-            require_finite(cells, a, allow_nan=marginalize)
-            if not marginalize:
-                out.append(model(cells.to(model.means.dtype)))
-                continue
-            joint = missing_log_joint(model.parameters_of(), cells)
-            total = joint.logsumexp(1)
-            out.append((joint - total[:, None], total))
-        return out
+        return evaluate(self.model_.to(rows.device), rows, marginalize=self.missing == "marginalize")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

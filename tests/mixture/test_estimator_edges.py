@@ -1,0 +1,93 @@
+"""Cells, files and options at the edge of what a mixture can do: right, or refused by name."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
+
+from pyrosplice import GaussianMixture
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES
+from tests.mixture.helpers import clouds
+
+X = clouds(80, 2, 2, spread=8)[0]
+FRAME = pd.DataFrame(X, index=[f"c{i}" for i in range(len(X))], columns=["a", "b"])
+MAKE = [np.asarray, torch.tensor, anndata.AnnData, lambda x: TensorDataset(torch.tensor(x))]
+DRAWS = {"num_samples": 3, "num_chains": 1, "warmup_steps": 2, "groups": ()}
+
+
+def fitted(x=X, **options):
+    return GaussianMixture(2, random_state=0, **options).fit(x)
+
+
+@given(
+    exponent=st.floats(0, 300),
+    sign=st.sampled_from([-1, 1]),
+    kind=st.sampled_from(COVARIANCE_TYPES),
+    make=st.sampled_from(MAKE),
+    narrow=st.booleans(),
+    missing=st.sampled_from(["error", "marginalize"]),
+)
+@settings(max_examples=60)
+def test_cells_far_away_get_their_component_or_are_refused(exponent, sign, kind, make, narrow, missing):
+    far = np.array([[sign * 10.0**exponent, 0.0], X[0]])
+    model = fitted(X.astype(np.float32) if narrow else X, covariance_type=kind, missing=missing)
+    p = model.model_.parameters_of()
+    try:
+        shares = np.asarray(model.predict_proba(make(far)))
+    except InvalidArgumentError as error:
+        assert "row 0" in str(error) and exponent > 100
+        with pytest.raises(InvalidArgumentError, match="row 0"):
+            model.score(make(far))
+        return
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    gap = (torch.tensor(far[:1]) - p.means) * 10.0**-exponent  # so that squares are of order one
+    distance = torch.einsum("md,mde,me->m", gap, torch.linalg.inv(p.covariance_matrices()), gap)
+    if exponent > 10 and float(abs(distance[0] - distance[1])) > 1e-6 * float(distance.max()):
+        assert int(shares[0].argmax()) == int(distance.argmin())
+    assert np.isfinite(model.score(make(far)))
+
+
+@pytest.mark.parametrize("make", [lambda f: f, anndata.AnnData])
+def test_draws_are_of_the_features_of_the_fit(make):
+    model = fitted(make(FRAME))
+    assert "means" in model.posterior(make(FRAME), **DRAWS)["posterior"]
+    for other in (FRAME[["b", "a"]], FRAME.rename(columns={"a": "z"})):
+        with pytest.raises(InvalidArgumentError, match="feature names"):
+            model.posterior(make(other), **DRAWS)
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_draws_of_missing_values_are_refused_in_words(make):
+    x = X.copy()
+    x[5, 1] = np.nan
+    with pytest.raises(InvalidArgumentError, match="complete cells, found NaN in row 5, feature 1"):
+        fitted(make(x), missing="marginalize").posterior(make(x), **DRAWS)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint16])
+def test_numbers_of_numpy_are_numbers(kind, tmp_path):
+    model = GaussianMixture(kind(2), n_init=kind(2), trainer_params={"max_epochs": kind(1)}, random_state=kind(3))
+    model.fit(X).save(tmp_path / "m")
+    again = GaussianMixture.load(tmp_path / "m")
+    assert type(model.num_iter_) is int and type(model.converged_) is bool
+    assert (again.num_iter_, again.num_components) == (1, 2)
+    with pytest.raises(InvalidArgumentError, match="devices"):
+        fitted(trainer_params={"devices": True})
+
+
+@pytest.mark.parametrize("stored", ["dense", "csr", "csc"])
+def test_views_of_backed_files_are_read_or_refused(stored, tmp_path):
+    matrix = X if stored == "dense" else getattr(sp, f"{stored}_matrix")(X)
+    anndata.AnnData(matrix).write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for rows in (np.random.default_rng(0).permutation(80), np.arange(80) % 2 == 0, slice(3, 60)):
+        assert torch.equal(fitted(backed[rows]).model_.means, fitted(X[rows]).model_.means)
+    with pytest.raises(InvalidArgumentError, match="to_memory"):
+        fitted(backed[::-1])
+    backed.file.close()
