@@ -16,7 +16,7 @@ from pyrosplice.data.rows import as_given
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
 from pyrosplice.estimators.mixture_criteria import information_criterion
 from pyrosplice.estimators.mixture_evaluation import evaluate
-from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_mixture
+from pyrosplice.estimators.mixture_files import has_fit, read_attributes, read_parameters, write_mixture
 from pyrosplice.estimators.mixture_input import (
     check_model_fits,
     features_kept_on_failure,
@@ -333,7 +333,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     def load(cls, path: str | Path) -> Self:
         """The estimator that :meth:`save` wrote, with its fit if it has one."""
         estimator = cls.load_parameters(path)
-        if (Path(path) / "attributes.json").exists():
+        if has_fit(Path(path)):
             estimator.load_attributes(path)
         return estimator
 

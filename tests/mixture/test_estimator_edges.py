@@ -1,5 +1,7 @@
 """Cells, files and options at the edge of what a mixture can do: right, or refused by name."""
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from pyrosplice import GaussianMixture
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES
 from tests.mixture.helpers import clouds
 
@@ -91,3 +93,78 @@ def test_views_of_backed_files_are_read_or_refused(stored, tmp_path):
     with pytest.raises(InvalidArgumentError, match="to_memory"):
         fitted(backed[::-1])
     backed.file.close()
+
+
+def fit_of(k, kind, make):
+    return GaussianMixture(k, covariance_type=kind, random_state=0).fit(make(FRAME))
+
+
+STATES = {
+    "unfitted": lambda: GaussianMixture(5),
+    "table": lambda: fit_of(2, "full", lambda f: f),
+    "AnnData": lambda: fit_of(3, "diag", anndata.AnnData),
+    "array": lambda: fit_of(2, "tied", pd.DataFrame.to_numpy),
+    "set since": lambda: fit_of(2, "diag", lambda f: f).set_params(num_components=4),
+}
+KNOWN = ("n_features_in_", "feature_names_in_", "converged_", "num_iter_", "nll_", "_named_by_anndata")
+
+
+@given(st.lists(st.sampled_from(sorted(STATES)), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=25)
+def test_the_last_model_saved_is_the_one_that_loads(tmp_path_factory, names, note):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    if note:
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    for name in names:
+        model = STATES[name]()
+        model.save(path)
+        again = GaussianMixture.load(path)
+        assert again.get_params() == model.get_params() and hasattr(again, "model_") == hasattr(model, "model_")
+        for known in KNOWN:
+            np.testing.assert_array_equal(getattr(again, known, None), getattr(model, known, None))
+        if hasattr(model, "model_"):
+            assert torch.equal(again.predict_proba(torch.tensor(X)), model.predict_proba(torch.tensor(X)))
+    assert not note or (path / "notes.txt").read_text() == "mine"
+    assert [entry.name for entry in path.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("old", ["table", "AnnData"])
+@pytest.mark.parametrize("new", ["unfitted", "array"])
+@pytest.mark.parametrize("note", [False, True])
+@pytest.mark.parametrize("failing", range(1, 7))
+def test_a_move_that_fails_leaves_what_stood_there(tmp_path, monkeypatch, old, new, note, failing):
+    path, before, after = tmp_path / "model", STATES[old](), STATES[new]()
+    before.save(path)
+    if note:
+        (path / "notes.txt").write_text("mine")
+    rename, left = Path.rename, [failing]
+
+    def fails_once(self, target):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    try:
+        after.save(path)
+        kept = after
+    except OSError:
+        kept = before
+    monkeypatch.undo()
+    again = GaussianMixture.load(path)
+    assert again.get_params() == kept.get_params() and hasattr(again, "model_") == hasattr(kept, "model_")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_parameters_of_one_and_the_fit_of_another_do_not_load_together(tmp_path):
+    STATES["table"]().save(tmp_path / "m")
+    GaussianMixture(5).save_parameters(tmp_path / "m")
+    with pytest.raises(ModelFileError, match="other parameters"):
+        GaussianMixture.load(tmp_path / "m")
+    model = GaussianMixture.load_parameters(tmp_path / "m")
+    model.load_attributes(tmp_path / "m")
+    assert model.model_.means.shape == (2, 2)
+    model.save_attributes(tmp_path / "m")
+    assert GaussianMixture.load(tmp_path / "m").num_components == 5
