@@ -13,11 +13,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyrosplice.data.rows import as_given
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
 from pyrosplice.estimators.mixture_criteria import information_criterion
 from pyrosplice.estimators.mixture_evaluation import evaluate
 from pyrosplice.estimators.mixture_files import has_fit, read_attributes, read_parameters, write_mixture
 from pyrosplice.estimators.mixture_input import (
+    check_feature_names,
     check_model_fits,
     features_kept_on_failure,
     given_means,
@@ -114,6 +115,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
+    @own_options_only
     def __init__(
         self,
         num_components: int = 1,
@@ -171,6 +173,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         self._check_options()
         if self.warm_start and hasattr(self, "model_"):
             check_model_fits(self, "warm_start")
+            check_feature_names(self, X)
         with features_kept_on_failure(self):
             rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
             self._keep(self._fit_rows(rows), rows)

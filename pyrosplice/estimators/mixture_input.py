@@ -121,12 +121,17 @@ def _keep_or_compare_names(estimator: GaussianMixture, X: Any, *, reset: bool) -
         del estimator.feature_names_in_
 
 
-def check_cells_of_draws(estimator: GaussianMixture, X: Any) -> None:
-    """Raise where posterior draws cannot be had of cells ``X``: other features than the fit's, missing values."""
+def check_feature_names(estimator: GaussianMixture, X: Any) -> None:
+    """Raise where cells ``X`` name other features than the fit's, or the same in another order."""
     try:
         _keep_or_compare_names(estimator, X, reset=False)
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from error
+
+
+def check_cells_of_draws(estimator: GaussianMixture, X: Any) -> None:
+    """Raise where posterior draws cannot be had of cells ``X``: other features than the fit's, missing values."""
+    check_feature_names(estimator, X)
     if estimator.missing != "marginalize":
         return
     rows = as_rows(X, size=block_size(estimator.n_features_in_, estimator.covariance_type), use_rep=estimator.use_rep)

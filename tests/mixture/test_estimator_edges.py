@@ -168,3 +168,20 @@ def test_parameters_of_one_and_the_fit_of_another_do_not_load_together(tmp_path)
     assert model.model_.means.shape == (2, 2)
     model.save_attributes(tmp_path / "m")
     assert GaussianMixture.load(tmp_path / "m").num_components == 5
+
+
+@pytest.mark.parametrize("make", [lambda f: f, anndata.AnnData])
+def test_going_on_from_features_of_other_names_is_refused(make):
+    model = GaussianMixture(2, warm_start=True, random_state=0).fit(make(FRAME))
+    expected = model.model_.means.clone()
+    for other in (FRAME[["b", "a"]], FRAME.rename(columns={"a": "z"})):
+        with pytest.raises(InvalidArgumentError, match="feature names"):
+            model.fit(make(other))
+        assert torch.equal(model.model_.means, expected) and model.feature_names_in_.tolist() == ["a", "b"]
+    model.fit(make(FRAME)).fit(torch.tensor(X))
+
+
+def test_words_that_are_no_parameters_are_refused_at_construction():
+    with pytest.raises(InvalidArgumentError, match="n_components"):
+        GaussianMixture(n_components=3)
+    assert GaussianMixture(3).clone().get_params() == GaussianMixture(3).get_params()
