@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anndata
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from pyrosplice import GaussianMixture
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
@@ -185,3 +186,22 @@ def test_words_that_are_no_parameters_are_refused_at_construction():
     with pytest.raises(InvalidArgumentError, match="n_components"):
         GaussianMixture(n_components=3)
     assert GaussianMixture(3).clone().get_params() == GaussianMixture(3).get_params()
+
+
+@given(st.integers(1, len(X) - 1), st.sampled_from([1j, np.nan, np.inf, "text", None]))
+@settings(max_examples=25)
+def test_one_wrong_row_of_a_data_set_is_found(row, wrong):
+    rows: list[object] = [torch.tensor(x) for x in X]
+    rows[row] = torch.tensor(X[row]) * wrong if isinstance(wrong, (complex, float)) else wrong
+    data = Subset(rows, range(len(rows)))
+    for call in (fitted, fitted().predict, fitted().score):
+        with pytest.raises(InvalidArgumentError, match="X"):
+            call(data)
+
+
+def test_lazy_arrays_of_unknown_length_are_refused():
+    lazy = dask.array.from_array(X, chunks=(20, 2))
+    with pytest.raises(InvalidArgumentError, match="compute_chunk_sizes"):
+        fitted(lazy[lazy[:, 0] > 0])
+    known = lazy[lazy[:, 0] > 0].compute_chunk_sizes()
+    assert torch.equal(fitted(known).model_.means, fitted(X[X[:, 0] > 0]).model_.means)
