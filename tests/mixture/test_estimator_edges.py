@@ -1,5 +1,6 @@
 """Cells, files and options at the edge of what a mixture can do: right, or refused by name."""
 
+import warnings
 from pathlib import Path
 
 import anndata
@@ -11,6 +12,8 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as Reference
 from torch.utils.data import Subset, TensorDataset
 
 from pyrosplice import GaussianMixture
@@ -205,3 +208,33 @@ def test_lazy_arrays_of_unknown_length_are_refused():
         fitted(lazy[lazy[:, 0] > 0])
     known = lazy[lazy[:, 0] > 0].compute_chunk_sizes()
     assert torch.equal(fitted(known).model_.means, fitted(X[X[:, 0] > 0]).model_.means)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(COVARIANCE_TYPES),
+    most=st.integers(1, 40),
+    tolerance=st.sampled_from([1e-2, 1e-3, 1e-5]),
+)
+@settings(max_examples=40)
+def test_rounds_and_their_end_are_those_of_scikit_learn_from_the_same_start(seed, kind, most, tolerance):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(60, 2)) + 2.5 * (np.arange(60)[:, None] % 2)
+    shape = {"full": (2, 2, 2), "tied": (2, 2), "diag": (2, 2), "spherical": (2,)}[kind]
+    spread = np.broadcast_to(2 * np.eye(2), shape).copy() if kind in ("full", "tied") else np.full(shape, 2.0)
+    inverse = np.linalg.inv(spread) if kind in ("full", "tied") else 1 / spread
+    means = x[rng.choice(60, 2, replace=False)]
+    theirs = Reference(
+        2, covariance_type=kind, weights_init=[0.4, 0.6], means_init=means, precisions_init=inverse,
+        max_iter=most, tol=tolerance, reg_covar=1e-6,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs.fit(x)
+    ours = GaussianMixture(
+        2, covariance_type=kind, init_weights=[0.4, 0.6], init_means=means, init_covariances=spread,
+        trainer_params={"max_epochs": most, "logger": False}, convergence_tolerance=tolerance,
+    ).fit(x)  # fmt: skip
+    assert (ours.num_iter_, ours.converged_) == (theirs.n_iter_, bool(theirs.converged_))
+    if most > theirs.n_iter_ or not theirs.converged_:
+        assert abs(ours.score(x) + theirs.score(x)) < 2 * tolerance
