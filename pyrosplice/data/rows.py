@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,11 +90,17 @@ def representation_of(adata: anndata.AnnData, use_rep: str | None) -> Any:
         There is no such key, or no ``X``.
     """
     if use_rep is None:
-        if adata.X is None:
+        try:
+            held = adata.X
+        except (ValueError, TypeError, IndexError) as error:
+            raise InvalidArgumentError(
+                f"X: this view of a backed AnnData cannot be read from its file ({error}); give adata.to_memory()."
+            ) from error
+        if held is None:
             raise InvalidArgumentError(
                 f"use_rep: the AnnData has no X (it is None); give a key of obsm {sorted(adata.obsm)}, or set X."
             )
-        return adata.X
+        return held
     if use_rep not in adata.obsm:
         raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
     return adata.obsm[use_rep]
@@ -136,6 +143,8 @@ def _reader(data: Any) -> tuple[Read, int]:
         return lambda a, b: dense[a:b], len(dense)
     if is_lazy(data):
         _check_matrix(data)
+        if any(math.isnan(length) for length in data.shape):
+            raise InvalidArgumentError("X: the lazy array does not know its shape; call its compute_chunk_sizes().")
         return lambda a, b: _as_tensor(_dense(data[a:b], "X")), int(data.shape[0])
     found = well_formed(data, "X")
     _check_matrix(found)
@@ -181,7 +190,10 @@ def _from_dataset(data: Any) -> Read:
         rows = [row(i) for i in range(a, b)]
         if len({tuple(r.shape) for r in rows}) > 1:
             raise InvalidArgumentError("X: the rows of the data set have different numbers of features.")
-        return torch.stack(rows)
+        block = torch.stack(rows)
+        if block.is_complex():
+            raise InvalidArgumentError(f"X: expected numbers, found dtype {block.dtype} in rows {a} to {b - 1}.")
+        return block
 
     return read
 

@@ -13,19 +13,26 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyrosplice.data.rows import as_given
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
 from pyrosplice.estimators.mixture_criteria import information_criterion
-from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_mixture
-from pyrosplice.estimators.mixture_input import check_model_fits, given_means, given_parameters, read_cells
+from pyrosplice.estimators.mixture_evaluation import evaluate
+from pyrosplice.estimators.mixture_files import has_fit, read_attributes, read_parameters, write_mixture
+from pyrosplice.estimators.mixture_input import (
+    check_feature_names,
+    check_model_fits,
+    features_kept_on_failure,
+    given_means,
+    given_parameters,
+    read_cells,
+)
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
 from pyrosplice.inference.em import EMOptions, EMResult
 from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
-from pyrosplice.inference.em_missing import missing_log_joint
 from pyrosplice.inference.em_starts import uniforms
 from pyrosplice.inference.em_stepwise import StepwiseEM
-from pyrosplice.inference.row_blocks import RowBlocks, require_finite
+from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
@@ -95,7 +102,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     --------
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
-    >>> GaussianMixture(2, random_state=0).fit(x).predict(x).bincount().tolist()
+    >>> np.bincount(GaussianMixture(2, random_state=0).fit(x).predict(x)).tolist()
     [100, 100]
     """
 
@@ -108,6 +115,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
+    @own_options_only
     def __init__(
         self,
         num_components: int = 1,
@@ -165,9 +173,10 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         self._check_options()
         if self.warm_start and hasattr(self, "model_"):
             check_model_fits(self, "warm_start")
-        rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
-        result = self._fit_rows(rows)
-        self._keep(result, rows)
+            check_feature_names(self, X)
+        with features_kept_on_failure(self):
+            rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
+            self._keep(self._fit_rows(rows), rows)
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -282,18 +291,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
         check_is_fitted(self, "model_")
         rows = read_cells(self, X, reset=False)
-        model, marginalize = self.model_.to(rows.device), self.missing == "marginalize"
-        out = []
-        for a, b in rows.spans():
-            cells = rows.block(a, b)[0]
-            require_finite(cells, a, allow_nan=marginalize)
-            if not marginalize:
-                out.append(model(cells.to(model.means.dtype)))
-                continue
-            joint = missing_log_joint(model.parameters_of(), cells)
-            total = joint.logsumexp(1)
-            out.append((joint - total[:, None], total))
-        return out
+        return evaluate(self.model_.to(rows.device), rows, marginalize=self.missing == "marginalize")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -338,7 +336,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     def load(cls, path: str | Path) -> Self:
         """The estimator that :meth:`save` wrote, with its fit if it has one."""
         estimator = cls.load_parameters(path)
-        if (Path(path) / "attributes.json").exists():
+        if has_fit(Path(path)):
             estimator.load_attributes(path)
         return estimator
 

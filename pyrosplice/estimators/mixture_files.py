@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def write_mixture(
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         if parameters is not None:
-            _write(partial / "params.json", {name: _encode(name, value) for name, value in parameters.items()})
+            _write(partial / "params.json", _encoded(parameters))
         if fit is not None:
             _write_fit(partial, fit)
         _replace(partial, path, whole=whole)
@@ -70,9 +71,24 @@ def read_parameters(path: Path, known: Collection[str]) -> dict[str, Any]:
     return {name: _decode(value) for name, value in content.items()}
 
 
+def has_fit(path: Path) -> bool:
+    """Whether a fit was saved; refused where it is that of other parameters than the ones saved beside it."""
+    file = path / "attributes.json"
+    if not file.exists():
+        return False
+    asked = _read(file).get("parameters_sha256")
+    if asked is not None and asked != _digest(_read(path / "params.json")):
+        raise ModelFileError(
+            f"{file}: the fit of an estimator with other parameters than those of params.json; save both with save(), "
+            "or take them one by one with load_parameters() and load_attributes()."
+        )
+    return True
+
+
 def read_attributes(path: Path, estimator: GaussianMixture) -> None:
     """Put a saved fit into ``estimator``."""
     attributes = _read(path / "attributes.json")
+    named = attributes.pop("named_by_anndata", False)
     config = _read(path / "model" / "config.json")
     file = path / "model" / "parameters.safetensors"
     digest, names = attributes.pop("sha256", None), attributes.pop("feature_names_in_", None)
@@ -94,7 +110,7 @@ def read_attributes(path: Path, estimator: GaussianMixture) -> None:
         estimator.feature_names_in_ = np.array(names, dtype=object)
     elif hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
-    estimator.model_, estimator._stepwise = model, None
+    estimator.model_, estimator._stepwise, estimator._named_by_anndata = model, None, named
 
 
 def _write_fit(folder: Path, estimator: GaussianMixture) -> None:
@@ -105,7 +121,11 @@ def _write_fit(folder: Path, estimator: GaussianMixture) -> None:
     attributes = {name: getattr(estimator, name) for name in ATTRIBUTES}
     if hasattr(estimator, "feature_names_in_"):
         attributes["feature_names_in_"] = [str(name) for name in estimator.feature_names_in_]
-    _write(folder / "attributes.json", attributes | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    attributes |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    attributes |= {"named_by_anndata": estimator._named_by_anndata}
+    with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
+        attributes |= {"parameters_sha256": _digest(_encoded(estimator.get_params(deep=False)))}
+    _write(folder / "attributes.json", attributes)
 
 
 def _replace(partial: Path, path: Path, *, whole: bool) -> None:
@@ -115,19 +135,31 @@ def _replace(partial: Path, path: Path, *, whole: bool) -> None:
         partial.rename(path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    places = [(partial / part, path / part) for part in PARTS if whole or (partial / part).exists()]
+    if whole and {entry.name for entry in path.iterdir()} <= set(PARTS) and not path.is_symlink():
+        places = [(partial, path)]
+    moved: list[tuple[Path, Path]] = []
     try:
-        if whole and {entry.name for entry in path.iterdir()} <= set(PARTS) and not path.is_symlink():
-            path.rename(old / path.name)
-            partial.rename(path)
-            return
-        for part in PARTS:
-            new, held = partial / part, path / part
-            if held.exists() and (whole or new.exists()):
-                held.rename(old / part)
+        for _, held in places:
+            if held.exists():
+                moved.append((held, held.rename(old / held.name)))
+        for new, held in places:
             if new.exists():
-                new.rename(held)
+                moved.append((new, new.rename(held)))
+    except BaseException:
+        for before, after in reversed(moved):
+            after.rename(before)
+        raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _encoded(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _encode(name, value) for name, value in parameters.items()}
+
+
+def _digest(encoded: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(encoded, sort_keys=True).encode()).hexdigest()
 
 
 def _umask() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +27,26 @@ if TYPE_CHECKING:
     from pyrosplice.estimators.mixture import GaussianMixture
 
 
+FEATURES = ("n_features_in_", "feature_names_in_", "_named_by_anndata")
+
+
 class NotNumbersError(InvalidArgumentError, TypeError):
     """Cells of a type that is not a matrix of numbers."""
+
+
+@contextmanager
+def features_kept_on_failure(estimator: GaussianMixture) -> Iterator[None]:
+    """A fit that fails leaves what an earlier one knows of its features, so that its model goes on working."""
+    before = {name: value for name, value in vars(estimator).items() if name in FEATURES}
+    try:
+        yield
+    except BaseException:
+        for name in FEATURES:
+            if name in before:
+                setattr(estimator, name, before[name])
+            elif name in vars(estimator):
+                delattr(estimator, name)
+        raise
 
 
 def read_cells(estimator: GaussianMixture, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
@@ -82,12 +102,7 @@ def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
                 )
             estimator._named_by_anndata &= not reset
             return found
-        names = column_names(X, estimator.use_rep)
-        if names is not None and (reset or hasattr(estimator, "feature_names_in_")):
-            estimator._named_by_anndata |= reset
-            validate_data(estimator, pd.DataFrame(columns=names), reset=reset, skip_check_array=True)
-        elif reset and hasattr(estimator, "feature_names_in_"):
-            del estimator.feature_names_in_
+        _keep_or_compare_names(estimator, X, reset=reset)
     except InvalidArgumentError:
         raise
     except ValueError as error:
@@ -95,6 +110,38 @@ def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
     except TypeError as error:
         raise NotNumbersError(str(error)) from error
     return X
+
+
+def _keep_or_compare_names(estimator: GaussianMixture, X: Any, *, reset: bool) -> None:
+    names = column_names(X, estimator.use_rep)
+    if names is not None and (reset or hasattr(estimator, "feature_names_in_")):
+        estimator._named_by_anndata |= reset
+        validate_data(estimator, pd.DataFrame(columns=names), reset=reset, skip_check_array=True)
+    elif reset and hasattr(estimator, "feature_names_in_"):
+        del estimator.feature_names_in_
+
+
+def check_feature_names(estimator: GaussianMixture, X: Any) -> None:
+    """Raise where cells ``X`` name other features than the fit's, or the same in another order."""
+    try:
+        _keep_or_compare_names(estimator, X, reset=False)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from error
+
+
+def check_cells_of_draws(estimator: GaussianMixture, X: Any) -> None:
+    """Raise where posterior draws cannot be had of cells ``X``: other features than the fit's, missing values."""
+    check_feature_names(estimator, X)
+    if estimator.missing != "marginalize":
+        return
+    rows = as_rows(X, size=block_size(estimator.n_features_in_, estimator.covariance_type), use_rep=estimator.use_rep)
+    for a, b in rows.spans():
+        lost = rows.block(a, b)[0].isnan().nonzero()
+        if len(lost):
+            raise InvalidArgumentError(
+                f"X: posterior draws need complete cells, found NaN in row {a + int(lost[0, 0])}, feature "
+                f'{int(lost[0, 1])}; leave those cells out (missing="marginalize" is honoured by fit, predict, score).'
+            )
 
 
 def _plain(X: Any, *, sparse: bool) -> Any:

@@ -101,8 +101,7 @@ class GaussianMixtureModel(nn.Module):
             y, log_det = self._whitened(data - self.means[k], k)
             joint[:, k] = log_det - 0.5 * y.square().sum(1)
         joint = joint + self.component_probs.log() - 0.5 * d * math.log(2 * math.pi)
-        log_density = torch.logsumexp(joint, dim=1)
-        return joint - log_density.unsqueeze(1), log_density
+        return torch.log_softmax(joint, dim=1), torch.logsumexp(joint, dim=1)
 
     def _whitened(self, gap: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.covariance_type == "full":

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pyrosplice.data.rows import as_rows
 from pyrosplice.errors import InvalidArgumentError, check_integer
+from pyrosplice.estimators.mixture_input import check_cells_of_draws
 from pyrosplice.inference.em import block_size
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.inference.em_fit import Problem
@@ -231,11 +232,12 @@ class MixturePosterior:
         ------
         InvalidArgumentError
             The estimator's prior is improper; :func:`weak_prior` stands in where it has none. An option that does not
-            exist, or missing values.
+            exist, cells with other feature names than the fit's, or missing values.
         """
         from pyrosplice.posterior.mixture import mixture_posterior  # which imports this module
 
         check_is_fitted(self, "model_")
+        check_cells_of_draws(self, X)  # type: ignore[arg-type]
         return mixture_posterior(
             X,
             self.model_.parameters_of(),

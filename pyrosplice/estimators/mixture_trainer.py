@@ -76,11 +76,13 @@ class TrainerOptions:
     def __post_init__(self) -> None:
         check_option("accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda"))
         check_option("devices", self.devices, (1, "auto", "1"))
+        if isinstance(self.devices, bool):
+            raise InvalidArgumentError(f"devices: expected 1 or 'auto', found {self.devices!r}.")
         check_option("precision", self.precision, (None, 32, 64, "32", "64", "32-true", "64-true"))
         check_option("enable_progress_bar", self.enable_progress_bar, (True, False))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InvalidArgumentError(f"accelerator: {self.accelerator!r}, but PyTorch finds no CUDA device here.")
-        check_integer("max_epochs", self.max_epochs, least=0)
+        object.__setattr__(self, "max_epochs", check_integer("max_epochs", self.max_epochs, least=0))
 
     @property
     def device(self) -> str | None:

@@ -339,3 +339,19 @@ def test_priors_are_of_the_cells_features(part):
 
 def test_names_are_public():
     assert {"GaussianMixtureModel", "GaussianMixtureModelConfig", "log_likelihood_scorer"} <= set(pyrosplice.__all__)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was():
+    model = fitted(FRAME)
+    expected = model.predict_proba(FRAME)
+    for bad in (X[:, :2], np.full((5, 3), np.nan), X[:1], torch.zeros(9, 4)):
+        with pytest.raises(InvalidArgumentError):
+            model.set_params(init_means=np.ones((2, 9))).fit(bad)
+        np.testing.assert_array_equal(model.predict_proba(FRAME), expected)
+
+
+def test_an_array_of_an_anndata_is_no_reason_to_warn():
+    model = fitted(anndata.AnnData(FRAME))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.predict(X).sum() == fitted().predict(anndata.AnnData(FRAME)).sum()
