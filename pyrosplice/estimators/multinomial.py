@@ -30,6 +30,7 @@ from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,6 +42,7 @@ _NEWTON_TOLERANCE = 1e-10
 """Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
 
 
+@works_in_any_mode
 class MultinomGLM(BaseModel):
     r"""Multinomial generalized linear model of isoform usage.
 
@@ -175,6 +177,7 @@ class MultinomGLM(BaseModel):
         """
         self._require_data()
         self._require_followed()
+        self._errors.clear()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         own = ("beta", "bias_eta", *self.likelihood.free)
@@ -354,7 +357,7 @@ class MultinomGLM(BaseModel):
 
     def _mixed_engine(self) -> MixedEngine:
         """The model as a mixed one without space, whose random effect is held at zero."""
-        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self.likelihood)
+        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self._guarded)
 
     def _start_values(self, counts: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         values = {name: counts.new_zeros(shape) for name, shape in shapes.items()}

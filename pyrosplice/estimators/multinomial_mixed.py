@@ -41,8 +41,10 @@ from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
+from pyrosplice.modes import works_in_any_mode
 
 
+@works_in_any_mode
 class MultinomGLMM(ImportanceSampling):
     r"""Multinomial generalized linear mixed model of isoform usage in space.
 
@@ -180,7 +182,7 @@ class MultinomGLMM(ImportanceSampling):
         space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
         solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
-        engine = MixedEngine(table, scaling, solver, self.likelihood)
+        engine = MixedEngine(table, scaling, solver, self._guarded)
         self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
@@ -219,6 +221,7 @@ class MultinomGLMM(ImportanceSampling):
         """
         self._require_data()
         self._require_followed()
+        self._errors.clear()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         searched = self.fitting_configs["max_epochs"] != 0

@@ -16,6 +16,7 @@ from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, Spa
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import SITES
+from pyrosplice.modes import works_in_any_mode
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
@@ -29,6 +30,7 @@ TEST_BATCH = 32  # genes at a time in fits that only tests need
 SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
 
+@works_in_any_mode
 class UsageModels:
     """Data and fitted models of every gene; see :class:`~pyrosplice.SplisosmGLMM`, which documents the arguments."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.usage_effects import UsageEffects
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pyrosplice.posterior.nuts import NutsOptions
 
 
+@works_in_any_mode
 class UsagePosterior(UsageEffects):
     """Posterior draws of many genes; see :class:`~pyrosplice.SplisosmGLMM`."""
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
+from pyrosplice.modes import ordinary
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
 REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
@@ -196,7 +197,7 @@ def _double(prior: Any) -> Any:
     changed = copy(prior)
     for name, value in vars(prior).items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(changed, name, value.double())
+            setattr(changed, name, ordinary(value.double()))
         elif isinstance(value, torch.distributions.Distribution):
             setattr(changed, name, _double(value))
     return changed
