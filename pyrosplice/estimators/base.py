@@ -65,12 +65,15 @@ class BaseModel(Described, Module):
     design_mtx: Tensor
     fitting_method: str
     fitting_configs: dict[str, Any]
+    _prior_sites: tuple[str, ...] = ("beta", "bias_eta")
 
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
         super().__init__()
         check_likelihood(likelihood)
         self.likelihood = likelihood or Multinomial()
         self._errors: list[Exception] = []  # of the likelihood, in the last fit
+        for site in priors if isinstance(priors, Mapping) else ():
+            check_option("priors", site, (*self._prior_sites, *self.likelihood.free))
         self._priors_name = check_priors(priors)
         self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
         self.n_genes = self.n_spots = self.n_isos = 0

@@ -12,11 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
+from pyrosplice.estimators.configs import kept_history
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
-from pyrosplice.estimators.multinomial import kept_history
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -113,6 +113,7 @@ class MultinomGLMM(ImportanceSampling):
     sigma: Tensor
     theta_logit: Tensor
     _engine: MixedEngine
+    _prior_sites = SITES
     _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
 
     def __init__(
@@ -309,15 +310,11 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         if self._eigen is None:
             self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
+        fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
         return MultinomialGLMM(
-            self.counts,
-            self.design_mtx,
-            self._eigen,
-            share_variance=self.share_variance,
-            likelihood=self.likelihood,
-            priors=self.priors,
-            fixed={name: getattr(self, name).detach().clone() for name in self._held()},
-        )
+            self.counts, self.design_mtx, self._eigen, share_variance=self.share_variance, likelihood=self.likelihood,
+            priors=self.priors, fixed=fixed,
+        )  # fmt: skip
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
@@ -368,13 +365,9 @@ class MultinomGLMM(ImportanceSampling):
                 model, sigma=sigma, fix_sigma=self.var_fix_sigma, log_prior=prior, options=options, minimiser=minimiser
             )
         return fit_marginal(
-            model,
-            share_variance=self.share_variance,
-            fixed_sigma=sigma if self.var_fix_sigma else None,
-            log_prior=prior,
-            options=options,
-            minimiser=minimiser,
-        )
+            model, share_variance=self.share_variance, fixed_sigma=sigma if self.var_fix_sigma else None,
+            log_prior=prior, options=options, minimiser=minimiser,
+        )  # fmt: skip
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
         prior = self._log_prior()

@@ -383,13 +383,9 @@ class UsageModels:
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
         """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""
         device = device or self.device
-        return ModelSpec(
-            model_type,
-            self._model_options(**changed),
-            self._spatial_arguments(model_type, device),
-            self._ready().design if with_design else None,
-            device,
-        )
+        design = self._ready().design if with_design else None
+        spatial = self._spatial_arguments(model_type, device)
+        return ModelSpec(model_type, self._model_options(**changed), spatial, design, device)
 
     def _spatial_arguments(self, model_type: str, device: str) -> dict[str, Any]:
         """The covariance as ``setup_data`` of a model takes it; its factor is analysed once for all genes."""

@@ -127,6 +127,26 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
             f"{type(prior).__name__} on {support}."
         )
 
+    if prior.is_discrete if hasattr(prior, "is_discrete") else support.is_discrete:
+        raise InvalidArgumentError(f"priors[{name!r}]: {type(prior).__name__} is discrete; this site is continuous.")
+    if real:
+        _require_density(name, prior)
+
+
+def _require_density(name: str, prior: Any) -> None:
+    """Raise unless a prior that says to be on the real numbers has a density there, on both sides of zero."""
+    for value in (-1.0, -0.1, 0.1, 1.0):
+        point = torch.full((*prior.batch_shape, *prior.event_shape), value, dtype=torch.float64)
+        try:
+            density = _double(prior).log_prob(point)
+        except ValueError:  # torch's own check of the support
+            density = point.new_tensor(-torch.inf)
+        if not bool(torch.isfinite(density).all()):
+            raise InvalidArgumentError(
+                f"priors[{name!r}]: expected a distribution on the real numbers, the support of this site; "
+                f"{type(prior).__name__} has no density at {value:g}."
+            )
+
 
 def _is_real(support: Any) -> bool:
     return support is constraints.real or type(support) is type(constraints.real)

@@ -33,7 +33,7 @@ from pyrosplice.models.gaussian_mixture import (
     as_matrices,
     gaussian_mixture,
 )
-from pyrosplice.posterior.memory import require_memory
+from pyrosplice.posterior.memory import check_samples, require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS
@@ -51,6 +51,8 @@ def mixture_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.GaussianMixture.posterior`."""
     check_option("method", method, METHODS)
+    for name, number in (("num_samples", num_samples), ("num_chains", num_chains)):
+        check_samples(number, name)
     for group in groups or ():
         check_option("groups", group, GROUPS)
     kind = fitted.covariance_type
@@ -75,9 +77,15 @@ def _numbers_per_draw(cells: Tensor, fitted: MixtureParameters, groups: Sequence
     n_cells, n_features = cells.shape
     k = fitted.means.shape[1] if fitted.means.ndim == 3 else len(fitted.means)
     predictive = [group for group in ("posterior_predictive", "prior_predictive") if group in groups]
-    sites = float(k * (n_features * n_features + 2 * n_features + 1))
+    sites = float(k * (n_features * n_features + 2 * n_features + 1) + 2)  # with what is said of the sampler
     whole = {group: float(n_cells * n_features) for group in predictive}
-    return {"posterior": sites, "log_likelihood": float(n_cells * ("log_likelihood" in groups)), **whole}
+    prior = sites * ("prior" in groups)
+    return {
+        "posterior": sites,
+        "prior": prior,
+        "log_likelihood": float(n_cells * ("log_likelihood" in groups)),
+        **whole,
+    }
 
 
 def posterior_of_patients(dataset: TripletDataset, *, num_samples: int = 500, **options: Any) -> dict[str, xr.DataTree]:

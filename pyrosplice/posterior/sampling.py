@@ -22,6 +22,7 @@ from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.cloud import MOST_IN_CLOUD, hyper_cloud
 from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
 from pyrosplice.posterior.grid import FINE, hyper_grid
+from pyrosplice.posterior.memory import check_samples
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
@@ -69,8 +70,7 @@ def sample_posterior(
     """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
-    if isinstance(num_samples, bool) or not num_samples >= 1:
-        raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
+    check_samples(num_samples)
     genes = torch.arange(model.n_genes) if genes is None else genes
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
         found = genes.tolist()
