@@ -11,6 +11,8 @@ with warnings.catch_warnings():  # in a notebook without ipywidgets its bars are
 from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.mixture import GaussianMixture
+from pyrosplice.estimators.mixture_criteria import log_likelihood_scorer
+from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice.estimators.mixture_per_patient import fit_gmm
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
@@ -20,11 +22,14 @@ __all__ = [
     "AnnData_TripletDataset",
     "ExpressionGLM",
     "GaussianMixture",
+    "GaussianMixtureModel",
+    "GaussianMixtureModelConfig",
     "MultinomGLM",
     "MultinomGLMM",
     "SplisosmGLMM",
     "TripletDataset",
     "__version__",
     "fit_gmm",
+    "log_likelihood_scorer",
 ]
 __version__ = version("pyrosplice")

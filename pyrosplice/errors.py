@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
@@ -89,3 +90,16 @@ def own_options_only(call: Call) -> Call:
         return call(*args, **options)
 
     return checked  # type: ignore[return-value]
+
+
+def check_integer(name: str, value: Any, *, least: int = 1) -> int:
+    """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`)."""
+    check_whole(name, value, least)
+    return int(value)
+
+
+def check_number(name: str, value: Any, *, least: float = 0.0) -> float:
+    """``value`` as a float; :class:`InvalidArgumentError` unless it is a finite number of at least ``least``."""
+    if not is_number(value) or not least <= float(value) < math.inf:
+        raise InvalidArgumentError(f"{name}: expected a number of at least {least:g}, found {value!r}.")
+    return float(value)

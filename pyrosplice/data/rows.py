@@ -7,11 +7,14 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
+from pyrosplice.data.containers import is_lazy, well_formed
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.row_blocks import RowBlocks
 
@@ -32,8 +35,9 @@ def as_rows(
     Parameters
     ----------
     data
-        Matrix ``(N, D)``: array, Tensor, scipy sparse, Dask array, AnnData (``obsm[use_rep]``, or ``X``), a torch
-        Dataset of rows (alone or first in a tuple), or a DataLoader, of which the data set is read in order.
+        Matrix ``(N, D)``: array, table, Tensor, scipy sparse, Dask array, AnnData (``obsm[use_rep]``, or ``X``; also
+        backed), a torch Dataset of rows (alone or first in a tuple), or a DataLoader, of which the data set is read
+        in order, each row once, whether it shuffles, drops the last batch, or not.
     size
         Rows in a block.
     use_rep
@@ -46,14 +50,19 @@ def as_rows(
     Raises
     ------
     InvalidArgumentError
-        ``data`` is not a matrix, or ``use_rep`` is not in it.
+        ``data`` is not a matrix of numbers, ``use_rep`` is not in it, or a loader leaves out or changes rows.
     """
     if isinstance(data, anndata.AnnData):
-        data = _representation(data, use_rep)
+        data = representation_of(data, use_rep)
     read, n_rows = _reader(data)
     if n_rows == 0:
         raise InvalidArgumentError("X: expected at least one row, found none.")
-    kind = dtype or _floating(read(0, 1).dtype)
+    first = read(0, 1)
+    if first.ndim != 2 or first.is_complex():
+        raise InvalidArgumentError(
+            f"X: expected rows of numbers, found shape {tuple(first.shape[1:])} and dtype {first.dtype} of the first."
+        )
+    kind = dtype or _floating(first.dtype)
 
     def block(start: int, stop: int) -> Tensor:
         return read(start, stop).to(device=device, dtype=kind)[None]
@@ -63,7 +72,7 @@ def as_rows(
 
 def is_array(data: Any) -> bool:
     """True for what scikit-learn calls an array: NumPy, lists, tables, scipy sparse."""
-    return not (isinstance(data, (Tensor, Dataset, DataLoader, anndata.AnnData)) or hasattr(data, "compute"))
+    return not (isinstance(data, (Tensor, Dataset, DataLoader, anndata.AnnData)) or is_lazy(data))
 
 
 def as_given(data: Any, values: Tensor) -> Any:
@@ -71,41 +80,121 @@ def as_given(data: Any, values: Tensor) -> Any:
     return values.cpu().numpy() if is_array(data) else values
 
 
+def representation_of(adata: anndata.AnnData, use_rep: str | None) -> Any:
+    """``obsm[use_rep]`` of an AnnData, ``X`` for None, as it is held.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such key, or no ``X``.
+    """
+    if use_rep is None:
+        if adata.X is None:
+            raise InvalidArgumentError(
+                f"use_rep: the AnnData has no X (it is None); give a key of obsm {sorted(adata.obsm)}, or set X."
+            )
+        return adata.X
+    if use_rep not in adata.obsm:
+        raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
+    return adata.obsm[use_rep]
+
+
+def in_memory(matrix: Any, argument: str) -> NDArray[np.float64]:
+    """All of a matrix ``(N, D)``, whatever holds it, as float64."""
+    on_disk = is_lazy(matrix) and not (hasattr(matrix, "compute") or hasattr(matrix, "to_memory"))
+    dense = _dense(matrix[...] if on_disk else matrix, argument)
+    if dense.ndim != 2:
+        raise InvalidArgumentError(f"{argument}: expected a matrix (cells, features), found shape {dense.shape}.")
+    return dense.astype(np.float64, copy=False)
+
+
+def _dense(matrix: Any, argument: str) -> NDArray[Any]:
+    """A block of rows, computed if it has to be, as a plain array of numbers."""
+    if hasattr(matrix, "compute"):
+        matrix = matrix.compute()
+    if hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    found = well_formed(matrix, argument)
+    return found.toarray() if scipy.sparse.issparse(found) else found
+
+
 def _floating(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.float64
 
 
-def _representation(adata: anndata.AnnData, use_rep: str | None) -> Any:
-    if use_rep is None:
-        return adata.X
-    if use_rep not in adata.obsm:
-        raise InvalidArgumentError(f"use_rep: expected a key of obsm {sorted(adata.obsm)}, found {use_rep!r}.")
-    return np.asarray(adata.obsm[use_rep])
-
-
 def _reader(data: Any) -> tuple[Read, int]:
     if isinstance(data, DataLoader):
+        _check_loader(data)
         data = data.dataset
     if isinstance(data, Dataset):
-        return _from_dataset(data), len(data)  # type: ignore[arg-type]
-    if getattr(data, "ndim", 2) != 2:
-        raise InvalidArgumentError(f"X: expected a matrix (rows, features), found shape {tuple(data.shape)}.")
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+            raise InvalidArgumentError("X: EM reads rows more than once; give a data set with a length, not a stream.")
+        return _from_dataset(data), len(data)
     if isinstance(data, Tensor):
-        return lambda a, b: data[a:b], len(data)
-    if scipy.sparse.issparse(data):
-        rows = data.tocsr()
-        return lambda a, b: torch.from_numpy(rows[a:b].toarray()), rows.shape[0]
-    if hasattr(data, "compute"):
-        return lambda a, b: torch.from_numpy(np.asarray(data[a:b].compute())), int(data.shape[0])
-    array = np.asarray(data)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise InvalidArgumentError(f"X: expected a numeric matrix, found shape {array.shape}, dtype {array.dtype}.")
-    return lambda a, b: torch.from_numpy(np.require(array[a:b], requirements=["C", "W"])), len(array)
+        _check_matrix(data)
+        dense = data.detach() if data.layout == torch.strided else data.detach().to_dense()
+        return lambda a, b: dense[a:b], len(dense)
+    if is_lazy(data):
+        _check_matrix(data)
+        return lambda a, b: _as_tensor(_dense(data[a:b], "X")), int(data.shape[0])
+    found = well_formed(data, "X")
+    _check_matrix(found)
+    if scipy.sparse.issparse(found):
+        rows = found.tocsr()
+        return lambda a, b: _as_tensor(rows[a:b].toarray()), rows.shape[0]
+    return lambda a, b: _as_tensor(found[a:b]), len(found)
+
+
+def _check_matrix(data: Any) -> None:
+    if len(data.shape) != 2:
+        raise InvalidArgumentError(f"X: expected a matrix (rows, features), found shape {tuple(data.shape)}.")
+
+
+def _as_tensor(block: NDArray[Any]) -> Tensor:
+    block = block.astype(np.float64) if block.dtype.kind in "ub" else block
+    native = block.astype(block.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _check_loader(loader: DataLoader[Any]) -> None:
+    """Refuse a loader that would leave out, repeat or change rows: its data set is read in order, each row once."""
+    sampler = loader.sampler
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    if not (whole or isinstance(loader.dataset, IterableDataset)):
+        raise InvalidArgumentError(
+            f"X: a DataLoader with {type(sampler).__name__} leaves out or repeats rows; give a data set of the rows "
+            "that you mean (torch.utils.data.Subset), or sample_weight."
+        )
+    if loader.collate_fn is not default_collate and loader.batch_size is not None:
+        raise InvalidArgumentError("X: a DataLoader's collate_fn is not followed; give a data set of the rows.")
 
 
 def _from_dataset(data: Any) -> Read:
     def row(i: int) -> Tensor:
         item = data[i]
-        return torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item)
+        item = item[0] if isinstance(item, (tuple, list)) and not _is_row(item) else item
+        return item.detach() if isinstance(item, Tensor) else _as_tensor(well_formed(item, "X"))
 
-    return lambda a, b: torch.stack([row(i) for i in range(a, b)])
+    def read(a: int, b: int) -> Tensor:
+        rows = [row(i) for i in range(a, b)]
+        if len({tuple(r.shape) for r in rows}) > 1:
+            raise InvalidArgumentError("X: the rows of the data set have different numbers of features.")
+        return torch.stack(rows)
+
+    return read
+
+
+def _is_row(item: Any) -> bool:
+    """Whether an item is a list of plain numbers, not a row and what goes with it."""
+    return isinstance(item, list) and all(isinstance(v, (int, float, np.number)) for v in item)
+
+
+def column_names(data: Any, use_rep: str | None) -> pd.Index | None:
+    """Names of the features of a DataFrame, of ``X`` of an AnnData or of a table in its ``obsm``; None without."""
+    if isinstance(data, anndata.AnnData):
+        data = data.obsm[use_rep] if use_rep is not None and use_rep in data.obsm else data
+    if isinstance(data, anndata.AnnData):
+        return pd.Index(data.var_names)
+    return data.columns if isinstance(data, pd.DataFrame) else None

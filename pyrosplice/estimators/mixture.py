@@ -6,25 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyrosplice.data.rows import as_given, as_rows, is_array
-from pyrosplice.errors import InvalidArgumentError, check_option
-from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_attributes, write_parameters
+from pyrosplice.data.rows import as_given
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option
+from pyrosplice.estimators.mixture_criteria import information_criterion
+from pyrosplice.estimators.mixture_files import read_attributes, read_parameters, write_mixture
+from pyrosplice.estimators.mixture_input import check_model_fits, given_means, given_parameters, read_cells
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
-from pyrosplice.inference.em import EMOptions, EMResult, block_size
-from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, best_of, start_one
+from pyrosplice.inference.em import EMOptions, EMResult
+from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
 from pyrosplice.inference.em_missing import missing_log_joint
 from pyrosplice.inference.em_starts import uniforms
 from pyrosplice.inference.em_stepwise import StepwiseEM
-from pyrosplice.inference.row_blocks import RowBlocks
+from pyrosplice.inference.row_blocks import RowBlocks, require_finite
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
@@ -33,6 +34,11 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     A pass over the cells is two matrix products a block on the cells' quadratic features, in centred and whitened
     units, with float64 sums; blocks add up the same statistics, so ``batch_size`` changes memory, never the result.
+    Where a variance is too small for that (one number in all cells of a component, thousands elsewhere) the fit is
+    made again with differences taken first.
+
+    :meth:`score` is a **loss**, smaller is better, as documented for this interface; scikit-learn's searches maximise,
+    so give them ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
 
     Parameters
     ----------
@@ -43,7 +49,8 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     init_strategy
         ``"kmeans"`` (default), ``"kmeans++"`` (its seeds alone) or ``"random"`` (distinct cells).
     init_means
-        ``(M, D)``: every cell to its nearest mean, one M-step; overrides ``init_strategy``.
+        ``(M, D)``: every cell to its nearest mean, one M-step; overrides ``init_strategy``. The columns of a table
+        are put in the order of the features that the cells name.
     convergence_tolerance
         EM stops when the log likelihood (log joint, with a prior) per cell changes by less.
     covariance_regularization
@@ -52,17 +59,20 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         Rows read at a time, None lets the library choose. A scipy sparse matrix needs it: its rows are made dense
         in blocks of this size.
     trainer_params
-        Mapping of the fields of :class:`~pyrosplice.estimators.mixture_trainer.TrainerOptions`.
+        Mapping of the fields of :class:`~pyrosplice.estimators.mixture_trainer.TrainerOptions`; words of a Lightning
+        trainer that mean nothing to EM (``logger``, …) are accepted. ``max_epochs=0`` keeps the starting values.
     init_weights, init_covariances
         With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
     prior
-        :class:`~pyrosplice.models.gaussian_mixture.MixturePrior`; flat when None.
+        :class:`~pyrosplice.models.gaussian_mixture.MixturePrior`; flat when None (maximum likelihood), as in every
+        family. Draws need a proper prior: :meth:`posterior` puts a weak one in the place of None, and says which.
     missing
         ``"error"`` (default) or ``"marginalize"``: NaN is a value missing at random.
     n_init
         Starts, run as one batch; the best is kept.
     warm_start
-        Start from the current ``model_`` if there is one.
+        Start from the current ``model_`` if there is one; it must have the components, covariance type and features
+        that are asked for.
     random_state
         Seed, of the starts and of :meth:`sample`.
     use_rep
@@ -73,9 +83,13 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     model_
         :class:`~pyrosplice.estimators.mixture_module.GaussianMixtureModel`, scriptable.
     converged_, num_iter_
-        Whether the tolerance was met, after how many EM iterations.
+        Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
+        no change counts.
     nll_
         Mean negative log likelihood of the cells at ``model_``.
+    n_features_in_, feature_names_in_
+        Number of features; their names where a table or ``X`` of an AnnData was fitted. Cells with other names, or in
+        another order, are refused.
 
     Examples
     --------
@@ -90,6 +104,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     num_iter_: int
     nll_: float
     _stepwise: StepwiseEM | None
+    _named_by_anndata = False
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
@@ -148,7 +163,9 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             An option, a start or a value of ``X`` is not possible; a covariance became singular.
         """
         self._check_options()
-        rows = self._rows(X, reset=True, sample_weight=sample_weight)
+        if self.warm_start and hasattr(self, "model_"):
+            check_model_fits(self, "warm_start")
+        rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
         result = self._fit_rows(rows)
         self._keep(result, rows)
         return self
@@ -161,10 +178,11 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
         if stepwise is None:
             self.fit(X, sample_weight=sample_weight)
-            problem = self._problem(self._rows(X, reset=False, sample_weight=sample_weight))
+            problem = self._problem(read_cells(self, X, reset=False, sample_weight=sample_weight))
             self._stepwise = StepwiseEM.of(problem, self.model_.parameters_of())
             return self
-        rows = self._rows(X, reset=False, sample_weight=sample_weight)
+        check_model_fits(self, "partial_fit")
+        rows = read_cells(self, X, reset=False, sample_weight=sample_weight)
         parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
         self.model_ = GaussianMixtureModel.from_parameters(parameters, self.model_.means.dtype)
         self.num_iter_ += 1
@@ -173,9 +191,12 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         return self
 
     def _fit_rows(self, rows: RowBlocks) -> EMResult:
-        problem = self._problem(rows)
-        options = self._em_options()
-        result = best_of(problem.run(self._start(problem), options))
+        draws = uniforms(self.n_init, self.num_components, _seed(self.random_state))
+        result = run_carefully(
+            lambda centred: self._problem(rows, centred=centred),
+            lambda problem: self._start(problem, draws),
+            self._em_options(),
+        )
         if bool(result.singular.any()):
             raise InvalidArgumentError(
                 "covariance_regularization: a covariance is singular, or too small against the spread of the data, at "
@@ -183,54 +204,31 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             )
         return result
 
-    def _problem(self, rows: RowBlocks) -> Problem:
+    def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
         return Problem.of(
             rows,
             self.covariance_type,
             prior=self.prior,
             regularization=self.covariance_regularization,
             missing=self.missing == "marginalize",
+            centred=centred,
         )
 
-    def _start(self, problem: Problem) -> MixtureParameters:
-        given = self._given_parameters(problem.rows.dim)
-        if given is not None:
-            given = given.to(problem.rows.device)
-            lead = given.select((None, None))  # type: ignore[arg-type]
-            return problem.standardization.forward(lead)
-        means = None
-        if self.init_means is not None:
-            means = torch.as_tensor(self.init_means, dtype=torch.float64)
-            _check_shape("init_means", means, (self.num_components, problem.rows.dim))
-        draws = uniforms(self.n_init, self.num_components, _seed(self.random_state))
-        return start_one(problem, self.init_strategy, draws, means)
-
-    def _given_parameters(self, dim: int) -> MixtureParameters | None:
-        if self.warm_start and hasattr(self, "model_"):
-            return self.model_.parameters_of()
-        if self.init_weights is None and self.init_covariances is None:
-            return None
-        if self.init_means is None or self.init_weights is None or self.init_covariances is None:
-            raise InvalidArgumentError("init_weights, init_covariances: give both, together with init_means.")
-        m = self.num_components
-        shapes = {"full": (m, dim, dim), "tied": (dim, dim), "diag": (m, dim), "spherical": (m,)}
-        names = {"init_weights": (m,), "init_means": (m, dim), "init_covariances": shapes[self.covariance_type]}
-        tensors: list[Tensor] = []
-        for name, shape in names.items():
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64)
-            _check_shape(name, value, shape)
-            tensors.append(value)
-        weights, means, covariances = tensors
-        if bool((weights < 0).any()) or float(weights.sum()) <= 0:
-            raise InvalidArgumentError(f"init_weights: expected numbers of at least 0, found {weights.tolist()}.")
-        return MixtureParameters(weights / weights.sum(), means, covariances, self.covariance_type)
+    def _start(self, problem: Problem, draws: Tensor) -> MixtureParameters:
+        dim = problem.rows.dim
+        given = given_parameters(self, dim)
+        if given is None:
+            return start_one(problem, self.init_strategy, draws, given_means(self, dim))
+        lead = given.to(problem.rows.device).select((None, None))  # type: ignore[arg-type]
+        return problem.standardization.forward(lead)
 
     def _keep(self, result: EMResult, rows: RowBlocks) -> None:
         first = (torch.tensor(0), torch.tensor(0))
         self._stepwise = None
         self.model_ = GaussianMixtureModel.from_parameters(result.parameters.select(first), rows.dtype)
-        self.converged_ = bool(result.converged)
-        self.num_iter_ = int(result.n_iter)
+        most = self.trainer().max_epochs
+        self.num_iter_ = min(int(result.n_iter) + 1, most)
+        self.converged_ = bool(result.converged) and int(result.n_iter) < most
         self.nll_ = -float(result.log_likelihood) / float(rows.total_weight())
 
     def predict(self, X: Any) -> Any:
@@ -246,16 +244,32 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         return as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
 
     def score_samples(self, X: Any) -> Any:
-        """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`."""
+        """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`.
+
+        Differs from scikit-learn's, which has the other sign.
+        """
         return as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
 
     def score(self, X: Any, y: None = None) -> float:
-        """Mean **negative** log likelihood of the cells."""
+        """Mean **negative** log likelihood of the cells: a loss, **smaller is better**.
+
+        Differs from scikit-learn's, which has the other sign: ``GridSearchCV`` and ``cross_val_score`` keep the largest
+        score, so without ``scoring=pyrosplice.log_likelihood_scorer`` they keep the worst model.
+        """
         return -float(torch.cat([log_density for _, log_density in self._evaluate(X)]).to(torch.float64).mean())
+
+    def aic(self, X: Any) -> float:
+        """Akaike's information criterion of the cells; smaller is better."""
+        return information_criterion(self, X, per_parameter=2.0)
+
+    def bic(self, X: Any) -> float:
+        """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
+        return information_criterion(self, X, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
         """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
         check_is_fitted(self, "model_")
+        num_datapoints = check_integer("num_datapoints", num_datapoints)
         generator = torch.Generator()
         seed = _seed(self.random_state)
         _ = generator.seed() if seed is None else generator.manual_seed(seed)
@@ -267,13 +281,16 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
         check_is_fitted(self, "model_")
-        rows = self._rows(X, reset=False)
-        model = self.model_.to(rows.device)
-        if self.missing != "marginalize":
-            return [model(rows.block(a, b)[0].to(model.means.dtype)) for a, b in rows.spans()]
+        rows = read_cells(self, X, reset=False)
+        model, marginalize = self.model_.to(rows.device), self.missing == "marginalize"
         out = []
         for a, b in rows.spans():
-            joint = missing_log_joint(model.parameters_of(), rows.block(a, b)[0])
+            cells = rows.block(a, b)[0]
+            require_finite(cells, a, allow_nan=marginalize)
+            if not marginalize:
+                out.append(model(cells.to(model.means.dtype)))
+                continue
+            joint = missing_log_joint(model.parameters_of(), cells)
             total = joint.logsumexp(1)
             out.append((joint - total[:, None], total))
         return out
@@ -285,8 +302,19 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         return tags
 
     def set_params(self, values: Mapping[str, Any] | None = None, **params: Any) -> Self:
-        """Set parameters, from a mapping or by keyword."""
-        return super().set_params(**{**(values or {}), **params})
+        """Set parameters, from a mapping or by keyword.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A name that is no parameter; none is set then.
+        """
+        if values is not None and not isinstance(values, Mapping):
+            raise InvalidArgumentError(f"values: expected a mapping, found {type(values).__name__}.")
+        given = {**(values or {}), **params}
+        for name in given:
+            check_option("set_params", name, self.get_params(deep=False))
+        return super().set_params(**given)
 
     def clone(self) -> Self:
         """An unfitted estimator with the same parameters."""
@@ -294,13 +322,17 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def trainer(self, **overrides: Any) -> TrainerOptions:
         """The options with which EM is run, ``trainer_params`` applied."""
+        if not overrides:
+            return TrainerOptions.of(self.trainer_params)
         return TrainerOptions.of({**(self.trainer_params or {}), **overrides})
 
     def save(self, path: str | Path) -> None:
-        """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle."""
-        self.save_parameters(path)
-        if hasattr(self, "model_"):
-            self.save_attributes(path)
+        """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle.
+
+        A model that was saved there before is replaced as a whole, once the new one is written.
+        """
+        fit = self if hasattr(self, "model_") else None
+        write_mixture(Path(path), parameters=self.get_params(deep=False), fit=fit, whole=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -312,17 +344,17 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def save_parameters(self, path: str | Path) -> None:
         """Save what the constructor was given: ``params.json``."""
-        write_parameters(Path(path), self.get_params(deep=False))
+        write_mixture(Path(path), parameters=self.get_params(deep=False))
 
     @classmethod
     def load_parameters(cls, path: str | Path) -> Self:
         """An unfitted estimator with saved parameters."""
-        return cls(**read_parameters(Path(path)))
+        return cls(**read_parameters(Path(path), cls._get_param_names()))
 
     def save_attributes(self, path: str | Path) -> None:
         """Save the fit: ``attributes.json`` and ``model/``."""
         check_is_fitted(self, "model_")
-        write_attributes(Path(path), self)
+        write_mixture(Path(path), fit=self)
 
     def load_attributes(self, path: str | Path) -> None:
         """Take over a saved fit."""
@@ -340,62 +372,22 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check_option("init_strategy", self.init_strategy, STRATEGIES)
         check_option("missing", self.missing, ("error", "marginalize"))
+        check_option("warm_start", self.warm_start, (True, False))
         for name in ("num_components", "n_init", "batch_size"):
-            value = getattr(self, name)
-            if not (name == "batch_size" and value is None) and (not isinstance(value, (int, np.integer)) or value < 1):
-                raise InvalidArgumentError(f"{name}: expected a positive integer, found {value!r}.")
+            if name != "batch_size" or self.batch_size is not None:
+                check_integer(name, getattr(self, name))
         for name in ("convergence_tolerance", "covariance_regularization"):
-            if not getattr(self, name) >= 0:
-                raise InvalidArgumentError(f"{name}: expected a number of at least 0, found {getattr(self, name)!r}.")
-
-    def _rows(self, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
-        if is_array(X):
-            X = validate_data(
-                self,
-                X,
-                reset=reset,
-                dtype=[np.float64, np.float32],
-                accept_sparse="csr" if self.batch_size is not None else False,
-                ensure_min_samples=2 if reset else 1,
-                ensure_all_finite="allow-nan" if self.missing == "marginalize" else True,
-            )
-        options = self.trainer()
-        rows = as_rows(X, size=self.batch_size or 1, use_rep=self.use_rep, dtype=options.dtype, device=options.device)
-        if self.batch_size is None:
-            rows.size = min(rows.n_rows, block_size(rows.dim, self.covariance_type))
-        if reset:
-            self.n_features_in_ = rows.dim
-        elif rows.dim != self.n_features_in_:
-            raise InvalidArgumentError(
-                f"X has {rows.dim} features, but GaussianMixture is expecting {self.n_features_in_} features as input."
-            )
-        if reset and rows.n_rows < self.num_components:
-            raise InvalidArgumentError(
-                f"num_components: found {self.num_components}, but X has n_samples={rows.n_rows} rows."
-            )
-        rows.weights = _weights(sample_weight, rows)
-        return rows
-
-
-def _weights(sample_weight: Any, rows: RowBlocks) -> Tensor | None:
-    if sample_weight is None:
-        return None
-    weights = torch.as_tensor(np.asarray(sample_weight, dtype=np.float64), device=rows.device)
-    if weights.dim() == 0:
-        weights = weights.expand(rows.n_rows)
-    if weights.shape != (rows.n_rows,):
-        raise InvalidArgumentError(f"sample_weight.shape == {tuple(weights.shape)}, expected {(rows.n_rows,)}!")
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise InvalidArgumentError("sample_weight: expected finite numbers of at least 0.")
-    if not bool((weights > 0).any()):
-        raise InvalidArgumentError("sample_weight: all weights are zero; give at least one cell a positive weight.")
-    return weights[None]
+            check_number(name, getattr(self, name))
+        if not (self.prior is None or isinstance(self.prior, MixturePrior)):
+            raise InvalidArgumentError(f"prior: expected None or a MixturePrior, found {self.prior!r}.")
+        if not (self.use_rep is None or isinstance(self.use_rep, str)):
+            raise InvalidArgumentError(f"use_rep: expected a key of obsm or None, found {self.use_rep!r}.")
 
 
 def _seed(random_state: Any) -> int | None:
-    return None if random_state is None else int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape) != shape or not bool(value.isfinite().all()):
-        raise InvalidArgumentError(f"{name}: expected finite values of shape {shape}, found {tuple(value.shape)}.")
+    if random_state is None:
+        return None
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise InvalidArgumentError(f"random_state: {error}") from error

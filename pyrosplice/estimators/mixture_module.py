@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.errors import check_integer, check_option
+from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,16 @@ class GaussianMixtureModelConfig:
     num_features: int
     covariance_type: CovarianceType
 
+    def __post_init__(self) -> None:
+        check_integer("num_components", self.num_components)
+        check_integer("num_features", self.num_features)
+        check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
+
 
 class GaussianMixtureModel(nn.Module):
     r"""Density of a Gaussian mixture, with :math:`U_m U_m^\top = \Sigma_m^{-1}` kept instead of the covariances.
+
+    A new one has equal weights, means at zero and unit covariances.
 
     Attributes
     ----------
@@ -43,10 +51,11 @@ class GaussianMixtureModel(nn.Module):
         self.config = config
         self.covariance_type: str = config.covariance_type
         m, d = config.num_components, config.num_features
-        shapes = {"full": (m, d, d), "tied": (d, d), "diag": (m, d), "spherical": (m,)}
+        eye = torch.eye(d)
+        units = {"full": eye.repeat(m, 1, 1), "tied": eye, "diag": torch.ones(m, d), "spherical": torch.ones(m)}
         self.register_buffer("component_probs", torch.full((m,), 1 / m))
         self.register_buffer("means", torch.zeros(m, d))
-        self.register_buffer("precisions_cholesky", torch.ones(shapes[config.covariance_type]))
+        self.register_buffer("precisions_cholesky", units[config.covariance_type])
 
     @classmethod
     def from_parameters(cls, parameters: MixtureParameters, dtype: torch.dtype) -> Self:

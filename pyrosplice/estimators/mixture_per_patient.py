@@ -189,6 +189,9 @@ def _in_canonical_order(patient: PatientCells) -> PatientCells:
     return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
 
 
+TripletDataset.fit_gmm = fit_gmm
+
+
 # ---- a mixture for each patient ---------------------------------------------------------------------------------
 
 
@@ -263,7 +266,7 @@ def _handled(name: str, cells: Tensor, fit: Fit, options: GMMOptions) -> Fit:
         return fit
     found = f"patient {name!r}: components {bad} of {fit.parameters.n_components} have singular covariances"
     advice = "fewer components, covariance_type='diag', prior='pooled' or a larger eps"
-    if options.singularity_handling == "strict" or (fit.singular and options.eps == 0):
+    if options.singularity_handling == "strict" or (fit.singular and options.singularity_handling == "guarded"):
         raise InvalidArgumentError(f"singularity_handling: {found}; try {advice}.")
     if options.singularity_handling == "guarded":
         logger.info("%s; eps=%g was added.", found, options.eps)
@@ -272,4 +275,7 @@ def _handled(name: str, cells: Tensor, fit: Fit, options: GMMOptions) -> Fit:
     warnings.warn(f"{found}; fitted again with eps={eps:g}. Try {advice}.", stacklevel=4)
     kept = options.prior if isinstance(options.prior, MixturePrior) else None
     again = fit_sets([cells], [fit.parameters.n_components], replace(options, eps=eps, prior=kept, verbose=False))
-    return again[0][fit.parameters.n_components]
+    refitted = again[0][fit.parameters.n_components]
+    if refitted.singular:
+        raise InvalidArgumentError(f"singularity_handling: {found}, with eps={eps:g} too; try {advice}.")
+    return refitted

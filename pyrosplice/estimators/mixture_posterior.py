@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrosplice.data.rows import as_rows
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_integer
 from pyrosplice.inference.em import block_size
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_gibbs import GibbsSampler
-from pyrosplice.inference.row_blocks import RowBlocks
+from pyrosplice.inference.row_blocks import RowBlocks, require_finite
 from pyrosplice.models.gaussian_mixture import MixtureParameters, MixturePrior
 from pyrosplice.modes import works_in_any_mode
 
@@ -98,9 +98,10 @@ def sample_posterior(
     InvalidArgumentError
         The prior is improper, or a number is not positive.
     """
-    for name, number in (("n_draws", n_draws), ("n_chains", n_chains), ("n_warmup", n_warmup + 1)):
-        if number < 1:
-            raise InvalidArgumentError(f"{name}: expected a positive integer, found {number}.")
+    check_integer("n_draws", n_draws)
+    check_integer("n_chains", n_chains)
+    check_integer("n_warmup", n_warmup, least=0)
+    check_integer("seed", seed, least=0)
     kind = fitted.covariance_type
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
     prior = proper_prior(rows, fitted, prior)
@@ -121,7 +122,11 @@ def sample_posterior(
 
 
 def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePrior | None) -> MixturePrior:
-    """The prior, :func:`weak_prior` for None; refused where it is improper."""
+    """The prior, :func:`weak_prior` for None; refused where it is improper, or the cells have other features."""
+    if rows.dim != fitted.means.shape[1]:
+        raise InvalidArgumentError(f"X: expected {fitted.means.shape[1]} features, as the fit has, found {rows.dim}.")
+    for a, b in rows.spans():
+        require_finite(rows.block(a, b)[0], a)
     if prior is None:
         mean, covariance = rows.mean_and_covariance()
         prior = weak_prior(covariance[0], mean[0], fitted.n_components)

@@ -76,6 +76,11 @@ def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions)
         warnings.warn(f"Shared components {bad} are singular; fitted again with 100 eps.", stacklevel=3)
         more = replace(options, eps=ROBUST_FACTOR * options.eps)
         fit = _fit_one_shared(every.take(used), [chosen], more)[chosen]
+    if fit.singular:
+        raise InvalidArgumentError(
+            f"eps: a covariance of the shared components is singular, or too small against the spread of the data, at "
+            f"{options.eps}; give a larger value, fewer components or a prior."
+        )
     return FittedMixtures(
         patients=tuple(patients),
         mixtures=(fit.parameters,),

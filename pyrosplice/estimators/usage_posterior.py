@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_integer
 from pyrosplice.estimators.usage_effects import UsageEffects
 from pyrosplice.modes import works_in_any_mode
 
@@ -77,7 +77,7 @@ class UsagePosterior(UsageEffects):
         parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
         models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
         numbers: Counter[str] = Counter()
-        memory.check_samples(num_samples)
+        check_integer("num_samples", num_samples)
         widest = max(model.n_isos for model in models)
         for model in models:
             made = tree.check_groups(model, groups, usage=usage)

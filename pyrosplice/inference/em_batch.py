@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,18 +86,28 @@ def fit_many(
     """
     draws = uniforms(n_init, max(components), seed)
     options = options or EMOptions()
+    quiet = EMOptions(max_iter=options.max_iter, tolerance=options.tolerance)
+    of = partial(Problem.of, prior=prior, regularization=regularization)
+
+    def run(problem: Problem, seeds: Tensor, group: Sequence[int]) -> EMResult:
+        means, active = _candidates(seeds, group)
+        return problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
+
     out: list[dict[int, Fit]] = [{} for _ in sets]
     buckets = _buckets(sets, components, covariance_type, n_init, memory)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
         rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem = Problem.of(rows, covariance_type, prior=prior, regularization=regularization)
+        problem = of(rows, covariance_type)
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
         for group in _component_groups(components):
-            means, active = _candidates(seeds, group)
-            quiet = EMOptions(max_iter=options.max_iter, tolerance=options.tolerance)
-            result = problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
+            result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
-                out[b].update(_best_fits(result, i, group, n_init, int(distinct[i])))
+                fits = _best_fits(result, i, group, n_init, int(distinct[i]))
+                if bool(result.singular[i].any()):
+                    alone = of(_rows([sets[b]], covariance_type), covariance_type, centred=True)
+                    again = _best_fits(run(alone, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
+                    fits |= {k: fit for k, fit in again.items() if not fit.singular}
+                out[b].update(fits)
     return [{k: fits[k] for k in components} for fits in out]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.em import EMOptions, EMResult, Expectation, QuadraticExpectation, run_em
+from pyrosplice.inference.em_centred import CentredExpectation
 from pyrosplice.inference.em_missing import MissingExpectation, impute_means, observed_mean_and_variance
 from pyrosplice.inference.em_starts import from_means, from_total_covariance, lloyd, seed_means
 from pyrosplice.inference.em_triangular import FEATURES_UP_TO, TriangularExpectation
 from pyrosplice.inference.em_update import Penalty, Standardization
-from pyrosplice.inference.row_blocks import RowBlocks
+from pyrosplice.inference.row_blocks import RowBlocks, require_finite
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
 
 Strategy = Literal["random", "kmeans", "kmeans++"]
@@ -55,25 +57,32 @@ class Problem:
         regularization: float = 1e-6,
         missing: bool = False,
         features: bool = False,
+        centred: bool = False,
     ) -> Problem:
-        """Standardise ``rows``; ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension."""
+        """Standardise ``rows``.
+
+        ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centred`` for the slower
+        E-step that no tiny variance takes its digits.
+        """
+        diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
         if missing:
             mean, variance = observed_mean_and_variance(rows)
-            diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
             to_standard = Standardization.from_covariance(mean, variance, diagonal, regularization)
             complete = impute_means(rows, mean)
             covariance = complete.mean_and_covariance()[1]
         else:
             mean, covariance = rows.mean_and_covariance()
-            to_standard = Standardization.from_covariance(mean, covariance, covariance_type, regularization)
+            scaled = diagonal if centred else covariance_type
+            to_standard = Standardization.from_covariance(mean, covariance, scaled, regularization)
             complete = rows
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-            raise InvalidArgumentError(
-                "X: contains NaN or infinity; remove those cells, or marginalise missing values."
-            )
+            for a, b in rows.spans():
+                for own in rows.block(a, b):
+                    require_finite(own, a, allow_nan=missing)
+            raise InvalidArgumentError("X: values so large that their variances overflow; rescale them.")
         triangular = covariance_type == "full" and rows.dim > FEATURES_UP_TO and not features
-        expectation_type = TriangularExpectation if triangular else QuadraticExpectation
-        starter = expectation_type(complete, to_standard, covariance_type, covariance)
+        whole = TriangularExpectation if triangular else QuadraticExpectation
+        starter = (CentredExpectation if centred else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
         penalty = Penalty.of(prior or MixturePrior(), regularization, to_standard, covariance_type)
         return cls(rows, to_standard, expectation, starter, penalty)
@@ -90,6 +99,30 @@ class Problem:
         """EM; the parameters come back in units of the data."""
         result = run_em(self.expectation, start, self.penalty, options)
         return replace(result, parameters=self.standardization.backward(result.parameters))
+
+
+def run_carefully(
+    make: Callable[[bool], Problem], start: Callable[[Problem], MixtureParameters], options: EMOptions
+) -> EMResult:
+    """The best of the restarts of one data set; all are run again, centred, where one of them lost its digits.
+
+    Parameters
+    ----------
+    make
+        Makes the problem, centred or not.
+    start
+        Its starting parameters, ``(1, J, M, ...)``.
+    options
+        Of EM.
+    """
+    problem = make(False)
+    result = problem.run(start(problem), options)
+    best = best_of(result)
+    if not bool(result.singular.any()):
+        return best
+    problem = make(True)
+    careful = best_of(problem.run(start(problem), options))
+    return best if bool(careful.singular) else careful
 
 
 def start_one(

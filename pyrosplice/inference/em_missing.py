@@ -21,6 +21,7 @@ from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
 GATHER_ELEMENTS = 4_000_000
+_MOMENTS = ("counts", "sums", "squares", "origin")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class MissingExpectation:
         zero = torch.zeros((), dtype=torch.int64)
         each = [self._one(parameters.select((zero, torch.tensor(j)))) for j in range(parameters.weights.shape[1])]
         log_likelihood = torch.stack([e[0] for e in each])[None] + self._log_det
-        moments = Moments(*(torch.stack([getattr(e[1], f) for e in each])[None] for f in ("counts", "sums", "squares")))
+        moments = Moments(*(torch.stack([getattr(e[1], f) for e in each])[None] for f in _MOMENTS))
         return log_likelihood, moments, torch.stack([e[2] for e in each])[None]
 
     def _one(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
@@ -124,15 +125,14 @@ class MissingExpectation:
             weight = _column(self.rows, a, b)
             total = total + (responsibilities_(resp) * weight[:, 0]).sum()
             resp = resp * weight[:, 0]
-            filled = parameters.means + (conditionals.regression[pattern] @ gap[..., None])[..., 0]
-            filled = filled.movedim(1, 0)
+            filled = (conditionals.regression[pattern] @ gap[..., None])[..., 0].movedim(1, 0)
             per_pattern = resp.new_zeros(m, len(patterns)).index_add_(1, pattern, resp)
             counts = counts + resp.sum(1)
             sums = sums + (resp[..., None] * filled).sum(1)
             squares = squares + (resp[..., None] * filled).mT @ filled
             squares = squares + torch.einsum("mu,umij->mij", per_pattern, conditionals.residual)
             sound = sound & conditionals.sound
-        return total, Moments(counts, sums, self._shaped(squares)), sound.all()
+        return total, Moments(counts, sums, self._shaped(squares), parameters.means), sound.all()
 
     def _scaled(self, a: int, b: int) -> Tensor:
         scale = self.standardization.inverse[0].diagonal()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.em import EMOptions, QuadraticExpectation, block_size
+from pyrosplice.inference.em import FLOAT64_SMALLEST, EMOptions, QuadraticExpectation, block_size
+from pyrosplice.inference.em_centred import CentredExpectation
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_statistics import Moments, coefficients, moments_of, responsibilities_
 from pyrosplice.inference.row_blocks import RowBlocks
@@ -29,10 +30,10 @@ class SharedFit:
 class SharedExpectation:
     """E-step in which a cell's component weights are its group's; they are updated with every call."""
 
-    def __init__(self, quadratic: QuadraticExpectation, groups: Tensor, n_components: int) -> None:
-        self._quadratic, self._groups = quadratic, groups
-        self.total_weight = quadratic.total_weight
-        weights = quadratic.rows.weights
+    def __init__(self, cells: QuadraticExpectation, groups: Tensor, n_components: int) -> None:
+        self._quadratic, self._groups = cells, groups
+        self.total_weight = cells.total_weight
+        weights = cells.rows.weights
         self._size = torch.bincount(groups, None if weights is None else weights[0]).to(torch.float64)[:, None]
         self.used = self._next = torch.full((len(self._size), n_components), 1 / n_components, dtype=torch.float64)
 
@@ -44,7 +45,7 @@ class SharedExpectation:
         """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
-        table, sound, _ = coefficients(unweighted)
+        table, sound, smallest = coefficients(unweighted)
         log_weights = self.used.clamp_min(1e-300).log().mT
         counts = torch.zeros_like(log_weights)
         sums, total = torch.zeros_like(table[0, 0]), table.new_zeros(())
@@ -66,7 +67,30 @@ class SharedExpectation:
             solved, _ = torch.linalg.solve_ex(parameters.covariances, squares)
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
         moments = moments_of(sums[None, None], self._quadratic.rows.dim, parameters.covariance_type, squares)
-        return total.view(1, 1), moments, sound.all(-1)
+        return total.view(1, 1), moments, sound.all(-1) & (smallest >= FLOAT64_SMALLEST)
+
+
+class CentredSharedExpectation(SharedExpectation):
+    """The same about the components' own means, for variances that are tiny against the spread of the data."""
+
+    def __init__(self, cells: CentredExpectation, groups: Tensor, n_components: int) -> None:
+        super().__init__(cells, groups, n_components)
+        self._centred = cells
+
+    def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
+        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        self.used = self._next
+        log_weights = self.used.clamp_min(1e-300).log().mT
+        counts = torch.zeros_like(log_weights)
+
+        def add(first: int, responsibilities: Tensor) -> None:
+            own = responsibilities[0, 0]
+            counts.index_add_(1, self._groups[first : first + own.shape[-1]], own)
+
+        unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
+        found = self._centred.expect(unweighted, log_weights[:, self._groups], add)
+        self._next = counts.mT / self._size
+        return found
 
 
 def fit_shared(
@@ -96,10 +120,15 @@ def fit_shared(
     """
     kind = start.covariance_type
     rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind), weights=weights)
-    problem = Problem.of(rows, kind, prior=prior, regularization=regularization, features=True)
-    expectation = SharedExpectation(problem.starter, groups, start.n_components)
     lead = start.select((None, None))  # type: ignore[arg-type]
-    result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)
+    for centred, shared in ((False, SharedExpectation), (True, CentredSharedExpectation)):
+        problem = Problem.of(
+            rows, kind, prior=prior, regularization=regularization, features=not centred, centred=centred
+        )
+        expectation = shared(problem.starter, groups, start.n_components)  # type: ignore[arg-type]
+        result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)
+        if not bool(result.singular):
+            break
     first = (torch.tensor(0), torch.tensor(0))
     return SharedFit(
         result.parameters.select(first),

@@ -21,7 +21,7 @@ Cells are columns, features rows: features ``(..., P, N)``, coefficients and sta
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -47,15 +47,19 @@ class Moments:
         Of y, ``(..., M, D)``.
     squares
         Of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
+    origin
+        What y is measured from in the sums and squares of each component, ``(..., M, D)``; None is zero.
     """
 
     counts: Tensor
     sums: Tensor
     squares: Tensor
+    origin: Tensor | None = None
 
     def select(self, index: Tensor | tuple[Tensor, ...]) -> Moments:
         """The moments at ``index`` of the leading batch dimensions."""
-        return replace(self, counts=self.counts[index], sums=self.sums[index], squares=self.squares[index])
+        origin = None if self.origin is None else self.origin[index]
+        return Moments(self.counts[index], self.sums[index], self.squares[index], origin)
 
 
 def n_features(dim: int, covariance_type: CovarianceType) -> int:

@@ -14,8 +14,8 @@ from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_missing import MissingExpectation
 from pyrosplice.inference.em_statistics import Moments
 from pyrosplice.inference.em_update import Penalty, Standardization, maximize
-from pyrosplice.inference.row_blocks import RowBlocks
-from pyrosplice.models.gaussian_mixture import MixtureParameters
+from pyrosplice.inference.row_blocks import RowBlocks, require_finite
+from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
 FORGETTING = 0.6
 
@@ -44,7 +44,9 @@ class StepwiseEM:
         """Go on from the fit of a first block."""
         lead = parameters.select((None, None))  # type: ignore[arg-type]
         standard = problem.standardization.forward(lead)
-        _, moments, _ = problem.expectation(standard)
+        _, moments, sound = problem.expectation(standard)
+        _check_sound(sound)
+        moments = _about_zero(moments, parameters.covariance_type)
         seen = float(problem.rows.total_weight())
         return cls(standard, problem.standardization, problem.penalty, _scaled(moments, 1 / seen), seen)
 
@@ -57,11 +59,12 @@ class StepwiseEM:
             mean, covariance = rows.mean_and_covariance()
             gap = (mean - self._to_standard.shift)[..., None]
             expectation = QuadraticExpectation(rows, self._to_standard, kind, covariance + gap @ gap.mT)
-        log_likelihood, moments, _ = expectation(self._parameters)
+        log_likelihood, moments, sound = expectation(self._parameters)
         if not bool((log_likelihood.isfinite() & moments.sums.isfinite().all((-2, -1))).all()):
-            raise InvalidArgumentError(
-                "X: contains NaN or infinity; remove those cells, or marginalise missing values."
-            )
+            for a, b in rows.spans():
+                require_finite(rows.block(a, b)[0], a, allow_nan=missing)
+        _check_sound(sound)
+        moments = _about_zero(moments, kind)
         weight = float(rows.total_weight())
         share = (self._blocks + 1) ** -FORGETTING
         self._moments = _mixed(self._moments, _scaled(moments, 1 / weight), share)
@@ -70,6 +73,30 @@ class StepwiseEM:
         self._parameters = maximize(_scaled(self._moments, self._seen), self._parameters, self._penalty)
         first = (torch.tensor(0), torch.tensor(0))
         return self._to_standard.backward(self._parameters).select(first), float(log_likelihood) / weight
+
+
+def _check_sound(sound: Tensor) -> None:
+    if not bool(sound.all()):
+        raise InvalidArgumentError(
+            "partial_fit: a variance is too small against the spread of the data to be followed block by block; "
+            "rescale the features, or give a larger covariance_regularization."
+        )
+
+
+def _about_zero(moments: Moments, kind: CovarianceType) -> Moments:
+    """The same moments about zero, so that blocks add up."""
+    origin, sums = moments.origin, moments.sums
+    if origin is None:
+        return moments
+    shift = moments.counts[..., None] * origin
+    if kind in ("full", "tied"):
+        cross = sums[..., None] * origin[..., None, :]
+        more = cross + cross.mT + shift[..., None] * origin[..., None, :]
+        more = more if kind == "full" else more.sum(-3)
+    else:
+        more = (2 * sums + shift) * origin
+        more = more if kind == "diag" else more.sum(-1)
+    return Moments(moments.counts, sums + shift, moments.squares + more)
 
 
 def _scaled(moments: Moments, by: float) -> Moments:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.em import QuadraticExpectation
+from pyrosplice.inference.em import FLOAT64_SMALLEST, QuadraticExpectation
 from pyrosplice.inference.em_statistics import NEVER, Moments, nearest_, responsibilities_
 from pyrosplice.models.gaussian_mixture import CovarianceType, MixtureParameters
 
@@ -51,6 +51,7 @@ class TriangularExpectation(QuadraticExpectation):
 
         log_likelihood, moments = self._pass(joint, hard=False, like=constant)
         log_likelihood = log_likelihood + self.log_det
+        sound = sound & (pivots.square() >= FLOAT64_SMALLEST).all(-1)
         return log_likelihood, moments, (sound | (parameters.weights <= 0)).all(-1)
 
     def _pass(self, scores_of, *, hard: bool, like: Tensor) -> tuple[Tensor, Moments]:  # type: ignore[no-untyped-def]

@@ -100,6 +100,7 @@ class Penalty:
         """The prior and ``regularization`` (squared units of the data) seen through a standardization."""
         shift, inverse = to_standard.shift, to_standard.inverse
         dim, extra = shift.shape[-1], 1 if covariance_type == "tied" else 2
+        prior.check_features(dim)
         scale, mean, pseudo_count = None, None, 0.0
         if prior.covariance_scale is not None and prior.covariance_dof is not None:
             prior.covariance_distribution(shift, covariance_type)
@@ -183,8 +184,10 @@ def conditional_scatter(
     """
     counts = moments.counts
     present = _present(counts) if present is None else present
-    centre = torch.where(present[..., None], moments.sums / counts[..., None], previous.means)
-    scatter = _scatter(moments, centre, previous.covariance_type)
+    origin = 0.0 if moments.origin is None else moments.origin
+    gap = torch.where(present[..., None], moments.sums / counts[..., None], previous.means - origin)
+    centre = gap + origin
+    scatter = _scatter(moments, gap, previous.covariance_type)
     if penalty.mean is None:
         return counts, centre, scatter
     kappa, cells = penalty.mean_strength, counts[..., None]
@@ -199,7 +202,7 @@ def _present(counts: Tensor) -> Tensor:
 
 
 def _scatter(moments: Moments, centre: Tensor, kind: CovarianceType) -> Tensor:
-    """Sums of squares about the component means."""
+    """Sums of squares about the component means ``centre``, measured from where the moments are."""
     counts = moments.counts[..., None]
     if kind == "tied":
         return moments.squares - centre.mT @ (counts * centre)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
+
 
 class RowBlocks:
     """A batch of B data sets of up to N cells, read as blocks of rows.
@@ -90,6 +92,27 @@ class RowBlocks:
             y = self.block(a, b) - mean[:, None]
             second += _weighted(y, self.block_weights(a, b)).mT @ y
         return mean, second / total[..., None]
+
+
+def require_finite(x: Tensor, first_row: int = 0, *, allow_nan: bool = False) -> None:
+    """Raise :class:`InvalidArgumentError` where cells ``(n, D)``, the first of them ``first_row``, are not numbers.
+
+    ``allow_nan`` takes NaN as missing, so that infinities alone are refused.
+    """
+    bad = x.isinf() if allow_nan else ~x.isfinite()
+    if not bool(bad.any()):
+        return
+    row, feature = bad.nonzero()[0].tolist()
+    kind = "NaN" if bool(x[row, feature].isnan()) else "infinity"
+    raise InvalidArgumentError(
+        f"X: expected finite values (no NaN or infinity), found {kind} in row {first_row + row}, feature {feature}; "
+        "leave those cells out"
+        + (
+            "."
+            if kind == "infinity"
+            else ', or let GaussianMixture(missing="marginalize") take NaN as a value missing at random.'
+        )
+    )
 
 
 def _weighted(y: Tensor, weights: Tensor | None) -> Tensor:

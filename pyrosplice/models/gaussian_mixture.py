@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -14,7 +16,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_number
 from pyrosplice.models.inverse_wishart import InverseWishart
 
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
@@ -55,12 +57,29 @@ class MixturePrior:
     covariance_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.concentration <= 0:
+        if check_number("concentration", self.concentration) == 0:
             raise InvalidArgumentError(f"concentration: expected a positive number, found {self.concentration}.")
+        check_number("mean_strength", self.mean_strength)
+        if self.covariance_dof is not None:
+            check_number("covariance_dof", self.covariance_dof, least=-math.inf)
+        object.__setattr__(self, "mean", _given_tensor("mean", self.mean, 1))
+        scale = _given_tensor("covariance_scale", self.covariance_scale, 2)
+        object.__setattr__(self, "covariance_scale", scale)
         if self.mean_strength < 0 or (self.mean_strength > 0) != (self.mean is not None):
             raise InvalidArgumentError("mean and mean_strength: give both (strength above 0), or neither.")
         if (self.covariance_dof is None) != (self.covariance_scale is None):
             raise InvalidArgumentError("covariance_dof and covariance_scale: give both, or neither.")
+        if scale is not None:
+            square = scale.shape[0] == scale.shape[1] and torch.allclose(scale, scale.mT)
+            values = torch.linalg.eigvalsh(scale.double()) if square else scale.new_tensor([-1.0])
+            if float(values.min()) < -1e-9 * float(values.abs().max()):
+                raise InvalidArgumentError("covariance_scale: expected a symmetric matrix, positive semidefinite.")
+
+    def check_features(self, dim: int) -> None:
+        """Raise :class:`InvalidArgumentError` unless the prior is one of ``dim`` features."""
+        for name, own in (("mean", self.mean), ("covariance_scale", self.covariance_scale)):
+            if own is not None and own.shape[0] != dim:
+                raise InvalidArgumentError(f"prior: {name}: expected {dim} features, as the cells, found {len(own)}.")
 
     @property
     def is_flat(self) -> bool:
@@ -95,6 +114,23 @@ class MixturePrior:
         if self.mean is None:
             return dist.ImproperUniform(constraints.real_vector, (), covariance.shape[-1:])
         return dist.MultivariateNormal(self.mean.to(covariance), covariance / self.mean_strength)
+
+
+def _given_tensor(name: str, value: Any, dimensions: int) -> Tensor | None:
+    """A part of a prior as a finite Tensor of so many dimensions."""
+    if value is None:
+        return None
+    if isinstance(value, (pd.Series, pd.DataFrame)):
+        raise InvalidArgumentError(f"{name}: a prior knows no names; give an array in the order of the features.")
+    try:
+        found = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{name}: expected numbers ({error}).") from error
+    if found.dim() != dimensions or not bool(found.isfinite().all()):
+        raise InvalidArgumentError(
+            f"{name}: expected finite numbers in {dimensions} dimension(s), found shape {tuple(found.shape)}."
+        )
+    return found
 
 
 @dataclass(frozen=True)

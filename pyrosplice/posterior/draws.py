@@ -10,9 +10,9 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.data.names import places_of
-from pyrosplice.errors import check_option
+from pyrosplice.errors import check_integer, check_option
 from pyrosplice.estimators.multinomial import MultinomGLM
-from pyrosplice.posterior.memory import check_samples, require_memory
+from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.sampling import METHODS, sample_posterior
 from pyrosplice.posterior.tree import check_groups, data_tree, numbers_per_draw
@@ -25,7 +25,7 @@ def posterior_tree(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.MultinomGLM.posterior`."""
     made = check_groups(model, groups, usage=usage)
-    check_samples(num_samples)
+    check_integer("num_samples", num_samples)
     check_option("method", method, METHODS)
     given = genes.tolist() if isinstance(genes, Tensor) else genes
     chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(model.n_genes)), "genes"))

@@ -18,11 +18,11 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.data.names import places_of
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
 from pyrosplice.models.negative_binomial import ExpressionModel
-from pyrosplice.posterior.memory import check_samples, require_memory
+from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior.seeding import seeded
@@ -94,7 +94,7 @@ def expression_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
-    check_samples(num_samples)
+    check_integer("num_samples", num_samples)
     for group in groups or ():
         check_option("groups", group, GROUPS)
     if nuts_options is not None and method != "nuts":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pyrosplice.errors import InvalidArgumentError
 
@@ -19,12 +17,6 @@ WORKING = 2.0
 """Peak over what is kept: a second copy of the largest arrays while they are made and labelled."""
 NUMBER = 8  # bytes
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
-
-def check_samples(number: Any, name: str = "num_samples") -> None:
-    """Raise unless it is a whole number of draws, one at least."""
-    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < 1:
-        raise InvalidArgumentError(f"{name}: expected a whole number ≥ 1, found {number!r}.")
 
 
 def require_memory(per_draw: Mapping[str, float], n_draws: int, max_memory: str | float | None) -> None:

@@ -16,7 +16,7 @@ from torch.distributions.transforms import Transform
 
 from pyrosplice.data.rows import as_rows
 from pyrosplice.data.triplets import TripletDataset
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option
 from pyrosplice.estimators.mixture_posterior import (
     aligned_to,
     as_tree,
@@ -33,7 +33,7 @@ from pyrosplice.models.gaussian_mixture import (
     as_matrices,
     gaussian_mixture,
 )
-from pyrosplice.posterior.memory import check_samples, require_memory
+from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS
@@ -51,8 +51,10 @@ def mixture_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.GaussianMixture.posterior`."""
     check_option("method", method, METHODS)
-    for name, number in (("num_samples", num_samples), ("num_chains", num_chains)):
-        check_samples(number, name)
+    check_integer("num_samples", num_samples)
+    check_integer("num_chains", num_chains)
+    check_integer("warmup_steps", warmup_steps, least=0)
+    check_integer("seed", seed, least=0)
     for group in groups or ():
         check_option("groups", group, GROUPS)
     kind = fitted.covariance_type

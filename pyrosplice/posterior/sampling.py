@@ -11,7 +11,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
@@ -22,7 +22,6 @@ from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.cloud import MOST_IN_CLOUD, hyper_cloud
 from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
 from pyrosplice.posterior.grid import FINE, hyper_grid
-from pyrosplice.posterior.memory import check_samples
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.target import Target
 
@@ -70,7 +69,7 @@ def sample_posterior(
     """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
-    check_samples(num_samples)
+    check_integer("num_samples", num_samples)
     genes = torch.arange(model.n_genes) if genes is None else genes
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
         found = genes.tolist()

