@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from inspect import isfunction
 from typing import ParamSpec, TypeVar
@@ -12,12 +13,23 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Object = TypeVar("Object")
 Kind = TypeVar("Kind", bound=type)
 
 
 def ordinary(value: Tensor) -> Tensor:
     """The tensor itself, or a copy of one that was made in inference mode, which autograd would not take."""
     return value.clone() if value.is_inference() else value
+
+
+def ordinary_attributes(value: Object) -> Object:
+    """The object itself, or a copy of one that has tensors which were made in inference mode."""
+    made = {name: ordinary(item) for name, item in vars(value).items() if isinstance(item, Tensor)}
+    if all(item is getattr(value, name) for name, item in made.items()):
+        return value
+    other = copy(value)
+    vars(other).update(made)
+    return other
 
 
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:

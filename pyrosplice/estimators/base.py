@@ -22,7 +22,7 @@ from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.prior_tables import SHIPPED, describe
-from pyrosplice.modes import works_in_any_mode
+from pyrosplice.modes import ordinary_attributes, works_in_any_mode
 from pyrosplice.overrides import refuse_set_methods
 
 logger = logging.getLogger("pyrosplice")
@@ -70,7 +70,7 @@ class BaseModel(Described, Module):
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
         super().__init__()
         check_likelihood(likelihood)
-        self.likelihood = likelihood or Multinomial()
+        self.likelihood = ordinary_attributes(likelihood or Multinomial())
         self._errors: list[Exception] = []  # of the likelihood, in the last fit
         for site in priors if isinstance(priors, Mapping) else ():
             check_option("priors", site, (*self._prior_sites, *self.likelihood.free))

@@ -269,7 +269,7 @@ class ExpressionGLM(Described):
         Parameters
         ----------
         num_samples
-            Draws a gene (and chain).
+            Draws a gene (and chain); NUTS makes four at least.
         method
             ``"laplace"``: a Gaussian of location and scale together at the mode. ``"importance"``: these draws,
             resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.

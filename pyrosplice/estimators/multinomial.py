@@ -264,7 +264,7 @@ class MultinomGLM(BaseModel):
         Parameters
         ----------
         num_samples
-            Draws a gene (and chain).
+            Draws a gene (and chain); NUTS makes four at least.
         method
             ``"laplace"``: Gaussians of the coefficients and of ν; with one count a spot they are off, and
             :func:`~pyrosplice.posterior.laplace_check` says for which genes. ``"importance"``: these draws, resampled

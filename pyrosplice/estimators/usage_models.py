@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -61,9 +61,10 @@ class UsageModels:
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
-        self.likelihood, self._priors_name = Multinomial() if likelihood is None else likelihood, check_priors(priors)
-        self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
+        self.likelihood = Multinomial() if likelihood is None else likelihood
+        self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
+        self._priors_name = check_priors(priors)
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None

@@ -77,7 +77,7 @@ class UsagePosterior(UsageEffects):
         parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
         models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
         numbers: Counter[str] = Counter()
-        check_integer("num_samples", num_samples)
+        check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
         widest = max(model.n_isos for model in models)
         for model in models:
             made = tree.check_groups(model, groups, usage=usage)

@@ -134,8 +134,8 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
 
 
 def _require_density(name: str, prior: Any) -> None:
-    """Raise unless a prior that says to be on the real numbers has a density there, on both sides of zero."""
-    for value in (-1.0, -0.1, 0.1, 1.0):
+    """Raise unless a prior that says to be on the real numbers has a density there, far on both sides of zero."""
+    for value in (-100.0, -1.0, 1.0, 100.0):
         point = torch.full((*prior.batch_shape, *prior.event_shape), value, dtype=torch.float64)
         try:
             density = _double(prior).log_prob(point)

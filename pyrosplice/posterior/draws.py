@@ -25,7 +25,7 @@ def posterior_tree(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.MultinomGLM.posterior`."""
     made = check_groups(model, groups, usage=usage)
-    check_integer("num_samples", num_samples)
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     check_option("method", method, METHODS)
     given = genes.tolist() if isinstance(genes, Tensor) else genes
     chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(model.n_genes)), "genes"))

@@ -94,7 +94,7 @@ def expression_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
-    check_integer("num_samples", num_samples)
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     for group in groups or ():
         check_option("groups", group, GROUPS)
     if nuts_options is not None and method != "nuts":

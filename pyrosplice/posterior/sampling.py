@@ -69,7 +69,7 @@ def sample_posterior(
     """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
-    check_integer("num_samples", num_samples)
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     genes = torch.arange(model.n_genes) if genes is None else genes
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
         found = genes.tolist()
