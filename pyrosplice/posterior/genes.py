@@ -96,8 +96,9 @@ def informative_spots(tree: xr.DataTree) -> np.ndarray | None:
         return None
     density = tree["log_likelihood"]["counts"]
     draws, others = ("chain", "draw"), [dim for dim in density.dims if dim not in ("chain", "draw", "spot")]
-    total = tree["constant_data"]["total"].sel(spot=density["spot"])
-    varies = (density.max(draws) > density.min(draws)) | (total > 0)
+    total = tree["constant_data"]["total"]
+    total = total.isel(spot=np.isin(total["spot"].to_numpy(), density["spot"].to_numpy()))
+    varies = (density.max(draws) > density.min(draws)) | (total > 0).to_numpy()
     return varies.any(others).to_numpy()
 
 
@@ -107,13 +108,13 @@ def without_empty_spots(tree: xr.DataTree, groups: Sequence[str] = ("log_likelih
     Leave-one-out cross-validation fits a tail to each observation's draws, and there is none in a constant.
     """
     seen = informative_spots(tree)
-    if seen is None or bool(seen.all()) or not bool(seen.any()):
+    if seen is None or not bool(seen.any()):
         return tree
     names = tree["log_likelihood"]["spot"].to_numpy()[seen]
     kept = {name: child.to_dataset() for name, child in tree.children.items()}
     for name in groups:
-        if name in kept and "spot" in kept[name].dims:
-            kept[name] = kept[name].sel(spot=names)
+        if name in kept and "spot" in kept[name].dims and kept[name].sizes["spot"] > len(names):
+            kept[name] = kept[name].isel(spot=np.isin(kept[name]["spot"].to_numpy(), names))
     whole = xr.DataTree.from_dict(kept)
     whole.attrs |= tree.attrs
     return whole
