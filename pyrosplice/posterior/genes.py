@@ -113,8 +113,9 @@ def without_empty_spots(tree: xr.DataTree, groups: Sequence[str] = ("log_likelih
     names = tree["log_likelihood"]["spot"].to_numpy()[seen]
     kept = {name: child.to_dataset() for name, child in tree.children.items()}
     for name in groups:
-        if name in kept and "spot" in kept[name].dims and kept[name].sizes["spot"] > len(names):
-            kept[name] = kept[name].isel(spot=np.isin(kept[name]["spot"].to_numpy(), names))
+        if name in kept and "spot" in kept[name].dims:
+            same = kept[name].sizes["spot"] == len(seen)
+            kept[name] = kept[name].isel(spot=seen if same else np.isin(kept[name]["spot"].to_numpy(), names))
     whole = xr.DataTree.from_dict(kept)
     whole.attrs |= tree.attrs
     return whole
