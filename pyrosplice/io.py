@@ -87,14 +87,17 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kin
     name = os.fspath(path)
     if header.get("format") != FORMAT:
         raise ModelFileError(f"{name!r} was not written by {FORMAT}: expected format {FORMAT!r} in its header.")
-    version = int(header["format_version"])
+    try:
+        version, content = int(header["format_version"]), json.loads(header["content"])
+    except (KeyError, ValueError) as error:
+        raise ModelFileError(f"{name!r} is damaged: its header cannot be read ({error}).") from error
     if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{name!r} has format version {version}; this version of {FORMAT} reads up to {FORMAT_VERSION}. Upgrade it."
         )
-    if header["kind"] != kind:
-        raise ModelFileError(f"{name!r} holds a {header['kind']}; expected a {kind}.")
-    return json.loads(header["content"])
+    if header.get("kind") != kind:
+        raise ModelFileError(f"{name!r} holds a {header.get('kind')}; expected a {kind}.")
+    return content
 
 
 def anndata_to_tensors(adata: AnnData) -> dict[str, Tensor]:

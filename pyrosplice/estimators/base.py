@@ -17,10 +17,12 @@ from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_ten
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.agreement import overridden, random_values, require_same_density
+from pyrosplice.models.guarded import guarded
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.prior_tables import SHIPPED, describe
+from pyrosplice.modes import ordinary_attributes, works_in_any_mode
 from pyrosplice.overrides import refuse_set_methods
 
 logger = logging.getLogger("pyrosplice")
@@ -43,6 +45,7 @@ def check_likelihood(likelihood: Any) -> None:
     refuse_set_methods(likelihood, "likelihood")
 
 
+@works_in_any_mode
 class BaseModel(Described, Module):
     """State of a model of isoform usage for a batch of genes with the same number of isoforms.
 
@@ -62,11 +65,15 @@ class BaseModel(Described, Module):
     design_mtx: Tensor
     fitting_method: str
     fitting_configs: dict[str, Any]
+    _prior_sites: tuple[str, ...] = ("beta", "bias_eta")
 
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
         super().__init__()
         check_likelihood(likelihood)
-        self.likelihood = likelihood or Multinomial()
+        self.likelihood = ordinary_attributes(likelihood or Multinomial())
+        self._errors: list[Exception] = []  # of the likelihood, in the last fit
+        for site in priors if isinstance(priors, Mapping) else ():
+            check_option("priors", site, (*self._prior_sites, *self.likelihood.free))
         self._priors_name = check_priors(priors)
         self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
         self.n_genes = self.n_spots = self.n_isos = 0
@@ -83,7 +90,12 @@ class BaseModel(Described, Module):
     @property
     def bound_likelihood(self) -> Likelihood:
         """The likelihood with its hyper-parameters at their present values."""
-        return self.likelihood.bind({name: getattr(self, name) for name in self.likelihood.free})
+        return self._guarded.bind({name: getattr(self, name) for name in self.likelihood.free})
+
+    @property
+    def _guarded(self) -> Likelihood:
+        """The likelihood as engines use it: a gene for which it raises has NaN, and troubles no other."""
+        return guarded(self.likelihood, self._errors)
 
     def _checked(self, counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
         chosen = as_device(device)
@@ -175,6 +187,9 @@ class BaseModel(Described, Module):
         return record
 
     def _finish(self, record: Convergence, seconds: float, *, verbose: bool, quiet: bool) -> None:
+        if self._errors:
+            failed = [gene for gene, reason in enumerate(record.reason) if reason == "not_finite"]
+            record.finish(torch.tensor(failed, dtype=torch.int64), "raised")
         self.logger, self.fitting_time = record, seconds
         if verbose:
             for epoch, loss in enumerate(record.loss_history.sum(1).tolist()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,3 +55,11 @@ def _check_value(key: str, value: Any) -> None:
             "0 (the start values), a positive integer or -1 (10,000)" if key == "max_epochs" else "a positive integer"
         )
         raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")
+
+
+def kept_history(store_param_history: bool, diagnose: bool | None) -> bool:
+    """Whether to keep the history, by either of the two names of the argument."""
+    if diagnose is None:
+        return store_param_history
+    warnings.warn("diagnose is deprecated; use store_param_history.", DeprecationWarning, stacklevel=3)
+    return diagnose

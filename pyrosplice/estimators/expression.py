@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -37,6 +36,7 @@ from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     from pyrosplice.models.named_priors import Priors
@@ -47,6 +47,7 @@ OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_mod
 METHODS = ("wald", "lrt", "ql", "cluster", "glmm")
 
 
+@works_in_any_mode
 class ExpressionGLM(Described):
     """Negative-binomial (or Poisson, normal) regression of every gene on the cells' covariates.
 
@@ -268,7 +269,7 @@ class ExpressionGLM(Described):
         Parameters
         ----------
         num_samples
-            Draws a gene (and chain).
+            Draws a gene (and chain); NUTS makes four at least.
         method
             ``"laplace"``: a Gaussian of location and scale together at the mode. ``"importance"``: these draws,
             resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.
@@ -298,7 +299,7 @@ class ExpressionGLM(Described):
         """
         from pyrosplice.posterior.expression import expression_posterior  # which imports the estimators
 
-        return torch.inference_mode(False)(expression_posterior)(
+        return expression_posterior(
             self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
             nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from pyrosplice.models.prior_tables import (
     prior_from_json,
     prior_to_json,
 )
+from pyrosplice.overrides import is_ours
 
 SHIPPED_COVARIANCES = ("CarCovariance", "IdentityCovariance", "GraphMatern")
 
@@ -27,8 +28,16 @@ def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any) -> 
             for name, prior in priors.items()
             if prior is not None
         },
-        "covariance": None if covariance is None else type(covariance).__name__,
+        "covariance": name_of(covariance),
     }
+
+
+def name_of(covariance: Any) -> str | None:
+    """Name of a covariance's class, which is a shipped one's only if it is that."""
+    if covariance is None:
+        return None
+    name = type(covariance).__name__
+    return name if is_ours(type(covariance)) or name not in SHIPPED_COVARIANCES else f"own {name}"
 
 
 def unpack(
@@ -53,7 +62,7 @@ def unpack(
         likelihood = likelihood_from_json(stored["content"])
     elif likelihood is None:
         missing.append(f"likelihood={stored['name']}")
-    elif likelihood.__class__.__name__ not in stored["name"]:
+    elif stored["name"].partition("(")[0] != repr(likelihood).partition("(")[0]:
         raise ModelFileError(f"likelihood: {path!r} was saved with {stored['name']}, found {likelihood!r}.")
     found: dict[str, Any] = {}
     for name, prior in content["priors"].items():

@@ -15,6 +15,7 @@ from pyrosplice.estimators.random_effect import logit_of
 from pyrosplice.inference.importance import importance
 from pyrosplice.inference.objective import LogPrior
 from pyrosplice.inference.refine import StartingPoint, refine
+from pyrosplice.modes import works_in_any_mode
 
 FEWEST_DRAWS = 50  # below which a Pareto tail cannot be fitted
 
@@ -38,6 +39,7 @@ class MarginalLikelihood:
     pareto_k: Tensor
 
 
+@works_in_any_mode
 class ImportanceSampling(MultinomGLM):
     """Marginal likelihood and estimates of a mixed model without Laplace's bias; see :class:`~pyrosplice.MultinomGLMM`.
 

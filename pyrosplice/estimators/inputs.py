@@ -78,7 +78,7 @@ def as_counts(counts: Any, device: torch.device, likelihood: Likelihood) -> Tens
                 f"counts: expected {problem} numbers, found {table[gene, spot, iso].item()} "
                 f"at gene {gene}, spot {spot}, isoform {iso} ({int(wrong.sum())} such entries)."
             )
-    return table
+    return table.clone()  # the person's own may change later
 
 
 def spot_names(counts: Any) -> pd.Index | None:
@@ -107,7 +107,7 @@ def as_design(design_mtx: Any, n_spots: int, device: torch.device, names: pd.Ind
         raise InvalidArgumentError(
             f"design_mtx: expected finite numbers, found {design[spot, factor].item()} at spot {spot}, column {factor}."
         )
-    return design
+    return design.clone()
 
 
 def as_covariance(

@@ -19,6 +19,7 @@ TEST_REASONS: dict[str, str] = {
     "separated": REASONS["separated"],
     "few_spots": "the spots leave no degrees of freedom for the variance of the residuals",
     "not_finite": REASONS["not_finite"],
+    "raised": REASONS["raised"],
 }
 
 

@@ -23,6 +23,7 @@ from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_gibbs import GibbsSampler
 from pyrosplice.inference.row_blocks import RowBlocks, require_finite
 from pyrosplice.models.gaussian_mixture import MixtureParameters, MixturePrior
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     from pyrosplice.estimators.mixture_module import GaussianMixtureModel
@@ -179,6 +180,7 @@ def as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) -> 
     return xr.DataTree.from_dict(groups)
 
 
+@works_in_any_mode
 class MixturePosterior:
     """The method ``posterior`` of a fitted mixture."""
 

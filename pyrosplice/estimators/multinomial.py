@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.base import BaseModel
-from pyrosplice.estimators.configs import DEFAULTS, complete_configs
+from pyrosplice.estimators.configs import DEFAULTS, complete_configs, kept_history
 from pyrosplice.estimators.infinite import endless_coefficients
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
@@ -30,6 +29,7 @@ from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,6 +41,7 @@ _NEWTON_TOLERANCE = 1e-10
 """Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
 
 
+@works_in_any_mode
 class MultinomGLM(BaseModel):
     r"""Multinomial generalized linear model of isoform usage.
 
@@ -175,6 +176,7 @@ class MultinomGLM(BaseModel):
         """
         self._require_data()
         self._require_followed()
+        self._errors.clear()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         own = ("beta", "bias_eta", *self.likelihood.free)
@@ -249,7 +251,7 @@ class MultinomGLM(BaseModel):
         num_samples: int = 1000,
         method: str = "laplace",
         hyper: str = "plug-in",
-        genes: Sequence[int] | None = None,
+        genes: str | Sequence[int | str] | None = None,
         names: Mapping[str, Sequence[Any]] | None = None,
         groups: Sequence[str] | None = None,
         usage: bool = False,
@@ -262,7 +264,7 @@ class MultinomGLM(BaseModel):
         Parameters
         ----------
         num_samples
-            Draws a gene (and chain).
+            Draws a gene (and chain); NUTS makes four at least.
         method
             ``"laplace"``: Gaussians of the coefficients and of ν; with one count a spot they are off, and
             :func:`~pyrosplice.posterior.laplace_check` says for which genes. ``"importance"``: these draws, resampled
@@ -274,7 +276,7 @@ class MultinomGLM(BaseModel):
             their Laplace posterior. ``"ccd"``: up to twelve by a central composite design; faster from three on, with
             rougher draws of them (see :mod:`pyrosplice.posterior.ccd`).
         genes
-            Positions of the genes to draw from; all by default.
+            Genes to draw from: positions, a mask, or names where ``names["gene"]`` gives them; all by default.
         names
             Coordinates by dimension: ``gene``, ``spot``, ``isoform``, ``covariate``.
         groups
@@ -297,25 +299,14 @@ class MultinomGLM(BaseModel):
         NotReadyError
             Before ``setup_data``.
         """
-        from pyrosplice.posterior import memory, nuts, sampling, tree  # they import this module
+        from pyrosplice.posterior.draws import posterior_tree  # which imports this module
 
         self._require_data()
         self._require_followed()
-        made = tree.check_groups(self, groups, usage=usage)
-        chosen = torch.arange(self.n_genes) if genes is None else torch.as_tensor(genes)
-        n_chains = (nuts_options or nuts.NutsOptions()).num_chains if method == "nuts" else 1
-        numbers = tree.numbers_per_draw(self, len(chosen), made, usage=usage)
-        memory.require_memory(numbers, n_chains * num_samples, max_memory)
-        samples = sampling.sample_posterior(
-            self,
-            num_samples=num_samples,
-            method=method,
-            hyper=hyper,
-            genes=chosen,
-            seed=seed,
-            nuts_options=nuts_options,
-        )
-        return tree.data_tree(self, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
+        return posterior_tree(
+            self, num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups,
+            usage=usage, seed=seed, nuts_options=nuts_options, max_memory=max_memory,
+        )  # fmt: skip
 
     @property
     def model(self) -> MultinomialGLM:
@@ -354,7 +345,7 @@ class MultinomGLM(BaseModel):
 
     def _mixed_engine(self) -> MixedEngine:
         """The model as a mixed one without space, whose random effect is held at zero."""
-        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self.likelihood)
+        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self._guarded)
 
     def _start_values(self, counts: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         values = {name: counts.new_zeros(shape) for name, shape in shapes.items()}
@@ -402,11 +393,3 @@ class MultinomGLM(BaseModel):
         if not priors:
             return self.bias_eta.new_zeros(self.n_genes)
         return log_prior(priors, {name: getattr(self, name) for name in priors})
-
-
-def kept_history(store_param_history: bool, diagnose: bool | None) -> bool:
-    """Whether to keep the history, by either of the two names of the argument."""
-    if diagnose is None:
-        return store_param_history
-    warnings.warn("diagnose is deprecated; use store_param_history.", DeprecationWarning, stacklevel=3)
-    return diagnose

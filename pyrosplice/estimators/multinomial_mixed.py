@@ -12,11 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
+from pyrosplice.estimators.configs import kept_history
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
-from pyrosplice.estimators.multinomial import kept_history
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -41,8 +41,10 @@ from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
+from pyrosplice.modes import works_in_any_mode
 
 
+@works_in_any_mode
 class MultinomGLMM(ImportanceSampling):
     r"""Multinomial generalized linear mixed model of isoform usage in space.
 
@@ -111,6 +113,7 @@ class MultinomGLMM(ImportanceSampling):
     sigma: Tensor
     theta_logit: Tensor
     _engine: MixedEngine
+    _prior_sites = SITES
     _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
 
     def __init__(
@@ -180,7 +183,7 @@ class MultinomGLMM(ImportanceSampling):
         space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
         solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
-        engine = MixedEngine(table, scaling, solver, self.likelihood)
+        engine = MixedEngine(table, scaling, solver, self._guarded)
         self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
@@ -219,6 +222,7 @@ class MultinomGLMM(ImportanceSampling):
         """
         self._require_data()
         self._require_followed()
+        self._errors.clear()
         keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         searched = self.fitting_configs["max_epochs"] != 0
@@ -306,15 +310,11 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         if self._eigen is None:
             self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
+        fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
         return MultinomialGLMM(
-            self.counts,
-            self.design_mtx,
-            self._eigen,
-            share_variance=self.share_variance,
-            likelihood=self.likelihood,
-            priors=self.priors,
-            fixed={name: getattr(self, name).detach().clone() for name in self._held()},
-        )
+            self.counts, self.design_mtx, self._eigen, share_variance=self.share_variance, likelihood=self.likelihood,
+            priors=self.priors, fixed=fixed,
+        )  # fmt: skip
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
@@ -365,13 +365,9 @@ class MultinomGLMM(ImportanceSampling):
                 model, sigma=sigma, fix_sigma=self.var_fix_sigma, log_prior=prior, options=options, minimiser=minimiser
             )
         return fit_marginal(
-            model,
-            share_variance=self.share_variance,
-            fixed_sigma=sigma if self.var_fix_sigma else None,
-            log_prior=prior,
-            options=options,
-            minimiser=minimiser,
-        )
+            model, share_variance=self.share_variance, fixed_sigma=sigma if self.var_fix_sigma else None,
+            log_prior=prior, options=options, minimiser=minimiser,
+        )  # fmt: skip
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
         prior = self._log_prior()

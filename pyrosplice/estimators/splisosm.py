@@ -17,8 +17,10 @@ from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.io import load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.modes import works_in_any_mode
 
 
+@works_in_any_mode
 class SplisosmGLMM(UsagePosterior, representation.Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrosplice.data.design import Design
 from pyrosplice.data.isoforms import IsoformData
+from pyrosplice.estimators.extensions import name_of
 from pyrosplice.estimators.fitted import FittedGene
 from pyrosplice.estimators.prepare import Prepared, check_size
 from pyrosplice.io import anndata_from_tensors, anndata_to_tensors
@@ -31,7 +32,7 @@ def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "columns": [columns.tolist() for columns in data.columns],
         "group_by_n_iso": prepared.group_by_n_iso,
         "section_key": prepared.section_key,
-        "covariance": None if covariance is None else type(covariance).__name__,
+        "covariance": name_of(covariance),
     }
     if design is not None:
         tensors["design"] = torch.from_numpy(design.values)

@@ -17,10 +17,12 @@ from pyrosplice.estimators.usage_tests import UsageTests
 from pyrosplice.hypothesis.identified import TOUCHED
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
+from pyrosplice.modes import works_in_any_mode
 
 POINTS = 100.0  # percentage points of usage
 
 
+@works_in_any_mode
 class UsageEffects(UsageTests):
     """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, Spa
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import SITES
+from pyrosplice.modes import works_in_any_mode
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 
@@ -29,6 +30,7 @@ TEST_BATCH = 32  # genes at a time in fits that only tests need
 SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
 
+@works_in_any_mode
 class UsageModels:
     """Data and fitted models of every gene; see :class:`~pyrosplice.SplisosmGLMM`, which documents the arguments."""
 
@@ -59,9 +61,10 @@ class UsageModels:
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
-        self.likelihood, self._priors_name = Multinomial() if likelihood is None else likelihood, check_priors(priors)
-        self.priors: dict[str, Any] = {} if isinstance(priors, str) else dict(priors or {})
+        self.likelihood = Multinomial() if likelihood is None else likelihood
+        self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
+        self._priors_name = check_priors(priors)
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
         self._fitted: UsageFit | None = None
@@ -381,13 +384,9 @@ class UsageModels:
     def _spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
         """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""
         device = device or self.device
-        return ModelSpec(
-            model_type,
-            self._model_options(**changed),
-            self._spatial_arguments(model_type, device),
-            self._ready().design if with_design else None,
-            device,
-        )
+        design = self._ready().design if with_design else None
+        spatial = self._spatial_arguments(model_type, device)
+        return ModelSpec(model_type, self._model_options(**changed), spatial, design, device)
 
     def _spatial_arguments(self, model_type: str, device: str) -> dict[str, Any]:
         """The covariance as ``setup_data`` of a model takes it; its factor is analysed once for all genes."""

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_integer
 from pyrosplice.estimators.usage_effects import UsageEffects
+from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pyrosplice.posterior.nuts import NutsOptions
 
 
+@works_in_any_mode
 class UsagePosterior(UsageEffects):
     """Posterior draws of many genes; see :class:`~pyrosplice.SplisosmGLMM`."""
 
@@ -59,7 +61,7 @@ class UsagePosterior(UsageEffects):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
-        from pyrosplice.posterior import memory, nuts, tree  # they import the models
+        from pyrosplice.posterior import draws, memory, tree  # they import the models
         from pyrosplice.posterior.genes import joined
 
         prepared, fit = self._ready(), self._ready_fit()
@@ -75,11 +77,13 @@ class UsagePosterior(UsageEffects):
         parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
         models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
         numbers: Counter[str] = Counter()
+        check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
+        widest = max(model.n_isos for model in models)
         for model in models:
             made = tree.check_groups(model, groups, usage=usage)
-            numbers.update(tree.numbers_per_draw(model, model.n_genes, made, usage=usage))
-        n_chains = (nuts_options or nuts.NutsOptions()).num_chains if method == "nuts" else 1
-        memory.require_memory(numbers, n_chains * num_samples, max_memory)
+            sizes = tree.numbers_per_draw(model, model.n_genes, made, usage=usage, method=method, n_isos=widest)
+            numbers.update(sizes)
+        memory.require_memory(numbers, draws.n_chains(method, nuts_options) * num_samples, max_memory)
         trees = [
             model.posterior(
                 num_samples=num_samples,

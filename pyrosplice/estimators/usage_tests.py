@@ -23,10 +23,12 @@ from pyrosplice.estimators.usage_options import check_usage_options, permutation
 from pyrosplice.estimators.variability_ratio import FittedPair
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
+from pyrosplice.modes import works_in_any_mode
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 
 
+@works_in_any_mode
 class UsageTests(UsageModels):
     """Tests on the models of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
 

@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
     "all_or_nothing": "σ ran to infinity: no spot has molecules of two isoforms; hold σ, or give it a prior",
     "not_finite": "the objective or its gradient is not finite",
+    "raised": "the likelihood raised an error for this gene, which has its start values or the last good ones",
     "not_refined": "converged by Laplace's method, whose estimates these are; refine() found no optimum from there",
 }
 

@@ -96,7 +96,7 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
         if not tensors.keys() <= make.arg_constraints.keys():
             raise ValueError(f"arguments {sorted(tensors)}")
         return make(**tensors)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFileError(f"priors: the file's {name} cannot be made again ({error}).") from error
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
+from pyrosplice.modes import ordinary
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
 REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
@@ -126,6 +127,26 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
             f"{type(prior).__name__} on {support}."
         )
 
+    if prior.is_discrete if hasattr(prior, "is_discrete") else support.is_discrete:
+        raise InvalidArgumentError(f"priors[{name!r}]: {type(prior).__name__} is discrete; this site is continuous.")
+    if real:
+        _require_density(name, prior)
+
+
+def _require_density(name: str, prior: Any) -> None:
+    """Raise unless a prior that says to be on the real numbers has a density there, far on both sides of zero."""
+    for value in (-100.0, -1.0, 1.0, 100.0):
+        point = torch.full((*prior.batch_shape, *prior.event_shape), value, dtype=torch.float64)
+        try:
+            density = _double(prior).log_prob(point)
+        except ValueError:  # torch's own check of the support
+            density = point.new_tensor(-torch.inf)
+        if not bool(torch.isfinite(density).all()):
+            raise InvalidArgumentError(
+                f"priors[{name!r}]: expected a distribution on the real numbers, the support of this site; "
+                f"{type(prior).__name__} has no density at {value:g}."
+            )
+
 
 def _is_real(support: Any) -> bool:
     return support is constraints.real or type(support) is type(constraints.real)
@@ -196,7 +217,7 @@ def _double(prior: Any) -> Any:
     changed = copy(prior)
     for name, value in vars(prior).items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(changed, name, value.double())
+            setattr(changed, name, ordinary(value.double()))
         elif isinstance(value, torch.distributions.Distribution):
             setattr(changed, name, _double(value))
     return changed

@@ -112,12 +112,15 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
     own = _log_weights(tree, density.shape[:2])
     rows = []
     for position, gene in enumerate(units_of(tree)):
-        ratios = own[:, position, None] - density[:, position]
+        informed = density[:, position]
+        varying = (informed != informed[:1]).any(0)  # other spots, such as those without counts, say nothing
+        informed = informed[:, varying] if bool(varying.any()) else informed
+        ratios = own[:, position, None] - informed
         weights = smoothed(ratios)
         weights = weights - torch.logsumexp(weights, 0)
-        each = torch.logsumexp(weights + density[:, position], 0)
+        each = torch.logsumexp(weights + informed, 0)
         base = torch.log_softmax(own[:, position], 0)
-        whole = torch.logsumexp(base[:, None] + density[:, position], 0)
+        whole = torch.logsumexp(base[:, None] + informed, 0)
         k = pareto_k(ratios)
         k_draws = float(pareto_k(own[:, [position]]))
         bad = float((k > RELIABLE).double().mean())

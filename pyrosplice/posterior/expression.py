@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.data.names import places_of
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
 from pyrosplice.models.negative_binomial import ExpressionModel
@@ -94,8 +94,7 @@ def expression_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
     check_option("method", method, METHODS)
-    if isinstance(num_samples, bool) or not num_samples >= 1:
-        raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     for group in groups or ():
         check_option("groups", group, GROUPS)
     if nuts_options is not None and method != "nuts":
@@ -114,9 +113,11 @@ def expression_posterior(
 def _numbers_per_draw(data: Data, groups: Sequence[str]) -> dict[str, float]:
     """Numbers that one draw takes, by the group that keeps them."""
     n_genes, n_cells = data.counts.shape
+    sites = sum(data.model.n_coefficients) + data.model.n_coefficients[0] + 1  # with effects and dispersion
     by_cell = ("posterior_predictive", "log_likelihood", "prior_predictive")
     whole = {group: float(n_genes * n_cells) for group in by_cell if group in groups}
-    return {"posterior": float(n_genes * 2 * (sum(data.model.n_coefficients) + 1))} | whole
+    whole |= {"sample_stats": 2.0 * n_genes, "log_prior": float(n_genes * ("log_prior" in groups))}
+    return {"posterior": float(n_genes * sites), "prior": float(n_genes * sites * ("prior" in groups))} | whole
 
 
 def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:
@@ -220,8 +221,8 @@ def _tree(
     offset = data.model.offset
     tree["constant_data"] = dataset(
         {
-            "design": (("cell", "coefficient"), inputs.location.matrix),
-            "offset": (("cell",) if offset.ndim == 1 else ("gene", "cell"), offset.numpy()),
+            "design": (("cell", "coefficient"), inputs.location.matrix.copy()),
+            "offset": (("cell",) if offset.ndim == 1 else ("gene", "cell"), offset.numpy().copy()),
         }
     )
     whole = xr.DataTree.from_dict(tree)

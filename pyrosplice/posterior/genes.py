@@ -13,6 +13,7 @@ from pyrosplice.errors import InvalidArgumentError
 
 NAMES = "isoform_name"  # (gene, isoform); empty where padded
 PADDED = ("isoform", "logit", "component")
+OBSERVATIONS = ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive")
 
 
 def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping[str, Sequence[str]]) -> xr.DataTree:
@@ -35,6 +36,9 @@ def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping
         parts = [tree[name].to_dataset() for tree in trees]
         whole = xr.concat(parts, "gene", data_vars="minimal", coords="minimal", compat="override", join="outer")
         whole = whole.sel(gene=list(genes))
+        if name == "log_likelihood" and "spot" in whole.dims:  # a batch leaves out the spots that all its genes lack
+            spots = trees[0]["constant_data"]["spot"].to_numpy()
+            whole = whole.sel(spot=spots[np.isin(spots, whole["spot"].to_numpy())]).fillna(0.0)
         if "isoform" in whole.dims:
             width = whole.sizes["isoform"]
             table = [[*isoforms[gene], *[""] * (width - len(isoforms[gene]))] for gene in genes]
@@ -51,7 +55,9 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     With ``isoform``, counts (and usage) of that isoform alone, so that there is one observation a spot: ArviZ's
     ``plot_ppc_pit``, ``plot_ppc_pava``, ``plot_ppc_interval``, ``plot_ppc_rootogram`` and ``plot_loo_pit`` take
     observations with one dimension only. (``log_likelihood`` stays that of all of a spot's counts.) ArviZ's ``psense``
-    adds up the densities of all that it is given: of a whole tree, it scales the priors of all genes together.
+    adds up the densities of all that it is given: of a whole tree, it scales the priors of all genes together. Spots
+    without counts, which say nothing of the gene, are left out of observations, predictions and log likelihood: ArviZ's
+    ``loo`` has no answer to one whose density is the same in every draw.
 
     Parameters
     ----------
@@ -69,7 +75,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
         raise InvalidArgumentError(f"gene: {gene!r} is not one of the {len(units_of(tree))} genes of the tree.")
     attrs = tree.attrs
     one = tree.sel(gene=gene).map_over_datasets(_unpadded)
-    one = _observed_spots(one)
+    one = without_empty_spots(one, OBSERVATIONS)
     if isoform is not None:
         known = one["observed_data"].coords.get("isoform")
         if known is None or isoform not in known.values:
@@ -80,17 +86,39 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     return one
 
 
-def _observed_spots(tree: xr.DataTree) -> xr.DataTree:
-    """The tree without the log likelihood of spots without counts, which is 0 in every draw: they are no observations.
+def informative_spots(tree: xr.DataTree) -> np.ndarray | None:
+    """Which spots have, for a gene of the tree, a log likelihood that differs between draws, ``(N,)``.
+
+    That of a spot without counts does not, where the total of a spot is given: it is no observation. None for a tree
+    without log likelihoods, or of other observations.
+    """
+    if "log_likelihood" not in tree.children or "spot" not in tree["log_likelihood"].dims:
+        return None
+    density = tree["log_likelihood"]["counts"]
+    draws, others = ("chain", "draw"), [dim for dim in density.dims if dim not in ("chain", "draw", "spot")]
+    total = tree["constant_data"]["total"]
+    total = total.isel(spot=np.isin(total["spot"].to_numpy(), density["spot"].to_numpy()))
+    varies = (density.max(draws) > density.min(draws)) | (total > 0).to_numpy()
+    return varies.any(others).to_numpy()
+
+
+def without_empty_spots(tree: xr.DataTree, groups: Sequence[str] = ("log_likelihood",)) -> xr.DataTree:
+    """The tree with some groups restricted to the :func:`informative_spots`.
 
     Leave-one-out cross-validation fits a tail to each observation's draws, and there is none in a constant.
     """
-    if "log_likelihood" not in tree.children or "total" not in tree["constant_data"].data_vars:
+    seen = informative_spots(tree)
+    if seen is None or not bool(seen.any()):
         return tree
-    seen = tree["constant_data"]["total"].to_numpy() > 0
-    groups = {name: child.to_dataset() for name, child in tree.children.items()}
-    groups["log_likelihood"] = groups["log_likelihood"].isel(spot=np.flatnonzero(seen))
-    return xr.DataTree.from_dict(groups)
+    names = tree["log_likelihood"]["spot"].to_numpy()[seen]
+    kept = {name: child.to_dataset() for name, child in tree.children.items()}
+    for name in groups:
+        if name in kept and "spot" in kept[name].dims:
+            same = kept[name].sizes["spot"] == len(seen)
+            kept[name] = kept[name].isel(spot=seen if same else np.isin(kept[name]["spot"].to_numpy(), names))
+    whole = xr.DataTree.from_dict(kept)
+    whole.attrs |= tree.attrs
+    return whole
 
 
 def units_of(tree: xr.DataTree) -> np.ndarray:

@@ -79,9 +79,15 @@ def _numbers_per_draw(cells: Tensor, fitted: MixtureParameters, groups: Sequence
     n_cells, n_features = cells.shape
     k = fitted.means.shape[1] if fitted.means.ndim == 3 else len(fitted.means)
     predictive = [group for group in ("posterior_predictive", "prior_predictive") if group in groups]
-    sites = float(k * (n_features * n_features + 2 * n_features + 1))
+    sites = float(k * (n_features * n_features + 2 * n_features + 1) + 2)  # with what is said of the sampler
     whole = {group: float(n_cells * n_features) for group in predictive}
-    return {"posterior": sites, "log_likelihood": float(n_cells * ("log_likelihood" in groups)), **whole}
+    prior = sites * ("prior" in groups)
+    return {
+        "posterior": sites,
+        "prior": prior,
+        "log_likelihood": float(n_cells * ("log_likelihood" in groups)),
+        **whole,
+    }
 
 
 def posterior_of_patients(dataset: TripletDataset, *, num_samples: int = 500, **options: Any) -> dict[str, xr.DataTree]:

@@ -143,7 +143,7 @@ class Coordinates:
     def __init__(
         self, program: Any, pilot: Mapping[str, Tensor] | None, transforms: Mapping[str, Any] | None = None
     ) -> None:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), torch.enable_grad():
             start, self._energy, self._transforms, _ = initialize_model(
                 program,
                 jit_compile=True,
@@ -197,13 +197,14 @@ def run_chain(coordinates: Coordinates, num_samples: int, options: NutsOptions) 
         target_accept_prob=options.target_accept_prob,
         max_tree_depth=options.max_tree_depth,
     )
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), torch.enable_grad():
         start = {"u": coordinates.start()}
         mcmc = MCMC(kernel, num_samples, options.warmup_steps, initial_params=start, disable_progbar=True)
         mcmc.run()
     diverging = torch.zeros(num_samples, dtype=torch.bool)
     diverging[torch.tensor(mcmc.diagnostics()["divergences"]["chain 0"], dtype=torch.int64)] = True
-    return coordinates.sites(mcmc.get_samples()["u"]), diverging
+    with torch.no_grad():
+        return coordinates.sites(mcmc.get_samples()["u"]), diverging
 
 
 def _sites(model: MultinomialGLM, values: dict[str, Tensor], diverging: Tensor) -> dict[str, Tensor]:

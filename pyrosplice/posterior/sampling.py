@@ -11,7 +11,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
@@ -69,8 +69,7 @@ def sample_posterior(
     """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
-    if isinstance(num_samples, bool) or not num_samples >= 1:
-        raise InvalidArgumentError(f"num_samples: expected a whole number ≥ 1, found {num_samples!r}.")
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     genes = torch.arange(model.n_genes) if genes is None else genes
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
         found = genes.tolist()

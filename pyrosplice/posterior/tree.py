@@ -5,7 +5,7 @@ group                  variables, dims ``chain``, ``draw`` first
 ====================== ==============================================================================
 posterior              the sites; ``theta``, ``sigma2``; ``effect_on_usage``; ``usage`` if asked for
 posterior_predictive   ``counts``
-log_likelihood         ``counts``, one a spot
+log_likelihood         ``counts``, one a spot; without the spots that say nothing of any gene of the tree
 log_prior              ``lp``, one a gene (where a prior is proper)
 prior, prior_predictive  draws of the sites and counts, where every prior is proper
 sample_stats           ``log_weight`` and ``pareto_k`` (Laplace), ``diverging`` (NUTS)
@@ -30,7 +30,8 @@ from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
-from pyrosplice.posterior.sampling import Samples
+from pyrosplice.posterior.genes import without_empty_spots
+from pyrosplice.posterior.sampling import OVERSAMPLED, Samples
 from pyrosplice.posterior.seeding import seeded
 
 DIMS: dict[str, tuple[str, ...]] = {
@@ -91,13 +92,13 @@ def data_tree(
         tree |= _prior_groups(model, label, totals, samples, genes, seed, predictive="prior_predictive" in groups)
     tree["observed_data"] = label.dataset({"counts": counts}, chains=0)
     constants = {
-        "design": (("spot", "covariate"), model.design_mtx.numpy()),
+        "design": (("spot", "covariate"), model.design_mtx.numpy().copy()),
         "total": (("gene", "spot"), totals.numpy()),
     }
     tree["constant_data"] = xr.Dataset(constants, coords=label.coords({"gene", "spot", "covariate"}))
     whole = xr.DataTree.from_dict(tree)
     whole.attrs |= {"inference_library": "pyrosplice", "method": samples.method, "hyper": samples.hyper}
-    return whole
+    return without_empty_spots(whole)
 
 
 def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
@@ -112,16 +113,27 @@ def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: boo
     return made
 
 
-def numbers_per_draw(model: MultinomGLM, n_genes: int, groups: Sequence[str], *, usage: bool) -> dict[str, float]:
-    """Numbers that one draw of some genes takes, by the group that keeps them."""
-    n_spots, n_isos, n_logits = model.n_spots, model.n_isos, model.bias_eta.shape[-1]
+def numbers_per_draw(
+    model: MultinomGLM, n_genes: int, groups: Sequence[str], *, usage: bool, method: str, n_isos: int | None = None
+) -> dict[str, float]:
+    """Numbers that one draw of some genes takes, by the group that keeps them.
+
+    ``n_isos``: isoforms of the widest gene of the tree, which the others are padded to.
+    """
+    padding = 0 if n_isos is None else n_isos - model.n_isos
+    n_spots, n_isos, n_logits = model.n_spots, model.n_isos + padding, model.bias_eta.shape[-1] + padding
     shapes = model._site_shapes(model.counts, model.design_mtx)
     field = n_spots * n_logits if "sigma" in shapes else 0
-    sites = sum(math.prod(shape[1:]) for shape in shapes.values()) + (model.n_factors or 0) * n_isos
+    twice = shapes.get("sigma", (0, 0))[1] * 2  # σ² and θ beside σ and logit θ
+    sites = sum(math.prod(shape[1:]) for shape in shapes.values()) + (model.n_factors or 0) * n_isos + twice
+    proposals = (OVERSAMPLED - 1) * (method == "importance")
     proper = not any(is_flat(p) for p in complete_priors(model.priors, shapes).values() if p.event_shape.numel())
     per_gene = {
         "posterior": sites + field + usage * n_spots * n_isos,
         "linear predictor": n_spots * n_logits,
+        "proposals": proposals * (sites + field),
+        "sample_stats": 2.0,
+        "log_prior": float("log_prior" in groups),
         "posterior_predictive": n_spots * n_isos * ("posterior_predictive" in groups),
         "log_likelihood": n_spots * ("log_likelihood" in groups),
         "prior": (sites + field) * (proper and "prior" in groups),

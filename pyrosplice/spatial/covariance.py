@@ -56,7 +56,7 @@ class SpatialCovariance(Extensible):
         """Draw ``n`` fields from N(0, V): ``(n, N)``."""
         values, vectors = self.eigen()
         noise = torch.randn(n, len(vectors), generator=generator, dtype=torch.float64)
-        return noise @ (vectors * values.clamp_min(0.0).sqrt()).T @ vectors.T
+        return noise @ (vectors * values.clamp_min(0.0).sqrt()).T
 
 
 class GraphMatern(SpatialCovariance):

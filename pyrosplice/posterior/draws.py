@@ -1,0 +1,42 @@
+"""From a fitted model of isoform usage to the tree of its posterior; what is asked for is checked before any draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyrosplice.data.names import places_of
+from pyrosplice.errors import check_integer, check_option
+from pyrosplice.estimators.multinomial import MultinomGLM
+from pyrosplice.posterior.memory import require_memory
+from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.sampling import METHODS, sample_posterior
+from pyrosplice.posterior.tree import check_groups, data_tree, numbers_per_draw
+
+
+def posterior_tree(
+    model: MultinomGLM, *, num_samples: int, method: str, hyper: str, genes: str | Sequence[int | str] | None,
+    names: Mapping[str, Sequence[Any]] | None, groups: Sequence[str] | None, usage: bool, seed: int,
+    nuts_options: NutsOptions | None, max_memory: str | float | None,
+) -> xr.DataTree:  # fmt: skip
+    """See :meth:`pyrosplice.MultinomGLM.posterior`."""
+    made = check_groups(model, groups, usage=usage)
+    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
+    check_option("method", method, METHODS)
+    given = genes.tolist() if isinstance(genes, Tensor) else genes
+    chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(model.n_genes)), "genes"))
+    numbers = numbers_per_draw(model, len(chosen), made, usage=usage, method=method)
+    require_memory(numbers, n_chains(method, nuts_options) * num_samples, max_memory)
+    samples = sample_posterior(
+        model, num_samples=num_samples, method=method, hyper=hyper, genes=chosen, seed=seed, nuts_options=nuts_options
+    )
+    return data_tree(model, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
+
+
+def n_chains(method: str, nuts_options: NutsOptions | None) -> int:
+    """Chains that a method makes."""
+    return (nuts_options or NutsOptions()).num_chains if method == "nuts" else 1
