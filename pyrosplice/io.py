@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,27 @@ from pyrosplice.errors import ModelFileError
 
 FORMAT = "pyrosplice"
 FORMAT_VERSION = 1
+DAMAGE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)  # of content that is not as written
+
+
+@contextmanager
+def damage_named(path: str | os.PathLike[str], *, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what content that is not as it was written raises into :class:`ModelFileError`; ``keep`` goes through."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, (ModelFileError, *keep)):
+            raise
+        raise ModelFileError(
+            f"{os.fspath(path)!r} is damaged: what it holds is not what was written ({type(error).__name__}: {error})."
+        ) from error
 
 
 def save_archive(

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from torch import Tensor
 
 from pyrosplice.data.summary import feature_summary
-from pyrosplice.errors import NoResultsError, check_option
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
 from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.usage_posterior import UsagePosterior
-from pyrosplice.io import load_archive, save_archive
+from pyrosplice.io import damage_named, load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.modes import works_in_any_mode
 
@@ -231,8 +232,23 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
         tensors, content = load_archive(path, kind=cls.__name__)
+        given = (map_location, likelihood, priors, covariance)
+        with damage_named(path, keep=(InvalidArgumentError,) if any(x is not None for x in given) else ()):
+            return cls._from_archive(tensors, content, os.fspath(path), *given)
+
+    @classmethod
+    def _from_archive(
+        cls,
+        tensors: Mapping[str, Tensor],
+        content: Mapping[str, Any],
+        path: str,
+        map_location: str | None,
+        likelihood: Likelihood | None,
+        priors: Mapping[str, Any] | None,
+        covariance: Any,
+    ) -> SplisosmGLMM:
         options = content["options"]
-        own = extensions.unpack(content.get("extensions"), likelihood, priors, covariance, path=os.fspath(path))
+        own = extensions.unpack(content.get("extensions"), likelihood, priors, covariance, path=path)
         model = cls(**(options if map_location is None else options | {"device": str(map_location)}), **own)
         model._prepared = storage.unpack_data(tensors, content["data"], covariance)
         if "fit" in content:

@@ -119,7 +119,10 @@ def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
         raise ModelFileError(
             f"likelihood: the file names {content.get('class')!r}, which is not one of {sorted(SHIPPED)}."
         )
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"likelihood: the file's {kind.__name__} cannot be made again ({error}).") from error
 
 
 def _arguments(prior: Any) -> dict[str, Any]:

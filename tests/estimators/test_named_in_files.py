@@ -92,7 +92,16 @@ def test_a_prior_that_cannot_be_made(saved, prior):
     refused(crafted(saved, lambda content, _: content["extensions"]["priors"]["beta"].update(content=prior)))
 
 
-@pytest.mark.parametrize("stored", [{"class": "Likelihood"}, {"class": "print"}, {"class": "Multinomial", "arguments": {"x": 1}}, {"class": "DirichletMultinomial", "arguments": {"concentration": "1"}}, {"class": None}])  # fmt: skip
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"class": "Likelihood"},
+        {"class": "print"},
+        {"class": "Multinomial", "arguments": {"x": 1}},
+        {"class": "DirichletMultinomial", "arguments": {"concentration": "1"}},
+        {"class": None},
+    ],
+)
 def test_a_likelihood_that_is_none(saved, stored):
     refused(crafted(saved, lambda content, _: content["extensions"]["likelihood"].update(content=stored)))
 
