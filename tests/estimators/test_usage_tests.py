@@ -9,6 +9,7 @@ from scipy import stats
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.estimators.splisosm import SplisosmGLMM
+from pyrosplice.estimators.usage_options import USAGE_OPTIONS
 from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from pyrosplice.inference.laplace import Laplace
@@ -364,6 +365,21 @@ def test_mouse_olfactory_bulb_from_file_to_tables():
     assert table_of(model)["pvalue"].between(0, 1).all()
     ratios = model.get_fitted_ratios_anndata().layers["fitted_ratios"]
     np.testing.assert_allclose(ratios.sum(1), 30.0)
+
+
+@pytest.mark.parametrize("name", sorted({option for options in USAGE_OPTIONS.values() for option in options}))
+def test_a_covariate_may_be_called_as_an_option_is(name):
+    """Its tests are those of any other name."""
+    adata = simulate_isoforms(n_spots=36, n_genes=2, seed=0)
+    values = np.random.default_rng(0).normal(size=36)
+    found = []
+    for covariate in ("z", name):
+        model = SplisosmGLMM(model_type="glm")
+        model.setup_data(adata, design_mtx=values, covariate_names=[covariate])
+        model.fit(print_progress=False)
+        model.test_differential_usage(method="score", print_progress=False)
+        found.append(model.get_formatted_test_results("du")["pvalue"].to_numpy())
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_covariate_in_the_place_of_an_option_is_recognised(tissue):
