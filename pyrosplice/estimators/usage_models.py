@@ -85,7 +85,7 @@ class UsageModels:
         min_component_size: int = 1,
         covariance: Any = None,
         section_key: str | None = None,
-        missing: Literal["error", "drop"] = "error",
+        missing: Literal["raise", "drop"] = "raise",
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -135,7 +135,7 @@ class UsageModels:
             section among the covariates too, or differences between sections count as spatial variability.
         missing
             What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
-            text): ``"error"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
+            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
             in ``adata``.
 
         Raises
