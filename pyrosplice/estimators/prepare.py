@@ -37,7 +37,7 @@ from pyrosplice.spatial.graph import (
 )
 from pyrosplice.spatial.sections import section_graph, within_sections
 
-MISSING = ("error", "drop")
+MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
 
@@ -266,7 +266,7 @@ def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covaria
 def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
     """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
     complete = np.ones(len(obs), dtype=bool)
-    if options.missing == "error":
+    if options.missing == "raise":
         return complete
     if options.design_mtx is not None:
         complete &= complete_spots(options.design_mtx, obs)

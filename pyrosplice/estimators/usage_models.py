@@ -89,7 +89,7 @@ class UsageModels:
         min_component_size: int = 1,
         covariance: Any = None,
         section_key: str | None = None,
-        missing: Literal["error", "drop"] = "error",
+        missing: Literal["raise", "drop"] = "raise",
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -141,7 +141,7 @@ class UsageModels:
             spatial variability.
         missing
             What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
-            text): ``"error"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
+            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
             in ``adata``.
 
         Raises
