@@ -231,9 +231,18 @@ def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
     assert (model.posterior(num_samples=99, hyper="integrate", groups=())["sample_stats"].pareto_k < 1).all()
 
 
-@pytest.mark.parametrize("genes", [[], [2], [-1], [0, 0]])
-def test_positions_that_are_not_genes_are_refused(model, genes):
-    with pytest.raises(InvalidArgumentError, match="genes: expected different positions below 2, found"):
+@pytest.mark.parametrize(
+    ("genes", "said"),
+    [
+        ([], "expected different positions below 2, found"),
+        ([2], "no gene 2; expected positions below 2"),
+        ([-1], "no gene -1; expected positions below 2"),
+        ([0, 0], "expected different positions below 2, found"),
+        (["absent"], "no gene 'absent'; expected positions below 2"),
+    ],
+)
+def test_positions_that_are_not_genes_are_refused(model, genes, said):
+    with pytest.raises(InvalidArgumentError, match=f"genes: {said}"):
         model.posterior(num_samples=10, genes=genes)
 
 
