@@ -16,6 +16,7 @@ are permuted (Q takes their part out): u is scaled by :math:`\sqrt{(m - 1)/(m - 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 
 import numpy as np
@@ -55,7 +56,7 @@ class Residuals:
     scale: Tensor
     loading: Tensor
 
-    @property
+    @cached_property
     def n_covered(self) -> Tensor:
         """m, the number of spots with counts, ``(B,)``."""
         return (self.scale > 0).sum(-1)
@@ -67,7 +68,7 @@ class Residuals:
             -1
         )  # what a gene's spots do not tell apart costs nothing
 
-    @property
+    @cached_property
     def leverage(self) -> Tensor:
         """Squared norm of the rows of L, ``(B, N)``."""
         return self.loading.square().sum(-1)
@@ -164,7 +165,7 @@ def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Te
     form = _ProjectedForm.of(residuals, kernel)
     vectors, scale, covered = residuals.vectors, residuals.scale, form.covered
     planes = (scale.unsqueeze(-1) * vectors).movedim(-1, 0)
-    statistic = kernel.quadratic(planes).sum(0) - (form.removed * vectors.square().sum(-1)).sum(-1)
+    statistic = kernel.quadratic(planes).sum(0) - (form.removed.unsqueeze(-1) * vectors.square()).sum((1, 2))
 
     dense = isinstance(kernel, DenseKernel)
     count = covered.sum(-1, keepdim=True)
@@ -212,12 +213,12 @@ class _ProjectedForm:
         removed = projected / (1 - residuals.leverage).clamp_min(1e-8)
         return cls(residuals, kernel, image, inner, projected, removed)
 
-    @property
+    @cached_property
     def covered(self) -> Tensor:
         """1 where a spot has counts, ``(B, N)``."""
         return (self.residuals.scale > 0).to(self.removed)
 
-    @property
+    @cached_property
     def _removed_diagonal(self) -> Tensor:
         """Of ``Q Λ Q``."""
         loading = self.residuals.loading
