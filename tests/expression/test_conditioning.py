@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pyrosplice.data.count_matrix import CountMatrix
-from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.data.expression_design import check_full_rank
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators import expression_fit as fit
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.inference.nb_basis import conditioned
