@@ -42,7 +42,8 @@ class NonSpatialWarning(UserWarning):
 def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
+        expected = f"one of {', '.join(sorted(map(repr, allowed)))}" if allowed else "none"
+        raise InvalidArgumentError(f"{name}: expected {expected}, found {value!r}.")
 
 
 def check_switches(**switches: Any) -> None:

@@ -163,7 +163,8 @@ class CountMatrix:
         if fractional:
             self._warned = True
             warnings.warn(
-                "data: some counts are fractional; the count model is fitted to them as they are.",
+                "data: some counts are fractional and are fitted as they are. If they were normalized or "
+                "log-transformed, give raw counts (layer=…) and size_factors instead.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -17,7 +17,7 @@ from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.data.names import by_name
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_whole
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, known_options
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
@@ -114,8 +114,8 @@ class Estimator(Described):
         genes = None if batch_size is None else batch_size[1] if isinstance(batch_size, tuple) else None
         cells = batch_size[0] if isinstance(batch_size, tuple) else batch_size
         for size in (genes, cells):
-            if size is not None and size < 1:
-                raise InvalidArgumentError(f"batch_size: expected a positive number, found {batch_size}.")
+            if size is not None and not is_whole(size, 1):
+                raise InvalidArgumentError(f"batch_size: expected whole numbers of at least 1, found {batch_size!r}.")
         input_data.counts.block_cells = cells
         try:
             where = torch.device(device)

@@ -19,6 +19,7 @@ from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
 from pyrosplice.inference.nb_basis import Basis, identity
 from pyrosplice.inference.nb_fit import GlmFit
+from pyrosplice.io import new_file
 
 FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 2  # 1: the design by its levels only; information in the design's own coordinates
@@ -66,7 +67,7 @@ def write(path: str | Path, saved: Saved) -> None:
         "every_level": list(design.every_level), "recipe": stored,
     }  # fmt: skip
     meta = {"format": FORMAT, "version": str(FORMAT_VERSION), "about": json.dumps(about)}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, Path(path), metadata=meta)
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new_file(path), metadata=meta)
 
 
 def read(path: str | Path) -> Saved:
@@ -85,7 +86,10 @@ def read(path: str | Path) -> Saved:
         raise ModelFileError(f"path: {path} is not a model file ({error}).") from error
     version = meta.get("version", "0")
     if meta.get("format") != FORMAT or not version.isdigit() or int(version) > FORMAT_VERSION:
-        raise ModelFileError(f"path: {path} has format {meta.get('format')!r}, version {version!r}.")
+        raise ModelFileError(
+            f"path: {path} has format {meta.get('format')!r}, version {version!r}; expected one that "
+            f"ExpressionGLM.save wrote, format {FORMAT!r} up to version {FORMAT_VERSION}."
+        )
     try:
         about = json.loads(meta["about"])
         return _saved(about, arrays)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from anndata import AnnData
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
@@ -307,7 +307,8 @@ class UsageModels:
     def _position(self, gene_name: str) -> int:
         names = self._ready().gene_names
         if gene_name not in names:
-            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
+            near = listed(names, near=str(gene_name))
+            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names: {near}.")
         return names.index(gene_name)
 
     def _ready(self) -> Prepared:

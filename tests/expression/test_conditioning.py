@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.data.expression_design import check_full_rank
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators import expression_fit as fit
 from pyrosplice.estimators.expression import ExpressionGLM
@@ -83,6 +84,17 @@ def test_exactly_dependent_columns_are_refused():
     for terms in ("x + y", "x + z", "x*g + z"):
         with pytest.raises(InvalidArgumentError, match="depend linearly"):
             fit.model(Y, f"~1+{terms}", as_numeric=["x", "y", "z"], sample_description=table)
+
+
+@pytest.mark.parametrize("n", [10, 12, 777, 1000, 3001, 8000, 50_000, 100_000])
+def test_a_crossed_design_has_full_rank_at_any_number_of_cells(n):
+    patient, drug = np.arange(n) % 5, np.arange(n) // 5 % 2
+    one = (patient[:, None] == np.arange(1, 5)).astype(float)
+    columns = np.column_stack([np.ones(n), drug, one, drug[:, None] * one])
+    check_full_rank(columns, list("abcdefghij"), "formula_loc")
+    check_full_rank(columns * np.pi * 1e3, list("abcdefghij"), "formula_loc")
+    with pytest.raises(InvalidArgumentError, match="depend linearly"):
+        check_full_rank(np.column_stack([columns, drug + one[:, 0]]), list("abcdefghijk"), "formula_loc")
 
 
 TRANSFORMS = ["np.log(t)", "I(1/t)", "bs(t, df=4)", "center(t)", "scale(t)", "poly(t, 2)", "t", "np.log(t)*h",
