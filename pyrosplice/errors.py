@@ -35,6 +35,10 @@ class ModelFileError(ValueError):
     """A file is not one that this version of the library can read: truncated, foreign, or newer."""
 
 
+class NoModelFileError(ModelFileError, FileNotFoundError):
+    """Where a model was to be read from there is no file. Says where."""
+
+
 class NonSpatialWarning(UserWarning):
     """The spatial graph is not what the user probably wanted (isolated spots, many components)."""
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pyrosplice.data.storable import joined, nullable_text, split
-from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.errors import InvalidArgumentError, ModelFileError, NoModelFileError
 
 FORMAT = "pyrosplice"
 FORMAT_VERSION = 1
@@ -98,6 +98,13 @@ def new_file(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`~pyrosplice.errors.NoModelFileError` unless there is a file at ``path``."""
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "is not there"
+        raise NoModelFileError(f"path: expected a file, {os.fspath(path)!r} {what}.")
+
+
 def load_archive(
     path: str | os.PathLike[str], *, kind: str, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -105,13 +112,12 @@ def load_archive(
 
     Raises
     ------
-    FileNotFoundError
+    NoModelFileError
         No such file.
     ModelFileError
         A file that is truncated, of another format or kind, or written by a newer version.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}.")
+    check_file(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as archive:
             content = _checked_header(path, archive.metadata() or {}, kind)

@@ -348,6 +348,8 @@ class ExpressionGLM(Described):
 
         Raises
         ------
+        NoModelFileError
+            No such file.
         ModelFileError
             For a file that is not one, from a newer version, or with a formula that holds code.
         """

@@ -19,7 +19,7 @@ from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
 from pyrosplice.inference.nb_basis import Basis, identity
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.io import new_file
+from pyrosplice.io import check_file, new_file
 
 FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 2  # 1: the design by its levels only; information in the design's own coordinates
@@ -75,9 +75,12 @@ def read(path: str | Path) -> Saved:
 
     Raises
     ------
+    NoModelFileError
+        No such file.
     ModelFileError
         For a file that is not one, from a newer version, damaged, or with a formula that holds code.
     """
+    check_file(path)
     try:
         with safe_open(Path(path), framework="numpy") as file:
             meta = file.metadata() or {}

@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.io import check_file
 from pyrosplice.models.gaussian_mixture import MixturePrior
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    check_file(file)
     try:
         content = json.loads(file.read_text())
         version = content.pop("format_version")
