@@ -175,10 +175,12 @@ class ExpressionGLM(Described):
         if len(rows) > 1:
             raise InvalidArgumentError(f"contrast: method {method!r} tests one contrast at a time, found {len(rows)}.")
         fitted = Donors(self._data(), donors)
-        fit, covariance, df = fitted.cluster(free[0]) if method == "cluster" else fitted.mixed(free[0])
-        return contrast_test(
-            fit, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean, covariance=covariance, df=df
-        )
+        if method == "glmm":
+            fit, covariance, df = fitted.mixed(free[0])
+            return self._linear(fit, rows, covariance, df)
+        found = fitted.cluster(free[0])
+        result = self._linear(self.results, rows, found.covariance, found.df)
+        return with_statistic(result, result.statistic, found.pval)
 
     contrast = test
 
@@ -208,7 +210,12 @@ class ExpressionGLM(Described):
         return rows
 
     def _wald(self, rows: Array) -> ExpressionTest:
-        return contrast_test(self.results, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean)
+        return self._linear(self.results, rows)
+
+    def _linear(self, fit: GlmFit, rows: Array, covariance: Array | None = None, df: Any = None) -> ExpressionTest:
+        return contrast_test(
+            fit, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean, covariance=covariance, df=df
+        )
 
     def shrink(self, coefficient: str, *, scale: float | None = None) -> pd.DataFrame:
         """Fold changes of one coefficient shrunken by a Cauchy prior: gene, log2fc, its posterior SD, the prior scale.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.inference.nb_cluster import cluster_covariance
+from pyrosplice.hypothesis.donor_variance import donor_variance_law
+from pyrosplice.inference.nb_cluster import ClusterTest, cluster_test
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_glmm import GlmmFit, donor_design, fit_glmm, varies_within
 from pyrosplice.inference.nb_source import RowSource
@@ -50,26 +51,35 @@ class Donors:
         old = self.estimator.source
         return RowSource(old.counts, design, old.noise, device=old.device, block_size=old.block_size)
 
-    def cluster(self, contrast: Array) -> tuple[GlmFit, Array, Array]:
-        """The fit, the sandwich covariance ``(G, F, F)`` and degrees of freedom ``(G,)`` of a contrast ``(F,)``."""
-        found = cluster_covariance(self._source(with_columns=False), self.estimator.fit, contrast)
-        return self.estimator.fit, found.covariance, found.df
+    def cluster(self, contrast: Array) -> ClusterTest:
+        """The sandwich covariance, and the p-value and degrees of freedom of a contrast ``(F,)``."""
+        source = self._source(with_columns=False)
+        return cluster_test(source, self.estimator.fit, contrast, within=bool(self._within(contrast).any()))
 
-    def fit_mixed(self) -> GlmmFit:
-        """The mixed model of every gene."""
-        return fit_glmm(self._source(with_columns=True), self.estimator.fit)
+    def fit_mixed(self, contrast: Array | None = None) -> GlmmFit:
+        """The mixed model of every gene, with what the law of a contrast ``(F,)`` needs."""
+        return fit_glmm(self._source(with_columns=True), self.estimator.fit, contrast)
 
     def mixed(self, contrast: Array) -> tuple[GlmFit, Array, Array]:
         """Mixed-model estimates as a fit, their covariance, and degrees of freedom ``(G,)`` of a contrast ``(F,)``.
 
-        A contrast of columns that vary within donors is warned about.
+        The covariance is scaled so that the contrast's variance is the one that goes with its degrees of freedom. A
+        contrast of columns that vary within donors is warned about.
         """
         self._warn_within(contrast)
-        mixed = self.fit_mixed()
+        mixed = self.fit_mixed(contrast)
+        assert mixed.profile is not None
         fit = self.estimator.fit
         theta = np.column_stack([mixed.location, mixed.scale])
         moved = replace(fit, theta=theta, code=mixed.code, log_likelihood=mixed.log_likelihood)
-        return moved, mixed.covariance, mixed.df(contrast)
+        variance, df = donor_variance_law(mixed.profile)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = variance / np.einsum("p,gpq,q->g", contrast, mixed.covariance, contrast)
+        return moved, mixed.covariance * factor[:, None, None], df
+
+    def _within(self, contrast: Array) -> NDArray[np.bool_]:
+        """Tested columns that vary within donors ``(F,)``."""
+        return varies_within(self.design) & (np.abs(contrast) > 1e-10)
 
     def _warn_within(self, contrast: Array) -> None:
         """Warn where the tested column varies within donors, whose responses to it may differ.
@@ -77,7 +87,7 @@ class Donors:
         Of null genes at 5 %, with a standard deviation of 0.25 between a donor's samples: 37 % by the mixed model, 3 to
         5 % by the sandwich and by quasi-likelihood on sums (6 and 12 donors, 60 cells a sample).
         """
-        within = varies_within(self.design) & (np.abs(contrast) > 1e-10)
+        within = self._within(contrast)
         if within.any():
             names = np.asarray(self.estimator.input_data.constraints_loc.free_names)[within].tolist()
             warnings.warn(

@@ -58,7 +58,7 @@ def squeeze_variance(s2: Array, df: Array, *, covariate: Array | None = None) ->
         fitted = location[use]
     spread = float(np.square(e - fitted).sum() / max(len(e) - rank, 1) - polygamma(1, df[use] / 2).mean())
     if spread > 0:
-        prior_df = 2 * inverse_trigamma(spread)
+        prior_df = 2 * float(inverse_trigamma(spread))
         location = np.exp(location + digamma(prior_df / 2) - np.log(prior_df / 2))
         posterior = (prior_df * location + df * np.where(use, s2, 0.0)) / (prior_df + df)
     else:
@@ -67,20 +67,18 @@ def squeeze_variance(s2: Array, df: Array, *, covariate: Array | None = None) ->
     return SqueezedVariance(posterior, location, float(prior_df))
 
 
-def inverse_trigamma(x: float) -> float:
+def inverse_trigamma(x: Array | float) -> Array:
     """The y with ``trigamma(y) = x``, by Newton on 1 / trigamma (Smyth 2004, appendix)."""
-    if x > 1e7:
-        return float(1 / np.sqrt(x))
-    if x < 1e-6:
-        return 1 / x
-    y = 0.5 + 1 / x
+    x = np.asarray(x, dtype=np.float64)
+    y = np.where(x > 1e7, 1 / np.sqrt(x), np.where(x < 1e-6, 1 / x, 0.5 + 1 / x))
+    middle = (x <= 1e7) & (x >= 1e-6)
     for _ in range(50):
-        tri = float(polygamma(1, y))
-        step = tri * (1 - tri / x) / float(polygamma(2, y))
-        y += step
-        if -step / y < 1e-9:
+        tri = polygamma(1, y)
+        step = np.where(middle, tri * (1 - tri / x) / polygamma(2, y), 0.0)
+        y = y + step
+        if (-step / y < 1e-9).all():
             break
-    return y
+    return np.asarray(y)
 
 
 def natural_spline(x: Array, knots: Array) -> Array:

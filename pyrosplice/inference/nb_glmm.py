@@ -7,7 +7,8 @@ as a log prior. τ maximises the Laplace approximation of the restricted likelih
 
 .. math:: \ell(\hat\beta, \hat u, \hat\zeta) + \log N(\hat u; 0, \tau^2) - \tfrac12 \log\det H_{(\beta, u)}
 
-(Breslow and Clayton 1993, on the likelihood itself), by golden section on log τ for all genes at once.
+(Breslow and Clayton 1993, on the likelihood itself), found on a grid of log τ for all genes at once and, since it is
+smooth there, between the grid's points by a spline.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -27,10 +29,32 @@ from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import Design, RowSource
 
 Array = NDArray[np.float64]
-LOG_TAU = (math.log(1e-3), math.log(4.0))
+LOG_TAU = np.linspace(math.log(1e-3), math.log(4.0), 22)
 OPTIONS = NewtonOptions(tol=1e-8, max_iter=60)
-DIFFERENCE = 0.1  # of log τ, for derivatives at the optimum
-GOLDEN = (math.sqrt(5) - 1) / 2
+FINE = 401  # points between which τ is found: log τ to 0.02
+
+
+@dataclass(frozen=True)
+class TauProfile:
+    r"""What a contrast's estimate is at each standard deviation of the donors, all ``(G, K)``.
+
+    Attributes
+    ----------
+    log_tau : (K,)
+        The grid.
+    log_likelihood
+        Restricted log likelihood.
+    log_prior
+        Jeffreys's density of log τ up to a constant: half the log of the information
+        :math:`2 \sum_d (\tau^2 w_d / (1 + \tau^2 w_d))^2` with w_d that of donor d about its effect.
+    variance
+        Of the contrast.
+    """
+
+    log_tau: Array
+    log_likelihood: Array
+    log_prior: Array
+    variance: Array
 
 
 @dataclass(frozen=True)
@@ -49,12 +73,8 @@ class GlmmFit:
         Standard deviation of the donors; at its lower bound 1e-3 where the data show none.
     log_likelihood, code : (G,)
         Laplace approximation of the restricted log likelihood, and a :class:`FitCode`.
-    covariance_slope : (G, P, P), tau_information : (G,)
-        Derivative of ``covariance`` in log τ, and minus the second derivative of ``log_likelihood`` there.
-    between : (P,)
-        Which coefficients are constant within donors.
-    least_df : int
-        Donors less those.
+    profile : TauProfile or None
+        Of the contrast asked for.
     """
 
     location: Array
@@ -64,25 +84,7 @@ class GlmmFit:
     tau: Array
     log_likelihood: Array
     code: NDArray[np.int64]
-    covariance_slope: Array
-    tau_information: Array
-    between: NDArray[np.bool_]
-    least_df: int
-
-    def df(self, contrast: Array) -> Array:
-        r"""Satterthwaite's degrees of freedom of a contrast of location ``(G,)``.
-
-        With V its variance, :math:`2 V^2 / \operatorname{var}\hat V`, the latter by the delta method from τ's. Not
-        below ``least_df``; for a contrast between donors not above twice that, since a τ estimated at zero need not be
-        zero.
-        """
-        information = np.maximum(np.nan_to_num(self.tau_information), 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            variance = np.einsum("p,gpq,q->g", contrast, self.covariance, contrast)
-            slope = np.einsum("p,gpq,q->g", contrast, self.covariance_slope, contrast)
-            df = 2 * variance**2 * information / slope**2
-        most = 2.0 * self.least_df if np.any(contrast[self.between]) else np.inf
-        return np.clip(np.where(np.isnan(df), np.inf, df), self.least_df, most)
+    profile: TauProfile | None
 
 
 def donor_design(design: Design) -> Design:
@@ -117,7 +119,7 @@ def varies_within(design: Design) -> NDArray[np.bool_]:
     return (np.abs(design.x - design.x[first][strata]) > 1e-12).any(0)
 
 
-def fit_glmm(source: RowSource, fit: GlmFit, *, n_steps: int = 16) -> GlmmFit:
+def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> GlmmFit:
     """Fit every gene that ``fit`` (the same model without donors) has an estimate of.
 
     Parameters
@@ -126,72 +128,82 @@ def fit_glmm(source: RowSource, fit: GlmFit, *, n_steps: int = 16) -> GlmmFit:
         With a design from :func:`donor_design`.
     fit
         Where to start.
-    n_steps
-        Golden-section steps: log τ is found to within ``8.3 · 0.618^n_steps``.
+    contrast : (P,), optional
+        Of the location coefficients: its profile is kept.
     """
     g, p, r = len(fit.theta), fit.n_location, source.design.z.shape[1]
     j = source.design.x.shape[1] - p
-    inner = Design(source.design.x[:, :p], source.design.z, source.design.offset, source.design.zeta_offset,
-                   strata=source.design.strata)  # fmt: skip
-    between = ~varies_within(inner)
+    profile = None
+    if contrast is not None:
+        profile = TauProfile(LOG_TAU, *(np.full((g, len(LOG_TAU)), np.nan) for _ in range(3)))
     out = GlmmFit(
         np.full((g, p), np.nan), np.full((g, p, p), np.nan), np.full((g, r), np.nan), np.full((g, j), np.nan),
-        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), np.full((g, p, p), np.nan), np.full(g, np.nan),
-        between, j - int(between.sum()),
+        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), profile,
     )  # fmt: skip
+    direction = None if contrast is None else contrast @ source.basis.matrix[:p, :p]
     for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
         base = torch.as_tensor(fit.basis.inward(fit.theta[which]), device=rows.x.device)
         start[:, :p], start[:, p + j :] = base[:, :p].clamp(-30, 30), base[:, p:].clamp(-5, 8)
-        _search(out, which, rows, source, start, p, j, n_steps)
+        _Block(rows, source, p, j).fit(out, which, start, direction)
     return out
 
 
-def _search(out: GlmmFit, which: NDArray[np.intp], rows: Rows, source: RowSource, start: Tensor, p: int, j: int,
-            n_steps: int) -> None:  # fmt: skip
-    low, high = (torch.full_like(start[:, 0], v) for v in LOG_TAU)
-    inner, outer = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    f_inner, theta, *_ = _laplace(rows, source, start, inner, p, j)
-    f_outer, theta, *_ = _laplace(rows, source, theta, outer, p, j)
-    for _ in range(n_steps):
-        left = f_inner > f_outer
-        low, high = torch.where(left, low, inner), torch.where(left, outer, high)
-        point = torch.where(left, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
-        value, theta, *_ = _laplace(rows, source, theta, point, p, j)
-        inner, f_inner, outer, f_outer = (
-            torch.where(left, point, outer), torch.where(left, value, f_outer),
-            torch.where(left, inner, point), torch.where(left, f_inner, value),
-        )  # fmt: skip
-    log_tau = (low + high) / 2
-    value, theta, information, ok = _laplace(rows, source, theta, log_tau, p, j)
-    sides = [_laplace(rows, source, theta, log_tau + h, p, j) for h in (-DIFFERENCE, DIFFERENCE)]
-    inverse, below, above = (
-        safe_inverse(h.cpu().numpy())[:, :p, :p] for h in (information, sides[0][2], sides[1][2])
-    )  # fmt: skip
-    curve = (2 * value - sides[0][0] - sides[1][0]) / DIFFERENCE**2
-    found, location = source.basis.outward(theta.cpu().numpy()), source.basis.part(slice(0, p))
-    out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
-    out.scale[which], out.covariance[which] = found[:, p + j :], location.covariance(inverse)
-    with np.errstate(invalid="ignore"):  # infinite where a coefficient is not identified
-        out.covariance_slope[which] = location.covariance((above - below) / (2 * DIFFERENCE))
-    out.tau_information[which] = curve.cpu().numpy()
-    out.tau[which] = log_tau.exp().cpu().numpy()
-    out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
-    out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+@dataclass(frozen=True)
+class _Block:
+    """Genes that are fitted together: ``p`` fixed effects and ``j`` donors."""
 
+    rows: Rows
+    source: RowSource
+    p: int
+    j: int
 
-def _laplace(
-    rows: Rows, source: RowSource, start: Tensor, log_tau: Tensor, p: int, j: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Restricted log likelihood at τ, the mode, the information of (β, u) there, and whether the mode was found."""
-    penalty = _DonorPrior(torch.exp(-2 * log_tau), p, j, start.shape[1])
-    solution = Newton(rows, source.noise, prior=penalty.derivatives, options=OPTIONS).run(start)
-    everyone = torch.arange(len(start), device=start.device)
-    d = derivatives(rows, source.noise, solution.theta) + penalty.derivatives(solution.theta, everyone)
-    information = d.information[:, : p + j, : p + j]
-    value = d.value - j * log_tau - 0.5 * torch.linalg.slogdet(information)[1]
-    ok = (solution.code == int(FitCode.CONVERGED)) | (solution.code == int(FitCode.POISSON_BOUNDARY))
-    return value, solution.theta, information, ok
+    def fit(self, out: GlmmFit, which: NDArray[np.intp], start: Tensor, contrast: Array | None) -> None:
+        p, j = self.p, self.j
+        values, modes, theta = [], [], start
+        for k, log_tau in enumerate(LOG_TAU):
+            value, theta, information, _ = self.laplace(theta, torch.full_like(start[:, 0], log_tau))
+            values.append(value.cpu().numpy())
+            modes.append(theta)
+            if out.profile is not None and contrast is not None:
+                self._profile(out.profile, which, k, values[-1], information, contrast)
+        fine = np.linspace(LOG_TAU[0], LOG_TAU[-1], FINE)
+        best = fine[CubicSpline(LOG_TAU, np.nan_to_num(values, nan=-1e300))(fine).argmax(0)]
+        near = np.abs(LOG_TAU[:, None] - best).argmin(0)
+        theta = torch.stack(modes)[near, torch.arange(len(which))]
+        value, theta, information, ok = self.laplace(theta, torch.as_tensor(best, device=start.device))
+        found, location = self.source.basis.outward(theta.cpu().numpy()), self.source.basis.part(slice(0, p))
+        out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
+        out.scale[which] = found[:, p + j :]
+        out.covariance[which] = location.covariance(safe_inverse(information.cpu().numpy())[:, :p, :p])
+        out.tau[which] = np.exp(best)
+        out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
+        out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+
+    def _profile(
+        self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor,
+        contrast: Array,
+    ) -> None:  # fmt: skip
+        tau2 = math.exp(2 * LOG_TAU[k])
+        weight = (information.diagonal(dim1=1, dim2=2)[:, self.p :] - 1 / tau2).clamp_min(0.0)
+        share = (tau2 * weight / (1 + tau2 * weight)).cpu().numpy()
+        inverse = safe_inverse(information.cpu().numpy())[:, : self.p, : self.p]
+        profile.log_likelihood[which, k] = value
+        with np.errstate(divide="ignore", invalid="ignore"):
+            profile.log_prior[which, k] = 0.5 * np.log(np.square(share).sum(1))
+            profile.variance[which, k] = np.einsum("p,gpq,q->g", contrast, inverse, contrast)
+
+    def laplace(self, start: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Restricted log likelihood at τ, the mode, the information of (β, u) there, and whether it was found."""
+        p, j, noise = self.p, self.j, self.source.noise
+        penalty = _DonorPrior(torch.exp(-2 * log_tau), p, j, start.shape[1])
+        solution = Newton(self.rows, noise, prior=penalty.derivatives, options=OPTIONS).run(start)
+        everyone = torch.arange(len(start), device=start.device)
+        d = derivatives(self.rows, noise, solution.theta) + penalty.derivatives(solution.theta, everyone)
+        information = d.information[:, : p + j, : p + j]
+        value = d.value - j * log_tau - 0.5 * torch.linalg.slogdet(information)[1]
+        ok = (solution.code == int(FitCode.CONVERGED)) | (solution.code == int(FitCode.POISSON_BOUNDARY))
+        return value, solution.theta, information, ok
 
 
 @dataclass(frozen=True)
