@@ -153,6 +153,7 @@ def _selection(fitted: FittedMixtures, options: GMMOptions) -> dict[str, Any] | 
         "train_frac": options.train_size if options.n_folds is None else 1 - 1 / options.n_folds,
         "val_frac": 1 - options.train_size if options.n_folds is None else 1 / options.n_folds,
         "best_k_by_distribution": dict(zip(names, list(fitted.chosen) * every, strict=True)),
+        "at_edge_by_distribution": dict(zip(names, curves.at_edge(fitted.chosen) * every, strict=True)),
         "scores_by_distribution": dict(zip(names, columns * every, strict=True)),
         "curves": {name: getattr(curves, name) for name in ("aic", "bic", "train_nll", "heldout_nll", "heldout_se")},
     }

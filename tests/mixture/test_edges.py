@@ -1,0 +1,47 @@
+"""A number of components at the edge of the candidates is told: once, by name, and in what is stored."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from pyrosplice.data.triplets import TripletDataset
+from pyrosplice.estimators.mixture_per_patient import fit_gmm
+
+
+def patients(numbers, *, seed=0):
+    rng = np.random.default_rng(seed)
+    x = [np.concatenate([rng.normal(12 * c, 1, (60, 2)) for c in range(k)]) for k in numbers]
+    return TripletDataset(x, list(range(len(x))))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "edge"),
+    [([1, 2, 3], (False, True, False)), ([2, 3], (True, True, True)), ([1, 2, 3, 4], (False, False, False))],
+)
+@pytest.mark.parametrize("options", [{"k_selection_metric": "bic"}, {"n_folds": 3, "prior": "pooled"}])
+def test_the_edge_is_told_and_stored(candidates, edge, options):
+    dataset = patients((2, 3, 2))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit_gmm(dataset, k_comps=candidates, verbose=False, **options)
+    chosen = np.asarray(dataset.gmm["distribution_n_components"])
+    assert list(chosen) == [2, 3, 2] or "n_folds" in options
+    stored = list(dataset.gmm["selection"]["at_edge_by_distribution"].values())
+    assert stored == [k == max(candidates) or (k == min(candidates) and k > 1) for k in chosen]
+    assert "n_folds" in options or tuple(stored) == edge
+    assert len(told) == any(stored)
+    if told:
+        text = str(told[0].message)
+        assert text.startswith(f"k_comps: the number of components chosen for {sum(stored)} of 3")
+        assert told[0].filename == __file__ and "n_folds" in text
+
+
+def test_one_candidate_or_shared_components():
+    dataset = patients((2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_gmm(dataset, k_comps=2, verbose=False)
+    with pytest.warns(UserWarning, match="1 of 1 .*'all patients' \\(2\\)"):
+        fit_gmm(dataset, k_comps=[1, 2], component_sharing="global", verbose=False)
+    assert list(dataset.gmm["selection"]["at_edge_by_distribution"].values()) == [True, True]
