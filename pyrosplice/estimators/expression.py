@@ -33,6 +33,7 @@ from pyrosplice.estimators.expression_tests import (
 )
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_dispersion import cox_reid
+from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
@@ -307,7 +308,8 @@ class ExpressionGLM(Described):
     def summary(self) -> pd.DataFrame:
         """One row a gene and location coefficient: estimate, standard error (natural log) and code.
 
-        Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient.
+        Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
+        or its estimate is at infinity.
         """
         fit, c = self.results, self._constraints
         p = fit.n_location
@@ -316,6 +318,8 @@ class ExpressionGLM(Described):
         known, infinite = (np.asarray(v) for v in (np.isfinite(inner).all((1, 2)), np.isinf(inner).any((1, 2))))
         variance = (rows @ np.where(known[:, None, None], inner, 0.0) * rows).sum(2)
         variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
+        for gene, kept in identified_contrasts(fit, c.matrix).items():
+            variance[gene, ~in_span(kept)] = np.inf
         return pd.DataFrame(
             {
                 "gene": np.repeat(self.gene_names, full.shape[1]),

@@ -185,9 +185,11 @@ def prepare(
     offset = np.zeros(cells.n_used) if factors is None else np.log(factors) if size_factors_logged else factors
     if offsets is not None:
         offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)
+    observation_weights = _weights(weights, cells, counts)
+    _check_identified(parts, observation_weights)
     return InputData(
         counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
-        _weights(weights, cells, counts), cells, noise,
+        observation_weights, cells, noise,
     )  # fmt: skip
 
 
@@ -256,6 +258,16 @@ def _weights(weights: Any, cells: Cells, counts: CountMatrix) -> Array | None:
     if (array < 0).any() or not (array.sum(0) > 0).all():
         raise InvalidArgumentError("weights: expected no negative weight, and a positive one for every gene.")
     return array
+
+
+def _check_identified(parts: Sequence[tuple[DesignMatrix, Constraints]], weights: Array | None) -> None:
+    """Raise where the cells of positive weight do not identify every coefficient of location and scale."""
+    if weights is None or weights.ndim > 1 or (weights > 0).all():
+        return
+    for (design, resolved), part in zip(parts, ("location", "scale"), strict=True):
+        check_full_rank(
+            design.matrix[weights > 0] @ resolved.matrix, resolved.free_names, f"weights: cells above 0, {part} model"
+        )
 
 
 def residuals(data: Any, formula_loc: str | None = None, formula_scale: str | None = "~1", **kwargs: Any) -> Array:

@@ -187,8 +187,8 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
 
 def _moments(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
     groups.counts.block_cells = options.block[0]
-    blocks = groups.blocks(resolve_size_factors(options.size_factors, groups.cells))
-    return group_moments(blocks, np.where(index >= 0, index, 2), 3)[:2]
+    factors = resolve_size_factors(options.size_factors, groups.cells)
+    return group_moments(lambda: groups.blocks(factors), np.where(index >= 0, index, 2), 3)[:2]
 
 
 def _plain_result(
