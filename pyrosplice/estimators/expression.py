@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.cells import as_numbers
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.data.names import by_name, places_of
+from pyrosplice.data.names import by_name, places_of, text_names
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_conditions import check_cancelled, condition_row
@@ -77,7 +77,7 @@ class ExpressionGLM(Described):
         constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
     ) -> None:  # fmt: skip
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
-        self.as_numeric = [as_numeric] if isinstance(as_numeric, str) else list(as_numeric)
+        self.as_numeric = text_names(as_numeric, "as_numeric")
         self.constraints_loc, self.constraints_scale, self.noise_model = constraints_loc, constraints_scale, noise_model
         self.estimator: Estimator | None = None
         self._fit: GlmFit | None = None
@@ -201,7 +201,12 @@ class ExpressionGLM(Described):
                 f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
                 f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
             ) from error
-        if rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+        if (
+            rows.ndim != 2
+            or rows.shape[1] != len(names)
+            or not np.isfinite(rows).all()
+            or not np.abs(rows).max(1).all()
+        ):
             raise InvalidArgumentError(
                 f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
             )

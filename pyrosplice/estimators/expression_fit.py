@@ -20,7 +20,7 @@ from pyrosplice.data.expression_design import DesignMatrix, check_full_rank, fro
 from pyrosplice.data.formulas import complete_rows
 from pyrosplice.data.names import by_name
 from pyrosplice.data.size_factors import resolve_size_factors
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
 from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, is_default, known_options
@@ -135,7 +135,11 @@ def model(
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
-    extra = known_options("fit.model", kwargs, (*defaults_of(model), "train_args"))
+    train_args = known_options("fit.model", kwargs, (*defaults_of(model), "train_args")).get("train_args") or {}
+    if not isinstance(train_args, Mapping):
+        raise InvalidArgumentError(
+            f"train_args: expected a dict of arguments of a training step, found {train_args!r}."
+        )
     inputs = prepare(
         data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
         sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
@@ -147,7 +151,7 @@ def model(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
     estimator.initialize()
-    estimator.train_sequence(training_strategy, **(extra.get("train_args") or {}))
+    estimator.train_sequence(training_strategy, **train_args)
     return estimator.finalize()
 
 
@@ -160,6 +164,7 @@ def prepare(
 ) -> InputData:  # fmt: skip
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_option("noise_model", noise_model, NOISE)
+    check_switches(size_factors_logged=size_factors_logged)
     noise = NOISE[noise_model]()
     if not noise.has_scale:
         given = {"formula_scale": formula_scale, "dmat_scale": dmat_scale, "constraints_scale": constraints_scale}

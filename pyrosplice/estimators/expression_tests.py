@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.names import text_names
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
@@ -220,11 +221,6 @@ def score(
     )  # fmt: skip
 
 
-def as_names(given: Names | None) -> list[str]:
-    """One or several names as a list."""
-    return [given] if isinstance(given, str) else list(given if given is not None else ())
-
-
 def tested_columns(
     design: DesignMatrix, factors: Names | None, coefficients: Names | None,
     arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
@@ -232,7 +228,7 @@ def tested_columns(
     """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
     if (factors is None) == (coefficients is None):
         raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")
-    names = as_names(factors if coefficients is None else coefficients)
+    names = text_names(factors if coefficients is None else coefficients, arguments[coefficients is not None])
     if not names:
         raise InvalidArgumentError(f"{arguments[coefficients is not None]}: expected at least one name, found none.")
     if coefficients is None:

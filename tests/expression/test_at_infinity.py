@@ -3,13 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import gammaln
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.models.noise import NOISE
 
 N = 120
 RNG = np.random.default_rng(3)
@@ -118,3 +121,21 @@ def test_genes_whose_fit_failed_have_no_p_value(test):
     np.testing.assert_allclose(found.pval[2], plain.pval[2], rtol=1e-5)
     with pytest.raises(InvalidArgumentError, match=r"weights.*g\[T.b\]"):
         run(weights=(TABLE["g"] != "b").to_numpy() * 1.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(zeta=st.floats(-3, 60), eta=st.floats(-3, 6), y=st.integers(0, 500))
+def test_densities_are_right_up_to_the_poisson_boundary(zeta, eta, y):
+    pair = (torch.full((1,), v, dtype=torch.float64) for v in (eta, zeta))
+    found = NOISE["nb"]().distribution(*pair).log_prob(torch.tensor([float(y)])).item()
+    r, mean = np.exp(zeta), np.exp(eta)
+    rising = np.log1p(np.arange(y) / r).sum()  # log Γ(r + y) − log Γ(r) − y log r, without cancellation
+    expected = rising - gammaln(y + 1) + y * (eta - np.log1p(mean / r)) - r * np.log1p(mean / r)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_densities_of_cells_add_up_to_the_likelihood_of_the_gene():
+    y = RNG.poisson(5.0, (60, 20)).astype(float)
+    fitted = de.fit.model(y, "~1")
+    assert {FitCode.POISSON_BOUNDARY, FitCode.CONVERGED} <= set(fitted.error_codes)
+    np.testing.assert_allclose(fitted.model.ll.sum(0), fitted.log_likelihood, rtol=1e-10)
