@@ -190,7 +190,7 @@ class TripletDataset(Dataset):
 
     def triplets(self, *, seed: int = 0) -> Tensor:
         """Anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(check_integer("seed", seed, least=0))
         labels = np.array(self.distribution_labels)
         found = []
         for anchor, label in enumerate(labels):
