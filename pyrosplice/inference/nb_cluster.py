@@ -42,6 +42,7 @@ NEGLIGIBLE = 1e-8
 ENOUGH_GENES = 50  # to pool their donors' variance; with fewer the law is that of donors that differ without bound
 LEVEL = 0.05  # at which Student's t has the exact law's critical value
 SECANTS = 12
+NO_SPREAD = 1e-12  # of the variance that the model expects: a gene constant over its cells is 0 up to rounding
 NODES = torch.arange(-20.0, 20.1, 0.25, dtype=torch.float64)  # of log tan φ: errors of 1e-9 (poles are π / 2 away)
 
 
@@ -50,6 +51,8 @@ class ClusterTest:
     """Covariance of the location coefficients ``(G, P, P)``; the p-value and degrees of freedom of a contrast ``(G,)``.
 
     The degrees of freedom are those of the Student's t that has the law's critical value at 5 %: for intervals.
+    All are NaN where the residuals of no donor differ from zero: there is nothing to tell the spread between donors
+    from.
     """
 
     covariance: Array
@@ -150,7 +153,10 @@ def _linear(score: Tensor, information: Tensor, donor: Tensor | None, contrast: 
     cells = _joint(a, back, direction, (information @ a.unsqueeze(-1)).squeeze(-1), information.sum(1))
     spread = effect * (a * effect).sum(-1, keepdim=True)
     donors = _joint(a, back, direction, spread, effect.mT @ effect)
-    return _Linear(covariance, (moved @ direction.unsqueeze(-1)).square().sum((1, 2)), cells, donors)
+    variance = (moved @ direction.unsqueeze(-1)).square().sum((1, 2))
+    unknown = variance < NO_SPREAD * (contrast * direction).sum(1)
+    covariance[unknown], variance[unknown] = torch.nan, torch.nan
+    return _Linear(covariance, variance, cells, donors)
 
 
 def _unbiasing(information: Tensor, bread: Tensor) -> Tensor:

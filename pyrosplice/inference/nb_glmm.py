@@ -178,7 +178,9 @@ class _Block:
         out.covariance[which] = location.covariance(safe_inverse(information.cpu().numpy())[:, :p, :p])
         out.tau[which] = np.exp(best)
         out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
-        out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+        found_code = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+        # a donor's effect, which has a prior, bounds no coefficient: what is at infinity without donors is with them
+        out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
     def _profile(
         self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor,

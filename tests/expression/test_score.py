@@ -10,6 +10,7 @@ from scipy import stats
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.hypothesis.count_score import NullScore, saddlepoint_test
+from tests.benchmarks.shrinkage import simulated
 
 
 def groups(genes, n0, n1, mean, dispersion, *, spread=0.0, seed=0):
@@ -116,3 +117,14 @@ def test_a_separated_gene_has_no_sandwich_but_a_score():
     glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
     robust, score = (glm.test(factor="group", method=m).pval for m in ("robust", "score"))
     assert np.isnan(robust[0]) and np.isfinite(robust[1:]).all() and np.isfinite(score).all()
+
+
+def test_shrinkage_at_shrunken_dispersions_is_nearer_the_truth_with_few_samples():
+    y, table, truth = simulated(600, 6, 0.2, False, seed=3)
+    glm = ExpressionGLM("~1+group").fit(y.to_numpy(float), sample_description=table)
+    fitted, shrunken = (glm.shrink("group[T.b]", dispersions=d) for d in ("fitted", "shrunken"))
+    error = [np.sqrt(np.nanmean(np.square(s["log2fc"] - truth))) for s in (fitted, shrunken)]
+    assert error[1] < error[0] < np.sqrt(np.nanmean(np.square(fitted["log2fc_mle"].clip(-20, 20) - truth)))
+    pd.testing.assert_series_equal(fitted["log2fc_mle"], shrunken["log2fc_mle"])
+    with pytest.raises(InvalidArgumentError, match="dispersions"):
+        glm.shrink("group[T.b]", dispersions="trend")

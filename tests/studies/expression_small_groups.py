@@ -1,0 +1,92 @@
+"""How often tests of expression reject null genes where donors are unequal, a group is small, or zeros abound.
+
+    python -m tests.studies.expression_small_groups --genes 2000 --output expression_small_groups.csv
+
+Donors of 10 to 200 cells: 6, 12 and 24, balanced and 3 against 9, equal and unequal, standard deviations 0 to 0.5;
+500 cells against 20; groups of which half and more of the cells are zeros beyond the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import warnings
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pyrosplice.estimators.expression import ExpressionGLM
+
+LEVELS = (0.05, 0.01, 0.001)
+RISING = np.rint(np.geomspace(10, 200, 12)).astype(int)
+DONORS = {
+    "6 equal": (np.full(6, 100), np.arange(6) % 2),
+    "6 unequal": (np.array([10, 200, 40, 90, 150, 20]), np.arange(6) % 2),
+    "12 equal": (np.full(12, 60), np.arange(12) % 2),
+    "12 unequal": (RISING, np.arange(12) % 4 // 2),
+    "12 equal, 3 v 9": (np.full(12, 60), np.arange(12) < 3),
+    "12 unequal, 3 v 9": (RISING[[0, 6, 11, 1, 2, 3, 4, 5, 7, 8, 9, 10]], np.arange(12) < 3),
+    "24 unequal": (np.rint(np.geomspace(10, 200, 24)).astype(int), np.arange(24) % 4 // 2),
+}
+GROUPS = ((500, 20, 0.2, 0.5, 0.0), (500, 20, 0.2, 2.0, 0.0), (500, 20, 1.0, 0.5, 0.0), (200, 200, 5.0, 0.2, 0.5),
+          (200, 200, 20.0, 0.2, 0.7), (60, 60, 20.0, 0.2, 0.7))  # fmt: skip
+
+
+def counts(rate: np.ndarray, dispersion: float, rng: np.random.Generator) -> np.ndarray:
+    return rng.poisson(rng.gamma(1 / dispersion, dispersion * rate)).astype(float)
+
+
+def row(test: object, **cell: object) -> dict:
+    tested = np.isfinite(test.pval)
+    rates = {f"at {level:.1%}": float((test.pval[tested] < level).mean()) for level in LEVELS}
+    return {**cell, "tested": int(tested.sum()), **rates}
+
+
+def donors(genes: int, seed: int) -> list[dict]:
+    rows = []
+    for (name, (sizes, group)), mean, tau in product(DONORS.items(), (0.2, 5.0), (0.0, 0.2, 0.5)):
+        rng = np.random.default_rng([seed, len(rows)])
+        donor = np.repeat(np.arange(len(sizes)), sizes)
+        y = counts(mean * np.exp(rng.normal(0, tau, (len(sizes), genes))[donor]), 0.5, rng)
+        obs = pd.DataFrame({"group": np.asarray(group)[donor].astype(str), "donor": donor.astype(str)})
+        glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
+        for method in ("cluster", "glmm"):
+            test = glm.test(factor="group", method=method, donors="donor")
+            rows.append(row(test, layout=name, mean=mean, dispersion=0.5, tau=tau, zeros=0.0, method=method))
+    return rows
+
+
+def groups(genes: int, seed: int) -> list[dict]:
+    rows = []
+    for first, second, mean, dispersion, zeros in GROUPS:
+        rng = np.random.default_rng([seed, 1000 + len(rows)])
+        y = counts(np.full((first + second, genes), mean), dispersion, rng)
+        y *= rng.random(y.shape) >= zeros
+        obs = pd.DataFrame({"group": ["a"] * first + ["b"] * second})
+        glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
+        for method in ("wald", "lrt", "score", "robust", "ql"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the zeros are meant
+                test = glm.test(factor="group", method=method)
+            name = f"{first} v {second} cells"
+            rows.append(row(test, layout=name, mean=mean, dispersion=dispersion, tau=0.0, zeros=zeros, method=method))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    table = pd.DataFrame(donors(args.genes, args.seed) + groups(args.genes, args.seed))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    table["genes"], table["seed"], table["commit"] = args.genes, args.seed, commit.strip()
+    table.to_csv(args.output, index=False, float_format="%.4f")
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
