@@ -141,7 +141,7 @@ class ExpressionGLM(Described):
         self, contrast: Array | None = None, *, factor: str | Sequence[str] | None = None,
         coefficient: str | Sequence[str] | None = None, method: str = "wald", donors: Any = None,
     ) -> ExpressionTest:  # fmt: skip
-        """Test contrasts of location coefficients, a factor, or coefficients.
+        """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
         Parameters
         ----------
@@ -160,8 +160,6 @@ class ExpressionGLM(Described):
             ``"glmm"``     a random intercept for each of ``donors``: the same, more power, conservative
                            where the donors do not differ
             =============  ============================================================================
-
-            The notes give figures.
         donors
             For ``"cluster"`` and ``"glmm"``: which donor (patient, animal, sample: the unit that was sampled, whose
             cells are alike) each cell comes from: labels (a Series is paired by name) or the column that holds them.
@@ -268,7 +266,7 @@ class ExpressionGLM(Described):
         )  # fmt: skip
 
     def adjusted_dispersion(self) -> Array:
-        """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one common scale only."""
+        """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
         estimator = self._data()
         if estimator.source.design.z.shape[1] != 1 or self.noise_model != "nb":
             raise InvalidArgumentError("formula_scale: the adjusted dispersion needs negative-binomial noise and '~1'.")
