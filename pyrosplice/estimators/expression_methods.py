@@ -59,7 +59,7 @@ def apply_method(
         return linear(*Donors(estimator, donors).mixed(free[0]))
     cluster = Donors(estimator, donors).cluster(free[0])
     result = linear(estimator.fit, cluster.covariance, cluster.df)
-    return with_statistic(result, result.statistic, cluster.pval)
+    return with_statistic(result, result.statistic, np.where(np.isnan(result.pval), np.nan, cluster.pval))
 
 
 def noise_ratio(estimator: Estimator) -> Array:
