@@ -10,8 +10,8 @@ The prior of log τ is Jeffreys's, gene by gene, or, of at least fifty genes, th
 what the genes together say of how much the donors differ (one step of empirical Bayes; more would let the bulk of the
 genes speak for those that differ from it). Null genes rejected at 5 / 1 %, 6 to 24 donors of 10 to 200 cells, two
 groups, also 3 against 9 donors, means 0.2 and 5: τ = 0, 0.2 to 2.8 / 0 to 0.8; 0.2, 1.6 to 5.7 / 0 to 1.3; 0.5, 3.6 to
-5.6 / 0.1 to 1.5 (``tests/studies/expression_small_groups.csv``, and another seed). At τ's estimate, with Satterthwaite's
-degrees of freedom, it was up to 7.4 / 2.1.
+5.6 / 0.1 to 1.5 (``tests/studies/expression_small_groups.csv``, and another seed). At τ's estimate, with
+Satterthwaite's degrees of freedom, it was up to 7.4 / 2.1.
 """
 
 from __future__ import annotations
