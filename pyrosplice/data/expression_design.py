@@ -24,6 +24,7 @@ RANDOM_EFFECTS = "fit without it, and name the donors in ExpressionGLM.test(meth
 MANY_LEVELS = 20  # distinct numbers in one column that are hardly ever meant as labels
 MANY_FRACTIONS = 10  # of numbers that are not whole
 INDEPENDENT = 1e-10  # part of a column, centred, that the others do not explain
+SIZES = (1e-70, 1e70)  # of a column: the squares of estimate and standard error stay numbers
 ROUNDING = 64 * float(np.finfo(float).eps)
 
 
@@ -235,6 +236,11 @@ def check_full_rank(matrix: Array, names: Sequence[str], argument: str) -> None:
     if (scale == 0).any():
         empty = [names[int(i)] for i in np.flatnonzero(scale == 0)]
         raise InvalidArgumentError(f"{argument}: columns {empty} are zero for every cell; remove them.")
+    odd = [names[int(i)] for i in np.flatnonzero((scale < SIZES[0]) | (scale > SIZES[1]))]
+    if odd:
+        raise InvalidArgumentError(
+            f"{argument}: columns {odd} have numbers too large or too small to work with; rescale them."
+        )
     columns = matrix / scale
     ones = np.full(len(columns), 1 / np.sqrt(len(columns)))
     intercept = bool(np.abs(columns @ np.linalg.lstsq(columns, ones, rcond=None)[0] - ones).max() < 1e-10)

@@ -120,6 +120,7 @@ def _saved(about: dict[str, Any], arrays: dict[str, Any]) -> Saved:
         )  # fmt: skip
     size = arrays["theta"].shape[1]
     basis = Basis(arrays["basis"], arrays["basis_inverse"]) if "basis" in arrays else identity(size)
+    arrays.setdefault("reach", np.ones(arrays["constraint"].shape[1]))  # of files that do not say
     kept = [f.name for f in fields(GlmFit) if f.name != "basis"]
     fit = GlmFit(**{n: arrays[n] if n in arrays else arrays[OLD_NAMES[n]] for n in kept}, basis=basis)
     settings = {k: about.get(k) for k in ("formula_loc", "formula_scale", "as_numeric", "noise_model")}

@@ -171,7 +171,10 @@ def _umask() -> int:
 
 def _encode(name: str, value: Any) -> Any:
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        try:
+            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        except TypeError as error:  # bfloat16, which NumPy does not have
+            raise InvalidArgumentError(f"{name}: cannot be saved ({error}); give float32 or float64.") from error
         return {"tensor": array.tolist(), "dtype": str(array.dtype), "numpy": isinstance(value, np.ndarray)}
     if isinstance(value, (pd.DataFrame, pd.Series)):
         table = value.to_frame("values") if isinstance(value, pd.Series) else value

@@ -71,6 +71,22 @@ def test_a_design_far_from_zero_is_the_centred_one(kind, scale):
     assert (again.niter[good] <= 2).all()
 
 
+@pytest.mark.parametrize("kind", sorted(FAR))
+@pytest.mark.parametrize("method", ["wald", "lrt", "ql", "cluster", "glmm"])
+@pytest.mark.filterwarnings("ignore:donors")
+def test_the_far_column_itself_is_tested_as_the_centred_one(kind, method):
+    columns, terms = FAR[kind]
+    near = {k: (v - v.mean()) / v.std() for k, v in columns.items()}
+    donors = TABLE["donor"] if method in ("cluster", "glmm") else None
+    far, centred = (
+        ExpressionGLM(f"~1+{terms}", as_numeric=list(columns)).fit(Y, sample_description=TABLE.assign(**c))
+        for c in (columns, near)
+    )
+    highest = far.coefficient_names[-1]  # which centring leaves what it is, up to its unit
+    a, b = (m.test(coefficient=highest, method=method, donors=donors) for m in (far, centred))
+    np.testing.assert_allclose(a.pval, b.pval, rtol=2e-3, atol=1e-6)
+
+
 def test_well_conditioned_designs_stay_as_they_are():
     x = np.column_stack([np.ones(N), U > 0.9, V, 50 + 10 * V]).astype(float)
     assert conditioned(x[:, :3], np.ones(N)).trivial
