@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
+
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
@@ -41,7 +43,7 @@ class NonSpatialWarning(UserWarning):
 
 def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    if isinstance(value, np.ndarray) or value not in allowed:  # an array is compared entry by entry
         raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
 
 

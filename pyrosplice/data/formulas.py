@@ -196,7 +196,7 @@ def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
 
 
 def _refuse_arithmetic(tokens: Sequence[Token], argument: str, formula: str) -> None:
-    """Raise where numbers are meant to be computed with, but formulas nest and cross: ``1 / t`` and ``t ** 2`` are t."""
+    """Raise where arithmetic is meant but formulas nest and cross: to them ``1 / t`` and ``t ** 2`` are t."""
     for before, sign, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
         alone = before.kind is not Token.Kind.CONTEXT and sign.token in POWERS
         number = sign.token == "/" and Token.Kind.VALUE in (before.kind, after.kind)
@@ -364,8 +364,8 @@ def _check_finite(design: FormulaDesign, table: pd.DataFrame, argument: str) -> 
 def _restore(text: str, aliases: Mapping[str, str]) -> str:
     """Column names in the place of the words that stood for them; in backticks inside a call where they are none."""
     for name, alias in aliases.items():
-        quoted = name if _is_word(name) else f"`{name}`"
-        text = re.sub(rf"(?<=[(+\-*/,= ]){alias}|{alias}(?=[),])", lambda _, word=quoted: word, text)
+        quoted = (name if _is_word(name) else f"`{name}`").replace("\\", r"\\")
+        text = re.sub(rf"(?<=[(+\-*/,= ]){alias}|{alias}(?=[),])", quoted, text)
         text = text.replace(alias, name)
     return text
 

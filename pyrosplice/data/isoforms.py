@@ -155,6 +155,7 @@ def subset(adata: AnnData, spots: NDArray[np.bool_] | None, kept: NDArray[np.boo
     for name, matrix in (matrices if adata.isbacked else matrices | {"adata.X": adata.X}).items():
         if sp.issparse(matrix):
             check_sparse(matrix, name)
+    adata = _sliceable(adata, parts)
     if not adata.isbacked:
         return adata[rows, kept].to_memory(copy=True)
     found = AnnData(obs=adata.obs, var=adata.var, uns=adata.uns, **parts)[rows, kept].copy()
@@ -165,6 +166,22 @@ def subset(adata: AnnData, spots: NDArray[np.bool_] | None, kept: NDArray[np.boo
         return found
     found.X = x if x is None else x[np.flatnonzero(rows)][:, np.flatnonzero(kept)]
     return found
+
+
+def _sliceable(adata: AnnData, parts: dict[str, dict[str, Any]]) -> AnnData:
+    """The same with sparse matrices of a kind of which rows can be taken; ``parts`` are its mappings, changed as well."""
+    odd = [
+        (where, key)
+        for where, part in parts.items()
+        for key, value in part.items()
+        if sp.issparse(value) and value.format not in ("csr", "csc")
+    ]
+    for where, key in odd:
+        parts[where][key] = parts[where][key].tocsr()
+    if not odd or adata.isbacked:
+        return adata
+    raw = adata.raw and {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
+    return AnnData(adata.X, obs=adata.obs, var=adata.var, uns=adata.uns, raw=raw, **parts)
 
 
 def check_key(adata: AnnData, argument: str, key: Any, where: str) -> None:
