@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
 from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
@@ -43,6 +43,19 @@ def check_likelihood(likelihood: Any) -> None:
             f"Likelihood; found {likelihood!r}{hint}."
         )
     refuse_set_methods(likelihood, "likelihood")
+    for name in likelihood.hyperparameters if likelihood is not None else ():
+        _check_held(name, getattr(likelihood, name))
+
+
+def _check_held(name: str, value: Any) -> None:
+    """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
+    single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
+    held = torch.as_tensor(value) if single else None
+    if value is not None and (held is None or not bool((torch.isfinite(held) & (held > 0)).all())):
+        raise InvalidArgumentError(
+            f"likelihood: expected {name} to be a positive finite number, or a tensor (G, 1) of them, or None to "
+            f"estimate it, found {value!r}."
+        )
 
 
 @works_in_any_mode

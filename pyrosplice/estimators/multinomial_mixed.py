@@ -39,8 +39,8 @@ from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
-from pyrosplice.models.named_priors import Priors
-from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
+from pyrosplice.models.named_priors import Priors, with_variance_prior
+from pyrosplice.models.priors import SITES, complete_priors, is_flat
 from pyrosplice.modes import works_in_any_mode
 
 
@@ -62,7 +62,7 @@ class MultinomGLMM(ImportanceSampling):
         with a marginal method.
     var_prior_model, var_prior_model_params
         Prior of σ: ``"none"``, ``"gamma"`` on σ (alpha 2, rate beta 0.3) or ``"inv_gamma"`` on σ² (alpha 3, beta 0.5);
-        as a density of σ, see :func:`~pyrosplice.models.priors.variance_prior`. ``priors["sigma"]`` goes before it.
+        as a density of σ, see :func:`~pyrosplice.models.priors.variance_prior`. Not beside ``priors["sigma"]``.
     init_ratio
         Value of ν before the fit: ``"uniform"`` 0, ``"observed"`` the log of the spots' smoothed ratios. The mode of ν
         is unique, so fits do not depend on it.
@@ -132,9 +132,7 @@ class MultinomGLMM(ImportanceSampling):
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
         check_option("init_ratio", init_ratio, ("observed", "uniform"))
-        sigma_prior = variance_prior(var_prior_model, var_prior_model_params)
-        if sigma_prior is not None and not isinstance(priors, str):
-            priors = {"sigma": sigma_prior, **(priors or {})}
+        priors = with_variance_prior(priors, var_prior_model, var_prior_model_params)
         super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors)
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, dict(var_prior_model_params or {})

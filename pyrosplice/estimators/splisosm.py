@@ -287,7 +287,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         variance = "one variance" if self.share_variance else "a variance each logit"
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
         priors = representation.describe_priors(self.priors, self._priors_name)
-        if "sigma" not in self.priors and self._priors_name is None:  # which goes before var_prior_model
+        if "sigma" not in self.priors and self._priors_name is None:  # else there is no other
             priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
 

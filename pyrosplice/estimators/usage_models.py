@@ -12,6 +12,7 @@ from anndata import AnnData
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
@@ -22,10 +23,9 @@ from pyrosplice.spatial.graph import Graph
 
 APPROX_RANK_AUTO = "auto"
 GLM_METHODS = ("iwls", "newton", "gd")
-OPTIONS = (
-    *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
-    *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
-)
+SPACE_OPTIONS = ("k_neighbors", "rho", "approx_rank", "graph")
+EFFECT_OPTIONS = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
+OPTIONS = ("model_type", *EFFECT_OPTIONS, "fitting_method", "fitting_configs", *SPACE_OPTIONS, "device")
 TEST_BATCH = 32  # genes at a time in fits that only tests need
 SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
@@ -63,7 +63,10 @@ class UsageModels:
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
         self.likelihood = Multinomial() if likelihood is None else likelihood
         self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
-        MODELS[model_type](**self._model_options())  # raises where an option is wrong
+        MODELS[model_type](**self._model_options(priors=priors))  # raises where an option is wrong
+        if model_type == "glm":  # which takes those of a GLMM too, for compatibility
+            method = "joint_gd" if fitting_method in GLM_METHODS else fitting_method
+            MultinomGLMM(**{name: getattr(self, name) for name in EFFECT_OPTIONS}, fitting_method=method)
         self._priors_name = check_priors(priors)
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -338,8 +341,7 @@ class UsageModels:
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
             return {"fitting_method": method, "fitting_configs": configs, **own, **changed}
-        names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
-        options = {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in EFFECT_OPTIONS}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
     def _test_spec(

@@ -8,7 +8,7 @@ from typing import Any
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.penalised_complexity import weak_priors
-from pyrosplice.models.priors import REAL_SITES, check_prior
+from pyrosplice.models.priors import REAL_SITES, check_prior, variance_prior
 
 NAMED = {"weak": weak_priors}
 
@@ -28,6 +28,18 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
         if prior is not None:
             check_prior(site, prior, real=site in real)
     return None
+
+
+def with_variance_prior(priors: Priors, name: str, params: Mapping[str, float] | None) -> Priors:
+    """Priors with that of σ by its documented name; raises where they have one already."""
+    sigma = variance_prior(name, params)
+    if sigma is None:
+        return priors
+    if isinstance(priors, str) or "sigma" in (priors or {}):
+        raise InvalidArgumentError(
+            f"var_prior_model: expected 'none' beside priors= that have one of sigma already, found {name!r}."
+        )
+    return {"sigma": sigma, **(priors or {})}
 
 
 def named_priors(name: str, sites: Collection[str], *, covariance: Any, likelihood: Likelihood) -> dict[str, Any]:
