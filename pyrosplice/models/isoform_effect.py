@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_option
-from pyrosplice.linalg.blocks import matmul, matvec, planar
+from pyrosplice.linalg.blocks import congruent, planar, planar_matvec
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.overrides import is_ours
 
@@ -80,27 +80,27 @@ class SoftmaxBasis:
 
     def logits(self, u: Tensor) -> Tensor:
         """``L u``: ``(..., B, N, Q)``."""
-        return matvec(self.root, u)
+        return planar_matvec(self.root, u)
 
     def coordinates(self, logits: Tensor) -> Tensor:
         """``L⁻¹ η``: ``(..., B, N, Q)``."""
-        return matvec(self.inverse, logits)
+        return planar_matvec(self.inverse, logits)
 
     def logit_covariance(self, covariance: Tensor) -> Tensor:
         """``L C L'`` of covariances ``(B, N, Q, Q)`` of u."""
-        return matmul(matmul(self.root, covariance), self.root.mT)
+        return congruent(self.root, covariance)
 
     def information(self, information: Tensor) -> Tensor:
         """Information ``(B, N, Q, Q)`` of the logits as that of u: ``L' W L``."""
-        return matmul(matmul(self.root.mT, information), self.root)
+        return congruent(self.root.mT, information)
 
     def logit_slope(self, slope: Tensor) -> Tensor:
         """Derivatives ``(B, N, Q)`` in u as such in η: ``L⁻ᵀ s``."""
-        return matvec(self.inverse.mT, slope)
+        return planar_matvec(self.inverse.mT, slope)
 
     def logit_precision(self, precision: Tensor) -> Tensor:
         """``L⁻ᵀ P L⁻¹`` of precisions ``(B, N, Q, Q)`` of u."""
-        return matmul(matmul(self.inverse.mT, precision), self.inverse)
+        return congruent(self.inverse.mT, precision)
 
     def logit_information(self, information: Tensor) -> Tensor:
         """Information ``(B, C Q, C Q)`` of coefficients of u, predictors fastest, as that of coefficients of η."""

@@ -182,7 +182,7 @@ def log_prior(
     genes = torch.arange(len(first), device=first.device) if genes is None else genes
     density = first.new_zeros(len(first))
     for name, value in values.items():
-        if not is_flat(priors[name]):
+        if value.numel() and not is_flat(priors[name]):  # no covariates, no prior of them
             density = density + _log_density(priors[name], value, genes)
     return density
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyrosplice.linalg.blocks import matmul, matvec, planar
+from pyrosplice.linalg.blocks import congruent, planar, planar_matvec
 from pyrosplice.models.likelihoods import Likelihood
 
 
@@ -71,20 +71,20 @@ class Recombined(Likelihood):
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``M' s``."""
-        return matvec(self.matrix.mT, self.inner.score(counts, self._own(eta)))
+        return planar_matvec(self.matrix.mT, self.inner.score(counts, self._own(eta)))
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``M' W M``."""
-        return self._turned(self.inner.information(counts, self._own(eta)))
+        return congruent(self.matrix.mT, self.inner.information(counts, self._own(eta)))
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """The same, differentiable."""
-        return self._turned(self.inner.curvature(counts, self._own(eta)))
+        return congruent(self.matrix.mT, self.inner.curvature(counts, self._own(eta)))
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         """``M'`` times the gradient at ``M C M'``."""
-        gradient = self.inner.information_gradient(counts, self._own(eta), self._spread(weight))
-        return matvec(self.matrix.mT, gradient)
+        gradient = self.inner.information_gradient(counts, self._own(eta), congruent(self.matrix, weight))
+        return planar_matvec(self.matrix.mT, gradient)
 
     def hyper_score(self, counts: Tensor, eta: Tensor, names: Sequence[str]) -> Tensor:
         """First derivative in the logs of hyper-parameters."""
@@ -94,20 +94,14 @@ class Recombined(Likelihood):
         self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Derivatives in the logs of hyper-parameters, at ``M a`` and ``M C M'``."""
-        own = None if along is None else self._own(along), None if weight is None else self._spread(weight)
+        own = None if along is None else self._own(along), None if weight is None else congruent(self.matrix, weight)
         return self.inner.hyper_gradient(counts, self._own(eta), names, *own)
 
     def __repr__(self) -> str:
         return repr(self.inner)
 
     def _own(self, eta: Tensor) -> Tensor:
-        return matvec(self.matrix, eta)
-
-    def _turned(self, blocks: Tensor) -> Tensor:
-        return matmul(matmul(self.matrix.mT, blocks), self.matrix)
-
-    def _spread(self, blocks: Tensor) -> Tensor:
-        return matmul(matmul(self.matrix, blocks), self.matrix.mT)
+        return planar_matvec(self.matrix, eta)
 
 
 def of_every_isoform(likelihood: Likelihood, eta: Tensor) -> tuple[Recombined, Tensor]:
