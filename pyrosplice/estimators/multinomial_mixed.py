@@ -192,18 +192,15 @@ class MultinomGLMM(ImportanceSampling):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
-        solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
+        given = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
+        solver = spatial_solver(*given, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
         check_isoform_effect(
             self.isoform_effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=table
         )
         engine = MixedEngine(table, scaling, solver, self._guarded, basis_of(self.isoform_effect, table))
-        self._named_priors(
-            shapes,
-            solver if solver is None or solver.remainder is None else engine.dense_covariance(),
-            self.isoform_effect,
-        )
+        space = solver if solver is None or solver.remainder is None else engine.dense_covariance()
+        self._named_priors(shapes, space, self.isoform_effect)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
@@ -331,6 +328,10 @@ class MultinomGLMM(ImportanceSampling):
         if self.is_marginal:
             return LaplaceGuide(values, self.random_effect_posterior())
         return PointGuide({**values, "nu": self.nu.detach()})
+
+    def _rows(self) -> dict[str, str]:
+        kind = "of every isoform alike" if self.isoform_effect == "symmetric" else "of independent logits"
+        return {**super()._rows(), "effect": kind}
 
     def _held(self) -> tuple[str, ...]:
         """Sites that a fit does not estimate."""

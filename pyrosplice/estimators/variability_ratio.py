@@ -74,7 +74,8 @@ def permuted_ratio(pair: FittedPair, permutations: PermutationNull) -> tuple[Ten
             pairs = zip(some.tolist(), order, strict=True)
             each = (spec.with_rows(rows).fit(counts[gene : gene + 1, rows]) for gene, rows in pairs)
             fitted = torch.cat([_log_marginal(gene) for gene in each])
-        return 2 * (fitted - log_null[some])
+        ratio = 2 * (fitted - log_null[some])
+        return torch.where(ratio <= ZERO, 0.0, ratio)  # ratios that are zero are ties, whatever their rounding
 
     return permutation_pvalues(statistic, counts, pair.genes, permutations)
 

@@ -13,7 +13,14 @@ from torch.nn.functional import pad
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial, Likelihood, Multinomial, NegativeBinomial, Poisson
+from pyrosplice.likelihoods import (
+    BetaBinomial,
+    DirichletMultinomial,
+    Likelihood,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+)
 from pyrosplice.models.distributions import EigenCovariance, SpatialEffect
 from pyrosplice.models.isoform_effect import SoftmaxBasis, check_isoform_effect
 from pyrosplice.models.multinomial import MultinomialGLMM, log_density
