@@ -12,6 +12,7 @@ from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.estimators.expression import ExpressionGLM
 from pyrosplice.estimators.mixture import GaussianMixture
 from pyrosplice.estimators.mixture_criteria import log_likelihood_scorer
+from pyrosplice.estimators.mixture_holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice.estimators.mixture_per_patient import fit_gmm
 from pyrosplice.estimators.multinomial import MultinomGLM
@@ -29,7 +30,10 @@ __all__ = [
     "SplisosmGLMM",
     "TripletDataset",
     "__version__",
+    "evaluate_holdout_nll",
     "fit_gmm",
     "log_likelihood_scorer",
+    "summarize_holdout_nll",
+    "validate_gmm",
 ]
 __version__ = version("pyrosplice")

@@ -35,14 +35,23 @@ class ModelFileError(ValueError):
     """A file is not one that this version of the library can read: truncated, foreign, or newer."""
 
 
+class NoModelFileError(ModelFileError, FileNotFoundError):
+    """Where a model was to be read from there is no file. Says where."""
+
+
 class NonSpatialWarning(UserWarning):
     """The spatial graph is not what the user probably wanted (isolated spots, many components)."""
 
 
 def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(sorted(map(repr, allowed)))}, found {value!r}.")
+    try:
+        known = not getattr(value, "ndim", 0) and bool(value in allowed)
+    except (TypeError, ValueError):  # what has no hash, or no truth
+        known = False
+    if not known:
+        expected = f"one of {', '.join(sorted(map(repr, allowed)))}" if allowed else "none"
+        raise InvalidArgumentError(f"{name}: expected {expected}, found {value!r}.")
 
 
 def check_switches(**switches: Any) -> None:
@@ -71,12 +80,6 @@ def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
     return f"[{shown}, …] ({len(every)} in all)"
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raise :class:`InvalidArgumentError` unless ``value`` is a whole number (:func:`is_whole`)."""
-    if not is_whole(value, least):
-        raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
-
-
 def own_options_only(call: Call) -> Call:
     """Make ``call`` refuse options that it does not have with :class:`UnknownOptionError`, which lists its own."""
     names = [p.name for p in inspect.signature(call).parameters.values() if p.name != "self"]
@@ -94,7 +97,8 @@ def own_options_only(call: Call) -> Call:
 
 def check_integer(name: str, value: Any, *, least: int = 1) -> int:
     """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`)."""
-    check_whole(name, value, least)
+    if not is_whole(value, least):
+        raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
     return int(value)
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pyrosplice.data.storable import joined, nullable_text, split
-from pyrosplice.errors import ModelFileError
+from pyrosplice.errors import InvalidArgumentError, ModelFileError, NoModelFileError
 
 FORMAT = "pyrosplice"
 FORMAT_VERSION = 1
@@ -74,13 +74,35 @@ def save_archive(
         "content": json.dumps(content, default=_plain),
     }
     whole = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header)
-    target = Path(path)
+    target = new_file(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(whole)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def new_file(path: str | os.PathLike[str]) -> Path:
+    """Where a file is to be written; its folder is made if missing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``path`` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InvalidArgumentError(f"path: expected a file to write, found the folder {str(target)!r}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`~pyrosplice.errors.NoModelFileError` unless there is a file at ``path``."""
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "is not there"
+        raise NoModelFileError(f"path: expected a file, {os.fspath(path)!r} {what}.")
 
 
 def load_archive(
@@ -90,13 +112,12 @@ def load_archive(
 
     Raises
     ------
-    FileNotFoundError
+    NoModelFileError
         No such file.
     ModelFileError
         A file that is truncated, of another format or kind, or written by a newer version.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}.")
+    check_file(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as archive:
             content = _checked_header(path, archive.metadata() or {}, kind)

@@ -8,6 +8,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pyrosplice.data.containers import well_formed
@@ -93,15 +94,16 @@ class Cells:
 
         It may have a row for every cell of the data, or for every cell in use.
         """
-        length = len(given) if np.ndim(given) and hasattr(given, "__len__") else 0
+        length = np.shape(given)[0] if np.ndim(given) else 0
         if self.used is None or (length == self.n_used and length != self.n):
             return by_name(given, self.index, argument)
         ordered = by_name(given, self.names, argument)
         if length != self.n:
             return ordered
         used = np.flatnonzero(self.used)
-        if isinstance(ordered, (list, tuple)):
+        if isinstance(ordered, (list, tuple, range)):
             return [ordered[i] for i in used]
+        ordered = ordered.tocsr() if sp.issparse(ordered) else ordered
         return ordered.iloc[used] if hasattr(ordered, "iloc") else ordered[used]
 
     def levels(self, given: Any, argument: str, *, keep_missing: bool = False) -> Labels:

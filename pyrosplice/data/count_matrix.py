@@ -163,7 +163,8 @@ class CountMatrix:
         if fractional:
             self._warned = True
             warnings.warn(
-                "data: some counts are fractional; the count model is fitted to them as they are.",
+                "data: some counts are fractional and are fitted as they are. If they were normalized or "
+                "log-transformed, give raw counts (layer=…) and size_factors instead.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -211,7 +212,7 @@ def _in_anndata(data: ad.AnnData, layer: str | None) -> Any:
         if data.X is None:
             raise InvalidArgumentError(f"data: X of the AnnData is None; name the counts by layer= (found {layers}).")
         return well_formed(data.X, "data")
-    if layer not in data.layers:
+    if not isinstance(layer, str) or layer not in data.layers:
         raise InvalidArgumentError(f"layer: {layer!r} is not in data.layers (found {layers}).")
     return well_formed(data.layers[layer], f"data: layer {layer!r}")
 
@@ -220,6 +221,8 @@ def _names(own: Sequence[str] | None, given: Sequence[str] | None, n_genes: int)
     names = given if given is not None else own
     if names is None:
         names = [f"gene{i}" for i in range(n_genes)]
+    if np.ndim(names) != 1:
+        raise InvalidArgumentError(f"gene_names: expected {n_genes} names, found {names!r}.")
     if len(names) != n_genes:
         raise InvalidArgumentError(f"gene_names: expected {n_genes} names, found {len(names)}.")
     return np.asarray([str(name) for name in names], dtype=object)

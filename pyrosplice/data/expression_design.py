@@ -24,6 +24,7 @@ RANDOM_EFFECTS = "fit without it, and name the donors in ExpressionGLM.test(meth
 MANY_LEVELS = 20  # distinct numbers in one column that are hardly ever meant as labels
 MANY_FRACTIONS = 10  # of numbers that are not whole
 INDEPENDENT = 1e-10  # part of a column, centred, that the others do not explain
+SIZES = (1e-70, 1e70)  # of a column: the squares of estimate and standard error stay numbers
 ROUNDING = 64 * float(np.finfo(float).eps)
 
 
@@ -127,7 +128,8 @@ def from_formula(
 ) -> DesignMatrix:  # fmt: skip
     """The design of ``formula``: columns not in ``as_numeric`` are categorical, whatever their type.
 
-    Numbers of many different values that are taken as labels are warned about.
+    Numbers of many different values that are taken as labels are warned about, or refused where most cells would have
+    a level of their own.
 
     Parameters
     ----------
@@ -137,13 +139,14 @@ def from_formula(
     Raises
     ------
     InvalidArgumentError
-        For unknown columns, missing values, or text where a number is needed; names the column.
+        For unknown columns, missing values, text where a number is needed, or numbers that hardly repeat as labels;
+        names the column.
     """
     table = pd.DataFrame(index=pd.RangeIndex(n_cells)) if sample_description is None else sample_description
     if len(table) != n_cells:
         raise InvalidArgumentError(f"sample_description: expected {n_cells} rows, one a cell, found {len(table)}.")
     recipe = read_formula(formula, table, argument, as_numeric=as_numeric, random_effects=RANDOM_EFFECTS)
-    _warn_of_numbers(recipe, table, argument)
+    _check_levels(recipe, table, argument)
     for name in full_rank_except:
         if name not in recipe.levels:
             raise InvalidArgumentError(f"constraints: {name!r} is not a categorical factor of {formula!r}.")
@@ -154,12 +157,24 @@ def from_formula(
     return DesignMatrix(matrix, names, recipe, tuple(full_rank_except), terms, variables, reference)
 
 
-def _warn_of_numbers(recipe: FormulaDesign, table: pd.DataFrame, argument: str) -> None:
+def _check_levels(recipe: FormulaDesign, table: pd.DataFrame, argument: str) -> None:
+    """Warn of factors that have no coefficient and of numbers taken as labels; refuse numbers that hardly repeat."""
     for name, levels in recipe.levels.items():
+        if len(levels) == 1 and not any(name in used for used in recipe.variables):
+            warnings.warn(
+                f"{argument}: factor {name!r} is {levels[0]!r} in every cell, and has no coefficient.",
+                UserWarning,
+                stacklevel=4,
+            )
         column = table.iloc[:, [str(c) for c in table.columns].index(name)]
         if not is_numeric(column) or len(levels) < 3:
             continue
         fractions = any(not float(value).is_integer() for value in levels)
+        if len(levels) > MANY_LEVELS and 2 * len(levels) > len(table):
+            raise InvalidArgumentError(
+                f"{argument}: column {name!r} holds numbers, {len(levels)} different ones in {len(table)} cells, which "
+                "would be a factor with a coefficient for each; name it in as_numeric for one slope."
+            )
         if len(levels) > (MANY_FRACTIONS if fractions else MANY_LEVELS) or 2 * len(levels) > len(table):
             warnings.warn(
                 f"{argument}: column {name!r} holds numbers and is taken as a factor of {len(levels)} levels, with a "
@@ -221,10 +236,16 @@ def check_full_rank(matrix: Array, names: Sequence[str], argument: str) -> None:
     if (scale == 0).any():
         empty = [names[int(i)] for i in np.flatnonzero(scale == 0)]
         raise InvalidArgumentError(f"{argument}: columns {empty} are zero for every cell; remove them.")
+    odd = [names[int(i)] for i in np.flatnonzero((scale < SIZES[0]) | (scale > SIZES[1]))]
+    if odd:
+        raise InvalidArgumentError(
+            f"{argument}: columns {odd} have numbers too large or too small to work with; rescale them."
+        )
     columns = matrix / scale
     ones = np.full(len(columns), 1 / np.sqrt(len(columns)))
     intercept = bool(np.abs(columns @ np.linalg.lstsq(columns, ones, rcond=None)[0] - ones).max() < 1e-10)
-    centred = columns - intercept * columns.mean(0)
+    centred = columns - intercept * columns[0]  # a constant is 0: its mean over many cells would be rounded
+    centred -= intercept * centred.mean(0)
     spread = np.sqrt(np.square(centred).sum(0))
     noise = ROUNDING / np.maximum(spread, 1e-300)  # of a column of unit length after centring
     constant = spread < ROUNDING

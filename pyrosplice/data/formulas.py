@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pyrosplice.data.columns import complete_cells, numbers, one_column, typed_column
 from pyrosplice.data.formula_grammar import is_function, parse, plain_message
 from pyrosplice.data.labels import Labels, read_labels
+from pyrosplice.data.names import text_names
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -133,7 +134,7 @@ def read_formula(
     """
     text, names, aliases = formula_source(formula, [str(c) for c in table.columns], argument, random_effects)
     if as_numeric is not None:
-        as_numeric = (as_numeric,) if isinstance(as_numeric, str) else tuple(as_numeric)
+        as_numeric = tuple(text_names(as_numeric, "as_numeric"))
         for name in as_numeric:
             one_column(table, name, "as_numeric")
     data, levels, numeric = _typed(table, names, as_numeric, argument)
@@ -167,7 +168,7 @@ def complete_rows(
 ) -> NDArray[np.bool_]:
     """Which rows have a label or a finite number in every column that the formula uses, ``(N,)``."""
     _, names, _ = formula_source(formula, [str(c) for c in table.columns], argument)
-    numeric = (as_numeric,) if isinstance(as_numeric, str) else as_numeric
+    numeric = None if as_numeric is None else text_names(as_numeric, "as_numeric")
     return complete_cells(table, names, argument, as_numeric=numeric)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ def read_isoforms(
 def check_anndata(adata: Any) -> None:
     """Raise unless ``adata`` is an AnnData."""
     if not isinstance(adata, AnnData):
-        raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
+        hint = "; read a file with anndata.read_h5ad" if isinstance(adata, str | os.PathLike) else ""
+        raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}{hint}.")
 
 
 def table_of(adata: AnnData, where: Literal["obs", "var"]) -> pd.DataFrame:
@@ -167,17 +169,17 @@ def subset(adata: AnnData, spots: NDArray[np.bool_] | None, kept: NDArray[np.boo
     return found
 
 
-def check_key(adata: AnnData, argument: str, key: Any, where: str) -> None:
-    """Raise unless ``adata.<where>`` has ``key`` (None is not asked for); say what it has instead."""
+def check_key(adata: AnnData, argument: str, key: Any, where: str, hint: str = "") -> None:
+    """Raise unless ``adata.<where>`` has ``key`` (None is not asked for); say what it has, and what else to do."""
     mapping = getattr(adata, where)
     if key is not None and (not isinstance(key, str) or key not in set(map(str, mapping.keys()))):
         raise InvalidArgumentError(
-            f"{argument}: adata.{where} has no {key!r}; it has {sorted(map(str, mapping.keys()))}."
+            f"{argument}: adata.{where} has no {key!r}; it has {sorted(map(str, mapping.keys()))}.{hint}"
         )
 
 
 def _check_keys(adata: AnnData, layer: str | None, group_iso_by: str, gene_names: str | None) -> None:
-    check_key(adata, "layer", layer, "layers")
+    check_key(adata, "layer", layer, "layers", " None reads adata.X.")
     if layer is None and adata.X is None:
         raise InvalidArgumentError(
             f"layer: None is for counts in adata.X, which is None; name one of {sorted(adata.layers.keys())}."

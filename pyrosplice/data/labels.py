@@ -112,6 +112,8 @@ def _series(values: Any, argument: str) -> pd.Series:
         raise InvalidArgumentError(f"{argument}: expected labels, one each, found {type(values).__name__}.")
     if isinstance(values, (list, tuple)):
         values = pd.array(values, dtype=object) if _mixed(values) else values
+    if isinstance(values, (set, frozenset, dict)):
+        raise InvalidArgumentError(f"{argument}: expected labels in order, one each, found {type(values).__name__}.")
     return pd.Series(values)
 
 

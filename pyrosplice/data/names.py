@@ -95,7 +95,7 @@ def places_of(wanted: Any, names: Any, argument: str, *, what: str = "gene") -> 
         if mask.shape != (len(every),):
             raise InvalidArgumentError(f"{argument}: expected a mask of {len(every)} {what}s, found {mask.shape}.")
         return np.flatnonzero(mask)
-    given = [wanted] if isinstance(wanted, (str, int, np.integer)) else list(wanted)
+    given = [wanted] if isinstance(wanted, str) or (np.ndim(wanted) == 0 and not np.iterable(wanted)) else list(wanted)
     place = {name: i for i, name in enumerate(every)}
     twice = {name for name, count in Counter(every).items() if count > 1}
     out = []
@@ -111,6 +111,23 @@ def places_of(wanted: Any, names: Any, argument: str, *, what: str = "gene") -> 
             )
         out.append(where)
     return np.array(out, dtype=np.intp)
+
+
+def text_names(given: Any, argument: str) -> list[str]:
+    """One name, or several in any container, as a list of text; none for None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For anything that is no text.
+    """
+    if given is None or isinstance(given, str):
+        return [] if given is None else [str(given)]
+    several = np.iterable(given) and not isinstance(given, bytes)
+    for name in given if several else [given]:
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"{argument}: expected a name or names, as text, found {name!r}.")
+    return [str(name) for name in given]
 
 
 def as_text(index: pd.Index) -> pd.Index:

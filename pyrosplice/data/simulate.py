@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrosplice.data.containers import as_dense
 from pyrosplice.data.names import by_name
-from pyrosplice.errors import InvalidArgumentError, check_option, is_whole
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.spatial.car import CarCovariance
@@ -102,8 +102,8 @@ def simulate_isoforms(
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
     coords = _coordinates(layout, n_spots, seed)
-    _check_size("n_genes", n_genes, 1)
-    _check_size("n_isoforms", n_isoforms, 2)
+    check_integer("n_genes", n_genes, least=1)
+    check_integer("n_isoforms", n_isoforms, least=2)
     names = pd.Index([f"gene_{g + 1}" for g in range(n_genes)])
     genes = pd.DataFrame(
         {
@@ -137,7 +137,7 @@ def _coordinates(layout: Any, n_spots: int, seed: int) -> NDArray[np.float64]:
     if not isinstance(layout, str):
         return check_coords(layout, name="layout")
     check_option("layout", layout, ("grid", "random"))
-    _check_size("n_spots", n_spots, 2)
+    check_integer("n_spots", n_spots, least=2)
     if layout == "random":
         return np.random.default_rng(seed).uniform(0, np.sqrt(n_spots), size=(n_spots, 2))
     side = int(np.ceil(np.sqrt(n_spots)))
@@ -226,8 +226,3 @@ def _with_reference(logits: Tensor) -> NDArray[np.float64]:
 
 def _unique(kinds: Sequence[str]) -> list[str]:
     return [kind if kinds.index(kind) == i else f"{kind}_{kinds[:i].count(kind) + 1}" for i, kind in enumerate(kinds)]
-
-
-def _check_size(name: str, value: int, least: int) -> None:
-    if not is_whole(value, least):
-        raise InvalidArgumentError(f"{name}: expected a whole number ≥ {least}, found {value!r}.")

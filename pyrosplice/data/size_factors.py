@@ -40,24 +40,34 @@ def resolve_size_factors(size_factors: Any, cells: Cells) -> Array | None:
     return values
 
 
-def normed_sum(data: Any) -> Array:
-    """Total count of each cell over the mean total, ``(N,)``."""
-    counts = data if isinstance(data, CountMatrix) else CountMatrix(data)
+def normed_sum(data: Any, *, layer: str | None = None) -> Array:
+    """Total count of each cell over the mean total, ``(N,)``; of an AnnData the counts of ``layer``, or ``X``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where there is no count at all.
+    """
+    counts = CountMatrix(data, layer=layer)
     total = np.zeros(counts.shape[0])
     for cells, block in counts.cell_blocks():
         total[cells] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
+    if not total.any():
+        raise InvalidArgumentError("data: expected counts, found none but zeros.")
     return total / total.mean()
 
 
-def median_of_ratios(data: Any) -> Array:
+def median_of_ratios(data: Any, *, layer: str | None = None) -> Array:
     """Median of the ratios of a sample's counts to the genes' geometric means (Anders and Huber 2010, eq. 5), ``(N,)``.
+
+    Of an AnnData the counts of ``layer``, or ``X``.
 
     Raises
     ------
     InvalidArgumentError
         Where no gene is counted in every sample (single cells): use :func:`normed_sum`.
     """
-    counts = data if isinstance(data, CountMatrix) else CountMatrix(data)
+    counts = CountMatrix(data, layer=layer)
     n, g = counts.shape
     logs, everywhere = np.zeros(g), np.ones(g, bool)
     for _, block in counts.cell_blocks():

@@ -24,7 +24,7 @@ from pyrosplice.data.points import (
     representation_of,
 )
 from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
-from pyrosplice.errors import InvalidArgumentError, check_option, check_whole, is_number, own_options_only
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, is_number, own_options_only
 
 
 class TripletDataset(Dataset):
@@ -78,7 +78,7 @@ class TripletDataset(Dataset):
         identical_supports: bool = False,
     ) -> None:
         check_option("identical_supports", identical_supports, (True, False))
-        check_whole("n_triplets", n_triplets, 0)
+        check_integer("n_triplets", n_triplets, least=0)
         labels = read_labels(distribution_labels, "distribution_labels")
         whole = all(_is_whole(value) for value in labels.values)
         codes = (
@@ -190,7 +190,7 @@ class TripletDataset(Dataset):
 
     def triplets(self, *, seed: int = 0) -> Tensor:
         """Anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(check_integer("seed", seed, least=0))
         labels = np.array(self.distribution_labels)
         found = []
         for anchor, label in enumerate(labels):
@@ -262,8 +262,8 @@ class AnnData_TripletDataset(TripletDataset):
             raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}; see TripletDataset.")
         check_option("gmm_weights_source", gmm_weights_source, ("auto", "stored", "components"))
         check_option("sample_gmm", sample_gmm, (True, False))
-        check_whole("n_cells", n_cells, 1)
-        check_whole("seed", seed, 0)
+        check_integer("n_cells", n_cells, least=1)
+        check_integer("seed", seed, least=0)
         if gmm_key is None and (gmm_weights_source != "auto" or sample_gmm):
             raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
         if gmm_key is not None and group_by is not None:

@@ -107,7 +107,7 @@ def contrasts_of(design: Design, by: By, given: Any) -> list[Contrast]:
     if given is None:
         return [Contrast(term.name, unit[list(term.columns)]) for term in terms_of(design, by)]
     if not isinstance(given, Mapping):
-        rows = np.atleast_2d(np.asarray(given, dtype=np.float64))
+        rows = _rows("contrasts", given)
         given = {f"contrast_{i + 1}": row for i, row in enumerate(rows)}
     if not given:
         raise InvalidArgumentError("contrasts: expected at least one, found none.")
@@ -331,6 +331,16 @@ def _score_test(fit: Linearised, design: Design, terms: Sequence[Term], robust: 
     )
 
 
+def _rows(argument: str, given: Any) -> NDArray[np.float64]:
+    try:
+        return np.atleast_2d(np.asarray(given, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{argument}: expected weights, numbers, such as {{'a or b': {{'region_a': 1, 'region_b': -1}}}}, found "
+            f"{given!r}."
+        ) from error
+
+
 def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:
     """Rows ``(C, P)`` of one contrast, checked."""
     if isinstance(given, Mapping):
@@ -339,9 +349,9 @@ def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:
             raise InvalidArgumentError(
                 f"contrasts[{name!r}]: expected covariates among {list(design.names)}, found {unknown}."
             )
-        rows = np.array([[float(given.get(covariate, 0.0)) for covariate in design.names]])
+        rows = _rows(f"contrasts[{name!r}]", [given.get(covariate, 0.0) for covariate in design.names])
     else:
-        rows = np.atleast_2d(np.asarray(given, dtype=np.float64))
+        rows = _rows(f"contrasts[{name!r}]", given)
     if rows.ndim != 2 or rows.shape[1] != len(design.names):
         raise InvalidArgumentError(
             f"contrasts[{name!r}]: expected {len(design.names)} weights, one a covariate {list(design.names)}, found "

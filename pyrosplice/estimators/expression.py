@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.cells import as_numbers
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.data.names import by_name, places_of
+from pyrosplice.data.names import by_name, places_of, text_names
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_conditions import check_cancelled, condition_row
@@ -33,6 +33,7 @@ from pyrosplice.estimators.expression_tests import (
 )
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_dispersion import cox_reid
+from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
@@ -76,7 +77,7 @@ class ExpressionGLM(Described):
         constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
     ) -> None:  # fmt: skip
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
-        self.as_numeric = [as_numeric] if isinstance(as_numeric, str) else list(as_numeric)
+        self.as_numeric = text_names(as_numeric, "as_numeric")
         self.constraints_loc, self.constraints_scale, self.noise_model = constraints_loc, constraints_scale, noise_model
         self.estimator: Estimator | None = None
         self._fit: GlmFit | None = None
@@ -200,7 +201,12 @@ class ExpressionGLM(Described):
                 f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
                 f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
             ) from error
-        if rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+        if (
+            rows.ndim != 2
+            or rows.shape[1] != len(names)
+            or not np.isfinite(rows).all()
+            or not np.abs(rows).max(1).all()
+        ):
             raise InvalidArgumentError(
                 f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
             )
@@ -307,7 +313,8 @@ class ExpressionGLM(Described):
     def summary(self) -> pd.DataFrame:
         """One row a gene and location coefficient: estimate, standard error (natural log) and code.
 
-        Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient.
+        Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
+        or its estimate is at infinity.
         """
         fit, c = self.results, self._constraints
         p = fit.n_location
@@ -316,6 +323,8 @@ class ExpressionGLM(Described):
         known, infinite = (np.asarray(v) for v in (np.isfinite(inner).all((1, 2)), np.isinf(inner).any((1, 2))))
         variance = (rows @ np.where(known[:, None, None], inner, 0.0) * rows).sum(2)
         variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
+        for gene, kept in identified_contrasts(fit, c.matrix).items():
+            variance[gene, ~in_span(kept)] = np.inf
         return pd.DataFrame(
             {
                 "gene": np.repeat(self.gene_names, full.shape[1]),
@@ -348,6 +357,8 @@ class ExpressionGLM(Described):
 
         Raises
         ------
+        NoModelFileError
+            No such file.
         ModelFileError
             For a file that is not one, from a newer version, or with a formula that holds code.
         """

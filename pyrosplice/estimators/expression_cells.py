@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pyrosplice.data.cells import Cells
@@ -59,8 +60,9 @@ def options_of(options: Mapping[str, Any], which: NDArray[np.intp], cells: Cells
 def _rows(value: Any, cells: NDArray[np.intp]) -> Any:
     if isinstance(value, (pd.Series, pd.DataFrame)):
         return value.iloc[cells]
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range)):
         return [value[i] for i in cells]
+    value = value.tocsr() if sp.issparse(value) else value
     made_by = getattr(value, "design_info", None)  # patsy's matrices lose their names in a slice
     rows = value[cells]
     return rows if made_by is None else pd.DataFrame(np.asarray(rows), columns=made_by.column_names)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.data.names import places_of
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.data.names import places_of, text_names
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.estimators.expression_options import known_options
@@ -21,12 +21,12 @@ from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.estimators.expression_tests import (
     FIT_OPTIONS,
     Names,
-    as_names,
     ratio_test,
     tested_columns,
     unit_rows,
     wald_repeated,
 )
+from pyrosplice.estimators.expression_thresholds import log_of
 
 Array = NDArray[np.float64]
 
@@ -59,16 +59,19 @@ def continuous_1d(
     check_option("test", test, ("wald", "lrt"))
     check_option("spline_basis", spline_basis, ("bs", "cr", "cc"))
     fit_options = known_options("test.continuous_1d", fit_options, FIT_OPTIONS - {"dmat_loc"})
-    if df < (3 if spline_basis == "bs" else 2):
-        raise InvalidArgumentError(f"df: expected at least 3 ('bs') or 2, found {df}.")
+    df = check_integer("df", df, least=3 if spline_basis == "bs" else 2)
+    if not isinstance(formula_loc, (str, type(None))):
+        raise InvalidArgumentError(f"formula_loc: expected a formula, a text, found {formula_loc!r}.")
+    if not isinstance(continuous, str):
+        raise InvalidArgumentError(f"continuous: expected the name of a column, found {continuous!r}.")
     smooth, replaced = _with_basis(continuous, formula_loc, spline_basis, df)
     options = {
         "sample_description": sample_description,
-        "as_numeric": list(dict.fromkeys([continuous, *as_names(as_numeric)])),
+        "as_numeric": list(dict.fromkeys([continuous, *text_names(as_numeric, "as_numeric")])),
         **fit_options,
     }
     full = expression_fit.model(data, smooth, formula_scale, **options)
-    factors = as_names(factor_loc_totest) or [continuous]
+    factors = text_names(factor_loc_totest, "factor_loc_totest") or [continuous]
     terms = [f if f == continuous else replaced(f) for f in factors]
     tested = tested_columns(full.input_data.location, terms, None)
     result = wald_repeated(full, coef_to_test=tested)
@@ -109,6 +112,7 @@ class ContinuousTest(ExpressionTest):
 
     def curve(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log fitted effect of the covariate at each cell ``(N, g)``."""
+        check_switches(non_numeric=non_numeric)
         model, which = self.estimator.model, places_of(genes, self.gene_ids, "genes")
         if non_numeric:
             return model.design_loc @ model.a[:, which]
@@ -136,7 +140,7 @@ class ContinuousTest(ExpressionTest):
 
     def log_fold_change(self, base: float = math.e, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log of the largest over the smallest value of the curve, in any base ``(g,)``."""
-        return (self.max(genes, non_numeric) - self.min(genes, non_numeric)) / np.log(base)
+        return (self.max(genes, non_numeric) - self.min(genes, non_numeric)) / log_of(base)
 
     def log2_fold_change(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log₂ of the largest over the smallest value of the curve ``(g,)``."""
@@ -158,7 +162,8 @@ class ContinuousTest(ExpressionTest):
         """:func:`pyrosplice.plotting.expression.heatmap` of some genes' curves."""
         from pyrosplice.plotting.expression import heatmap  # matplotlib is optional
 
-        return heatmap(self.covariate, self.curve(gene_ids), list(gene_ids), **kwargs)
+        genes = text_names(gene_ids, "gene_ids")
+        return heatmap(self.covariate, self.curve(genes), genes, **kwargs)
 
 
 def _covariate(estimator: Estimator, name: str) -> Array:

@@ -16,9 +16,16 @@ from pyrosplice.data.cells import Cells, as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.data.names import by_name
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, known_options
+from pyrosplice.data.names import by_name, places_of
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    NotReadyError,
+    check_integer,
+    check_number,
+    check_option,
+    check_switches,
+)
+from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
@@ -110,19 +117,11 @@ class Estimator(Described):
         dtype: str = "float64", batch_size: int | tuple[int, int] | None = None, device: str = "cpu",
     ) -> None:  # fmt: skip
         check_option("dtype", dtype, ("float32", "float64"))
-        self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), quick_scale
-        genes = None if batch_size is None else batch_size[1] if isinstance(batch_size, tuple) else None
-        cells = batch_size[0] if isinstance(batch_size, tuple) else batch_size
-        for size in (genes, cells):
-            if size is not None and size < 1:
-                raise InvalidArgumentError(f"batch_size: expected a positive number, found {batch_size}.")
-        input_data.counts.block_cells = cells
-        try:
-            where = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise InvalidArgumentError(f"device: expected one of torch's, found {device!r} ({error}).") from error
+        check_option("quick_scale", quick_scale, (True, False, None))
+        self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), bool(quick_scale)
+        input_data.counts.block_cells, genes = block_sizes(batch_size)
         self.source = RowSource(
-            input_data.counts, input_data.design(), input_data.noise, device=where, block_size=genes
+            input_data.counts, input_data.design(), input_data.noise, device=_usable(device), block_size=genes
         )
         self.init_a, self.init_b = init_a, init_b
         self.lls: list[float] = []
@@ -187,6 +186,8 @@ class Estimator(Described):
         if extra:
             return self.train(**{"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter,
                                  "tol": tol, **extra, **others})  # fmt: skip
+        check_switches(train_loc=train_loc, train_scale=train_scale)
+        max_iter, tol = check_integer("max_iter", max_iter, least=0), check_number("tol", tol)
         known_options("training_strategy", others, (*TRAIN_OPTIONS, *TRAIN_ALIASES), TRAINING_WITHOUT_EFFECT)
         options = NewtonOptions(
             tol=tol, max_iter=max_iter, fit_location=train_loc, fit_scale=train_scale and not self.quick_scale
@@ -210,6 +211,11 @@ class Estimator(Described):
         elif isinstance(training_strategy, str):
             check_option("training_strategy", training_strategy.upper(), STRATEGIES)
             self.train_sequence(STRATEGIES[training_strategy.upper()], **train_args)
+        elif not isinstance(training_strategy, (list, tuple)) or not training_strategy:
+            raise InvalidArgumentError(
+                f"training_strategy: expected one of {sorted(STRATEGIES)}, a list of dicts or a function, found "
+                f"{training_strategy!r}."
+            )
         else:
             for step in training_strategy:
                 if not isinstance(step, Mapping):
@@ -268,7 +274,7 @@ class Estimator(Described):
 class FittedModel:
     """Full coefficients, predictors, moments and densities; cells × genes matrices are made when asked for.
 
-    ``location_j(genes)`` and its siblings make them for some genes only.
+    ``location_j(genes)`` and its siblings make them for some genes only: names, positions, a slice or a mask.
     """
 
     def __init__(self, estimator: Estimator) -> None:
@@ -297,14 +303,18 @@ class FittedModel:
         """Genes at a maximum, in the interior or at the Poisson boundary ``(G,)``."""
         return np.isin(self._estimator.error_codes, [FitCode.CONVERGED, FitCode.POISSON_BOUNDARY])
 
+    def _places(self, genes: Any) -> NDArray[np.intp]:
+        return places_of(genes, self.features, "genes")
+
     def eta_loc_j(self, genes: Any) -> Array:
         """Location predictor, size factors included, of some genes ``(N, g)``."""
+        genes = self._places(genes)
         offset = self.input_data.offset
         return self.design_loc @ self.a[:, genes] + (offset[:, None] if offset.ndim == 1 else offset[:, genes])
 
     def eta_scale_j(self, genes: Any) -> Array:
         """Scale predictor of some genes ``(N, g)``."""
-        return self.design_scale @ self.b[:, genes]
+        return self.design_scale @ self.b[:, self._places(genes)]
 
     def location_j(self, genes: Any) -> Array:
         """Fitted means of some genes ``(N, g)``."""
@@ -317,8 +327,8 @@ class FittedModel:
 
     def ll_j(self, genes: Any) -> Array:
         """Log density of each count of some genes ``(N, g)``."""
-        which = np.arange(len(self.features))[genes]
-        y = self.input_data.counts.genes(np.atleast_1d(which)).T
+        which = self._places(genes)
+        y = self.input_data.counts.genes(which).T
         eta, zeta = (torch.as_tensor(m) for m in (self.eta_loc_j(which), self.eta_scale_j(which)))
         return self.input_data.noise.distribution(eta, zeta).log_prob(torch.as_tensor(y.copy())).numpy()
 
@@ -329,6 +339,19 @@ class FittedModel:
     scale = property(lambda self: self.scale_j(slice(None)))
     r = scale
     ll = property(lambda self: self.ll_j(slice(None)))
+
+
+def _usable(device: Any) -> torch.device:
+    """A torch device that numbers can be moved to and from."""
+    try:
+        where = torch.device(device)
+        _ = torch.ones(1, dtype=torch.float64, device=where).cpu()
+    except (AssertionError, RuntimeError, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise InvalidArgumentError(
+            f"device: expected one that torch can use here, found {device!r} ({said})."
+        ) from error
+    return where
 
 
 def _start_word(name: str, value: Any) -> str:

@@ -19,6 +19,7 @@ from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
 from pyrosplice.inference.nb_basis import Basis, identity
 from pyrosplice.inference.nb_fit import GlmFit
+from pyrosplice.io import check_file, new_file
 
 FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 2  # 1: the design by its levels only; information in the design's own coordinates
@@ -66,7 +67,7 @@ def write(path: str | Path, saved: Saved) -> None:
         "every_level": list(design.every_level), "recipe": stored,
     }  # fmt: skip
     meta = {"format": FORMAT, "version": str(FORMAT_VERSION), "about": json.dumps(about)}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, Path(path), metadata=meta)
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new_file(path), metadata=meta)
 
 
 def read(path: str | Path) -> Saved:
@@ -74,9 +75,12 @@ def read(path: str | Path) -> Saved:
 
     Raises
     ------
+    NoModelFileError
+        No such file.
     ModelFileError
         For a file that is not one, from a newer version, damaged, or with a formula that holds code.
     """
+    check_file(path)
     try:
         with safe_open(Path(path), framework="numpy") as file:
             meta = file.metadata() or {}
@@ -85,7 +89,10 @@ def read(path: str | Path) -> Saved:
         raise ModelFileError(f"path: {path} is not a model file ({error}).") from error
     version = meta.get("version", "0")
     if meta.get("format") != FORMAT or not version.isdigit() or int(version) > FORMAT_VERSION:
-        raise ModelFileError(f"path: {path} has format {meta.get('format')!r}, version {version!r}.")
+        raise ModelFileError(
+            f"path: {path} has format {meta.get('format')!r}, version {version!r}; expected one that "
+            f"ExpressionGLM.save wrote, format {FORMAT!r} up to version {FORMAT_VERSION}."
+        )
     try:
         about = json.loads(meta["about"])
         return _saved(about, arrays)
@@ -113,6 +120,7 @@ def _saved(about: dict[str, Any], arrays: dict[str, Any]) -> Saved:
         )  # fmt: skip
     size = arrays["theta"].shape[1]
     basis = Basis(arrays["basis"], arrays["basis_inverse"]) if "basis" in arrays else identity(size)
+    arrays.setdefault("reach", np.ones(arrays["constraint"].shape[1]))  # of files that do not say
     kept = [f.name for f in fields(GlmFit) if f.name != "basis"]
     fit = GlmFit(**{n: arrays[n] if n in arrays else arrays[OLD_NAMES[n]] for n in kept}, basis=basis)
     settings = {k: about.get(k) for k in ("formula_loc", "formula_scale", "as_numeric", "noise_model")}

@@ -20,7 +20,7 @@ from pyrosplice.data.expression_design import DesignMatrix, check_full_rank, fro
 from pyrosplice.data.formulas import complete_rows
 from pyrosplice.data.names import by_name
 from pyrosplice.data.size_factors import resolve_size_factors
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
 from pyrosplice.estimators.expression_cells import group_codes, options_of
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, is_default, known_options
@@ -135,7 +135,11 @@ def model(
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
-    extra = known_options("fit.model", kwargs, (*defaults_of(model), "train_args"))
+    train_args = known_options("fit.model", kwargs, (*defaults_of(model), "train_args")).get("train_args") or {}
+    if not isinstance(train_args, Mapping):
+        raise InvalidArgumentError(
+            f"train_args: expected a dict of arguments of a training step, found {train_args!r}."
+        )
     inputs = prepare(
         data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
         sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
@@ -147,7 +151,7 @@ def model(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
     estimator.initialize()
-    estimator.train_sequence(training_strategy, **(extra.get("train_args") or {}))
+    estimator.train_sequence(training_strategy, **train_args)
     return estimator.finalize()
 
 
@@ -160,6 +164,7 @@ def prepare(
 ) -> InputData:  # fmt: skip
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_option("noise_model", noise_model, NOISE)
+    check_switches(size_factors_logged=size_factors_logged)
     noise = NOISE[noise_model]()
     if not noise.has_scale:
         given = {"formula_scale": formula_scale, "dmat_scale": dmat_scale, "constraints_scale": constraints_scale}
@@ -185,9 +190,11 @@ def prepare(
     offset = np.zeros(cells.n_used) if factors is None else np.log(factors) if size_factors_logged else factors
     if offsets is not None:
         offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)
+    observation_weights = _weights(weights, cells, counts)
+    _check_identified(parts, observation_weights)
     return InputData(
         counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
-        _weights(weights, cells, counts), cells, noise,
+        observation_weights, cells, noise,
     )  # fmt: skip
 
 
@@ -256,6 +263,16 @@ def _weights(weights: Any, cells: Cells, counts: CountMatrix) -> Array | None:
     if (array < 0).any() or not (array.sum(0) > 0).all():
         raise InvalidArgumentError("weights: expected no negative weight, and a positive one for every gene.")
     return array
+
+
+def _check_identified(parts: Sequence[tuple[DesignMatrix, Constraints]], weights: Array | None) -> None:
+    """Raise where the cells of positive weight do not identify every coefficient of location and scale."""
+    if weights is None or weights.ndim > 1 or (weights > 0).all():
+        return
+    for (design, resolved), part in zip(parts, ("location", "scale"), strict=True):
+        check_full_rank(
+            design.matrix[weights > 0] @ resolved.matrix, resolved.free_names, f"weights: cells above 0, {part} model"
+        )
 
 
 def residuals(data: Any, formula_loc: str | None = None, formula_scale: str | None = "~1", **kwargs: Any) -> Array:

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 from pyrosplice.data.cells import Cells
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.size_factors import resolve_size_factors
-from pyrosplice.errors import InvalidArgumentError, check_option, listed
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, listed
 from pyrosplice.estimators import expression_fit, expression_tests
 from pyrosplice.estimators.expression_cells import group_codes, options_of
-from pyrosplice.estimators.expression_options import WITHOUT_EFFECT, defaults_of, known_options, refuse_unused
+from pyrosplice.estimators.expression_options import (
+    WITHOUT_EFFECT,
+    block_sizes,
+    defaults_of,
+    known_options,
+    refuse_unused,
+)
 from pyrosplice.estimators.expression_results import ExpressionTest, ExpressionTests
 from pyrosplice.hypothesis.expression_statistics import Moments, group_moments, mann_whitney, welch
 from pyrosplice.inference.nb_newton import FitCode
@@ -60,18 +66,17 @@ class PlainOptions:
 
     def __post_init__(self) -> None:
         check_option("dtype", self.dtype, ("float32", "float64"))
-        if any(size is not None and (not isinstance(size, (int, np.integer)) or size < 1) for size in self.block):
-            raise InvalidArgumentError(f"batch_size: expected one or two positive numbers, found {self.batch_size!r}.")
+        check_switches(is_logged=self.is_logged, is_sig_zerovar=self.is_sig_zerovar)
+        block_sizes(self.batch_size)
         if self.is_logged and self.size_factors is not None:
             raise InvalidArgumentError(
                 "size_factors: data on the log scale is normalised before its logarithm is taken."
             )
 
     @property
-    def block(self) -> tuple[Any, Any]:
+    def block(self) -> tuple[int | None, int | None]:
         """Cells and genes read at a time; None for a size of our choice."""
-        size = self.batch_size
-        return (size[0], size[1]) if isinstance(size, tuple) and len(size) == 2 else (size, None)
+        return block_sizes(self.batch_size)
 
 
 PLAIN = defaults_of(PlainOptions)
@@ -187,8 +192,8 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
 
 def _moments(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
     groups.counts.block_cells = options.block[0]
-    blocks = groups.blocks(resolve_size_factors(options.size_factors, groups.cells))
-    return group_moments(blocks, np.where(index >= 0, index, 2), 3)[:2]
+    factors = resolve_size_factors(options.size_factors, groups.cells)
+    return group_moments(lambda: groups.blocks(factors), np.where(index >= 0, index, 2), 3)[:2]
 
 
 def _plain_result(
@@ -198,7 +203,7 @@ def _plain_result(
     constant = ~(first.variance > 0) & ~(second.variance > 0)
     empty = constant & (first.mean == 0) & (second.mean == 0)
     differs = constant & (first.mean != second.mean)
-    pval = np.where(differs & options.is_sig_zerovar, 0.0, np.where(constant & ~differs, 1.0, pval))
+    pval = np.where(differs & bool(options.is_sig_zerovar), 0.0, np.where(constant & ~differs, 1.0, pval))
     with np.errstate(divide="ignore", invalid="ignore"):
         if options.is_logged:
             logfc, se = second.mean - first.mean, np.sqrt(first.variance / first.n + second.variance / second.n)
@@ -328,6 +333,7 @@ def pairwise(
     ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``.
     """
     test = _test_name(test)
+    check_switches(lazy=lazy, keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.pairwise", test, {"as_numeric": as_numeric, **options})
     groups = Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
@@ -364,6 +370,7 @@ def versus_rest(
 ) -> ExpressionTests:  # fmt: skip
     """Every group against all other cells; arguments as :func:`pairwise`."""
     test = _test_name(test)
+    check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.versus_rest", test, {"as_numeric": as_numeric, **options})
     groups = Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing)

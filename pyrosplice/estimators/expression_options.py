@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, is_whole
 
 WITHOUT_EFFECT = {
     "backend": "there is one engine",
@@ -57,6 +57,23 @@ def known_options(
         said = "; ".join(f"{name!r} has no effect ({why})" for name, why in sorted(idle.items()))
         warnings.warn(f"{call}: {said}.", UserWarning, stacklevel=3)
     return used
+
+
+def block_sizes(batch_size: Any) -> tuple[int | None, int | None]:
+    """Cells and genes read at a time, None for a size of our choice, from one number of cells or a pair.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Anything but one or two whole numbers above zero.
+    """
+    pair = tuple(batch_size) if isinstance(batch_size, (tuple, list)) else (batch_size, None)
+    if len(pair) != 2 or not all(size is None or is_whole(size, 1) for size in pair):
+        raise InvalidArgumentError(
+            f"batch_size: expected cells, or (cells, genes), whole numbers of at least 1, found {batch_size!r}."
+        )
+    cells, genes = (None if size is None else int(size) for size in pair)
+    return cells, genes
 
 
 def _meant(name: str, allowed: Collection[str]) -> str:

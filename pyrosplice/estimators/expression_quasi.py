@@ -13,8 +13,9 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.hypothesis.expression_quasi import SqueezedVariance, expected_unit_deviance, quasi_f, squeeze_variance
 from pyrosplice.inference.nb_dispersion import Dispersions, adjusted_profile, trend_and_shrink
-from pyrosplice.inference.nb_fit import GlmFit, fit_glm
-from pyrosplice.inference.nb_newton import NewtonOptions
+from pyrosplice.inference.nb_fit import GlmFit, default_starter, fit_glm
+from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
+from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]
@@ -86,18 +87,18 @@ def quasi_test(estimator: Estimator, quasi: QuasiFit, contrast: Array) -> tuple[
     if kept.shape[1] == 0:
         raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")
     source = estimator.source.with_location(kept)
-    p = estimator.fit.n_location
-    start = np.column_stack([quasi.fit.theta[:, :p] @ kept, quasi.fit.theta[:, p:]])
-    options = NewtonOptions(fit_scale=False)
-    good = np.flatnonzero(np.isfinite(start).all(1))
-    reduced = fit_glm(
-        source,
-        start=lambda rows, which: torch.as_tensor(start[which], device=rows.x.device),
-        options=options,
-        genes=good,
-    )
+    begin, p = default_starter(source), kept.shape[1]
+
+    def start(rows: Rows, which: NDArray[np.intp]) -> torch.Tensor:
+        theta = begin(rows, which)
+        theta[:, p:] = torch.as_tensor(quasi.fit.theta[which, quasi.fit.n_location :], device=theta.device)
+        return theta
+
+    good = np.flatnonzero(np.isfinite(quasi.fit.theta).all(1))
+    reduced = fit_glm(source, start=start, options=NewtonOptions(fit_scale=False), genes=good)
     drop = 2 * (quasi.fit.log_likelihood - reduced.log_likelihood)
-    return quasi_f(drop, len(contrast), quasi.squeezed, quasi.df)
+    failed = (quasi.fit.code == FitCode.FAILED) | (reduced.code == FitCode.FAILED)
+    return quasi_f(np.where(failed, np.nan, drop), len(contrast), quasi.squeezed, quasi.df)
 
 
 def fit_at(source: RowSource, fit: GlmFit, dispersion: Array) -> GlmFit:

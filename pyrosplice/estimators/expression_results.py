@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.data.labels import label_name
-from pyrosplice.errors import InvalidArgumentError, listed
+from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
+from pyrosplice.estimators.expression_thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
 from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
 from pyrosplice.hypothesis.expression_statistics import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
@@ -70,7 +71,7 @@ class ExpressionTest(Described):
 
     def log_fold_change(self, base: float = math.e) -> Array:
         """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
-        return self.logfc / np.log(base)
+        return self.logfc / log_of(base)
 
     def log2_fold_change(self) -> Array:
         """Log₂ fold change ``(G,)``."""
@@ -82,11 +83,11 @@ class ExpressionTest(Described):
 
     def log10_pval_clean(self, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ p-values, not below the threshold; undefined ones are zero."""
-        return _clean(self.pval, log10_threshold)
+        return clean_log10(self.pval, log10_threshold)
 
     def log10_qval_clean(self, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ q-values, not below the threshold; undefined ones are zero."""
-        return _clean(self.qval, log10_threshold)
+        return clean_log10(self.qval, log10_threshold)
 
     def summary(
         self, qval_thres: float | None = None, fc_upper_thres: float | None = None,
@@ -103,7 +104,7 @@ class ExpressionTest(Described):
         level
             Coverage of the interval of the fold change.
         """
-        tail = (1 - level) / 2
+        tail = tail_of(level)
         quantile = stats.norm.isf(tail) if self.df is None else stats.t.isf(tail, self.df)
         half = quantile * self.logfc_se / LOG_2
         lfc = self.log2_fold_change()
@@ -118,7 +119,10 @@ class ExpressionTest(Described):
         )  # fmt: skip
         if self.zero_variance is not None:
             table.insert(6, "zero_variance", self.zero_variance)
-        return _filter(table, qval_thres, fc_upper_thres, fc_lower_thres, mean_thres)
+        return rows_within(
+            table, qval_thres=qval_thres, fc_upper_thres=fc_upper_thres, fc_lower_thres=fc_lower_thres,
+            mean_thres=mean_thres,
+        )  # fmt: skip
 
     def plot_volcano(
         self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
@@ -131,7 +135,9 @@ class ExpressionTest(Described):
         """
         from pyrosplice.plotting import volcano  # matplotlib is optional
 
+        check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
+        check_log10("log10_p_threshold", log10_p_threshold)
         options = {**_drawn(alpha, min_fc, highlight_ids), "floor": 10.0**log10_p_threshold, **kwargs}
         return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
 
@@ -142,19 +148,19 @@ class ExpressionTest(Described):
         """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
         from pyrosplice.plotting import ma  # matplotlib is optional
 
+        check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
 
 
 def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
     """Options that volcano and MA share."""
+    if check_number("min_fc", min_fc) == 0:
+        raise InvalidArgumentError("min_fc: expected a positive fold change, found 0.")
+    if isinstance(highlight_ids, str):
+        highlight_ids = [highlight_ids]
     names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
     return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": list(highlight_ids)}
-
-
-def _clean(pval: Array, threshold: float) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.maximum(np.nan_to_num(np.log10(pval), nan=0.0, neginf=threshold), threshold)
 
 
 @dataclass(repr=False)
@@ -236,7 +242,7 @@ class ExpressionTests(Described):
 
     def log_fold_change(self, base: float = math.e) -> Array:
         """Log fold changes, ``shape + (G,)``: entry (i, j) is group j over group i."""
-        return self._array({key: test.logfc for key, test in self.tests.items()}, 0.0, -1.0) / np.log(base)
+        return self._array({key: test.logfc for key, test in self.tests.items()}, 0.0, -1.0) / log_of(base)
 
     def log2_fold_change(self) -> Array:
         """Log₂ fold changes, ``shape + (G,)``."""
@@ -248,15 +254,15 @@ class ExpressionTests(Described):
 
     def log10_pval_clean(self, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ p-values, not below the threshold; undefined ones are zero."""
-        return _clean(self.pval, log10_threshold)
+        return clean_log10(self.pval, log10_threshold)
 
     def log10_qval_clean(self, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ q-values, not below the threshold; undefined ones are zero."""
-        return _clean(self.qval, log10_threshold)
+        return clean_log10(self.qval, log10_threshold)
 
     def _index(self, group: Any) -> int:
         """Place of a group, given by its label or by the label's text."""
-        if group in self.groups:
+        if np.ndim(group) == 0 and group in self.groups:
             return self.groups.index(group)
         text = [label_name(g) for g in self.groups]
         if isinstance(group, str) and group in text:
@@ -284,11 +290,11 @@ class ExpressionTests(Described):
 
     def log10_pval_pairs_clean(self, groups0: Any = None, groups1: Any = None, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ p-values of pairs of groups, not below the threshold, undefined ones zero; flat as in the original."""
-        return _clean(self.pval_pairs(groups0, groups1), log10_threshold).ravel()
+        return clean_log10(self.pval_pairs(groups0, groups1), log10_threshold).ravel()
 
     def log10_qval_pairs_clean(self, groups0: Any = None, groups1: Any = None, log10_threshold: float = -30.0) -> Array:
         """Log₁₀ q-values of pairs of groups, as :meth:`log10_pval_pairs_clean`."""
-        return _clean(self.qval_pairs(groups0, groups1), log10_threshold).ravel()
+        return clean_log10(self.qval_pairs(groups0, groups1), log10_threshold).ravel()
 
     def log_fold_change_pairs(self, groups0: Any = None, groups1: Any = None, base: float = math.e) -> Array:
         """Log fold changes of pairs of groups: those of ``groups1`` over those of ``groups0``."""
@@ -323,7 +329,7 @@ class ExpressionTests(Described):
             table[["log2fc", "statistic"]] *= -1
             table[["log2fc_lower", "log2fc_upper"]] = -table[["log2fc_upper", "log2fc_lower"]].to_numpy()
         table["qval"] = self.qval[i, j]
-        return _filter(table, **thresholds)
+        return rows_within(table, **thresholds)
 
     def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
         """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
@@ -343,7 +349,7 @@ class ExpressionTests(Described):
         q = self.qval_group(group)
         table = self.tests[(self.groups[self._index(group)],)].summary()
         table["qval"] = q
-        return _filter(table, **thresholds)
+        return rows_within(table, **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
         """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
@@ -362,22 +368,4 @@ class ExpressionTests(Described):
                 "mean": self.mean, "comparison": [names[b] for b in best],
             }
         )  # fmt: skip
-        return _filter(table, **thresholds)
-
-
-def _filter(
-    table: pd.DataFrame, qval_thres: float | None = None, fc_upper_thres: float | None = None,
-    fc_lower_thres: float | None = None, mean_thres: float | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    keep = np.ones(len(table), bool)
-    keep &= (table["qval"] <= qval_thres).to_numpy() if qval_thres is not None else True
-    keep &= (table["mean"] >= mean_thres).to_numpy() if mean_thres is not None else True
-    bounds = []
-    for name, value, sign in (("fc_upper_thres", fc_upper_thres, 1), ("fc_lower_thres", fc_lower_thres, -1)):
-        if value is not None:
-            if value <= 0:
-                raise InvalidArgumentError(f"{name}: expected a positive fold change, found {value}.")
-            bounds.append((sign * table["log2fc"] >= sign * np.log2(value)).to_numpy())
-    if bounds:
-        keep &= np.logical_or.reduce(bounds)
-    return table[keep].reset_index(drop=True)
+        return rows_within(table, **thresholds)

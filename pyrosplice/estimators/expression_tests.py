@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
+from pyrosplice.data.names import text_names
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
+from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm, score_statistic
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_source import RowSource
@@ -37,6 +39,11 @@ def wald(
     formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
 ) -> ExpressionTest:  # fmt: skip
     """Wald test of location coefficients: z for one, χ² for several.
+
+    A gene that is separated (no counts in a group, or a group's counts alone) has its optimum at infinity, where a
+    Wald statistic says nothing: what its counts identify of the coefficients is tested, with as many degrees of
+    freedom, and where that is none the p-value is NaN. :func:`lrt` and :func:`score` test such genes too. The p-value
+    of a gene whose fit failed is NaN in every test.
 
     Parameters
     ----------
@@ -101,13 +108,23 @@ def contrast_test(
     inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
     v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
-    se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
+    identified = identified_contrasts(fit, rows)
+    with np.errstate(invalid="ignore"):
+        se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
+    for gene, kept in identified.items():
+        se[gene, ~in_span(kept)] = np.inf
     largest = np.argmax(np.abs(np.nan_to_num(estimate)), axis=1)
     genes = np.arange(len(estimate))
     if len(rows) == 1:
         statistic, pval = wald_z(estimate[:, 0], se[:, 0], df=df)
     else:
         statistic, pval = wald_chi2(estimate, v_l, df=df)
+    for gene, kept in identified.items():
+        statistic[gene] = pval[gene] = np.nan
+        if len(kept):
+            found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
+            statistic[gene], pval[gene] = (value[0] for value in found)
+    statistic, pval = (np.where(fit.code == FitCode.FAILED, np.nan, value) for value in (statistic, pval))
     logfc, logfc_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
     extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
@@ -150,7 +167,7 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     """Likelihood-ratio test of two estimators, the second nested in the first."""
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
-    statistic, pval = likelihood_ratio(full.fit.log_likelihood, reduced.fit.log_likelihood, df)
+    statistic, pval = likelihood_ratio(*_comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
     if not new:  # the models differ in their scales only: there is no fold change
@@ -204,11 +221,6 @@ def score(
     )  # fmt: skip
 
 
-def as_names(given: Names | None) -> list[str]:
-    """One or several names as a list."""
-    return [given] if isinstance(given, str) else list(given if given is not None else ())
-
-
 def tested_columns(
     design: DesignMatrix, factors: Names | None, coefficients: Names | None,
     arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
@@ -216,7 +228,7 @@ def tested_columns(
     """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
     if (factors is None) == (coefficients is None):
         raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")
-    names = as_names(factors if coefficients is None else coefficients)
+    names = text_names(factors if coefficients is None else coefficients, arguments[coefficients is not None])
     if not names:
         raise InvalidArgumentError(f"{arguments[coefficients is not None]}: expected at least one name, found none.")
     if coefficients is None:
@@ -268,7 +280,13 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
-    return with_statistic(result, *likelihood_ratio(estimator.fit.log_likelihood, reduced.log_likelihood, rank))
+    return with_statistic(result, *likelihood_ratio(*_comparable(estimator.fit, reduced), rank))
+
+
+def _comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
+    """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
+    failed = (full.code == FitCode.FAILED) | (reduced.code == FitCode.FAILED)
+    return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood
 
 
 def with_statistic(result: ExpressionTest, statistic: Array, pval: Array) -> ExpressionTest:

@@ -111,6 +111,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     num_iter_: int
     nll_: float
     _stepwise: StepwiseEM | None
+    _asked: tuple[float, MixturePrior | None]
     _named_by_anndata = False
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
@@ -189,8 +190,11 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             self.fit(X, sample_weight=sample_weight)
             problem = self._problem(read_cells(self, X, reset=False, sample_weight=sample_weight))
             self._stepwise = StepwiseEM.of(problem, self.model_.parameters_of())
+            self._asked = (self.covariance_regularization, self.prior)
             return self
         check_model_fits(self, "partial_fit")
+        if self._asked[0] != self.covariance_regularization or self._asked[1] is not self.prior:
+            raise InvalidArgumentError("partial_fit: covariance_regularization and prior are those of the first call.")
         rows = read_cells(self, X, reset=False, sample_weight=sample_weight)
         parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
         self.model_ = GaussianMixtureModel.from_parameters(parameters, self.model_.means.dtype)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.triplets import TripletDataset
-from pyrosplice.errors import NotReadyError, own_options_only
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, own_options_only
 
 PAIRS_AT_ONCE = 200_000
 
@@ -61,6 +61,8 @@ def patient_distances(dataset: TripletDataset) -> pd.DataFrame:
     ImportError
         POT is not installed: ``pip install 'pyrosplice[transport]'``.
     """
+    if not isinstance(dataset, TripletDataset):
+        raise InvalidArgumentError(f"dataset: expected a data set after fit_gmm, found {type(dataset).__name__}.")
     if dataset.covariances is None or dataset.weights is None:
         raise NotReadyError("dataset: has no mixtures yet; call fit_gmm(dataset) first.")
     try:

@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.io import check_file
 from pyrosplice.models.gaussian_mixture import MixturePrior
 
 if TYPE_CHECKING:
@@ -170,7 +171,10 @@ def _umask() -> int:
 
 def _encode(name: str, value: Any) -> Any:
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        try:
+            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        except TypeError as error:  # bfloat16, which NumPy does not have
+            raise InvalidArgumentError(f"{name}: cannot be saved ({error}); give float32 or float64.") from error
         return {"tensor": array.tolist(), "dtype": str(array.dtype), "numpy": isinstance(value, np.ndarray)}
     if isinstance(value, (pd.DataFrame, pd.Series)):
         table = value.to_frame("values") if isinstance(value, pd.Series) else value
@@ -211,6 +215,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    check_file(file)
     try:
         content = json.loads(file.read_text())
         version = content.pop("format_version")

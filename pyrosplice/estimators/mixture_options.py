@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, check_whole, is_number
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches, is_number
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -63,9 +63,9 @@ class GMMOptions:
             if not is_number(value) or not 0 <= value < np.inf:
                 raise InvalidArgumentError(f"{name}: expected a number of at least 0, found {value!r}.")
         for name, least in (("max_iter", 1), ("n_init", 1), ("random_state", 0)):
-            check_whole(name, getattr(self, name), least)
+            check_integer(name, getattr(self, name), least=least)
         if self.n_folds is not None:
-            check_whole("n_folds", self.n_folds, 2)
+            check_integer("n_folds", self.n_folds, least=2)
 
     @property
     def em(self) -> EMOptions:
@@ -90,5 +90,5 @@ def candidate_numbers(k_comps: Any) -> list[int] | None:
     if not numbers:
         raise InvalidArgumentError("k_comps: expected at least one number of components, found none.")
     for k in numbers:
-        check_whole("k_comps", k, 1)
+        check_integer("k_comps", k, least=1)
     return sorted({int(k) for k in numbers})

@@ -189,9 +189,6 @@ def _in_canonical_order(patient: PatientCells) -> PatientCells:
     return PatientCells(patient.name, patient.cells[torch.from_numpy(order)], patient.rows[order], weights)
 
 
-TripletDataset.fit_gmm = fit_gmm
-
-
 # ---- a mixture for each patient ---------------------------------------------------------------------------------
 
 

@@ -64,6 +64,8 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
     InvalidArgumentError
         The number of components was fixed: there are no criteria.
     """
+    if not isinstance(gmm, Mapping) or "weight_inference" not in gmm:
+        raise InvalidArgumentError("gmm: expected dataset.gmm after fit_gmm, or adata.uns[gmm_key].")
     selection = gmm.get("selection")
     if selection is None:
         raise InvalidArgumentError("gmm: the number of components was fixed; give fit_gmm several k_comps.")

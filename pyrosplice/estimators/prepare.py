@@ -316,7 +316,7 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sect
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
-    check_key(adata, "spatial_key", options.spatial_key, "obsm")
+    check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
     name = f"adata.obsm[{options.spatial_key!r}]"
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
     coords = check_coords(coords[spots], name=name)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from anndata import AnnData
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
@@ -56,12 +56,11 @@ class UsageModels:
         check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
         as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type, self.device = model_type, str(device)
+        self.model_type, self.device, self.isoform_effect = model_type, str(device), isoform_effect
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
-        self.isoform_effect = isoform_effect
         self.likelihood = Multinomial() if likelihood is None else likelihood
         self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
         MODELS[model_type](**self._model_options())  # raises where an option is wrong
@@ -310,7 +309,8 @@ class UsageModels:
     def _position(self, gene_name: str) -> int:
         names = self._ready().gene_names
         if gene_name not in names:
-            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names.")
+            near = listed(names, near=str(gene_name))
+            raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names: {near}.")
         return names.index(gene_name)
 
     def _ready(self) -> Prepared:

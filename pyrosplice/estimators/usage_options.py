@@ -51,6 +51,13 @@ def variability_settings(
     settings["null_law"] = "finite-sample"
     for name in given:
         check_option("test_spatial_variability(...)", name, settings)
+    for name, used, expected in (
+        ("early_stop", use_perm_null, "use_perm_null=True"),
+        ("n_draws", importance, "importance=True"),
+        ("null_law", method == "llr", "method='llr'"),
+    ):
+        if name in given and not used:
+            raise InvalidArgumentError(f"{name}: expected {expected} with it, which alone it is about.")
     settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
     check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
     names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
@@ -64,8 +71,16 @@ def variability_settings(
     return settings
 
 
-def permutation_null_of(n_permutations: int | None, settings: dict[str, Any]) -> PermutationNull:
-    """How to permute; 20 times if not said."""
+def permutation_null_of(
+    use_perm_null: bool, n_permutations: int | None, settings: dict[str, Any]
+) -> PermutationNull | None:
+    """How to permute, 20 times if not said; None for no permutations."""
+    if not use_perm_null:
+        if n_permutations is not None:
+            raise InvalidArgumentError(
+                f"n_perms_per_gene: expected use_perm_null=True with it, found {n_permutations!r} alone."
+            )
+        return None
     n_permutations = 20 if n_permutations is None else n_permutations
     if not n_permutations >= 1:
         raise InvalidArgumentError(f"n_perms_per_gene: expected a whole number ≥ 1, found {n_permutations!r}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyrosplice.errors import InvalidArgumentError, check_integer
@@ -65,6 +65,8 @@ class UsagePosterior(UsageEffects):
         from pyrosplice.posterior.genes import joined
 
         prepared, fit = self._ready(), self._ready_fit()
+        if not (genes is None or isinstance(genes, Iterable)):
+            raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")
         chosen = prepared.gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
         positions = [self._position(name) for name in dict.fromkeys(chosen)]
         if not positions:

@@ -107,7 +107,7 @@ class UsageTests(UsageModels):
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
         settings = variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
-        null = permutation_null_of(n_perms_per_gene, settings) if use_perm_null else None
+        null = permutation_null_of(use_perm_null, n_perms_per_gene, settings)
         check_option("adjust_for_design", adjust_for_design, (True, False))
         adjust, reliability = adjust_for_design and prepared.design is not None, dict[str, Any]()
         if method == "score":

@@ -223,7 +223,7 @@ def _moments(x: Any) -> Moments:
     if n < 2:
         raise InvalidArgumentError(f"x0: expected at least two observations a group, found {n}.")
     if sp.issparse(x):
-        return group_moments([(slice(0, n), x)], np.zeros(n, np.intp), 1)[0]
+        return group_moments(lambda: [(slice(0, n), x)], np.zeros(n, np.intp), 1)[0]
     return Moments(n, x.mean(0), x.var(0, ddof=1))
 
 

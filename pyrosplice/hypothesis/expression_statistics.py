@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 
 Array = NDArray[np.float64]
+CANCELS = 1e-4  # variance over squared mean below which sums of squares lose more than 4 of 16 digits
+ROUNDING = 1e-30  # variance over squared values that is rounding of the values themselves
 
 
 def adjust_jointly(pval: Any) -> Array:
@@ -76,27 +78,47 @@ class Moments:
 
 
 def group_moments(
-    blocks: Iterable[tuple[slice, Any]], group: NDArray[np.intp], n_groups: int, *, log: bool = False
+    blocks: Callable[[], Iterable[tuple[slice, Any]]], group: NDArray[np.intp], n_groups: int
 ) -> list[Moments]:
-    """Moments of each group from blocks of cells, sparse blocks as they are; ``log`` takes log1p of entries first."""
+    """Moments of each group from blocks of cells, sparse blocks as they are.
+
+    Genes whose spread is small beside their mean are read a second time, with the mean taken off first.
+
+    Parameters
+    ----------
+    blocks
+        Returns the blocks, each time that it is called.
+    group
+        Of each cell, below ``n_groups``.
+    """
     n = np.bincount(group, minlength=n_groups)
+    mean, variance = _one_pass(blocks(), group, n, None)
+    near = np.flatnonzero((variance < CANCELS * mean**2).any(0))
+    if len(near):
+        middle = mean[:, near]
+        shifted = ((cells, _dense(block[:, near]) - middle[group[cells]]) for cells, block in blocks())
+        off, spread = _one_pass(shifted, group, n, middle)
+        mean[:, near], variance[:, near] = middle + off, spread
+    return [Moments(int(n[k]), mean[k], variance[k]) for k in range(n_groups)]
+
+
+def _one_pass(
+    blocks: Iterable[tuple[slice, Any]], group: NDArray[np.intp], n: NDArray[np.intp], level: Array | None
+) -> tuple[Array, Array]:
+    """Mean and variance of each group ``(K, G)``, the latter zero where it is rounding of values of size ``level``
+    ``(K, G)``.
+    """
     total: Any = 0.0
     square: Any = 0.0
     for cells, block in blocks:
         y = block.astype(np.float64)
-        if log:
-            y = y.log1p() if sp.issparse(y) else np.log1p(y)
-        member = sp.csr_matrix(
-            (np.ones(y.shape[0]), (group[cells], np.arange(y.shape[0]))), shape=(n_groups, y.shape[0])
-        )
+        member = sp.csr_matrix((np.ones(y.shape[0]), (group[cells], np.arange(y.shape[0]))), shape=(len(n), y.shape[0]))
         squared = y.multiply(y) if sp.issparse(y) else y * y
         total, square = total + _dense(member @ y), square + _dense(member @ squared)
-    out = []
-    for k in range(n_groups):
-        mean = total[k] / max(n[k], 1)
-        variance = np.maximum(square[k] - n[k] * mean**2, 0.0) / (n[k] - 1) if n[k] > 1 else np.full(len(mean), np.nan)
-        out.append(Moments(int(n[k]), mean, np.where(variance < 1e-14 * mean**2, 0.0, variance)))
-    return out
+    mean = total / np.maximum(n, 1)[:, None]
+    variance = np.maximum(square - n[:, None] * mean**2, 0.0) / np.where(n > 1, n - 1.0, np.nan)[:, None]
+    smallest = 1e-14 * mean**2 if level is None else ROUNDING * level**2
+    return mean, np.where(variance < smallest, 0.0, variance)
 
 
 def _dense(product: Any) -> Array:
@@ -125,7 +147,7 @@ def mann_whitney(first: Array, second: Array) -> tuple[Array, Array]:
     rank = stats.rankdata(both, axis=1)
     u = rank[:, :n2].sum(1) - n2 * (n2 + 1) / 2
     ordered = np.sort(rank, axis=1)
-    ties = np.array([(c**3 - c).sum() for c in (np.unique(r, return_counts=True)[1] for r in ordered)])
+    ties = np.array([(c * (c * c - 1.0)).sum() for c in (np.unique(r, return_counts=True)[1] for r in ordered)])
     sd = np.sqrt(n1 * n2 / 12 * ((n + 1) - ties / (n * (n - 1))))
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0) / sd

@@ -16,6 +16,7 @@ are permuted (Q takes their part out): u is scaled by :math:`\sqrt{(m - 1)/(m - 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 from pyrosplice.hypothesis.permutation_moments import GraphSums, permutation_cumulants
 from pyrosplice.hypothesis.spatial_kernel import DenseKernel, PairSums, SparseKernel, SpatialKernel
 
-EXACT = 300
+EXACT = 500
 """Covered spots up to which the kernel between them is worked on entry by entry."""
 ENUMERATED = 7
 """Covered spots up to which p is the share of all their permutations."""
@@ -55,7 +56,7 @@ class Residuals:
     scale: Tensor
     loading: Tensor
 
-    @property
+    @cached_property
     def n_covered(self) -> Tensor:
         """m, the number of spots with counts, ``(B,)``."""
         return (self.scale > 0).sum(-1)
@@ -67,7 +68,7 @@ class Residuals:
             -1
         )  # what a gene's spots do not tell apart costs nothing
 
-    @property
+    @cached_property
     def leverage(self) -> Tensor:
         """Squared norm of the rows of L, ``(B, N)``."""
         return self.loading.square().sum(-1)
@@ -89,43 +90,40 @@ class Residuals:
 
 def exact_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tensor]:
     """Standardised statistic and p-value, ``(B,)`` each, from the kernel between a gene's covered spots."""
-    statistic, pvalue = torch.empty_like(residuals.scale[:, 0]), torch.empty_like(residuals.scale[:, 0])
     n_covered = residuals.n_covered
     order = torch.argsort(n_covered, stable=True)
-    first = 0
+    statistic, shares, sums, first = torch.empty_like(residuals.scale[:, 0]), {}, [], 0
     while first < len(order):  # genes of similar coverage together, so that little is padded
         size = max(1, _BLOCK // max(int(n_covered[order[first]]), 1) ** 2)
         genes = order[first : first + size]
-        size = max(1, _BLOCK // max(int(n_covered[genes[-1]]), 1) ** 2)
-        genes = genes[:size]
-        statistic[genes], pvalue[genes] = _exact_block(residuals.take(genes), kernel)
+        genes = genes[: max(1, _BLOCK // max(int(n_covered[genes[-1]]), 1) ** 2)]
+        some, matrix = _covered_only(residuals.take(genes), kernel)
+        statistic[genes], centred = _centred_form(matrix, some)
+        for i in torch.nonzero((some.n_covered <= ENUMERATED) & (some.n_free >= 2)).flatten().tolist():
+            m = int(some.n_covered[i])
+            shares[int(genes[i])] = _share_of_permutations(centred[i, :m, :m], some.permuted_vectors()[i, :m])
+        sums.append(GraphSums.of_matrix(centred))
         first += len(genes)
-    return statistic, pvalue
-
-
-def _exact_block(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tensor]:
-    n_covered = residuals.n_covered
-    width = max(int(n_covered.max()), 1)
-    if width == kernel.n_spots and isinstance(kernel, DenseKernel):
-        matrix = kernel.matrix.expand(len(n_covered), -1, -1).clone()
-    else:
-        order = torch.argsort((residuals.scale == 0).to(torch.int8), dim=1, stable=True)[:, :width]
-        residuals = Residuals(
-            torch.take_along_dim(residuals.vectors, order.unsqueeze(-1), 1),
-            torch.take_along_dim(residuals.scale, order, 1),
-            torch.take_along_dim(residuals.loading, order.unsqueeze(-1), 1),
-        )
-        matrix = kernel.between(order)
-    statistic, centred = _centred_form(matrix, residuals)
-    vectors = residuals.permuted_vectors()
-    standardised, pvalue = _gamma_tail(
-        statistic, GraphSums.of_matrix(centred), GraphSums.of_vectors(vectors), residuals
-    )
-    few = torch.nonzero((n_covered <= ENUMERATED) & (residuals.n_free >= 2)).squeeze(-1)
-    for gene in few.tolist():
-        m = int(n_covered[gene])
-        pvalue[gene] = _share_of_permutations(centred[gene, :m, :m], vectors[gene, :m])
+    ordered, value = residuals.take(order), statistic[order]
+    found = _gamma_tail(value, GraphSums.cat(sums), GraphSums.of_vectors(ordered.permuted_vectors()), ordered)
+    standardised, pvalue = (torch.empty_like(x).index_copy_(0, order, x) for x in found)
+    for gene, share in shares.items():
+        pvalue[gene] = share
     return standardised, pvalue
+
+
+def _covered_only(residuals: Residuals, kernel: SpatialKernel) -> tuple[Residuals, Tensor]:
+    """The genes at their covered spots, padded to the most covered, and K between these ``(B, m, m)``."""
+    width = max(int(residuals.n_covered.max()), 1)
+    if isinstance(kernel, DenseKernel) and ENUMERATED < kernel.n_spots < 1.1 * width:  # little to gain
+        return residuals, kernel.matrix.expand(len(residuals.scale), -1, -1).clone()
+    spots = torch.argsort((residuals.scale == 0).to(torch.int8), dim=1, stable=True)[:, :width]
+    some = Residuals(
+        torch.take_along_dim(residuals.vectors, spots.unsqueeze(-1), 1),
+        torch.take_along_dim(residuals.scale, spots, 1),
+        torch.take_along_dim(residuals.loading, spots.unsqueeze(-1), 1),
+    )
+    return some, kernel.between(spots)
 
 
 def _centred_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor]:
@@ -167,7 +165,7 @@ def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Te
     form = _ProjectedForm.of(residuals, kernel)
     vectors, scale, covered = residuals.vectors, residuals.scale, form.covered
     planes = (scale.unsqueeze(-1) * vectors).movedim(-1, 0)
-    statistic = kernel.quadratic(planes).sum(0) - (form.removed * vectors.square().sum(-1)).sum(-1)
+    statistic = kernel.quadratic(planes).sum(0) - (form.removed.unsqueeze(-1) * vectors.square()).sum((1, 2))
 
     dense = isinstance(kernel, DenseKernel)
     count = covered.sum(-1, keepdim=True)
@@ -215,12 +213,12 @@ class _ProjectedForm:
         removed = projected / (1 - residuals.leverage).clamp_min(1e-8)
         return cls(residuals, kernel, image, inner, projected, removed)
 
-    @property
+    @cached_property
     def covered(self) -> Tensor:
         """1 where a spot has counts, ``(B, N)``."""
         return (self.residuals.scale > 0).to(self.removed)
 
-    @property
+    @cached_property
     def _removed_diagonal(self) -> Tensor:
         """Of ``Q Λ Q``."""
         loading = self.residuals.loading
@@ -245,10 +243,10 @@ class _ProjectedForm:
         x = scale * self.kernel.product(scale * x) - self.removed * x
         return x - (loading @ (loading.mT @ x.unsqueeze(-1))).squeeze(-1)
 
-    def leading(self) -> Tensor:
-        """``S U Λ^½`` of the kernel's leading eigenvectors, ``(B, N, r)``."""
-        scaled = self.kernel.vectors * self.kernel.values.clamp_min(0.0).sqrt()
-        return self.residuals.scale.unsqueeze(-1) * scaled
+    def take(self, genes: Tensor) -> _ProjectedForm:
+        """Some of the genes."""
+        parts = (x[genes] for x in (self.image, self.inner, self.projected, self.removed))
+        return _ProjectedForm(self.residuals.take(genes), self.kernel, *parts)
 
 
 def _trace_of_cube_by_means(form: _ProjectedForm, pairs: PairSums) -> Tensor:
@@ -267,32 +265,45 @@ def _trace_of_cube_by_subspace(form: _ProjectedForm, square: Tensor) -> Tensor:
     Against all eigenvalues, grids of 576 to 1,600 spots, coverage 30 to 100 %, totals log-normal of sd 0 to 1.5: within
     5 % up to 1,024 spots, 12 % beyond.
     """
-    residuals, kernel, covered = form.residuals, form.kernel, form.covered
+    n_genes, n_spots = form.removed.shape
+    size = max(1, _BLOCK // (n_spots * (form.kernel.vectors.shape[1] + _HEAVY)))
+    power_sums = [_power_sums_of_subspace(form.take(genes)) for genes in torch.arange(n_genes).split(size)]
+    known = min(form.kernel.vectors.shape[1] + _HEAVY, n_spots)
+    return _with_the_rest(form, known, torch.cat(power_sums, -1).to(square), square)
+
+
+def _power_sums_of_subspace(form: _ProjectedForm) -> Tensor:
+    """Sums of the first three powers of the Ritz values, ``(3, B)``; in single precision."""
+    kernel = form.kernel
     assert isinstance(kernel, DenseKernel)
-    scale, loading = residuals.scale, residuals.loading
-    smooth = form.leading()
+    scale, loading, removed, covered, image_of_loading = (
+        x.to(torch.float32)
+        for x in (form.residuals.scale, form.residuals.loading, form.removed, form.covered, form.image)
+    )
+    matrix, leading = kernel.single
     heaviest = scale.topk(min(_HEAVY, scale.shape[1]), dim=-1).indices
+    smooth = (scale.scatter(1, heaviest, 0.0)).unsqueeze(-1) * leading  # beside the heaviest spots' own columns
     basis = torch.cat([smooth, torch.nn.functional.one_hot(heaviest, scale.shape[1]).to(scale).mT], -1)  # V
-    heavy = torch.take_along_dim(scale, heaviest, 1).unsqueeze(-1) * kernel.matrix[heaviest]
-    rows = torch.cat([kernel.product((scale.unsqueeze(-1) * smooth).mT), heavy], 1)
-    image = (scale.unsqueeze(-2) * rows).mT - form.removed.unsqueeze(-1) * basis  # (SKS − Λ) V
+    heavy = torch.take_along_dim(scale, heaviest, 1).unsqueeze(-1) * matrix[heaviest]
+    rows = torch.cat([(scale.unsqueeze(-1) * smooth).mT @ matrix, heavy], 1)
+    image = (scale.unsqueeze(-2) * rows).mT - removed.unsqueeze(-1) * basis  # (SKS − Λ) V
     level = covered.unsqueeze(-2) @ basis / covered.sum(-1)[:, None, None]
     inside = basis - covered.unsqueeze(-1) * level  # H V
     share = loading.mT @ inside
-    of_ones = scale * kernel.product(scale * covered) - form.removed * covered
-    image = image - of_ones.unsqueeze(-1) * level - (form.image - form.removed.unsqueeze(-1) * loading) @ share
-    ritz = (inside - loading @ share).mT @ image  # V'HMHV
-    gram = inside.mT @ inside
+    of_ones = scale * ((scale * covered) @ matrix) - removed * covered
+    image = image - of_ones.unsqueeze(-1) * level - (image_of_loading - removed.unsqueeze(-1) * loading) @ share
+    ritz = ((inside - loading @ share).mT @ image).to(torch.float64)  # V'HMHV
+    gram = (inside.mT @ inside).to(torch.float64)
     size = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
     gram, ritz = (x * size.unsqueeze(-1) * size.unsqueeze(-2) for x in (gram, ritz))
-    gram = gram + 1e-9 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    gram = gram + 1e-6 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     found = torch.cholesky_solve(ritz, torch.linalg.cholesky_ex(gram).L)
     twice = found @ found
-    sums = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (found, twice)] + [(twice * found.mT).sum((-2, -1))]
-    return _with_the_rest(form, basis.shape[-1], sums, square)
+    traces = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (found, twice)]
+    return torch.stack([*traces, (twice * found.mT).sum((-2, -1))])
 
 
-def _with_the_rest(form: _ProjectedForm, known: int, sums: list[Tensor], square: Tensor) -> Tensor:
+def _with_the_rest(form: _ProjectedForm, known: int, sums: Tensor, square: Tensor) -> Tensor:
     """Sum of cubes of eigenvalues from power sums of those known, the trace (0) and the trace of squares of all."""
     left = (form.residuals.n_free - known).clamp_min(1).to(square)
     mean = -sums[0] / left

@@ -164,6 +164,12 @@ class DenseKernel:
         return self.matrix[spots.unsqueeze(-1), spots.unsqueeze(-2)]
 
     @cached_property
+    def single(self) -> tuple[Tensor, Tensor]:
+        """K, and its leading eigenvectors times the roots of their eigenvalues, in single precision."""
+        leading = self.vectors * self.values.clamp_min(0.0).sqrt()
+        return self.matrix.to(torch.float32), leading.to(torch.float32)
+
+    @cached_property
     def _pair_powers(self) -> tuple[Tensor, Tensor]:
         squares, cubes = self.matrix.square(), (self.matrix - self.matrix.mean()) ** 3
         return squares.fill_diagonal_(0.0), cubes.fill_diagonal_(0.0)

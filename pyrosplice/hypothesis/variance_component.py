@@ -123,7 +123,7 @@ def _test_genes(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[T
 
 def standardized_residuals(counts: Tensor, basis: Tensor) -> tuple[Residuals, Tensor]:
     """Residuals u of the null model and ϱ ``(B,)``; counts ``(B, N, K)``, orthonormal covariates ``(N, P)``."""
-    totals = counts.sum(-1)
+    totals = counts @ counts.new_ones(counts.shape[-1])  # several times as fast as a sum over a few isoforms
     usage = _null_usage(counts, basis)
     residual = counts - totals.unsqueeze(-1) * usage
     overdispersion = _overdispersion(residual, totals, usage)
@@ -155,7 +155,7 @@ def _null_usage(counts: Tensor, basis: Tensor) -> Tensor:
 def _overdispersion(residual: Tensor, totals: Tensor, usage: Tensor) -> Tensor:
     """ϱ by moments: pairs of molecules of a spot agree more often than their usage says. ``(B,)``"""
     disagreement = 1 - usage.square().sum(-1)  # trace of one molecule's covariance
-    excess = (residual.square().sum(-1) - totals * disagreement).sum(-1)
+    excess = residual.square().sum((-2, -1)) - (totals * disagreement).sum(-1)
     pairs = (totals * (totals - 1) * disagreement).sum(-1)
     return torch.where(pairs > 0, excess / pairs, 0.0).clamp(0.0, _MAX_OVERDISPERSION)
 

@@ -24,11 +24,15 @@ from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]
 NEGLIGIBLE = 1e-8
+NO_SPREAD = 1e-12  # of the variance that the model expects: a gene constant over its cells is 0 up to rounding
 
 
 @dataclass(frozen=True)
 class ClusterCovariance:
-    """Covariance of the location coefficients ``(G, P, P)`` and the degrees of freedom of a contrast ``(G,)``."""
+    """Covariance of the location coefficients ``(G, P, P)`` and the degrees of freedom of a contrast ``(G,)``.
+
+    NaN where the residuals of no donor differ from zero: there is nothing to tell the spread between donors from.
+    """
 
     covariance: Array
     df: Array
@@ -91,6 +95,8 @@ def _sandwich(score: Tensor, information: Tensor, contrast: Tensor) -> tuple[Ten
     middle = moved.mT @ moved
     covariance = bread @ middle @ bread
     direction = (bread @ contrast.unsqueeze(-1)).squeeze(-1)
+    found = ((covariance @ contrast.unsqueeze(-1)).squeeze(-1) * contrast).sum(1)
+    covariance[found < NO_SPREAD * (contrast * direction).sum(1)] = torch.nan
     a = (adjust.mT @ direction[:, None, :, None]).squeeze(-1)  # (G, J, P): row d of c'B M_d
     spread = (information @ a.unsqueeze(-1)).squeeze(-1)  # I_d a_d
     cross = -spread @ bread @ spread.mT

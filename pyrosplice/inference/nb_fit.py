@@ -50,6 +50,8 @@ class GlmFit:
         :attr:`information` and :attr:`fisher` in the coordinates of ``basis``, where they can be inverted.
     basis
         The coordinates in which the engine worked; everything else is in the design's own.
+    reach : (P,)
+        Largest entry of each location column there.
     """
 
     theta: Array
@@ -60,6 +62,7 @@ class GlmFit:
     inner_information: Array
     inner_fisher: Array
     basis: Basis
+    reach: Array
 
     @cached_property
     def information(self) -> Array:
@@ -120,7 +123,7 @@ def fit_glm(
     fit = GlmFit(
         np.full((n_genes, d), np.nan), np.full(n_genes, np.nan), np.full(n_genes, int(FitCode.FAILED)),
         np.zeros(n_genes, np.int64), np.full((n_genes, d), np.nan), np.full((n_genes, d, d), np.nan),
-        np.full((n_genes, p, p), np.nan), source.basis,
+        np.full((n_genes, p, p), np.nan), source.basis, source.reach,
     )  # fmt: skip
     begin, errors, tried = start or default_starter(source), [], 0
     for which, rows in source.conditioned.blocks(genes):
@@ -178,6 +181,10 @@ def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOption
     record(fit, which, rows, noise, solution.theta, log_prior)
     fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
     fit.log_likelihood[which] = solution.value.cpu().numpy()
+    lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
+    fit.code[which[lost]] = int(
+        FitCode.FAILED
+    )  # an overflow of the predictor, or nothing that identifies a coefficient
 
 
 def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:

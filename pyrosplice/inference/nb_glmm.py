@@ -177,7 +177,9 @@ def _search(out: GlmmFit, which: NDArray[np.intp], rows: Rows, source: RowSource
     out.tau_information[which] = curve.cpu().numpy()
     out.tau[which] = log_tau.exp().cpu().numpy()
     out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
-    out.code[which] = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+    found_code = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+    # a donor's effect, which has a prior, bounds no coefficient: what is at infinity without donors is with them
+    out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
 
 def _laplace(

@@ -245,7 +245,7 @@ class Newton:
     def _finish(self, out: Solution, active: _Active, done: Tensor, iteration: int) -> None:
         which = active.index[done]
         step, boundary = active.step[done], active.boundary[done]
-        optimal = active.decrement[done] < STALLED_DECREMENT
+        optimal = active.decrement[done] < max(STALLED_DECREMENT, self.options.tol)
         code = torch.full_like(which, int(FitCode.CONVERGED))
         flat = self._length(step) * MAX_STEP > FLAT_STEP
         code[boundary | (flat[:, 1] & (not self.one_dispersion))] = int(FitCode.POISSON_BOUNDARY)

@@ -201,6 +201,11 @@ class RowSource:
         other._level_z = self._level_z @ self._tensor(scale)
         return other
 
+    @property
+    def reach(self) -> Array:
+        """Largest entry of each location column ``(P,)`` in the coordinates of :attr:`basis`."""
+        return self.conditioned._designs.x.abs().amax(0).cpu().numpy()
+
     def _make_designs(self, location: Array | None = None, scale: Array | None = None) -> Designs:
         """The designs of the rows, or these in other coordinates."""
         d, plan = self.design, self.compression

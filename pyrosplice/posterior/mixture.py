@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
+from pyrosplice.data.names import text_names
 from pyrosplice.data.rows import as_rows
 from pyrosplice.data.triplets import TripletDataset
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option
@@ -55,12 +56,14 @@ def mixture_posterior(
     check_integer("num_chains", num_chains)
     check_integer("warmup_steps", warmup_steps, least=0)
     check_integer("seed", seed, least=0)
+    groups = None if groups is None else text_names(groups, "groups")
     for group in groups or ():
         check_option("groups", group, GROUPS)
     kind = fitted.covariance_type
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
     prior = proper_prior(rows, fitted, prior)
+    _check_names(names or {}, cells, fitted)
     made = GROUPS if groups is None else groups
     require_memory(_numbers_per_draw(cells, fitted, made), num_chains * num_samples, max_memory)
     if method == "gibbs":
@@ -72,6 +75,15 @@ def mixture_posterior(
         options = NutsOptions(warmup_steps=warmup_steps, num_chains=num_chains)
         tree = _nuts(cells, fitted, prior, num_samples, options, seed)
     return _completed(tree, cells, fitted, prior, made, names, seed, method)
+
+
+def _check_names(names: Mapping[str, Sequence[Any]], cells: Tensor, fitted: MixtureParameters) -> None:
+    features = cells.shape[1]
+    sizes = {"cell": len(cells), "feature": features, "feature_other": features, "component": fitted.n_components}
+    for dim, given in names.items():
+        check_option("names", dim, sizes)
+        if len(given) != sizes[dim]:
+            raise InvalidArgumentError(f"names[{dim!r}]: expected {sizes[dim]} names, one each, found {len(given)}.")
 
 
 def _numbers_per_draw(cells: Tensor, fitted: MixtureParameters, groups: Sequence[str]) -> dict[str, float]:
@@ -221,13 +233,14 @@ def _completed(
             out["posterior_predictive"] = xr.Dataset(
                 {"x": ((*lead, "cell", "feature"), _cells(sites, kind, len(cells)))}
             )
-        if "prior" in groups:
+        if "prior" in groups or "prior_predictive" in groups:
             before = _prior_draws(sites, prior, kind)
+        if "prior" in groups:
             shapes = {name: (drawn[name].dims, value.numpy()) for name, value in before.items()}
             out["prior"] = _with_sd(xr.Dataset(shapes), kind)
-            if "prior_predictive" in groups:
-                values = _cells(before, kind, len(cells))
-                out["prior_predictive"] = xr.Dataset({"x": ((*lead, "cell", "feature"), values)})
+        if "prior_predictive" in groups:
+            values = _cells(before, kind, len(cells))
+            out["prior_predictive"] = xr.Dataset({"x": ((*lead, "cell", "feature"), values)})
     if "log_likelihood" in groups:
         out["log_likelihood"] = xr.Dataset({"x": ((*lead, "cell"), _log_likelihood(sites, kind, cells))})
     if "log_prior" in groups:

@@ -73,7 +73,7 @@ def test_given_coordinates():
     ("arguments", "message"),
     [
         ({"layout": "circle"}, "layout"),
-        ({"n_isoforms": 1}, "n_isoforms: .*≥ 2"),
+        ({"n_isoforms": 1}, "n_isoforms: .*at least 2"),
         ({"n_genes": 0}, "n_genes"),
         ({"theta": 1.5}, "theta: .*found 1.5"),
         ({"sigma": [0.1, 0.2]}, "sigma: .*found shape .2,"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pyrosplice import ExpressionGLM, GaussianMixture
 from pyrosplice.errors import ModelFileError
 from pyrosplice.estimators.splisosm import SplisosmGLMM
 from pyrosplice.io import FORMAT_VERSION, load_archive, save_archive
@@ -108,9 +109,13 @@ def test_a_file_that_is_not_ours_is_named(tissue, tmp_path, spoil, message):
         SplisosmGLMM.load(path)
 
 
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        SplisosmGLMM.load(tmp_path / "none")
+@pytest.mark.parametrize("family", [SplisosmGLMM, ExpressionGLM, GaussianMixture])
+def test_a_path_without_a_file_is_named(family, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none", tmp_path / "folder"):
+        with pytest.raises(FileNotFoundError, match=str(path)) as raised:
+            family.load(path)
+        assert isinstance(raised.value, ModelFileError)
 
 
 def test_archives_keep_dtypes_values_and_json(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial.car import CarCovariance
 from tests.estimators.conftest import tissue_of
@@ -328,3 +329,26 @@ def test_counts_of_x_are_saved_and_shown(tissue, tmp_path):
     expected = set_up(tissue)
     for a, b in zip(again._prepared.counts, expected._prepared.counts, strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_is_given_in_vain_or_is_no_name_is_refused_before_any_work():
+    adata = simulate_isoforms(n_spots=30, n_genes=2, covariates=("iid",), seed=0)
+    model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    with pytest.raises(InvalidArgumentError, match=r"layer: .* None reads adata\.X"):
+        model.setup_data(adata, layer="count")
+    with pytest.raises(InvalidArgumentError, match=r"found str; read a file with anndata\.read_h5ad"):
+        model.setup_data("tissue.h5ad")
+    with pytest.raises(InvalidArgumentError, match="var_prior_model_params for 'none': expected none, found 'a'"):
+        SplisosmGLMM(var_prior_model_params={"a": 1.0})
+    model.setup_data(adata, design_mtx="iid")
+    for options in ({"n_perms_per_gene": 5}, {"early_stop": 3}, {"n_draws": 9}, {"null_law": "boundary"}):
+        with pytest.raises(InvalidArgumentError, match=f"{next(iter(options))}: expected "):
+            model.test_spatial_variability(method="score", **options)
+    model.fit(batch_size=2, with_design_mtx=True, print_progress=False)
+    for contrasts in ("iid", {"a": "iid"}, {"a": {"iid": "one"}}):
+        with pytest.raises(InvalidArgumentError, match="expected weights, numbers"):
+            model.test_differential_usage(method="wald", contrasts=contrasts)
+    with pytest.raises(InvalidArgumentError, match="genes: expected names of genes, found 0"):
+        model.posterior(0)
+    with pytest.raises(KeyError, match=r"'gene_9' is not one of the 2 genes in gene_names: \['gene_1'"):
+        model.posterior("gene_9")

@@ -100,3 +100,24 @@ def test_what_is_undefined_is_nan_and_hurts_no_neighbour():
 def test_bad_arrays_are_named(name, arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         getattr(de.stats, name)(*arguments)
+
+
+@given(
+    offset=st.sampled_from([0.0, 1e3, 1e6, 1e8, -1e8]),
+    spread=st.sampled_from([1.0, 30.0]),
+    make=st.sampled_from([np.asarray, sp.csr_matrix, sp.csc_matrix]),
+    seed=st.integers(0, 50),
+)
+def test_moments_far_from_zero_are_those_near_it(offset, spread, make, seed):
+    rng = np.random.default_rng(seed)
+    y = np.round(rng.normal(0, spread, (40, 3)) * 2**20) / 2**20  # what an offset leaves to the digit
+    y[:, 1] = np.round(y[:, 1]) - 3
+    y[:, 2] = 7.25
+    y[20:, 2] = 7.5
+    group = np.repeat(["a", "b"], 20)
+    found = de.test.t_test(make(y + offset), group, is_logged=True, batch_size=7)
+    expected = stats.ttest_ind(y[:20, :2], y[20:, :2], equal_var=False)
+    np.testing.assert_allclose(found.pval[:2], expected.pvalue, rtol=1e-4)
+    assert found.pval[2] == 0.0 and found.zero_variance.tolist() == [False, False, True]
+    np.testing.assert_allclose(de.stats.t_test_raw(*(make(part + offset) for part in (y[:20, :2], y[20:, :2]))),
+                               expected.pvalue, rtol=1e-4)  # fmt: skip

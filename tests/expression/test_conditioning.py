@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.data.expression_design import check_full_rank
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators import expression_fit as fit
 from pyrosplice.estimators.expression import ExpressionGLM
@@ -70,6 +71,22 @@ def test_a_design_far_from_zero_is_the_centred_one(kind, scale):
     assert (again.niter[good] <= 2).all()
 
 
+@pytest.mark.parametrize("kind", sorted(FAR))
+@pytest.mark.parametrize("method", ["wald", "lrt", "ql", "cluster", "glmm"])
+@pytest.mark.filterwarnings("ignore:donors")
+def test_the_far_column_itself_is_tested_as_the_centred_one(kind, method):
+    columns, terms = FAR[kind]
+    near = {k: (v - v.mean()) / v.std() for k, v in columns.items()}
+    donors = TABLE["donor"] if method in ("cluster", "glmm") else None
+    far, centred = (
+        ExpressionGLM(f"~1+{terms}", as_numeric=list(columns)).fit(Y, sample_description=TABLE.assign(**c))
+        for c in (columns, near)
+    )
+    highest = far.coefficient_names[-1]  # which centring leaves what it is, up to its unit
+    a, b = (m.test(coefficient=highest, method=method, donors=donors) for m in (far, centred))
+    np.testing.assert_allclose(a.pval, b.pval, rtol=2e-3, atol=1e-6)
+
+
 def test_well_conditioned_designs_stay_as_they_are():
     x = np.column_stack([np.ones(N), U > 0.9, V, 50 + 10 * V]).astype(float)
     assert conditioned(x[:, :3], np.ones(N)).trivial
@@ -83,6 +100,17 @@ def test_exactly_dependent_columns_are_refused():
     for terms in ("x + y", "x + z", "x*g + z"):
         with pytest.raises(InvalidArgumentError, match="depend linearly"):
             fit.model(Y, f"~1+{terms}", as_numeric=["x", "y", "z"], sample_description=table)
+
+
+@pytest.mark.parametrize("n", [10, 12, 777, 1000, 3001, 8000, 50_000, 100_000])
+def test_a_crossed_design_has_full_rank_at_any_number_of_cells(n):
+    patient, drug = np.arange(n) % 5, np.arange(n) // 5 % 2
+    one = (patient[:, None] == np.arange(1, 5)).astype(float)
+    columns = np.column_stack([np.ones(n), drug, one, drug[:, None] * one])
+    check_full_rank(columns, list("abcdefghij"), "formula_loc")
+    check_full_rank(columns * np.pi * 1e3, list("abcdefghij"), "formula_loc")
+    with pytest.raises(InvalidArgumentError, match="depend linearly"):
+        check_full_rank(np.column_stack([columns, drug + one[:, 0]]), list("abcdefghijk"), "formula_loc")
 
 
 TRANSFORMS = ["np.log(t)", "I(1/t)", "bs(t, df=4)", "center(t)", "scale(t)", "poly(t, 2)", "t", "np.log(t)*h",

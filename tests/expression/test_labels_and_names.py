@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import pyrosplice.api as de
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.expression import ExpressionGLM
 
 RUNS = {
     "two_sample": lambda data, labels, **o: de.test.two_sample(data, labels, **o),
@@ -135,3 +136,24 @@ def test_sparse_rows_of_each_pair(counts):
     for test in ("wald", "t-test", "rank"):
         dense = de.test.pairwise(counts, labels, test=test).pval
         np.testing.assert_allclose(de.test.pairwise(sp.coo_array(counts.X), labels, test=test).pval, dense, rtol=1e-8)
+
+
+def test_factors_without_a_coefficient_are_named_and_numbers_that_hardly_repeat_are_no_labels():
+    table = pd.DataFrame({"g": ["a", "b"] * 30, "same": "x", "age": np.linspace(20, 80, 60)})
+    counts = np.random.default_rng(0).poisson(3.0, (60, 2))
+    with pytest.warns(UserWarning, match="factor 'same' is 'x' in every cell"):
+        glm = ExpressionGLM("~g + same").fit(counts, sample_description=table)
+    assert glm.coefficient_names == ["Intercept", "g[T.b]"]
+    with pytest.raises(InvalidArgumentError, match=r"'age' holds numbers, 60 different.*as_numeric"):
+        ExpressionGLM("~g + age").fit(counts, sample_description=table)
+    with pytest.raises(InvalidArgumentError, match=r"batch_size: .*found 'big'"):
+        ExpressionGLM("~g").fit(counts, sample_description=table, batch_size="big")
+
+
+def test_a_model_makes_the_folder_of_its_file_and_overwrites_no_folder(tmp_path):
+    table = pd.DataFrame({"g": ["a", "b"] * 6})
+    glm = ExpressionGLM("~g").fit(np.random.default_rng(0).poisson(3.0, (12, 2)), sample_description=table)
+    glm.save(tmp_path / "new" / "glm.safetensors")
+    assert ExpressionGLM.load(tmp_path / "new" / "glm.safetensors").coefficient_names == glm.coefficient_names
+    with pytest.raises(InvalidArgumentError, match="path: expected a file to write, found the folder"):
+        glm.save(tmp_path / "new")

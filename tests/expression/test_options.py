@@ -1,10 +1,12 @@
 """Options: every one is honoured, named as without effect, or refused, whichever call it is given to."""
 
 import anndata as ad
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
@@ -260,3 +262,32 @@ def test_other_bad_values_are_named(cells):
             de.test.wald_repeated(wrong, "group")
     blocks = de.test.pairwise(cells, "group", test="rank", batch_size=(7, 2))
     np.testing.assert_array_equal(blocks.pval, de.test.pairwise(cells, "group", test="rank").pval)
+
+
+@pytest.mark.parametrize("form", ["csr", "coo", "Dask", "Tensor", "list", "range"])
+def test_numbers_of_cells_in_any_container(form, cells):
+    values = np.arange(1, N_CELLS + 1)
+    make = {"csr": lambda v: sp.csr_matrix(v[:, None]), "coo": lambda v: sp.coo_matrix(v[:, None]),
+            "Dask": lambda v: da.from_array(v, chunks=7), "Tensor": torch.as_tensor, "list": list,
+            "range": lambda v: range(1, len(v) + 1)}[form]  # fmt: skip
+    keep = cells.obs["t"].to_numpy() > 1
+    for option in ("size_factors", "weights"):
+        for rest in ({}, {"missing": keep}):
+            found = de.fit.model(cells, "~1+half", **{option: make(values)}, **rest)
+            expected = de.fit.model(cells, "~1+half", **{option: values}, **rest)
+            np.testing.assert_allclose(found.a_var, expected.a_var)
+    found = de.test.partition(cells, "part").t_test(grouping="half", size_factors=make(values))
+    np.testing.assert_allclose(
+        found.pval, de.test.partition(cells, "part").t_test(grouping="half", size_factors=values).pval
+    )
+
+
+def test_size_factors_are_estimated_from_a_layer(cells):
+    some = cells[:, :4].copy()
+    some.layers["counts"] = some.X + 1
+    np.testing.assert_array_equal(de.utils.normed_sum(some, layer="counts"), de.utils.normed_sum(some.X + 1))
+    np.testing.assert_array_equal(
+        de.utils.median_of_ratios(some, layer="counts"), de.utils.median_of_ratios(some.X + 1)
+    )
+    with pytest.raises(InvalidArgumentError, match="none but zeros"):
+        de.utils.normed_sum(np.zeros((3, 2)))

@@ -238,3 +238,25 @@ def test_rounds_and_their_end_are_those_of_scikit_learn_from_the_same_start(seed
     assert (ours.num_iter_, ours.converged_) == (theirs.n_iter_, bool(theirs.converged_))
     if most > theirs.n_iter_ or not theirs.converged_:
         assert abs(ours.score(x) + theirs.score(x)) < 2 * tolerance
+
+
+def test_groups_and_names_of_draws_are_made_or_refused():
+    x = clouds(40, 2, 2, spread=6)[0]
+    model = GaussianMixture(2, random_state=0).fit(x)
+    few = {"num_samples": 3, "warmup_steps": 0, "num_chains": 1}
+    for group in ("prior", "prior_predictive", "posterior_predictive", "log_likelihood", "log_prior"):
+        assert group in model.posterior(x, groups=group, **few).children
+    named = model.posterior(x, names={"feature": ["a", "b"]}, groups=(), **few)
+    assert named["posterior"]["feature"].values.tolist() == ["a", "b"]
+    for names in ({"feature": ["a"]}, {"gene": ["a", "b"]}):
+        with pytest.raises(InvalidArgumentError, match="names"):
+            model.posterior(x, names=names, **few)
+
+
+def test_steps_go_on_with_the_options_of_the_first():
+    x = clouds(40, 2, 2, spread=6)[0]
+    model = GaussianMixture(2, random_state=0).partial_fit(x).partial_fit(x)
+    model.set_params(covariance_regularization=1.0)
+    with pytest.raises(InvalidArgumentError, match="covariance_regularization"):
+        model.partial_fit(x)
+    assert model.fit(x).partial_fit(x).partial_fit(x).model_.covariances.min() > 1
