@@ -18,6 +18,7 @@ from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.agreement import overridden, random_values, require_same_density
 from pyrosplice.models.guarded import guarded
+from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
@@ -115,10 +116,16 @@ class BaseModel(Described, Module):
         table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen, spot_names(counts))
 
-    def _named_priors(self, shapes: Mapping[str, tuple[int, ...]], covariance: Any = None) -> None:
+    def _named_priors(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        covariance: Any = None,
+        isoform_effect: IsoformEffect = "independent",
+    ) -> None:
         """Turn a name that was given as priors into those of this data."""
         if self._priors_name is not None:
-            self.priors = named_priors(self._priors_name, shapes, covariance=covariance, likelihood=self.likelihood)
+            own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
+            self.priors = named_priors(self._priors_name, shapes, **own)
 
     def _set_data(self, counts: Tensor, design: Tensor) -> None:
         self.counts, self.design_mtx, self.device = counts, design, counts.device

@@ -29,6 +29,9 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}[\eta_i, 0]), \quad
         \eta = X \beta + 1 b' + \nu, \quad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I))
 
+    The documented random effect is independent between the logits, and so depends on which isoform of a gene comes
+    last. With ``isoform_effect="symmetric"`` nothing does.
+
     V is the CAR covariance of the spots' neighbour graph. See :class:`~pyrosplice.MultinomGLMM` for the model of one
     batch of genes. The joint modes are kept for compatibility: their θ means nothing (it runs to 1 whatever the data).
     Use a marginal mode with ``var_fix_sigma=False`` for estimates; tests do so by themselves.
@@ -75,6 +78,12 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         usage and posteriors honour them; the likelihood ratio of space leaves them out, with a warning. ``"weak"``
         gives separated genes, whose group lacks an isoform, finite effects and tests, which reject 2 to 5 % of null
         genes at .05 (tests/studies/separation.py).
+    isoform_effect
+        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
+        ``"symmetric"``, I + 11': an effect of each isoform on the scale of the softmax, independent with variance σ².
+        Then the order of the isoforms makes no difference to fits, tests and posteriors, priors of one's own aside.
+        Needs ``share_variance`` and a likelihood of K − 1 logits. See :class:`~pyrosplice.MultinomGLMM`. The GLM has no
+        random effect; of it this says only what ``"weak"`` priors are of.
 
     Attributes
     ----------
@@ -285,6 +294,7 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
             else (f"{self.var_prior_model}{self.var_prior_model_params or ''}")
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
+        variance = "a variance of every isoform alike" if self.isoform_effect == "symmetric" else variance
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
         priors = representation.describe_priors(self.priors, self._priors_name)
         if "sigma" not in self.priors and self._priors_name is None:  # else there is no other

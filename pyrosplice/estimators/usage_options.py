@@ -1,4 +1,4 @@
-"""Options of the tests of usage, checked."""
+"""Options of the models and of the tests of usage, checked."""
 
 from __future__ import annotations
 
@@ -6,16 +6,36 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from torch import Tensor
+
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.estimators.covariate_tests import By, Variance
 from pyrosplice.estimators.gene_tests import PermutationNull
+from pyrosplice.models.isoform_effect import check_isoform_effect
+from pyrosplice.models.likelihoods import Likelihood
 
+EFFECT = (
+    "share_variance",
+    "var_fix_sigma",
+    "var_prior_model",
+    "var_prior_model_params",
+    "init_ratio",
+    "isoform_effect",
+)
+SPACE = ("k_neighbors", "rho", "approx_rank", "graph")
+OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")
 USAGE_OPTIONS = {"method": ("score", "wald", "lrt"), "by": get_args(By), "variance": get_args(Variance)}
 NEEDED = {
     "n_draws": "importance=True",
     "early_stop": "use_perm_null=True",
     "null_law": "method='llr', neither permuted nor bootstrapped,",
 }
+
+
+def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[Tensor]) -> None:
+    """Raise unless the effect has a meaning for genes ``(N, K)`` of each number of isoforms."""
+    for gene in {table.shape[1]: table for table in counts}.values():
+        check_isoform_effect(isoform_effect, share_variance=True, likelihood=likelihood, counts=gene.unsqueeze(0))
 
 
 def check_usage_options(covariates: Sequence[str], **given: str) -> None:

@@ -57,8 +57,8 @@ class UsageTests(UsageModels):
             ``"llr"``: likelihood ratio of the models with and without spatial variance, each at its own *marginal*
             optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
             found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``. Depends on which
-            isoform is the last, which the random effect is about. Priors are left out (with a warning): the null law
-            is that of maxima of the likelihood.
+            isoform is the last, unless ``isoform_effect="symmetric"``. Priors are left out (with a warning): the null
+            law is that of maxima of the likelihood.
         use_perm_null
             P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law: a
             mixture of χ² for the score, for ``"llr"`` see ``null_law``.
