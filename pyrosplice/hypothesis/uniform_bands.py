@@ -69,7 +69,7 @@ def order_band(size: int, confidence: float, *, simultaneous: bool) -> tuple[Arr
         least, most = np.searchsorted(high, points, side="right"), np.searchsorted(low, points, side="left")
         return staying_probability(points, least, most, size)
 
-    return edges(_local_level(inside, 1 - confidence, 2 * size) if simultaneous else 1 - confidence)
+    return edges(_local_level(inside, 1 - confidence, 2 * size, 1e-3) if simultaneous else 1 - confidence)
 
 
 @lru_cache(maxsize=64)
@@ -81,7 +81,7 @@ def rank_band(n: int, n_ranks: int, confidence: float) -> tuple[NDArray[np.int64
         low, high = binom.ppf(level / 2, n, points), binom.isf(level / 2, n, points)
         return low.astype(np.int64), high.astype(np.int64)
 
-    level = _local_level(lambda one: staying_probability(points, *edges(one), n), 1 - confidence, n_ranks)
+    level = _local_level(lambda one: staying_probability(points, *edges(one), n), 1 - confidence, n_ranks, 1e-9)
     return edges(level)
 
 
@@ -91,12 +91,11 @@ def rank_pvalue(ranks: NDArray[np.int64], n_ranks: int) -> float:
     below = np.searchsorted(np.sort(ranks), np.arange(1, n_ranks), side="left")
     level = min(1.0, float(np.minimum(binom.cdf(below, n, points), binom.sf(below - 1, n, points)).min()))
     above = level * (1 + 1e-9)  # bands of all that is less extreme
-    low, high = binom.ppf(above, n, points), binom.isf(level * (1 - 1e-9), n, points)
-    # isf gives the least count whose tail is not above the level: the count before it has a tail that is
+    low, high = binom.ppf(above, n, points), binom.isf(above, n, points)
     return 1.0 - staying_probability(points, low.astype(np.int64), high.astype(np.int64), n)
 
 
-def _local_level(inside: Callable[[float], float], outside: float, n_points: int) -> float:
+def _local_level(inside: Callable[[float], float], outside: float, n_points: int, tolerance: float) -> float:
     """Level of each point at which all stay inside but for a chance of ``outside``; never more than that chance."""
 
     def excess(log_level: float) -> float:
@@ -105,9 +104,7 @@ def _local_level(inside: Callable[[float], float], outside: float, n_points: int
     low, high = np.log(outside / n_points) - 1e-9, np.log(outside)
     if excess(high) <= 0:  # one point
         return outside
-    found = brentq(excess, low, high, xtol=1e-3)
+    found = brentq(excess, low, high, xtol=tolerance)
     while excess(found) > 0:  # chances of counts go in steps
-        found = max(low, found - 1e-3)
-        if found == low:
-            break
+        found -= tolerance
     return float(np.exp(found))
