@@ -102,7 +102,7 @@ def two_sections() -> AnnData:
     side = np.stack(np.divmod(np.arange(144), 12), 1).astype(float)
     layout = np.concatenate([side, side + np.array([1000.0, 0.0])])
     adata = simulate_isoforms(layout=layout, n_genes=12, n_isoforms=2, depth=2.0, sigma=0.8, theta=0.8, seed=2)
-    adata.obs["section"] = np.repeat(["a", "b"], 144)
+    adata.obs["section"], adata.obs["in_b"] = np.repeat(["a", "b"], 144), np.repeat([0.0, 1.0], 144)
     return adata
 
 
@@ -117,7 +117,7 @@ CASES = {
     "coverage": (few_covered_spots, {}, {"test": "sv"}),
     "section": (
         two_sections,
-        {"section_key": "section", "design_mtx": "section"},
+        {"section_key": "section", "design_mtx": "in_b"},
         {"test": "du", "method": ("score", "wald")},
     ),
     "gradient": (gradient, {"design_mtx": "gradient"}, {"test": "du", "method": ("score", "wald")}),
