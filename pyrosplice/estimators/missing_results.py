@@ -61,5 +61,5 @@ def reasons_of(
             found = np.full(missing.shape, "one_isoform" if seen else "no_counts", dtype=object)
         elif seen < counts[gene].shape[1]:
             found = np.where(found == "not_identified", found, "separated")
-        reasons[gene] = np.where(missing, found, "")
+        reasons[gene, ...] = np.where(missing, found, "")
     return reasons

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -150,6 +151,18 @@ class Prepared:
             solver = solver_for(covariance, eigenvalues=values, eigenvectors=vectors, device=device)
             self._solvers[rank, device] = solver
         return self._solvers[rank, device]
+
+    def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
+        """The same spots, covariates and space with other genes, ``(N, K)`` each, called by their numbers."""
+        columns = np.split(np.arange(sum(table.shape[1] for table in counts)), np.cumsum([c.shape[1] for c in counts]))
+        names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
+        matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
+        isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
+        adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms))
+        data = IsoformData(adata, None, names, tuple(columns[:-1]))
+        return replace(
+            self, data=data, counts=list(counts), group_by_n_iso=True, summaries={}, _solvers=dict(self._solvers)
+        )
 
     def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
         """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.

@@ -15,14 +15,14 @@ from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
 from pyrosplice.estimators.fitted import UsageFit
-from pyrosplice.estimators.usage_posterior import UsagePosterior
+from pyrosplice.estimators.usage_calibration import UsageCalibration
 from pyrosplice.io import damage_named, load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.modes import works_in_any_mode
 
 
 @works_in_any_mode
-class SplisosmGLMM(UsagePosterior, representation.Described):
+class SplisosmGLMM(UsageCalibration, representation.Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::

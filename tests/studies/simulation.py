@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
+from pyrosplice.data import simulate_counts
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import knn_graph
 
+__all__ = ["RESULTS", "commit", "grid", "olfactory_bulb", "save_row", "scattered", "simulate_counts"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,31 +36,6 @@ def olfactory_bulb(path: Path) -> CarCovariance:
     import anndata
 
     return CarCovariance(knn_graph(anndata.read_h5ad(path).obsm["spatial"], k_neighbors=4, graph="union"))
-
-
-def simulate_counts(
-    covariance: CarCovariance,
-    *,
-    n_genes: int,
-    depth: float | np.ndarray,
-    sigma: float,
-    theta: float,
-    seed: int,
-    n_isos: int = 3,
-    bias: np.ndarray | None = None,
-    effect: np.ndarray | None = None,
-) -> Tensor:
-    """Counts ``(genes, N, K)``; ``depth`` may be ``(N,)``, ``effect`` ``(N, Q)`` is added to the logits."""
-    rng = np.random.default_rng(seed)
-    n, q = covariance.n_spots, n_isos - 1
-    generator = torch.Generator().manual_seed(seed)
-    fields = covariance.sample(n_genes * q, generator).reshape(n_genes, q, n).transpose(1, 2).numpy() if theta else 0.0
-    noise = rng.standard_normal((n_genes, n, q))
-    eta = sigma * (np.sqrt(theta) * fields + np.sqrt(1 - theta) * noise)
-    eta = eta + (0 if bias is None else bias) + (0 if effect is None else effect)
-    odds = np.exp(np.concatenate([eta, np.zeros((n_genes, n, 1))], -1))
-    totals = rng.poisson(np.broadcast_to(depth, (n_genes, n)))
-    return torch.from_numpy(rng.multinomial(totals, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
 
 
 def save_row(name: str, row: dict[str, object], key: Sequence[str]) -> None:
