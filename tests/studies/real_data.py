@@ -39,7 +39,8 @@ def table_study(peer: str | None, folder: Path | None) -> None:
         parts["sv"] = read("sv", partial(bulb.variability, adata, everything=True))
         parts["du"] = read("du", partial(bulb.differential, adata))
         parts["instead"] = read("instead", partial(instead, adata, parts["peer"], parts["du"]))
-        found = wide(parts).assign(layer=depth, commit=at)
+        version = "".join(parts["peer"]["peer"].unique())
+        found = wide(parts).assign(layer=depth, peer=version, commit=at)
         found.to_csv(RESULTS / f"real_data_{depth}.csv", index=False, float_format="%.4g")
         print(depth, len(found), "rows,", int((found["explanation"] != "").sum()), "with a disagreement", flush=True)
 
@@ -92,6 +93,7 @@ def permuted_study(peer: str | None, n_replicates: int, repeat: int | None) -> N
             for (method, covariate), tests in found.groupby(["method", "covariate"]):
                 row = {"depth": depth, "method": method, "covariate": covariate or "space"}
                 row |= {**uniformity(tests["pvalue"].to_numpy()), "seed": seed, "commit": at}
+                row |= {"peer": tests["peer"].iloc[0]} if "peer" in tests else {}
                 row |= {} if repeat is None else {"repeat": repeat}
                 save_row(table, row, key)
                 print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
