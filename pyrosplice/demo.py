@@ -25,6 +25,7 @@ from anndata import AnnData
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM, plotting
 from pyrosplice.data import simulate_isoforms
+from pyrosplice.models.isoform_effect import IsoformEffect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ ALPHA = 0.05  # adjusted p-values up to here are counted as discoveries
 N_MAPS = 2  # genes whose usage is drawn in space
 MAX_COVARIATES = 6  # covariates in figures and report: those with the most discoveries
 SIMULATED_COVARIATES = ("smooth", "iid")
+ISOFORM_EFFECT: IsoformEffect = "symmetric"  # nothing depends on which isoform of a gene comes last
 SYMBOLS = {"theta": "θ", "sigma": "σ", "effect": "effect β"}
 
 
@@ -100,6 +102,7 @@ def simulated_tissue(*, n_spots: int, n_genes: int, seed: int) -> AnnData:
         beta=beta,
         covariates=SIMULATED_COVARIATES,
         seed=seed,
+        isoform_effect=ISOFORM_EFFECT,
     )
     adata.var["gene_symbol"] = adata.var["gene_symbol"].astype("category")  # as in a file
     return adata
@@ -127,6 +130,7 @@ def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> Splis
         model_type="glmm-full" if options.spatial_key in adata.obsm else "glm",
         fitting_method="marginal_newton",
         var_fix_sigma=False,
+        isoform_effect=ISOFORM_EFFECT,
     )
     model.setup_data(
         adata,

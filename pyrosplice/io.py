@@ -35,6 +35,7 @@ DAMAGE = (
     ValueError,
     AttributeError,
     RuntimeError,
+    OSError,  # HDF5's
 )  # of content that is not as written
 
 

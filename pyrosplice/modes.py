@@ -37,6 +37,9 @@ def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.get_default_device().type != "cpu":  # devices are told apart by the argument of that name
+            with torch.device("cpu"):
+                return run(*args, **kwargs)
         if not torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():

@@ -90,7 +90,8 @@ def numbers(column: pd.Series, name: str, argument: str) -> Array:
     if len(wrong):
         raise InvalidArgumentError(
             f"{argument}: column {name!r} has {len(wrong)} value(s) missing or infinite (first: row "
-            f"{column.index[wrong[0]]!r}); fill them in, or leave those rows out."
+            f"{column.index[wrong[0]]!r}); fill them in, or leave those rows out (missing='drop', where the call "
+            "takes it)."
         )
     return array
 

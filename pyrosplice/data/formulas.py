@@ -9,14 +9,16 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec
-from formulaic.errors import FormulaicError
+from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 from formulaic.transforms import TRANSFORMS
@@ -29,6 +31,8 @@ from pyrosplice.data.names import text_names
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
+POWERS = ("**", "^")
+UNKNOWN_FUNCTION = " Functions are log, exp, poly, bs, C and the like, those of NumPy as np.sqrt(...)."
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ class FormulaDesign:
             data[self.aliases.get(name, name)] = values
         frame = pd.DataFrame(data, index=table.index)
         try:
-            with np.errstate(all="ignore"):
+            with _strictly():
                 return np.asarray(self.spec.get_model_matrix(frame), dtype=np.float64)
-        except (FormulaicError, ValueError, TypeError) as error:
+        except (FormulaicError, DataMismatchWarning, ValueError, TypeError) as error:
             said = _restore(plain_message(error), self.aliases)
             raise InvalidArgumentError(f"{argument}: {self.formula!r} cannot be evaluated ({said}).") from error
 
@@ -140,10 +144,11 @@ def read_formula(
     data, levels, numeric = _typed(table, names, as_numeric, argument)
     frame = pd.DataFrame({aliases.get(n, n): values for n, values in data.items()}, index=table.index)
     try:
-        with np.errstate(all="ignore"):  # what is not finite is refused below, by the name of its column
+        with _strictly():  # what is not finite is refused below, by the name of its column
             matrix = Formula(text).get_model_matrix(frame, na_action="ignore")
-    except (FormulaicError, ValueError, TypeError, NameError, SyntaxError) as error:
-        said, hint = _restore(plain_message(error), aliases), _labels_hint(levels, as_numeric)
+    except (FormulaicError, DataMismatchWarning, ValueError, TypeError, NameError, SyntaxError) as error:
+        said = _restore(plain_message(error), aliases)
+        hint = UNKNOWN_FUNCTION if "[NameError" in said else _labels_hint(levels, as_numeric)
         raise InvalidArgumentError(f"{argument}: {formula!r} cannot be evaluated ({said}).{hint}") from error
     if not hasattr(matrix, "columns"):
         raise InvalidArgumentError(f"{argument}: expected a right-hand side such as '~1 + x', found {formula!r}.")
@@ -187,7 +192,29 @@ def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
         )
     if any(token.token == "." and token.kind is not Token.Kind.PYTHON for token in tokens):
         raise InvalidArgumentError(f"{argument}: '.' in {formula!r} stands for no columns; name them.")
+    _refuse_arithmetic(tokens, argument, formula)
     return tokens
+
+
+def _refuse_arithmetic(tokens: Sequence[Token], argument: str, formula: str) -> None:
+    """Raise where arithmetic is meant but formulas nest and cross: to them ``1 / t`` and ``t ** 2`` are t."""
+    for before, sign, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        alone = before.kind is not Token.Kind.CONTEXT and sign.token in POWERS
+        number = sign.token == "/" and Token.Kind.VALUE in (before.kind, after.kind)
+        if sign.kind is Token.Kind.OPERATOR and (alone or number):
+            written = f"{before.token} {sign.token} {after.token}"
+            raise InvalidArgumentError(
+                f"{argument}: {written!r} in {formula!r} is no arithmetic, a formula nests and crosses terms by these "
+                f"signs; write I({written.replace('^', '**')})."
+            )
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Without NumPy's warnings; a value that a categorical's levels lack is an error, not a row of zeros."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error", DataMismatchWarning)
+        yield
 
 
 def _columns_of(
@@ -338,7 +365,7 @@ def _check_finite(design: FormulaDesign, table: pd.DataFrame, argument: str) -> 
 def _restore(text: str, aliases: Mapping[str, str]) -> str:
     """Column names in the place of the words that stood for them; in backticks inside a call where they are none."""
     for name, alias in aliases.items():
-        quoted = name if _is_word(name) else f"`{name}`"
+        quoted = (name if _is_word(name) else f"`{name}`").replace("\\", r"\\")
         text = re.sub(rf"(?<=[(+\-*/,= ]){alias}|{alias}(?=[),])", quoted, text)
         text = text.replace(alias, name)
     return text

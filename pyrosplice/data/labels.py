@@ -84,7 +84,8 @@ def read_labels(values: Any, argument: str, *, keep_missing: bool = False) -> La
         first = int(np.flatnonzero(labels.missing)[0])
         raise InvalidArgumentError(
             f"{argument}: expected a label everywhere, found {int(labels.missing.sum())} of {len(codes)} missing or "
-            f"blank (first: {series.index[first]!r}); label them or leave them out."
+            f"blank (first: {series.index[first]!r}); label them or leave them out "
+            "(missing='drop', where the call takes it)."
         )
     return labels
 

@@ -53,6 +53,7 @@ def by_name(given: Table, names: pd.Index | None, argument: str, *, what: str = 
         return given
     shared = theirs.isin(ours) & theirs.notna()
     if not shared.any():
+        _refuse_alike(given.index, ours, argument, what)
         return given
     _check_same(theirs, ours, shared, argument, what)
     numbers = isinstance(given.index, pd.RangeIndex) and given.index.start == 0 and given.index.step == 1
@@ -153,6 +154,18 @@ def _number(name: Any) -> str | None:
     if pd.isna(name):
         return None
     return str(int(name)) if float(name).is_integer() else str(name)
+
+
+def _refuse_alike(given: pd.Index, ours: pd.Index, argument: str, what: str) -> None:
+    """Raise where names differ from ours in case or blanks only, or stand in one level of several."""
+    levels = [as_text(given.get_level_values(i)) for i in range(given.nlevels)]
+    theirs = {str(name).strip().casefold() for level in levels for name in level}
+    alike = next((name for name in ours if isinstance(name, str) and name.strip().casefold() in theirs), None)
+    if alike is not None:
+        raise InvalidArgumentError(
+            f"{argument}: its index has {alike!r} of the {what}s in other letters, with blanks, or in one level of "
+            f"several. Index it by the {what}s' names, or give an array, which is paired by position."
+        )
 
 
 def _check_same(theirs: pd.Index, ours: pd.Index, shared: Any, argument: str, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrosplice.data.containers import as_dense
 from pyrosplice.data.names import by_name
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
+from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
@@ -40,6 +41,7 @@ def simulate_isoforms(
     graph: Graph = "mutual",
     rho: float = 0.99,
     seed: int = 0,
+    isoform_effect: IsoformEffect = "independent",
 ) -> AnnData:
     r"""Draw spatial isoform counts from the multinomial mixed model.
 
@@ -61,7 +63,7 @@ def simulate_isoforms(
     depth
         Mean count of a gene per spot: a number or ``(G,)`` (here and below also a Series by gene name).
     sigma
-        Standard deviation σ of the random effect, logits: a number or ``(G,)``.
+        Standard deviation σ of the random effect, of logits or isoforms (``isoform_effect``): a number or ``(G,)``.
     theta
         Spatial share θ of its variance, in [0, 1]: a number or ``(G,)``.
     covariates
@@ -78,6 +80,10 @@ def simulate_isoforms(
         The graph and its CAR covariance V.
     seed
         Of everything random. The same seed gives the same data.
+    isoform_effect
+        ``"independent"``: ν of the logits against the last isoform are independent; this one varies less than the
+        others. ``"symmetric"``: with covariance I + 11' between them, that is an effect of standard deviation σ of
+        every isoform on the scale of the softmax.
 
     Returns
     -------
@@ -91,9 +97,10 @@ def simulate_isoforms(
     Raises
     ------
     InvalidArgumentError
-        Sizes below 1 (isoforms below 2), θ outside [0, 1], σ or depth negative, unknown layout or covariate, arrays
-        of the wrong shape.
+        Sizes below 1 (isoforms below 2), θ outside [0, 1], σ or depth negative, unknown layout, covariate or effect,
+        arrays of the wrong shape.
     """
+    check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
     coords = _coordinates(layout, n_spots, seed)
     check_integer("n_genes", n_genes, least=1)
     check_integer("n_isoforms", n_isoforms, least=2)
@@ -112,7 +119,9 @@ def simulate_isoforms(
     design = _covariates(covariates, covariance, generator)
     effects = _effects(beta, n_genes, design.shape[1], n_isoforms - 1)
     intercepts = intercept_scale * torch.randn(n_genes, n_isoforms - 1, generator=generator, dtype=torch.float64)
-    counts, ratios = _draw(genes, design, effects, intercepts, covariance, likelihood or Multinomial(), generator)
+    basis = SoftmaxBasis.plain(n_isoforms - 1, design) if isoform_effect == "symmetric" else None
+    fixed = design @ effects + intercepts.unsqueeze(1)
+    counts, ratios = _draw(genes, fixed, basis, covariance, likelihood or Multinomial(), generator)
 
     adata = _assemble(counts, ratios, genes, n_isoforms)
     adata.obsm["spatial"], adata.obsp["connectivities"] = coords, adjacency
@@ -165,21 +174,20 @@ def _effects(beta: Any, n_genes: int, n_covariates: int, n_logits: int) -> Tenso
 
 def _draw(
     genes: pd.DataFrame,
-    design: Tensor,
-    effects: Tensor,
-    intercepts: Tensor,
+    fixed: Tensor,
+    basis: SoftmaxBasis | None,
     covariance: CarCovariance,
     likelihood: Likelihood,
     generator: torch.Generator,
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
-    """Counts and usage of every gene, each ``(N, K)``."""
-    n_spots, n_logits = covariance.n_spots, intercepts.shape[1]
+    """Counts and usage of every gene, each ``(N, K)``; ``fixed`` is η without its random part, ``(G, N, Q)``."""
+    n_spots, n_logits = fixed.shape[1:]
     spatial = covariance.sample(len(genes) * n_logits, generator).reshape(len(genes), n_logits, n_spots)
     counts, ratios = [], []
     for g, (sigma, theta, depth) in enumerate(genes.itertuples(index=False)):
         noise = torch.randn(n_spots, n_logits, generator=generator, dtype=torch.float64)
         effect = sigma * (theta**0.5 * spatial[g].T + (1 - theta) ** 0.5 * noise)
-        eta = design @ effects[g] + intercepts[g] + effect
+        eta = fixed[g] + (effect if basis is None else basis.logits(effect))
         totals = torch.poisson(torch.full((n_spots,), depth, dtype=torch.float64), generator=generator)
         counts.append(likelihood.draw(totals, eta, generator=generator).numpy().astype(np.int32))
         ratios.append(likelihood.expected(eta).numpy().astype(np.float32))

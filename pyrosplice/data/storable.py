@@ -128,7 +128,7 @@ def _is_plain(value: Any) -> bool:
         columns = [pd.Series(list(value.index)), *(value.iloc[:, i] for i in range(value.shape[1]))]
         return named and all(map(_is_plain_column, columns))
     if sp.issparse(value):
-        return True
+        return value.format in ("csr", "csc")
     if isinstance(value, np.ndarray) and not value.dtype.names:
         return not np.ma.isMaskedArray(value) and _is_plain_column(pd.Series(value.ravel()))
     if value is None or isinstance(value, list | tuple | set | Mapping | np.generic):

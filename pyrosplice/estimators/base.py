@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
 from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.agreement import overridden, random_values, require_same_density
 from pyrosplice.models.guarded import guarded
+from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
@@ -43,6 +44,19 @@ def check_likelihood(likelihood: Any) -> None:
             f"Likelihood; found {likelihood!r}{hint}."
         )
     refuse_set_methods(likelihood, "likelihood")
+    for name in likelihood.hyperparameters if likelihood is not None else ():
+        _check_held(name, getattr(likelihood, name))
+
+
+def _check_held(name: str, value: Any) -> None:
+    """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
+    single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
+    held = torch.as_tensor(value) if single else None
+    if value is not None and (held is None or not bool((torch.isfinite(held) & (held > 0)).all())):
+        raise InvalidArgumentError(
+            f"likelihood: expected {name} to be a positive finite number, or a tensor (G, 1) of them, or None to "
+            f"estimate it, found {value!r}."
+        )
 
 
 @works_in_any_mode
@@ -102,10 +116,16 @@ class BaseModel(Described, Module):
         table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen, spot_names(counts))
 
-    def _named_priors(self, shapes: Mapping[str, tuple[int, ...]], covariance: Any = None) -> None:
+    def _named_priors(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        covariance: Any = None,
+        isoform_effect: IsoformEffect = "independent",
+    ) -> None:
         """Turn a name that was given as priors into those of this data."""
         if self._priors_name is not None:
-            self.priors = named_priors(self._priors_name, shapes, covariance=covariance, likelihood=self.likelihood)
+            own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
+            self.priors = named_priors(self._priors_name, shapes, **own)
 
     def _set_data(self, counts: Tensor, design: Tensor) -> None:
         self.counts, self.design_mtx, self.device = counts, design, counts.device

@@ -208,7 +208,7 @@ def estimates(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], desi
         rank[gene] -= null.shape[1]
         size = torch.diagonal(information[gene]).mean().clamp_min(1.0)
         information[gene] += size * _by_logit(null @ null.T, n_logits)
-    lost = torch.tensor([gene.reason in ENDLESS for gene in genes])[:, None, None]
+    lost = torch.tensor([gene.reason in ENDLESS or gene.has_endless_sigma for gene in genes])[:, None, None]
 
     def known(covariance: Tensor) -> Tensor:
         finite = torch.isfinite(covariance).flatten(1).all(-1)[:, None, None]
@@ -239,7 +239,9 @@ def score_of_terms(
     Statistics, p-values and ranks, ``(B, T)`` each.
     """
     test = _score_test(linearised(spec.rebuild(counts, genes)), design, terms, robust)
-    return [test.statistic, test.pvalue, test.dof / genes[0].n_logits]
+    lost = _with_endless_sigma(genes) & (not robust)
+    statistic, pvalue = (torch.where(lost[:, None], torch.nan, value) for value in (test.statistic, test.pvalue))
+    return [statistic, pvalue, test.dof / genes[0].n_logits]
 
 
 def wald_of_contrasts(
@@ -274,7 +276,9 @@ def ratio_of_terms(
     and without: the likelihood's curvature along the term's effect is made that of the former (Chandler & Bate 2007,
     Biometrika 94:167, "vertical" adjustment). Where a coefficient has run away, the likelihood has none there, and its
     ratio rejects most null genes whose group lacks a rare isoform (tests/studies/separation.py): the statistic is then
-    the score test's. Where only the quotient is not known, it is that of the score statistics.
+    the score test's. So it is where σ is at infinity or near (:data:`~pyrosplice.estimators.infinite.ENDLESS_SIGMA`),
+    and ratios that are not robust are NaN there. Where only the quotient is not known, it is that of the score
+    statistics.
     """
     null = [gene[0] for gene in fits]
     loss = torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
@@ -284,9 +288,12 @@ def ratio_of_terms(
     ranks = identified_ranks(torch.from_numpy(design.values), known, terms=columns, nuisance=beside)
     at_zero = torch.stack([_prior_at_zero(counts, spec, null, design, term) for term in terms], -1)
     statistic, pvalue = likelihood_ratio_test(-loss[:, 1:] - at_zero, -loss[:, :1], ranks * n_logits)
-    statistic, pvalue = (torch.where(ranks > 0, value, torch.nan) for value in (statistic, pvalue))
+    lost = torch.stack([_with_endless_sigma(some) for some in zip(*fits, strict=True)], -1)
+    lost = lost[:, :1] | lost[:, 1:]
     if not robust:
-        return [statistic, pvalue, ranks]
+        known = (ranks > 0) & ~lost
+        return [*(torch.where(known, value, torch.nan) for value in (statistic, pvalue)), ranks]
+    statistic = torch.where(ranks > 0, statistic, torch.nan)
     score = _score_test(linearised(spec.rebuild(counts, null)), design, terms, robust)
     if score.residual_dof is None:
         raise AssertionError("a robust test has the degrees of freedom of the residuals")
@@ -297,7 +304,7 @@ def ratio_of_terms(
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
         quotient = (found.wald(rows)[0] / found.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-        away = torch.tensor([fit.reason == "separated" for fit in larger])
+        away = lost[:, t] | torch.tensor([fit.reason == "separated" for fit in larger])
         statistic[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
     return [statistic, trace_sf(statistic, ranks, n_logits, score.residual_dof), ranks]
 
@@ -314,6 +321,11 @@ def _prior_at_zero(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene],
         padded.append(gene.with_values(beta=beta))
     whole = spec.with_design(design.only(term.full)).rebuild(counts, padded).log_prior_density()
     return whole - spec.rebuild(counts, genes).log_prior_density()
+
+
+def _with_endless_sigma(genes: Sequence[FittedGene]) -> Tensor:
+    """Fits whose σ is at infinity or near, ``(B,)``."""
+    return torch.tensor([gene.has_endless_sigma for gene in genes])
 
 
 def _by_logit(matrix: Tensor, n_logits: int) -> Tensor:

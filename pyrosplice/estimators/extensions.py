@@ -53,7 +53,7 @@ def unpack(
     Raises
     ------
     ModelFileError
-        Something that the file cannot bring back was not given; says all that is missing.
+        Something that the file cannot bring back was not given, or something was that it was saved without.
     """
     if content is None:
         return {"likelihood": likelihood, "priors": priors}
@@ -75,6 +75,10 @@ def unpack(
     own_space = content["covariance"] not in (None, *SHIPPED_COVARIANCES)
     if own_space and covariance is None:
         missing.append(f"covariance=<the {content['covariance']} of its spots>")
+    unused = {f"priors[{name!r}]" for name in priors or {} if name not in content["priors"]}
+    unused |= {"covariance"} if covariance is not None and content["covariance"] is None else set()
+    if unused:
+        raise ModelFileError(f"{', '.join(sorted(unused))}: {path!r} was saved without; leave it out.")
     if missing:
         raise ModelFileError(
             f"{path!r} was saved with classes that are not pyrosplice's or Pyro's, and files hold no code: call "

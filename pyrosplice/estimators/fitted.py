@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.infinite import ENDLESS_SIGMA
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.inference.convergence import Convergence
@@ -60,6 +61,12 @@ class FittedGene:
     def n_logits(self) -> int:
         """Q."""
         return len(self.values["bias_eta"])
+
+    @property
+    def has_endless_sigma(self) -> bool:
+        """Whether σ is at infinity or so near that Wald and ratio tests of coefficients are wrong."""
+        sigma = self.values.get("sigma")
+        return self.reason == "all_or_nothing" or (sigma is not None and bool((sigma > ENDLESS_SIGMA).any()))
 
     def with_values(self, **values: Tensor) -> FittedGene:
         """The same with other values of some sites."""

@@ -106,10 +106,16 @@ def linearised(model: MultinomGLM) -> Linearised:
 
 
 def linearised_at(mode: Mode) -> Linearised:
-    """The same for a mixed model at the mode of its random effects, as if all spots informed."""
-    weight, laplace = mode.step.information, Laplace(mode)
-    spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
-    return Linearised(laplace.residual, mode.step.marginal_precision_product, spot_precision)
+    """The same for a mixed model at the mode of its random effects, as if all spots informed; of the logits."""
+    weight, laplace, product = mode.step.information, Laplace(mode), mode.step.marginal_precision_product
+    spot_precision, basis = weight - matmul(matmul(weight, laplace.covariance), weight), mode.step.model.basis
+    if basis is None:
+        return Linearised(laplace.residual, product, spot_precision)
+
+    def of_logits(x: Tensor) -> Tensor:
+        return matmul(basis.inverse.mT, product(matmul(basis.inverse, x)))
+
+    return Linearised(basis.logit_slope(laplace.residual), of_logits, basis.logit_precision(spot_precision))
 
 
 def run_batches(

@@ -1,8 +1,8 @@
-"""The part of :class:`~pyrosplice.MultinomGLMM` that goes beyond Laplace's method, by importance sampling."""
+"""The part of :class:`~pyrosplice.MultinomGLMM` that looks at its posterior, and beyond Laplace's method."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pyrosplice.estimators.mixed_engine import MixedEngine, detached
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.random_effect import logit_of
 from pyrosplice.inference.importance import importance
+from pyrosplice.inference.mode import Mode
 from pyrosplice.inference.objective import LogPrior
 from pyrosplice.inference.refine import StartingPoint, refine
 from pyrosplice.modes import works_in_any_mode
@@ -41,7 +42,9 @@ class MarginalLikelihood:
 
 @works_in_any_mode
 class ImportanceSampling(MultinomGLM):
-    """Marginal likelihood and estimates of a mixed model without Laplace's bias; see :class:`~pyrosplice.MultinomGLMM`.
+    """Mode of a mixed model's random effect, and marginal likelihood and estimates without Laplace's bias.
+
+    See :class:`~pyrosplice.MultinomGLMM`.
 
     Attributes
     ----------
@@ -60,6 +63,21 @@ class ImportanceSampling(MultinomGLM):
     def is_marginal(self) -> bool:
         """Whether the objective is a marginal likelihood."""
         raise NotImplementedError
+
+    def posterior_mode(self, genes: Tensor | None = None) -> Mode:
+        """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
+
+        All of it in the engine's coordinates (``step.model.basis``).
+
+        Parameters
+        ----------
+        genes
+            Indices; all of them if None. Memory grows with their number.
+        """
+        self._require_data()
+        genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        return self._engine_here().mode(parameters, genes)
 
     def importance(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
         """Log marginal likelihood of each gene at the present parameters by importance sampling.
@@ -130,20 +148,19 @@ class ImportanceSampling(MultinomGLM):
         parameters = engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         for genes in engine.batches():
             mode = engine.mode(parameters, genes)
-            self.nu.data[genes] = mode.step.model.random_part(detached(parameters).select(genes), mode.latents)
+            self.nu.data[genes] = mode.step.model.effect(detached(parameters).select(genes), mode.latents)
         found = self.importance(n_draws, seed)
         self.pareto_k = found.pareto_k
         return found
 
     def _refine_batch(self, engine: MixedEngine, genes: Tensor, n_draws: int, seed: int) -> None:
-        coefficients = engine.coefficients(self.beta, self.bias_eta).detach()[genes]
+        coefficients = engine.coefficients(self.beta[genes], self.bias_eta[genes], genes).detach()
         theta = torch.sigmoid(self.theta_logit.detach()[genes])
         start = StartingPoint(coefficients, self.sigma.detach()[genes], theta)
         prior = self._engine_prior(genes)
         found = refine(engine.model(genes), start, n_draws=n_draws, seed=seed, log_prior=prior)
-        weights = engine.scaling.matrix @ found.coefficients
         theta = found.theta if engine.solver is not None else torch.zeros_like(found.theta)
-        values = {"beta": weights[:, :-1], "bias_eta": weights[:, -1], "sigma": found.sigma}
+        values = {**engine.weights(found.coefficients, genes), "sigma": found.sigma}
         done = torch.nonzero(found.converged).squeeze(-1)
         for name, value in {**values, "theta_logit": logit_of(theta)}.items():
             getattr(self, name).data[genes[done]] = value[done]
@@ -152,7 +169,8 @@ class ImportanceSampling(MultinomGLM):
                 self.logger.reason[gene] = "not_refined"
 
     def _engine_here(self) -> MixedEngine:
-        raise NotImplementedError
+        """The engine with the likelihood's hyper-parameters at their present values."""
+        return replace(self._engine, likelihood=self.bound_likelihood)
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
         raise NotImplementedError

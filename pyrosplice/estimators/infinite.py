@@ -11,7 +11,10 @@ from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.separation import separated
 from pyrosplice.models.likelihoods import Likelihood
 
-ENDLESS_SIGMA = 5.0  # σ above it, in a gene without any mixed spot, is on its way to infinity
+# σ above it, in a gene without any mixed spot, is on its way to infinity. In others Laplace's method misses how little
+# such a gene knows of its coefficients: of 100 null genes of 60 spots, robust Wald tests reject 0 to 5 % at a true σ of
+# 5, up to 27 % at 8 and 52 % at 15, ratios up to 5, 17 and 38 %; score tests 3 to 6 % at all of them.
+ENDLESS_SIGMA = 5.0
 
 
 def endless_coefficients(

@@ -138,6 +138,8 @@ def as_tensor(given: Any, argument: str) -> Tensor:
     InvalidArgumentError
         What is no number; a list of tables of several shapes.
     """
+    if isinstance(given, Tensor) and (given.is_quantized or given.is_nested or given.is_meta):
+        raise InvalidArgumentError(f"{argument}: expected numbers, found a tensor that is quantized, nested or meta.")
     if isinstance(given, Tensor) and given.layout == torch.strided and not given.is_complex():
         return given.detach()
     if isinstance(given, list | tuple) and any(hasattr(part, "shape") for part in given):

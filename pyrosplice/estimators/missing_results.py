@@ -17,6 +17,8 @@ TEST_REASONS: dict[str, str] = {
     "one_isoform": "one isoform of the gene is seen, so that its usage does not vary",
     "not_identified": "over the spots where the gene has counts, what is tested does not vary beside the rest",
     "separated": REASONS["separated"],
+    "all_or_nothing": REASONS["all_or_nothing"],
+    "endless_sigma": "σ is above 5, nearly every spot has one isoform only: the score test is right, or give σ a prior",
     "few_spots": "the spots leave no degrees of freedom for the variance of the residuals",
     "not_finite": REASONS["not_finite"],
     "raised": REASONS["raised"],
@@ -50,6 +52,7 @@ def reasons_of(
         missing = np.isnan(pvalue[gene])
         reason = "few_spots" if from_residuals else "not_finite"
         if fits is not None:
+            reason = "endless_sigma" if any(fit.has_endless_sigma for fit in fits[gene]) else reason
             reason = next((fit.reason for fit in fits[gene] if fit.reason in TEST_REASONS), reason)
         found = np.full(missing.shape, reason, dtype=object)
         if rank is not None:
@@ -58,5 +61,5 @@ def reasons_of(
             found = np.full(missing.shape, "one_isoform" if seen else "no_counts", dtype=object)
         elif seen < counts[gene].shape[1]:
             found = np.where(found == "not_identified", found, "separated")
-        reasons[gene] = np.where(missing, found, "")
+        reasons[gene, ...] = np.where(missing, found, "")
     return reasons

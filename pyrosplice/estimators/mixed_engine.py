@@ -23,6 +23,7 @@ from pyrosplice.inference.snapshots import Snapshots
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.models.isoform_effect import SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood
 
 
@@ -40,12 +41,15 @@ class MixedEngine:
         Of the spatial covariance; None if nothing is spatial.
     likelihood
         Density of a spot's counts.
+    basis
+        Coordinates of the logits in which the random effect is independent; None if it is so in the logits.
     """
 
     counts: Tensor
     scaling: Standardisation
     solver: SpatialSolver | None
     likelihood: Likelihood
+    basis: SoftmaxBasis | None = None
 
     @property
     def n_logits(self) -> int:
@@ -54,7 +58,8 @@ class MixedEngine:
 
     def model(self, genes: Tensor) -> MixedModel:
         """The engine's model of some of the genes."""
-        return MixedModel(self.counts[genes], self.scaling.design, self.solver, self.likelihood.select(genes))
+        basis = None if self.basis is None else self.basis.select(genes)
+        return MixedModel(self.counts[genes], self.scaling.design, self.solver, self.likelihood.select(genes), basis)
 
     def batches(self) -> list[Tensor]:
         """Indices of the genes that are worked on together, within bounded memory."""
@@ -67,9 +72,34 @@ class MixedEngine:
         genes = torch.arange(n_genes, device=self.counts.device)
         return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
 
-    def coefficients(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Coefficients ``(G, P + 1, Q)`` of the standardised design; differentiable."""
-        return torch.linalg.solve(self.scaling.matrix, torch.cat([beta, bias_eta.unsqueeze(1)], 1))
+    def coefficients(self, beta: Tensor, bias_eta: Tensor, genes: Tensor | None = None) -> Tensor:
+        """The engine's coefficients ``(G, P + 1, Q)`` of all genes, or of those listed; differentiable.
+
+        They are of the standardised design and of the coordinates of ``basis``.
+        """
+        own = torch.linalg.solve(self.scaling.matrix, torch.cat([beta, bias_eta.unsqueeze(1)], 1))
+        if self.basis is None:
+            return own
+        return (self.basis if genes is None else self.basis.select(genes)).coordinates(own)
+
+    def weights(self, coefficients: Tensor, genes: Tensor) -> dict[str, Tensor]:
+        """``beta`` and ``bias_eta`` of some genes from the engine's coefficients ``(..., B, P + 1, Q)``."""
+        if self.basis is not None:
+            coefficients = self.basis.select(genes).logits(coefficients)
+        own = self.scaling.matrix @ coefficients
+        return {"beta": own[..., :-1, :], "bias_eta": own[..., -1, :]}
+
+    def own_prior(self, prior: LogPrior, genes: Tensor) -> LogPrior:
+        """A log prior of the sites as a function of the engine's values of some genes.
+
+        ``genes`` are the indices that ``prior`` knows the engine's genes by.
+        """
+
+        def log_prior(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+            own = torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
+            return prior({**values, **self.weights(own, genes[rows])}, genes[rows])
+
+        return log_prior
 
     def parameters(self, beta: Tensor, bias_eta: Tensor, sigma: Tensor, theta_logit: Tensor) -> Parameters:
         """Values of the sites as the engine's parameters; differentiable."""
@@ -96,20 +126,25 @@ class MixedEngine:
         values = []
         for genes in self.batches():
             own, effect, model = parameters.select(genes), nu[genes], self.model(genes)
+            effect = effect if model.basis is None else model.basis.coordinates(effect)
             eta = model.fixed_part(own.coefficients) + effect
             likelihood = model.likelihood.log_prob(self.counts[genes], eta).sum(-1)
             found = effect_density(model, detached(own), effect.detach())
             terms = ((effect, found.nu), (own.spatial, found.spatial), (own.white, found.white))
-            values.append(likelihood + _with_gradient(found.value, terms))
+            values.append(likelihood + _with_gradient(found.value - model.log_volume, terms))
         return torch.cat(values)
 
     def conditional_information(self, mode: Mode) -> Tensor:
-        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the standardised coefficients given (σ, θ), ``(B, D, D)``.
+        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the engine's coefficients given (σ, θ), ``(B, D, D)``.
 
-        Logits fastest. Inverts neither Σ nor W.
+        Predictors fastest. Inverts neither Σ nor W.
         """
         product = mode.step.marginal_precision_product
         return covariate_information(product, self.scaling.design, len(mode.eta), self.n_logits)
+
+    def logit_information(self, information: Tensor) -> Tensor:
+        """Information of the engine's coefficients of all genes as that of logits, the design still standardised."""
+        return information if self.basis is None else self.basis.logit_information(information)
 
     def information(self, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None) -> Tensor:
         """Information of the standardised coefficients at the sites' values, all unknowns estimated, ``(G, D, D)``."""
@@ -118,20 +153,20 @@ class MixedEngine:
                 genes,
                 {name: value.detach()[genes] for name, value in values.items()},
                 fix_sigma=fix_sigma,
-                log_prior=None if log_prior is None else prior_of_standardised(log_prior, self.scaling, genes),
+                log_prior=None if log_prior is None else self.own_prior(log_prior, genes),
             )
             for genes in self.batches()
         ]
-        return torch.cat(found)
+        return self.logit_information(torch.cat(found))
 
     def observed_information(
         self, genes: Tensor, values: Mapping[str, Tensor], *, fix_sigma: bool, log_prior: LogPrior | None
     ) -> Tensor:
-        """Information of the standardised coefficients of some genes, the other unknowns estimated too, ``(B, D, D)``.
+        """Information of the engine's coefficients of some genes, the other unknowns estimated too, ``(B, D, D)``.
 
         ``values`` are those of the sites of these genes; ``log_prior`` is of the engine's values.
         """
-        coefficients, model = self.coefficients(values["beta"], values["bias_eta"]), self.model(genes)
+        coefficients, model = self.coefficients(values["beta"], values["bias_eta"], genes), self.model(genes)
         unknowns = Unknowns(
             n_coefficients=coefficients.shape[1],
             n_predictors=coefficients.shape[2],
@@ -164,27 +199,13 @@ def fit_without_effect(
     """
     genes, sigma = torch.arange(len(engine.counts)), engine.counts.new_zeros(len(engine.counts), 1)
     snapshots = Snapshots(minimiser)
-    own = None if prior is None else prior_of_standardised(prior, engine.scaling, genes)
+    own = None if prior is None else engine.own_prior(prior, genes)
     fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimiser=snapshots)
     steps = []
     for found in (*snapshots.epochs, {"coefficients": fit.coefficients, **fit.hyper}):
-        weights = engine.scaling.matrix @ found["coefficients"]
         hyper = {name: found[name] for name in engine.likelihood.free}
-        steps.append({"beta": weights[:, :-1], "bias_eta": weights[:, -1], **hyper})
+        steps.append({**engine.weights(found["coefficients"], genes), **hyper})
     return fit.convergence, steps
-
-
-def prior_of_standardised(prior: LogPrior, scaling: Standardisation, genes: Tensor) -> LogPrior:
-    """A log prior of the sites as a function of the engine's values, whose coefficients are standardised.
-
-    ``genes`` are the indices that ``prior`` knows the engine's genes by.
-    """
-
-    def log_prior(values: dict[str, Tensor], rows: Tensor) -> Tensor:
-        weights = scaling.matrix @ torch.cat([values["beta"], values["bias_eta"].unsqueeze(1)], 1)
-        return prior({**values, "beta": weights[:, :-1], "bias_eta": weights[:, -1]}, genes[rows])
-
-    return log_prior
 
 
 def detached(parameters: Parameters) -> Parameters:

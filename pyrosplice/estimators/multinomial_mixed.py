@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from pyrosplice.estimators.configs import kept_history
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
-from pyrosplice.estimators.mixed_engine import MixedEngine, detached, prior_of_standardised
+from pyrosplice.estimators.mixed_engine import MixedEngine, detached
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -31,16 +30,16 @@ from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.guide import LaplaceGuide, PointGuide
 from pyrosplice.inference.joint import JointFit, fit_joint
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
-from pyrosplice.inference.mode import Mode
 from pyrosplice.inference.objective import LogPrior
 from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.inference.quasi_newton import Minimiser
 from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
+from pyrosplice.models.isoform_effect import IsoformEffect, basis_of, check_isoform_effect
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLMM
-from pyrosplice.models.named_priors import Priors
-from pyrosplice.models.priors import SITES, complete_priors, is_flat, variance_prior
+from pyrosplice.models.named_priors import Priors, with_variance_prior
+from pyrosplice.models.priors import SITES, complete_priors, is_flat
 from pyrosplice.modes import works_in_any_mode
 
 
@@ -52,6 +51,8 @@ class MultinomGLMM(ImportanceSampling):
         y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad
         \eta = X\beta + 1b' + \nu, \quad \nu_k \sim N(0, \sigma_k^2 (\theta_k V + (1 - \theta_k) I))
 
+    The last isoform is the reference of η. By default it is also special to the random effect, see ``isoform_effect``.
+
     Parameters
     ----------
     share_variance
@@ -62,7 +63,7 @@ class MultinomGLMM(ImportanceSampling):
         with a marginal method.
     var_prior_model, var_prior_model_params
         Prior of σ: ``"none"``, ``"gamma"`` on σ (alpha 2, rate beta 0.3) or ``"inv_gamma"`` on σ² (alpha 3, beta 0.5);
-        as a density of σ, see :func:`~pyrosplice.models.priors.variance_prior`. ``priors["sigma"]`` goes before it.
+        as a density of σ, see :func:`~pyrosplice.models.priors.variance_prior`. Not beside ``priors["sigma"]``.
     init_ratio
         Value of ν before the fit: ``"uniform"`` 0, ``"observed"`` the log of the spots' smoothed ratios. The mode of ν
         is unique, so fits do not depend on it.
@@ -79,11 +80,19 @@ class MultinomGLMM(ImportanceSampling):
         ``tol`` asks for it.
     likelihood, priors
         As for :class:`MultinomGLM`; ``priors`` also of ``sigma`` and ``theta_logit``.
+    isoform_effect
+        Covariance of ν between the logits of a spot. ``"independent"`` (default, the documented model): none, so that
+        fits depend on which isoform is the last. ``"symmetric"``: I + 11', which is an independent effect of variance
+        σ² of every isoform on the scale of the softmax, so that they do not, as far as the priors do not (``"weak"``
+        ones do not either, see :class:`~pyrosplice.priors.SymmetricNormal`). Needs ``share_variance``, and a likelihood
+        whose predictors are the K − 1 logits.
 
     Attributes
     ----------
     beta, bias_eta, nu, sigma, theta_logit
-        ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36.
+        ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36. ν is of
+        the logits against the last isoform, whatever ``isoform_effect``; under ``"symmetric"`` its standard deviation
+        is √2 σ (with two isoforms the models are the same, and σ is smaller by √2).
     gradient_norm, pareto_k
         Norm of the objective's gradient at the estimates (NaN before a fit) and k̂ after :meth:`refine`, ``(G,)``.
     log_marginal_null
@@ -128,14 +137,15 @@ class MultinomGLMM(ImportanceSampling):
         *,
         likelihood: Likelihood | None = None,
         priors: Priors = None,
+        isoform_effect: IsoformEffect = "independent",
     ) -> None:
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
         check_option("init_ratio", init_ratio, ("observed", "uniform"))
-        sigma_prior = variance_prior(var_prior_model, var_prior_model_params)
-        if sigma_prior is not None and not isinstance(priors, str):
-            priors = {"sigma": sigma_prior, **(priors or {})}
+        priors = with_variance_prior(priors, var_prior_model, var_prior_model_params)
         super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors)
+        check_isoform_effect(isoform_effect, share_variance=share_variance, likelihood=self.likelihood)
+        self.isoform_effect = isoform_effect
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, dict(var_prior_model_params or {})
         self.gradient_norm = torch.zeros(0, dtype=torch.float64)
@@ -180,11 +190,15 @@ class MultinomGLMM(ImportanceSampling):
             As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
         """
         table, design = self._checked(counts, design_mtx, device)
-        space = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
-        solver = spatial_solver(*space, n_spots=table.shape[1], device=table.device)
+        given = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
+        solver = spatial_solver(*given, n_spots=table.shape[1], device=table.device)
         shapes, scaling = self._site_shapes(table, design), Standardisation.of(design)
-        engine = MixedEngine(table, scaling, solver, self._guarded)
-        self._named_priors(shapes, solver if solver is None or solver.remainder is None else engine.dense_covariance())
+        check_isoform_effect(
+            self.isoform_effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=table
+        )
+        engine = MixedEngine(table, scaling, solver, self._guarded, basis_of(self.isoform_effect, table))
+        space = solver if solver is None or solver.remainder is None else engine.dense_covariance()
+        self._named_priors(shapes, space, self.isoform_effect)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
@@ -261,19 +275,6 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 
-    def posterior_mode(self, genes: Tensor | None = None) -> Mode:
-        """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
-
-        Parameters
-        ----------
-        genes
-            Indices; all of them if None. Memory grows with their number.
-        """
-        self._require_data()
-        genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
-        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
-        return self._engine_here().mode(parameters, genes)
-
     def random_effect_posterior(self) -> RandomEffectPosterior:
         """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
         self._require_data()
@@ -302,7 +303,7 @@ class MultinomGLMM(ImportanceSampling):
             )
         engine = self._engine_here()
         found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
-        return torch.cat(found), engine.scaling
+        return engine.logit_information(torch.cat(found)), engine.scaling
 
     @property
     def model(self) -> MultinomialGLMM:
@@ -313,7 +314,7 @@ class MultinomGLMM(ImportanceSampling):
         fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
         return MultinomialGLMM(
             self.counts, self.design_mtx, self._eigen, share_variance=self.share_variance, likelihood=self.likelihood,
-            priors=self.priors, fixed=fixed,
+            priors=self.priors, fixed=fixed, isoform_effect=self.isoform_effect,
         )  # fmt: skip
 
     @property
@@ -326,9 +327,9 @@ class MultinomGLMM(ImportanceSampling):
             return LaplaceGuide(values, self.random_effect_posterior())
         return PointGuide({**values, "nu": self.nu.detach()})
 
-    def _engine_here(self) -> MixedEngine:
-        """The engine with the likelihood's hyper-parameters at their present values."""
-        return replace(self._engine, likelihood=self.bound_likelihood)
+    def _rows(self) -> dict[str, str]:
+        kind = "of every isoform alike" if self.isoform_effect == "symmetric" else "of independent logits"
+        return {**super()._rows(), "effect": kind}
 
     def _held(self) -> tuple[str, ...]:
         """Sites that a fit does not estimate."""
@@ -353,7 +354,7 @@ class MultinomGLMM(ImportanceSampling):
             fits.append(self._fit_batch(genes, snapshots or self._minimiser()))
             record.absorb(fits[-1].convergence, genes)
             if snapshots is not None:
-                histories.append(self._sites(snapshots.stacked()))
+                histories.append(self._sites(snapshots.stacked(), genes))
         self._take(fits)
         return record, histories
 
@@ -371,7 +372,7 @@ class MultinomGLMM(ImportanceSampling):
 
     def _engine_prior(self, genes: Tensor) -> LogPrior | None:
         prior = self._log_prior()
-        return None if prior is None else prior_of_standardised(prior, self._engine.scaling, genes)
+        return None if prior is None else self._engine.own_prior(prior, genes)
 
     def _take(self, fits: Sequence[JointFit | MarginalFit]) -> None:
         """Make the estimates of all batches the parameters."""
@@ -381,15 +382,13 @@ class MultinomGLMM(ImportanceSampling):
         self.gradient_norm = found.pop("gradient_norm")
         nulls = [fit.log_marginal_null for fit in fits if isinstance(fit, MarginalFit)]
         self.log_marginal_null = torch.cat(nulls) if nulls else None
-        self._set_parameters(self._sites(found))
+        self._set_parameters(self._sites(found, torch.arange(self.n_genes, device=self.device)))
 
-    def _sites(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Estimates of the engine, with any leading dimensions, as values of the sites."""
-        weights = self._engine.scaling.matrix @ found["coefficients"]
+    def _sites(self, found: Mapping[str, Tensor], genes: Tensor) -> dict[str, Tensor]:
+        """Estimates of the engine for some genes, with any leading dimensions, as values of the sites."""
         theta = found["theta"] if self._engine.solver is not None else torch.zeros_like(found["theta"])
-        values = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :], "nu": found["nu"]}
-        own = {name: found[name] for name in self.likelihood.free}
-        return {**values, "sigma": found["sigma"], "theta_logit": logit_of(theta), **own}
+        own = {name: found[name] for name in ("nu", "sigma", *self.likelihood.free)}
+        return {**self._engine.weights(found["coefficients"], genes), "theta_logit": logit_of(theta), **own}
 
     def _name_trouble(self, record: Convergence) -> None:
         if self.is_marginal and "sigma" not in (*self._held(), *self._free_priors()) and len(record.loss_history) > 1:

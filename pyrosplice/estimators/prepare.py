@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -151,6 +152,18 @@ class Prepared:
             self._solvers[rank, device] = solver
         return self._solvers[rank, device]
 
+    def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
+        """The same spots, covariates and space with other genes, ``(N, K)`` each, called by their numbers."""
+        columns = np.split(np.arange(sum(table.shape[1] for table in counts)), np.cumsum([c.shape[1] for c in counts]))
+        names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
+        matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
+        isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
+        adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms))
+        data = IsoformData(adata, None, names, tuple(columns[:-1]))
+        return replace(
+            self, data=data, counts=list(counts), group_by_n_iso=True, summaries={}, _solvers=dict(self._solvers)
+        )
+
     def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
         """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.
 
@@ -207,6 +220,10 @@ class DataOptions:
             raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
         if isinstance(self.covariate_names, str):
             raise InvalidArgumentError(f"covariate_names: expected a list of names, found {self.covariate_names!r}.")
+        if self.covariance is not None and self.adj_key is not None and self.min_component_size == 1:
+            raise InvalidArgumentError(
+                "adj_key: expected None beside a covariance, which is used instead of the graph's."
+            )
         if self.covariance is not None and self.model_type != "glmm-full":
             raise InvalidArgumentError(
                 f"covariance: a {self.model_type!r} has no spatial effect; expected None, or model_type='glmm-full'."
@@ -231,6 +248,10 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         large = _large_components(adjacency, options.min_component_size)
         adjacency = adjacency[large][:, large]
         spots[spots] = large
+        if not large.any():
+            raise InvalidArgumentError(
+                f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
+            )
     kept = None if spots.all() else spots
     design = None
     if options.design_mtx is not None:
@@ -316,6 +337,8 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sect
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
+    if options.spatial_key is None:
+        raise InvalidArgumentError(f"spatial_key: expected a key of adata.obsm, one of {sorted(adata.obsm.keys())}.")
     check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
     name = f"adata.obsm[{options.spatial_key!r}]"
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)

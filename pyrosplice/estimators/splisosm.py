@@ -15,19 +15,22 @@ from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
 from pyrosplice.estimators.fitted import UsageFit
-from pyrosplice.estimators.usage_posterior import UsagePosterior
+from pyrosplice.estimators.usage_calibration import UsageCalibration
 from pyrosplice.io import damage_named, load_archive, save_archive
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.modes import works_in_any_mode
 
 
 @works_in_any_mode
-class SplisosmGLMM(UsagePosterior, representation.Described):
+class SplisosmGLMM(UsageCalibration, representation.Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::
         y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}[\eta_i, 0]), \quad
         \eta = X \beta + 1 b' + \nu, \quad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I))
+
+    The documented random effect is independent between the logits, and so depends on which isoform of a gene comes
+    last. With ``isoform_effect="symmetric"`` nothing does.
 
     V is the CAR covariance of the spots' neighbour graph. See :class:`~pyrosplice.MultinomGLMM` for the model of one
     batch of genes. The joint modes are kept for compatibility: their θ means nothing (it runs to 1 whatever the data).
@@ -75,6 +78,12 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
         usage and posteriors honour them; the likelihood ratio of space leaves them out, with a warning. ``"weak"``
         gives separated genes, whose group lacks an isoform, finite effects and tests, which reject 2 to 5 % of null
         genes at .05 (tests/studies/separation.py).
+    isoform_effect
+        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
+        ``"symmetric"``, I + 11': an effect of each isoform on the scale of the softmax, independent with variance σ².
+        Then the order of the isoforms makes no difference to fits, tests and posteriors, priors of one's own aside.
+        Needs ``share_variance`` and a likelihood of K − 1 logits. See :class:`~pyrosplice.MultinomGLMM`. The GLM has no
+        random effect; of it this says only what ``"weak"`` priors are of.
 
     Attributes
     ----------
@@ -285,9 +294,10 @@ class SplisosmGLMM(UsagePosterior, representation.Described):
             else (f"{self.var_prior_model}{self.var_prior_model_params or ''}")
         )
         variance = "one variance" if self.share_variance else "a variance each logit"
+        variance = "a variance of every isoform alike" if self.isoform_effect == "symmetric" else variance
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
         priors = representation.describe_priors(self.priors, self._priors_name)
-        if "sigma" not in self.priors and self._priors_name is None:  # which goes before var_prior_model
+        if "sigma" not in self.priors and self._priors_name is None:  # else there is no other
             priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
 

@@ -30,8 +30,8 @@ class UsageEffects(UsageTests):
         """How much each covariate changes each isoform, with standard errors and intervals.
 
         After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
-        estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; it
-        is that of the GLMM's random effect, whose fit it changes a little.
+        estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
+        last one is that of the GLMM's random effect, whose fit it changes a little, unless this is ``"symmetric"``.
 
         Parameters
         ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from anndata import AnnData
@@ -12,7 +12,10 @@ from anndata import AnnData
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.estimators.inputs import as_device
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
+from pyrosplice.estimators.usage_options import EFFECT, OPTIONS, check_logits
+from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import SITES
@@ -22,10 +25,6 @@ from pyrosplice.spatial.graph import Graph
 
 APPROX_RANK_AUTO = "auto"
 GLM_METHODS = ("iwls", "newton", "gd")
-OPTIONS = (
-    *("model_type", "share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio"),
-    *("fitting_method", "fitting_configs", "k_neighbors", "rho", "approx_rank", "device", "graph"),
-)
 TEST_BATCH = 32  # genes at a time in fits that only tests need
 SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
 
@@ -52,18 +51,23 @@ class UsageModels:
         graph: Graph = "mutual",
         likelihood: Likelihood | None = None,
         priors: Priors = None,
+        isoform_effect: IsoformEffect = "independent",
     ) -> None:
         check_option("model_type", model_type, MODELS)
+        check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
         as_device(device)  # raises where there is none
         self._space = SpatialOptions(k_neighbors=k_neighbors, graph=graph, rho=rho, approx_rank=approx_rank)
-        self.model_type, self.device = model_type, str(device)
+        self.model_type, self.device, self.isoform_effect = model_type, str(device), isoform_effect
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
         self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
         self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
         self.likelihood = Multinomial() if likelihood is None else likelihood
         self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
-        MODELS[model_type](**self._model_options())  # raises where an option is wrong
+        MODELS[model_type](**self._model_options(priors=priors))  # raises where an option is wrong
+        if model_type == "glm":  # which takes those of a GLMM too, for compatibility
+            method = "joint_gd" if fitting_method in GLM_METHODS else fitting_method
+            MultinomGLMM(**{name: getattr(self, name) for name in EFFECT}, fitting_method=method)
         self._priors_name = check_priors(priors)
         self.adata: AnnData | None = None
         self._prepared: Prepared | None = None
@@ -169,12 +173,15 @@ class UsageModels:
             missing=missing,
         )
         prepared = prepare(adata, options)
+        if self.model_type != "glm":
+            check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             own = SITES if self.model_type != "glm" else SITES[:2]
             space = prepared.covariance if self.model_type == "glmm-full" else None
             self.priors = named_priors(
-                self._priors_name, (*own, *self.likelihood.free), covariance=space, likelihood=self.likelihood
-            )
+                self._priors_name, (*own, *self.likelihood.free), covariance=space, likelihood=self.likelihood,
+                isoform_effect=self.isoform_effect,
+            )  # fmt: skip
         self.adata, self._prepared = adata, prepared
         self._forget()
 
@@ -224,11 +231,10 @@ class UsageModels:
         if not (random_seed is None or is_whole(random_seed, 0)):
             raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
         n_jobs = check_jobs(n_jobs, self.device)
+        both = from_null and self.model_type == "glmm-full"
         plan = FitPlan(
             full=self._spec(self.model_type, with_design=with_design_mtx),
-            null=self._spec("glmm-null", with_design=with_design_mtx)
-            if from_null and self.model_type == "glmm-full"
-            else None,
+            null=self._spec("glmm-null", with_design=with_design_mtx) if both else None,
             random_seed=random_seed,
             quiet=quiet,
         )
@@ -338,8 +344,7 @@ class UsageModels:
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
             return {"fitting_method": method, "fitting_configs": configs, **own, **changed}
-        names = ("share_variance", "var_fix_sigma", "var_prior_model", "var_prior_model_params", "init_ratio")
-        options = {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in EFFECT}
         return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
 
     def _test_spec(

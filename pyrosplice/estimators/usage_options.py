@@ -1,15 +1,41 @@
-"""Options of the tests of usage, checked."""
+"""Options of the models and of the tests of usage, checked."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.estimators.covariate_tests import By, Variance
 from pyrosplice.estimators.gene_tests import PermutationNull
+from pyrosplice.models.isoform_effect import check_isoform_effect
+from pyrosplice.models.likelihoods import Likelihood
 
+EFFECT = (
+    "share_variance",
+    "var_fix_sigma",
+    "var_prior_model",
+    "var_prior_model_params",
+    "init_ratio",
+    "isoform_effect",
+)
+SPACE = ("k_neighbors", "rho", "approx_rank", "graph")
+OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")
 USAGE_OPTIONS = {"method": ("score", "wald", "lrt"), "by": get_args(By), "variance": get_args(Variance)}
+NEEDED = {
+    "n_draws": "importance=True",
+    "early_stop": "use_perm_null=True",
+    "null_law": "method='llr', neither permuted nor bootstrapped,",
+}
+
+
+def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[Tensor]) -> None:
+    """Raise unless the effect has a meaning for genes ``(N, K)`` of each number of isoforms."""
+    for gene in {table.shape[1]: table for table in counts}.values():
+        check_isoform_effect(isoform_effect, share_variance=True, likelihood=likelihood, counts=gene.unsqueeze(0))
 
 
 def check_usage_options(covariates: Sequence[str], **given: str) -> None:
@@ -31,6 +57,7 @@ def variability_settings(
     settings["null_law"] = "finite-sample"
     for name in given:
         check_option("test_spatial_variability(...)", name, settings)
+    check_switches(use_perm_null=use_perm_null, importance=importance)
     for name, used, expected in (
         ("early_stop", use_perm_null, "use_perm_null=True"),
         ("n_draws", importance, "importance=True"),
@@ -46,22 +73,26 @@ def variability_settings(
     names += ["use_perm_null"] if use_perm_null else []
     if len(names) > 1:
         raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
-    if n_bootstrap is not None and (isinstance(n_bootstrap, bool) or not n_bootstrap >= 1):
-        raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 1, found {n_bootstrap!r}.")
+    least = {"n_bootstrap": 1, "early_stop": 1, "n_draws": 1, "random_seed": 0}
+    for name, value in settings.items():
+        if name in least and value is not None:
+            check_integer(name, value, least=least[name])
+    unused = {"n_draws": not importance, "early_stop": not use_perm_null}
+    unused["null_law"] = method != "llr" or use_perm_null or n_bootstrap is not None
+    for name in given:
+        if unused.get(name) and given[name] is not None:
+            raise InvalidArgumentError(f"{name}: expected {NEEDED[name]} with it, without which it has no effect.")
     return settings
 
 
 def permutation_null_of(
-    use_perm_null: bool, n_permutations: int | None, settings: dict[str, Any]
+    n_permutations: int | None, settings: dict[str, Any], use_perm_null: bool
 ) -> PermutationNull | None:
-    """How to permute, 20 times if not said; None for no permutations."""
+    """How to permute, 20 times if not said; None for not at all, with a warning where a number is given."""
     if not use_perm_null:
         if n_permutations is not None:
-            raise InvalidArgumentError(
-                f"n_perms_per_gene: expected use_perm_null=True with it, found {n_permutations!r} alone."
-            )
+            warnings.warn("n_perms_per_gene: nothing is permuted without use_perm_null=True.", stacklevel=4)
         return None
     n_permutations = 20 if n_permutations is None else n_permutations
-    if not n_permutations >= 1:
-        raise InvalidArgumentError(f"n_perms_per_gene: expected a whole number ≥ 1, found {n_permutations!r}.")
+    check_integer("n_perms_per_gene", n_permutations)
     return PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option, check_switches
 from pyrosplice.estimators import covariate_tests, gene_tests, variability_ratio
 from pyrosplice.estimators.covariate_tests import By, Contrast, Term, Variance, contrasts_of, same_nuisance, terms_of
 from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, check_jobs, fit_genes
@@ -53,12 +53,12 @@ class UsageTests(UsageModels):
         Parameters
         ----------
         method
-            ``"score"``: variance-component score test (recommended: right size at every depth, no fit needed).
+            ``"score"``: variance-component score test (recommended: right size at every depth; needs no fit, no prior).
             ``"llr"``: likelihood ratio of the models with and without spatial variance, each at its own *marginal*
             optimum with σ estimated. Where the fit is of another kind (joint, σ fixed, with a prior), these optima are
             found here, once; the fits themselves stay as they are. Needs ``fit(from_null=True)``. Depends on which
-            isoform is the last, which the random effect is about. Priors are left out (with a warning): the null law
-            is that of maxima of the likelihood.
+            isoform is the last, unless ``isoform_effect="symmetric"``. Priors are left out (with a warning): the null
+            law is that of maxima of the likelihood.
         use_perm_null
             P-values from permutations of the spots, gene by gene; otherwise from the statistic's own null law: a
             mixture of χ² for the score, for ``"llr"`` see ``null_law``.
@@ -107,8 +107,8 @@ class UsageTests(UsageModels):
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
         settings = variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
-        null = permutation_null_of(use_perm_null, n_perms_per_gene, settings)
-        check_option("adjust_for_design", adjust_for_design, (True, False))
+        check_switches(adjust_for_design=adjust_for_design)
+        null = permutation_null_of(n_perms_per_gene, settings, use_perm_null)
         adjust, reliability = adjust_for_design and prepared.design is not None, dict[str, Any]()
         if method == "score":
             tests = self._variability_score(null, adjust, n_jobs=settings["n_jobs"], show=print_progress)

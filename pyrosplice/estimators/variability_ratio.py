@@ -23,6 +23,8 @@ from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice.hypothesis.noise_freedom import noise_freedom
 from pyrosplice.hypothesis.ratio_null import spatial_ratio_null
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel
+from pyrosplice.models.isoform_effect import SoftmaxBasis
+from pyrosplice.models.recombined import of_every_isoform
 
 BOOTSTRAP_BATCH = 128  # simulated genes that are fitted at a time
 ZERO = 2e-6  # nats up to which a ratio is zero
@@ -72,7 +74,8 @@ def permuted_ratio(pair: FittedPair, permutations: PermutationNull) -> tuple[Ten
             pairs = zip(some.tolist(), order, strict=True)
             each = (spec.with_rows(rows).fit(counts[gene : gene + 1, rows]) for gene, rows in pairs)
             fitted = torch.cat([_log_marginal(gene) for gene in each])
-        return 2 * (fitted - log_null[some])
+        ratio = 2 * (fitted - log_null[some])
+        return torch.where(ratio <= ZERO, 0.0, ratio)  # ratios that are zero are ties, whatever their rounding
 
     return permutation_pvalues(statistic, counts, pair.genes, permutations)
 
@@ -134,11 +137,14 @@ def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) 
     if kernel is None:
         return spatial_likelihood_ratio_test(statistic / 2, torch.zeros_like(statistic), n_components=sigma.shape[1])[1]
     design = None if spec.design is None else torch.from_numpy(spec.design.values)
-    unbound = MultinomGLMM(**spec.options).likelihood
-    likelihood = unbound.bind(values)
+    null = MultinomGLMM(**spec.options)
+    likelihood, free = null.likelihood.bind(values), null.likelihood.free
     eta = torch.stack([gene.fixed_predictor(pair.counts.shape[1], design) for gene in pair.null])
     information = likelihood.information(pair.counts, eta)
-    freedom = noise_freedom(likelihood, unbound.free, pair.counts, eta, sigma) if unbound.free else None
+    if null.isoform_effect == "symmetric":
+        information = SoftmaxBasis.plain(eta.shape[-1], eta).information(information)
+        likelihood, eta = of_every_isoform(likelihood, eta)
+    freedom = noise_freedom(likelihood, free, pair.counts, eta, sigma) if free else None
     shared = sigma.shape[1] == 1
     law = spatial_ratio_null(information, sigma, kernel, design=design, share_variance=shared, freedom=freedom)
     return law.sf(statistic)
@@ -154,13 +160,15 @@ def _mixed(spec: ModelSpec, counts: Tensor, genes: Sequence[FittedGene]) -> Mult
 def _draw(pair: FittedPair, generators: Sequence[torch.Generator]) -> Tensor:
     """Counts of the fitted models without space, ``(B, N, K)``, totals as observed."""
     spec, n_spots = pair.null_spec, pair.counts.shape[1]
-    likelihood = MultinomGLMM(**spec.options).likelihood
+    null = MultinomGLMM(**spec.options)
     design = None if spec.design is None else torch.from_numpy(spec.design.values)
     sigma, drawn = stacked(pair.null)["sigma"], []
     for gene, deviation, table, generator in zip(pair.null, sigma, pair.counts, generators, strict=True):
         fixed = gene.fixed_predictor(n_spots, design)
         noise = torch.randn(fixed.shape, generator=generator, dtype=torch.float64)
-        bound = likelihood.bind(gene.values)
+        if null.isoform_effect == "symmetric":
+            noise = SoftmaxBasis.plain(noise.shape[-1], noise).logits(noise)
+        bound = null.likelihood.bind(gene.values)
         drawn.append(bound.draw(table.sum(-1), fixed + deviation * noise, generator=generator))
     return torch.stack(drawn)
 

@@ -4,8 +4,8 @@ With :math:`r_i` the residuals of the spots (:mod:`pyrosplice.hypothesis.score`)
 the marginal precision :math:`V^{-1}`, their covariance by the model; p coefficients a logit were fitted. Two things may
 be more than the model knows.
 
-*Dispersion between the logits.* The random effect of a GLMM has one variance for all logits, or one each, without
-covariance between them; counts of several isoforms often say otherwise.
+*Dispersion between the logits.* The random effect of a GLMM has one variance for all logits, or one each, and no
+covariance between them that is estimated; counts of several isoforms often say otherwise.
 
 .. math::
    \Phi = \Big(\sum_i r_i r_i'\Big) \Big((1 - p / n) \sum_i P_i\Big)^{-1}

@@ -115,7 +115,7 @@ def exact_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tens
 def _covered_only(residuals: Residuals, kernel: SpatialKernel) -> tuple[Residuals, Tensor]:
     """The genes at their covered spots, padded to the most covered, and K between these ``(B, m, m)``."""
     width = max(int(residuals.n_covered.max()), 1)
-    if isinstance(kernel, DenseKernel) and ENUMERATED < kernel.n_spots < 1.1 * width:  # little to gain
+    if isinstance(kernel, DenseKernel) and int(residuals.n_covered.min()) == kernel.n_spots:
         return residuals, kernel.matrix.expand(len(residuals.scale), -1, -1).clone()
     spots = torch.argsort((residuals.scale == 0).to(torch.int8), dim=1, stable=True)[:, :width]
     some = Residuals(
@@ -123,7 +123,7 @@ def _covered_only(residuals: Residuals, kernel: SpatialKernel) -> tuple[Residual
         torch.take_along_dim(residuals.scale, spots, 1),
         torch.take_along_dim(residuals.loading, spots.unsqueeze(-1), 1),
     )
-    return some, kernel.between(spots)
+    return some, kernel.between(spots, some.scale > 0)
 
 
 def _centred_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,10 @@ with V the spatial covariance. τ = 0 is the locally most powerful choice, which
 V; a small τ ("damping") caps every eigenvalue at 1/τ, the shape of the most powerful test against an effect whose
 signal-to-noise ratio in one spot is τ, and finds moderate effects more often. For a CAR covariance it is the same as
 a smaller ρ.
+
+A gene that has counts in a set c of at most 500 spots, of up to ``DENSE_LIMIT``, is tested with the kernel that damps
+these alone, :math:`K_c = (V_{cc}^{-1} + \tau I)^{-1}`: damping spots that say nothing would shorten the kernel below
+the distance between those that do (tests/studies/sv_shapes.py). Else all spots are damped.
 """
 
 from __future__ import annotations
@@ -90,8 +94,8 @@ class SpatialKernel(Protocol):
         """
         ...
 
-    def between(self, spots: Tensor) -> Tensor:
-        """Entries between all pairs of some spots ``(B, m)``: ``(B, m, m)``."""
+    def between(self, spots: Tensor, covered: Tensor) -> Tensor:
+        """Entries between all pairs of some spots ``(B, m)``, of which those ``covered`` matter: ``(B, m, m)``."""
         ...
 
 
@@ -114,16 +118,18 @@ class PairSums:
 
 @dataclass(frozen=True)
 class DenseKernel:
-    """K as a matrix."""
+    """K as a matrix; V too where τ is not 0."""
 
     matrix: Tensor
     values: Tensor
     vectors: Tensor
     skewness: float
     trace_square: float
+    spatial: Tensor | None = None
+    damping: float = 0.0
 
     @classmethod
-    def of(cls, matrix: Tensor) -> DenseKernel:
+    def of(cls, matrix: Tensor, spatial: Tensor | None = None, damping: float = 0.0) -> DenseKernel:
         """By its eigenvalues."""
         values, vectors = torch.linalg.eigh(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
@@ -133,7 +139,8 @@ class DenseKernel:
         rest = values[rank:]
         moments = [float(len(rest))] + [float((rest**k).sum()) for k in (1, 2, 3)]
         leading = vectors[:, :rank].contiguous()
-        return cls(matrix, values[:rank], leading, _skewness(moments), float(values.square().sum()))
+        total = float(values.square().sum())
+        return cls(matrix, values[:rank], leading, _skewness(moments), total, spatial, damping)
 
     @property
     def n_spots(self) -> int:
@@ -159,9 +166,32 @@ class DenseKernel:
         squares, cubes = self._pair_powers
         return PairSums(sizes * (sizes @ squares), (root * (root @ cubes)).sum(-1))
 
-    def between(self, spots: Tensor) -> Tensor:
-        """The rows and columns."""
-        return self.matrix[spots.unsqueeze(-1), spots.unsqueeze(-2)]
+    def between(self, spots: Tensor, covered: Tensor) -> Tensor:
+        """K_c: damped where ``covered``, 0 elsewhere."""
+        if self.spatial is None:
+            return self.matrix[spots.unsqueeze(-1), spots.unsqueeze(-2)]
+        n_empty = self.n_spots - int(covered.sum(-1).min())
+        if 2 * n_empty < spots.shape[-1]:
+            return self._without_damping_of_others(spots, covered, n_empty)
+        known = covered.to(self.spatial)
+        entries = self.spatial[spots.unsqueeze(-1), spots.unsqueeze(-2)]
+        entries = entries * known.unsqueeze(-1) * known.unsqueeze(-2)
+        damped = self.damping * entries
+        damped.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        kernel = torch.cholesky_solve(entries, torch.linalg.cholesky(damped))
+        return (kernel + kernel.mT) / 2
+
+    def _without_damping_of_others(self, spots: Tensor, covered: Tensor, n_empty: int) -> Tensor:
+        """K_c from K, where few spots e are not covered: ``K_cc + τ K_ce (I − τ K_ee)⁻¹ K_ec``."""
+        known = self.matrix.new_zeros(len(spots), self.n_spots).scatter(1, spots, covered.to(self.matrix))
+        others = torch.argsort(known, dim=1, stable=True)[:, :n_empty]
+        empty = 1 - torch.take_along_dim(known, others, 1)  # 0 for those that fill up
+        cross = self.matrix[spots.unsqueeze(-1), others.unsqueeze(-2)] * empty.unsqueeze(-2)
+        inner = self.matrix[others.unsqueeze(-1), others.unsqueeze(-2)] * empty.unsqueeze(-1) * empty.unsqueeze(-2)
+        inner = torch.eye(n_empty, dtype=inner.dtype, device=inner.device) - self.damping * inner
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), cross.mT, upper=False)
+        entries = self.matrix[spots.unsqueeze(-1), spots.unsqueeze(-2)]
+        return torch.baddbmm(entries, half.mT, half, alpha=self.damping)
 
     @cached_property
     def single(self) -> tuple[Tensor, Tensor]:
@@ -267,8 +297,8 @@ class SparseKernel:
         found = self.near.pair_sums(sizes.numpy())
         return PairSums(*(torch.from_numpy(x).to(sizes) for x in (found.rows, found.cubes, found.triples)))
 
-    def between(self, spots: Tensor) -> Tensor:
-        """0 between spots that are far from each other."""
+    def between(self, spots: Tensor, covered: Tensor) -> Tensor:
+        """0 between spots that are far from each other; damped whether ``covered`` or not."""
         entries = torch.from_numpy(self.near.between(spots.numpy()))
         entries.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal[spots])
         return entries
@@ -321,12 +351,14 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
     if given is None:
         matrix = covariance if isinstance(covariance, Tensor) else torch.as_tensor(covariance.dense())
-        return DenseKernel.of(_damped(_checked(matrix), damping))
+        matrix = _checked(matrix)
+        return DenseKernel.of(_damped(matrix, damping), matrix if damping else None, damping)
     if covariance.n_spots > DENSE_LIMIT:
         return SparseKernel(covariance, given, damping)
     precision = torch.from_numpy(given.toarray()).to(torch.float64)
-    matrix = torch.linalg.inv(precision + damping * torch.eye(len(precision), dtype=torch.float64))
-    return DenseKernel.of((matrix + matrix.T) / 2)
+    matrix = torch.linalg.inv(precision)
+    matrix = (matrix + matrix.T) / 2
+    return DenseKernel.of(_damped(matrix, damping), matrix if damping else None, damping)
 
 
 def _checked(matrix: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def split_effect(model: MixedModel, parameters: Parameters, nu: Tensor) -> Laten
 
 
 def effect_density(model: MixedModel, parameters: Parameters, nu: Tensor) -> EffectDensity:
-    """Log density of ν (B, N, Q), summed over logits, constants included."""
+    """Log density of ν (B, N, Q), summed over logits, constants included; in the coordinates of the model."""
     parts, white = split_effect(model, parameters, nu), parameters.white.expand_as(nu)
     logdet, unexplained = effect_logdet(model, parameters)
     square = parts.noise.square().sum((1, 2))

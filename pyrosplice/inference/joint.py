@@ -35,11 +35,11 @@ class JointFit:
     Attributes
     ----------
     coefficients
-        (B, P, Q), the intercept in the last row.
+        (B, P, Q), the intercept in the last row; of the engine's coordinates, where the model has a basis.
     sigma, theta
         (B, n_components).
     latents, nu
-        Standardised random effects, and ν (B, N, Q).
+        Standardised random effects, and ν of the logits (B, N, Q).
     log_joint
         Joint log density of counts and ν, constants included, without the prior of (Γ, σ, θ), (B,).
     gradient_norm
@@ -69,6 +69,7 @@ class JointObjective(ModeObjective):
         model, parameters = mode.step.model, mode.step.parameters
         logdet, unexplained = effect_logdet(model, parameters)
         value = mode.log_joint - 0.5 * logdet.sum(-1) - 0.5 * mode.score[0].numel() * math.log(2 * math.pi)
+        value = value - model.log_volume
         variance = (parameters.spatial.square() + parameters.white.square().amax(1)).amin(1)
         value = torch.where(variance < SMALLEST_SIGMA**2, torch.inf, value)
         white = mode.score * mode.latents.noise - unexplained / parameters.white
@@ -181,7 +182,7 @@ def _assemble(objective: JointObjective, point: Tensor, convergence: Convergence
         sigma=sigma.abs(),
         theta=angle.sin().square(),
         latents=objective.latents,
-        nu=objective.model.random_part(mode.step.parameters, mode.latents),
+        nu=objective.model.effect(mode.step.parameters, mode.latents),
         log_joint=objective.measure(mode).value,
         gradient_norm=gradient.norm(dim=-1),
         convergence=convergence,

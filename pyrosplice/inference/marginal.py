@@ -38,13 +38,13 @@ class MarginalFit:
     Attributes
     ----------
     coefficients
-        (B, P, Q), the intercept in the last row.
+        (B, P, Q), the intercept in the last row; of the engine's coordinates, where the model has a basis.
     sigma, theta
         (B, n_components); θ is exactly 0 where the data are best without spatial variance.
     latents
         Standardised random effects at their posterior mode, where ``MixedModel.mode`` starts from.
     nu
-        Random effect at its posterior mode, (B, N, Q).
+        Random effect of the logits at its posterior mode, (B, N, Q).
     log_marginal
         Laplace log marginal likelihood, without the prior, (B,).
     log_marginal_null
@@ -211,7 +211,7 @@ def _assemble(
         sigma=sigma,
         theta=angle.sin().square(),
         latents=objective.latents,
-        nu=objective.model.random_part(mode.step.parameters, mode.latents),
+        nu=objective.model.effect(mode.step.parameters, mode.latents),
         log_marginal=value,
         log_marginal_null=value if null is None else null,
         gradient_norm=gradient.norm(dim=-1),

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar, positive_part, sandwich
 from pyrosplice.linalg.solver import Factor, SpatialSolver
+from pyrosplice.models.isoform_effect import SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.recombined import Recombined
 
 PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
 NEAR, NEARER = 0.1, 1e-3  # decrement at which exact steps are tried, and how much nearer they are tried again
@@ -91,15 +93,26 @@ class MixedModel:
     solver
         The spatial covariance; None for a model whose random effect is independent between spots.
     likelihood
-        Log density of a spot's counts given its linear predictor. Its free hyper-parameters are named in ``hyper`` and
-        have their start values until :meth:`bound`.
+        Log density of a spot's counts given its logits (or whatever predictors it has). Its free hyper-parameters are
+        named in ``hyper`` and have their start values until :meth:`bound`.
+    basis
+        Coordinates of the logits in which the random effect is independent; None if it is so in the logits themselves.
+        All of the engine is in these coordinates, coefficients and random effects among it; :meth:`effect` is not.
     """
 
-    def __init__(self, counts: Tensor, design: Tensor, solver: SpatialSolver | None, likelihood: Likelihood):
+    def __init__(
+        self,
+        counts: Tensor,
+        design: Tensor,
+        solver: SpatialSolver | None,
+        likelihood: Likelihood,
+        basis: SoftmaxBasis | None = None,
+    ):
         self.counts = planar(counts)
-        self.design, self.solver = design, solver
+        self.design, self.solver, self.basis = design, solver, basis
         self.hyper = likelihood.free
-        self._take(likelihood.bind_start(len(counts), counts))
+        started = likelihood.bind_start(len(counts), counts)
+        self._take(started if basis is None else Recombined(started, basis.root))
 
     def _take(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood
@@ -121,6 +134,7 @@ class MixedModel:
         model = copy(self)
         model.counts = planar(self.counts[genes])
         model.likelihood = self.likelihood.select(genes)
+        model.basis = None if self.basis is None else self.basis.select(genes)
         model.constant = self.constant[genes]
         return model
 
@@ -148,11 +162,21 @@ class MixedModel:
         return (self.design @ coefficients.permute(2, 1, 0)).permute(2, 1, 0)
 
     def random_part(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """``ν = a s + c e``: (B, N, Q)."""
+        """``a s + c e``: (B, N, Q)."""
         out = latents.noise * parameters.white
         if self.solver is not None:
             out += self.solver.spread(latents.field) * parameters.spatial[:, None]
         return out
+
+    def effect(self, parameters: Parameters, latents: Latents) -> Tensor:
+        """ν on the scale of the logits: (B, N, Q)."""
+        out = self.random_part(parameters, latents)
+        return out if self.basis is None else self.basis.logits(out)
+
+    @property
+    def log_volume(self) -> float:
+        """What the log density of a gene's random effect in the coordinates is above that of ν."""
+        return 0.0 if self.basis is None else self.counts.shape[1] * self.basis.log_volume
 
     def log_joint(self, parameters: Parameters, latents: Latents) -> Tensor:
         """``log p(y | η) − ½ z' P z − ½ e' e``: (B,), without the Gaussian constants."""

@@ -34,7 +34,7 @@ class RandomEffectPosterior(TorchDistribution):
     def __init__(self, mode: Mode, validate_args: bool | None = None) -> None:
         self._mode = mode
         self._model, self._parameters = mode.step.model, mode.step.parameters
-        self.loc = self._model.random_part(self._parameters, mode.latents)
+        self.loc = self._model.effect(self._parameters, mode.latents)
         super().__init__(self.loc.shape[:1], self.loc.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RandomEffectPosterior:
@@ -56,7 +56,8 @@ class RandomEffectPosterior(TorchDistribution):
     @property
     def spot_covariance(self) -> Tensor:
         """Posterior covariance of the logits of each spot, ``(G, N, Q, Q)``."""
-        return Laplace(self._mode).covariance
+        found, basis = Laplace(self._mode).covariance, self._model.basis
+        return found if basis is None else basis.logit_covariance(found)
 
     @property
     def variance(self) -> Tensor:
@@ -78,6 +79,8 @@ class RandomEffectPosterior(TorchDistribution):
             latent = step.factor.colour(normal(n_genes, solver.n_latent, q, n_draws)).permute(3, 0, 1, 2)
             field = solver.spread(latent.reshape(n_draws * n_genes, -1, q)).reshape(n_draws, n_genes, n_spots, q)
             draws = draws + matvec(step.transfer, field * self._parameters.spatial[:, None])
+        if self._model.basis is not None:
+            draws = self._model.basis.logits(draws)
         return (self.loc + draws).reshape(*shape, n_genes, n_spots, q)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -89,13 +92,14 @@ class RandomEffectPosterior(TorchDistribution):
 
     def _log_density(self, nu: Tensor) -> Tensor:
         step, n_genes = self._mode.step, len(nu)
-        away = nu - self.loc
+        away, basis = nu - self.loc, self._model.basis
+        away = away if basis is None else basis.coordinates(away)
         likelihood = (away * matvec(step.information, away)).sum((1, 2))
         prior = effect_density(self._model, self._parameters, away).value
         ratio = step.white_logdet  # log |Σ⁻¹ + W| + log |Σ|
         if self._model.solver is not None and step.factor is not None:
             ratio = ratio + step.factor.logdet() - self._model.n_predictors * self._model.solver.prior_logdet
-        return prior + 0.5 * (ratio - likelihood).reshape(n_genes)
+        return prior - self._model.log_volume + 0.5 * (ratio - likelihood).reshape(n_genes)
 
 
 def bounded_away_from_zero(parameters: Parameters) -> Parameters:

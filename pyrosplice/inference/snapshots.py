@@ -70,7 +70,7 @@ class _Noted:
         if mode is None:
             return
         coefficients, sigma, angle = self.objective.unknowns.unpack(point, genes)
-        nu = mode.step.model.random_part(mode.step.parameters, mode.latents)
+        nu = mode.step.model.effect(mode.step.parameters, mode.latents)
         now = {"coefficients": coefficients, "sigma": sigma.abs(), "theta": angle.sin().square(), "nu": nu}
         now |= self.objective.unknowns.hyper_values(point)
         last = self._epochs[-1] if self._epochs else now

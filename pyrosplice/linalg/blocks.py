@@ -34,6 +34,29 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return out
 
 
+def planar_matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """:func:`matvec` of matrices that spots share, ``(B, 1, A, C)`` or ``(A, C)``; the result is :func:`planar`."""
+    shape = (matrix.shape[-2], *reversed(vector.shape[:-1]))
+    out = vector.new_zeros(shape).permute(*reversed(range(len(shape))))
+    for c in range(matrix.shape[-1]):
+        out.addcmul_(matrix[..., :, c], vector[..., c, None])
+    return out
+
+
+def congruent(matrix: Tensor, block: Tensor) -> Tensor:
+    """``M B M'`` of such matrices M and ``(..., N, C, C)``; the result is :func:`planar`."""
+    return _planar_matmul(_planar_matmul(matrix, block), matrix.mT)
+
+
+def _planar_matmul(left: Tensor, right: Tensor) -> Tensor:
+    lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    shape = (left.shape[-2], right.shape[-1], *reversed(lead))
+    out = left.new_zeros(shape).permute(*reversed(range(2, len(shape))), 0, 1)
+    for c in range(left.shape[-1]):
+        out.addcmul_(left[..., :, c, None], right[..., None, c, :])
+    return out
+
+
 def sandwich(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
     """``diag(left) matrix diag(right)`` for vectors (..., Q) that broadcast against (..., Q, Q) matrices."""
     return matrix * left[..., :, None] * right[..., None, :]

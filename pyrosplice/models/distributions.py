@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood
 
 
@@ -109,12 +110,14 @@ class EigenCovariance:
 
 
 class SpatialEffect(TorchDistribution):
-    r"""Gaussian random effect of one gene, independent over logits.
+    r"""Gaussian random effect of one gene on its logits.
 
     .. math:: \nu_k \sim \mathcal N\bigl(0,\; \sigma_k^2 (\theta_k V + (1 - \theta_k) I)\bigr), \quad k = 1, \dots, Q
 
-    In V's eigenbasis each coordinate of ν is independent, with variance
-    :math:`d_{jk} = \sigma_k^2 (\theta_k \lambda_j + 1 - \theta_k)`.
+    independently over logits, or, with one σ and θ for all of them, with covariance :math:`I + 11'` between the logits
+    of a spot: :math:`\nu_k = \psi_k - \psi_K` of isoforms whose ψ have that law and are independent
+    (:mod:`pyrosplice.models.isoform_effect`). In V's eigenbasis each coordinate of ν (or of ``L⁻¹ ν``) is independent,
+    with variance :math:`d_{jk} = \sigma_k^2 (\theta_k \lambda_j + 1 - \theta_k)`.
 
     Parameters
     ----------
@@ -125,6 +128,8 @@ class SpatialEffect(TorchDistribution):
         ``(..., G, Q)``.
     n_logits
         Q. Batch shape ``(..., G)``, event shape ``(N, Q)``.
+    isoform_effect
+        ``"independent"`` or ``"symmetric"``.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -138,7 +143,10 @@ class SpatialEffect(TorchDistribution):
         theta_logit: Tensor,
         n_logits: int,
         validate_args: bool | None = None,
+        *,
+        isoform_effect: IsoformEffect = "independent",
     ) -> None:
+        self.isoform_effect = isoform_effect
         shape = torch.broadcast_shapes(sigma.shape, theta_logit.shape, (n_logits,))
         self.covariance = covariance
         self.sigma = sigma.expand(shape)
@@ -150,8 +158,9 @@ class SpatialEffect(TorchDistribution):
         """The same distribution with a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
-            self.covariance, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False
-        )
+            self.covariance, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False,
+            isoform_effect=self.isoform_effect,
+        )  # fmt: skip
 
     @property
     def eigen_variances(self) -> Tensor:
@@ -165,12 +174,29 @@ class SpatialEffect(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         variances = self.eigen_variances
-        rotated = self.covariance.eigenvectors.mT @ value
-        terms = rotated.square() / variances + variances.log() + math.log(2 * math.pi)
-        return -0.5 * terms.sum((-2, -1))
+        terms = self._rotated(value).square() / variances + variances.log() + math.log(2 * math.pi)
+        density = -0.5 * terms.sum((-2, -1))
+        return density if self._basis is None else density - self.event_shape[0] * self._basis.log_volume
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Random effects ``(*sample_shape, ..., G, N, Q)``, differentiable in σ and θ."""
-        variances = self.eigen_variances
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=variances.dtype, device=variances.device)
-        return self.covariance.eigenvectors @ (noise * variances.sqrt())
+        like = self.eigen_variances
+        return self.coloured(torch.randn(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device))
+
+    def coloured(self, white: Tensor) -> Tensor:
+        """ν from standard normal numbers ``(..., G, N, Q)``."""
+        effect = self.covariance.eigenvectors @ (white * self.eigen_variances.sqrt())
+        return effect if self._basis is None else self._basis.logits(effect)
+
+    def whitened(self, value: Tensor) -> Tensor:
+        """The standard normal numbers that :meth:`coloured` makes ν ``(..., G, N, Q)`` from."""
+        return self._rotated(value) / self.eigen_variances.sqrt().clamp_min(1e-12)
+
+    def _rotated(self, value: Tensor) -> Tensor:
+        """ν in the coordinates in which all of it is independent."""
+        own = value if self._basis is None else self._basis.coordinates(value)
+        return self.covariance.eigenvectors.mT @ own
+
+    @property
+    def _basis(self) -> SoftmaxBasis | None:
+        return SoftmaxBasis.plain(self.event_shape[1], self.sigma) if self.isoform_effect == "symmetric" else None

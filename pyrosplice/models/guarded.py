@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.overrides import is_ours
 
@@ -60,11 +61,11 @@ class Guarded(Likelihood):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts."""
-        return self._each("log_prob", counts, eta)
+        return self._one_a_spot("log_prob", counts, eta)
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """The part of it that depends on ``eta``."""
-        return self._each("kernel", counts, eta)
+        return self._one_a_spot("kernel", counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage."""
@@ -106,6 +107,17 @@ class Guarded(Likelihood):
 
     def __repr__(self) -> str:
         return repr(self.inner)
+
+    def _one_a_spot(self, method: str, counts: Tensor, eta: Tensor) -> Tensor:
+        found = self._each(method, counts, eta)
+        expected = torch.broadcast_shapes(counts.shape[:-1], eta.shape[:-1])
+        if not isinstance(found, Tensor) or found.shape != expected:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidArgumentError(
+                f"likelihood: expected log_prob of {type(self.inner).__name__} to be of each spot, shape "
+                f"{tuple(expected)}, found {shape}; leave the sum over spots out."
+            )
+        return found
 
     def _each(self, method: str, counts: Tensor, *rest: Any) -> Any:
         try:

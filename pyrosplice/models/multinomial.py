@@ -8,6 +8,9 @@ For gene g, spot i with :math:`n_{gi}` molecules, logits k = 1..Q of the isoform
    \eta_g &= X \beta_g + 1 b_g' + \nu_g \\
    \nu_{gk} &\sim \mathcal N(0, \sigma_{gk}^2 (\theta_{gk} V + (1 - \theta_{gk}) I))
 
+independently over the logits or, with ``isoform_effect="symmetric"``, with covariance :math:`I + 11'` between them:
+then :math:`\nu_{gk} = \psi_{gk} - \psi_{gK}`, and the ψ of the K isoforms are independent and have that law each.
+
 Both classes are callables without arguments, so ``pyro.poutine``, ``pyro.infer.NUTS`` and ``pyro.infer.SVI`` take them
 as they are; ``pyro.poutine.uncondition(model)`` draws the counts instead of conditioning on them, for ``Predictive``.
 
@@ -26,7 +29,7 @@ estimator whose ``model`` is a subclass with another density is refused at ``fit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
@@ -34,6 +37,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.models.distributions import EigenCovariance, SpatialEffect, SpotCounts
+from pyrosplice.models.isoform_effect import IsoformEffect, check_isoform_effect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
 from pyrosplice.models.priors import complete_priors
@@ -76,12 +80,12 @@ class MultinomialGLM:
         self.likelihood = likelihood or Multinomial()
         name, shapes = check_priors(priors), self.site_shapes()
         if name is not None:
-            priors = named_priors(name, shapes, covariance=self._space(), likelihood=self.likelihood)
+            priors = self._named(name, shapes)
         self.priors = complete_priors(priors, shapes)  # type: ignore[arg-type]  # no name any more
 
-    def _space(self) -> Tensor | None:
-        """V, for priors that depend on it."""
-        return None
+    def _named(self, name: str, sites: Collection[str]) -> dict[str, Any]:
+        """The priors of that name."""
+        return named_priors(name, sites, covariance=None, likelihood=self.likelihood)
 
     def site_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each site that takes a prior, genes first."""
@@ -135,10 +139,22 @@ class MultinomialGLMM(MultinomialGLM):
         One (σ, θ) a gene (shape ``(G, 1)``), or one per logit (``(G, Q)``).
     fixed
         Values of sites that are known rather than latent, e.g. ``{"sigma": tensor}``.
+    isoform_effect
+        ``"independent"``: ν of the logits are independent, and what isoform is the last matters. ``"symmetric"``: those
+        of a spot have covariance I + 11' (times the variance), so that it does not
+        (:mod:`pyrosplice.models.isoform_effect`). Asks for ``share_variance``, and a likelihood of K − 1 logits.
 
     Notes
     -----
-    More sites in the plate ``genes``: ``sigma``, ``theta_logit`` and ``nu`` ``(G, N, Q)``.
+    More sites in the plate ``genes``: ``sigma``, ``theta_logit`` and ``nu`` ``(G, N, Q)``. Whatever ``isoform_effect``
+    is, ν is on the scale of the logits against the last isoform: η is the fixed part plus ν. σ is the standard
+    deviation of a logit's ν (``"independent"``), or of the effect of an isoform on the scale of the softmax
+    (``"symmetric"``), where a logit, the difference of two isoforms, has √2 σ.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``isoform_effect="symmetric"`` without ``share_variance``, or with a likelihood of other predictors.
     """
 
     def __init__(
@@ -151,7 +167,12 @@ class MultinomialGLMM(MultinomialGLM):
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         fixed: Mapping[str, Tensor] | None = None,
+        isoform_effect: IsoformEffect = "independent",
     ) -> None:
+        check_isoform_effect(
+            isoform_effect, share_variance=share_variance, likelihood=likelihood or Multinomial(), counts=counts
+        )
+        self.isoform_effect = isoform_effect
         self.covariance = EigenCovariance.from_dense(covariance) if isinstance(covariance, Tensor) else covariance
         self.share_variance = share_variance
         self.fixed = dict(fixed or {})
@@ -169,16 +190,22 @@ class MultinomialGLMM(MultinomialGLM):
         shapes = {name: shape for name, shape in self.site_shapes().items() if name not in self.fixed}
         return {**shapes, "nu": (len(self.counts), self.design.shape[0], shapes["bias_eta"][1])}
 
-    def _space(self) -> Tensor | None:
+    def _named(self, name: str, sites: Collection[str]) -> dict[str, Any]:
         values, vectors = self.covariance.eigenvalues, self.covariance.eigenvectors
-        return None if bool((values == 1).all()) else (vectors * values) @ vectors.T
+        space = None if bool((values == 1).all()) else (vectors * values) @ vectors.T
+        return named_priors(
+            name, sites, covariance=space, likelihood=self.likelihood, isoform_effect=self.isoform_effect
+        )
+
+    def effect(self, values: Mapping[str, Tensor]) -> SpatialEffect:
+        """Distribution of ν given the values of the other sites."""
+        n_logits, kind = values["bias_eta"].shape[-1], self.isoform_effect
+        return SpatialEffect(self.covariance, values["sigma"], values["theta_logit"], n_logits, isoform_effect=kind)
 
     def sample_latents(self) -> dict[str, Tensor]:
         """Sample the latent sites that are not fixed, then ν given its variances."""
         values = {name: self.fixed[name] if name in self.fixed else self._sample(name) for name in self.priors}
-        n_logits = values["bias_eta"].shape[-1]
-        effect = SpatialEffect(self.covariance, values["sigma"], values["theta_logit"], n_logits)
-        return {**values, "nu": pyro.sample("nu", effect)}
+        return {**values, "nu": pyro.sample("nu", self.effect(values))}
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
         """η ``(..., G, N, Q)`` from the values of the sites."""

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.penalised_complexity import weak_priors
-from pyrosplice.models.priors import REAL_SITES, check_prior
+from pyrosplice.models.priors import REAL_SITES, check_prior, variance_prior
 
 NAMED = {"weak": weak_priors}
 
@@ -30,6 +31,26 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
     return None
 
 
-def named_priors(name: str, sites: Collection[str], *, covariance: Any, likelihood: Likelihood) -> dict[str, Any]:
+def with_variance_prior(priors: Priors, name: str, params: Mapping[str, float] | None) -> Priors:
+    """Priors with that of σ by its documented name; raises where they have one already."""
+    sigma = variance_prior(name, params)
+    if sigma is None:
+        return priors
+    if isinstance(priors, str) or "sigma" in (priors or {}):
+        raise InvalidArgumentError(
+            f"var_prior_model: expected 'none' beside priors= that have one of sigma already, found {name!r}."
+        )
+    return {"sigma": sigma, **(priors or {})}
+
+
+def named_priors(
+    name: str,
+    sites: Collection[str],
+    *,
+    covariance: Any,
+    likelihood: Likelihood,
+    isoform_effect: IsoformEffect = "independent",
+) -> dict[str, Any]:
     """The table of that name, for the sites that a model has; V is None where there is no space."""
-    return {site: prior for site, prior in NAMED[name](covariance, likelihood).items() if site in sites}
+    table = NAMED[name](covariance, likelihood, isoform_effect=isoform_effect)
+    return {site: prior for site, prior in table.items() if site in sites}

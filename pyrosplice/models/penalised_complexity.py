@@ -12,7 +12,8 @@ which has a greatest value d(1): the exponential is truncated there.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 import pyro.distributions as dist
@@ -22,10 +23,12 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.symmetric_normal import SymmetricNormal
 
 KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ → 0 and θ → 1 hold to about 0.1 %
 
@@ -121,7 +124,9 @@ class SpatialShare(TorchDistribution):
         return ((cubic * x + square) * x + line) * x + constant
 
 
-def weak_priors(covariance: Any = None, likelihood: Likelihood | None = None) -> dict[str, Any]:
+def weak_priors(
+    covariance: Any = None, likelihood: Likelihood | None = None, *, isoform_effect: IsoformEffect = "independent"
+) -> dict[str, Any]:
     """Weakly informative, proper priors of every site: what posteriors of (σ, θ) need.
 
     ==================== ============================================= ==================================
@@ -140,16 +145,21 @@ def weak_priors(covariance: Any = None, likelihood: Likelihood | None = None) ->
         V, for the prior of θ.
     likelihood
         For its free hyper-parameters.
+    isoform_effect
+        That of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the log odds of
+        any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last one.
     """
+    check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
 
     def number(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64)
 
     zero = number(0.0)
     own = {} if likelihood is None else {name: likelihood.hyperparameters[name] for name in likelihood.free}
+    normal = SymmetricNormal if isoform_effect == "symmetric" else partial(dist.Normal, zero)
     return {
-        "beta": dist.Normal(zero, number(1.0)),
-        "bias_eta": dist.Normal(zero, number(3.0)),
+        "beta": normal(number(1.0)),
+        "bias_eta": normal(number(3.0)),
         "sigma": pc_sigma(),
         "theta_logit": dist.Logistic(zero, number(1.0)) if covariance is None else pc_theta(covariance),
         **{name: dist.LogNormal(number(math.log(start)), number(1.5)) for name, start in own.items()},

@@ -15,12 +15,14 @@ from pyrosplice.models.count_likelihoods import NegativeBinomial, Poisson
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.penalised_complexity import SpatialShare
 from pyrosplice.models.priors import REAL_SITES, complete_priors, is_flat
+from pyrosplice.models.symmetric_normal import SymmetricNormal
 from pyrosplice.models.usage_likelihoods import BetaBinomial, Binomial, DirichletMultinomial
 
 SHIPPED: dict[str, type[Likelihood]] = {
     kind.__name__: kind
     for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
 }
+OURS = {kind.__name__: kind for kind in (SpatialShare, SymmetricNormal)}
 MOST_SHOWN = 8  # numbers of an argument that is written out
 ROLES = {
     "beta": "covariate effects on the linear predictor",
@@ -70,7 +72,7 @@ def prior_to_json(prior: Any) -> dict[str, Any] | None:
         "TransformedDistribution",
         "MaskedDistribution",
     )
-    if wrapper or getattr(dist, kind, None) is not type(prior):
+    if wrapper or _class_of(kind) is not type(prior):
         return None
     return {"class": kind} | {key: torch.as_tensor(value).tolist() for key, value in _arguments(prior).items()}
 
@@ -85,7 +87,7 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
     """
     arguments = {key: value for key, value in content.items() if key != "class"}
     name = content.get("class")
-    kind: Any = SpatialShare if name == "SpatialShare" else getattr(dist, name, None) if isinstance(name, str) else None
+    kind: Any = _class_of(name)
     if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
         raise ModelFileError(f"priors: the file names {name!r}, which is no distribution of Pyro's.")
     make: Any = kind
@@ -123,6 +125,11 @@ def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"likelihood: the file's {kind.__name__} cannot be made again ({error}).") from error
+
+
+def _class_of(name: Any) -> Any:
+    """The class of priors of that name, ours or Pyro's; None if there is none."""
+    return OURS.get(name) or (getattr(dist, name, None) if isinstance(name, str) else None)
 
 
 def _arguments(prior: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ likelihood's    ``(1,)``            flat on the positive reals  its hyper-parame
 
 A prior may have any batch and event shape that broadcasts to its site: ``Normal(0, 1)`` is independent over all
 entries, ``MultivariateNormal(zeros(Q), S)`` for ``beta`` couples the logits of each covariate, and so on.
+:class:`~pyrosplice.priors.SymmetricNormal` couples them so that no isoform is special, whatever their number.
 
 The flat priors are a normal (log-normal for σ) under ``mask(False)``, Pyro's idiom for a factor that is constant: the
 density is improper and zero on the log scale, while samplers and autoguides still find a point to start from.
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
+from pyrosplice.models.symmetric_normal import SymmetricNormal
 from pyrosplice.modes import ordinary
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
@@ -180,7 +182,7 @@ def log_prior(
     genes = torch.arange(len(first), device=first.device) if genes is None else genes
     density = first.new_zeros(len(first))
     for name, value in values.items():
-        if not is_flat(priors[name]):
+        if value.numel() and not is_flat(priors[name]):  # no covariates, no prior of them
             density = density + _log_density(priors[name], value, genes)
     return density
 
@@ -229,7 +231,10 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
         start = dist.Normal(zero, one) if name in REAL_SITES else dist.LogNormal(zero, one)
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
     check_prior(name, prior, real=name in REAL_SITES)
-    prior, n_batch = _double(prior), len(shape) - len(prior.event_shape)
+    prior = _double(prior)
+    if isinstance(prior, SymmetricNormal):  # which is of the number of isoforms that it is put to
+        prior = prior.of_logits(shape[-1])
+    n_batch = len(shape) - len(prior.event_shape)
     try:
         if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:
             raise RuntimeError

@@ -3,6 +3,7 @@
 Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
 """
 
+from pyrosplice.plotting.calibration import rank_ecdf
 from pyrosplice.plotting.expression import dispersion, heatmap
 from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
 from pyrosplice.plotting.posterior import (
@@ -34,6 +35,7 @@ __all__ = [
     "predictive_intervals",
     "pvalue_histogram",
     "qq",
+    "rank_ecdf",
     "rank_histogram",
     "rootogram",
     "usage_map",

@@ -71,9 +71,10 @@ def estimate_vs_truth(
     if width > 0:
         medians = shown.groupby(truth)[estimate].median()
         ax.hlines(medians, medians.index - 0.6 * width, medians.index + 0.6 * width, color=BLACK, linewidth=2.5)
+        ax.set_xticks(levels)
     error = (shown[estimate] - shown[truth]).to_numpy(dtype=np.float64)
     ax.set_title(f"n = {error.size:,}, bias {error.mean():+.3f}, RMSE {np.sqrt((error**2).mean()):.3f}", fontsize=10)
-    ax.set_xlabel(f"true {name or truth}")
+    ax.set_xlabel(f"true {name or truth}" + (" (spread sideways; bars: medians)" if width > 0 else ""))
     ax.set_ylabel(f"estimated {name or estimate}")
     if by is not None:
         ax.legend(title=by, frameon=False)

@@ -177,7 +177,7 @@ def usage_map(
             image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
         axes[0, column].set_title(str(name), fontsize="medium")
         extend = _beyond(spots[raw], low, high)
-        figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend)
+        figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend, label="usage")
         if n_rows == 3:
             widest = (0.0, float(table[sd].max()) or 1.0)
             image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colours=UNCERTAINTY)
@@ -185,7 +185,9 @@ def usage_map(
         figure.colorbar(
             image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
         )
-    for ax, name in zip(axes[:, 0], ("raw", "fitted", "posterior sd"), strict=False):
+    seen_everywhere = bool(table[raw].notna().all())
+    rows = ("raw" if seen_everywhere else "raw (small: no molecules)", "fitted", "posterior sd")
+    for ax, name in zip(axes[:, 0], rows, strict=False):
         ax.set_ylabel(name)
     if title is not None:
         figure.suptitle(title)

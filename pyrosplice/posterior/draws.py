@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.data.names import places_of
-from pyrosplice.errors import check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
@@ -27,6 +27,13 @@ def posterior_tree(
     made = check_groups(model, groups, usage=usage)
     check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     check_option("method", method, METHODS)
+    check_integer("seed", seed, least=0)
+    if not (names is None or isinstance(names, Mapping)):
+        raise InvalidArgumentError(f"names: expected a dictionary by dimension, found {type(names).__name__}.")
+    if nuts_options is not None and (method != "nuts" or not isinstance(nuts_options, NutsOptions)):
+        raise InvalidArgumentError(
+            f"nuts_options: expected NutsOptions and method='nuts', found {nuts_options!r} and {method!r}."
+        )
     given = genes.tolist() if isinstance(genes, Tensor) else genes
     chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(model.n_genes)), "genes"))
     numbers = numbers_per_draw(model, len(chosen), made, usage=usage, method=method)

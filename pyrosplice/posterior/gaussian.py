@@ -31,7 +31,7 @@ LANES = 512
 class Draws:
     """Draws of a batch of genes, with the engine's (standardised) coefficients.
 
-    ``coefficients`` (S, B, P, Q), ``phi`` (S, B, d), ``nu`` (S, B, N, Q), ``log_weights`` (S, B).
+    ``coefficients`` (S, B, P, Q), ``phi`` (S, B, d), ``nu`` of the logits (S, B, N, Q), ``log_weights`` (S, B).
     """
 
     coefficients: Tensor
@@ -59,7 +59,7 @@ def draw_plugged_in(
         latents = centre.moved(deviation)
         base = mode.step.parameters
         here = Parameters(centred + away[s], base.spatial, base.white)
-        nu.append(model.random_part(here, latents))
+        nu.append(model.effect(here, latents))
         weights.append(_log_ratio(mode, here, latents, deviation, logdet))
     drawn = centred + away
     prior = torch.stack([target.prior(one, phi) for one in drawn])
@@ -92,7 +92,7 @@ def draw_integrated(
         drawn = profile.optimum()[0] + away[0]
         mode = target.mode(drawn, lanes)
         latents, weight = _effects(mode, n_effects, generator)
-        nu = mode.step.model.random_part(mode.step.parameters, latents)
+        nu = mode.step.model.effect(mode.step.parameters, latents)
         weight = weight + target.prior(drawn, lanes) - log_coefficients[0] - log_phi[rows].flatten()
         parts.append([x.reshape(len(rows), n_genes, *x.shape[1:]) for x in (drawn, lanes, nu, weight)])
     return Draws(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

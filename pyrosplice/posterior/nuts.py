@@ -49,13 +49,8 @@ class WhitenedEffect(Reparam):
         effect: SpatialEffect = msg["fn"]
         zeros = torch.zeros(effect.event_shape, dtype=effect.sigma.dtype)
         white = pyro.sample(WHITE, dist.Normal(zeros, 1.0).to_event(2).expand(effect.batch_shape))
-        value = coloured(effect, white)
+        value = effect.coloured(white)
         return {"fn": dist.Delta(value, event_dim=2).mask(False), "value": value, "is_observed": True}
-
-
-def coloured(effect: SpatialEffect, white: Tensor) -> Tensor:
-    """ν from standard normal numbers in V's eigenbasis."""
-    return effect.covariance.eigenvectors @ (white * effect.eigen_variances.sqrt())
 
 
 def nuts(
@@ -114,7 +109,8 @@ def single_gene(model: MultinomGLM, gene: int) -> MultinomialGLM:
     settings: dict[str, Any] = {"likelihood": model.likelihood.select(rows), "priors": model.priors}
     if isinstance(whole, MultinomialGLMM):
         fixed = {name: value[rows] for name, value in whole.fixed.items()}
-        space: dict[str, Any] = {"covariance": whole.covariance, "share_variance": whole.share_variance, "fixed": fixed}
+        space: dict[str, Any] = {"covariance": whole.covariance, "share_variance": whole.share_variance}
+        space |= {"isoform_effect": whole.isoform_effect, "fixed": fixed}
         return MultinomialGLMM(whole.counts[rows], whole.design, **space, **settings)
     return MultinomialGLM(whole.counts[rows], whole.design, **settings)
 
@@ -182,12 +178,10 @@ class Coordinates:
 
 
 def whitened_sites(program: MultinomialGLM, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sites with ν as the standard normal numbers that NUTS moves, the inverse of :func:`coloured`."""
+    """Sites with ν as the standard normal numbers that NUTS moves."""
     if not isinstance(program, MultinomialGLMM):
         return dict(sites)
-    effect = SpatialEffect(program.covariance, sites["sigma"], sites["theta_logit"], sites["bias_eta"].shape[-1])
-    scale = effect.eigen_variances.sqrt().clamp_min(1e-12)
-    return {**sites, WHITE: effect.covariance.eigenvectors.mT @ sites["nu"] / scale}
+    return {**sites, WHITE: program.effect(sites).whitened(sites["nu"])}
 
 
 def run_chain(coordinates: Coordinates, num_samples: int, options: NutsOptions) -> tuple[dict[str, Tensor], Tensor]:
@@ -212,9 +206,7 @@ def _sites(model: MultinomialGLM, values: dict[str, Tensor], diverging: Tensor) 
     num_samples = len(diverging)
     if isinstance(model, MultinomialGLMM):
         values |= {name: value.expand(num_samples, *value.shape) for name, value in model.fixed.items()}
-        n_logits = values["bias_eta"].shape[-1]
-        effect = SpatialEffect(model.covariance, values["sigma"], values["theta_logit"], n_logits)
-        values["nu"] = coloured(effect, values.pop(WHITE))
+        values["nu"] = model.effect(values).coloured(values.pop(WHITE))
     if "beta" not in values:
         values["beta"] = values["bias_eta"].new_zeros(num_samples, 1, 0, values["bias_eta"].shape[-1])
     return {**{name: value.squeeze(1) for name, value in values.items()}, "diverging": diverging}

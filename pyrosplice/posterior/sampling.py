@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
@@ -145,7 +145,7 @@ def target_of(model: MultinomGLM, genes: Tensor, *, hyper: str) -> tuple[Target,
     engine, integrate = _engine(model), hyper != "plug-in"
     held = model._held() if isinstance(model, MultinomGLMM) else ("sigma", "theta_logit")
     if not integrate:
-        engine = MixedEngine(engine.counts, engine.scaling, engine.solver, model.bound_likelihood)
+        engine = replace(engine, likelihood=model.bound_likelihood)
     own = {name: getattr(model, name).detach()[genes] for name in engine.likelihood.free}
     target = Target(
         engine=engine,
@@ -156,7 +156,7 @@ def target_of(model: MultinomGLM, genes: Tensor, *, hyper: str) -> tuple[Target,
         free_sigma=integrate and mixed and "sigma" not in held,
         free_theta=integrate and mixed and "theta_logit" not in held,
     )
-    coefficients = engine.coefficients(model.beta.detach(), model.bias_eta.detach())[genes]
+    coefficients = engine.coefficients(model.beta.detach()[genes], model.bias_eta.detach()[genes], genes)
     return target, coefficients, target.phi(sigma[genes], logit[genes].clamp(-8, 8), own)
 
 
@@ -191,8 +191,7 @@ def _proposals(
         draws = draw_integrated(target, known, n_draws, generator, n_effects=n_effects)
     else:
         draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
-    weights = target.engine.scaling.matrix @ draws.coefficients
-    sites = {"beta": weights[..., :-1, :], "bias_eta": weights[..., -1, :]}
+    sites = target.engine.weights(draws.coefficients, genes)
     values = target.sites(draws.phi.flatten(0, 1))
     values = {name: value.reshape(n_draws, len(genes), -1) for name, value in values.items()}
     if isinstance(model, MultinomGLMM):

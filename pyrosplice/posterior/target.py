@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.estimators.mixed_engine import MixedEngine, prior_of_standardised
+from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.random_effect import unit_deviations
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.mode import MixedModel, Mode, Parameters
@@ -88,7 +88,7 @@ class Target:
         if self.log_prior is None:
             return jacobian
         rows = torch.arange(len(self.genes)).repeat(times)
-        density = prior_of_standardised(self.log_prior, self.engine.scaling, self.genes)
+        density = self.engine.own_prior(self.log_prior, self.genes)
         values = {"beta": coefficients[:, :-1], "bias_eta": coefficients[:, -1], **sites}
         return density(values, rows) + jacobian
 

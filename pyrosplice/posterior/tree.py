@@ -26,7 +26,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
@@ -103,6 +103,9 @@ def data_tree(
 
 def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
     """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
+    check_switches(usage=usage)
+    if isinstance(groups, str):
+        raise InvalidArgumentError(f"groups: expected a list of names among {list(GROUPS)}, found {groups!r}.")
     made = GROUPS if groups is None else groups
     for group in made:
         check_option("groups", group, GROUPS)

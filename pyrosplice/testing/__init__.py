@@ -1,6 +1,8 @@
-"""Contract tests of what users write: they say in words what a likelihood or a covariance gets wrong."""
+"""Contract tests of what users write, in words; checks of calibration, by simulation."""
 
+from pyrosplice.data.domains import Domains
+from pyrosplice.testing.calibration import calibrate
 from pyrosplice.testing.covariance import check_covariance
 from pyrosplice.testing.likelihood import check_likelihood
 
-__all__ = ["check_covariance", "check_likelihood"]
+__all__ = ["Domains", "calibrate", "check_covariance", "check_likelihood"]

@@ -26,7 +26,7 @@ SECTIONS = ("speed", "peer", "joint", "accuracy", "recovery")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment with splisosm 1.1.1")
+    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment with splisosm 1.2.0, or 1.1.1")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")

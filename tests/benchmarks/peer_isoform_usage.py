@@ -1,4 +1,5 @@
-"""Fit the documented system to data from an .npz file. Runs in its own interpreter, called by isoform_usage.py.
+"""Fit the documented system to data from an .npz file. Runs in its own interpreter, called by isoform_usage.py;
+splisosm 1.1.1 or 1.2.0.
 
 Input: ``counts_<size>`` (genes, spots, isoforms) and ``corr_<size>`` (spots, spots) for every size, and ``jobs``, a
 JSON list of ``{"name", "size", "n_genes", "at_once", "method", "var_fix_sigma", "max_epochs"}``, ``at_once`` genes in a
@@ -13,7 +14,11 @@ import warnings
 
 import numpy as np
 import torch
-from splisosm.model import MultinomGLMM
+
+try:
+    from splisosm.glmm import MultinomGLMM
+except ImportError:  # before 1.2.0
+    from splisosm.model import MultinomGLMM
 
 PARAMETERS = ("beta", "bias_eta", "nu", "sigma", "theta_logit")
 

@@ -183,3 +183,23 @@ def test_formulas_are_plain(formula):
 )
 def test_code_is_not(formula):
     assert not is_plain(formula)
+
+
+@pytest.mark.parametrize("formula", ["~ 1/t", "~ t/2", "~ t**2", "~ t^2", "~ `t`**3", "~ log(t)**2", "~ g + 1/t"])
+def test_arithmetic_that_a_formula_would_read_otherwise_is_refused(formula):
+    table = pd.DataFrame({"t": [1.0, 2.0, 4.0], "g": ["a", "b", "a"]})
+    with pytest.raises(InvalidArgumentError, match=r"write I\("):
+        read_formula(formula, table, "design")
+
+
+def test_labels_beside_the_levels_of_a_formula_are_refused():
+    table = pd.DataFrame({"t": [1.0, 2.0, 4.0], "g": ["a", "b", "c"]})
+    for formula in ("~ C(g, levels=['a', 'b'])", "~ t + C(g, levels=['a'])", "~ C(g, contr.sum, levels=['b', 'c'])"):
+        with pytest.raises(InvalidArgumentError, match="outside of the nominated levels"):
+            read_formula(formula, table, "design")
+
+
+@pytest.mark.parametrize("name", ["\\d", "\\1", "\\g<0>", "a\\b"])
+def test_names_with_backslashes_come_back(name):
+    table = pd.DataFrame({name: [1.0, 2.0, 4.0]})
+    assert read_formula(f"~ log(`{name}`)", table, "design").names == ["Intercept", f"log(`{name}`)"]

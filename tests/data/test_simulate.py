@@ -4,7 +4,7 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
-from pyrosplice.data import read_isoforms, simulate_isoforms
+from pyrosplice.data import read_isoforms, simulate_counts, simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial import CarCovariance
 
@@ -86,3 +86,15 @@ def test_given_coordinates():
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         simulate_isoforms(**{"n_spots": 16, "n_genes": 1} | arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_genes": 0}, {"n_isos": 1}, {"seed": -1}, {"sigma": -1.0}, {"theta": 1.5}, {"depth": -1.0}],
+)
+def test_counts_as_arrays_refuse_what_is_no_truth(wrong):
+    given = {"n_genes": 2, "depth": 3.0, "sigma": 0.5, "theta": 0.5, "seed": 0}
+    counts = simulate_counts(CarCovariance(np.eye(5, k=1)), **given)
+    assert counts.shape == (2, 5, 3)
+    with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+        simulate_counts(CarCovariance(np.eye(5, k=1)), **(given | wrong))

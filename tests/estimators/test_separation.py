@@ -157,3 +157,29 @@ def test_spots_of_one_isoform_each_have_no_finite_variance():
     firm.setup_data(counts, IdentityCovariance(N))
     firm.fit()
     assert firm.logger.reason[0] == "converged"
+
+
+@pytest.mark.parametrize("n_mixed", [0, 3])
+def test_where_nearly_every_spot_has_one_isoform_only_the_score_test_speaks(n_mixed):
+    rng, _ = spots(4)
+    counts = np.concatenate([9 * np.eye(3, dtype=int)[rng.integers(3, size=N)] for _ in range(3)], 1)
+    counts[rng.permutation(N)[:n_mixed], :] = 3
+    var = pd.DataFrame({"gene_symbol": np.repeat(["a", "b", "c"], 3)}, index=[f"i{k}" for k in range(9)])
+    obs = pd.DataFrame({"x": rng.normal(size=N)}, index=[f"s{i}" for i in range(N)])
+    adata = ad.AnnData(np.zeros(counts.shape), obs=obs, var=var, layers={"counts": counts})
+    model = SplisosmGLMM("glmm-null", fitting_method="marginal_newton", var_fix_sigma=False)
+    model.setup_data(adata, design_mtx="x")
+    ask = {"return_results": True} | QUIET
+    model.fit(batch_size=3, with_design_mtx=True, **QUIET)
+    reason = "endless_sigma" if n_mixed else "all_or_nothing"
+    for variance in ("robust", "model"):
+        found = model.test_differential_usage("wald", variance=variance, **ask)
+        assert found["reason"] == [[reason]] * 3
+        assert np.isnan(found["pvalue"]).all()
+    assert model.get_effects()["log_odds_se"].isna().all()
+    model.fit(batch_size=3, **QUIET)
+    score, ratio = (model.test_differential_usage(method, **ask) for method in ("score", "lrt"))
+    np.testing.assert_allclose(ratio["statistic"], score["statistic"])
+    assert (score["pvalue"] > 0.01).all()
+    for method in ("score", "lrt"):
+        assert model.test_differential_usage(method, variance="model", **ask)["reason"] == [[reason]] * 3

@@ -341,7 +341,7 @@ def test_what_is_given_in_vain_or_is_no_name_is_refused_before_any_work():
     with pytest.raises(InvalidArgumentError, match="var_prior_model_params for 'none': expected none, found 'a'"):
         SplisosmGLMM(var_prior_model_params={"a": 1.0})
     model.setup_data(adata, design_mtx="iid")
-    for options in ({"n_perms_per_gene": 5}, {"early_stop": 3}, {"n_draws": 9}, {"null_law": "boundary"}):
+    for options in ({"early_stop": 3}, {"n_draws": 9}, {"null_law": "boundary"}):
         with pytest.raises(InvalidArgumentError, match=f"{next(iter(options))}: expected "):
             model.test_spatial_variability(method="score", **options)
     model.fit(batch_size=2, with_design_mtx=True, print_progress=False)

@@ -76,7 +76,7 @@ def test_factors_among_the_covariates_are_no_obstacle(tissue):
         ({"method": "score", "n_bootstrap": 9}, "n_bootstrap: expected method='llr'"),
         ({"importance": True, "n_bootstrap": 9}, "expected one of importance"),
         ({"use_perm_null": True, "n_bootstrap": 9}, "expected one of importance"),
-        ({"n_bootstrap": 0}, "n_bootstrap: expected a whole number ≥ 1, found 0"),
+        ({"n_bootstrap": 0}, "n_bootstrap: expected a whole number of at least 1, found 0"),
         ({"importance": True, "n_draws": 3}, "n_draws: expected an even number"),
     ],
 )

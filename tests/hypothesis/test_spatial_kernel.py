@@ -37,9 +37,14 @@ def test_three_ways_to_the_same_kernel(layout, damping, monkeypatch):
         torch.testing.assert_close(kernel.vectors * kernel.values, exact @ kernel.vectors, rtol=1e-6, atol=1e-6)
         assert kernel.trace_square == pytest.approx(float(values.square().sum()), rel=1e-4)
         assert kernel.skewness == pytest.approx(skewness, rel=0.05)
-        spots = torch.tensor([[3, 17, 40], [0, 1, 2]])
+        spots, covered = torch.tensor([[3, 17, 40], [0, 1, 2]]), torch.tensor([[True, True, False], [True] * 3])
         if not sparse:
-            torch.testing.assert_close(kernel.between(spots), exact[spots.unsqueeze(-1), spots.unsqueeze(-2)])
+            known = layout.dense()[spots.unsqueeze(-1), spots.unsqueeze(-2)]
+            pair = torch.linalg.inv(known[0, :2, :2].inverse() + damping * torch.eye(2))
+            three = torch.linalg.inv(known[1].inverse() + damping * torch.eye(3))
+            found = kernel.between(spots, covered)
+            torch.testing.assert_close(found[0, :2, :2], pair)
+            torch.testing.assert_close(found[1], three)
 
 
 @pytest.mark.parametrize("layout", [grid(20), scattered(400)])
@@ -61,7 +66,7 @@ def test_sums_over_pairs(layout, monkeypatch):
     assert float((near.rows.sum(-1) / exact.rows.sum(-1) - 1).abs().max()) < 0.03
     assert float((near.cubes / torch.einsum("bi,ij,bj->b", sizes**1.5, matrix**3, sizes**1.5) - 1).abs().max()) < 0.05
     assert sparse.pair_trace_cube == pytest.approx(float((matrix @ matrix @ matrix).trace()), rel=0.25)
-    entries = sparse.between(torch.arange(n)[None])[0]
+    entries = sparse.between(torch.arange(n)[None], torch.ones(1, n, dtype=torch.bool))[0]
     torch.testing.assert_close(entries.diagonal(), dense.diagonal, rtol=1e-8, atol=1e-8)
     assert float((entries - dense.matrix).square().sum() / matrix.square().sum()) < 0.05
 

@@ -26,7 +26,7 @@ COVARIATES = ("x", "Penk", "granule")
 INNER, OUTER = ("Penk", "Pcp4"), ("Doc2g", "Cdhr1", "Kctd12")
 OURS_SV, OURS_DU = ("score", "score, permutation", "llr", "llr, importance"), ("score", "wald", "lrt")
 METHODS = (*dict.fromkeys(OURS_SV + OURS_DU), "HSIC-IR", "peer llr", "HSIC", "HSIC-GP", "peer score")
-NO_PEER = pd.DataFrame(columns=["gene", "method", "covariate", "pvalue", "statistic", "sigma", "theta"])
+NO_PEER = pd.DataFrame(columns=["gene", "method", "covariate", "pvalue", "statistic", "sigma", "theta", "peer"])
 QUIET = {"print_progress": False}
 
 

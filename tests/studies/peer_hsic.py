@@ -1,19 +1,21 @@
 """P-values of the peer package's HSIC-IR test. Runs in the peer's own interpreter, called by sv_score.py.
 
 Input .npz: ``data``, ``indices``, ``indptr`` of the adjacency (CSR), and ``counts_<cell>`` (genes, spots,
-isoforms). Output: ``<cell>`` p-values in the order of the genes (NaN where the peer drops the gene), and
-``<cell>_seconds``, wall-clock and processor, of its setup (which makes the kernel) and test.
+isoforms). Output: ``<cell>`` p-values in the order of the genes (NaN where the peer drops the gene),
+``<cell>_seconds``, wall-clock and processor, of its setup (which makes the kernel) and test, and ``version``.
+Runs with splisosm 1.1.1 and 1.2.0; each tests by the null law that it has as its default.
 """
 
 import sys
 import time
 import warnings
+from importlib.metadata import version
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from splisosm.hyptest_np import SplisosmNP
+from splisosm import SplisosmNP
 
 
 def hsic_pvalues(counts, adjacency):
@@ -40,7 +42,7 @@ def main(source, target):
     n_spots = len(data["indptr"]) - 1
     adjacency = sp.csr_matrix((data["data"], data["indices"], data["indptr"]), shape=(n_spots, n_spots))
     cells = [name.removeprefix("counts_") for name in data.files if name.startswith("counts_")]
-    found = {}
+    found = {"version": version("splisosm")}
     for cell in cells:
         found[cell], found[f"{cell}_seconds"] = hsic_pvalues(data[f"counts_{cell}"], adjacency)
     np.savez(target, **found)

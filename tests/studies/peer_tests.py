@@ -5,18 +5,23 @@
 Input: counts in ``layers["counts"]``, ``obsp["graph"]``, ``obsm["spatial"]``, the covariates are all columns of
 ``obs``. Output: one row a gene and method with ``covariate`` (empty for tests of spatial variability), ``pvalue`` and
 ``statistic``; for the GLMM also ``sigma`` and ``theta`` of its fit; rows ``GP residual`` hold the standardised
-covariates that HSIC-GP tests, spot by spot. ``fast`` leaves out what fits a model a gene.
+covariates that HSIC-GP tests, spot by spot; ``peer`` is its version. ``fast`` leaves out what fits a model a gene.
+Runs with splisosm 1.1.1 and 1.2.0.
 """
 
 import sys
 import warnings
+from importlib.metadata import version
 
 import anndata as ad
 import pandas as pd
 import torch
-from splisosm.hyptest_glmm import SplisosmGLMM
-from splisosm.hyptest_np import SplisosmNP
-from splisosm.kernel_gpr import _DEFAULT_GPR_CONFIGS, make_kernel_gpr
+from splisosm import SplisosmGLMM, SplisosmNP
+
+try:
+    from splisosm.gpr import _DEFAULT_GPR_CONFIGS, make_kernel_gpr
+except ImportError:  # before 1.2.0
+    from splisosm.kernel_gpr import _DEFAULT_GPR_CONFIGS, make_kernel_gpr
 
 QUIET = {"print_progress": False}
 
@@ -70,7 +75,8 @@ def main(source, target, fast=False):
     if not fast:
         tables += [*parametric(data, covariates), pd.DataFrame(gp_residuals(data, covariates))]
     columns = ["gene", "method", "covariate", "pvalue", "statistic", "sigma", "theta"]
-    pd.concat(tables).reindex(columns=columns).to_csv(target, index=False)
+    found = pd.concat(tables).reindex(columns=columns).assign(peer=version("splisosm"))
+    found.to_csv(target, index=False)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
-from scipy.stats import chisquare
 from torch import Tensor
 
 from pyrosplice import ExpressionGLM, GaussianMixture, MultinomGLM, MultinomGLMM
@@ -34,6 +33,8 @@ from pyrosplice.models.distributions import EigenCovariance, SpatialEffect
 from pyrosplice.models.gaussian_mixture import MixturePrior, mixture_sites
 from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.testing import calibrate
+from pyrosplice.testing.rank_statistics import chi2_pvalue
 from tests.studies.simulation import commit, grid, save_row
 
 SIDE, DEPTH, EXPOSURE = 6, 50.0, 20.0
@@ -117,20 +118,23 @@ def fitted(counts: Tensor, design: Tensor, family: Family, *, side: int = SIDE) 
 
 def ranks(family: Family, n_simulations: int, *, method: str, seed: int, side: int = SIDE) -> pd.DataFrame:
     """Rank of the truth among the draws (0 to 99), one row a simulation, and k̂."""
-    counts, design, truth = simulate(n_simulations, family=family, side=side, depth=DEPTH, seed=seed)
-    rows = []
-    for genes in torch.arange(n_simulations).split(BATCH):
-        model = fitted(counts[genes], design, family, side=side)
-        own = seed * n_simulations + int(genes[0])
-        tree = model.posterior(num_samples=N_DRAWS, method=method, hyper="integrate", groups=(), seed=own)
-        found = {}
-        for site, value in truth.items():
-            draws = torch.from_numpy(tree["posterior"][site].values.copy()).reshape(N_DRAWS, len(genes), -1)
-            below = (draws < value[genes].flatten(1)).sum(0)
-            found |= {f"{site}_{entry}": below[:, entry].numpy() for entry in range(below.shape[1])}
-        found["pareto_k"] = tree["sample_stats"].pareto_k.values[0, 0]
-        rows.append(pd.DataFrame(found))
-    return pd.concat(rows, ignore_index=True)
+    space = grid(side)
+    found = calibrate(
+        family.likelihood,
+        priors(space, family),
+        (side**2, family.n_isos),
+        totals=DEPTH if family.likelihood.conditional else None,
+        design=1,
+        covariance=space if family.mixed else None,
+        n_simulations=n_simulations,
+        n_draws=N_DRAWS,
+        method=method,
+        seed=seed,
+        batch_size=BATCH,
+        print_progress=False,
+    )
+    scalar = (*SITES, *family.likelihood.free)
+    return found.ranks.rename(columns={name: f"{name}_0" for name in scalar}).assign(pareto_k=found.pareto_k)
 
 
 def expression_ranks(n_simulations: int, *, method: str, seed: int, n_cells: int = 60) -> pd.DataFrame:
@@ -195,9 +199,8 @@ def simulated_ranks(family: str, n_simulations: int, *, method: str, seed: int) 
 
 def uniformity(table: pd.DataFrame, *, bins: int = BINS) -> pd.Series:
     """χ² p-value of each column of ranks."""
-    edges = np.linspace(0, N_DRAWS + 1, bins + 1)
     columns = [name for name in table if name != "pareto_k"]
-    return pd.Series({name: chisquare(np.histogram(table[name], edges)[0]).pvalue for name in columns})
+    return pd.Series({name: chi2_pvalue(table[name].to_numpy().astype(int), N_DRAWS, bins=bins) for name in columns})
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Every test of isoform usage on the families of the mouse olfactory bulb, beside the peer package's.
 
     python -m tests.studies.real_data table    [--peer /path/to/python]
-    python -m tests.studies.real_data permuted [--peer /path/to/python] [--replicates 20] [--repeat 1]
+    python -m tests.studies.real_data permuted [--peer /path/to/python] [--replicates 20] [--only space peer]
+    python -m tests.studies.real_data permuted --repeat 1
 
 ``table``: p-values of each family by each method, raw and thinned, with what a disagreement comes from; each covariate
 without the others. ``permuted``: rows of counts exchanged between the spots, a new order for every family and
@@ -12,7 +13,7 @@ where they are not there.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.studies.bulb_explained import instead, wide
 from tests.studies.simulation import RESULTS, commit, save_row
 
 SEED = 3
+RUNS = ("space", "usage", "usage-each-logit", "llr", "wald-lrt", "peer")
 
 
 def table_study(peer: str | None, folder: Path | None) -> None:
@@ -39,7 +41,8 @@ def table_study(peer: str | None, folder: Path | None) -> None:
         parts["sv"] = read("sv", partial(bulb.variability, adata, everything=True))
         parts["du"] = read("du", partial(bulb.differential, adata))
         parts["instead"] = read("instead", partial(instead, adata, parts["peer"], parts["du"]))
-        found = wide(parts).assign(layer=depth, commit=at)
+        version = "".join(parts["peer"]["peer"].unique())
+        found = wide(parts).assign(layer=depth, peer=version, commit=at)
         found.to_csv(RESULTS / f"real_data_{depth}.csv", index=False, float_format="%.4g")
         print(depth, len(found), "rows,", int((found["explanation"] != "").sum()), "with a disagreement", flush=True)
 
@@ -66,32 +69,35 @@ def uniformity(pvalue: np.ndarray) -> dict[str, float]:
     }
 
 
-def permuted_runs(adata: ad.AnnData, n_replicates: int, seed: int, peer: str | None) -> Iterator[pd.DataFrame]:
+def permuted_runs(
+    adata: ad.AnnData, n_replicates: int, seed: int, peer: str | None
+) -> dict[str, Callable[[], pd.DataFrame]]:
     """Ratio tests, which fit more models, on a third of the replicates; the score test of space on ten times those."""
     some, few = (bulb.permuted(adata, n, seed) for n in (n_replicates, max(1, n_replicates // 3)))
-    yield bulb.scores_of_space(bulb.permuted(adata, 10 * n_replicates, seed))
-    yield bulb.together(some, ("score",))
-    yield bulb.together(some, ("score",), share_variance=False)
-    yield bulb.variability(few, everything=False).query("method == 'llr'")
-    yield bulb.together(few, ("wald", "lrt"))
-    if peer:
-        yield bulb.peers(some, peer, fast=True)
+    runs = {
+        "space": lambda: bulb.scores_of_space(bulb.permuted(adata, 10 * n_replicates, seed)),
+        "usage": lambda: bulb.together(some, ("score",)),
+        "usage-each-logit": lambda: bulb.together(some, ("score",), share_variance=False),
+        "llr": lambda: bulb.variability(few, everything=False).query("method == 'llr'"),
+        "wald-lrt": lambda: bulb.together(few, ("wald", "lrt")),
+    }
+    return runs | ({"peer": lambda: bulb.peers(some, peer, fast=True)} if peer else {})
 
 
-def permuted_study(peer: str | None, n_replicates: int, repeat: int | None) -> None:
-    """All tests, or for ``repeat`` the score test of usage alone, on other permutations."""
+def permuted_study(peer: str | None, n_replicates: int, repeat: int | None, only: Collection[str] | None) -> None:
+    """All tests or some, or for ``repeat`` the score test of usage alone, on other permutations."""
     at, table, key = commit(), "real_data_permuted", ["depth", "method", "covariate"]
     if repeat is not None:
         table, key = f"{table}_repeat", [*key, "repeat"]
     for position, depth in enumerate(LAYERS):
         seed, adata = 10 * SEED + position + 1000 * (repeat or 0), bulb.olfactory_bulb(depth)
         runs = permuted_runs(adata, n_replicates, seed, peer)
-        if repeat is not None:
-            runs = iter([bulb.together(bulb.permuted(adata, n_replicates, seed), ("score",))])
-        for found in runs:
+        names = ("usage",) if repeat is not None else only or runs
+        for found in (runs[name]() for name in names):
             for (method, covariate), tests in found.groupby(["method", "covariate"]):
                 row = {"depth": depth, "method": method, "covariate": covariate or "space"}
                 row |= {**uniformity(tests["pvalue"].to_numpy()), "seed": seed, "commit": at}
+                row |= {"peer": tests["peer"].iloc[0]} if "peer" in tests else {}
                 row |= {} if repeat is None else {"repeat": repeat}
                 save_row(table, row, key)
                 print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
@@ -105,13 +111,18 @@ if __name__ == "__main__":
     parser.add_argument(
         "--repeat", type=int, help="score tests of usage on other permutations, in a table of their own"
     )
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="some tests of the permuted rows")
     parser.add_argument(
         "--parts", type=Path, help="folder of p-values that are there already, and for those that are not"
     )
     given = parser.parse_args()
+    if given.only and (given.study == "table" or given.repeat is not None):
+        parser.error("--only goes with permuted, without --repeat.")
+    if given.only and "peer" in given.only and not given.peer:
+        parser.error("--only peer needs --peer, the interpreter that has the package.")
     if not (SHARED / "data" / "mob_rep11_families.h5ad").exists():
         parser.exit(message="The shared data are not there; nothing was done.\n")
     if given.study == "table":
         table_study(given.peer, given.parts)
     else:
-        permuted_study(given.peer, given.replicates, given.repeat)
+        permuted_study(given.peer, given.replicates, given.repeat, given.only)

@@ -111,18 +111,26 @@ def power_table(n_genes: int, damping: float, only: str | None, at: str, peer: s
             for s, t, d in cells
         }
         theirs = peer_pvalues(peer, covariance, counts) if peer else {}
+        version = {"peer": str(theirs["version"])} if peer else {}
         for (sigma, theta, depth), (cell, gene) in zip(cells, counts.items(), strict=True):
             row = {"layout": layout, "sigma": sigma, "theta": theta, "depth": depth, "seed": 1}
             ours = variance_component_test(gene, kernel).pvalue.numpy()
-            for level in LEVELS[:2]:
-                row[f"power {level:g}"] = (ours < level).mean()
-                if peer:
-                    row[f"HSIC-IR {level:g}"] = (theirs[cell] < level).mean()
-                    difference = (ours < level).astype(float) - (theirs[cell] < level)
-                    row[f"SE of difference {level:g}"] = difference.std(ddof=1) / len(difference) ** 0.5
+            row |= rejections(ours, theirs.get(cell))
             key = ["layout", "sigma", "theta", "depth"]
-            save_row("sv_score_power", row | {"damping": damping, "commit": at}, key)
+            save_row("sv_score_power", row | version | {"damping": damping, "commit": at}, key)
             print(row, flush=True)
+
+
+def rejections(ours: np.ndarray, theirs: np.ndarray | None) -> dict[str, float]:
+    """Share of genes below each level by our test and the peer's, and how sure their difference is."""
+    row: dict[str, float] = {}
+    for level in LEVELS[:2]:
+        row[f"power {level:g}"] = (ours < level).mean()
+        if theirs is not None:
+            row[f"HSIC-IR {level:g}"] = (theirs < level).mean()
+            difference = (ours < level).astype(float) - (theirs < level)
+            row[f"SE of difference {level:g}"] = difference.std(ddof=1) / len(difference) ** 0.5
+    return row
 
 
 def peer_pvalues(python: str, covariance: CarCovariance, counts: dict[str, Tensor]) -> dict[str, np.ndarray]:
