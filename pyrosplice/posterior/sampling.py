@@ -87,7 +87,7 @@ def sample_posterior(
 
 def _weighted(model: MultinomGLM, num_samples: int, method: str, hyper: str, genes: Tensor, seed: int) -> Samples:
     """Draws by Laplace's method, or resampled from more of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
     found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
     for batch in _engine(model).batches():

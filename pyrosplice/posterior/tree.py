@@ -17,7 +17,7 @@ constant_data          ``design``, ``total``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def data_tree(
     seed
         Of predictive and prior draws.
     """
-    counts, generator = model.counts[genes], torch.Generator().manual_seed(seed)
+    counts, generator = model.counts[genes], torch.Generator().manual_seed(int(seed))
     likelihood, totals = model.likelihood.select(genes), counts.sum(-1)
     label = _Labels(model, genes, names)
     eta, bound = predictors(model, samples.sites, likelihood)
@@ -104,7 +104,7 @@ def data_tree(
 def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
     """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
     check_switches(usage=usage)
-    if isinstance(groups, str):
+    if isinstance(groups, str) or not (groups is None or isinstance(groups, Collection)):
         raise InvalidArgumentError(f"groups: expected a list of names among {list(GROUPS)}, found {groups!r}.")
     made = GROUPS if groups is None else groups
     for group in made:
@@ -204,7 +204,7 @@ def _prior_groups(
     eta, bound = predictors(model, chained, model.likelihood.select(genes))
     out = {"prior": label.dataset({**chained, **derived(model, chained, bound, eta, usage=False)})}
     if predictive:
-        drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(seed))
+        drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(int(seed)))
         out["prior_predictive"] = label.dataset({"counts": drawn})
     return out
 
