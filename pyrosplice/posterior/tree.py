@@ -26,7 +26,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option, check_switches
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
@@ -79,10 +79,14 @@ def data_tree(
     label = _Labels(model, genes, names)
     eta, bound = predictors(model, samples.sites, likelihood)
     tree = {"posterior": label.dataset({**samples.sites, **derived(model, samples.sites, bound, eta, usage=usage)})}
+    fitted = eta.isfinite().flatten(3).all(-1).flatten(0, 1).all(0)
+    bound, seen = _of_genes(bound, fitted), eta[:, :, fitted]
     if "posterior_predictive" in groups:
-        tree["posterior_predictive"] = label.dataset({"counts": _drawn(bound, totals, eta, generator)})
+        drawn = _every_gene(_drawn(bound, totals[fitted], seen, generator), fitted)
+        tree["posterior_predictive"] = label.dataset({"counts": drawn})
     if "log_likelihood" in groups:
-        tree["log_likelihood"] = label.dataset({"counts": bound.log_prob(counts, eta)}, {"counts": ("spot",)})
+        density = _every_gene(bound.log_prob(counts[fitted], seen), fitted)
+        tree["log_likelihood"] = label.dataset({"counts": density}, {"counts": ("spot",)})
     tree["sample_stats"] = label.dataset(_statistics(samples), {}, chains=2)
     shapes = model._site_shapes(model.counts, model.design_mtx)
     priors = {name: p for name, p in complete_priors(model.priors, shapes).items() if p.event_shape.numel()}
@@ -170,6 +174,25 @@ def derived(
         moved = [likelihood.expected(eta + scale * sites["beta"][..., [p], :]) for p, scale in enumerate(spread)]
         out["effect_on_usage"] = torch.stack([(one - mean).mean(-2) for one in moved], -2)
     return out
+
+
+def _of_genes(bound: Likelihood, fitted: Tensor) -> Likelihood:
+    """The likelihood at the draws of the genes with a finite fit, for which alone it can be asked."""
+    if bool(fitted.all()):
+        return bound
+    if not bool(fitted.any()):
+        raise NoResultsError("genes: none of them has a finite fit, of which there could be draws; see their reasons.")
+    own = {name: getattr(bound, name) for name in bound.hyperparameters}
+    return bound.bind({name: v[..., fitted, :] for name, v in own.items() if isinstance(v, Tensor) and v.ndim > 1})
+
+
+def _every_gene(found: Tensor, fitted: Tensor) -> Tensor:
+    """What was found for the fitted genes ``(C, S, ...)``, and NaN for the others."""
+    if bool(fitted.all()):
+        return found
+    whole = found.new_full((*found.shape[:2], len(fitted), *found.shape[3:]), torch.nan, dtype=torch.float64)
+    whole[:, :, fitted] = found.double()
+    return whole
 
 
 def _drawn(likelihood: Likelihood, totals: Tensor, eta: Tensor, generator: torch.Generator) -> Tensor:
