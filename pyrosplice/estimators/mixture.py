@@ -223,7 +223,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             rows,
             self.covariance_type,
             prior=self.prior,
-            regularization=self.covariance_regularization,
+            regularization=float(self.covariance_regularization),
             missing=self.missing == "marginalize",
             centred=centred,
         )
@@ -367,7 +367,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         trainer = self.trainer()
         return EMOptions(
             max_iter=trainer.max_epochs,
-            tolerance=self.convergence_tolerance,
+            tolerance=float(self.convergence_tolerance),
             progress=trainer.enable_progress_bar,
         )
 

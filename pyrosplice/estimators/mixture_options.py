@@ -68,7 +68,7 @@ class GMMOptions:
     @property
     def em(self) -> EMOptions:
         """The options of EM."""
-        return EMOptions(max_iter=self.max_iter, tolerance=self.tol, progress=self.verbose)
+        return EMOptions(max_iter=self.max_iter, tolerance=float(self.tol), progress=self.verbose)
 
     @property
     def metric(self) -> Metric:

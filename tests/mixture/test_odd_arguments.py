@@ -85,11 +85,13 @@ def test_every_odd_value_is_right_or_refused_by_name(name, argument):
     call, _, others = CALLS[name]
     for kind, value in ODD.items():
         if kind == "large" and argument in SIZES - {"convergence_tolerance"}:
-            continue  # a machine with that much memory would do
+            continue  # a machine with that much memory, or time, would do
         try:
             call(**{**others, argument: value})
         except (InvalidArgumentError, FileNotFoundError, NotFittedError) as error:
-            also = {"distribution_labels": "supports", "identical_supports": "supports"}.get(argument, argument)
+            also = {"distribution_labels": "supports", "identical_supports": "supports", "values": "set_params"}.get(
+                argument, argument
+            )
             assert argument in str(error) or also in str(error), (kind, str(error))
 
 
