@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 Call = TypeVar("Call", bound=Callable[..., Any])
+MOST = 2**63 - 1  # that tensors and their generators take
 
 
 class InvalidArgumentError(ValueError, AssertionError):
@@ -45,13 +46,22 @@ class NonSpatialWarning(UserWarning):
 
 def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
-    try:
-        known = not getattr(value, "ndim", 0) and bool(value in allowed)
-    except (TypeError, ValueError):  # what has no hash, or no truth
-        known = False
-    if not known:
+    if not _is_among(value, allowed):
         expected = f"one of {', '.join(sorted(map(repr, allowed)))}" if allowed else "none"
         raise InvalidArgumentError(f"{name}: expected {expected}, found {value!r}.")
+
+
+def check_key(name: str, value: Any, known: Collection[Any], what: str) -> None:
+    """Raise :class:`InvalidArgumentError` unless ``value`` is one of the ``known`` names; ``what`` says what of."""
+    if not _is_among(value, known):
+        raise InvalidArgumentError(f"{name}: expected {what} {list(known)}, found {value!r}.")
+
+
+def _is_among(value: Any, allowed: Collection[Any]) -> bool:
+    try:
+        return not getattr(value, "ndim", 0) and bool(value in allowed)
+    except (TypeError, ValueError):  # what has no hash, or no truth
+        return False
 
 
 def check_switches(**switches: Any) -> None:
@@ -96,9 +106,11 @@ def own_options_only(call: Call) -> Call:
 
 
 def check_integer(name: str, value: Any, *, least: int = 1) -> int:
-    """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`)."""
+    """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`) of 63 bits."""
     if not is_whole(value, least):
         raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
+    if int(value) > MOST:
+        raise InvalidArgumentError(f"{name}: expected a whole number of at most {MOST}, found {value!r}.")
     return int(value)
 
 

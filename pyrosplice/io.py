@@ -6,6 +6,7 @@ The header of a file says what wrote it: ``format`` (always ``pyrosplice``), ``k
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -74,7 +75,8 @@ def save_archive(
         "format_version": str(FORMAT_VERSION),
         "content": json.dumps(content, default=_plain),
     }
-    whole = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header)
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    whole = save(plain, header | {"sha256": digest_of(plain, header["content"])})
     target = new_file(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -82,6 +84,27 @@ def save_archive(
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def digest_of(tensors: Mapping[str, Tensor], content: str) -> str:
+    """SHA-256, in hexadecimal, of a file's JSON and of its tensors: their names, types, shapes and bytes."""
+    found = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a Path; :class:`~pyrosplice.errors.InvalidArgumentError` where it is no name of a file."""
+    try:
+        name = os.fspath(path)
+    except TypeError:
+        name = ""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError(f"path: expected the name of a file or a folder, found {path!r}.")
+    return Path(name)
 
 
 def new_file(path: str | os.PathLike[str]) -> Path:
@@ -92,7 +115,7 @@ def new_file(path: str | os.PathLike[str]) -> Path:
     InvalidArgumentError
         ``path`` is a folder.
     """
-    target = Path(path)
+    target = as_path(path)
     if target.is_dir():
         raise InvalidArgumentError(f"path: expected a file to write, found the folder {str(target)!r}.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +124,9 @@ def new_file(path: str | os.PathLike[str]) -> Path:
 
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise :class:`~pyrosplice.errors.NoModelFileError` unless there is a file at ``path``."""
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "is not there"
+    place = as_path(path)
+    if not place.is_file():
+        what = "is a folder" if place.is_dir() else "is not there"
         raise NoModelFileError(f"path: expected a file, {os.fspath(path)!r} {what}.")
 
 
@@ -121,10 +145,17 @@ def load_archive(
     check_file(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as archive:
-            content = _checked_header(path, archive.metadata() or {}, kind)
-            return {name: archive.get_tensor(name) for name in archive.keys()}, content  # noqa: SIM118 (no mapping)
+            header = archive.metadata() or {}
+            content = _checked_header(path, header, kind)
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ModelFileError(f"{os.fspath(path)!r} is truncated or no {FORMAT} file at all ({error}).") from error
+    if header.get("sha256", found := digest_of(tensors, header["content"])) != found:  # older files have none
+        raise ModelFileError(
+            f"{os.fspath(path)!r} is damaged: its content is not what was written (sha256 {found}, expected "
+            f"{header['sha256']}); take a copy that is whole, or save it again."
+        )
+    return tensors, content
 
 
 def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str], kind: str) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def _parts(values: Any, argument: str) -> list[Any]:
     if isinstance(values, pd.Series):
         return list(values)
     ragged = isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1
+    if getattr(values, "shape", None) == ():
+        raise InvalidArgumentError(f"{argument}: expected one array for each distribution, found {values!r}.")
     whole = isinstance(values, (np.ndarray, pd.DataFrame, Tensor)) or scipy.sparse.issparse(values) or is_lazy(values)
     if whole and not ragged:
         return list(dense(values, argument))

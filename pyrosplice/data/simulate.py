@@ -113,7 +113,7 @@ def simulate_isoforms(
         },
         index=names,
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     adjacency = knn_graph(coords, k_neighbors=k_neighbors, graph=graph)
     covariance = CarCovariance(adjacency, rho=rho)
     design = _covariates(covariates, covariance, generator)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_key
 
 WeightsSource = Literal["auto", "stored", "components"]
 Rows = Mapping[str, NDArray[np.int64]]
@@ -18,8 +18,9 @@ Rows = Mapping[str, NDArray[np.int64]]
 
 def mixtures_in(adata: anndata.AnnData, key: str) -> Mapping[str, Any]:
     """What ``fit_gmm`` wrote to ``uns[key]``."""
-    if key not in list(adata.uns):
-        raise InvalidArgumentError(f"gmm_key: expected a key of uns {sorted(adata.uns)}, found {key!r}.")
+    if not isinstance(adata, anndata.AnnData):
+        raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
+    check_key("gmm_key", key, sorted(adata.uns), "a key of uns")
     stored = adata.uns[key]
     needed = ("model", "weight_inference", "component_sharing")
     lacking = [name for name in needed if not isinstance(stored, Mapping) or name not in stored]

@@ -24,7 +24,7 @@ from pyrosplice.data.points import (
     representation_of,
 )
 from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, is_number, own_options_only
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_key, check_option, is_number, own_options_only
 
 
 class TripletDataset(Dataset):
@@ -268,10 +268,8 @@ class AnnData_TripletDataset(TripletDataset):
             raise InvalidArgumentError("gmm_weights_source, sample_gmm: need gmm_key.")
         if gmm_key is not None and group_by is not None:
             raise InvalidArgumentError("group_by, gmm_key: expected one of the two; the supports are either's.")
-        if use_rep is not None and use_rep not in list(adata.obsm):
-            raise InvalidArgumentError(
-                f"use_rep: expected a key of obsm {sorted(adata.obsm)}, or None for X, found {use_rep!r}."
-            )
+        if use_rep is not None:
+            check_key("use_rep", use_rep, list(adata.obsm), "a key of obsm, or None for X,")
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
         self._names, self._rows = self._choose_patients(n_cells)
@@ -305,10 +303,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _column(self, argument: str, column: str) -> NDArray[np.object_]:
         """Labels of all cells in a column of ``obs``, as text."""
-        if column not in list(self.adata.obs):
-            raise InvalidArgumentError(
-                f"{argument}: expected a column of obs {list(self.adata.obs)}, found {column!r}."
-            )
+        check_key(argument, column, list(self.adata.obs), "a column of obs")
         return read_labels(self.adata.obs[column], f"{argument}: obs[{column!r}]").names
 
     def _choose_patients(self, n_cells: int) -> tuple[list[str], list[NDArray[np.int64]]]:

@@ -69,7 +69,7 @@ def simulate_counts(
         raise InvalidArgumentError("depth: expected numbers of at least 0.")
     rng = np.random.default_rng(seed)
     n, q = covariance.n_spots, n_isos - 1
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     fields = covariance.sample(n_genes * q, generator).reshape(n_genes, q, n).transpose(1, 2).numpy() if theta else 0.0
     noise = rng.standard_normal((n_genes, n, q))
     eta = sigma * (np.sqrt(theta) * fields + np.sqrt(1 - theta) * noise)

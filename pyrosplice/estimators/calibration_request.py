@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyrosplice.data.domains import Domains
+from pyrosplice.data.names import text_names
 from pyrosplice.errors import (
     InvalidArgumentError,
     NoResultsError,
@@ -103,7 +104,7 @@ def _methods(asked: Asked, prepared: Prepared, model_type: str) -> dict[str, lis
         kinds = [asked.test]
     elif not kinds:
         raise NoResultsError("test: the model has neither space nor covariates, so that there is nothing to test.")
-    names = [asked.method] if isinstance(asked.method, str) else list(asked.method)
+    names = text_names(asked.method, "method")
     if not names:
         raise InvalidArgumentError("method: expected one or more, found none.")
     for kind in kinds:
@@ -115,7 +116,7 @@ def _methods(asked: Asked, prepared: Prepared, model_type: str) -> dict[str, lis
 def _effect(effect: Any, kinds: Mapping[str, Any]) -> float | None:
     if effect is None:
         return None
-    if not (is_number(effect) and np.isfinite(effect) and effect != 0):
+    if not (is_number(effect) and abs(effect) < np.inf and effect != 0):
         raise InvalidArgumentError(f"effect: expected a number other than zero, or None, found {effect!r}.")
     if len(kinds) > 1:
         raise InvalidArgumentError("effect: it is another thing for each test; give test='sv' or test='du' with it.")

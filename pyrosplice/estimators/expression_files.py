@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,7 +20,7 @@ from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
 from pyrosplice.inference.nb_basis import Basis, identity
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.io import check_file, new_file
+from pyrosplice.io import check_file, digest_of, new_file
 
 FORMAT = "pyrosplice-expression"
 FORMAT_VERSION = 2  # 1: the design by its levels only; information in the design's own coordinates
@@ -67,7 +68,8 @@ def write(path: str | Path, saved: Saved) -> None:
         "every_level": list(design.every_level), "recipe": stored,
     }  # fmt: skip
     meta = {"format": FORMAT, "version": str(FORMAT_VERSION), "about": json.dumps(about)}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new_file(path), metadata=meta)
+    plain = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    save_file(plain, new_file(path), metadata=meta | {"sha256": _digest(plain, meta["about"])})
 
 
 def read(path: str | Path) -> Saved:
@@ -93,6 +95,8 @@ def read(path: str | Path) -> Saved:
             f"path: {path} has format {meta.get('format')!r}, version {version!r}; expected one that "
             f"ExpressionGLM.save wrote, format {FORMAT!r} up to version {FORMAT_VERSION}."
         )
+    if "sha256" in meta and meta["sha256"] != _digest(arrays, meta.get("about", "")):  # older files have none
+        raise ModelFileError(f"path: {path} is damaged: its content is not what was written; save it again.")
     try:
         about = json.loads(meta["about"])
         return _saved(about, arrays)
@@ -100,6 +104,10 @@ def read(path: str | Path) -> Saved:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"path: {path} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _digest(arrays: dict[str, Any], about: str) -> str:
+    return digest_of({name: torch.from_numpy(array) for name, array in arrays.items()}, about)
 
 
 def _saved(about: dict[str, Any], arrays: dict[str, Any]) -> Saved:

@@ -33,6 +33,7 @@ from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_caref
 from pyrosplice.inference.em_starts import uniforms
 from pyrosplice.inference.em_stepwise import StepwiseEM
 from pyrosplice.inference.row_blocks import RowBlocks
+from pyrosplice.io import as_path
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
@@ -222,7 +223,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             rows,
             self.covariance_type,
             prior=self.prior,
-            regularization=self.covariance_regularization,
+            regularization=float(self.covariance_regularization),
             missing=self.missing == "marginalize",
             centred=centred,
         )
@@ -334,39 +335,39 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         A model that was saved there before is replaced as a whole, once the new one is written.
         """
         fit = self if hasattr(self, "model_") else None
-        write_mixture(Path(path), parameters=self.get_params(deep=False), fit=fit, whole=True)
+        write_mixture(as_path(path), parameters=self.get_params(deep=False), fit=fit, whole=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """The estimator that :meth:`save` wrote, with its fit if it has one."""
         estimator = cls.load_parameters(path)
-        if has_fit(Path(path)):
+        if has_fit(as_path(path)):
             estimator.load_attributes(path)
         return estimator
 
     def save_parameters(self, path: str | Path) -> None:
         """Save what the constructor was given: ``params.json``."""
-        write_mixture(Path(path), parameters=self.get_params(deep=False))
+        write_mixture(as_path(path), parameters=self.get_params(deep=False))
 
     @classmethod
     def load_parameters(cls, path: str | Path) -> Self:
         """An unfitted estimator with saved parameters."""
-        return cls(**read_parameters(Path(path), cls._get_param_names()))
+        return cls(**read_parameters(as_path(path), cls._get_param_names()))
 
     def save_attributes(self, path: str | Path) -> None:
         """Save the fit: ``attributes.json`` and ``model/``."""
         check_is_fitted(self, "model_")
-        write_mixture(Path(path), fit=self)
+        write_mixture(as_path(path), fit=self)
 
     def load_attributes(self, path: str | Path) -> None:
         """Take over a saved fit."""
-        read_attributes(Path(path), self)
+        read_attributes(as_path(path), self)
 
     def _em_options(self) -> EMOptions:
         trainer = self.trainer()
         return EMOptions(
             max_iter=trainer.max_epochs,
-            tolerance=self.convergence_tolerance,
+            tolerance=float(self.convergence_tolerance),
             progress=trainer.enable_progress_bar,
         )
 

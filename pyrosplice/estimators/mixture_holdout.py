@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from pyrosplice.data.labels import read_labels
+from pyrosplice.data.names import text_names
 from pyrosplice.data.stored_mixtures import mixtures_in
 from pyrosplice.data.triplets import AnnData_TripletDataset
-from pyrosplice.errors import InvalidArgumentError, own_options_only
+from pyrosplice.errors import InvalidArgumentError, check_key, own_options_only
 from pyrosplice.estimators.mixture_schema import key_of
 
 GLOBAL = "__global__"
@@ -98,7 +99,13 @@ def summarize_holdout_nll(results: pd.DataFrame, *, groupby_cols: Sequence[str] 
     Columns ``count``, and ``mean_`` and ``sd_`` of ``train_nll``, ``validation_nll`` and ``nll_gap``; the standard
     deviation of one patient is NaN (the documented system says 0).
     """
-    columns = ["group"] if groupby_cols is None else list(groupby_cols)
+    if not isinstance(results, pd.DataFrame):
+        raise InvalidArgumentError(
+            f"results: expected the table of evaluate_holdout_nll, found {type(results).__name__}."
+        )
+    columns = ["group"] if groupby_cols is None else text_names(groupby_cols, "groupby_cols")
+    if not columns:
+        raise InvalidArgumentError("groupby_cols: expected at least one column, or None for all rows, found none.")
     results = results.assign(group="All") if groupby_cols is None else results
     absent = [name for name in (*columns, *METRICS) if name not in results]
     if absent:
@@ -131,8 +138,7 @@ def validate_gmm(
 
 
 def _labels(adata: anndata.AnnData, argument: str, column: str) -> np.ndarray:
-    if column not in adata.obs:
-        raise InvalidArgumentError(f"{argument}: expected a column of obs {list(adata.obs)}, found {column!r}.")
+    check_key(argument, column, list(adata.obs), "a column of obs")
     return read_labels(adata.obs[column], f"{argument}: obs[{column!r}]", keep_missing=True).names
 
 

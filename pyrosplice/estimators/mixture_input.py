@@ -106,10 +106,15 @@ def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
     except InvalidArgumentError:
         raise
     except ValueError as error:
-        raise InvalidArgumentError(str(error)) from error
+        raise InvalidArgumentError(_of_cells(error)) from error
     except TypeError as error:
-        raise NotNumbersError(str(error)) from error
+        raise NotNumbersError(_of_cells(error)) from error
     return X
+
+
+def _of_cells(error: Exception) -> str:
+    """What scikit-learn found wrong with ``X``, which it does not always name."""
+    return str(error) if str(error).startswith("X") else f"X: {error}"
 
 
 def _keep_or_compare_names(estimator: GaussianMixture, X: Any, *, reset: bool) -> None:

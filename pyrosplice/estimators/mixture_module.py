@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pyrosplice.errors import check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters
 
 
@@ -48,6 +48,8 @@ class GaussianMixtureModel(nn.Module):
 
     def __init__(self, config: GaussianMixtureModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, GaussianMixtureModelConfig):
+            raise InvalidArgumentError(f"config: expected a GaussianMixtureModelConfig, found {type(config).__name__}.")
         self.config = config
         self.covariance_type: str = config.covariance_type
         m, d = config.num_components, config.num_features
@@ -96,6 +98,8 @@ class GaussianMixtureModel(nn.Module):
         """Log responsibilities ``(N, M)`` and log densities ``(N,)`` of cells ``(N, D)``."""
         m = self.means.size(0)
         d = self.means.size(1)
+        if data.dim() != 2 or data.size(1) != d:
+            raise ValueError(f"data: expected cells (N, {d}), found shape {data.shape}.")
         joint = torch.empty(data.size(0), m, dtype=self.means.dtype, device=data.device)
         for k in range(m):
             y, log_det = self._whitened(data - self.means[k], k)
@@ -133,6 +137,8 @@ class GaussianMixtureModel(nn.Module):
     @torch.jit.export
     def sample(self, num_datapoints: int) -> Tensor:
         """Cells ``(N, D)`` drawn with torch's generator."""
+        if num_datapoints < 1:
+            raise ValueError(f"num_datapoints: expected a whole number of at least 1, found {num_datapoints}.")
         component = torch.multinomial(self.component_probs, num_datapoints, replacement=True)
         noise = torch.randn(num_datapoints, self.means.size(1), dtype=self.means.dtype, device=self.means.device)
         return self.place(component, noise)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches, is_number
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_switches, is_number
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -44,10 +44,10 @@ class GMMOptions:
     random_state: int
 
     def __post_init__(self) -> None:
-        if self.k_selection_metric not in get_args(Metric):
-            raise UnknownMetricError(
-                f"k_selection_metric: expected one of {get_args(Metric)}, found {self.k_selection_metric!r}."
-            )
+        try:
+            check_option("k_selection_metric", self.k_selection_metric, get_args(Metric))
+        except InvalidArgumentError as error:
+            raise UnknownMetricError(str(error)) from None
         check_switches(verbose=self.verbose)
         check_option("component_sharing", self.component_sharing, get_args(Sharing))
         check_option("refit", self.refit, get_args(Refit))
@@ -59,9 +59,7 @@ class GMMOptions:
         if not is_number(self.train_size) or not 0 < self.train_size < 1:
             raise InvalidArgumentError(f"train_size: expected a number between 0 and 1, found {self.train_size!r}.")
         for name in ("tol", "eps"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < np.inf:
-                raise InvalidArgumentError(f"{name}: expected a number of at least 0, found {value!r}.")
+            check_number(name, getattr(self, name))
         for name, least in (("max_iter", 1), ("n_init", 1), ("random_state", 0)):
             check_integer(name, getattr(self, name), least=least)
         if self.n_folds is not None:
@@ -70,7 +68,7 @@ class GMMOptions:
     @property
     def em(self) -> EMOptions:
         """The options of EM."""
-        return EMOptions(max_iter=self.max_iter, tolerance=self.tol, progress=self.verbose)
+        return EMOptions(max_iter=self.max_iter, tolerance=float(self.tol), progress=self.verbose)
 
     @property
     def metric(self) -> Metric:

@@ -108,7 +108,7 @@ def sample_posterior(
     prior = proper_prior(rows, fitted, prior)
     problem = Problem.of(rows, kind, prior=prior, regularization=0.0, features=True)
     labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     sampler = GibbsSampler(problem.starter, problem.penalty, prior, labels, generator, fitted.n_components)
     index = (torch.zeros(1, n_chains, dtype=torch.int64), torch.zeros(1, n_chains, dtype=torch.int64))
     lead = fitted.select((None, None))  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[T
 def check_usage_options(covariates: Sequence[str], **given: str) -> None:
     """Raise unless the options of a test of differential usage exist; says so where one names a covariate."""
     for name, value in given.items():
-        if value in covariates and value not in USAGE_OPTIONS[name]:
+        if isinstance(value, str) and value in covariates and value not in USAGE_OPTIONS[name]:
             raise InvalidArgumentError(
                 f"{name}: expected one of {', '.join(map(repr, USAGE_OPTIONS[name]))}, found {value!r}, a covariate. "
                 f"All of them are tested, {list(covariates)}, and named in the results."

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from pyrosplice.errors import InvalidArgumentError, check_integer
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.usage_effects import UsageEffects
 from pyrosplice.modes import works_in_any_mode
 
@@ -61,7 +61,7 @@ class UsagePosterior(UsageEffects):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
-        from pyrosplice.posterior import draws, memory, tree  # they import the models
+        from pyrosplice.posterior import draws, memory, sampling, tree  # they import the models
         from pyrosplice.posterior.genes import joined
 
         prepared, fit = self._ready(), self._ready_fit()
@@ -79,6 +79,7 @@ class UsagePosterior(UsageEffects):
         parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
         models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
         numbers: Counter[str] = Counter()
+        check_option("method", method, sampling.METHODS)
         check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
         widest = max(model.n_isos for model in models)
         for model in models:

@@ -26,7 +26,7 @@ def uniforms(n_starts: int, n_components: int, seed: int | None) -> Tensor:
     if seed is None:
         generator.seed()
     else:
-        generator.manual_seed(seed)
+        generator.manual_seed(int(seed))
     return torch.rand(n_components, n_starts, TRIES, dtype=torch.float64, generator=generator).movedim(0, 1)
 
 

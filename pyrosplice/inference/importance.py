@@ -30,7 +30,7 @@ from torch import Tensor
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.mode import Latents, Mode
 from pyrosplice.inference.objective import Measure
-from pyrosplice.linalg.blocks import matvec, planar
+from pyrosplice.linalg.blocks import matvec, nan_where_indefinite, planar
 
 RELIABLE = 0.7  # k̂ up to which the estimate is usable
 _CHUNK = 16  # draws solved for at once
@@ -67,7 +67,7 @@ def importance(mode: Mode, *, n_draws: int = 400, seed: int = 0) -> Importance:
     The same ``seed`` gives the same standard normal numbers, so that the estimate is a smooth function of the
     parameters.
     """
-    generator = torch.Generator(device=mode.eta.device).manual_seed(seed)
+    generator = torch.Generator(device=mode.eta.device).manual_seed(int(seed))
     log_weights: list[Tensor] = []
     mean = _WeightedMean()
     for half in posterior_deviations(mode, n_draws // 2, generator):
@@ -92,7 +92,7 @@ def importance(mode: Mode, *, n_draws: int = 400, seed: int = 0) -> Importance:
 def posterior_deviations(mode: Mode, n_draws: int, generator: torch.Generator) -> Iterator[Latents]:
     """Draws of the standardised effects from Laplace's posterior, less the mode."""
     step, solver, like = mode.step, mode.step.model.solver, mode.latents.noise
-    root = torch.linalg.cholesky(step.white_covariance)
+    root = nan_where_indefinite(step.white_covariance)  # of a gene without a finite fit, that troubles no other
     a, c = step.parameters.spatial[:, None], step.parameters.white
 
     def normal(*size: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrosplice.inference.effect import effect_density
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.mode import Mode, Parameters
-from pyrosplice.linalg.blocks import matvec
+from pyrosplice.linalg.blocks import matvec, nan_where_indefinite
 
 
 class RandomEffectPosterior(TorchDistribution):
@@ -73,7 +73,7 @@ class RandomEffectPosterior(TorchDistribution):
         def normal(*size: int) -> Tensor:
             return torch.randn(size, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
 
-        root = torch.linalg.cholesky(step.white_covariance)
+        root = nan_where_indefinite(step.white_covariance)
         draws = matvec(root, normal(n_draws, n_genes, n_spots, q)) * self._parameters.white
         if solver is not None and step.factor is not None:
             latent = step.factor.colour(normal(n_genes, solver.n_latent, q, n_draws)).permute(3, 0, 1, 2)

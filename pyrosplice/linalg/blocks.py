@@ -18,6 +18,12 @@ def planar(x: Tensor) -> Tensor:
     return x.permute(*order[2:], 1, 0).contiguous().permute(x.dim() - 1, x.dim() - 2, *order[: x.dim() - 2])
 
 
+def nan_where_indefinite(matrix: Tensor) -> Tensor:
+    """Cholesky factors; NaN where there is none, so that the gene at fault fails alone."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return factor.masked_fill((info > 0)[..., None, None], torch.nan)
+
+
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """Products of ``(..., A, C)`` and ``(..., C, B)`` matrices."""
     out = left[..., :, 0, None] * right[..., None, 0, :]

@@ -55,7 +55,13 @@ def solver_for(
         return SparseSolver(precision)
     if not isinstance(covariance, Tensor | np.ndarray) and hasattr(covariance, "dense"):
         covariance = covariance.dense()
-    dense = _checked(torch.as_tensor(covariance, dtype=torch.float64, device=device))
+    try:
+        values = torch.as_tensor(covariance, dtype=torch.float64, device=device)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"corr_sp: expected a covariance, or a square matrix of numbers, found {type(covariance).__name__}."
+        ) from error
+    dense = _checked(values)
     precision = sparse_inverse(dense) if on_cpu else None
     return LowRankSolver.from_dense(dense) if precision is None else SparseSolver(precision)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.likelihoods import Likelihood, shaped
 from pyrosplice.overrides import is_ours
 
 MISTAKES = (NotImplementedError, TypeError, AttributeError, NameError)  # of the code, not of a gene: these go through
@@ -71,29 +71,38 @@ class Guarded(Likelihood):
         """Expected usage."""
         return self.inner.mean(eta)
 
+    def expected(self, eta: Tensor) -> Tensor:
+        """The same, checked."""
+        return self.inner.expected(eta)
+
+    def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Counts drawn, checked."""
+        return self.inner.draw(totals, eta, generator=generator)
+
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Counts drawn."""
         return self.inner.sample(totals, eta, generator=generator)
 
     def start(self, counts: Tensor) -> Tensor:
         """Where searches start."""
-        return self._each("start", counts)
+        found = self._each("start", counts)
+        return self._shaped("start", found, (len(counts), self.n_predictors(counts.shape[-1])))
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """First derivative."""
-        return self._each("score", counts, eta)
+        return self._of_predictors("score", 1, counts, eta)
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Minus the second derivative."""
-        return self._each("information", counts, eta)
+        return self._of_predictors("information", 2, counts, eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
         """The same, differentiable."""
-        return self._each("curvature", counts, eta)
+        return self._of_predictors("curvature", 2, counts, eta)
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         """Third derivative, contracted."""
-        return self._each("information_gradient", counts, eta, weight)
+        return self._of_predictors("information_gradient", 1, counts, eta, weight)
 
     def hyper_score(self, counts: Tensor, eta: Tensor, names: Sequence[str]) -> Tensor:
         """First derivative in the logs of hyper-parameters."""
@@ -118,6 +127,14 @@ class Guarded(Likelihood):
                 f"{tuple(expected)}, found {shape}; leave the sum over spots out."
             )
         return found
+
+    def _of_predictors(self, method: str, order: int, counts: Tensor, eta: Tensor, *rest: Any) -> Tensor:
+        """A derivative of that order in η."""
+        shape = (*torch.broadcast_shapes(counts.shape[:-1], eta.shape[:-1]), *[eta.shape[-1]] * order)
+        return self._shaped(method, self._each(method, counts, eta, *rest), shape)
+
+    def _shaped(self, method: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+        return shaped(f"{method} of {type(self.inner).__name__}", found, shape)
 
     def _each(self, method: str, counts: Tensor, *rest: Any) -> Any:
         try:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from pyrosplice.errors import NotStatedError
-from pyrosplice.overrides import Extensible, depth, is_current
+from pyrosplice.errors import InvalidArgumentError, NotStatedError
+from pyrosplice.overrides import Extensible, depth, is_current, is_ours
 
+UNIT = 1e-4  # how far a sum of usage may be from one
 DENSITY = ("log_prob", "log_kernel", "mean")  # what derivatives follow from, in the shipped classes too
 
 
@@ -113,12 +114,34 @@ class Likelihood(Extensible):
     def expected(self, eta: Tensor) -> Tensor:
         """:meth:`mean`, for those who report it: refused where it is not stated for this density."""
         self.require("mean")
-        return self.mean(eta)
+        mean = self.mean(eta)
+        return mean if is_ours(type(self)) else self._checked_mean(mean, eta)
 
     def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """:meth:`sample`, refused where it is not stated for this density."""
         self.require("sample")
-        return self.sample(totals, eta, generator=generator)
+        counts = self.sample(totals, eta, generator=generator)
+        if is_ours(type(self)):
+            return counts
+        return shaped(f"sample of {type(self).__name__}", counts, (*eta.shape[:-1], self._categories(counts, eta)))
+
+    def _checked_mean(self, mean: Tensor, eta: Tensor) -> Tensor:
+        """``mean``; refused where it is not of each spot and isoform, or no shares of molecules."""
+        what = f"mean of {type(self).__name__}"
+        mean = shaped(what, mean, (*eta.shape[:-1], self._categories(mean, eta)))
+        total = mean.detach().sum(-1)
+        if self.conditional and bool(((total - 1).abs() > UNIT).any()):  # NaN, of a gene without a fit, is none
+            worst = float(total.flatten()[(total - 1).abs().nan_to_num().argmax()])
+            raise InvalidArgumentError(
+                f"likelihood: expected {what} to be usage, which sums to one over isoforms, found a sum of {worst:.4g}."
+            )
+        return mean
+
+    def _categories(self, found: Any, eta: Tensor) -> int:
+        """K of a linear predictor: that of what was ``found`` if it is possible."""
+        wanted = [k for k in (eta.shape[-1] + 1, eta.shape[-1]) if self.n_predictors(k) == eta.shape[-1]]
+        own = found.shape[-1] if isinstance(found, Tensor) and found.ndim else 0
+        return own if not wanted or own in wanted else wanted[0]
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """:meth:`log_kernel` where it is of this density, else ``log_prob``."""
@@ -293,6 +316,16 @@ class Multinomial(Likelihood):
         top = eta.amax(-1, keepdim=True).clamp_min(0.0)
         odds = torch.exp(eta - top)
         return odds / (odds.sum(-1, keepdim=True) + torch.exp(-top))
+
+
+def shaped(what: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+    """What a method of a likelihood returned; refused unless it is a Tensor of that shape."""
+    if not isinstance(found, Tensor) or found.shape != shape:
+        other = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidArgumentError(
+            f"likelihood: expected {what} to be a Tensor of shape {tuple(shape)}, found {other}."
+        )
+    return found
 
 
 def usage_of(eta: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ density is improper and zero on the log scale, while samplers and autoguides sti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -120,7 +120,8 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
         raise InvalidArgumentError(
             f"priors[{name!r}]: {type(prior).__name__} does not say its support; give it the property ``support``."
         ) from error
-    while isinstance(support, constraints.independent):
+    whole = support
+    while hasattr(support, "base_constraint"):  # of independent entries, and of mixtures
         support = support.base_constraint
     wanted = "the real numbers" if real else "the positive numbers"
     if not (_is_real(support) if real else _is_positive(support)):
@@ -131,22 +132,32 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
 
     if prior.is_discrete if hasattr(prior, "is_discrete") else support.is_discrete:
         raise InvalidArgumentError(f"priors[{name!r}]: {type(prior).__name__} is discrete; this site is continuous.")
-    if real:
-        _require_density(name, prior)
+    try:
+        torch.distributions.transform_to(whole)
+    except NotImplementedError as error:
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: {type(prior).__name__} says its support is {whole}, to which torch knows no "
+            "transformation, so that neither modes nor draws can be found; give a subclass of it whose ``support`` is "
+            f"constraints.{'real' if real else 'positive'}."
+        ) from error
+    _require_density(name, prior, support, (-100.0, -1.0, 1.0, 100.0) if real else (-3.0, -1.0, 1.0, 3.0))
 
 
-def _require_density(name: str, prior: Any) -> None:
-    """Raise unless a prior that says to be on the real numbers has a density there, far on both sides of zero."""
-    for value in (-100.0, -1.0, 1.0, 100.0):
-        point = torch.full((*prior.batch_shape, *prior.event_shape), value, dtype=torch.float64)
+def _require_density(name: str, prior: Any, support: Any, places: Sequence[float]) -> None:
+    """Raise unless a prior has a density on the support that it says it has, far from its middle on both sides."""
+    if is_flat(prior):
+        return
+    for place in places:
+        point = torch.full((*prior.batch_shape, *prior.event_shape), place, dtype=torch.float64)
+        point = torch.distributions.transform_to(support)(point)
         try:
             density = _double(prior).log_prob(point)
         except ValueError:  # torch's own check of the support
             density = point.new_tensor(-torch.inf)
         if not bool(torch.isfinite(density).all()):
             raise InvalidArgumentError(
-                f"priors[{name!r}]: expected a distribution on the real numbers, the support of this site; "
-                f"{type(prior).__name__} has no density at {value:g}."
+                f"priors[{name!r}]: expected a density on all of its support, {support}; {type(prior).__name__} has "
+                f"none at {float(point.flatten()[0]):.3g}. Give a subclass of it with the right ``support``."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.distributions.transforms import Transform
 from pyrosplice.data.names import text_names
 from pyrosplice.data.rows import as_rows
 from pyrosplice.data.triplets import TripletDataset
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option, check_switches
 from pyrosplice.estimators.mixture_posterior import (
     aligned_to,
     as_tree,
@@ -52,6 +52,7 @@ def mixture_posterior(
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.GaussianMixture.posterior`."""
     check_option("method", method, METHODS)
+    check_switches(progress=progress)
     check_integer("num_samples", num_samples)
     check_integer("num_chains", num_chains)
     check_integer("warmup_steps", warmup_steps, least=0)
@@ -63,7 +64,7 @@ def mixture_posterior(
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
     prior = proper_prior(rows, fitted, prior)
-    _check_names(names or {}, cells, fitted)
+    _check_names({} if names is None else names, cells, fitted)
     made = GROUPS if groups is None else groups
     require_memory(_numbers_per_draw(cells, fitted, made), num_chains * num_samples, max_memory)
     if method == "gibbs":
@@ -80,8 +81,12 @@ def mixture_posterior(
 def _check_names(names: Mapping[str, Sequence[Any]], cells: Tensor, fitted: MixtureParameters) -> None:
     features = cells.shape[1]
     sizes = {"cell": len(cells), "feature": features, "feature_other": features, "component": fitted.n_components}
+    if not isinstance(names, Mapping):
+        raise InvalidArgumentError(f"names: expected a mapping of names by dimension, found {type(names).__name__}.")
     for dim, given in names.items():
         check_option("names", dim, sizes)
+        if isinstance(given, str) or not isinstance(given, Sized):
+            raise InvalidArgumentError(f"names[{dim!r}]: expected {sizes[dim]} names, found {given!r}.")
         if len(given) != sizes[dim]:
             raise InvalidArgumentError(f"names[{dim!r}]: expected {sizes[dim]} names, one each, found {len(given)}.")
 

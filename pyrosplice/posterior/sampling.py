@@ -87,7 +87,7 @@ def sample_posterior(
 
 def _weighted(model: MultinomGLM, num_samples: int, method: str, hyper: str, genes: Tensor, seed: int) -> Samples:
     """Draws by Laplace's method, or resampled from more of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
     found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
     for batch in _engine(model).batches():
@@ -226,6 +226,10 @@ def resampled(
     again and again where it has most of the weight. (Without replacement, σ of eleven Dirichlet-multinomial genes with
     uneven weights went only two thirds of the way from Laplace's mean to the weighted one.)
     """
+    failed = draws.log_weights.isnan().all(0)  # genes whose likelihood cannot be worked out have no posterior
+    if bool(failed.any()):
+        lost = {name: _without(value, failed) for name, value in draws.values.items()}
+        draws = replace(draws, values=lost)
     enough = len(draws.log_weights) >= FEWEST_FOR_K
     k_hat = pareto_k(draws.log_weights) if enough else torch.full_like(draws.log_weights[0], torch.nan)
     if method == "laplace":
@@ -237,6 +241,11 @@ def resampled(
     rows = rows[torch.rand(num_samples, generator=generator).argsort()]
     genes = torch.arange(smooth.shape[1])
     return {name: value[rows, genes] for name, value in draws.values.items()}, smooth[rows, genes], k_hat
+
+
+def _without(values: Tensor, failed: Tensor) -> Tensor:
+    """Draws (S, B, ...), NaN for the genes that failed."""
+    return values.masked_fill(failed.reshape(-1, *[1] * (values.ndim - 2)), torch.nan)
 
 
 def smoothed(log_weights: Tensor) -> Tensor:

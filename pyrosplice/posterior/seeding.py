@@ -12,5 +12,5 @@ import torch
 def seeded(seed: int) -> Iterator[None]:
     """Set torch's global generator to ``seed``, and put it back afterwards."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield

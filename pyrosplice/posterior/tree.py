@@ -17,7 +17,7 @@ constant_data          ``design``, ``total``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option, check_switches
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
@@ -74,15 +74,19 @@ def data_tree(
     seed
         Of predictive and prior draws.
     """
-    counts, generator = model.counts[genes], torch.Generator().manual_seed(seed)
+    counts, generator = model.counts[genes], torch.Generator().manual_seed(int(seed))
     likelihood, totals = model.likelihood.select(genes), counts.sum(-1)
     label = _Labels(model, genes, names)
     eta, bound = predictors(model, samples.sites, likelihood)
     tree = {"posterior": label.dataset({**samples.sites, **derived(model, samples.sites, bound, eta, usage=usage)})}
+    fitted = eta.isfinite().flatten(3).all(-1).flatten(0, 1).all(0)
+    bound, seen = _of_genes(bound, fitted), eta[:, :, fitted]
     if "posterior_predictive" in groups:
-        tree["posterior_predictive"] = label.dataset({"counts": _drawn(bound, totals, eta, generator)})
+        drawn = _every_gene(_drawn(bound, totals[fitted], seen, generator), fitted)
+        tree["posterior_predictive"] = label.dataset({"counts": drawn})
     if "log_likelihood" in groups:
-        tree["log_likelihood"] = label.dataset({"counts": bound.log_prob(counts, eta)}, {"counts": ("spot",)})
+        density = _every_gene(bound.log_prob(counts[fitted], seen), fitted)
+        tree["log_likelihood"] = label.dataset({"counts": density}, {"counts": ("spot",)})
     tree["sample_stats"] = label.dataset(_statistics(samples), {}, chains=2)
     shapes = model._site_shapes(model.counts, model.design_mtx)
     priors = {name: p for name, p in complete_priors(model.priors, shapes).items() if p.event_shape.numel()}
@@ -104,7 +108,7 @@ def data_tree(
 def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
     """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
     check_switches(usage=usage)
-    if isinstance(groups, str):
+    if isinstance(groups, str) or not (groups is None or isinstance(groups, Collection)):
         raise InvalidArgumentError(f"groups: expected a list of names among {list(GROUPS)}, found {groups!r}.")
     made = GROUPS if groups is None else groups
     for group in made:
@@ -172,6 +176,25 @@ def derived(
     return out
 
 
+def _of_genes(bound: Likelihood, fitted: Tensor) -> Likelihood:
+    """The likelihood at the draws of the genes with a finite fit, for which alone it can be asked."""
+    if bool(fitted.all()):
+        return bound
+    if not bool(fitted.any()):
+        raise NoResultsError("genes: none of them has a finite fit, of which there could be draws; see their reasons.")
+    own = {name: getattr(bound, name) for name in bound.hyperparameters}
+    return bound.bind({name: v[..., fitted, :] for name, v in own.items() if isinstance(v, Tensor) and v.ndim > 1})
+
+
+def _every_gene(found: Tensor, fitted: Tensor) -> Tensor:
+    """What was found for the fitted genes ``(C, S, ...)``, and NaN for the others."""
+    if bool(fitted.all()):
+        return found
+    whole = found.new_full((*found.shape[:2], len(fitted), *found.shape[3:]), torch.nan, dtype=torch.float64)
+    whole[:, :, fitted] = found.double()
+    return whole
+
+
 def _drawn(likelihood: Likelihood, totals: Tensor, eta: Tensor, generator: torch.Generator) -> Tensor:
     return likelihood.draw(totals.expand(eta.shape[:-1]), eta, generator=generator)
 
@@ -204,7 +227,7 @@ def _prior_groups(
     eta, bound = predictors(model, chained, model.likelihood.select(genes))
     out = {"prior": label.dataset({**chained, **derived(model, chained, bound, eta, usage=False)})}
     if predictive:
-        drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(seed))
+        drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(int(seed)))
         out["prior_predictive"] = label.dataset({"counts": drawn})
     return out
 

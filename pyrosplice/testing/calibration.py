@@ -9,7 +9,7 @@ the prior, changes its ranks (Modrák et al. 2025, Bayesian Anal. 20:461).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,7 +225,7 @@ def _of_likelihood(
     likelihood: Likelihood, priors: Priors, size: int, *, data_shape: Any, totals: Any, design: Any, covariance: Any
 ) -> World:
     """Data sets of a likelihood; covariates are the first that is drawn."""
-    if data_shape is None or len(data_shape) != 2:
+    if not isinstance(data_shape, Sequence) or isinstance(data_shape, str) or len(data_shape) != 2:
         raise InvalidArgumentError(f"data_shape: expected (n_spots, n_isoforms), found {data_shape!r}.")
     n_spots = check_integer("data_shape[0]", data_shape[0])
     n_isos = check_integer("data_shape[1]", data_shape[1], least=likelihood.n_categories[0])
@@ -269,7 +269,10 @@ def _of_model(model: MultinomGLM, size: int, given: Mapping[str, Any]) -> World:
 def _totals(totals: Any, likelihood: Likelihood, size: int, n_spots: int) -> Tensor:
     if totals is not None and not likelihood.conditional:
         raise InvalidArgumentError(f"totals: those of {likelihood.name} counts are random; expected None.")
-    given = torch.as_tensor(50.0 if totals is None else totals, dtype=torch.float64)
+    try:
+        given = torch.as_tensor(50.0 if totals is None else totals, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"totals: expected whole numbers, found {totals!r}.") from error
     if given.ndim > 2 or (given.ndim and given.shape != (size, n_spots)[2 - given.ndim :]):
         raise InvalidArgumentError(
             f"totals: expected a number, ({n_spots},) or ({size}, {n_spots}), found shape {tuple(given.shape)}."

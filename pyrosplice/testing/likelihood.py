@@ -40,7 +40,7 @@ def check_likelihood(likelihood: Likelihood, *, n_isos: int | None = None, seed:
     problems = Problems(likelihood)
     least, most = likelihood.n_categories
     k = n_isos or (least if most == least else max(least, 3))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     counts = torch.poisson(torch.full((N_GENES, N_SPOTS, k), 2.5, dtype=torch.float64), generator=generator)
     counts[:, 0] = 0
     eta = torch.randn(N_GENES, N_SPOTS, likelihood.n_predictors(k), generator=generator, dtype=torch.float64)

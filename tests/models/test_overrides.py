@@ -323,3 +323,32 @@ def test_data_that_change_later_change_no_fit():
     counts.zero_()
     design.zero_()
     assert torch.equal(model.counts, kept[0]) and torch.equal(model.design_mtx, kept[1])
+
+
+@pytest.mark.parametrize("kind", [Multinomial, Likelihood])
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        ("mean", lambda eta: Multinomial().mean(eta)[..., :1]),
+        ("mean", lambda eta: 5 * Multinomial().mean(eta)),
+        ("mean", lambda eta: None),
+        ("score", lambda counts, eta: Multinomial().score(counts, eta)[..., :1]),
+        ("information", lambda counts, eta: Multinomial().information(counts, eta)[..., :1]),
+        ("start", lambda counts: torch.zeros(1)),
+        ("sample", lambda totals, eta, *, generator=None: totals),
+        ("sample", lambda totals, eta, *, generator=None: None),
+    ],
+)
+def test_what_a_method_returns_is_of_the_shape_and_kind_that_it_is_asked_for(kind, method, wrong):
+    right = {
+        "log_prob": lambda counts, eta: Multinomial().log_prob(counts, eta),
+        "mean": lambda eta: Multinomial().mean(eta),
+        "sample": lambda totals, eta, *, generator=None: Multinomial().sample(totals, eta, generator=generator),
+    }
+    own = {name: staticmethod(call) for name, call in {**right, method: wrong}.items()}
+    model = MultinomGLM(likelihood=type("Mine", (kind,), own)())
+    model.setup_data(counts_for(Multinomial))
+    with pytest.raises(InvalidArgumentError, match=f"likelihood: expected {method} of Mine"):
+        model.fit(quiet=True)
+        model.get_isoform_ratio()
+        model.posterior(num_samples=2)

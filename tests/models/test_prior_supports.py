@@ -117,3 +117,22 @@ def test_a_prior_without_samples(space):
             model.var_fix_sigma = True
         with pytest.raises(InvalidArgumentError, match=r"Unsampled has no sample|flat"):
             model.posterior(num_samples=4, **options)
+
+
+@pytest.mark.parametrize("transform", [T.ExpTransform(), T.PowerTransform(torch.tensor(0.5).double())])
+def test_a_support_that_is_more_than_where_there_is_a_density_is_refused(transform):
+    prior = dist.TransformedDistribution(dist.Uniform(0.0, 1.0), [transform])
+    with pytest.raises(InvalidArgumentError, match=r"priors\['sigma'\]: expected a density on all of its support"):
+        MultinomGLMM(priors={"sigma": prior})
+
+
+@pytest.mark.parametrize(("site", "parts"), [("sigma", dist.Gamma), ("bias_eta", dist.Normal)])
+def test_a_support_that_torch_cannot_transform_is_told_what_to_do(site, parts):
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts(torch.ones(2), torch.ones(2)))
+    with pytest.raises(InvalidArgumentError, match="give a subclass of it"):
+        MultinomGLMM(priors={site: prior})
+
+    class Stated(dist.MixtureSameFamily):
+        support = dist.constraints.positive if site == "sigma" else dist.constraints.real
+
+    MultinomGLMM(priors={site: Stated(prior.mixture_distribution, prior.component_distribution)})

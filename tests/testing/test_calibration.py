@@ -172,3 +172,13 @@ def test_models_without_a_posterior_or_with_arguments_that_they_have_are_refused
         calibrate(glm, data_shape=(9, 2), n_simulations=4, **SOON)
     with pytest.raises(NotStatedError, match="sample"):
         calibrate(Mute(), "weak", (5, 2), n_simulations=4, **SOON)
+
+
+@pytest.mark.parametrize(
+    "argument", ["data_shape", "totals", "covariance", "method", "hyper", "n_draws", "seed", "design"]
+)
+@pytest.mark.parametrize("value", ["foo", b"x", object(), {"a": 1}, ["a", None], int, 1j])
+def test_odd_values_are_refused_by_name(argument, value):
+    given = {"data_shape": (12, 2), "n_simulations": 2, "n_draws": 9, **SOON, argument: value}
+    with pytest.raises(InvalidArgumentError, match={"covariance": "corr_sp"}.get(argument, argument)):
+        calibrate(Binomial(), "weak", **given)
