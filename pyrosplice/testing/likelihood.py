@@ -149,14 +149,16 @@ def _total_mass(problems: Problems, likelihood: Likelihood, k: int, eta: Tensor)
 
 def _mean_and_sample(problems: Problems, likelihood: Likelihood, eta: Tensor, generator: torch.Generator) -> None:
     try:
-        mean = likelihood.expected(eta)
+        likelihood.require("mean")
+        mean = likelihood.mean(eta)
     except NotImplementedError:
         return
     if likelihood.conditional and not bool(((mean.sum(-1) - 1).abs() < 1e-8).all()):
         problems.add("mean: expected usage that sums to one over the isoforms; it does not.")
     totals, n_draws = torch.full(eta.shape[:-1], 6.0, dtype=torch.float64), 4000
     try:
-        draws = likelihood.draw(
+        likelihood.require("sample")
+        draws = likelihood.sample(
             totals.expand(n_draws, *totals.shape), eta.expand(n_draws, *eta.shape), generator=generator
         )
     except NotImplementedError:
