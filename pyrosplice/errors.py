@@ -51,7 +51,7 @@ def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
         raise InvalidArgumentError(f"{name}: expected {expected}, found {value!r}.")
 
 
-def check_key(name: str, value: Any, known: Collection[Any], what: str) -> None:
+def check_known(name: str, value: Any, known: Collection[Any], what: str) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of the ``known`` names; ``what`` says what of."""
     if not _is_among(value, known):
         raise InvalidArgumentError(f"{name}: expected {what} {list(known)}, found {value!r}.")
@@ -112,6 +112,13 @@ def check_integer(name: str, value: Any, *, least: int = 1) -> int:
     if int(value) > MOST:
         raise InvalidArgumentError(f"{name}: expected a whole number of at most {MOST}, found {value!r}.")
     return int(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number between 0 and 1, these left out."""
+    if not is_number(value) or not 0 < value < 1:
+        raise InvalidArgumentError(f"{name}: expected a number between 0 and 1, found {value!r}.")
+    return float(value)
 
 
 def check_number(name: str, value: Any, *, least: float = 0.0) -> float:

@@ -29,15 +29,8 @@ from pyrosplice.errors import InvalidArgumentError, ModelFileError, NoModelFileE
 
 FORMAT = "pyrosplice"
 FORMAT_VERSION = 1
-DAMAGE = (
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-    OSError,  # HDF5's
-)  # of content that is not as written
+# of content that is not as written; OSError is HDF5's
+DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OSError)
 
 
 @contextmanager
@@ -150,10 +143,10 @@ def load_archive(
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ModelFileError(f"{os.fspath(path)!r} is truncated or no {FORMAT} file at all ({error}).") from error
-    if header.get("sha256", found := digest_of(tensors, header["content"])) != found:  # older files have none
+    if "sha256" in header and header["sha256"] != digest_of(tensors, header["content"]):  # older files have none
         raise ModelFileError(
-            f"{os.fspath(path)!r} is damaged: its content is not what was written (sha256 {found}, expected "
-            f"{header['sha256']}); take a copy that is whole, or save it again."
+            f"{os.fspath(path)!r} is damaged: its content is not what was written; take a copy that is whole, or save "
+            "it again."
         )
     return tensors, content
 

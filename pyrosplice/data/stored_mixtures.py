@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError, check_key
+from pyrosplice.errors import InvalidArgumentError, check_known
 
 WeightsSource = Literal["auto", "stored", "components"]
 Rows = Mapping[str, NDArray[np.int64]]
@@ -20,7 +20,7 @@ def mixtures_in(adata: anndata.AnnData, key: str) -> Mapping[str, Any]:
     """What ``fit_gmm`` wrote to ``uns[key]``."""
     if not isinstance(adata, anndata.AnnData):
         raise InvalidArgumentError(f"adata: expected an AnnData, found {type(adata).__name__}.")
-    check_key("gmm_key", key, sorted(adata.uns), "a key of uns")
+    check_known("gmm_key", key, sorted(adata.uns), "a key of uns")
     stored = adata.uns[key]
     needed = ("model", "weight_inference", "component_sharing")
     lacking = [name for name in needed if not isinstance(stored, Mapping) or name not in stored]

@@ -24,7 +24,14 @@ from pyrosplice.data.points import (
     representation_of,
 )
 from pyrosplice.data.stored_mixtures import WeightsSource, patients_left_out, stored_mixtures
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_key, check_option, is_number, own_options_only
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    check_integer,
+    check_known,
+    check_option,
+    is_number,
+    own_options_only,
+)
 
 
 class TripletDataset(Dataset):
@@ -269,7 +276,7 @@ class AnnData_TripletDataset(TripletDataset):
         if gmm_key is not None and group_by is not None:
             raise InvalidArgumentError("group_by, gmm_key: expected one of the two; the supports are either's.")
         if use_rep is not None:
-            check_key("use_rep", use_rep, list(adata.obsm), "a key of obsm, or None for X,")
+            check_known("use_rep", use_rep, list(adata.obsm), "a key of obsm, or None for X,")
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
         self._names, self._rows = self._choose_patients(n_cells)
@@ -303,7 +310,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _column(self, argument: str, column: str) -> NDArray[np.object_]:
         """Labels of all cells in a column of ``obs``, as text."""
-        check_key(argument, column, list(self.adata.obs), "a column of obs")
+        check_known(argument, column, list(self.adata.obs), "a column of obs")
         return read_labels(self.adata.obs[column], f"{argument}: obs[{column!r}]").names
 
     def _choose_patients(self, n_cells: int) -> tuple[list[str], list[NDArray[np.int64]]]:

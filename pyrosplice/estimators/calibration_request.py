@@ -17,6 +17,7 @@ from pyrosplice.errors import (
     UnknownOptionError,
     check_integer,
     check_option,
+    check_share,
     check_switches,
     is_number,
 )
@@ -72,8 +73,7 @@ class Request:
 def read_request(asked: Asked, prepared: Prepared, model_type: str) -> Request:
     """Check everything that is known without running a test."""
     check_switches(print_progress=asked.print_progress)
-    if not (is_number(asked.confidence) and 0 < asked.confidence < 1):
-        raise InvalidArgumentError(f"confidence: expected a number between 0 and 1, found {asked.confidence!r}.")
+    confidence = check_share("confidence", asked.confidence)
     methods = _methods(asked, prepared, model_type)
     domains = _domains(asked.truth, prepared, model_type)
     own = next((name for name in OURS if name in asked.options), None)
@@ -91,7 +91,7 @@ def read_request(asked: Asked, prepared: Prepared, model_type: str) -> Request:
         domains=domains,
         n_genes=check_integer("n_genes", asked.n_genes),
         effect=effect,
-        confidence=float(asked.confidence),
+        confidence=confidence,
         seed=check_integer("seed", asked.seed, least=0),
         options=deepcopy(dict(asked.options)),
     )

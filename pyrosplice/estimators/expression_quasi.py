@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.expression_estimator import Estimator
+from pyrosplice.estimators.expression_tests import comparable
 from pyrosplice.hypothesis.expression_quasi import SqueezedVariance, expected_unit_deviance, quasi_f, squeeze_variance
 from pyrosplice.inference.nb_dispersion import Dispersions, adjusted_profile, trend_and_shrink
 from pyrosplice.inference.nb_fit import GlmFit, default_starter, fit_glm
-from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
+from pyrosplice.inference.nb_newton import NewtonOptions
 from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import RowSource
 
@@ -96,9 +97,8 @@ def quasi_test(estimator: Estimator, quasi: QuasiFit, contrast: Array) -> tuple[
 
     good = np.flatnonzero(np.isfinite(quasi.fit.theta).all(1))
     reduced = fit_glm(source, start=start, options=NewtonOptions(fit_scale=False), genes=good)
-    drop = 2 * (quasi.fit.log_likelihood - reduced.log_likelihood)
-    failed = (quasi.fit.code == FitCode.FAILED) | (reduced.code == FitCode.FAILED)
-    return quasi_f(np.where(failed, np.nan, drop), len(contrast), quasi.squeezed, quasi.df)
+    full, null = comparable(quasi.fit, reduced)
+    return quasi_f(2 * (full - null), len(contrast), quasi.squeezed, quasi.df)
 
 
 def fit_at(source: RowSource, fit: GlmFit, dispersion: Array) -> GlmFit:

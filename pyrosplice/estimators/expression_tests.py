@@ -167,7 +167,7 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     """Likelihood-ratio test of two estimators, the second nested in the first."""
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
-    statistic, pval = likelihood_ratio(*_comparable(full.fit, reduced.fit), df)
+    statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
     if not new:  # the models differ in their scales only: there is no fold change
@@ -280,10 +280,10 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
-    return with_statistic(result, *likelihood_ratio(*_comparable(estimator.fit, reduced), rank))
+    return with_statistic(result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank))
 
 
-def _comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
+def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
     """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
     failed = (full.code == FitCode.FAILED) | (reduced.code == FitCode.FAILED)
     return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood

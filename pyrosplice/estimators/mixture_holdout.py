@@ -13,7 +13,7 @@ from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import text_names
 from pyrosplice.data.stored_mixtures import mixtures_in
 from pyrosplice.data.triplets import AnnData_TripletDataset
-from pyrosplice.errors import InvalidArgumentError, check_key, own_options_only
+from pyrosplice.errors import InvalidArgumentError, check_known, own_options_only
 from pyrosplice.estimators.mixture_schema import key_of
 
 GLOBAL = "__global__"
@@ -138,7 +138,7 @@ def validate_gmm(
 
 
 def _labels(adata: anndata.AnnData, argument: str, column: str) -> np.ndarray:
-    check_key(argument, column, list(adata.obs), "a column of obs")
+    check_known(argument, column, list(adata.obs), "a column of obs")
     return read_labels(adata.obs[column], f"{argument}: obs[{column!r}]", keep_missing=True).names
 
 

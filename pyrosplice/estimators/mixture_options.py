@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_switches, is_number
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    check_integer,
+    check_number,
+    check_option,
+    check_share,
+    check_switches,
+)
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
@@ -56,8 +63,7 @@ class GMMOptions:
         pooled = isinstance(self.prior, str) and self.prior == "pooled"
         if not (pooled or self.prior is None or isinstance(self.prior, MixturePrior)):
             raise InvalidArgumentError(f"prior: expected None, 'pooled' or a MixturePrior, found {self.prior!r}.")
-        if not is_number(self.train_size) or not 0 < self.train_size < 1:
-            raise InvalidArgumentError(f"train_size: expected a number between 0 and 1, found {self.train_size!r}.")
+        check_share("train_size", self.train_size)
         for name in ("tol", "eps"):
             check_number(name, getattr(self, name))
         for name, least in (("max_iter", 1), ("n_init", 1), ("random_state", 0)):

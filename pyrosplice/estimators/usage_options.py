@@ -58,13 +58,11 @@ def variability_settings(
     for name in given:
         check_option("test_spatial_variability(...)", name, settings)
     check_switches(use_perm_null=use_perm_null, importance=importance)
-    for name, used, expected in (
-        ("early_stop", use_perm_null, "use_perm_null=True"),
-        ("n_draws", importance, "importance=True"),
-        ("null_law", method == "llr", "method='llr'"),
-    ):
-        if name in given and not used:
-            raise InvalidArgumentError(f"{name}: expected {expected} with it, which alone it is about.")
+    unused = {"n_draws": not importance, "early_stop": not use_perm_null}
+    unused["null_law"] = method != "llr" or use_perm_null or n_bootstrap is not None
+    for name in given:
+        if unused.get(name):
+            raise InvalidArgumentError(f"{name}: expected {NEEDED[name]} with it, without which it has no effect.")
     settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
     check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
     names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
@@ -77,11 +75,6 @@ def variability_settings(
     for name, value in settings.items():
         if name in least and value is not None:
             check_integer(name, value, least=least[name])
-    unused = {"n_draws": not importance, "early_stop": not use_perm_null}
-    unused["null_law"] = method != "llr" or use_perm_null or n_bootstrap is not None
-    for name in given:
-        if unused.get(name) and given[name] is not None:
-            raise InvalidArgumentError(f"{name}: expected {NEEDED[name]} with it, without which it has no effect.")
     return settings
 
 

@@ -64,9 +64,8 @@ class Residuals:
     @property
     def n_free(self) -> Tensor:
         """Degrees of freedom left by the covariates, m − P, ``(B,)``."""
-        return self.n_covered - (self.loading != 0).any(-2).sum(
-            -1
-        )  # what a gene's spots do not tell apart costs nothing
+        told_apart = (self.loading != 0).any(-2)  # of covariates; the others cost nothing
+        return self.n_covered - told_apart.sum(-1)
 
     @cached_property
     def leverage(self) -> Tensor:

@@ -350,14 +350,12 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
     given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
     if given is None:
-        matrix = covariance if isinstance(covariance, Tensor) else torch.as_tensor(covariance.dense())
-        matrix = _checked(matrix)
-        return DenseKernel.of(_damped(matrix, damping), matrix if damping else None, damping)
-    if covariance.n_spots > DENSE_LIMIT:
+        matrix = _checked(covariance if isinstance(covariance, Tensor) else torch.as_tensor(covariance.dense()))
+    elif covariance.n_spots > DENSE_LIMIT:
         return SparseKernel(covariance, given, damping)
-    precision = torch.from_numpy(given.toarray()).to(torch.float64)
-    matrix = torch.linalg.inv(precision)
-    matrix = (matrix + matrix.T) / 2
+    else:
+        inverse = torch.linalg.inv(torch.from_numpy(given.toarray()).to(torch.float64))
+        matrix = (inverse + inverse.T) / 2
     return DenseKernel.of(_damped(matrix, damping), matrix if damping else None, damping)
 
 

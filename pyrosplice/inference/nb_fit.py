@@ -182,9 +182,8 @@ def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOption
     fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
     fit.log_likelihood[which] = solution.value.cpu().numpy()
     lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
-    fit.code[which[lost]] = int(
-        FitCode.FAILED
-    )  # an overflow of the predictor, or nothing that identifies a coefficient
+    # an overflow of the predictor, or nothing that identifies a coefficient
+    fit.code[which[lost]] = int(FitCode.FAILED)
 
 
 def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.likelihoods import Likelihood, shaped
+from pyrosplice.models.wrapped import Wrapped
 from pyrosplice.overrides import is_ours
 
 MISTAKES = (NotImplementedError, TypeError, AttributeError, NameError)  # of the code, not of a gene: these go through
@@ -24,7 +25,7 @@ def guarded(likelihood: Likelihood, errors: list[Exception]) -> Likelihood:
     return likelihood if is_ours(type(likelihood)) else Guarded(likelihood, errors)
 
 
-class Guarded(Likelihood):
+class Guarded(Wrapped):
     """Another likelihood, evaluated gene by gene where it raises for all of them together.
 
     Parameters
@@ -36,12 +37,8 @@ class Guarded(Likelihood):
     """
 
     def __init__(self, inner: Likelihood, errors: list[Exception]) -> None:
-        self.inner, self.errors = inner, errors
-        self.name, self.n_categories = inner.name, inner.n_categories
-        self.additive, self.conditional, self.log_concave = inner.additive, inner.conditional, inner.log_concave
-        self.hyperparameters = inner.hyperparameters
-        for name in inner.hyperparameters:
-            setattr(self, name, getattr(inner, name))
+        super().__init__(inner)
+        self.errors = errors
 
     def bind(self, values: Mapping[str, Tensor]) -> Guarded:
         """The same with hyper-parameters at ``values``."""
@@ -50,14 +47,6 @@ class Guarded(Likelihood):
     def select(self, genes: Tensor) -> Guarded:
         """The same for some of the genes."""
         return Guarded(self.inner.select(genes), self.errors)
-
-    def n_predictors(self, n_isos: int) -> int:
-        """Q."""
-        return self.inner.n_predictors(n_isos)
-
-    def states(self, method: str) -> bool:
-        """Whether ``mean`` or ``sample`` is this density's."""
-        return self.inner.states(method)
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts."""
@@ -113,9 +102,6 @@ class Guarded(Likelihood):
     ) -> tuple[Tensor, Tensor]:
         """Derivatives in the logs of hyper-parameters."""
         return self._each("hyper_gradient", counts, eta, names, along, weight)
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
 
     def _one_a_spot(self, method: str, counts: Tensor, eta: Tensor) -> Tensor:
         found = self._each(method, counts, eta)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pyrosplice.linalg.blocks import congruent, planar, planar_matvec
 from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.models.wrapped import Wrapped
 
 
-class Recombined(Likelihood):
+class Recombined(Wrapped):
     """Another likelihood at ``η = M u``, as a function of u; all of it by the other's own methods.
 
     Parameters
@@ -23,12 +24,8 @@ class Recombined(Likelihood):
     """
 
     def __init__(self, inner: Likelihood, matrix: Tensor) -> None:
-        self.inner, self.matrix = inner, matrix
-        self.name, self.n_categories = inner.name, inner.n_categories
-        self.additive, self.conditional, self.log_concave = inner.additive, inner.conditional, inner.log_concave
-        self.hyperparameters = inner.hyperparameters
-        for name in inner.hyperparameters:
-            setattr(self, name, getattr(inner, name))
+        super().__init__(inner)
+        self.matrix = matrix
 
     def bind(self, values: Mapping[str, Tensor]) -> Recombined:
         """The same with hyper-parameters at ``values``."""
@@ -42,10 +39,6 @@ class Recombined(Likelihood):
     def n_predictors(self, n_isos: int) -> int:
         """R."""
         return self.matrix.shape[-1]
-
-    def states(self, method: str) -> bool:
-        """Whether ``mean`` or ``sample`` is this density's."""
-        return self.inner.states(method)
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts."""
@@ -96,9 +89,6 @@ class Recombined(Likelihood):
         """Derivatives in the logs of hyper-parameters, at ``M a`` and ``M C M'``."""
         own = None if along is None else self._own(along), None if weight is None else congruent(self.matrix, weight)
         return self.inner.hyper_gradient(counts, self._own(eta), names, *own)
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
 
     def _own(self, eta: Tensor) -> Tensor:
         return planar_matvec(self.matrix, eta)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_share
 from pyrosplice.hypothesis.uniform_bands import rank_band
 from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, new_axes
 
@@ -38,8 +38,7 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     InvalidArgumentError
         No ranks, ranks outside 0 to ``n_draws``, or ``confidence`` not between 0 and 1.
     """
-    if not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence: expected a number between 0 and 1, found {confidence!r}.")
+    check_share("confidence", confidence)
     seen = {name: ranks[name].dropna().to_numpy() for name in ranks}
     if not seen or not all(len(values) for values in seen.values()):
         raise InvalidArgumentError("ranks: expected one of every quantity at least, found none.")

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches, is_number
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share, check_switches
 from pyrosplice.estimators.fitted import check_jobs
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.priors import is_flat
+from pyrosplice.posterior.draws import n_chains
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.sampling import METHODS
 from pyrosplice.posterior.seeding import seeded
@@ -115,8 +116,7 @@ def calibrate(
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
     check_switches(print_progress=print_progress)
-    if not (is_number(confidence) and 0 < confidence < 1):
-        raise InvalidArgumentError(f"confidence: expected a number between 0 and 1, found {confidence!r}.")
+    confidence = check_share("confidence", confidence)
     size, own = check_integer("n_simulations", n_simulations, least=2), check_integer("seed", seed, least=0)
     n_draws, n_jobs = check_integer("n_draws", n_draws), check_jobs(n_jobs, "cpu")
     given: dict[str, Any] = {"data_shape": data_shape, "totals": totals, "design": design, "covariance": covariance}
@@ -142,7 +142,7 @@ def calibrate(
             bar.update(len(part))
     table = pd.concat(parts, ignore_index=True)
     about = {"model": world.name, "n_simulations": size, "seed": own, "method": method, "hyper": hyper}
-    return PosteriorCalibration.of(table, n_draws, about, float(confidence))
+    return PosteriorCalibration.of(table, n_draws, about, confidence)
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,13 @@ def _ranks(
 ) -> pd.DataFrame:
     """Rank of the truth among the draws (0 to n_draws), one row a data set; NaN where there are no draws."""
     nuts = asked["method"] == "nuts"
-    n_chains = (asked["nuts_options"] or NutsOptions()).num_chains if nuts else 1
-    n_samples = max(4, -(-THINNED * n_draws // n_chains)) if nuts else n_draws
+    chains = n_chains(asked["method"], asked["nuts_options"])
+    n_samples = max(4, -(-THINNED * n_draws // chains)) if nuts else n_draws
     tree = world.fit(counts).posterior(num_samples=n_samples, groups=("log_likelihood",), seed=seed, **asked)
-    kept = np.linspace(0, n_chains * n_samples - 1, n_draws).round().astype(int)
+    kept = np.linspace(0, chains * n_samples - 1, n_draws).round().astype(int)
 
     def drawn(values: Any) -> NDArray[np.float64]:
-        flat = np.asarray(values).reshape(n_chains * n_samples, len(counts), -1)
+        flat = np.asarray(values).reshape(chains * n_samples, len(counts), -1)
         return flat[kept]
 
     found: dict[str, Any] = {}

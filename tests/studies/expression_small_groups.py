@@ -8,16 +8,14 @@ Donors of 10 to 200 cells: 6, 12 and 24, balanced and 3 against 9, equal and une
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import warnings
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pyrosplice.estimators.expression import ExpressionGLM
+from tests.studies.negative_binomial_calibration import main
 
 LEVELS = (0.05, 0.01, 0.001)
 RISING = np.rint(np.geomspace(10, 200, 12)).astype(int)
@@ -75,18 +73,9 @@ def groups(genes: int, seed: int) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    table = pd.DataFrame(donors(args.genes, args.seed) + groups(args.genes, args.seed))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-    table["genes"], table["seed"], table["commit"] = args.genes, args.seed, commit.strip()
-    table.to_csv(args.output, index=False, float_format="%.4f")
-    print(table.to_string(index=False))
+def run(genes: int, seed: int) -> pd.DataFrame:
+    return pd.DataFrame(donors(genes, seed) + groups(genes, seed))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, run)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -62,14 +63,15 @@ def run(genes: int, seed: int, samples: tuple[int, ...] = SAMPLES) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None, study: Callable[[int, int], pd.DataFrame]) -> None:
+    """Run a study of (genes, seed) as the command line asks, and keep its table with seed and commit."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     start = time.perf_counter()
-    table = run(args.genes, args.seed)
+    table = study(args.genes, args.seed)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     table["genes"], table["seed"], table["commit"] = args.genes, args.seed, commit.strip()
     table.to_csv(args.output, index=False, float_format="%.4f")
@@ -77,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, run)
