@@ -20,9 +20,9 @@ from pyrosplice.data.domains import Domains
 from pyrosplice.data.names import by_name
 from pyrosplice.estimators.calibration_check import CalibrationCheck
 from pyrosplice.estimators.calibration_request import Asked, Request, read_request
-from pyrosplice.estimators.covariate_tests import same_nuisance, terms_of
 from pyrosplice.estimators.fitted import check_jobs
 from pyrosplice.estimators.null_genes import Space, Truth, graph_of, observed_isoforms
+from pyrosplice.estimators.tested_covariates import same_nuisance, terms_of
 from pyrosplice.estimators.usage_models import TEST_BATCH
 from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.modes import works_in_any_mode

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators.covariate_tests import Variance, estimates
+from pyrosplice.estimators.covariate_tests import estimates
+from pyrosplice.estimators.differential_usage import DifferentialUsage
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
+from pyrosplice.estimators.tested_covariates import Variance
 from pyrosplice.estimators.usage_models import TEST_BATCH
-from pyrosplice.estimators.usage_tests import UsageTests
 from pyrosplice.hypothesis.identified import TOUCHED
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
@@ -23,7 +24,7 @@ POINTS = 100.0  # percentage points of usage
 
 
 @works_in_any_mode
-class UsageEffects(UsageTests):
+class UsageEffects(DifferentialUsage):
     """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
 
     def get_effects(self, *, level: float = 0.95, variance: Variance = "robust") -> pd.DataFrame:

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
-from pyrosplice.estimators.covariate_tests import By, Variance
 from pyrosplice.estimators.gene_tests import PermutationNull
+from pyrosplice.estimators.tested_covariates import By, Variance
 from pyrosplice.models.isoform_effect import check_isoform_effect
 from pyrosplice.models.likelihoods import Likelihood
 

@@ -1,0 +1,226 @@
+"""The part of :class:`~pyrosplice.SplisosmGLMM` that tests covariates for differential usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, NoResultsError
+from pyrosplice.estimators import covariate_tests
+from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, fit_genes
+from pyrosplice.estimators.gene_tests import GeneTests, run_batches
+from pyrosplice.estimators.missing_results import reasons_of
+from pyrosplice.estimators.tested_covariates import By, Contrast, Term, Variance, contrasts_of, same_nuisance, terms_of
+from pyrosplice.estimators.usage_models import TEST_BATCH
+from pyrosplice.estimators.usage_options import check_usage_options
+from pyrosplice.estimators.usage_tests import UsageTests
+from pyrosplice.hypothesis.fdr import adjust_pvalues
+from pyrosplice.modes import works_in_any_mode
+
+
+@works_in_any_mode
+class DifferentialUsage(UsageTests):
+    """Tests of covariates on the models of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
+
+    def test_differential_usage(
+        self,
+        method: Literal["score", "wald", "lrt"] = "score",
+        print_progress: bool = True,
+        return_results: bool = False,
+        *,
+        by: By = "covariate",
+        contrasts: Any = None,
+        variance: Variance = "robust",
+    ) -> dict[str, Any] | None:
+        """Test every gene and covariate for an effect on usage (β = 0 in all logits).
+
+        With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
+        whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
+        here, once. Priors are honoured: the optimum is that of the posterior density, a ratio that of its maxima with
+        the tested coefficients free and zero, and the variance of an estimate has what they add. P-values do *not* hold
+        for a covariate of one or two waves over the tissue where usage follows domains (a gradient: 23 to 27 % of null
+        genes at 5 %, tests/studies/calibration_finds_faults.py); ask ``check_calibration("du", truth="domains")``.
+
+        Parameters
+        ----------
+        method
+            ``"score"`` after ``fit(with_design_mtx=False)``: each covariate beside the intercept and all covariates but
+            the levels of its own factor, at fits with those, which are made here where there are any. ``"wald"`` after
+            ``fit(with_design_mtx=True)``: from the full information matrix; a level of a factor is compared with the
+            mean of the levels. ``"lrt"`` after either: twice the log (marginal) likelihood ratio of the models with and
+            without the covariate, the others (those of the score test) in both and σ and θ estimated under each. It
+            makes a fit more for every covariate.
+        print_progress, return_results
+            Progress bars; return the results instead of keeping them.
+        by
+            ``"covariate"``: one test each. ``"factor"``: the levels of a factor (columns of a term of a formula)
+            jointly, (L − 1) Q degrees of freedom, called as the factor is.
+        contrasts
+            For ``"wald"``, instead of ``by``: combinations of coefficients that are tested to be zero, levels of a
+            factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
+            covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
+        variance
+            Of the score, and so of estimates. ``"robust"`` (default): from the residuals
+            (:mod:`pyrosplice.hypothesis.dispersion`). With a random effect, the model's with the dispersion that they
+            have between the logits, which one variance for all logits does not give. In a GLM, with the excess variance
+            that counts have where usage varies between spots, more in deep spots than in shallow ones. P-values are
+            then not of χ² but of an F law on the residuals' degrees of freedom ν (Hotelling's for one column, McKeon's
+            for more), NaN for genes whose spots leave none. Likelihood ratios are multiplied by the quotient of the
+            Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167); where a
+            coefficient is at infinity ("separated"), whose ratio rejects most null genes, they are the score statistic.
+            ``"model"``: as the model says, and χ²; for counts that are known to follow it, and after a GLMM a little
+            liberal at few counts a spot.
+
+        Returns
+        -------
+        dict or None
+            ``gene`` (G), ``covariate`` (T: covariates, factors or contrasts), ``statistic``, ``pvalue``, ``pvalue_adj``
+            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method``, ``by`` and
+            ``variance``. A gene need not have counts wherever a covariate varies: what its spots identify is tested,
+            with its own ``df``. ``reason``, G lists of T: "" or why there is no p-value, among
+            :data:`~pyrosplice.estimators.missing_results.TEST_REASONS`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Another method; no design; a fit that is with covariates where it should be without, or the other way round;
+            contrasts that cannot be tested, or for another method; another ``by`` or ``variance``.
+        NotReadyError
+            Before ``setup_data`` or ``fit``.
+        """
+        prepared = self._ready()
+        check_usage_options(self.covariate_names, method=method, by=by, variance=variance)
+        robust = variance == "robust"
+        if prepared.design is None:
+            raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
+        fit = self._ready_fit()
+        if method != "lrt" and fit.with_design != (method == "wald"):
+            raise NoResultsError(
+                f"method={method!r}: expected models fitted with with_design_mtx={method == 'wald'}, found "
+                f"{fit.with_design}. Fit again, or use method={'wald' if fit.with_design else 'score'!r} or 'lrt'."
+            )
+        if contrasts is not None and method != "wald":
+            raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={method!r}.")
+        if method == "wald":
+            rows = contrasts_of(prepared.design, by, contrasts)
+            names = [contrast.name for contrast in rows]
+            tests = self._usage_wald(rows, robust, show=print_progress)
+        else:
+            terms = terms_of(prepared.design, by)
+            names = [term.name for term in terms]
+            test = self._usage_score if method == "score" else self._usage_ratio
+            tests = test(terms, robust, show=print_progress)
+        results = {
+            "gene": self.gene_names,
+            "covariate": names,
+            "statistic": tests.statistic,
+            "pvalue": tests.pvalue,
+            "pvalue_adj": adjust_pvalues(tests.pvalue),
+            "df": tests.rank.astype(np.int64) * (np.array(self.n_isos_per_gene)[:, None] - 1),
+            "reason": tests.reason.tolist(),
+            "method": method,
+            "by": "contrast" if contrasts is not None else by,
+            "variance": variance,
+        }
+        if return_results:
+            return results
+        self._du_test_results = results
+        return None
+
+    def _usage_score(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
+        def fits(group: list[Term]) -> Sequence[Any]:
+            return self._fit_with(group[0].nuisance, show=show)
+
+        task = covariate_tests.score_of_terms
+        return self._tests_by_nuisance(task, terms, fits, robust, description="score", show=show)
+
+    def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
+        genes = self._test_fit(self.model_type, with_design=True, print_progress=show)
+        spec = self._test_spec(self.model_type, with_design=True)
+        task = covariate_tests.wald_of_contrasts
+        return self._linearised_tests(task, spec, genes, contrasts, robust, description="wald", show=show)
+
+    def _linearised_tests(
+        self,
+        task: Callable[..., list[Tensor]],
+        spec: ModelSpec,
+        genes: Sequence[Any],
+        wanted: Sequence[Any],
+        robust: bool,
+        *,
+        description: str,
+        show: bool,
+    ) -> GeneTests:
+        """``task`` for ``wanted`` at fits of all genes, one or several a gene, batch by batch."""
+        prepared = self._ready()
+        batches = prepared.batches(TEST_BATCH, group=True)
+        calls = [
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, robust)
+            for some in batches
+        ]
+        found = run_batches(task, calls, description=description, show=show)
+        tests = GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
+        fits = [gene if isinstance(gene, tuple) else (gene,) for gene in genes]
+        reasons = reasons_of(tests.pvalue, prepared.counts, rank=tests.rank, fits=fits, from_residuals=robust)
+        return replace(tests, reason=reasons)
+
+    def _usage_ratio(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
+        fits: dict[tuple[int, ...], list[FittedGene]] = {}
+        for columns in dict.fromkeys(columns for term in terms for columns in (term.full, term.nuisance)):
+            fits[columns] = self._fit_with(columns, show=show)
+
+        def own(group: list[Term]) -> Sequence[Any]:
+            return list(zip(fits[group[0].nuisance], *(fits[term.full] for term in group), strict=True))
+
+        task = covariate_tests.ratio_of_terms
+        return self._tests_by_nuisance(task, terms, own, robust, description="lrt", show=show)
+
+    def _tests_by_nuisance(
+        self,
+        task: Callable[..., list[Tensor]],
+        terms: Sequence[Term],
+        fits: Callable[[list[Term]], Sequence[Any]],
+        robust: bool,
+        *,
+        description: str,
+        show: bool,
+    ) -> GeneTests:
+        """``task`` for terms with the same nuisance together, with the model of the nuisance, at their ``fits``."""
+        tests = GeneTests.blank((self.n_genes, len(terms)))
+        for some in same_nuisance(terms):
+            group = [terms[t] for t in some]
+            spec = self._spec_with(group[0].nuisance)
+            found = self._linearised_tests(task, spec, fits(group), group, robust, description=description, show=show)
+            for whole, part in zip(vars(tests).values(), vars(found).values(), strict=True):
+                whole[:, some] = part
+        return tests
+
+    def _spec_with(self, columns: tuple[int, ...], *, device: str = "cpu") -> ModelSpec:
+        """The tested model with some of the covariates."""
+        design = self._ready().design
+        if design is None:
+            raise AssertionError("columns are those of a design")
+        spec = self._test_spec(self.model_type, with_design=False, device=device)
+        return spec.with_design(design.only(columns) if columns else None)
+
+    def _fit_with(self, columns: tuple[int, ...], *, show: bool) -> list[FittedGene]:
+        """Genes fitted with some of the covariates: the present fits where they are with these, else new ones, once."""
+        prepared, fit = self._ready(), self._ready_fit()
+        present = tuple(prepared.design.estimable) if prepared.design is not None and fit.with_design else ()
+        if columns == present:
+            genes = self._test_fit(self.model_type, with_design=fit.with_design, print_progress=show)
+            return self._test_spec(self.model_type, with_design=fit.with_design).estimable(genes)
+        if columns not in self._test_fits:
+            self._test_fits[columns], _ = fit_genes(
+                FitPlan(full=self._spec_with(columns, device=self.device)),
+                prepared.counts,
+                prepared.batches(TEST_BATCH, group=True),
+                n_jobs=fit.n_jobs,
+                description=f"{len(columns)} covariate(s)",
+                print_progress=show,
+            )
+        return self._test_fits[columns]
