@@ -7,16 +7,35 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError
 from pyrosplice.estimators import covariate_tests
+from pyrosplice.estimators.covariate_law import Law
 from pyrosplice.estimators.fitted import FitPlan, FittedGene, ModelSpec, fit_genes
 from pyrosplice.estimators.gene_tests import GeneTests, run_batches
 from pyrosplice.estimators.missing_results import reasons_of
-from pyrosplice.estimators.tested_covariates import By, Contrast, Term, Variance, contrasts_of, same_nuisance, terms_of
+from pyrosplice.estimators.reliability import (
+    between_sections,
+    effective_modes,
+    refused,
+    reliable,
+    shares_of_genes,
+    warn_of_few_modes,
+)
+from pyrosplice.estimators.tested_covariates import (
+    By,
+    Contrast,
+    CovarianceLaw,
+    Term,
+    Variance,
+    contrasts_of,
+    same_nuisance,
+    terms_of,
+)
 from pyrosplice.estimators.usage_models import TEST_BATCH
-from pyrosplice.estimators.usage_options import check_usage_options
+from pyrosplice.estimators.usage_options import check_usage_options, law_name
 from pyrosplice.estimators.usage_tests import UsageTests
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.modes import works_in_any_mode
@@ -35,6 +54,7 @@ class DifferentialUsage(UsageTests):
         by: By = "covariate",
         contrasts: Any = None,
         variance: Variance = "robust",
+        law: CovarianceLaw | None = None,
     ) -> dict[str, Any] | None:
         """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
@@ -93,8 +113,7 @@ class DifferentialUsage(UsageTests):
             Before ``setup_data`` or ``fit``.
         """
         prepared = self._ready()
-        check_usage_options(self.covariate_names, method=method, by=by, variance=variance)
-        robust = variance == "robust"
+        check_usage_options(self.covariate_names, method=method, by=by, variance=variance, law=law or "averaged")
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
         fit = self._ready_fit()
@@ -105,15 +124,17 @@ class DifferentialUsage(UsageTests):
             )
         if contrasts is not None and method != "wald":
             raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={method!r}.")
-        if method == "wald":
-            rows = contrasts_of(prepared.design, by, contrasts)
-            names = [contrast.name for contrast in rows]
-            tests = self._usage_wald(rows, robust, show=print_progress)
-        else:
-            terms = terms_of(prepared.design, by)
-            names = [term.name for term in terms]
-            test = self._usage_score if method == "score" else self._usage_ratio
-            tests = test(terms, robust, show=print_progress)
+        covariance = law_name(law, variance, self.model_type)
+        held_to = self._law(covariance, variance)
+        wanted: Sequence[Any] = (
+            contrasts_of(prepared.design, by, contrasts) if method == "wald" else terms_of(prepared.design, by)
+        )
+        names, tested = [one.name for one in wanted], [one.columns for one in wanted]
+        _check_unequal(variance, method, names, tested)
+        kinds: dict[str, Callable[..., GeneTests]] = {"score": self._usage_score, "lrt": self._usage_ratio}
+        test = kinds.get(method, self._usage_wald)
+        tests = refused(test(wanted, held_to, show=print_progress), prepared, tested)
+        warn_of_few_modes(tests, names, stacklevel=3)
         results = {
             "gene": self.gene_names,
             "covariate": names,
@@ -121,28 +142,79 @@ class DifferentialUsage(UsageTests):
             "pvalue": tests.pvalue,
             "pvalue_adj": adjust_pvalues(tests.pvalue),
             "df": tests.rank.astype(np.int64) * (np.array(self.n_isos_per_gene)[:, None] - 1),
+            "posterior_df": tests.posterior_df,
+            "reliable": reliable(tests),
             "reason": tests.reason.tolist(),
             "method": method,
             "by": "contrast" if contrasts is not None else by,
             "variance": variance,
+            "law": covariance,
         }
         if return_results:
             return results
         self._du_test_results = results
         return None
 
-    def _usage_score(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
+    def covariate_modes(self) -> pd.DataFrame:
+        """How much a tissue can say of each covariate: a look before the tests.
+
+        A covariate that varies like one wave over the tissue meets a field that does so too, once: whatever the number
+        of spots, there is one replicate. After a fit, for every gene, the posterior of the field's variances tells with
+        how many degrees of freedom the variance of the covariate's effect is known
+        (:mod:`pyrosplice.hypothesis.restricted_posterior`).
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a covariate: ``modes``, over how many eigenvectors of the spatial covariance it is spread (1 to N:
+            white noise has about N / 3); ``posterior_df``, the median over the genes, and ``like_spots``, of how many
+            independent spots a t-test has as many (NaN before ``fit``); ``reliable``, ``few`` and ``refused``, shares
+            of the genes with at least 25, 5 to 25 and fewer (NaN before ``fit``).
+
+        Raises
+        ------
+        NotReadyError
+            Before ``setup_data``.
+        InvalidArgumentError
+            No covariates, or a model without a spatial effect.
+        """
+        prepared = self._ready()
+        if prepared.design is None or self.model_type != "glmm-full":
+            raise NoResultsError("covariate_modes: expected covariates and model_type='glmm-full'.")
+        spectra, terms = (
+            prepared.spectra(self._space.rank(prepared.n_spots, self.device)),
+            terms_of(prepared.design, "covariate"),
+        )
+        rows: list[dict[str, Any]] = [
+            {"covariate": term.name, "modes": effective_modes(prepared.design.values[:, list(term.columns)], spectra)}
+            for term in terms
+        ]
+        table = pd.DataFrame(rows)
+        df = np.full((1, len(terms)), np.nan)
+        if self._fitted is not None:
+            df = self._usage_score(terms, self._law("averaged", "robust"), show=False).posterior_df
+        closed = np.array([between_sections(prepared, term.columns) for term in terms])
+        return shares_of_genes(table, df, closed)
+
+    def _law(self, covariance: str | None, variance: Variance) -> Law:
+        """What tests are held to."""
+        prepared, spectra = self._ready(), None
+        if covariance == "averaged":
+            spectra = prepared.spectra(self._space.rank(prepared.n_spots, self.device))
+        return Law(robust=variance != "model", spectra=spectra, unequal=variance == "het")
+
+    def _usage_score(self, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:
         def fits(group: list[Term]) -> Sequence[Any]:
             return self._fit_with(group[0].nuisance, show=show)
 
         task = covariate_tests.score_of_terms
-        return self._tests_by_nuisance(task, terms, fits, robust, description="score", show=show)
+        return self._tests_by_nuisance(task, terms, fits, law, description="score", show=show)
 
-    def _usage_wald(self, contrasts: Sequence[Contrast], robust: bool, *, show: bool) -> GeneTests:
+    def _usage_wald(self, contrasts: Sequence[Contrast], law: Law, *, show: bool) -> GeneTests:
         genes = self._test_fit(self.model_type, with_design=True, print_progress=show)
-        spec = self._test_spec(self.model_type, with_design=True)
+        spec = self._test_spec(self.model_type, with_design=True, device=None if law.spectra is None else "cpu")
         task = covariate_tests.wald_of_contrasts
-        return self._linearised_tests(task, spec, genes, contrasts, robust, description="wald", show=show)
+        return self._linearised_tests(task, spec, genes, contrasts, law, description="wald", show=show)
 
     def _linearised_tests(
         self,
@@ -150,25 +222,34 @@ class DifferentialUsage(UsageTests):
         spec: ModelSpec,
         genes: Sequence[Any],
         wanted: Sequence[Any],
-        robust: bool,
+        law: Law,
         *,
         description: str,
         show: bool,
     ) -> GeneTests:
         """``task`` for ``wanted`` at fits of all genes, one or several a gene, batch by batch."""
         prepared = self._ready()
-        batches = prepared.batches(TEST_BATCH, group=True)
+        batches = self._test_batches(law)
         calls = [
-            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, robust)
+            (self._counts(prepared, some), spec, [genes[gene] for gene in some], prepared.design, wanted, law)
             for some in batches
         ]
         found = run_batches(task, calls, description=description, show=show)
         tests = GeneTests.gather(batches, found, (self.n_genes, len(wanted)))
         fits = [gene if isinstance(gene, tuple) else (gene,) for gene in genes]
-        reasons = reasons_of(tests.pvalue, prepared.counts, rank=tests.rank, fits=fits, from_residuals=robust)
+        reasons = reasons_of(tests.pvalue, prepared.counts, rank=tests.rank, fits=fits, from_residuals=law.robust)
         return replace(tests, reason=reasons)
 
-    def _usage_ratio(self, terms: Sequence[Term], robust: bool, *, show: bool) -> GeneTests:
+    def _test_batches(self, law: Law) -> list[list[int]]:
+        """Genes that tests work on together."""
+        prepared, out = self._ready(), []
+        for batch in prepared.batches(TEST_BATCH, group=True):
+            n_logits = self.likelihood.n_predictors(prepared.counts[batch[0]].shape[1])
+            size = law.genes_at_once(prepared.n_spots, n_logits)
+            out += [batch[start : start + size] for start in range(0, len(batch), size)]
+        return out
+
+    def _usage_ratio(self, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:
         fits: dict[tuple[int, ...], list[FittedGene]] = {}
         for columns in dict.fromkeys(columns for term in terms for columns in (term.full, term.nuisance)):
             fits[columns] = self._fit_with(columns, show=show)
@@ -177,14 +258,14 @@ class DifferentialUsage(UsageTests):
             return list(zip(fits[group[0].nuisance], *(fits[term.full] for term in group), strict=True))
 
         task = covariate_tests.ratio_of_terms
-        return self._tests_by_nuisance(task, terms, own, robust, description="lrt", show=show)
+        return self._tests_by_nuisance(task, terms, own, law, description="lrt", show=show)
 
     def _tests_by_nuisance(
         self,
         task: Callable[..., list[Tensor]],
         terms: Sequence[Term],
         fits: Callable[[list[Term]], Sequence[Any]],
-        robust: bool,
+        law: Law,
         *,
         description: str,
         show: bool,
@@ -194,7 +275,7 @@ class DifferentialUsage(UsageTests):
         for some in same_nuisance(terms):
             group = [terms[t] for t in some]
             spec = self._spec_with(group[0].nuisance)
-            found = self._linearised_tests(task, spec, fits(group), group, robust, description=description, show=show)
+            found = self._linearised_tests(task, spec, fits(group), group, law, description=description, show=show)
             for whole, part in zip(vars(tests).values(), vars(found).values(), strict=True):
                 whole[:, some] = part
         return tests
@@ -224,3 +305,17 @@ class DifferentialUsage(UsageTests):
                 print_progress=show,
             )
         return self._test_fits[columns]
+
+
+def _check_unequal(variance: str, method: str, names: Sequence[str], tested: Sequence[Sequence[int]]) -> None:
+    """Raise where the variance of the field is to depend on what is not one covariate."""
+    if variance != "het":
+        return
+    if method == "lrt":
+        raise InvalidArgumentError("variance='het': expected method='score' or 'wald' with it, found 'lrt'.")
+    joint = [name for name, columns in zip(names, tested, strict=True) if len(columns) != 1]
+    if joint:
+        raise InvalidArgumentError(
+            f"variance='het': {joint[0]!r} is of several covariates, and the field's variance can depend on one; "
+            "expected by='covariate' without contrasts."
+        )

@@ -22,6 +22,7 @@ from pyrosplice.hypothesis.variance_component import variance_component_test
 from pyrosplice.inference.laplace import Laplace
 from pyrosplice.inference.mode import Mode
 from pyrosplice.linalg.blocks import matmul
+from pyrosplice.models.isoform_effect import SoftmaxBasis
 
 Result = TypeVar("Result")
 
@@ -39,19 +40,21 @@ class PermutationNull:
 class GeneTests:
     """Of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and of tests of covariates the tested columns.
 
-    ``reason``: "" or why there is no p-value.
+    ``posterior_df``: degrees of freedom with which the variance of what is tested is known, NaN where it is taken as
+    given. ``reason``: "" or why there is no p-value.
     """
 
     statistic: NDArray[np.float64]
     pvalue: NDArray[np.float64]
     rank: NDArray[np.float64]
+    posterior_df: NDArray[np.float64]
     reason: NDArray[Any]
 
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
         """NaN everywhere."""
-        statistic, pvalue, rank = (np.full(shape, np.nan) for _ in range(3))
-        return cls(statistic, pvalue, rank, np.full(shape, "", dtype=object))
+        statistic, pvalue, rank, posterior_df = (np.full(shape, np.nan) for _ in range(4))
+        return cls(statistic, pvalue, rank, posterior_df, np.full(shape, "", dtype=object))
 
     @classmethod
     def gather(
@@ -60,7 +63,9 @@ class GeneTests:
         """Put the results of batches, in the order of the fields, back in the order of the genes."""
         tests = cls.blank(shape)
         for genes, values in zip(batches, results, strict=True):
-            for whole, part in zip((tests.statistic, tests.pvalue, tests.rank), values, strict=False):
+            for whole, part in zip(
+                (tests.statistic, tests.pvalue, tests.rank, tests.posterior_df), values, strict=False
+            ):
                 whole[list(genes)] = part.numpy()
         return tests
 
@@ -107,15 +112,26 @@ def linearised(model: MultinomGLM) -> Linearised:
 
 def linearised_at(mode: Mode) -> Linearised:
     """The same for a mixed model at the mode of its random effects, as if all spots informed; of the logits."""
-    weight, laplace, product = mode.step.information, Laplace(mode), mode.step.marginal_precision_product
-    spot_precision, basis = weight - matmul(matmul(weight, laplace.covariance), weight), mode.step.model.basis
+    weight, laplace = mode.step.information, Laplace(mode)
+    spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
+    fit = Linearised(laplace.residual, mode.step.marginal_precision_product, spot_precision)
+    return of_logits(fit, mode.step.model.basis)
+
+
+def of_logits(fit: Linearised, basis: SoftmaxBasis | None) -> Linearised:
+    """The same of logits, where ``fit`` is of other coordinates of them."""
     if basis is None:
-        return Linearised(laplace.residual, product, spot_precision)
+        return fit
 
-    def of_logits(x: Tensor) -> Tensor:
-        return matmul(basis.inverse.mT, product(matmul(basis.inverse, x)))
+    def product(x: Tensor) -> Tensor:
+        return matmul(basis.inverse.mT, fit.precision_product(matmul(basis.inverse, x)))
 
-    return Linearised(basis.logit_slope(laplace.residual), of_logits, basis.logit_precision(spot_precision))
+    return replace(
+        fit,
+        residual=basis.logit_slope(fit.residual),
+        precision_product=product,
+        spot_precision=basis.logit_precision(fit.spot_precision),
+    )
 
 
 def run_batches(

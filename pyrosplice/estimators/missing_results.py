@@ -19,6 +19,8 @@ TEST_REASONS: dict[str, str] = {
     "separated": REASONS["separated"],
     "all_or_nothing": REASONS["all_or_nothing"],
     "endless_sigma": "σ is above 5, nearly every spot has one isoform only: the score test is right, or give σ a prior",
+    "few_modes": "the covariate is like one or two waves over the tissue, which holds no replicate of them",
+    "between_sections": "the covariate is constant in every section, and sections are too few to replicate it",
     "few_spots": "the spots leave no degrees of freedom for the variance of the residuals",
     "not_finite": REASONS["not_finite"],
     "raised": REASONS["raised"],

@@ -339,6 +339,11 @@ class MultinomGLMM(ImportanceSampling):
     def _free_priors(self) -> dict[str, TorchDistribution]:
         return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
 
+    @property
+    def variance_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of σ and logit θ that are not flat, by site."""
+        return {name: prior for name, prior in self._free_priors().items() if name in ("sigma", "theta_logit")}
+
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = super()._site_shapes(counts, design)
         n_genes, n_logits = shapes["bias_eta"]

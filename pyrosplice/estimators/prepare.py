@@ -24,6 +24,7 @@ from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name
 from pyrosplice.data.storable import split
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.hypothesis.working_model import Spectra
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
@@ -115,6 +116,7 @@ class Prepared:
     section_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
+    _spectra: dict[int | None, Spectra] = field(default_factory=dict)
 
     @property
     def n_spots(self) -> int:
@@ -152,6 +154,13 @@ class Prepared:
             self._solvers[rank, device] = solver
         return self._solvers[rank, device]
 
+    def spectra(self, rank: int | None) -> Spectra:
+        """Steeper spectra of the covariance, or of its ``rank`` leading eigenpairs; made once."""
+        if rank not in self._spectra:
+            spatial = self.covariance is not None and not isinstance(self.covariance, IdentityCovariance)
+            self._spectra[rank] = Spectra.of(self.solver(rank, "cpu") if spatial else None, self.n_spots)
+        return self._spectra[rank]
+
     def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
         """The same spots, covariates and space with other genes, ``(N, K)`` each, called by their numbers."""
         columns = np.split(np.arange(sum(table.shape[1] for table in counts)), np.cumsum([c.shape[1] for c in counts]))
@@ -160,9 +169,8 @@ class Prepared:
         isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
         adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms))
         data = IsoformData(adata, None, names, tuple(columns[:-1]))
-        return replace(
-            self, data=data, counts=list(counts), group_by_n_iso=True, summaries={}, _solvers=dict(self._solvers)
-        )
+        prepared = replace(self, data=data, counts=list(counts), group_by_n_iso=True, summaries={})
+        return replace(prepared, _solvers=dict(self._solvers), _spectra=dict(self._spectra))
 
     def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
         """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.

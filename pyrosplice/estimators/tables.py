@@ -18,10 +18,11 @@ def sv_table(results: dict[str, Any]) -> pd.DataFrame:
 
 
 def du_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Differential usage: ``gene``, ``covariate`` (within genes) and the same."""
+    """Differential usage: ``gene``, ``covariate`` (within genes) and the same, ``posterior_df`` and ``reliable``."""
     genes, covariates = results["gene"], results["covariate"]
     index = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
-    values = {name: np.asarray(results[name]).reshape(-1) for name in ("statistic", "pvalue", "pvalue_adj")}
+    names = ["statistic", "pvalue", "pvalue_adj", *(n for n in ("posterior_df", "reliable") if n in results)]
+    values = {name: np.asarray(results[name]).reshape(-1) for name in names}
     return _with_reasons(pd.DataFrame(index | values), results)
 
 

@@ -13,7 +13,8 @@ from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, check_option
 
 By = Literal["covariate", "factor"]
-Variance = Literal["robust", "model"]
+Variance = Literal["robust", "model", "het"]
+CovarianceLaw = Literal["averaged", "plugin"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Contrast:
 
     name: str
     rows: NDArray[np.float64]
+
+    @property
+    def columns(self) -> list[int]:
+        """Covariates whose coefficients it combines."""
+        return np.nonzero(self.rows.any(0))[0].tolist()
 
 
 def terms_of(design: Design, by: By) -> list[Term]:

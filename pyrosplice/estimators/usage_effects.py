@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators.covariate_tests import estimates
+from pyrosplice.estimators.coefficient_estimates import estimates
+from pyrosplice.estimators.covariate_law import Law
 from pyrosplice.estimators.differential_usage import DifferentialUsage
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
-from pyrosplice.estimators.tested_covariates import Variance
-from pyrosplice.estimators.usage_models import TEST_BATCH
+from pyrosplice.estimators.tested_covariates import CovarianceLaw
+from pyrosplice.estimators.usage_options import law_name
 from pyrosplice.hypothesis.identified import TOUCHED
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.hypothesis.wald import Effects
@@ -27,7 +29,13 @@ POINTS = 100.0  # percentage points of usage
 class UsageEffects(DifferentialUsage):
     """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
 
-    def get_effects(self, *, level: float = 0.95, variance: Variance = "robust") -> pd.DataFrame:
+    def get_effects(
+        self,
+        *,
+        level: float = 0.95,
+        variance: Literal["robust", "model"] = "robust",
+        law: CovarianceLaw | None = None,
+    ) -> pd.DataFrame:
         """How much each covariate changes each isoform, with standard errors and intervals.
 
         After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
@@ -41,6 +49,10 @@ class UsageEffects(DifferentialUsage):
         variance
             ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
             freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
+        law
+            As there: ``"averaged"`` (default with a random effect), one generalised least-squares step from the fits at
+            the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
+            coefficients with the covariance that was estimated.
 
         Returns
         -------
@@ -64,21 +76,23 @@ class UsageEffects(DifferentialUsage):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         InvalidArgumentError
-            A fit without covariates; ``level`` outside (0, 1); another ``variance``.
+            A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
         """
         if not 0 < level < 1:
             raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
         check_option("variance", variance, ("robust", "model"))
+        if law is not None:
+            check_option("law", law, get_args(CovarianceLaw))
+        held_to = self._law(law_name(law, variance, self.model_type), variance)
         prepared, fit = self._ready(), self._ready_fit()
         if prepared.design is None or not fit.with_design:
             raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
         genes = self._test_fit(self.model_type, with_design=True, print_progress=False)
-        spec = self._test_spec(self.model_type, with_design=True)
+        spec = self._test_spec(self.model_type, with_design=True, device=None if held_to.spectra is None else "cpu")
         tables: dict[int, pd.DataFrame] = {}
-        for batch in prepared.batches(TEST_BATCH, group=True):
+        for batch in self._test_batches(held_to):
             some = [genes[g] for g in batch]
-            robust = variance == "robust"
-            effects = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, robust)
+            effects = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, held_to)
             found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
             for row, gene in enumerate(batch):
                 isoforms = prepared.data.adata.var_names[prepared.data.columns[gene]]
@@ -88,10 +102,10 @@ class UsageEffects(DifferentialUsage):
 
 
 def gene_effects(
-    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, robust: bool
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, law: Law
 ) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    found, given = estimates(counts, spec, genes, design, robust), torch.from_numpy(design.values)
+    found, given = estimates(counts, spec, genes, design, law), torch.from_numpy(design.values)
     eta = torch.stack([gene.linear_predictor(counts.shape[1], given) for gene in genes])
     middle = given.mean(0)  # where the intercept of the estimates is
     covariates, changes = given - middle, [change.moved(-middle) for change in changes_of(given, design.terms)]
@@ -112,7 +126,7 @@ def gene_effects(
             whole.estimate[one] = torch.where(known, own.estimate, torch.nan)
             whole.standard_error[one] = torch.where(known, own.standard_error, torch.nan)
     each = [found.dof(found.rows(row[None])) for row in torch.eye(len(design.names), dtype=torch.float64)]
-    dof = torch.stack([one for one in each if one is not None], -1) if robust else None
+    dof = torch.stack([one for one in each if one is not None], -1) if law.robust else None
     return {
         "log_odds": Effects(odds.estimate, odds.standard_error, dof),
         "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.estimators.gene_tests import PermutationNull
-from pyrosplice.estimators.tested_covariates import By, Variance
+from pyrosplice.estimators.tested_covariates import By, CovarianceLaw, Variance
 from pyrosplice.models.isoform_effect import check_isoform_effect
 from pyrosplice.models.likelihoods import Likelihood
 
@@ -24,7 +24,12 @@ EFFECT = (
 )
 SPACE = ("k_neighbors", "rho", "approx_rank", "graph")
 OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")
-USAGE_OPTIONS = {"method": ("score", "wald", "lrt"), "by": get_args(By), "variance": get_args(Variance)}
+USAGE_OPTIONS = {
+    "method": ("score", "wald", "lrt"),
+    "by": get_args(By),
+    "variance": get_args(Variance),
+    "law": get_args(CovarianceLaw),
+}
 NEEDED = {
     "n_draws": "importance=True",
     "early_stop": "use_perm_null=True",
@@ -47,6 +52,22 @@ def check_usage_options(covariates: Sequence[str], **given: str) -> None:
                 f"All of them are tested, {list(covariates)}, and named in the results."
             )
         check_option(name, value, USAGE_OPTIONS[name])
+
+
+def law_name(law: str | None, variance: str, model_type: str) -> str | None:
+    """What the tests take the covariance to be: ``"averaged"`` by default, None without a random effect.
+
+    Raises where model, variance and law exclude each other.
+    """
+    if model_type == "glm" and law is not None:
+        raise InvalidArgumentError(f"law: model_type='glm' has no random effect; expected None, found {law!r}.")
+    if variance == "het" and model_type != "glmm-full":
+        raise InvalidArgumentError(
+            f"variance='het': model_type={model_type!r} has no field whose variance could differ; expected 'glmm-full'."
+        )
+    if variance == "het" and law == "plugin":
+        raise InvalidArgumentError("variance='het': expected law='averaged' with it, found law='plugin'.")
+    return None if model_type == "glm" else law or "averaged"
 
 
 def variability_settings(

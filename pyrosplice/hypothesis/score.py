@@ -153,6 +153,15 @@ def score_test(
     return CovariateTest(statistic, trace_sf(statistic, ranks, n_logits, freedom), ranks * n_logits, freedom, by_model)
 
 
+def joined(tests: Sequence[CovariateTest]) -> CovariateTest:
+    """Tests of one term each as those of all of them."""
+    residual = [test.residual_dof for test in tests if test.residual_dof is not None]
+    statistic, pvalue, dof, by_model = (
+        torch.cat([getattr(test, name) for test in tests], -1) for name in ("statistic", "pvalue", "dof", "by_model")
+    )
+    return CovariateTest(statistic, pvalue, dof, torch.cat(residual, -1) if residual else None, by_model)
+
+
 def identified_ranks(
     design: Tensor, informed: Tensor, *, terms: Sequence[Sequence[int]], nuisance: Sequence[Sequence[int]]
 ) -> Tensor:
@@ -198,7 +207,7 @@ def _parts(
     n_genes: int,
 ) -> tuple[Tensor, list[_Part]]:
     """Orthonormal basis of all columns ``(N, S)``, and every term in it, gene by gene."""
-    joint, bases = _orthonormal_terms(design, terms, nuisance)
+    joint, bases = orthonormal_terms(design, terms, nuisance)
     coverage = None if informed is None else Coverage.of(joint, informed)
     parts = []
     for base, group in bases:
@@ -315,7 +324,7 @@ def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[T
     return (projection @ score.unsqueeze(-1)).squeeze(-1), (variance + variance.mT) / 2, projection
 
 
-def _orthonormal_terms(
+def orthonormal_terms(
     design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Sequence[Sequence[int]] | None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Orthonormal bases: of all columns, and for every term of intercept and nuisance, ``(N, S')``, and of what it adds

@@ -1,0 +1,226 @@
+"""How tests of covariates deal with variances that are not known: the law that they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyrosplice.data.design import Design
+from pyrosplice.estimators.gene_tests import of_logits
+from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
+from pyrosplice.hypothesis.averaged_covariance import averaged
+from pyrosplice.hypothesis.restricted_posterior import (
+    Posterior,
+    Prior,
+    Target,
+    Variances,
+    degrees_of_freedom,
+    half_normal,
+    regular_factor,
+    restricted_posterior,
+)
+from pyrosplice.hypothesis.score import Linearised
+from pyrosplice.hypothesis.working_model import Spectra, WorkingModel
+from pyrosplice.models.priors import log_prior
+
+SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
+_FURTHEST = 2.0  # standard deviations of a covariate at which its effect on the field ends
+_AT_ONCE = 2**24  # numbers that the images of the leading eigenvectors of a batch may have
+
+
+@dataclass(frozen=True)
+class Law:
+    """What tests of covariates take as given.
+
+    Attributes
+    ----------
+    robust
+        Whether the variance between the logits is that of the residuals.
+    spectra
+        Steeper spectra of the spatial effect, over which and over its variances tests are averaged; None for the
+        covariance that was estimated.
+    unequal
+        Whether the standard deviation of the field may depend on the tested covariate.
+    """
+
+    robust: bool
+    spectra: Spectra | None = None
+    unequal: bool = False
+
+    def covariate(self, design: Design, tested: Sequence[Sequence[int]]) -> Tensor | None:
+        """The covariate that the field's standard deviation may depend on, ``(N,)``: the one that is tested."""
+        if not self.unequal:
+            return None
+        (columns,) = tested
+        return torch.from_numpy(design.values[:, list(columns)]).squeeze(1)
+
+    def genes_at_once(self, n_spots: int, n_predictors: int) -> int:
+        """Genes that a test works on together within bounded memory."""
+        if self.spectra is None:
+            return 2**31
+        width = max(1, self.spectra.for_predictors(n_predictors).vectors.shape[1])
+        return max(1, _AT_ONCE // (n_spots * n_predictors**2 * width))
+
+
+MODEL = Law(robust=False)
+"""The variance that the fitted model says, at the estimates."""
+
+
+@dataclass(frozen=True)
+class AveragedFit:
+    """A batch at its posterior mean covariance.
+
+    Attributes
+    ----------
+    fit
+        As tests see it, of logits.
+    response
+        The working response, ``(B, N, Q)``, of logits.
+    posterior_df
+        Degrees of freedom with which the variance of what is tested is known, ``(B, T)``.
+    """
+
+    fit: Linearised
+    response: Tensor
+    posterior_df: Tensor
+
+
+def averaged_fit(
+    model: MultinomGLMM,
+    spectra: Spectra,
+    columns: Tensor,
+    n_fixed: int,
+    target: Target,
+    unequal_along: Tensor | None = None,
+) -> AveragedFit:
+    """The model at the posterior mean of its covariance.
+
+    Parameters
+    ----------
+    model
+        A fit whose coefficients are of the first ``n_fixed`` ``columns`` ``(N, C)``, in any coding.
+    target
+        What it is whose variance matters.
+    unequal_along
+        A covariate ``(N,)`` that the field's standard deviation may depend on.
+    """
+    mode = model.posterior_mode()
+    working, parameters = WorkingModel.at(mode, columns, spectra), mode.step.parameters
+    largest, prior = (parameters.spatial.amax(1), parameters.white.amax((1, 2))), _variance_prior(model)
+
+    def posterior(model: WorkingModel) -> Posterior:
+        return restricted_posterior(model, n_fixed, target, largest=largest, prior=prior)
+
+    if unequal_along is None:
+        found = posterior(working)
+        variances, spread = found.variances, found.uncertainty
+    else:
+        scales = [_relative_deviations(unequal_along, slope) for slope in SLOPES]
+        each = [posterior(working.scaled(scale)) for scale in scales]
+        working, variances, spread = _over_slopes(working, scales, each)
+    basis = mode.step.model.basis
+    totals = model.counts.sum(-1)
+    informed = (totals > 0) | (not model.likelihood.conditional)
+    fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed)
+    response = working.response if basis is None else basis.logits(working.response)
+    return AveragedFit(fit, response, degrees_of_freedom(spread))
+
+
+def schur_target(n_fixed: int, widths: Sequence[int], n_predictors: int) -> Target:
+    """Log variances of groups of columns that follow the fixed ones, each beside these alone.
+
+    The mean over the group's coefficients, ``−log |I_tt − I_tn I_nn⁻¹ I_nt|`` over their number.
+    """
+
+    def target(information: Tensor) -> Tensor:
+        first = n_fixed * n_predictors
+        half = torch.linalg.solve_triangular(
+            regular_factor(information[..., :first, :first]), information[..., :first, first:], upper=False
+        )
+        beside = information[..., first:, first:] - half.mT @ half
+        found, start = [], 0
+        for width in widths:
+            end = start + width * n_predictors
+            factor = regular_factor(beside[..., start:end, start:end])
+            found.append(-2 * torch.diagonal(factor, dim1=-2, dim2=-1).log().mean(-1))
+            start = end
+        return torch.stack(found, -1)
+
+    return target
+
+
+def contrast_target(contrasts: Sequence[Tensor], n_predictors: int) -> Target:
+    """Log variances of combinations ``(R, C)`` of coefficients, each contrast the mean over its rows and predictors."""
+    eye = torch.eye(n_predictors, dtype=torch.float64)
+    rows = [torch.kron(contrast.contiguous(), eye) for contrast in contrasts]
+
+    def target(information: Tensor) -> Tensor:
+        factor, found = regular_factor(information), []
+        for row in rows:
+            half = torch.linalg.solve_triangular(factor, row.T.expand(*factor.shape[:-2], *row.T.shape), upper=False)
+            root = regular_factor(half.mT @ half)
+            found.append(2 * torch.diagonal(root, dim1=-2, dim2=-1).log().mean(-1))
+        return torch.stack(found, -1) if found else information.new_zeros(*information.shape[:-2], 0)
+
+    return target
+
+
+def _variance_prior(model: MultinomGLMM) -> Prior:
+    """The model's own priors of σ and logit θ as one of a and c; where it has none, that of the law.
+
+    Without a prior of σ, a and c are half-normal; without one of θ, all directions of (a, c) are as likely.
+    """
+    given = model.variance_priors
+    if not given:
+        return half_normal
+    width = model.sigma.shape[1]
+
+    def density(field: Tensor, white: Tensor, genes: Tensor) -> Tensor:
+        field, white = torch.broadcast_tensors(field, white)
+        squares = (field.square() + white.square()).clamp_min(1e-12)
+        theta_logit = 2 * (field.clamp_min(1e-9).log() - white.clamp_min(1e-9).log())
+        values = {"sigma": squares.sqrt(), "theta_logit": theta_logit}
+        each = genes.repeat_interleave(field[0].numel())
+        flat = {name: values[name].reshape(-1, 1).expand(-1, width) for name in given}
+        out = log_prior(given, flat, genes=each).reshape(field.shape) / width
+        if "sigma" not in given:
+            out = out + half_normal(field, white, genes)
+        elif bool((field > 0).any()):  # from σ and the angle to a and c
+            out = out - 0.5 * squares.log()
+        if "theta_logit" in given:  # from an even density of logit θ to one of the angle
+            out = out + 0.5 * (softplus(theta_logit) + softplus(-theta_logit))
+        return out
+
+    return density
+
+
+def _relative_deviations(covariate: Tensor, slope: float) -> Tensor:
+    """Relative standard deviations ``(N, 1)`` of the field, of mean square one."""
+    centred = covariate - covariate.mean()
+    standard = (centred / centred.square().mean().sqrt()).clamp(-_FURTHEST, _FURTHEST)
+    scale = (slope * standard).exp()
+    return (scale / scale.square().mean().sqrt()).unsqueeze(-1)
+
+
+def _over_slopes(
+    working: WorkingModel, scales: Sequence[Tensor], each: Sequence[Posterior]
+) -> tuple[WorkingModel, Variances, Tensor]:
+    """The working model, its variances and those of log variances given a slope, averaged over slopes.
+
+    The field's variance at each spot is its posterior mean; correlations between spots stay those of V.
+    """
+    share = torch.softmax(torch.stack([one.log_evidence for one in each]), 0)
+    field = torch.stack([one.variances.field for one in each])
+    mean_field = (share.unsqueeze(-1) * field).sum(0)
+    weight = share * field.sum(-1)
+    weight = weight / weight.sum(0).clamp_min(1e-300)
+    squares = torch.einsum("db,dni->bni", weight, torch.stack(list(scales)).square())
+    white = (share * torch.stack([one.variances.white for one in each])).sum(0)
+    within = torch.stack([one.uncertainty for one in each])
+    spread = (share.unsqueeze(-1) * within).sum(0)
+    return replace(working, spot_scale=squares.sqrt()), Variances(mean_field, white), spread

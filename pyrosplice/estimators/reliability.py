@@ -1,0 +1,103 @@
+"""Which tests of covariates the tissue can answer: modes of a covariate, and how well its variance is known."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pyrosplice.data.labels import read_labels
+from pyrosplice.estimators.gene_tests import GeneTests
+from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.hypothesis.working_model import Spectra
+
+FEWEST, ENOUGH = 5.0, 25.0
+"""Posterior degrees of freedom below which a test is refused, and from which its p-values are reliable.
+
+Where they were set: one section of 256 spots and two of 144, covariates from an eigenvector to independent noise, usage
+by the model, by domains and smoother (tests/studies/du_covariates.py).
+"""
+FEWEST_BETWEEN = 5  # degrees of freedom between sections below which a covariate that is constant in each is refused
+
+
+def effective_modes(columns: NDArray[np.float64], spectra: Spectra) -> float:
+    """Over how many eigenvectors of V the columns ``(N, C)`` are spread, the constant left out.
+
+    The inverse participation ratio of their energy; what is beyond the leading eigenvectors counts as spread evenly.
+    """
+    given = torch.from_numpy(np.ascontiguousarray(columns))
+    centred = given - given.mean(0)
+    energy = (spectra.vectors.T @ centred).square().sum(1)
+    rest = (centred.square().sum() - energy.sum()).clamp_min(0.0)
+    left = len(given) - len(energy)
+    squares = energy.square().sum() + (rest.square() / left if left else 0.0)
+    return float((energy.sum() + rest).square() / squares.clamp_min(1e-300))
+
+
+def between_sections(prepared: Prepared, columns: Sequence[int]) -> bool:
+    """Whether covariates are constant in every section, and these too few to be their replicates."""
+    if prepared.section_key is None or prepared.design is None:
+        return False
+    sections = np.asarray(read_labels(prepared.data.adata.obs[prepared.section_key], "section_key").codes)
+    n_sections = len(np.unique(sections))
+    if n_sections < 2 or n_sections - 1 - len(columns) >= FEWEST_BETWEEN:
+        return False
+    values = prepared.design.values[:, list(columns)]
+    return all(np.ptp(values[sections == section], axis=0).max() == 0 for section in np.unique(sections))
+
+
+def shares_of_genes(table: pd.DataFrame, df: NDArray[np.float64], closed: NDArray[np.bool_]) -> pd.DataFrame:
+    """``table`` of covariates with what their ``df`` ``(G, T)`` come to; ``closed`` ones are refused for every gene."""
+    known = np.isfinite(df)
+    counted = np.where(known.any(0), known.sum(0), np.nan)
+    middle = np.array([np.median(own[own == own]) if (own == own).any() else np.nan for own in df.T])
+    enough, few = ((df >= ENOUGH) & ~closed).sum(0), ((df >= FEWEST) & (df < ENOUGH) & ~closed).sum(0)
+    shares = {"reliable": enough / counted, "few": few / counted}
+    table = table.assign(posterior_df=middle, like_spots=middle + 2, **shares)
+    return table.assign(refused=1 - table["reliable"] - table["few"])
+
+
+def refused(tests: GeneTests, prepared: Prepared, tested: Sequence[Sequence[int]]) -> GeneTests:
+    """Without the p-values that a tissue cannot give, and why."""
+    statistic, pvalue, reason = tests.statistic.copy(), tests.pvalue.copy(), tests.reason.copy()
+    for t, columns in enumerate(tested):
+        given = np.isfinite(pvalue[:, t])
+        few = given & (tests.posterior_df[:, t] < FEWEST)
+        for rows, why in ((few, "few_modes"), (given & between_sections(prepared, columns), "between_sections")):
+            statistic[rows, t] = pvalue[rows, t] = np.nan
+            reason[rows, t] = why
+    return replace(tests, statistic=statistic, pvalue=pvalue, reason=reason)
+
+
+def reliable(tests: GeneTests) -> NDArray[np.bool_]:
+    """Where there is a p-value, and the variance of what is tested is known well enough for it to hold, ``(G, T)``."""
+    return np.isfinite(tests.pvalue) & ~(tests.posterior_df < ENOUGH)
+
+
+def warn_of_few_modes(tests: GeneTests, names: Sequence[str], *, stacklevel: int) -> None:
+    """Say once which covariates have p-values that may not hold, or none at all."""
+    n_genes = len(tests.pvalue)
+    doubtful = (np.isfinite(tests.pvalue) & (tests.posterior_df < ENOUGH)).sum(0)
+    without = np.isin(tests.reason, ["few_modes", "between_sections"]).sum(0)
+    parts = [
+        f"{name}: {', '.join(words)}"
+        for name, words in zip(names, map(_counted, doubtful.tolist(), without.tolist()), strict=True)
+        if words
+    ]
+    if parts:
+        warnings.warn(
+            f"of {n_genes} genes, {'; '.join(parts)}. These covariates vary like a few waves over the tissue, which "
+            "holds few replicates of them; the results' 'reliable', 'posterior_df' and 'reason' say where, "
+            "covariate_modes() why. More sections or donors would help.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _counted(doubtful: int, without: int) -> list[str]:
+    words = [f"p-values of {doubtful} are not reliable (fewer than {ENOUGH:g} posterior degrees of freedom)"]
+    return [*(words if doubtful else []), *([f"{without} have none"] if without else [])]

@@ -1,0 +1,281 @@
+r"""What the data say of the variances of a working model: their restricted posterior, on a grid that finds its place.
+
+For the spectra :math:`V_g` of :mod:`pyrosplice.hypothesis.working_model`, each as likely beforehand, and a prior of a
+(field) and c (independent), by default half-normal with standard deviation 1.5 on the scale of logits each, the
+posterior is proportional to the prior and the restricted likelihood, X b integrated out,
+
+.. math:: \log p(y \mid a, c, g) = -\tfrac12 \big(\log|S| + \log|X' S^{-1} X| + y' P y\big),
+
+with :math:`P = S^{-1} - S^{-1} X (X' S^{-1} X)^{-1} X' S^{-1}`. It is found on a grid of (a, c) for each spectrum,
+with cubic splines between its points; where the posterior is narrower than the grid, on a second one around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+from pyrosplice.hypothesis.working_model import WorkingModel
+
+PRIOR_DEVIATION = 1.5
+POINTS = 7, 5
+"""Of a and c at which the model is worked out, for each spectrum."""
+FINE = 43, 25  # points of the grids between them
+WIDEST = 3.2, 2.2  # standard deviations that the first grid reaches, at least
+AROUND = 4.0  # posterior standard deviations that a second grid reaches to each side
+TOO_NARROW = 0.25  # posterior standard deviations, in steps of the grid, that call for a second one
+
+Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Log prior densities of a and c, which broadcast to ``(B, S, A, C)``, of genes with these positions ``(B,)``."""
+
+Target = Callable[[Tensor], Tensor]
+"""From the information ``X' S⁻¹ X`` ``(…, D, D)`` to the log variances of what is tested, ``(…, T)``."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points ``(B, S, A)`` of a for each spectrum and ``(B, C)`` of c, equally spaced in some coordinate."""
+
+    field: Tensor
+    white: Tensor
+
+    @classmethod
+    def first(cls, widest: tuple[Tensor, Tensor], n_spectra: int) -> Grid:
+        """From zero to ``widest`` ``(B,)``, closer together near zero."""
+        u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in POINTS)
+        field = widest[0][:, None] * (0.35 * u + 0.65 * u**2.2)
+        if not n_spectra:
+            field = field[:, :1]
+        return cls(field.unsqueeze(1).repeat(1, max(n_spectra, 1), 1), widest[1][:, None] * (0.5 * v + 0.5 * v**2))
+
+    @classmethod
+    def around(cls, found: Posterior) -> Grid:
+        """Where the posterior is."""
+        ends = []
+        for mean, sd, step in (found.field_moments, found.white_moments):
+            reach = AROUND * torch.maximum(sd, 0.35 * step)
+            ends.append(((mean - reach).clamp_min(0.0), mean + reach))
+        (low, high), (least, most) = ends
+        u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in POINTS)
+        return cls(low.unsqueeze(-1) + (high - low).unsqueeze(-1) * u, least[:, None] + (most - least)[:, None] * v)
+
+    def select(self, genes: Tensor) -> Grid:
+        """For some of the genes."""
+        return Grid(self.field[genes], self.white[genes])
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Of the field along each spectrum, ``(B, S)``, and of the independent part, ``(B,)``."""
+
+    field: Tensor
+    white: Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The restricted posterior of a batch.
+
+    Attributes
+    ----------
+    weight
+        Of the spectra and points, ``(B, S, A, C)``; they sum to one.
+    field, white
+        The points, ``(B, S, A)`` and ``(B, C)``.
+    log_variance
+        Of what is tested at each point, ``(B, S, A, C, T)``.
+    log_evidence
+        Log of the restricted likelihood averaged over the prior, up to a constant, ``(B,)``.
+    spacing
+        Distances between neighbouring points of the coarse grid near the posterior, ``(B, S)`` and ``(B,)``.
+    """
+
+    weight: Tensor
+    field: Tensor
+    white: Tensor
+    log_variance: Tensor
+    log_evidence: Tensor
+    spacing: tuple[Tensor, Tensor]
+
+    @property
+    def variances(self) -> Variances:
+        """Posterior means of a² and c²; a² along a spectrum is zero where the spectrum is another."""
+        field = (self.weight.sum(-1) * self.field.square()).sum(-1)
+        return Variances(field, (self.weight.sum((1, 2)) * self.white.square()).sum(-1))
+
+    @property
+    def uncertainty(self) -> Tensor:
+        """Variance of the log variances of what is tested, ``(B, T)``."""
+        weight = self.weight.unsqueeze(-1)
+        mean = (weight * self.log_variance).sum((1, 2, 3), keepdim=True)
+        return (weight * (self.log_variance - mean).square()).sum((1, 2, 3))
+
+    @property
+    def field_moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of a within each spectrum, and the spacing of the points there."""
+        weight = self.weight.sum(-1)
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)
+        return *_moments(weight, self.field), self.spacing[0]
+
+    @property
+    def white_moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of c."""
+        return *_moments(self.weight.sum((1, 2)), self.white), self.spacing[1]
+
+    @property
+    def narrow(self) -> Tensor:
+        """Genes whose posterior is too narrow for the grid, ``(B,)``."""
+        (_, sd, step), (_, spread, gap) = self.field_moments, self.white_moments
+        matters = self.weight.sum((2, 3)) > 0.01
+        return ((sd < TOO_NARROW * step) & matters).any(1) | (spread < TOO_NARROW * gap)
+
+
+def half_normal(field: Tensor, white: Tensor, genes: Tensor) -> Tensor:
+    """The default prior, the same for all genes."""
+    return -0.5 * (field.square() + white.square()) / PRIOR_DEVIATION**2
+
+
+def restricted_posterior(
+    model: WorkingModel,
+    n_fixed: int,
+    target: Target,
+    *,
+    largest: tuple[Tensor, Tensor],
+    prior: Prior = half_normal,
+) -> Posterior:
+    """The restricted posterior of the variances.
+
+    Parameters
+    ----------
+    model
+        Its first ``n_fixed`` columns are in the model; the others are only what is tested.
+    target
+        What it is whose variance is wanted.
+    largest
+        Estimates of a and c, ``(B,)`` each, that the first grid must not end before.
+    prior
+        Of a and c.
+    """
+    genes = torch.arange(len(model.response))
+    widest = [(2.5 * estimate).clamp(least, 4 * least) for estimate, least in zip(largest, WIDEST, strict=True)]
+    n_spectra = 0 if model.solver is None else 1 + len(model.spectra.values)
+    grid = Grid.first((widest[0], widest[1]), n_spectra)
+    found = _interpolated(*_on_grid(model, n_fixed, target, grid), grid, prior, genes)
+    again = found.narrow.nonzero()[:, 0]
+    if not len(again):
+        return found
+    grid = Grid.around(found).select(again)
+    second = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid), grid, prior, again)
+    parts = {}
+    for name in ("weight", "field", "white", "log_variance", "log_evidence"):
+        whole = getattr(found, name).clone()
+        whole[again] = getattr(second, name)
+        parts[name] = whole
+    return Posterior(**parts, spacing=found.spacing)
+
+
+def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
+    """The working model of some genes."""
+    scale = model.spot_scale
+    own = scale if scale is None or len(scale) == 1 else scale[genes]
+    parts = model.weight[genes], model.response[genes], model.design, model.solver, model.spectra
+    return WorkingModel(*parts, model.logit_scale[genes], own)
+
+
+def _on_grid(model: WorkingModel, n_fixed: int, target: Target, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid."""
+    likelihood, variances = [], []
+    for white in grid.white.unbind(1):
+        noise, modes = model.with_noise(white), None
+        for s, points in enumerate(grid.field.unbind(1)):
+            modes = noise.in_modes() if s == 1 else modes
+            for deviation in points.unbind(1):
+                if modes is None:
+                    products, logdet = noise.through_field(deviation)
+                else:
+                    products, logdet = modes.through_field(model.spectra.values[s - 1], deviation)
+                likelihood.append(restricted_likelihood(products, logdet, n_fixed * model.n_logits))
+                variances.append(target(products[:, :-1, :-1]))
+    shape = grid.white.shape[1], *grid.field.shape[1:]
+    coarse = torch.stack(likelihood, -1).unflatten(-1, shape).permute(0, 2, 3, 1)
+    return coarse, torch.stack(variances, -1).unflatten(-1, shape).permute(0, 3, 4, 2, 1)
+
+
+def degrees_of_freedom(variance: Tensor) -> Tensor:
+    """Those with which a variance is known whose logarithm has this posterior ``variance``.
+
+    A χ² over its degrees of freedom ν has 2 / ν, to first order.
+    """
+    return 2 / variance.clamp_min(1e-9)
+
+
+def restricted_likelihood(products: Tensor, logdet: Tensor, n_coefficients: int) -> Tensor:
+    """Log restricted likelihood ``(B,)`` from ``T' S⁻¹ T`` and ``log |S|``, the first coefficients integrated out."""
+    information, cross = products[:, :n_coefficients, :n_coefficients], products[:, :n_coefficients, -1:]
+    factor = regular_factor(information)
+    half = torch.linalg.solve_triangular(factor, cross, upper=False)
+    squares = products[:, -1, -1] - half.square().sum((1, 2))
+    return -0.5 * (logdet + 2 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1) + squares)
+
+
+def regular_factor(information: Tensor) -> Tensor:
+    """Cholesky factors of ``(…, D, D)``, what is not identified made independent of the rest."""
+    size = torch.diagonal(information, dim1=-2, dim2=-1).mean(-1).clamp_min(1e-100)
+    eye = torch.eye(information.shape[-1], dtype=information.dtype)
+    factor, info = torch.linalg.cholesky_ex(information + 1e-9 * size[..., None, None] * eye)
+    return factor.masked_fill((info > 0)[..., None, None], torch.nan)
+
+
+def _interpolated(likelihood: Tensor, log_variance: Tensor, grid: Grid, prior: Prior, genes: Tensor) -> Posterior:
+    """From the coarse points to the fine ones."""
+    along, across = (_spline(points, fine) for points, fine in zip(likelihood.shape[2:], FINE, strict=True))
+    value = _between(likelihood.unsqueeze(-1), along, across).squeeze(-1)
+    field, white = grid.field @ along.T, grid.white @ across.T
+    log_prior = prior(field.unsqueeze(-1), white[:, None, None], genes)
+    log_prior = log_prior + _log_widths(field).unsqueeze(-1) + _log_widths(white)[:, None, None]
+    density = (value + log_prior).nan_to_num(-torch.inf, neginf=-torch.inf).flatten(1)
+    weight = torch.softmax(density, 1).unflatten(1, value.shape[1:])
+    spacing = _spacing_at(field, weight.sum(-1), grid.field), _spacing_at(white, weight.sum((1, 2)), grid.white)
+    return Posterior(weight, field, white, _between(log_variance, along, across), density.logsumexp(1), spacing)
+
+
+def _between(values: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """Splines through ``(B, S, A, C, T)`` in both directions."""
+    return torch.einsum("ia,kc,bsact->bsikt", along, across, values)
+
+
+def _spline(points: int, fine: int) -> Tensor:
+    """Weights ``(fine, points)`` of a cubic spline through equally spaced points; one point is itself."""
+    if points == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    u = np.linspace(0, 1, points)
+    spline = make_interp_spline(u, np.eye(points), k=min(3, points - 1))
+    return torch.from_numpy(np.ascontiguousarray(spline(np.linspace(0, 1, fine))))
+
+
+def _log_widths(points: Tensor) -> Tensor:
+    """Logs of what each point of a grid ``(…, F)`` stands for."""
+    if points.shape[-1] == 1:
+        return torch.zeros_like(points)
+    inner = (points[..., 2:] - points[..., :-2]) / 2
+    first, last = points[..., 1:2] - points[..., :1], points[..., -1:] - points[..., -2:-1]
+    return torch.cat([first / 2, inner, last / 2], -1).clamp_min(1e-300).log()
+
+
+def _spacing_at(fine: Tensor, weight: Tensor, coarse: Tensor) -> Tensor:
+    """Spacing of the coarse points around the mean of ``weight`` over the fine ones, ``(…,)``."""
+    if coarse.shape[-1] == 1:
+        return torch.zeros_like(coarse[..., 0])
+    mean, _ = _moments(weight / weight.sum(-1, keepdim=True).clamp_min(1e-300), fine)
+    at = torch.searchsorted(coarse.contiguous(), mean.unsqueeze(-1)).clamp(1, coarse.shape[-1] - 1)
+    return (coarse.gather(-1, at) - coarse.gather(-1, at - 1)).squeeze(-1)
+
+
+def _moments(weight: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (weight * points).sum(-1)
+    return mean, (weight * (points - mean.unsqueeze(-1)).square()).sum(-1).sqrt()

@@ -1,0 +1,203 @@
+"""Size and power of tests of covariates in space, where the truth is the model and where it is not.
+
+    python -m tests.studies.du_covariates [--genes 2000] [--only "domains"] [--law plugin] [--method wald]
+
+A cell is a layout (16 × 16 grid, 60 scattered spots, two sections of 12 × 12), a truth, a depth, a number of isoforms.
+Truths of the logits, none of which a covariate has an effect on: ``model`` (σ = .8, θ = .8), ``domains`` (constant in
+each of six domains of the graph, sd 1, new for every gene), ``halves`` (a field of sd .2 in one half of the tissue and
+1.6 in the other), ``heavy`` (the model's field times a root of an inverse χ² of four degrees of freedom at each of six
+domains). Genes come in sets of 40; iid noise, a draw of the CAR, a domain and a gradient of random direction are new
+for every set; the half, the second eigenvector of V and the section are what they are. Covariates are tested one by one.
+Shares of the genes with a p-value, and of those called reliable, below .05 and .01, and how many have none, go to
+tests/studies/results/du_covariates.csv with seed and commit; powers are those of β = .3 on one covariate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from pyrosplice import SplisosmGLMM
+from pyrosplice.data.domains import graph_domains
+from pyrosplice.estimators.reliability import refused, reliable
+from pyrosplice.estimators.tested_covariates import Term
+from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.spatial.sections import section_graph
+from tests.studies.simulation import commit, save_row
+
+COVARIATES = ("iid", "smooth", "domain", "gradient", "half", "eig2", "section")
+ALL = {"layer": None, "min_counts": 0, "min_bin_pct": 0.0, "missing": "raise"}
+SET = 40  # genes with the same covariates
+EFFECT = 0.3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is simulated; ``effect`` names the covariate that has one."""
+
+    layout: str
+    truth: str
+    depth: float
+    n_isoforms: int = 2
+    effect: str = ""
+
+
+CELLS = [
+    *(Cell("grid", "domains", depth, k) for depth in (5, 10) for k in (2, 3)),
+    *(Cell("grid", "domains", depth) for depth in (1, 2)),
+    *(Cell("grid", "model", depth, k) for depth in (2, 5) for k in (2, 3)),
+    *(Cell("grid", truth, 5) for truth in ("halves", "heavy")),
+    *(Cell("n60", truth, depth) for truth in ("model", "domains") for depth in (5, 10)),
+    *(Cell("sections", truth, depth) for truth in ("model", "domains") for depth in (2, 5)),
+    *(Cell("grid", "model", depth, 2, "smooth") for depth in (1, 5, 20)),
+    *(Cell("grid", "model", 5, 2, name) for name in ("iid", "half")),
+]
+
+
+class Tissue:
+    """Spots of a layout and what varies over them."""
+
+    def __init__(self, layout: str):
+        if layout == "grid":
+            xy, self.sections = _square(16), np.zeros(256, int)
+        elif layout == "n60":
+            xy, self.sections = np.random.default_rng(4).uniform(size=(60, 2)) * 7.7, np.zeros(60, int)
+        else:
+            xy, self.sections = np.tile(_square(12), (2, 1)), np.repeat([0, 1], 144)
+        self.xy = xy
+        names = np.array(["a", "b"])[self.sections]
+        several = self.sections.any()
+        graph = section_graph(xy, names, k_neighbors=4, graph="mutual") if several else knn_graph(xy, 4, "mutual")
+        self.car = CarCovariance(graph)
+        self.half = (xy[:, 0] > np.median(xy[:, 0])).astype(float)
+
+    def fields(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws of the CAR, ``(n, N)``."""
+        return self.car.sample(n, torch.Generator().manual_seed(int(rng.integers(2**31)))).numpy()
+
+    def domains(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """A domain of each spot, ``(N,)``."""
+        return graph_domains(self.car.adjacency, number, rng)
+
+    def covariates(self, rng: np.random.Generator) -> pd.DataFrame:
+        """One set of them, of mean square one."""
+        angle = rng.uniform(0, 2 * np.pi)
+        domain = np.zeros(1)
+        while not 4 < domain.sum() < len(self.xy) - 4:
+            domain = self.domains(5, rng) == 0
+        columns = {"iid": rng.standard_normal(len(self.xy)), "smooth": self.fields(1, rng)[0]}
+        columns |= {"domain": domain.astype(float), "gradient": self.xy @ [np.cos(angle), np.sin(angle)]}
+        columns["half"] = self.half
+        columns |= {"section": self.sections} if self.sections.any() else {"eig2": self.car.eigen(2)[1][:, 1].numpy()}
+        table = pd.DataFrame(columns).astype(float)
+        return (table - table.mean()) / table.std(ddof=0)
+
+    def logits(self, truth: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """``(G, N, Q)`` of genes on which nothing has an effect."""
+        genes, n_logits = shape
+        out = np.empty((genes, len(self.xy), n_logits))
+        for g in range(genes):
+            domains = self.domains(6, rng)
+            field, noise = self.fields(n_logits, rng).T, rng.standard_normal((len(self.xy), n_logits))
+            if truth == "model":
+                out[g] = 0.8 * (np.sqrt(0.8) * field + np.sqrt(0.2) * noise)
+            elif truth == "domains":
+                out[g] = rng.standard_normal((domains.max() + 1, n_logits))[domains]
+            elif truth == "halves":
+                sd = np.where(self.half > 0, 1.6, 0.2)[:, None]
+                out[g] = sd * (np.sqrt(0.7) * field + np.sqrt(0.3) * noise)
+            else:
+                scale = np.sqrt(4 / rng.chisquare(4, domains.max() + 1))[domains][:, None]
+                out[g] = 0.8 * (np.sqrt(0.8) * field * scale + np.sqrt(0.2) * noise)
+        return out
+
+
+def _square(side: int) -> np.ndarray:
+    return np.array([(i, j) for i in range(side) for j in range(side)], float)
+
+
+def simulate(tissue: Tissue, cell: Cell, rng: np.random.Generator) -> AnnData:
+    """A set of genes with their covariates."""
+    covariates = tissue.covariates(rng)
+    eta = tissue.logits(cell.truth, (SET, cell.n_isoforms - 1), rng)
+    if cell.effect:
+        eta[..., 0] += EFFECT * covariates[cell.effect].to_numpy()
+    usage = np.exp(np.concatenate([eta, np.zeros_like(eta[..., :1])], -1))
+    usage /= usage.sum(-1, keepdims=True)
+    totals = rng.poisson(cell.depth, usage.shape[:2])
+    counts = rng.multinomial(totals, usage).transpose(1, 0, 2).reshape(len(tissue.xy), -1)
+    covariates.index = covariates.index.astype(str)
+    var = pd.DataFrame({"gene_symbol": np.repeat([f"g{i}" for i in range(SET)], cell.n_isoforms)})
+    adata = AnnData(counts.astype(float), obs=covariates, var=var.set_index(var.index.astype(str)))
+    adata.obsm["spatial"], adata.obs["section_name"] = tissue.xy, np.array(["a", "b"])[tissue.sections]
+    return adata
+
+
+def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.Generator) -> pd.DataFrame:
+    """Tests of one set, each covariate by itself, at fits that all of them share where the test needs none with it."""
+    adata = simulate(tissue, cell, rng)
+    model, kept = SplisosmGLMM(), [name for name in COVARIATES if name in adata.obs and cell.effect in ("", name)]
+    model.setup_data(adata, covariance=tissue.car, design_mtx=kept, section_key="section_name", **ALL)
+    model.fit(print_progress=False, batch_size=SET)
+    method, law = options.get("method", "score"), model._law(options.get("law", "averaged"), options["variance"])
+    if method == "score":
+        terms = [Term(name, (i,), ()) for i, name in enumerate(kept)]
+        tests = refused(model._usage_score(terms, law, show=False), model._ready(), [term.columns for term in terms])
+        values = tests.pvalue, tests.posterior_df, reliable(tests)
+    else:
+        each = [_by_itself(tissue, adata, name, options) for name in kept]
+        values = tuple(np.concatenate([one[key] for one in each], 1) for key in ("pvalue", "posterior_df", "reliable"))
+    tables = zip(("pvalue", "posterior_df", "reliable"), values, strict=True)
+    index = pd.MultiIndex.from_product([range(len(values[0])), kept], names=["gene", "covariate"])
+    return pd.DataFrame({name: value.ravel() for name, value in tables}, index=index).reset_index()
+
+
+def _by_itself(tissue: Tissue, adata: AnnData, name: str, options: dict[str, str]) -> dict[str, np.ndarray]:
+    """One covariate, at fits of its own."""
+    model = SplisosmGLMM()
+    model.setup_data(adata, covariance=tissue.car, design_mtx=[name], section_key="section_name", **ALL)
+    model.fit(with_design_mtx=options["method"] == "wald", print_progress=False, batch_size=SET)
+    return model.test_differential_usage(return_results=True, print_progress=False, **options)
+
+
+def run(cell: Cell, n_genes: int, seed: int, options: dict[str, str]) -> None:
+    """One cell: a row a covariate."""
+    started, tissue = time.process_time(), Tissue(cell.layout)
+    rng = np.random.default_rng([seed, CELLS.index(cell) if cell in CELLS else 99])
+    asked = {"law": "averaged", "method": "score", "variance": "robust", **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of covariates with few modes
+        found = pd.concat([one_set(tissue, cell, asked, rng) for _ in range(n_genes // SET)])
+    spent = time.process_time() - started
+    for name, some in found.groupby("covariate", sort=False):
+        row = {**asdict(cell), "covariate": name, **asked}
+        row |= {"genes": len(some), "without": int(some["pvalue"].isna().sum())}
+        for suffix, kept in (("", some["pvalue"].notna()), ("_reliable", some["reliable"].astype(bool))):
+            p = some.loc[kept, "pvalue"]
+            row |= {f"tested{suffix}": len(p)}
+            row |= {f"below_{level}{suffix}": round(float((p < level).mean()), 4) for level in (0.05, 0.01)}
+        row |= {"df": round(float(some["posterior_df"].median()), 1), "seconds": round(spent), "seed": seed}
+        save_row("du_covariates", {**row, "commit": commit()}, (*asdict(cell), "covariate", *asked, "seed"))
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="part of a cell's description, such as 'grid domains 5 3'")
+    for option in ("law", "method", "variance"):
+        parser.add_argument(f"--{option}")
+    given = vars(parser.parse_args())
+    chosen = {name: given[name] for name in ("law", "method", "variance") if given[name]}
+    for each in CELLS:
+        if given["only"] in " ".join(map(str, asdict(each).values())):
+            run(each, given["genes"], given["seed"], chosen)
