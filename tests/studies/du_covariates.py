@@ -7,7 +7,7 @@ Truths of the logits, none of which a covariate has an effect on: ``model`` (σ 
 each of six domains of the graph, sd 1, new for every gene), ``halves`` (a field of sd .2 in one half of the tissue and
 1.6 in the other), ``heavy`` (the model's field times a root of an inverse χ² of four degrees of freedom at each of six
 domains). Genes come in sets of 40; iid noise, a draw of the CAR, a domain and a gradient of random direction are new
-for every set; the half, the second eigenvector of V and the section are what they are. Covariates are tested one by one.
+for every set; the half, the second eigenvector of V and the section are what they are. Each is tested alone.
 Shares of the genes with a p-value, and of those called reliable, below .05 and .01, and how many have none, go to
 tests/studies/results/du_covariates.csv with seed and commit; powers are those of β = .3 on one covariate.
 """
@@ -75,7 +75,11 @@ class Tissue:
         self.xy = xy
         names = np.array(["a", "b"])[self.sections]
         several = self.sections.any()
-        graph = section_graph(xy, names, k_neighbors=4, graph="mutual") if several else knn_graph(xy, 4, "mutual")
+        graph = (
+            section_graph(xy, names, k_neighbors=4, graph="mutual")
+            if several
+            else knn_graph(xy, k_neighbors=4, graph="mutual")
+        )
         self.car = CarCovariance(graph)
         self.half = (xy[:, 0] > np.median(xy[:, 0])).astype(float)
 
@@ -90,15 +94,20 @@ class Tissue:
     def covariates(self, rng: np.random.Generator) -> pd.DataFrame:
         """One set of them, of mean square one."""
         angle = rng.uniform(0, 2 * np.pi)
-        domain = np.zeros(1)
-        while not 4 < domain.sum() < len(self.xy) - 4:
-            domain = self.domains(5, rng) == 0
         columns = {"iid": rng.standard_normal(len(self.xy)), "smooth": self.fields(1, rng)[0]}
-        columns |= {"domain": domain.astype(float), "gradient": self.xy @ [np.cos(angle), np.sin(angle)]}
+        columns |= {"domain": self._domain(rng), "gradient": self.xy @ [np.cos(angle), np.sin(angle)]}
         columns["half"] = self.half
         columns |= {"section": self.sections} if self.sections.any() else {"eig2": self.car.eigen(2)[1][:, 1].numpy()}
         table = pd.DataFrame(columns).astype(float)
         return (table - table.mean()) / table.std(ddof=0)
+
+    def _domain(self, rng: np.random.Generator) -> np.ndarray:
+        """One of five, which is neither tiny nor a section."""
+        while True:
+            domain = (self.domains(5, rng) == 0).astype(float)
+            varies = any(np.ptp(domain[self.sections == section]) for section in np.unique(self.sections))
+            if 4 < domain.sum() < len(self.xy) - 4 and varies:
+                return domain
 
     def logits(self, truth: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """``(G, N, Q)`` of genes on which nothing has an effect."""
