@@ -7,7 +7,7 @@ posterior is proportional to the prior and the restricted likelihood, X b integr
 .. math:: \log p(y \mid a, c, g) = -\tfrac12 \big(\log|S| + \log|X' S^{-1} X| + y' P y\big),
 
 with :math:`P = S^{-1} - S^{-1} X (X' S^{-1} X)^{-1} X' S^{-1}`. It is found on a grid of (a, c) for each spectrum,
-with cubic splines between its points; where the posterior is narrower than the grid, on a second one around it.
+with cubic splines between its points; where the posterior is narrower than the grid, on further ones around it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ POINTS = 7, 5
 """Of a and c at which the model is worked out, for each spectrum."""
 FINE = 43, 25  # points of the grids between them
 WIDEST = 3.2, 2.2  # standard deviations that the first grid reaches, at least
-AROUND = 4.0  # posterior standard deviations that a second grid reaches to each side
-TOO_NARROW = 0.25  # posterior standard deviations, in steps of the grid, that call for a second one
+AROUND = 4.0  # posterior standard deviations that a further grid reaches to each side
+ZOOMS = 3  # grids after the first, at most
+DEPTH = 60.0  # nats below its maximum beyond which the likelihood is as good as zero, and splines need not follow it
+TOO_NARROW = 0.25  # posterior standard deviation, in steps of the grid, that calls for a further one
 
 Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Log prior densities of a and c, which broadcast to ``(B, S, A, C)``, of genes with these positions ``(B,)``."""
@@ -59,10 +61,11 @@ class Grid:
         ends = []
         for mean, sd, step in (found.field_moments, found.white_moments):
             reach = AROUND * torch.maximum(sd, 0.35 * step)
-            ends.append(((mean - reach).clamp_min(0.0), mean + reach))
+            ends.append(((mean - reach).clamp_min(0.0).unsqueeze(-1), (mean + reach).unsqueeze(-1)))
         (low, high), (least, most) = ends
-        u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in POINTS)
-        return cls(low.unsqueeze(-1) + (high - low).unsqueeze(-1) * u, least[:, None] + (most - least)[:, None] * v)
+        n_field = 1 if found.field.shape[-1] == 1 else POINTS[0]  # one point where nothing is spatial
+        u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in (n_field, POINTS[1]))
+        return cls(low + (high - low) * u, least + (most - least) * v)
 
     def select(self, genes: Tensor) -> Grid:
         """For some of the genes."""
@@ -127,6 +130,26 @@ class Posterior:
         """The same of c."""
         return *_moments(self.weight.sum((1, 2)), self.white), self.spacing[1]
 
+    def replaced(self, genes: Tensor, others: Posterior) -> Posterior:
+        """The same with some genes' posteriors taken from ``others``."""
+
+        def part(name: str) -> Tensor:
+            whole: Tensor = getattr(self, name).clone()
+            whole[genes] = getattr(others, name)
+            return whole
+
+        spacing = []
+        for whole, own in zip(self.spacing, others.spacing, strict=True):
+            spacing.append(whole.index_copy(0, genes, own))
+        return Posterior(
+            weight=part("weight"),
+            field=part("field"),
+            white=part("white"),
+            log_variance=part("log_variance"),
+            log_evidence=part("log_evidence"),
+            spacing=(spacing[0], spacing[1]),
+        )
+
     @property
     def narrow(self) -> Tensor:
         """Genes whose posterior is too narrow for the grid, ``(B,)``."""
@@ -166,17 +189,14 @@ def restricted_posterior(
     n_spectra = 0 if model.solver is None else 1 + len(model.spectra.values)
     grid = Grid.first((widest[0], widest[1]), n_spectra)
     found = _interpolated(*_on_grid(model, n_fixed, target, grid), grid, prior, genes)
-    again = found.narrow.nonzero()[:, 0]
-    if not len(again):
-        return found
-    grid = Grid.around(found).select(again)
-    second = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid), grid, prior, again)
-    parts = {}
-    for name in ("weight", "field", "white", "log_variance", "log_evidence"):
-        whole = getattr(found, name).clone()
-        whole[again] = getattr(second, name)
-        parts[name] = whole
-    return Posterior(**parts, spacing=found.spacing)
+    for _ in range(ZOOMS):
+        again = found.narrow.nonzero()[:, 0]
+        if not len(again):
+            break
+        grid = Grid.around(found).select(again)
+        nearer = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid), grid, prior, again)
+        found = found.replaced(again, nearer)
+    return found
 
 
 def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
@@ -234,6 +254,8 @@ def regular_factor(information: Tensor) -> Tensor:
 def _interpolated(likelihood: Tensor, log_variance: Tensor, grid: Grid, prior: Prior, genes: Tensor) -> Posterior:
     """From the coarse points to the fine ones."""
     along, across = (_spline(points, fine) for points, fine in zip(likelihood.shape[2:], FINE, strict=True))
+    likelihood = likelihood.nan_to_num(-torch.inf, neginf=-torch.inf)
+    likelihood = torch.maximum(likelihood, likelihood.amax((1, 2, 3), keepdim=True) - DEPTH)
     value = _between(likelihood.unsqueeze(-1), along, across).squeeze(-1)
     field, white = grid.field @ along.T, grid.white @ across.T
     log_prior = prior(field.unsqueeze(-1), white[:, None, None], genes)

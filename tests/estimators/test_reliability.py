@@ -1,0 +1,186 @@
+"""Which tests of covariates a tissue can answer, and what they are held to."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pyro import distributions as dist
+
+from pyrosplice import SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.reliability import effective_modes
+from pyrosplice.hypothesis.working_model import Spectra
+from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.graph import knn_graph
+from tests.studies.du_covariates import SET, Cell, Tissue, one_set
+
+SIDE = 10
+
+
+@pytest.fixture(scope="module")
+def adata() -> Any:
+    found = simulate_isoforms(n_spots=SIDE**2, n_genes=4, seed=3)
+    rng = np.random.default_rng(0)
+    found.obsm["spatial"] = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2).astype(float)
+    found.obs["noise"] = rng.standard_normal(SIDE**2)
+    found.obs["gradient"] = found.obsm["spatial"][:, 0]
+    found.obs["kind"] = pd.Categorical(rng.choice(list("abc"), SIDE**2))
+    found.obs["section"] = np.repeat(["one", "two"], SIDE**2 // 2)
+    found.obs["treated"] = (found.obs["section"] == "two").astype(float)
+    return found
+
+
+def fitted(adata: Any, design: Any, *, with_design: bool = False, setup: Any = None, **options: Any) -> SplisosmGLMM:
+    model = SplisosmGLMM(**options)
+    model.setup_data(adata, design_mtx=design, **(setup or {}))
+    model.fit(with_design_mtx=with_design, print_progress=False)
+    return model
+
+
+def results_of(model: SplisosmGLMM, method: str = "score", **options: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model.test_differential_usage(method, return_results=True, print_progress=False, **options)
+    assert found is not None
+    return found
+
+
+def test_a_gradient_is_told_from_noise(adata: Any) -> None:
+    model = fitted(adata, ["noise", "gradient"])
+    with pytest.warns(UserWarning, match="gradient.*covariate_modes"):
+        found = model.test_differential_usage(return_results=True, print_progress=False)
+    assert found["reliable"][:, 0].all() and not found["reliable"][:, 1].any()
+    assert (found["posterior_df"][:, 0] > found["posterior_df"][:, 1]).all()
+    table = model.covariate_modes().set_index("covariate")
+    assert table.loc["noise", "modes"] > 10 > 4 > table.loc["gradient", "modes"]
+    np.testing.assert_allclose(table["posterior_df"], np.median(found["posterior_df"], 0))
+    np.testing.assert_allclose(table[["reliable", "few", "refused"]].sum(axis=1), 1.0)
+
+
+def test_before_a_fit_modes_are_known_and_degrees_of_freedom_are_not(adata: Any) -> None:
+    model = SplisosmGLMM()
+    model.setup_data(adata, design_mtx=["noise", "gradient"])
+    table = model.covariate_modes()
+    assert table["modes"].notna().all() and table["posterior_df"].isna().all()
+
+
+@pytest.mark.parametrize("method", ["score", "wald", "lrt"])
+def test_the_section_of_two_is_refused(adata: Any, method: str) -> None:
+    model = fitted(adata, ["treated", "noise"], with_design=method == "wald", setup={"section_key": "section"})
+    found = results_of(model, method)
+    assert np.isnan(found["pvalue"][:, 0]).all()
+    assert {row[0] for row in found["reason"]} == {"between_sections"}
+    assert np.isfinite(found["pvalue"][:, 1]).all()
+
+
+@pytest.mark.parametrize("kind", ["glmm-full", "glmm-null"])
+@pytest.mark.parametrize("method", ["score", "wald", "lrt"])
+def test_laws_agree_on_independent_noise(adata: Any, kind: str, method: str) -> None:
+    model = fitted(adata, ["noise"], with_design=method == "wald", model_type=kind)
+    averaged, plugin = (results_of(model, method, law=law)["pvalue"] for law in ("averaged", "plugin"))
+    assert np.abs(np.log10(averaged / plugin)).max() < 0.5
+    assert not np.array_equal(averaged, plugin)
+
+
+@pytest.mark.parametrize("effect", ["independent", "symmetric"])
+def test_scores_and_estimates_agree_near_the_null(adata: Any, effect: str) -> None:
+    score = results_of(fitted(adata, ["noise"], isoform_effect=effect))["pvalue"]
+    wald = results_of(fitted(adata, ["noise"], with_design=True, isoform_effect=effect), "wald")["pvalue"]
+    assert np.abs(np.log10(score / wald)).max() < 0.35
+
+
+def test_intervals_and_wald_tests_agree(adata: Any) -> None:
+    few = adata[:, adata.var["gene_symbol"].isin(adata.var["gene_symbol"].unique()[:2])].copy()
+    model = fitted(few, ["noise", "gradient"], with_design=True)
+    found, effects = results_of(model, "wald"), model.get_effects(level=0.95)
+    for law in ("averaged", "plugin"):
+        effects = model.get_effects(law=law)
+        assert np.isfinite(effects["log_odds"]).all()
+        assert (effects["log_odds_lower"] < effects["log_odds_upper"]).all()
+    assert found["law"] == "averaged"
+
+
+def test_unit_origin_and_order_of_spots_make_no_difference(adata: Any) -> None:
+    base = results_of(fitted(adata, ["noise"]))
+    moved = adata.copy()
+    moved.obs["noise"] = 1e3 + 7 * moved.obs["noise"]
+    shuffled = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
+    for other in (moved, shuffled):
+        found = results_of(fitted(other, ["noise"]))
+        np.testing.assert_allclose(found["pvalue"], base["pvalue"], rtol=2e-3)
+        np.testing.assert_allclose(found["posterior_df"], base["posterior_df"], rtol=2e-2)
+
+
+def test_a_prior_of_sigma_is_that_of_the_law(adata: Any) -> None:
+    tight = dist.LogNormal(torch.tensor(np.log(0.05)), torch.tensor(0.05))
+    with_prior = fitted(adata, ["gradient"], priors={"sigma": tight})
+    free = results_of(fitted(adata, ["gradient"]))["posterior_df"]
+    assert (results_of(with_prior)["posterior_df"] > free).all()  # what is known needs no data
+
+
+@pytest.mark.parametrize("method", ["score", "wald"])
+def test_an_unequal_field_is_of_one_covariate(adata: Any, method: str) -> None:
+    model = fitted(adata, ["noise", "kind"], with_design=method == "wald")
+    found = results_of(model, method, variance="het")
+    assert np.isfinite(found["statistic"][:, 0]).all() and found["variance"] == "het"
+    with pytest.raises(InvalidArgumentError, match="several covariates"):
+        results_of(model, method, variance="het", by="factor")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [
+        ("glm", "score", {"law": "averaged"}),
+        ("glm", "score", {"variance": "het"}),
+        ("glmm-null", "score", {"variance": "het"}),
+        ("glmm-full", "score", {"variance": "het", "law": "plugin"}),
+        ("glmm-full", "lrt", {"variance": "het"}),
+        ("glmm-full", "score", {"law": "exact"}),
+    ],
+)
+def test_what_excludes_each_other_is_refused(adata: Any, kind: str, method: str, options: dict[str, str]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        results_of(fitted(adata, ["noise"], model_type=kind), method, **options)
+
+
+def test_results_come_back_from_a_file(adata: Any, tmp_path: Path) -> None:
+    model = fitted(adata, ["noise", "gradient"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.test_differential_usage(print_progress=False)
+    model.save(tmp_path / "model")
+    before = model.get_formatted_test_results("du")
+    pd.testing.assert_frame_equal(SplisosmGLMM.load(tmp_path / "model").get_formatted_test_results("du"), before)
+    assert {"posterior_df", "reliable"} <= set(before.columns)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_modes_count_eigenvectors(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    car = CarCovariance(knn_graph(rng.uniform(size=(150, 2)), k_neighbors=4, graph="connected"))
+    spectra = Spectra.of(SparseSolver(car.precision), 150)
+    one = spectra.vectors[:, 1].numpy() - spectra.vectors[:, 1].mean().item()
+    noise = np.mean([effective_modes(rng.standard_normal((150, 1)), spectra) for _ in range(20)])
+    assert effective_modes(one[:, None], spectra) < 1.5
+    assert noise > 40
+
+
+def test_domains_are_no_field_of_the_model_and_their_size_holds() -> None:
+    tissue = Tissue("grid")
+    shares = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for law in ("averaged", "plugin"):
+            options = {"law": law, "method": "score", "variance": "robust"}
+            found = one_set(tissue, Cell("grid", "domains", 5), options, np.random.default_rng(5))
+            some = found[found["covariate"].isin(["domain", "gradient", "half"])]
+            shares[law] = float((some["pvalue"] < 0.05).sum()) / (3 * SET)
+    assert shares["plugin"] > 0.14 and shares["averaged"] < 0.1, shares
