@@ -161,6 +161,7 @@ def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Te
     Mean and variance are exact up to what ``kernel.pair_sums`` is; terms of the third cumulant that are smaller
     than the leading ones by the number of spots are taken at their leading order.
     """
+    data = GraphSums.of_vectors(residuals.permuted_vectors())  # first: what it needs is free again before the rest
     form = _ProjectedForm.of(residuals, kernel)
     vectors, scale, covered = residuals.vectors, residuals.scale, form.covered
     planes = (scale.unsqueeze(-1) * vectors).movedim(-1, 0)
@@ -188,7 +189,7 @@ def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Te
         loop_double=(diagonal * (pairs.rows + diagonal.square())).sum(-1),
         triangle=triangle,
     )
-    return _gamma_tail(statistic, sums_of_kernel, GraphSums.of_vectors(residuals.permuted_vectors()), residuals)
+    return _gamma_tail(statistic, sums_of_kernel, data, residuals)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyrosplice.linalg.compiled import compiled
 
 _FAST = {"contract", "reassoc", "nsz"}
+_LINE = 16  # numbers of a cache line
 _SMALL = 0.2  # of a spot's largest entry: below, products of two or more entries are left out
 
 
@@ -134,25 +135,33 @@ def _colours(pointers, columns, spacing):  # type: ignore[no-untyped-def]
 def _nearest(pointers, columns, colour, n_colours):  # type: ignore[no-untyped-def]
     """The nearest spot of every colour, by a search from all spots of the colour at once."""
     n = len(pointers) - 1
-    nearest, queue = np.full((n, n_colours), -1, np.int32), np.empty(n, np.int32)
+    nearest, queue = np.empty((n, n_colours), np.int32), np.empty(n, np.int32)
+    some = np.empty((_LINE, n), np.int32)  # searches in memory of their own, written as whole cache lines
     order, at = np.argsort(colour, kind="mergesort"), 0
-    for c in range(n_colours):
-        tail = 0
-        while at < n and colour[order[at]] == c:
-            i = order[at]
-            nearest[i, c], queue[tail] = i, i
-            tail += 1
-            at += 1
-        head = 0
-        while head < tail:
-            u = queue[head]
-            head += 1
-            for p in range(pointers[u], pointers[u + 1]):
-                j = columns[p]
-                if nearest[j, c] < 0:
-                    nearest[j, c] = nearest[u, c]
-                    queue[tail] = j
-                    tail += 1
+    for first in range(0, n_colours, _LINE):
+        size = min(_LINE, n_colours - first)
+        for c in range(size):
+            found = some[c]
+            found[:] = -1
+            tail = 0
+            while at < n and colour[order[at]] == first + c:
+                i = order[at]
+                found[i], queue[tail] = i, i
+                tail += 1
+                at += 1
+            head = 0
+            while head < tail:
+                u = queue[head]
+                head += 1
+                for p in range(pointers[u], pointers[u + 1]):
+                    j = columns[p]
+                    if found[j] < 0:
+                        found[j] = found[u]
+                        queue[tail] = j
+                        tail += 1
+        for i in range(n):
+            for c in range(size):
+                nearest[i, first + c] = some[c, i]
     return nearest
 
 

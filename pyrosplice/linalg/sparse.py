@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import spilu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -221,8 +221,10 @@ def _in_threads(task: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
 
 
 def _minimum_degree(matrix: sp.csc_matrix) -> np.ndarray:
-    """Fill-reducing order by multiple minimum degree; SuperLU is the library that has it."""
+    """Fill-reducing order by multiple minimum degree; SuperLU has it, with a factor, here one of the diagonal alone."""
     pattern = abs(matrix)
     dominant = pattern + sp.diags(np.asarray(pattern.sum(0)).ravel() + 1.0)  # pivots stay on the diagonal
     options = {"SymmetricMode": True, "DiagPivotThresh": 0.0}
-    return np.argsort(splu(dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options).perm_c)
+    diagonal_alone = {"drop_tol": 1.0, "fill_factor": 1.0}
+    found = spilu(dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options, **diagonal_alone)
+    return np.argsort(found.perm_c)

@@ -1,7 +1,7 @@
 """Seconds that the score tests take: of space, kernel and null fits included, beside the peer package's HSIC-IR; of
 covariates, beside the marginal null fits that they need. The least of a few repeats, and the process's peak memory.
 
-    python -m tests.benchmarks.sv_score_cost [--peer /path/to/python] [--repeats 3]
+    python -m tests.benchmarks.sv_score_cost [--peer /path/to/python] [--repeats 3] [--only space]
 
 Wall-clock and processor seconds; on a busy machine only the latter mean anything.
 """
@@ -25,7 +25,9 @@ from pyrosplice.hypothesis.variance_component import variance_component_test
 from tests.studies.simulation import grid, simulate_counts
 from tests.studies.sv_score import peer_pvalues
 
-SPACE = ((16, 1000, 0), (32, 1000, 0), (32, 1000, 2), (70, 300, 0), (100, 300, 0))  # side, genes, covariates
+SPACE = ((16, 1000, 0), (32, 1000, 0), (32, 1000, 2), (70, 300, 0), (100, 300, 0), (314, 64, 0))
+"""Side of a grid, genes, covariates."""
+PEER_SPOTS = 5_000  # the most that the peer is timed at: it takes minutes there
 USAGE = ((256, 64, 1), (256, 64, 5), (1024, 32, 1), (1024, 32, 5))  # spots, genes, covariates
 QUIET = {"print_progress": False}
 
@@ -51,7 +53,7 @@ def score_of_space(side: int, n_genes: int, n_covariates: int, repeats: int, pee
     row = [side**2, n_genes, n_covariates, *seconds(test, repeats)]
     row.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     theirs = [math.nan, math.nan]
-    if peer and not n_covariates:
+    if peer and not n_covariates and side**2 <= PEER_SPOTS:
         found = [peer_pvalues(peer, covariance, {"x": counts})["x_seconds"] for _ in range(repeats)]
         theirs = np.min(found, 0).tolist()
     return row + theirs
@@ -91,18 +93,22 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *cells])
 
 
-def main(peer: str | None, repeats: int) -> None:
-    score_of_space(8, 2, 0, 1, None)  # compiles
-    score_of_covariates(64, 2, 1, 1)
-    columns = ["spots", "genes", "covariates", "score s", "CPU s", "peak GB", "HSIC-IR s", "HSIC-IR CPU s"]
-    print(table(columns, [score_of_space(*case, repeats, peer) for case in SPACE]), end="\n\n", flush=True)
-    columns = ["spots", "genes", "covariates", "null fits s", "CPU s", "with tests s", "CPU s", "with / fits"]
-    print(table(columns, [score_of_covariates(*case, repeats) for case in USAGE]), flush=True)
+def main(peer: str | None, repeats: int, only: str | None) -> None:
+    if only != "usage":
+        score_of_space(8, 2, 0, 1, None)  # compiles
+        score_of_space(50, 2, 0, 1, None)
+        columns = ["spots", "genes", "covariates", "score s", "CPU s", "peak GB", "HSIC-IR s", "HSIC-IR CPU s"]
+        print(table(columns, [score_of_space(*case, repeats, peer) for case in SPACE]), end="\n\n", flush=True)
+    if only != "space":
+        score_of_covariates(64, 2, 1, 1)
+        columns = ["spots", "genes", "covariates", "null fits s", "CPU s", "with tests s", "CPU s", "with / fits"]
+        print(table(columns, [score_of_covariates(*case, repeats) for case in USAGE]), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="interpreter that has the peer package")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=["space", "usage"], help="one of the two tables")
     given = parser.parse_args()
-    main(given.peer, given.repeats)
+    main(given.peer, given.repeats, given.only)

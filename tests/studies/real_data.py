@@ -1,6 +1,6 @@
 """Every test of isoform usage on the families of the mouse olfactory bulb, beside the peer package's.
 
-    python -m tests.studies.real_data table    [--peer /path/to/python]
+    python -m tests.studies.real_data table    [--peer /path/to/python] [--depth thinned]
     python -m tests.studies.real_data permuted [--peer /path/to/python] [--replicates 20] [--only space peer]
     python -m tests.studies.real_data permuted --repeat 1
 
@@ -32,10 +32,10 @@ SEED = 3
 RUNS = ("space", "usage", "usage-each-logit", "llr", "wald-lrt", "peer")
 
 
-def table_study(peer: str | None, folder: Path | None) -> None:
+def table_study(peer: str | None, folder: Path | None, depths: Collection[str]) -> None:
     """The table of each depth; parts that ``folder`` has already are read, the others computed and put there."""
     at = commit()
-    for depth in LAYERS:
+    for depth in depths:
         adata, read = bulb.olfactory_bulb(depth), partial(_part, folder, depth)
         parts = {"peer": read("peer", partial(bulb.peers, adata, peer)) if peer else NO_PEER}
         parts["sv"] = read("sv", partial(bulb.variability, adata, everything=True))
@@ -115,14 +115,17 @@ if __name__ == "__main__":
     parser.add_argument(
         "--parts", type=Path, help="folder of p-values that are there already, and for those that are not"
     )
+    parser.add_argument("--depth", choices=LAYERS, help="the table of one depth alone")
     given = parser.parse_args()
     if given.only and (given.study == "table" or given.repeat is not None):
         parser.error("--only goes with permuted, without --repeat.")
     if given.only and "peer" in given.only and not given.peer:
         parser.error("--only peer needs --peer, the interpreter that has the package.")
+    if given.depth and given.study == "permuted":
+        parser.error("--depth goes with table.")
     if not (SHARED / "data" / "mob_rep11_families.h5ad").exists():
         parser.exit(message="The shared data are not there; nothing was done.\n")
     if given.study == "table":
-        table_study(given.peer, given.parts)
+        table_study(given.peer, given.parts, [given.depth] if given.depth else list(LAYERS))
     else:
         permuted_study(given.peer, given.replicates, given.repeat, given.only)

@@ -83,14 +83,14 @@ def size_row(pvalue: Tensor) -> dict[str, float]:
     return row
 
 
-def size_table(n_genes: int, damping: float, only: str | None, at: str, repeat: int) -> None:
-    """All nulls; a ``repeat`` above 0 has the first two of them, with genes of its own, in another file."""
+def size_table(n_genes: int, damping: float, only: str | None, at: str, repeat: int, most: int | None) -> None:
+    """All nulls or ``most``; a ``repeat`` above 0 has the first two of them, genes of its own, and another file."""
     salt, name_of_table = (f" {repeat}", "sv_score_size_repeat") if repeat else ("", "sv_score_size")
     for layout, covariance in layouts().items():
         if only and only not in layout:
             continue
         kernel = spatial_kernel(covariance, damping=damping)
-        for name, null in islice(nulls(covariance), 2 if repeat else None):
+        for name, null in islice(nulls(covariance), 2 if repeat else most):
             for depth in DEPTHS:
                 seed = zlib.crc32(f"{layout} {name} {depth}{salt}".encode()) % 2**31
                 pvalue = null_pvalues(covariance, kernel, null, depth=depth, n_genes=n_genes, seed=seed)
@@ -151,10 +151,11 @@ if __name__ == "__main__":
     parser.add_argument("--genes", type=int)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--repeat", type=int, default=0, help="size with other genes, of the first two nulls")
+    parser.add_argument("--nulls", type=int, help="size of the first so many nulls")
     parser.add_argument("--layout", help="only layouts whose name holds this")
     parser.add_argument("--peer", help="interpreter that has the peer package: its HSIC-IR is put beside")
     given = parser.parse_args()
     if given.study == "size":
-        size_table(given.genes or 10_000, given.damping, given.layout, commit(), given.repeat)
+        size_table(given.genes or 10_000, given.damping, given.layout, commit(), given.repeat, given.nulls)
     else:
         power_table(given.genes or 500, given.damping, given.layout, commit(), given.peer)
