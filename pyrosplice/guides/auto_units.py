@@ -65,10 +65,12 @@ class AutoUnits(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not callable(model):
-            raise InvalidArgumentError(f"model: expected a Pyro model, something to call, found {type(model).__name__}.")
+            raise InvalidArgumentError(
+                f"model: expected a Pyro model, something to call, found {type(model).__name__}."
+            )
         self._given_start = init_loc_fn
         super().__init__(InitMessenger(self._start_of)(model), create_plates=create_plates)
-        self._plain, self._units = (model,), units
+        self._plain, self._units, self._doubled = (model,), units, False
         self._density: UnitDensity | None = None
         self._optimum: Optimum | None = None
         self._path = ""
@@ -118,15 +120,22 @@ class AutoUnits(AutoGuide):
         raise NotImplementedError
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        self._doubled = False
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except RuntimeError as error:  # such as float64 data with a flat prior, which has no type of its own
+            self._doubled = True
+            try:
+                super()._setup_prototype(*args, **kwargs)
+            except RuntimeError:
+                raise error from None
         call = ModelCall(self._plain[0], args, kwargs)
         self._density = unit_density(call, self._units, self._jacobian_sites(), init=self._start_of)
 
     def _start_of(self, site: Site) -> Tensor:
-        if self._given_start is None or site["fn"].support.is_discrete:
-            return init_to_center(site)
-        value = self._given_start(site)
-        return value.to(torch.float64) if value.dtype == torch.float64 else value
+        discrete = site["fn"].support.is_discrete
+        value = init_to_center(site) if self._given_start is None or discrete else self._given_start(site)
+        return value.double() if self._doubled and not discrete else value
 
     def _jacobian_sites(self) -> frozenset[str]:
         return frozenset()

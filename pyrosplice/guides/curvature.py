@@ -84,7 +84,9 @@ class Curvature:
         self.columns = _columns(density, self.inner)
         self.rest = _columns(density, self.outer)
         self._order = torch.cat([self.rest, self.columns]).argsort()
-        self._first = dict(zip(self.inner, np.cumsum([0, *(density.latents[n].size for n in self.inner)]), strict=False))
+        self._first = dict(
+            zip(self.inner, np.cumsum([0, *(density.latents[n].size for n in self.inner)]), strict=False)
+        )
         self.layout = self._structured() if use_structure else self._plain({})
         if use_structure and not self._agrees():
             self.layout = self._plain({"all": "the products disagree with autograd"})
@@ -183,8 +185,8 @@ class Curvature:
             pattern = meeting(list(found.values()), self.size)
         except TooCoupledError as error:
             raise RefusedModelError(
-                f"{', '.join(self.inner)}: {error} meet in one log density, too many for a dense Hessian. Give the plate "
-                "of units that are problems apart (``units``), or a distribution of the site with a registered "
+                f"{', '.join(self.inner)}: {error} meet in one log density, too many for a dense Hessian. Give the "
+                "plate of units that are problems apart (``units``), or a distribution of the site with a registered "
                 "precision (pyrosplice.guides.precision)."
             ) from error
         rows, columns = self._dense_pairs(known, trace)

@@ -36,9 +36,7 @@ def _writes(func: Callable[..., Any]) -> bool:
     name = getattr(func, "__name__", "")
     dunder = name.startswith("__")
     return name in ("__setitem__", "__set__", "__delete__") or (
-        name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
-        if dunder
-        else name.endswith("_")
+        name.startswith("__i") and name not in ("__index__", "__int__", "__invert__") if dunder else name.endswith("_")
     )
 
 

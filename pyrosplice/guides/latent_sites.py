@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,9 @@ class LatentSite:
         mine = unknowns[..., self.columns]
         lead = mine.shape[:-2]
         if self.axis is None:
-            return mine.reshape(*lead, *self.shape)
+            return mine.reshape((*lead, *self.shape))
         rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-        return mine.reshape(*lead, mine.shape[-2], *rest).movedim(len(lead), len(lead) + self.axis)
+        return mine.reshape((*lead, mine.shape[-2], *rest)).movedim(len(lead), len(lead) + self.axis)
 
     def values(self, unknowns: Tensor) -> Tensor:
         """Values ``(..., *value_shape)``, in the floating point type of the model."""
@@ -79,6 +80,14 @@ class LatentSite:
         if self.axis is None:
             return logs.sum().reshape(1)
         return logs.movedim(self.axis, 0).reshape(logs.shape[self.axis], -1).sum(1)
+
+    def is_exponential(self) -> bool:
+        """Whether values are exponentials of the coordinates."""
+        if self.shape != self.value_shape:
+            return False
+        zero = torch.zeros(self.shape, dtype=torch.float64)
+        low, high = self.transform(zero), self.transform(zero + 1)
+        return bool((low > 0).all()) and bool(torch.allclose(high / low, torch.full_like(low, math.e)))
 
     def is_real(self) -> bool:
         """Whether coordinates and values are the same numbers."""

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosplice.guides.curvature import Curvature
+from pyrosplice.guides.curvature import Curvature, Expansion
 from pyrosplice.guides.searches import newton_search
 
-INNER_TOLERANCE = 1e-12  # Newton decrement; the step taken there leaves far less
+INNER_TOLERANCE = 1e-8  # Newton decrement; the step taken there, and one more without a factorization, leave far less
+CARRIED = 1e-4  # nats that this last step may be worth: more, and the inner search did not end at a mode
 INNER_STEPS = 200
 
 
@@ -66,37 +67,34 @@ class MarginalDensity:
         """At outer unknowns ``(G, p)``; the mode is looked for from ``start`` ``(G, m)``."""
         curvature, every = self.curvature, torch.arange(len(outer))
         outer = outer.detach()
-        inner, record = newton_search(
-            curvature, outer, start, every, tolerance=INNER_TOLERANCE, max_iter=INNER_STEPS
-        )
+        inner, record = newton_search(curvature, outer, start, every, tolerance=INNER_TOLERANCE, max_iter=INNER_STEPS)
         with torch.enable_grad():
             phi, nu = outer.clone().requires_grad_(True), inner.clone().requires_grad_(True)
             at = curvature.expand(phi, nu, create_graph=True)
             root, info = torch.linalg.cholesky_ex(at.hessian.detach().nan_to_num())
             curved = (info == 0).all(1) & torch.isfinite(at.hessian.detach()).flatten(1).all(1)
             found = curved & torch.tensor([reason != "not_finite" for reason in record.convergence.reason])
-            found &= torch.isfinite(at.value.detach())
             root = torch.where(curved[:, None, None, None], root, torch.eye(root.shape[-1]).to(root))
-            gradient = self._gradient(at.value, at.gradient, at.hessian, root, phi, nu)
+            gradient, rise, step = self._gradient(at, root, phi, nu)
         logs = 2 * torch.diagonal(root, dim1=-2, dim2=-1).log().sum((1, 2))
-        value = -at.value.detach() + 0.5 * inner.shape[1] * math.log(2 * math.pi) - 0.5 * logs
-        return MarginalValue(torch.where(found, value, -torch.inf), gradient, inner, at.hessian.detach(), found)
+        value = -at.value.detach() + 0.5 * inner.shape[1] * math.log(2 * math.pi) - 0.5 * logs + rise
+        found &= torch.isfinite(value) & (rise.abs() <= CARRIED)
+        value = torch.where(found, value, -torch.inf)
+        return MarginalValue(value, gradient, inner + step, at.hessian.detach(), found)
 
-    def _gradient(
-        self, value: Tensor, slope: Tensor, hessian: Tensor, root: Tensor, phi: Tensor, nu: Tensor
-    ) -> Tensor:
-        """Of the marginal log density in φ, from minus the log density, its slope in ν and its Hessian."""
-        if not phi.shape[1]:
-            return torch.zeros_like(phi)
+    def _gradient(self, at: Expansion, root: Tensor, phi: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of the marginal log density in φ; what is left to the mode, and what the value rises on the way."""
         inverse = torch.cholesky_inverse(root)
-        whole = -value.sum() - 0.5 * (inverse * hessian).sum()
-        direct, turned = torch.autograd.grad(whole, (phi, nu), retain_graph=True, allow_unused=True, materialize_grads=True)
-        determinant = turned + slope.detach()  # the density's own slope is not zero to the last digit
-        adjoint = self.curvature.solve(hessian.detach(), determinant[..., None])[..., 0]
-        (followed,) = torch.autograd.grad(
-            (slope * adjoint).sum(), phi, allow_unused=True, materialize_grads=True
-        )
-        return direct - followed
+        whole = -at.value.sum() - 0.5 * (inverse * at.hessian).sum()
+        keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        direct, turned = torch.autograd.grad(whole, (phi, nu), **keep)
+        slope = at.gradient.detach()
+        determinant = turned + slope
+        right = torch.stack([determinant, slope], -1)
+        adjoint, back = self.curvature.solve(at.hessian.detach(), right).unbind(-1)
+        rise = 0.5 * (slope * back).sum(1) - (determinant * back).sum(1)
+        (followed,) = torch.autograd.grad((at.gradient * adjoint).sum(), phi, **keep)
+        return direct - followed, rise, -back
 
 
 class MarginalFunction(torch.autograd.Function):

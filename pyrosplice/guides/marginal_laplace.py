@@ -23,6 +23,7 @@ from pyrosplice.guides.unit_density import Model, sample_sites
 from pyrosplice.guides.unit_normal import UnitNormal
 
 Outer = Literal["delta", "gaussian"]
+SHIFTS = (-1.0, -2.5, 0.0)  # of the logs of positive outer sites, by attempt
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,20 @@ class AutoMarginalLaplace(AutoUnits):
                 raise RefusedModelError(f"marginalize: {name!r} is discrete, and summed out without being named.")
         return latent if self.outer == "gaussian" else frozenset(self.marginalize)
 
+    def _first_point(self, attempt: int) -> Tensor:
+        """With positive outer sites, standard deviations among them, below their middle: near no random effect.
+
+        From a large one the search can climb to where a mode loses its curvature, and Laplace's value its meaning:
+        zero-inflated counts of 80 cells, sd 0.3, did so from sd 0.8 in 3 of 6 genes.
+        """
+        point, shift = super()._first_point(attempt), SHIFTS[attempt % len(SHIFTS)]
+        if attempt == 0 and self._given_start is not None:
+            return point
+        for site in self.density.latents.values():
+            if site.name not in self.marginalize and site.is_exponential():
+                point[:, site.columns] += shift
+        return point
+
     def _search(self, options: FitOptions) -> Optimum:
         density = self.density
         curvature = Curvature(density, self.marginalize)
@@ -139,8 +154,8 @@ class AutoMarginalLaplace(AutoUnits):
         if normal is None:
             units = (~self._fitted.at.found).nonzero()[:, 0].tolist()
             raise RefusedModelError(
-                f"{', '.join(self.marginalize)}: units {units} have no mode with Gaussian curvature, and so no posterior; "
-                "see report()."
+                f"{', '.join(self.marginalize)}: units {units} have no mode with Gaussian curvature, and so no "
+                "posterior; see report()."
             )
         return normal
 
@@ -195,7 +210,7 @@ class AutoMarginalLaplace(AutoUnits):
                     whole = whole - site.log_volume(coordinates, site.transform(coordinates))
             if not prior:
                 whole = whole - self._log_prior(unknowns, nu, curvature.outer)
-        return whole if torch.is_grad_enabled() else whole.detach()
+        return whole if outer.requires_grad else whole.detach()
 
     def _log_prior(self, unknowns: Tensor, nu: Tensor, names: Sequence[str]) -> Tensor:
         density = self.density
@@ -208,8 +223,8 @@ class AutoMarginalLaplace(AutoUnits):
                 mine = None if slope is not None and bool((slope != 0).any()) else mine
             if mine is None:
                 raise RefusedModelError(
-                    f"{name}: its density depends on a site that is integrated or summed out, so that it has no prior of "
-                    "its own; use prior=True."
+                    f"{name}: its density depends on a site that is integrated or summed out, so that it has no prior "
+                    "of its own; use prior=True."
                 )
             total = total + mine.sum(1)
         return total

@@ -101,8 +101,7 @@ def outer_normal(density: MarginalDensity, optimum: Optimum, at: MarginalValue) 
     curved = has_curvature(precision[:, None], IDENTIFIED)
     upward = ~has_curvature(precision[:, None], -UPWARD)
     reason = [
-        "saddle" if up and was == "converged" else was
-        for up, was in zip(upward.tolist(), optimum.reason, strict=True)
+        "saddle" if up and was == "converged" else was for up, was in zip(upward.tolist(), optimum.reason, strict=True)
     ]
     marked = replace(optimum, reason=reason, identified=optimum.identified & curved)
     return OuterNormal(precision, torch.stack(response, -1), (~curved).nonzero()[:, 0].tolist()), marked

@@ -39,8 +39,8 @@ class FitOptions:
     """
 
     tolerance: float = 1e-6
-    max_iter: int = 200
-    restarts: int = 3
+    max_iter: int = 100
+    restarts: int = 2
     starts: int = 1
 
     def __post_init__(self) -> None:

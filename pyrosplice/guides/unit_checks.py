@@ -54,7 +54,8 @@ def _plate_of_units(prototype: Any, units: str | None) -> str | None:
     if units != "auto":
         if units not in sizes:
             raise RefusedModelError(
-                f"units: expected a plate of the model, one of {sorted(sizes)}, or None for one problem, found {units!r}."
+                f"units: expected a plate of the model, one of {sorted(sizes)}, or None for one problem, found "
+                f"{units!r}."
             )
         return units
     if LIBRARY_PLATE in sizes:
@@ -71,7 +72,8 @@ def _check_first_point(density: UnitDensity) -> None:
         if not bool(torch.isfinite(site["log_prob"]).all()):
             raise RefusedModelError(
                 f"{name}: its log density is not finite at the first point, where the latent sites have the means of "
-                "their priors or the middle of their supports. Give ``init_loc_fn`` (pyro.infer.autoguide.init_to_value)."
+                "their priors or the middle of their supports. Give ``init_loc_fn`` "
+                "(pyro.infer.autoguide.init_to_value)."
             )
 
 
@@ -83,11 +85,7 @@ def _check_apart(density: UnitDensity) -> None:
     for name, site in sample_sites(trace).items():
         plates = [f.name for f in site["cond_indep_stack"] if f.name == density.unit_plate]
         plates = plates or [f.name for f in site["cond_indep_stack"] if f.size == density.n_units]
-        apart = [
-            plate
-            for plate, by_unit in _sums(site, plates, density.n_units)
-            if _is_apart(by_unit, weights, point)
-        ]
+        apart = [plate for plate, by_unit in _sums(site, plates, density.n_units) if _is_apart(by_unit, weights, point)]
         if not apart:
             where = "couples its units" if plates else "is in no plate of its units, and so shared by them"
             raise RefusedModelError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -102,6 +102,19 @@ class UnitDensity:
         self.size, self.start = size, torch.cat(parts, 1)
         self.single_precision = _has_floats(sites.values())
         self.aliases: dict[str, str] = {}
+        if _is_float32(sites.values()) or not self._takes_doubles():
+            self.latents = {name: replace(site, dtype=torch.float32) for name, site in self.latents.items()}
+
+    def _takes_doubles(self) -> bool:
+        """Whether the model, as it is, runs with latent sites in float64: then they are handed out as such."""
+        if not self.single_precision:
+            return True
+        model = poutine.condition(self.call.model, data=self.constrain(self.start)[0])
+        try:
+            poutine.block(model)(*self.call.args, **self.call.kwargs)
+        except (RuntimeError, TypeError, ValueError):  # such as a product with a float32 matrix
+            return False
+        return True
 
     def _latent(self, name: str, site: Site, first: int) -> tuple[LatentSite, Tensor]:
         try:
@@ -114,7 +127,9 @@ class UnitDensity:
         value = site["value"].detach()
         unconstrained = transform.inv(value)
         if not bool(torch.isfinite(unconstrained).all()):
-            raise RefusedModelError(f"{name}: the first point is not inside {site['fn'].support}; give ``init_loc_fn``.")
+            raise RefusedModelError(
+                f"{name}: the first point is not inside {site['fn'].support}; give ``init_loc_fn``."
+            )
         axis, n_event = None, site["fn"].event_dim + unconstrained.ndim - value.ndim
         if self.unit_plate is not None:
             mine = [f for f in site["cond_indep_stack"] if f.name == self.unit_plate]
@@ -135,7 +150,7 @@ class UnitDensity:
                 axis=axis,
                 columns=slice(first, first + n_own),
                 frames=site["cond_indep_stack"],
-                dtype=value.dtype,
+                dtype=torch.float64,
             ),
             unconstrained,
         )
@@ -249,9 +264,14 @@ def _is_enumerated(name: str, site: Site) -> bool:
 
 def _refuse_scales(sites: Mapping[str, Site], enumerated: list[str]) -> None:
     for name, site in sites.items():
-        if enumerated and isinstance(site["scale"], Tensor | float | int) and not bool(torch.as_tensor(site["scale"] == 1).all()):
+        if (
+            enumerated
+            and isinstance(site["scale"], Tensor | float | int)
+            and not bool(torch.as_tensor(site["scale"] == 1).all())
+        ):
             raise RefusedModelError(
-                f"{name}: its density is scaled (poutine.scale), which has no meaning beside the sum over {enumerated[0]}."
+                f"{name}: its density is scaled (poutine.scale), which has no meaning beside the sum over "
+                f"{enumerated[0]}."
             )
 
 
@@ -266,6 +286,12 @@ def _refuse_parameters(prototype: Any) -> None:
 
 def _has_floats(sites: Iterable[Site]) -> bool:
     return any(t.dtype == torch.float32 for site in sites for t in (site["value"], site["log_prob"]))
+
+
+def _is_float32(sites: Iterable[Site]) -> bool:
+    """Whether all that is observed has a float32 density: a model of float32 data."""
+    types = {site["log_prob"].dtype for site in sites if site["is_observed"]}
+    return types == {torch.float32}
 
 
 def _plates(site: Site) -> list[tuple[str, int]]:

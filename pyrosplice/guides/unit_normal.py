@@ -35,9 +35,7 @@ class UnitNormal(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(
-        self, loc: Tensor, hessian: Tensor, curvature: Curvature, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, loc: Tensor, hessian: Tensor, curvature: Curvature, validate_args: bool | None = None) -> None:
         self.loc, self.hessian, self.curvature = loc, hessian, curvature
         self.root, info = torch.linalg.cholesky_ex(hessian)
         if bool((info != 0).any()):
