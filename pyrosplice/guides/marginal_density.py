@@ -23,7 +23,7 @@ from pyrosplice.guides.searches import newton_search
 
 INNER_TOLERANCE = 1e-8  # Newton decrement; the step taken there, and one more without a factorization, leave far less
 CARRIED = 1e-4  # nats that this last step may be worth: more, and the inner search did not end at a mode
-INNER_STEPS = 200
+INNER_STEPS = 50
 
 
 @dataclass(frozen=True)
