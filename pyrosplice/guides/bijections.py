@@ -18,7 +18,7 @@ class VectorToLowerCholesky(Transform):
     """
 
     domain = constraints.real_vector
-    codomain = constraints.lower_cholesky
+    codomain: constraints.Constraint = constraints.lower_cholesky
     bijective = True
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
@@ -51,7 +51,7 @@ class VectorToLowerCholesky(Transform):
 class VectorToPositiveDefinite(VectorToLowerCholesky):
     """``D (D + 1) / 2`` real numbers as a symmetric positive definite matrix, by its Cholesky factor."""
 
-    codomain = constraints.positive_definite
+    codomain: constraints.Constraint = constraints.positive_definite
 
     def _call(self, x: Tensor) -> Tensor:
         root = super()._call(x)

@@ -86,14 +86,15 @@ class MarginalDensity:
         """Gradient of the marginal log density in φ; what is left to the mode, and what the value rises on the way."""
         inverse = torch.cholesky_inverse(root)
         whole = -at.value.sum() - 0.5 * (inverse * at.hessian).sum()
-        keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        direct, turned = torch.autograd.grad(whole, (phi, nu), **keep)
+        direct, turned = torch.autograd.grad(
+            whole, (phi, nu), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         slope = at.gradient.detach()
         determinant = turned + slope
         right = torch.stack([determinant, slope], -1)
         adjoint, back = self.curvature.solve(at.hessian.detach(), right).unbind(-1)
         rise = 0.5 * (slope * back).sum(1) - (determinant * back).sum(1)
-        (followed,) = torch.autograd.grad((at.gradient * adjoint).sum(), phi, **keep)
+        (followed,) = torch.autograd.grad((at.gradient * adjoint).sum(), phi, allow_unused=True, materialize_grads=True)
         return direct - followed, rise, -back
 
 

@@ -39,10 +39,12 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
     assert at is not None
     metric = first_metric(density, loss.outer, at)[rows]
     record = Convergence.start(n_units)
-    point, _, _ = minimise(
-        loss, rows, begin, metric, first=first, convergence=record,
-        options=Options(tolerance=options.tolerance, max_iter=options.max_iter),
-    )  # fmt: skip
+    point = begin
+    if begin.shape[1]:
+        limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
+        point, _, _ = minimise(loss, rows, begin, metric, first=first, convergence=record, options=limits)
+    else:
+        record.finish(rows, "converged")
     outer = loss.outer.index_copy(0, rows, point)
     end = density(outer, loss.inner)
     asked = set(rows.tolist())
@@ -65,6 +67,8 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
 def first_metric(density: MarginalDensity, outer: Tensor, at: MarginalValue) -> Tensor:
     """First inverse Hessian of the search, ``(G, p, p)``: of the joint density, with the inner sites following."""
     curvature = density.curvature
+    if not outer.shape[1]:
+        return outer.new_zeros(len(outer), 0, 0)
     with torch.enable_grad():
         unknowns = curvature.join(outer, at.inner).requires_grad_(True)
         value = -curvature.density(unknowns).sum()
@@ -77,8 +81,6 @@ def first_metric(density: MarginalDensity, outer: Tensor, at: MarginalValue) -> 
     own = own.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     values, vectors = torch.linalg.eigh(0.5 * (own + own.mT))
     size = values.abs()
-    if not size.shape[1]:
-        return own
     size = size.clamp_min(LEAST * size.amax(1, keepdim=True).clamp_min(1.0))
     return (vectors / size[:, None]) @ vectors.mT
 

@@ -42,14 +42,12 @@ def dependence(term: Tensor, unknowns: Tensor, columns: Tensor) -> csr_matrix:
     any_touch = touched.any(0)
     here = (single & any_touch).nonzero()[:, 0]
     rest = (~single & any_touch).nonzero()[:, 0]
-    rows = [element.amax(0)[here]]
-    where = [here]
+    rows, places = element.amax(0)[here], here
     if len(rest):
         row, column = _by_products(term, unknowns, columns[rest])
-        rows.append(row)
-        where.append(rest[column])
-    row, column = torch.cat(rows).numpy(), torch.cat(where).numpy()
-    return csr_matrix((np.ones(len(row), dtype=bool), (row, column)), shape=(n_elements, n_columns))
+        rows, places = torch.cat([rows, row]), torch.cat([places, rest[column]])
+    entries = np.ones(len(rows), dtype=bool), (rows.numpy(), places.numpy())
+    return csr_matrix(entries, shape=(n_elements, n_columns))
 
 
 def _gradient(total: Tensor, unknowns: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ def _by_products(term: Tensor, unknowns: Tensor, columns: Tensor) -> tuple[Tenso
 
 def vector_products(source: Tensor, target: Tensor, seeds: Tensor, *, create_graph: bool) -> Tensor:
     """``seeds`` ``(C, *source.shape)`` pulled back to ``target``, all at once where the model's functions allow it."""
-    if not source.requires_grad:
+    if not source.requires_grad or not len(seeds):
         return target.new_zeros(len(seeds), *target.shape)
     options = {"create_graph": create_graph, "retain_graph": True, "allow_unused": True}
     try:

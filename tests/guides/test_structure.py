@@ -71,7 +71,7 @@ def test_the_hessian_is_that_of_autograd(inner):
     y = torch.poisson(torch.full((3, 24), 2.0), generator=torch.Generator().manual_seed(0)).double()
     density = density_of(crossed, y, torch.arange(24) % 2, torch.arange(24) // 6)
     fine, plain = (Curvature(density, inner, use_structure=use) for use in (True, False))
-    assert fine.layout.n_products < plain.layout.n_products or "sd" in inner
+    assert fine.layout.n_products == (1 if inner == ("a",) else plain.layout.n_products)
     point = density.start + 0.2 * torch.randn(density.start.shape, generator=torch.Generator().manual_seed(1))
     outer, at = point[:, fine.rest], point[:, fine.columns]
     a, b = fine.expand(outer, at), plain.expand(outer, at)
@@ -159,9 +159,9 @@ def test_float32_is_worked_on_in_float64():
 
 
 def test_units_that_fail_do_not_disturb_others():
-    y = draws(3, 10)
-    alone = AutoMarginalLaplace(normal_normal, ["effect"]).fit(y[:2])
+    y, options = draws(3, 5), FitOptions(max_iter=12, restarts=0, tolerance=1e-3)
+    alone = AutoMarginalLaplace(normal_normal, ["effect"]).fit(y[:2], options=options)
     y[2] = 1e150
-    together = AutoMarginalLaplace(normal_normal, ["effect"]).fit(y, options=FitOptions(max_iter=25, restarts=0))
+    together = AutoMarginalLaplace(normal_normal, ["effect"]).fit(y, options=options)
     assert together.converged[:2].all()
     torch.testing.assert_close(together.objective[:2], alone.objective)
