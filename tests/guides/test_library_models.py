@@ -43,7 +43,7 @@ def test_glmm(effect):
 
 
 def test_free_hyper_parameter():
-    counts, design, car = tissue(3, 2, seed=2)
+    counts, design, car = tissue(3, 2, isoforms=2, seed=2)
     fitted = MultinomGLMM(
         fitting_method="marginal_newton", var_fix_sigma=False, priors="weak", likelihood=DirichletMultinomial(),
         fitting_configs={"tol": 1e-9},
