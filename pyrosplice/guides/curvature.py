@@ -152,16 +152,20 @@ class Curvature:
             seeds = torch.nn.functional.one_hot(layout.colour, layout.n_products).T.to(inner)
             seeds = seeds[:, None].expand(-1, *inner.shape)
             products = vector_products(gradient, inner, seeds, create_graph=create_graph)
-            products = torch.nn.functional.pad(products, (0, 1))
-            colour = torch.nn.functional.pad(layout.colour, (0, 1))
-            entries = products[colour[blocks][:, None, :], :, blocks[:, :, None]].movedim(-1, 0)
-            hessian = -torch.where(layout.meets, entries, 0.0)
+            block, row, column = layout.meets.nonzero(as_tuple=True)
+            entries = products[layout.colour[blocks[block, column]], :, blocks[block, row]].T
+            units = torch.arange(len(inner))[:, None]
+            hessian = inner.new_zeros(len(inner), *layout.meets.shape).index_put((units, block, row, column), -entries)
         else:
             hessian = inner.new_zeros(len(inner), *layout.meets.shape)
         for name in layout.known:
             site, first = self.density.latents[name], int(self._first[name])
             found = SiteEntries.of(site, trace.nodes[name]["fn"])
             assert found is not None
+            if len(blocks) == 1:
+                after = self.size - first - site.size
+                hessian = hessian + torch.nn.functional.pad(found.matrix(), (first, after, first, after))[:, None]
+                continue
             local = torch.where((blocks >= first) & (blocks < first + site.size), blocks - first, -1)
             shape = (*blocks.shape, blocks.shape[1])
             hessian = hessian + found.at(local[:, :, None].expand(shape), local[:, None, :].expand(shape))

@@ -116,6 +116,16 @@ class SiteEntries:
         event = rows // size
         return self.blocks[:, event, rows % size, columns % size] * (inside & (event == columns // size))
 
+    def matrix(self) -> Tensor:
+        """All of it, ``(G, size, size)``."""
+        if self.diagonal is not None:
+            return torch.diag_embed(self.diagonal)
+        assert self.blocks is not None
+        if self.blocks.shape[1] == 1:
+            return self.blocks[:, 0]
+        size = torch.arange(self.blocks.shape[1] * self.blocks.shape[2])
+        return self.at(size[:, None].expand(-1, len(size)), size[None].expand(len(size), -1))
+
     def product(self, vector: Tensor) -> Tensor:
         """Precision times ``(G, size)``."""
         if self.diagonal is not None:
