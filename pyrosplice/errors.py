@@ -32,6 +32,10 @@ class NotStatedError(InvalidArgumentError, NotImplementedError):
     """A class that a user wrote does not say what is needed. Names the method to override."""
 
 
+class RefusedModelError(InvalidArgumentError, NotImplementedError):
+    """A Pyro model has a part that the method asked for cannot do. Names the site or plate, and what would do."""
+
+
 class ModelFileError(ValueError):
     """A file is not one that this version of the library can read: truncated, foreign, or newer."""
 

@@ -18,6 +18,8 @@ REASONS: dict[str, str] = {
     "stalled": "no step improves the objective, yet its gradient is not small",
     "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
     "all_or_nothing": "σ ran to infinity: no spot has molecules of two isoforms; hold σ, or give it a prior",
+    "saddle": "the gradient is zero, but the density rises in some direction: a symmetric start, or no maximum at all",
+    "no_mode": "the integrated sites have no mode, or no Gaussian curvature at it, so that there is no Laplace value",
     "not_finite": "the objective or its gradient is not finite",
     "raised": "the likelihood raised an error for this gene, which has its start values or the last good ones",
     "not_refined": "converged by Laplace's method, whose estimates these are; refine() found no optimum from there",

@@ -11,6 +11,7 @@ a descent step where a prior or likelihood is not log-concave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -24,6 +25,7 @@ SINGULAR = 1e-10
 _MAX_HALVINGS = 40
 
 Self = TypeVar("Self")
+Solve = Callable[[Tensor, Tensor], Tensor]  # Hessians (A, ...) and right sides (A, D, R) to steps (A, D, R)
 
 
 class NewtonObjective(Protocol):
@@ -38,7 +40,7 @@ class NewtonObjective(Protocol):
         ...
 
     def derivatives(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``(A, D)`` and Hessian ``(A, D, D)`` of the loss at ``(A, D)``."""
+        """Gradient ``(A, D)`` and Hessian ``(A, D, D)``, or what ``solve`` takes, of the loss at ``(A, D)``."""
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
@@ -74,8 +76,15 @@ class NewtonResult:
     history: list[Tensor]
 
 
-def newton(objective: NewtonObjective, start: Tensor, *, options: NewtonOptions | None = None) -> NewtonResult:
-    """Minimise the loss of every gene from ``start`` ``(G, D)``."""
+def newton(
+    objective: NewtonObjective,
+    start: Tensor,
+    *,
+    options: NewtonOptions | None = None,
+    solve: Solve | None = None,
+) -> NewtonResult:
+    """Minimise the loss of every gene from ``start`` ``(G, D)``; ``solve`` is :func:`solve_curvature` unless given."""
+    solve = solve or solve_curvature
     options = options or NewtonOptions()
     point = start.clone()
     genes = torch.arange(len(start), device=start.device)
@@ -88,8 +97,8 @@ def newton(objective: NewtonObjective, start: Tensor, *, options: NewtonOptions 
             break
         here = point[genes]
         gradient, hessian = objective.derivatives(here)
-        finite = torch.isfinite(loss) & torch.isfinite(gradient).all(-1) & torch.isfinite(hessian).all((-2, -1))
-        step = _step(gradient, hessian, finite)
+        finite = torch.isfinite(loss) & torch.isfinite(gradient).all(-1) & torch.isfinite(hessian).flatten(1).all(-1)
+        step = _step(gradient, hessian, finite, solve)
         decrement = 0.5 * (gradient * step).sum(-1)
         new, new_loss, moved = _halved_step(objective, here, loss, step, decrement, finite)
         point[genes] = new
@@ -133,9 +142,9 @@ def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
     return scale.unsqueeze(-1) * solution
 
 
-def _step(gradient: Tensor, hessian: Tensor, finite: Tensor) -> Tensor:
+def _step(gradient: Tensor, hessian: Tensor, finite: Tensor, solve: Solve) -> Tensor:
     step = torch.zeros_like(gradient)
-    step[finite] = solve_curvature(hessian[finite], gradient[finite].unsqueeze(-1)).squeeze(-1)
+    step[finite] = solve(hessian[finite], gradient[finite].unsqueeze(-1)).squeeze(-1)
     return step
 
 

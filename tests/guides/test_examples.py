@@ -1,0 +1,12 @@
+"""The examples in the docstrings run, and give what they say."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["guides", "guides.newton_map", "guides.marginal_laplace"])
+def test_examples(module):
+    found = doctest.testmod(import_module(f"pyrosplice.{module}"))
+    assert found.attempted > 5 and not found.failed
