@@ -114,10 +114,11 @@ def check_integer(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
-def check_share(name: str, value: Any) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number between 0 and 1, these left out."""
-    if not is_number(value) or not 0 < value < 1:
-        raise InvalidArgumentError(f"{name}: expected a number between 0 and 1, found {value!r}.")
+def check_share(name: str, value: Any, *, ends: bool = False) -> float:
+    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number in (0, 1), with ``ends`` in [0, 1]."""
+    if not is_number(value) or not (0 <= value <= 1 if ends else 0 < value < 1):
+        expected = "in [0, 1]" if ends else "between 0 and 1"
+        raise InvalidArgumentError(f"{name}: expected a number {expected}, found {value!r}.")
     return float(value)
 
 
