@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
-from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
+from pyrosplice.errors import NoResultsError, check_option, check_share
 from pyrosplice.estimators.covariate_tests import Variance, estimates
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.usage_models import TEST_BATCH
@@ -65,8 +65,7 @@ class UsageEffects(UsageTests):
         InvalidArgumentError
             A fit without covariates; ``level`` outside (0, 1); another ``variance``.
         """
-        if not 0 < level < 1:
-            raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
+        check_share("level", level)
         check_option("variance", variance, ("robust", "model"))
         prepared, fit = self._ready(), self._ready_fit()
         if prepared.design is None or not fit.with_design:
