@@ -95,15 +95,23 @@ def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
 
 
 def own_options_only(call: Call) -> Call:
-    """Make ``call`` refuse options that it does not have with :class:`UnknownOptionError`, which lists its own."""
-    names = [p.name for p in inspect.signature(call).parameters.values() if p.name != "self"]
-    title = call.__qualname__.removesuffix(".__init__")
+    """Make ``call`` refuse options that it does not have with :class:`UnknownOptionError`, which lists its own.
+
+    A call that takes any option reads them itself, and comes back as it is.
+    """
+    described = inspect.signature(call).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in described):
+        return call
+    names = [p.name for p in described if p.name != "self"]
+    is_method = len(names) < len(described)
 
     @functools.wraps(call)
     def checked(*args: Any, **options: Any) -> Any:
         for name in options:
             if name not in names:
-                raise UnknownOptionError(f"{title}: no option {name!r}; it takes {', '.join(names)}.")
+                title = f"{type(args[0]).__name__}.{call.__name__}" if is_method else call.__name__
+                title, own = title.removesuffix(".__init__"), ", ".join(names) or "none"
+                raise UnknownOptionError(f"{title}: no option {name!r}; it takes {own}.")
         return call(*args, **options)
 
     return checked  # type: ignore[return-value]
@@ -118,10 +126,11 @@ def check_integer(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
-def check_share(name: str, value: Any) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number between 0 and 1, these left out."""
-    if not is_number(value) or not 0 < value < 1:
-        raise InvalidArgumentError(f"{name}: expected a number between 0 and 1, found {value!r}.")
+def check_share(name: str, value: Any, *, ends: bool = False) -> float:
+    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number in (0, 1), with ``ends`` in [0, 1]."""
+    if not is_number(value) or not (0 <= value <= 1 if ends else 0 < value < 1):
+        expected = "in [0, 1]" if ends else "between 0 and 1"
+        raise InvalidArgumentError(f"{name}: expected a number {expected}, found {value!r}.")
     return float(value)
 
 

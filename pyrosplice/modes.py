@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import own_options_only
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Object = TypeVar("Object")
@@ -49,10 +51,13 @@ def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def works_in_any_mode(kind: Kind) -> Kind:
-    """Decorator of a class: all public methods that it defines are run :func:`outside_inference_mode`."""
+    """Decorator of a class: all public methods that it defines are run :func:`outside_inference_mode`.
+
+    They refuse options that they do not have, and list their own (:func:`~pyrosplice.errors.own_options_only`).
+    """
     for name, method in list(vars(kind).items()):
         if isfunction(method) and (name == "__init__" or not name.startswith("_")):
-            setattr(kind, name, outside_inference_mode(method))
+            setattr(kind, name, outside_inference_mode(own_options_only(method)))
         elif isinstance(method, property) and method.fget is not None:
             setattr(kind, name, property(outside_inference_mode(method.fget), method.fset, method.fdel, method.__doc__))
     return kind

@@ -90,6 +90,23 @@ def as_dense(matrix: Any, argument: str) -> NDArray[np.float64]:
     return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64, order="C")
 
 
+def of_shape(name: str, value: Any, shapes: tuple[tuple[int, ...], ...]) -> NDArray[np.float64]:
+    """Numbers as a dense array of one of the ``shapes``; a zero where none are given.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For another shape, and as for :func:`well_formed`.
+    """
+    if value is None:
+        return np.zeros(())
+    given = as_dense(value, name)
+    if given.shape not in shapes:
+        expected = " or ".join("a number" if shape == () else str(shape) for shape in shapes)
+        raise InvalidArgumentError(f"{name}: expected {expected}, found shape {given.shape}.")
+    return given
+
+
 def is_lazy(matrix: Any) -> bool:
     """Whether the numbers are elsewhere: a Dask array, or a matrix of a backed AnnData (HDF5, zarr)."""
     if isinstance(matrix, (np.ndarray, pd.DataFrame, torch.Tensor)) or sp.issparse(matrix):

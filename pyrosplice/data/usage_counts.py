@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number
-
-
-class Fields(Protocol):
-    """A spatial covariance that can be drawn from, such as :class:`~pyrosplice.spatial.car.CarCovariance`."""
-
-    @property
-    def n_spots(self) -> int:
-        """N."""
-        ...
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``(n, N)``."""
-        ...
+from pyrosplice.data.containers import of_shape
+from pyrosplice.data.usage_totals import Fields, mean_depth, whole_numbers
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_share
+from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 
 
 def simulate_counts(
     covariance: Fields,
     *,
     n_genes: int,
-    depth: float | ArrayLike,
+    depth: float | ArrayLike | None = None,
     sigma: float,
     theta: float,
     seed: int,
     n_isos: int = 3,
     bias: ArrayLike | None = None,
     effect: ArrayLike | None = None,
+    totals: ArrayLike | None = None,
+    isoform_effect: IsoformEffect = "independent",
 ) -> Tensor:
-    """Multinomial counts ``(G, N, K)`` of genes that share depth, σ and θ; for an AnnData see ``simulate_isoforms``.
+    """Multinomial counts ``(G, N, K)`` of genes that share σ and θ, on any covariance of the spots.
+
+    For an AnnData with coordinates, and for other likelihoods, see :func:`simulate_isoforms`, which draws the same
+    model gene by gene.
 
     Parameters
     ----------
@@ -48,32 +43,59 @@ def simulate_counts(
     depth
         Mean of a spot's Poisson number of molecules: a number, ``(N,)`` or ``(G, N)``.
     sigma, theta
-        Standard deviation (logits) of the random effect, and spatial share of its variance.
+        Standard deviation of the random effect, of logits or isoforms (``isoform_effect``), and spatial share of its
+        variance.
     seed
         Of everything random.
-    bias, effect
-        Added to the logits: ``(Q,)`` and ``(N, Q)``.
+    bias
+        Intercepts, logits against the last isoform: ``(Q,)`` or ``(G, Q)``; 0 by default.
+    effect
+        Added to the logits, ``(N, Q)`` or ``(G, N, Q)``: effects of covariates, or a pattern that is no random field
+        (:func:`spatial_patterns`).
+    totals
+        Molecules of each spot, ``(N,)`` or ``(G, N)``, in place of ``depth``: your own data's, or those of
+        :func:`simulate_totals`.
+    isoform_effect
+        As for :func:`simulate_isoforms`.
 
     Raises
     ------
     InvalidArgumentError
-        Sizes below 1 (isoforms below 2), depth or σ negative, θ outside [0, 1].
+        Sizes below 1 (isoforms below 2), depth or σ negative, θ outside [0, 1], both of depth and totals or neither,
+        totals that are no whole numbers, arrays of the wrong shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.spatial import CarCovariance
+    >>> line = CarCovariance(np.eye(20, k=1))
+    >>> simulate_counts(line, n_genes=5, depth=4, sigma=0.7, theta=0.5, seed=0).shape
+    torch.Size([5, 20, 3])
     """
     check_integer("n_genes", n_genes)
     check_integer("n_isos", n_isos, least=2)
     check_integer("seed", seed, least=0)
     check_number("sigma", sigma)
-    if check_number("theta", theta) > 1:
-        raise InvalidArgumentError(f"theta: expected a number in [0, 1], found {theta!r}.")
-    if not (np.asarray(depth, dtype=np.float64) >= 0).all():
-        raise InvalidArgumentError("depth: expected numbers of at least 0.")
-    rng = np.random.default_rng(seed)
+    check_share("theta", theta, ends=True)
+    check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(int(seed))
     n, q = covariance.n_spots, n_isos - 1
-    generator = torch.Generator().manual_seed(int(seed))
     fields = covariance.sample(n_genes * q, generator).reshape(n_genes, q, n).transpose(1, 2).numpy() if theta else 0.0
     noise = rng.standard_normal((n_genes, n, q))
     eta = sigma * (np.sqrt(theta) * fields + np.sqrt(1 - theta) * noise)
-    eta = eta + (0 if bias is None else np.asarray(bias)) + (0 if effect is None else np.asarray(effect))
+    if isoform_effect == "symmetric":
+        eta = SoftmaxBasis.plain(q, torch.zeros(1, dtype=torch.float64)).logits(torch.from_numpy(eta)).numpy()
+    intercepts = of_shape("bias", bias, ((), (q,), (n_genes, q)))
+    eta = eta + np.broadcast_to(intercepts, (n_genes, q))[:, None] + of_shape("effect", effect, ((n, q), eta.shape))
     odds = np.exp(np.concatenate([eta, np.zeros((n_genes, n, 1))], -1))
-    totals = rng.poisson(np.broadcast_to(depth, (n_genes, n)))
-    return torch.from_numpy(rng.multinomial(totals, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
+    molecules = _molecules(depth, totals, (n_genes, n), rng)
+    return torch.from_numpy(rng.multinomial(molecules, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
+
+
+def _molecules(depth: Any, totals: Any, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+    if (depth is None) == (totals is None):
+        raise InvalidArgumentError("depth, totals: expected one of the two.")
+    if totals is None:
+        return rng.poisson(mean_depth(depth, shape))
+    return whole_numbers("totals", np.broadcast_to(of_shape("totals", totals, (shape[1:], shape)), shape))

@@ -26,6 +26,7 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
+from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.representation import Described, describe_codes
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
@@ -121,7 +122,7 @@ class Estimator(Described):
         self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), bool(quick_scale)
         input_data.counts.block_cells, genes = block_sizes(batch_size)
         self.source = RowSource(
-            input_data.counts, input_data.design(), input_data.noise, device=_usable(device), block_size=genes
+            input_data.counts, input_data.design(), input_data.noise, device=as_device(device), block_size=genes
         )
         self.init_a, self.init_b = init_a, init_b
         self.lls: list[float] = []
@@ -339,19 +340,6 @@ class FittedModel:
     scale = property(lambda self: self.scale_j(slice(None)))
     r = scale
     ll = property(lambda self: self.ll_j(slice(None)))
-
-
-def _usable(device: Any) -> torch.device:
-    """A torch device that numbers can be moved to and from."""
-    try:
-        where = torch.device(device)
-        _ = torch.ones(1, dtype=torch.float64, device=where).cpu()
-    except (AssertionError, RuntimeError, TypeError) as error:
-        said = str(error).partition("\n")[0]
-        raise InvalidArgumentError(
-            f"device: expected one that torch can use here, found {device!r} ({said})."
-        ) from error
-    return where
 
 
 def _start_word(name: str, value: Any) -> str:

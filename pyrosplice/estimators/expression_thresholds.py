@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError, is_number
+from pyrosplice.errors import InvalidArgumentError, check_share, is_number
 from pyrosplice.estimators.expression_options import known_options
 
 Array = NDArray[np.float64]
@@ -31,9 +31,7 @@ def log_of(base: Any) -> float:
 
 def tail_of(level: Any) -> float:
     """Probability beyond each end of an interval of coverage ``level``."""
-    if not is_number(level) or not 0 < level < 1:
-        raise InvalidArgumentError(f"level: expected a coverage between 0 and 1, such as 0.95, found {level!r}.")
-    return float(1 - level) / 2
+    return (1 - check_share("level", level)) / 2
 
 
 def clean_log10(pval: Array, threshold: Any) -> Array:

@@ -14,29 +14,31 @@ from torch import Tensor
 
 from pyrosplice.data.containers import as_dense
 from pyrosplice.data.names import by_name, names_of, square_by_name
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.rank import collinear_columns
 from pyrosplice.models.likelihoods import Likelihood
 
-DEVICES = ("cpu", "cuda", "mps")
 
-
-def as_device(device: str | torch.device) -> torch.device:
-    """The device to compute on.
+def as_device(device: Any) -> torch.device:
+    """The device to compute on: one that numbers can be moved to and from.
 
     Raises
     ------
     InvalidArgumentError
-        Not one of cpu, cuda, mps, or not present on this machine.
+        No device of torch, or not present on this machine.
     """
-    chosen = str(device)
-    check_option("device", chosen.split(":")[0], DEVICES)
-    if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidArgumentError("device: found 'cuda', but torch sees no CUDA device here; use 'cpu'.")
-    if chosen.startswith("mps"):
-        warnings.warn("device 'mps' has no float64, which the fits need: computing on the CPU.", stacklevel=3)
-        return torch.device("cpu")
-    return torch.device(chosen)
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "mps":
+            warnings.warn("device 'mps' has no float64, which the fits need: computing on the CPU.", stacklevel=3)
+            return torch.device("cpu")
+        _ = torch.ones(1, dtype=torch.float64, device=chosen).cpu()
+    except (AssertionError, RuntimeError, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise InvalidArgumentError(
+            f"device: expected one that torch can use here, such as 'cpu', found {device!r} ({said})."
+        ) from error
+    return chosen
 
 
 def as_counts(counts: Any, device: torch.device, likelihood: Likelihood) -> Tensor:

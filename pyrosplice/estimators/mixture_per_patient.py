@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -168,10 +168,8 @@ def fit_gmm(
         n_folds=n_folds,
         random_state=random_state,
     )
-    if gmm_key is not None and not isinstance(dataset, AnnData_TripletDataset):
-        raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
-    if gmm_key is not None and not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
-        raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
+    if gmm_key is not None:
+        _check_key(gmm_key, dataset)
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
     if not shared and any(p.weights is not None for p in patients):
@@ -192,6 +190,14 @@ def fit_gmm(
         for patient, mixture in zip(patients, fitted.mixtures, strict=False):
             logger.info("%s: %d components, %d cells", patient.name, mixture.n_components, len(patient.cells))
     return dataset
+
+
+def _check_key(gmm_key: Any, dataset: TripletDataset) -> None:
+    """Raise unless mixtures can be stored under this name."""
+    if not isinstance(dataset, AnnData_TripletDataset):
+        raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
+    if not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
+        raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
 
 
 TripletDataset.fit_gmm = fit_gmm  # bound here, since data sets know no estimators

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
-from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
+from pyrosplice.errors import NoResultsError, check_option, check_share
 from pyrosplice.estimators.coefficient_estimates import estimates
 from pyrosplice.estimators.covariate_law import Law
 from pyrosplice.estimators.differential_usage import DifferentialUsage
@@ -78,8 +78,7 @@ class UsageEffects(DifferentialUsage):
         InvalidArgumentError
             A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
         """
-        if not 0 < level < 1:
-            raise InvalidArgumentError(f"level: expected a number between 0 and 1, found {level!r}.")
+        check_share("level", level)
         check_option("variance", variance, ("robust", "model"))
         if law is not None:
             check_option("law", law, get_args(CovarianceLaw))

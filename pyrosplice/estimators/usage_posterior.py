@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.usage_effects import UsageEffects
@@ -65,12 +65,7 @@ class UsagePosterior(UsageEffects):
         from pyrosplice.posterior.genes import joined
 
         prepared, fit = self._ready(), self._ready_fit()
-        if not (genes is None or isinstance(genes, Iterable)):
-            raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")
-        chosen = prepared.gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
-        positions = [self._position(name) for name in dict.fromkeys(chosen)]
-        if not positions:
-            raise InvalidArgumentError("genes: expected one name or more, found none.")
+        positions = self._positions(genes)
         spec = self._spec(self.model_type, with_design=fit.with_design)
         names = {"spot": prepared.data.adata.obs_names}
         if fit.with_design and prepared.design is not None:
@@ -106,3 +101,13 @@ class UsagePosterior(UsageEffects):
             for gene in positions
         }
         return joined(trees, list(isoforms), isoforms)
+
+    def _positions(self, genes: Any) -> list[int]:
+        """Positions of the genes that are named, each once; of all for None."""
+        if not (genes is None or isinstance(genes, Iterable)):
+            raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")
+        chosen = self._ready().gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
+        positions = [self._position(name) for name in dict.fromkeys(chosen)]
+        if not positions:
+            raise InvalidArgumentError("genes: expected one name or more, found none.")
+        return positions

@@ -202,13 +202,7 @@ def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inver
                 if t >= 0:
                     _add_product(inverse_below[at], scaled[s], product[t], width)
                     _add_transposed_product(inverse_below[at], scaled[t], product[s], width)
-        for a in range(q):
-            for b in range(q):
-                for lane in range(LANES):
-                    total = 0.0
-                    for c in range(max(a, b), q):
-                        total += unit[c, a, lane] * unit[c, b, lane]
-                    inverse_diagonal[j, a, b, lane] = total
+        _square_lower(unit, inverse_diagonal[j], q)
         for p in range(first, last):
             s = p - first
             local[row[p]] = -1
@@ -271,6 +265,18 @@ def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
                 for c in range(q):
                     for lane in range(LANES):
                         out[a, b, lane] -= left[a, c, lane] * right[b, c, lane]
+
+
+@compiled(nogil=True, inline="always", fastmath={"contract"})
+def _square_lower(block, out, q):  # type: ignore[no-untyped-def]
+    """``B' B`` of a lower triangular block."""
+    for a in range(q):
+        for b in range(q):
+            for lane in range(LANES):
+                total = 0.0
+                for c in range(max(a, b), q):
+                    total += block[c, a, lane] * block[c, b, lane]
+                out[a, b, lane] = total
 
 
 @compiled(nogil=True, inline="always", error_model="numpy")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, check_share
 from pyrosplice.hypothesis.uniform_bands import order_band
 from pyrosplice.plotting.style import (
     BLACK,
@@ -66,8 +66,7 @@ def qq(
         another ``band``.
     """
     check_option("band", band, ("pointwise", "simultaneous"))
-    if not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence: expected a number between 0 and 1, found {confidence!r}.")
+    check_share("confidence", confidence)
     checked_pvalues(table, pvalue)
     split = groups(table, by)
     ax = new_axes(ax, figsize=(4.6, 4.2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_share
 from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, checked_pvalues, new_axes, require_columns
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def volcano(
         A column is missing, a p-value is outside [0, 1], ``alpha`` or ``floor`` is not between 0 and 1, or a gene of
         ``names`` is not in the table.
     """
-    if not 0 < floor < 1:
-        raise InvalidArgumentError(f"floor: expected a number between 0 and 1, found {floor!r}.")
+    check_share("floor", floor)
     shown = _sorted(table, effect, pvalue_adj, label, alpha, min_effect)
     p = checked_pvalues(shown, pvalue)
     shown = shown.assign(_x=shown[effect], _y=-np.log10(np.maximum(p, floor))).dropna(subset=["_x", "_y"])
@@ -133,8 +132,7 @@ def _sorted(
     table: pd.DataFrame, effect: str, pvalue_adj: str, label: str, alpha: float, min_effect: float
 ) -> pd.DataFrame:
     """The table with a column ``group``."""
-    if not 0 < alpha < 1:
-        raise InvalidArgumentError(f"alpha: expected a number between 0 and 1, found {alpha!r}.")
+    check_share("alpha", alpha)
     require_columns(table, effect, label)
     found = (checked_pvalues(table, pvalue_adj) <= alpha) & (table[effect].abs() >= min_effect)
     return table.assign(group=np.where(found, np.where(table[effect] < 0, "lower", "higher"), "not significant"))

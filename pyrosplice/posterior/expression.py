@@ -15,6 +15,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.data.names import places_of
@@ -183,18 +184,22 @@ def _single(model: ExpressionModel, row: int) -> ExpressionModel:
     return one
 
 
-def _tree(
-    data: Data, theta: Tensor, stats: dict[str, Tensor], groups: Sequence[str], method: str, seed: int
-) -> xr.DataTree:
-    glm, draw = data.glm, ("chain", "draw", "gene")
-    inputs = glm._data().input_data
-    names = {
-        "gene": np.asarray(glm.gene_names)[data.genes.numpy()],
+def _names(data: Data, theta: Tensor) -> dict[str, NDArray[Any]]:
+    """What the entries of each dimension are called."""
+    inputs = data.glm._data().input_data
+    return {
+        "gene": np.asarray(data.glm.gene_names)[data.genes.numpy()],
         "coefficient": np.asarray(inputs.location.names),
         "scale_coefficient": np.asarray(inputs.scale.names),
         "chain": np.arange(theta.shape[0]),
         "draw": np.arange(theta.shape[1]),
     }
+
+
+def _tree(
+    data: Data, theta: Tensor, stats: dict[str, Tensor], groups: Sequence[str], method: str, seed: int
+) -> xr.DataTree:
+    draw, names, inputs = ("chain", "draw", "gene"), _names(data, theta), data.glm._data().input_data
     own = {"location": ("coefficient",), "log2_effect": ("coefficient",), "scale": ("scale_coefficient",)}
 
     def dataset(arrays: Arrays) -> xr.Dataset:

@@ -129,7 +129,7 @@ def test_sizes_where_groups_lack_a_rare_isoform(model_type):
     """The study with fewer genes: the ratio no longer rejects most null genes that are separated."""
     adata = study.tissue(160, study.NOISES["noisy"], depth=2.0, seed=5)
     apart = study.is_separated(adata)
-    assert apart.sum() > 12
+    assert apart.sum() >= 10
     for priors in (None, "weak"):
         found = study.pvalues(adata, model_type, priors)
         for test in ("score robust", "lrt robust", "wald robust"):

@@ -2,8 +2,9 @@
 
     python -m tests.studies.laplace_check [--genes 20] [--seed 2]
 
-The genes of :mod:`tests.studies.laplace_nuts` of another seed, hyper-parameters integrated over, 4,000 draws; NUTS is
-not run. Writes one row a gene to ``results/laplace_check.csv``, and prints how many are found to be off.
+The genes of :mod:`tests.studies.laplace_nuts` of another seed (other ones than those of the table, as there),
+hyper-parameters integrated over, 4,000 draws; NUTS is not run. Writes one row a gene to ``results/laplace_check.csv``,
+and prints how many are found to be off.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 A quarter of 144 spots is a group; no gene differs between group and rest. The third isoform is rare, so that the group
 often has none of it: the coefficient is then at infinity. Sizes over all genes and over the separated ones of the tests
 with flat priors, with ``priors="weak"``, and, for a GLM by closed form, with Firth's penalty (for two groups: half a
-count more a cell). Table with seed and commit: tests/studies/results/separation.csv.
+count more a cell). Table with seed and commit: tests/studies/results/separation.csv; its rows were drawn by a simulator
+of the script's own, of the same truth with other random numbers.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import argparse
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
 from tests.studies.simulation import commit, save_row
 
 N_SPOTS, N_GROUP = 144, 36
-USAGE = (0.5, 0.47, 0.03)
+USAGE = (0.5, 0.03, 0.47)
 NOISES = {"multinomial": 0.0, "noisy": 0.7}  # standard deviation of the logits of a spot
 SEED = 21
 QUIET = {"print_progress": False}
@@ -30,25 +31,22 @@ QUIET = {"print_progress": False}
 
 def tissue(n_genes: int, noise: float, *, depth: float = 3.0, seed: int = SEED) -> ad.AnnData:
     """Genes of three isoforms, a rare one last but one, and a group that makes no difference."""
-    rng = np.random.default_rng(seed)
-    logits = np.log(USAGE) + noise * rng.standard_normal((n_genes, N_SPOTS, 3)) / np.sqrt(2)
-    usage = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    counts = rng.multinomial(rng.poisson(depth, (n_genes, N_SPOTS)), usage)[..., [0, 2, 1]]
-    var = pd.DataFrame(
-        {"gene_symbol": np.repeat([f"gene_{i}" for i in range(n_genes)], 3)},
-        index=[f"iso_{i}" for i in range(3 * n_genes)],
-    )
-    obs = pd.DataFrame({"group": (np.arange(N_SPOTS) < N_GROUP).astype(float)}, index=[f"s{i}" for i in range(N_SPOTS)])
-    table = counts.transpose(1, 0, 2).reshape(N_SPOTS, -1).astype(float)
-    adata = ad.AnnData(table, obs=obs, var=var)
-    adata.layers["counts"] = table
-    adata.obsm["spatial"] = np.stack(np.divmod(np.arange(N_SPOTS), 12), 1).astype(float)
+    adata = simulate_isoforms(
+        n_spots=N_SPOTS, n_genes=n_genes, depth=depth, sigma=noise / np.sqrt(2), theta=0.0, usage=USAGE,
+        intercept_scale=0.0, seed=seed, isoform_effect="symmetric",
+    )  # fmt: skip
+    adata.obs["group"] = (np.arange(N_SPOTS) < N_GROUP).astype(float)
     return adata
+
+
+def counts_of(adata: ad.AnnData) -> NDArray[np.float64]:
+    """Counts ``(spots, genes, 3)``."""
+    return adata.layers["counts"].toarray().reshape(N_SPOTS, -1, 3).astype(float)
 
 
 def is_separated(adata: ad.AnnData) -> NDArray[np.bool_]:
     """Genes with an isoform that the group has none of, or the rest; one that is never seen is left out of a gene."""
-    counts = adata.layers["counts"].reshape(N_SPOTS, -1, 3)
+    counts = counts_of(adata)
     return ((counts[:N_GROUP].sum(0) == 0) != (counts[N_GROUP:].sum(0) == 0)).any(-1)
 
 
@@ -68,7 +66,7 @@ def pvalues(adata: ad.AnnData, model_type: str, priors: str | None) -> dict[str,
 
 def firth(adata: ad.AnnData) -> dict[str, NDArray[np.float64]]:
     """Wald and ratio tests of two groups with Jeffreys' prior on the coefficients: half a count in every cell."""
-    counts = adata.layers["counts"].reshape(N_SPOTS, -1, 3)
+    counts = counts_of(adata)
     cells = np.stack([counts[:N_GROUP].sum(0), counts[N_GROUP:].sum(0)], 1) + 0.5
     wald, ratio = [], []
     for table in cells:

@@ -1,4 +1,4 @@
-"""Layouts and counts for the studies, as arrays."""
+"""Layouts of the studies, and where their tables go; genes are drawn by the simulators of the library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from pyrosplice.data import simulate_counts
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import knn_graph
 
-__all__ = ["RESULTS", "commit", "grid", "olfactory_bulb", "save_row", "scattered", "shapes", "simulate_counts"]
+__all__ = ["RESULTS", "commit", "grid", "olfactory_bulb", "places", "save_row", "scattered", "simulate_counts"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,6 +22,11 @@ def grid(side: int) -> CarCovariance:
     """CAR covariance (ρ = 0.99) of a side × side grid with four neighbours."""
     path = sp.diags([np.ones(side - 1)] * 2, [-1, 1])
     return CarCovariance(sp.kron(path, sp.eye(side)) + sp.kron(sp.eye(side), path))
+
+
+def places(side: int) -> np.ndarray:
+    """Coordinates ``(N, 2)`` of the spots of :func:`grid`."""
+    return np.stack(np.divmod(np.arange(side**2), side), 1).astype(float)
 
 
 def scattered(n_spots: int, seed: int = 0) -> CarCovariance:
@@ -37,41 +41,6 @@ def olfactory_bulb(path: Path) -> CarCovariance:
     import anndata
 
     return CarCovariance(knn_graph(anndata.read_h5ad(path).obsm["spatial"], k_neighbors=4, graph="union"))
-
-
-def shapes(shape: str, side: int, n_genes: int, seed: int) -> np.ndarray:
-    """Patterns ``(genes, spots, 2)`` for two logits on a grid, each gene's of its own place and direction, of mean 0
-    and mean square 1 over spots and logits: the same size of effect in every shape, so that shapes alone differ.
-
-    ``domains``: six regions nearest to random seeds, a normal level each and logit. ``gradient``: along a random
-    direction. ``hot-spot``: a disc of a radius of .2 sides. ``stripes``: two levels, .2 sides each. ``ring``: between
-    radii of .2 and .3 sides. ``field``: two draws of the CAR field (ρ = .99).
-    """
-    rng = np.random.default_rng(seed)
-    if shape == "field":
-        generator = torch.Generator().manual_seed(seed)
-        pattern = grid(side).sample(2 * n_genes, generator).numpy().reshape(n_genes, 2, -1).transpose(0, 2, 1)
-        return _standard(pattern)
-    place = (np.stack(np.divmod(np.arange(side**2), side), 1) + 0.5) / side
-    if shape == "domains":
-        seeds, level = rng.uniform(size=(n_genes, 6, 1, 2)), rng.standard_normal((n_genes, 6, 2))
-        nearest = np.square(place - seeds).sum(-1).argmin(1)
-        return _standard(np.take_along_axis(level, nearest[..., None], 1))
-    angle, phase = rng.uniform(0, 2 * np.pi, (2, n_genes, 1))
-    along = np.cos(angle) * place[:, 0] + np.sin(angle) * place[:, 1]
-    distance = np.sqrt(np.square(place - rng.uniform(0.2, 0.8, (n_genes, 1, 2))).sum(-1))
-    pattern = {
-        "gradient": along,
-        "hot-spot": distance < 0.2,
-        "stripes": np.sin(2 * np.pi * along / 0.4 + phase) > 0,
-        "ring": (distance > 0.2) & (distance < 0.3),
-    }[shape]
-    return _standard(pattern[..., None] * rng.standard_normal((n_genes, 1, 2)))
-
-
-def _standard(pattern: np.ndarray) -> np.ndarray:
-    pattern = pattern - pattern.mean(1, keepdims=True)
-    return pattern / np.sqrt(np.square(pattern).mean((1, 2), keepdims=True))
 
 
 def save_row(name: str, row: dict[str, object], key: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
     python -m tests.studies.sv_coverage [--genes 2000] [--seed 0] [--only covered]
 
 Every gene has places, totals and usage of its own. A cell is right when its rejections do not exceed the exact binomial
-99 % interval. The table goes to tests/studies/results/sv_coverage.csv.
+99 % interval. The table goes to tests/studies/results/sv_coverage.csv; its rows were drawn by a simulator of the
+script's own, of the same truths with other random numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pyrosplice.data import simulate_counts, simulate_totals
 from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
 from pyrosplice.hypothesis.variance_component import variance_component_test
 from pyrosplice.spatial.car import CarCovariance
@@ -80,32 +82,24 @@ def layout(name: str) -> tuple[CarCovariance, SpatialKernel]:
     return covariance, spatial_kernel(covariance)
 
 
-def totals_of(cell: Cell, covariance: CarCovariance, n_genes: int, rng: np.random.Generator) -> np.ndarray:
-    n = covariance.n_spots
+def totals_of(cell: Cell, covariance: CarCovariance, n_genes: int, seed: int) -> torch.Tensor:
+    options = {"n_genes": n_genes, "seed": seed}
     if cell.covered is not None:
-        places = rng.permuted(np.broadcast_to(np.arange(n), (n_genes, n)), axis=1)[:, : cell.covered]
-        totals = np.zeros((n_genes, n), dtype=int)
-        np.put_along_axis(totals, places, cell.each, 1)
-        return totals
-    fields = covariance.sample(n_genes, torch.Generator().manual_seed(int(rng.integers(2**31)))).numpy()
-    factor = np.exp(cell.spread * (fields if cell.spatial else rng.standard_normal((n_genes, n))))
-    if cell.molecules is not None:
-        return rng.multinomial(cell.molecules, factor / factor.sum(1, keepdims=True))
-    return rng.poisson(cell.depth * factor / factor.mean(1, keepdims=True))
+        return simulate_totals(covariance, depth=cell.each, covered=cell.covered, exact=True, **options)
+    how_many = {"depth": cell.depth} if cell.molecules is None else {"molecules": cell.molecules}
+    return simulate_totals(covariance, spread=cell.spread, theta=float(cell.spatial), **how_many, **options)
 
 
 def pvalues(cell: Cell, n_genes: int, seed: int) -> torch.Tensor:
     covariance, kernel = layout(cell.layout)
-    rng = np.random.default_rng(seed)
-    totals = totals_of(cell, covariance, n_genes, rng)
-    logits = np.log(USAGE[cell.n_isos]) + cell.sigma * rng.standard_normal((*totals.shape, cell.n_isos))
-    design = None
+    usage, design, effect = np.array(USAGE[cell.n_isos]), None, None
     if cell.covariates:
-        generator = torch.Generator().manual_seed(seed)
-        design = covariance.sample(cell.covariates, generator).T.contiguous()
-        logits = logits + 0.7 * design.numpy()[:, :1] * (np.arange(cell.n_isos) == 0)
-    usage = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    counts = torch.from_numpy(rng.multinomial(totals, usage).astype(float))
+        design = covariance.sample(cell.covariates, torch.Generator().manual_seed(seed)).T.contiguous()
+        effect = 0.7 * design.numpy()[:, :1] * (np.arange(cell.n_isos - 1) == 0)
+    counts = simulate_counts(
+        covariance, n_genes=n_genes, totals=totals_of(cell, covariance, n_genes, seed), sigma=cell.sigma, theta=0.0,
+        seed=seed, n_isos=cell.n_isos, bias=np.log(usage[:-1] / usage[-1]), effect=effect, isoform_effect="symmetric",
+    )  # fmt: skip
     return variance_component_test(counts, kernel, design=design).pvalue
 
 

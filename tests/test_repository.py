@@ -1,0 +1,24 @@
+"""What the repository holds."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = {
+    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
+    "constraints.txt", "pyproject.toml", "pyrosplice", "tests", "tutorials",
+}  # fmt: skip
+
+
+def test_nothing_but_the_project_is_tracked():
+    """A file that a run leaves behind is easily committed with what was meant."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout")
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs git: {error}")
+    tracked = {name.split("/")[0] for name in listed.split("\0") if name}
+    assert tracked - ENTRIES == set()
