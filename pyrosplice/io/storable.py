@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,13 +14,42 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 
-from pyrosplice.data.stored_values import assembled, column_from_json, column_to_json, from_json, to_json
+from pyrosplice.errors import ModelFileError
+from pyrosplice.io.stored_values import assembled, column_from_json, column_to_json, from_json, to_json
 
 TABLES = ("obs", "var")
 MAPPINGS = ("uns", "obsm", "varm", "layers", "obsp", "varp")
 RESERVED = ("", ".", "..", "_index")  # names that an h5ad file cannot give anything
+
+
+def anndata_to_bytes(adata: ad.AnnData) -> tuple[bytes, bytes]:
+    """An AnnData as an h5ad file, and as JSON of what such a file refuses."""
+    plain, rest = split(adata)
+    buffer = io.BytesIO()
+    with nullable_text(), h5py.File(buffer, "w") as file:
+        write_elem(file, "/", ad.AnnData(**plain))
+    return buffer.getvalue(), json.dumps(rest).encode()
+
+
+def anndata_from_bytes(h5ad: bytes, rest: bytes) -> ad.AnnData:
+    """Inverse of :func:`anndata_to_bytes`.
+
+    Raises
+    ------
+    ModelFileError
+        An array that says it is larger than the whole file.
+    """
+
+    def check(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes > len(h5ad):
+            raise ModelFileError(f"adata[{name!r}] says that it is larger than its file.")
+
+    with h5py.File(io.BytesIO(h5ad), "r") as file:
+        file.visititems(check)
+        adata = read_elem(file)
+    return joined(adata, json.loads(rest))
 
 
 def split(adata: ad.AnnData) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 
@@ -51,6 +52,8 @@ def to_json(value: Any, name: str) -> Any:
     if type(value) is np.ndarray and value.dtype.kind in "biufcOUSmM":
         content = column_to_json(pd.Series(value.ravel(), dtype=object if value.dtype.kind in "US" else None), name)
         return {"array": {"shape": list(value.shape), "values": content, "dtype": str(value.dtype)}}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": _tensor_to_json(value, name)}
     if isinstance(value, pd.DataFrame):
         return {"table": table_to_json(value, name)}
     if isinstance(value, pd.Series):
@@ -60,7 +63,7 @@ def to_json(value: Any, name: str) -> Any:
         return {value.format: [*parts, list(value.shape)]}
     raise InvalidArgumentError(
         f"{name}: found {type(value).__name__} {str(value)[:40]!r}, which cannot be stored in a file, so that the "
-        "fitted model could not be saved; make it text or numbers, or leave it out of adata."
+        "model could not be saved; make it text or plain numbers, or leave it out."
     )
 
 
@@ -80,6 +83,8 @@ def from_json(stored: Any) -> Any:
     if kind == "array":
         values = np.asarray(column_from_json(content["values"]))
         return values.astype(content["dtype"]).reshape(content["shape"])
+    if kind == "tensor":
+        return torch.from_numpy(from_json(content))
     if kind == "table":
         return table_from_json(content)
     if kind == "series":
@@ -88,6 +93,13 @@ def from_json(stored: Any) -> Any:
         matrix = sp.csr_matrix if kind == "csr" else sp.csc_matrix
         return matrix(tuple(from_json(part) for part in content[:3]), shape=content[3])
     raise ModelFileError(f"a value is stored as {kind!r}, which this version does not know.")
+
+
+def _tensor_to_json(tensor: torch.Tensor, name: str) -> Any:
+    try:
+        return to_json(tensor.detach().cpu().numpy(), name)
+    except TypeError as error:  # bfloat16, which NumPy does not have, or no dense tensor
+        raise InvalidArgumentError(f"{name}: cannot be saved ({error}); give float32 or float64.") from error
 
 
 def table_to_json(table: pd.DataFrame, name: str) -> dict[str, Any]:
