@@ -12,7 +12,7 @@ import numpy as np
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.io.archive import AGAIN, Archive, check_arguments, damage_named
+from pyrosplice.io.archive import AGAIN, Archive, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.folder import Folder
 from pyrosplice.io.older import mixture_1
@@ -73,6 +73,8 @@ class SavedMixture:
         stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name != WITH}
         with damage_named(self.folder.named(PARAMETERS)):
             check_keys(stored, self.kind._get_param_names(), "")
+            if self._part(PARAMETERS).content.get(WITH) not in ([], sorted(FIT)):
+                raise ModelFileError(f"{WITH}: expected [] or {sorted(FIT)}.")
             return {name: _given(from_json(value)) for name, value in stored.items()}
 
     def has_fit(self) -> bool:
@@ -121,7 +123,6 @@ class SavedMixture:
 
 def _parameters_to(estimator: GaussianMixture) -> Archive:
     values = estimator.get_params(deep=False)
-    check_arguments(type(estimator), values)
     return Archive(type(estimator).__name__, {name: to_json(_plain(value), name) for name, value in values.items()})
 
 

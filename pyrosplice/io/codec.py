@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         )
         return name
     if is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         return {f.name: pack(getattr(value, f.name), hints[f.name], _at(name, f.name), tensors) for f in fields(hint)}
     if _is_mapping(origin):
         return {key: pack(item, arguments[1], _at(name, key), tensors) for key, item in value.items()}
@@ -87,7 +88,7 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
     if origin is np.ndarray:
         return _array(_take(stored, name, tensors).numpy(), arguments, name)
     if is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         check_keys(stored, [f.name for f in fields(hint)], name)
         made: Any = hint
         return made(**{key: unpack(item, hints[key], _at(name, key), tensors) for key, item in stored.items()})
@@ -152,6 +153,11 @@ def _array(array: Any, arguments: tuple[Any, ...], name: str) -> Any:
     if not isinstance(wanted, typing.TypeVar) and not np.issubdtype(array.dtype, wanted):
         raise ModelFileError(f"{name}: expected an array of {np.dtype(wanted)}, found {array.dtype}.")
     return array
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _given(arguments: tuple[Any, ...]) -> Any:

@@ -32,8 +32,7 @@ def usage_1(old: Archive) -> Archive:
     extensions["covariance"] = space and {"name": space, "content": {"fields": graph} if made else None}
     data["adata"] = {"h5ad": "adata", "rest": "rest"}
     data["design"] = design and {"values": "design", "given_terms": design.pop("terms", []), **design}
-    options = {"isoform_effect": "independent", **content["options"]}
-    new = {"options": _plain(options), "data": data, "extensions": extensions, "fit": None}
+    new = {"options": _plain(content["options"]), "data": data, "extensions": extensions, "fit": None}
     if fit is not None:
         null = _genes(old, "null") if "null" in fit else None
         new["fit"] = {"genes": _genes(old, "genes"), "null": null, "with_design": fit["with_design"], "n_jobs": 1}

@@ -77,9 +77,9 @@ def from_json(stored: Any) -> Any:
     if kind in SCALARS:
         return SCALARS[kind][2](content)
     if kind in SEQUENCES:
-        return SEQUENCES[kind](from_json(entry) for entry in content)
+        return SEQUENCES[kind](from_json(entry) for entry in _listed(content))
     if kind == "dict":
-        return {from_json(key): from_json(entry) for key, entry in content}
+        return {from_json(key): from_json(entry) for key, entry in _listed(content)}
     if kind == "array":
         values = np.asarray(column_from_json(content["values"]))
         return values.astype(content["dtype"]).reshape(content["shape"])
@@ -93,6 +93,12 @@ def from_json(stored: Any) -> Any:
         matrix = sp.csr_matrix if kind == "csr" else sp.csc_matrix
         return matrix(tuple(from_json(part) for part in content[:3]), shape=content[3])
     raise ModelFileError(f"a value is stored as {kind!r}, which this version does not know.")
+
+
+def _listed(content: Any) -> list[Any]:
+    if not isinstance(content, list):
+        raise ModelFileError(f"a list is stored as {str(content)[:40]!r}.")
+    return content
 
 
 def _tensor_to_json(tensor: torch.Tensor, name: str) -> Any:
@@ -158,7 +164,7 @@ def column_from_json(stored: Mapping[str, Any]) -> Any:
     if kind == "period":
         ordinals = np.array(stored["numbers"], dtype=np.int64)
         return pd.arrays.PeriodArray(ordinals, dtype=pd.PeriodDtype(stored["dtype"].removeprefix("period[")[:-1]))
-    if kind != "values":
+    if kind != "values" or not isinstance(stored["values"], list):
         raise ModelFileError(f"a column is stored as {kind!r}, which this version does not know.")
     values = np.empty(len(stored["values"]), dtype=object)
     for i, value in enumerate(stored["values"]):
