@@ -298,7 +298,7 @@ def _described(name: str, tensor: Tensor) -> bytes:
 
 
 def _raw(tensor: Tensor) -> Any:
-    return tensor.contiguous().reshape(-1).view(uint8).numpy().data
+    return tensor.contiguous().reshape(-1).view(uint8).numpy().data if tensor.numel() else b""
 
 
 def _sha256(data: bytes) -> str:

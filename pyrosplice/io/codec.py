@@ -51,9 +51,10 @@ def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         stored = {"h5ad": file, "rest": rest}
         return {key: pack(_as_bytes(data), Tensor, _at(name, key), tensors) for key, data in stored.items()}
     if origin in (Tensor, np.ndarray):
-        tensors[name] = (
-            (value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value).copy())).detach().cpu()
-        )
+        while name in tensors:  # of a key with a dot in it
+            name += "_"
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value).copy())
+        tensors[name] = tensor.detach().cpu()
         return name
     if is_dataclass(hint):
         hints = _hints(hint)
