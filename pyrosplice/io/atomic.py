@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ if sys.platform != "win32":
     import fcntl
 
 PREFIX = ".pyrosplice-"  # of files that only a save in progress has
+DAY = 86_400.0  # seconds after which what is unfinished is what a kill has left
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -56,6 +58,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(f"{str(target)!r} is write-protected")
+        _sweep(target.parent)
         _write_through(partial, data, like=target)
         partial.replace(target)
     except OSError as error:
@@ -107,6 +110,14 @@ def _write_through(path: Path, data: bytes, *, like: Path) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what saves that were killed have left."""
+    for file in folder.glob(f"{PREFIX}*.partial"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > DAY:
+                file.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -57,7 +57,7 @@ def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         tensors[name] = tensor.detach().cpu()
         return name
     if is_dataclass(hint):
-        hints = _hints(hint)
+        hints = _hints(origin)
         return {f.name: pack(getattr(value, f.name), hints[f.name], _at(name, f.name), tensors) for f in fields(hint)}
     if _is_mapping(origin):
         return {key: pack(item, arguments[1], _at(name, key), tensors) for key, item in value.items()}
@@ -89,7 +89,7 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
     if origin is np.ndarray:
         return _array(_take(stored, name, tensors).numpy(), arguments, name)
     if is_dataclass(hint):
-        hints = _hints(hint)
+        hints = _hints(origin)
         check_keys(stored, [f.name for f in fields(hint)], name)
         made: Any = hint
         return made(**{key: unpack(item, hints[key], _at(name, key), tensors) for key, item in stored.items()})
@@ -157,7 +157,7 @@ def _array(array: Any, arguments: tuple[Any, ...], name: str) -> Any:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

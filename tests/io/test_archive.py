@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.io.archive import Archive
-from pyrosplice.io.atomic import write_whole
+from pyrosplice.io.atomic import DAY, PREFIX, write_whole
 from pyrosplice.io.codec import check_sizes
 from pyrosplice.io.folder import UNFINISHED, Folder
 from pyrosplice.io.storable import anndata_from_bytes, anndata_to_bytes
@@ -147,6 +148,15 @@ def test_a_file_is_on_the_disk_before_it_takes_a_place(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", replaced)
     write_whole(tmp_path / "a", b"new")
     assert happened == ["fsync", "replace", "fsync"]
+
+
+def test_what_kills_have_left_goes_in_the_end(tmp_path):
+    for name, age in (("now", 0), ("old", 2 * DAY)):
+        file = tmp_path / f"{PREFIX}{name}.partial"
+        file.write_bytes(b"x")
+        os.utime(file, (time.time() - age,) * 2)
+    write_whole(tmp_path / "a", b"new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a", f"{PREFIX}now.partial"}
 
 
 def test_who_may_read_a_file_stays_as_it_was(tmp_path):
