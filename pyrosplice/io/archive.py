@@ -91,9 +91,8 @@ class Archive:
     def checksums(self) -> dict[str, str]:
         """SHA-256 of every part: the JSON with kind and version, and each tensor."""
         text = f"{FORMAT} {self.kind} {self.version}\n{json.dumps(self.content)}"
-        return {CONTENT: _sha256(text.encode())} | {
-            name: _digest(name, tensor) for name, tensor in self.tensors.items()
-        }
+        digests = {name: _digest(name, tensor) for name, tensor in self.tensors.items()}
+        return {CONTENT: _sha256(text.encode())} | digests
 
     @property
     def seal(self) -> str:
@@ -158,7 +157,7 @@ class Archive:
         header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         if not header:
             return cls("", {}, tensors, 1)
-        if header.get("format") in _OLDER and "checksums" not in header and "sha256" in header:
+        if header.get("format") in _OLDER and "checksums" not in header:
             return _older(header, tensors, name)
         if header.get("format") != FORMAT:
             raise _foreign(name)
@@ -209,10 +208,8 @@ class Archive:
         found = self.checksums
         wrong = next((part for part in [*said, *found] if said.get(part) != found.get(part)), None)
         if wrong is not None:
-            how = (
-                "is missing" if wrong not in found else "is not one of it" if wrong not in said else "is not as written"
-            )
-            raise ModelFileError(f"{name} is damaged: its part {wrong!r} {how}; {AGAIN}.")
+            how = "missing" if wrong not in found else "none of it" if wrong not in said else "not as it was written"
+            raise ModelFileError(f"{name} is damaged: its part {wrong!r} is {how}; {AGAIN}.")
 
 
 def check_arguments(kind: type, names: Collection[str]) -> None:
@@ -258,11 +255,16 @@ def _older(header: Mapping[str, str], tensors: dict[str, Tensor], name: str) -> 
     """A file of before there was one rule: one checksum of all its parts."""
     version_key, content_key = _OLDER[header["format"]]
     version, text = _version(header.get(version_key), name), header.get(content_key, "")
+    if "sha256" not in header or version >= FORMAT_VERSION:
+        raise ModelFileError(
+            f"{name} has no checksums: it is damaged, or of a development version before 0.1 that wrote none, which is "
+            "not read any more; fit the model again."
+        )
     found = hashlib.sha256(text.encode())
     for part in sorted(tensors):
         found.update(_described(part, tensors[part]))
         found.update(_raw(tensors[part]))
-    if version >= FORMAT_VERSION or header["sha256"] != found.hexdigest():
+    if header["sha256"] != found.hexdigest():
         raise ModelFileError(f"{name} is damaged: its content is not what was written; {AGAIN}.")
     return Archive(header.get("kind", "ExpressionGLM"), json.loads(text), tensors, version)
 
