@@ -39,17 +39,27 @@ def anndata_from_bytes(h5ad: bytes, rest: bytes) -> ad.AnnData:
     Raises
     ------
     ModelFileError
-        An array that says it is larger than the whole file.
+        An array that says it is larger than the whole file, or is in another file.
     """
-
-    def check(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and item.nbytes > len(h5ad):
-            raise ModelFileError(f"adata[{name!r}] says that it is larger than its file.")
-
     with h5py.File(io.BytesIO(h5ad), "r") as file:
-        file.visititems(check)
+        _check_group(file, len(h5ad))
         adata = read_elem(file)
     return joined(adata, json.loads(rest))
+
+
+def _check_group(group: h5py.Group, most: int) -> None:
+    """Raise where reading a group would read other files, or need more memory than ``most`` bytes an array."""
+    for name in group:
+        here = f"adata{group.name.rstrip('/')}/{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ModelFileError(f"{here}: expected data, found a link.")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            _check_group(item, most)
+        elif item.is_virtual or item.external:
+            raise ModelFileError(f"{here}: its data are in another file.")
+        elif (item.size or 0) * item.dtype.itemsize > most:
+            raise ModelFileError(f"{here} says that it is larger than its file.")
 
 
 def split(adata: ad.AnnData) -> tuple[dict[str, Any], dict[str, Any]]:

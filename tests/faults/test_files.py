@@ -404,7 +404,7 @@ def test_a_file_without_a_checksum_is_refused(old, name, tmp_path):
     tensors, header = tensors_and_header((old / name).read_bytes())
     del header["sha256"]
     (tmp_path / "model").write_bytes(bytes_of(tensors, header))
-    with pytest.raises(ModelFileError, match="model' has no checksums.*fit the model again"):
+    with pytest.raises(ModelFileError, match=r"model' has no checksums.*fit the model again"):
         of_old(name, tmp_path / "model")
 
 

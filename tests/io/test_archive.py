@@ -204,10 +204,35 @@ def test_an_unfinished_save_writes_its_own_files_only(name, tmp_path):
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"m", "m/a.json"}
 
 
-def test_an_array_larger_than_its_file_is_refused_unread():
-    file, rest = anndata_to_bytes(ad.AnnData(np.ones((3, 2), dtype=np.float32)))
+def huge(group, _):
+    group.create_dataset("it", shape=(3, 2**40), dtype="f8", chunks=(1, 1024))
+
+
+def link(group, other):
+    group["it"] = h5py.ExternalLink(str(other), "/secret")
+
+
+def external(group, other):
+    group.create_dataset("it", shape=(3,), dtype="f8", external=[(str(other), 0, 24)])
+
+
+def virtual(group, other):
+    layout = h5py.VirtualLayout(shape=(3,), dtype="f8")
+    layout[:] = h5py.VirtualSource(str(other), "secret", shape=(3,))
+    group.create_virtual_dataset("it", layout)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(huge, "larger than its file"), (link, "link"), (external, "another"), (virtual, "another")]
+)
+def test_an_anndata_that_reads_other_files_or_too_much_is_refused(spoil, words, tmp_path):
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as h5:
+        h5["secret"] = np.arange(3.0)
+    file, rest = anndata_to_bytes(ad.AnnData(np.ones((3, 2), dtype=np.float32), uns={"deep": {"none": None, "a": 1}}))
     buffer = io.BytesIO(file)
     with h5py.File(buffer, "r+") as h5:
-        h5["obsm"].create_dataset("huge", shape=(3, 2**40), dtype="f8", chunks=(1, 1024))
-    with pytest.raises(ModelFileError, match=r"'obsm/huge'.*larger than its file"):
+        spoil(h5["obsm"], other)
+    with pytest.raises(ModelFileError, match=rf"adata/obsm/it.*{words}"):
         anndata_from_bytes(buffer.getvalue(), rest)
+    assert anndata_from_bytes(file, rest).uns["deep"] == {"none": None, "a": 1}
