@@ -1,5 +1,6 @@
 """The three families as tests of files see them: two small fits each, and the numbers that tell them apart."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load as tensors_of
 
 from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
@@ -112,3 +114,9 @@ def put(path: Path, files: dict[str, bytes]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     return path
+
+
+def tensors_and_header(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What a safetensors file holds."""
+    length = int.from_bytes(data[:8], "little")
+    return tensors_of(data), json.loads(data[8 : 8 + length])["__metadata__"]
