@@ -99,7 +99,7 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         whole = origin is float and type(stored) is int
         return float(stored) if whole else _checked(stored, origin, name)
     items = [unpack(v, arguments[0], _at(name, i), tensors) for i, v in enumerate(_checked(stored, list, name))]
-    return items if origin in (list, Sequence) or origin.__name__ == "Sequence" else origin(items)
+    return items if origin in (list, Sequence) else origin(items)
 
 
 def check_keys(stored: Any, names: Collection[str], name: str) -> None:

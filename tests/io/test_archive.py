@@ -188,6 +188,20 @@ def test_a_folder_keeps_what_is_not_its_own(tmp_path):
     assert (tmp_path / "m" / "in" / "notes.txt").read_text() == "mine"
 
 
+def test_an_unfinished_save_is_read_and_then_finished_as_a_whole(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "m", ("a.json", "in/b.json", "c.json"))
+    folder.write({"a.json": Archive("K", {"x": 1}), "in/b.json": Archive("K", {"x": 2})})
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "_finish", lambda _: None)
+        folder.write({"a.json": Archive("K", {"x": 3})}, absent=["in/b.json"])
+        assert (tmp_path / "m" / "in" / "b.json").exists()
+        assert {n: a.content for n, a in folder.read("K", no_upgrade, folder.names).items()} == {"a.json": {"x": 3}}
+    folder.write({"c.json": Archive("K", {"x": 4})})
+    found = {n: a.content["x"] for n, a in folder.read("K", no_upgrade, folder.names).items()}
+    assert found == {"a.json": 3, "c.json": 4}
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"m", "m/a.json", "m/c.json"}
+
+
 def no_upgrade(*_):
     raise AssertionError
 
