@@ -13,10 +13,14 @@ from formulaic.errors import FormulaicError
 from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.data.formulas import FormulaDesign, design_of, formula_source
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.io.codec import check_keys
+from pyrosplice.io.stored_values import to_json
+
+PARTS = ("formula", "names", "levels", "numeric", "reference", "state")
 
 
 def pack(design: FormulaDesign, reference: Mapping[str, float]) -> dict[str, Any] | None:
-    """What JSON needs to make the design's columns again; None for a formula that is more than a formula.
+    """What a file needs to make the design's columns again; None for a formula that is more than a formula.
 
     Parameters
     ----------
@@ -25,18 +29,14 @@ def pack(design: FormulaDesign, reference: Mapping[str, float]) -> dict[str, Any
     """
     if not is_plain(design.formula, design.columns):
         return None
+    state = dict(design.spec.transform_state)
     try:
-        state = _encode(dict(design.spec.transform_state))
-    except TypeError:
+        to_json(state, "state")
+    except InvalidArgumentError:
         return None
-    return {
-        "formula": design.formula,
-        "names": design.names,
-        "levels": {name: list(levels) for name, levels in design.levels.items()},
-        "numeric": list(design.numeric),
-        "reference": dict(reference),
-        "state": state,
-    }
+    levels = {name: list(levels) for name, levels in design.levels.items()}
+    parts = (design.formula, design.names, levels, list(design.numeric), dict(reference), state)
+    return dict(zip(PARTS, parts, strict=True))
 
 
 def unpack(stored: Mapping[str, Any]) -> FormulaDesign:
@@ -47,6 +47,7 @@ def unpack(stored: Mapping[str, Any]) -> FormulaDesign:
     ModelFileError
         Where the formula is not plain, or does not make the columns that the file names.
     """
+    check_keys(stored, PARTS, "design.recipe")
     formula, levels, numeric = stored["formula"], stored["levels"], tuple(stored["numeric"])
     check_plain(formula, (*levels, *numeric))
     n = max([len(v) for v in levels.values()], default=1)
@@ -57,7 +58,7 @@ def unpack(stored: Mapping[str, Any]) -> FormulaDesign:
     )
     try:
         text, _, aliases = formula_source(formula, [*levels, *numeric], "path")
-        spec = ModelSpec(formula=Formula(text), transform_state=_decode(stored["state"]), na_action="ignore")
+        spec = ModelSpec(formula=Formula(text), transform_state=stored["state"], na_action="ignore")
         matrix = spec.get_model_matrix(table.rename(columns=aliases))
         design = design_of(formula, matrix, {k: tuple(v) for k, v in levels.items()}, numeric, aliases, "path")
         if design.names != list(stored["names"]):
@@ -76,28 +77,3 @@ def check_plain(formula: Any, columns: Any = ()) -> None:
             f"path: the file's formula {formula!r} holds more than names, numbers, operators and known functions; it "
             "is code, and is not evaluated."
         )
-
-
-def _encode(value: Any) -> Any:
-    """Numbers, text and their collections as JSON; the keys of a dict keep their type."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return float(value) if isinstance(value, np.floating) else value
-    if isinstance(value, np.generic):
-        return _encode(value.item())
-    if isinstance(value, np.ndarray):
-        return {"array": _encode(value.tolist())}
-    if isinstance(value, (list, tuple)):
-        return [_encode(v) for v in value]
-    if isinstance(value, dict):
-        return {"dict": [[_encode(k), _encode(v)] for k, v in value.items()]}
-    raise TypeError(f"a formula's state of type {type(value).__name__} cannot be stored")
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(v) for v in value]
-    if isinstance(value, dict):
-        if "array" in value:
-            return np.asarray(_decode(value["array"]))
-        return {_decode(k): _decode(v) for k, v in value["dict"]}
-    return value

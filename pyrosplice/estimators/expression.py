@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option,
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_conditions import check_cancelled, condition_row
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.estimators.expression_files import Saved, read, write
+from pyrosplice.estimators.expression_files import SavedExpression, design_of, saved_design
 from pyrosplice.estimators.expression_methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
 from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_quasi import QuasiFit, fit_at, quasi_fit
@@ -35,6 +36,9 @@ from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
+from pyrosplice.io.archive import Archive, check_arguments, damage_named
+from pyrosplice.io.codec import check_keys
+from pyrosplice.io.older import expression_2
 from pyrosplice.modes import works_in_any_mode
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
+SETTINGS = ("formula_loc", "formula_scale", *OF_THE_MODEL)
 
 
 @works_in_any_mode
@@ -372,12 +377,12 @@ class ExpressionGLM(Described):
         make designs of new cells, and says so.
         """
         fit = self.results
-        settings = {
-            "formula_loc": self.formula_loc, "formula_scale": self.formula_scale, "as_numeric": self.as_numeric,
-            "noise_model": self.noise_model, "constraints_loc": self.constraints_loc,
-            "constraints_scale": self.constraints_scale,
-        }  # fmt: skip
-        write(path, Saved(settings, fit, self._constraints, self._location, list(self.gene_names), self._mean))
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        check_arguments(type(self), settings)
+        design, settings = saved_design(self._location, settings)
+        genes = list(self.gene_names)
+        saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean)
+        Archive.of(type(self).__name__, saved).save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> ExpressionGLM:
@@ -392,9 +397,12 @@ class ExpressionGLM(Described):
         ModelFileError
             For a file that is not one, from a newer version, or with a formula that holds code.
         """
-        saved = read(path)
-        model = cls(**saved.settings)
-        model._fit, model._constraints, model._location = saved.fit, saved.constraints, saved.design
+        archive = Archive.load(path, cls.__name__, {2: expression_2})
+        with damage_named(repr(os.fspath(path))):
+            saved = archive.to(SavedExpression)
+            check_keys(saved.settings, SETTINGS, "settings")
+            model, design = cls(**saved.settings), design_of(saved)
+        model._fit, model._constraints, model._location = saved.fit, saved.constraints, design
         model.gene_names = np.asarray(saved.genes, dtype=object)
-        model.coefficient_names, model._mean = list(saved.design.names), saved.mean
+        model.coefficient_names, model._mean = list(design.names), saved.mean
         return model

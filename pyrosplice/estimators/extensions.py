@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
+
 from pyrosplice.errors import ModelFileError
+from pyrosplice.estimators.prepare import check_size
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.prior_tables import (
     describe,
@@ -15,38 +20,44 @@ from pyrosplice.models.prior_tables import (
     prior_to_json,
 )
 from pyrosplice.overrides import is_ours
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial.covariance import GraphMatern
 
-SHIPPED_COVARIANCES = ("CarCovariance", "IdentityCovariance", "GraphMatern")
+COVARIANCES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "CarCovariance": (CarCovariance, ("rho",)),
+    "GraphMatern": (GraphMatern, ("range_", "alpha")),
+    "IdentityCovariance": (IdentityCovariance, ()),
+}
 
 
-def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SavedObject:
+    """Name of an object in words, and what makes one of ours or Pyro's again; None for a person's own."""
+
+    name: str
+    content: Any
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """The likelihood, the priors by site, and the covariance of the spots if there is one."""
+
+    likelihood: SavedObject
+    priors: dict[str, SavedObject]
+    covariance: SavedObject | None
+
+
+def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any) -> Extensions:
     """Names of everything, and the arguments of what can be brought back."""
-    return {
-        "likelihood": {"name": repr(likelihood), "content": likelihood_to_json(likelihood)},
-        "priors": {
-            name: {"name": describe(prior), "content": prior_to_json(prior)}
-            for name, prior in priors.items()
-            if prior is not None
-        },
-        "covariance": name_of(covariance),
-    }
-
-
-def name_of(covariance: Any) -> str | None:
-    """Name of a covariance's class, which is a shipped one's only if it is that."""
-    if covariance is None:
-        return None
-    name = type(covariance).__name__
-    return name if is_ours(type(covariance)) or name not in SHIPPED_COVARIANCES else f"own {name}"
+    return Extensions(
+        SavedObject(repr(likelihood), likelihood_to_json(likelihood)),
+        {k: SavedObject(describe(prior), prior_to_json(prior)) for k, prior in priors.items() if prior is not None},
+        None if covariance is None else _saved_covariance(covariance),
+    )
 
 
 def unpack(
-    content: Mapping[str, Any] | None,
-    likelihood: Likelihood | None,
-    priors: Mapping[str, Any] | None,
-    covariance: Any,
-    *,
-    path: str,
+    saved: Extensions, likelihood: Likelihood | None, priors: Mapping[str, Any] | None, covariance: Any, *, path: str
 ) -> dict[str, Any]:
     """Constructor arguments ``likelihood`` and ``priors``.
 
@@ -55,28 +66,25 @@ def unpack(
     ModelFileError
         Something that the file cannot bring back was not given, or something was that it was saved without.
     """
-    if content is None:
-        return {"likelihood": likelihood, "priors": priors}
-    missing, stored = [], content["likelihood"]
-    if likelihood is None and stored["content"] is not None:
-        likelihood = likelihood_from_json(stored["content"])
+    missing = []
+    if likelihood is None and saved.likelihood.content is not None:
+        likelihood = likelihood_from_json(saved.likelihood.content)
     elif likelihood is None:
-        missing.append(f"likelihood={stored['name']}")
-    elif stored["name"].partition("(")[0] != repr(likelihood).partition("(")[0]:
-        raise ModelFileError(f"likelihood: {path!r} was saved with {stored['name']}, found {likelihood!r}.")
+        missing.append(f"likelihood={saved.likelihood.name}")
+    elif saved.likelihood.name.partition("(")[0] != repr(likelihood).partition("(")[0]:
+        raise ModelFileError(f"likelihood: {path!r} was saved with {saved.likelihood.name}, found {likelihood!r}.")
     found: dict[str, Any] = {}
-    for name, prior in content["priors"].items():
+    for name, prior in saved.priors.items():
         if name in (priors or {}):
             found[name] = (priors or {})[name]
-        elif prior["content"] is not None:
-            found[name] = prior_from_json(prior["content"])
+        elif prior.content is not None:
+            found[name] = prior_from_json(prior.content)
         else:
-            missing.append(f"priors={{{name!r}: {prior['name']}}}")
-    own_space = content["covariance"] not in (None, *SHIPPED_COVARIANCES)
-    if own_space and covariance is None:
-        missing.append(f"covariance=<the {content['covariance']} of its spots>")
-    unused = {f"priors[{name!r}]" for name in priors or {} if name not in content["priors"]}
-    unused |= {"covariance"} if covariance is not None and content["covariance"] is None else set()
+            missing.append(f"priors={{{name!r}: {prior.name}}}")
+    if saved.covariance is not None and saved.covariance.content is None and covariance is None:
+        missing.append(f"covariance=<the {saved.covariance.name} of its spots>")
+    unused = {f"priors[{name!r}]" for name in priors or {} if name not in saved.priors}
+    unused |= {"covariance"} if covariance is not None and saved.covariance is None else set()
     if unused:
         raise ModelFileError(f"{', '.join(sorted(unused))}: {path!r} was saved without; leave it out.")
     if missing:
@@ -85,3 +93,32 @@ def unpack(
             f"load(path, {', '.join(missing)})."
         )
     return {"likelihood": likelihood, "priors": found}
+
+
+def covariance_of(saved: SavedObject | None, given: Any, n_spots: int) -> Any:
+    """The covariance of ``n_spots`` spots; one of a person's own is the ``given``."""
+    if saved is None:
+        return None
+    if saved.content is None:
+        check_size(given, n_spots)
+        return given
+    kind, names = COVARIANCES[saved.name]
+    if not names:
+        return kind(n_spots)
+    arguments = dict(saved.content)
+    row, column = arguments.pop("edges")
+    graph = sp.csr_matrix((arguments.pop("weights"), (row, column)), shape=(n_spots, n_spots))
+    return kind(graph, **arguments)
+
+
+def _saved_covariance(covariance: Any) -> SavedObject:
+    """The graph and the arguments of a shipped covariance; the name of another, which is never a shipped one's."""
+    name = type(covariance).__name__
+    if not is_ours(type(covariance)):
+        return SavedObject(f"own {name}" if name in COVARIANCES else name, None)
+    _, names = COVARIANCES[name]
+    if not names:
+        return SavedObject(name, {})
+    edges = covariance.adjacency.tocoo()
+    graph = {"edges": np.stack([edges.row, edges.col]).astype(np.int64), "weights": edges.data}
+    return SavedObject(name, graph | {argument: getattr(covariance, argument) for argument in names})

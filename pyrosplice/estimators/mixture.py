@@ -16,7 +16,7 @@ from pyrosplice.data.rows import as_given
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
 from pyrosplice.estimators.mixture_criteria import information_criterion
 from pyrosplice.estimators.mixture_evaluation import evaluate
-from pyrosplice.estimators.mixture_files import has_fit, read_attributes, read_parameters, write_mixture
+from pyrosplice.estimators.mixture_files import FIT, PARAMETERS, SavedMixture, write_mixture
 from pyrosplice.estimators.mixture_input import (
     check_feature_names,
     check_model_fits,
@@ -33,7 +33,7 @@ from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_caref
 from pyrosplice.inference.em_starts import uniforms
 from pyrosplice.inference.em_stepwise import StepwiseEM
 from pyrosplice.inference.row_blocks import RowBlocks
-from pyrosplice.io import as_path
+from pyrosplice.io.atomic import as_path
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
 
 
@@ -334,34 +334,42 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
         A model that was saved there before is replaced as a whole, once the new one is written.
         """
-        fit = self if hasattr(self, "model_") else None
-        write_mixture(as_path(path), parameters=self.get_params(deep=False), fit=fit, whole=True)
+        write_mixture(as_path(path), self, parameters=True, fit=hasattr(self, "model_"), whole=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The estimator that :meth:`save` wrote, with its fit if it has one."""
-        estimator = cls.load_parameters(path)
-        if has_fit(as_path(path)):
-            estimator.load_attributes(path)
+        """The estimator that :meth:`save` wrote, with its fit if it has one.
+
+        Raises
+        ------
+        NoModelFileError
+            A file that is not there.
+        ModelFileError
+            A file that is truncated, damaged, of another program, class or version; says which.
+        """
+        saved = SavedMixture(as_path(path), cls)
+        estimator = cls(**saved.parameters())
+        if saved.has_fit():
+            saved.restore(estimator)
         return estimator
 
     def save_parameters(self, path: str | Path) -> None:
         """Save what the constructor was given: ``params.json``."""
-        write_mixture(as_path(path), parameters=self.get_params(deep=False))
+        write_mixture(as_path(path), self, parameters=True)
 
     @classmethod
     def load_parameters(cls, path: str | Path) -> Self:
         """An unfitted estimator with saved parameters."""
-        return cls(**read_parameters(as_path(path), cls._get_param_names()))
+        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters())
 
     def save_attributes(self, path: str | Path) -> None:
         """Save the fit: ``attributes.json`` and ``model/``."""
         check_is_fitted(self, "model_")
-        write_mixture(as_path(path), fit=self)
+        write_mixture(as_path(path), self, fit=True)
 
     def load_attributes(self, path: str | Path) -> None:
         """Take over a saved fit."""
-        read_attributes(as_path(path), self)
+        SavedMixture(as_path(path), type(self), FIT).restore(self)
 
     def _em_options(self) -> EMOptions:
         trainer = self.trainer()

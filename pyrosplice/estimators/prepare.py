@@ -22,9 +22,9 @@ from pyrosplice.data.design import Design, build_design, complete_spots
 from pyrosplice.data.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name
-from pyrosplice.data.storable import split
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
 from pyrosplice.hypothesis.working_model import Spectra
+from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho

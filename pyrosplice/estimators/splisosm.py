@@ -9,16 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from torch import Tensor
 
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 from pyrosplice.estimators import extensions, representation, storage, tables
-from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.usage_calibration import UsageCalibration
-from pyrosplice.io import damage_named, load_archive, save_archive
+from pyrosplice.io.archive import Archive, check_arguments, damage_named
+from pyrosplice.io.codec import check_keys
+from pyrosplice.io.older import usage_1
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.modes import works_in_any_mode
+
+CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
 
 
 @works_in_any_mode
@@ -198,20 +200,17 @@ class SplisosmGLMM(UsageCalibration, representation.Described):
         The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
         file cannot hold is refused by ``setup_data``.
         """
-        prepared = self._ready()
-        tensors, data = storage.pack_data(prepared)
-        content: dict[str, Any] = {"options": self._options(), "data": data}
-        content["extensions"] = extensions.pack(self.likelihood, self.priors, prepared.covariance)
-        if self._fitted is not None:
-            content["fit"] = {"with_design": self._fitted.with_design}
-            for name, genes in (("genes", self._fitted.genes), ("null", self._fitted.null)):
-                if genes is not None:
-                    more, content["fit"][name] = storage.pack_genes(name, genes)
-                    tensors |= more
-        for name, results in (("sv", self._sv_test_results), ("du", self._du_test_results)):
-            more, content[name] = storage.pack_results(name, results)
-            tensors |= more
-        save_archive(path, kind=type(self).__name__, tensors=tensors, content=content)
+        prepared, options = self._ready(), self._options()
+        check_arguments(type(self), {*options, *CLASSES})
+        saved = storage.SavedUsage(
+            options,
+            storage.data_of(prepared),
+            extensions.pack(self.likelihood, self.priors, prepared.covariance),
+            self._fitted,
+            self._sv_test_results,
+            self._du_test_results,
+        )
+        Archive.of(type(self).__name__, saved).save(path)
 
     @classmethod
     def load(
@@ -240,34 +239,17 @@ class SplisosmGLMM(UsageCalibration, representation.Described):
         ModelFileError
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
-        tensors, content = load_archive(path, kind=cls.__name__)
-        given = (map_location, likelihood, priors, covariance)
-        with damage_named(path, keep=(InvalidArgumentError,) if any(x is not None for x in given) else ()):
-            return cls._from_archive(tensors, content, os.fspath(path), *given)
-
-    @classmethod
-    def _from_archive(
-        cls,
-        tensors: Mapping[str, Tensor],
-        content: Mapping[str, Any],
-        path: str,
-        map_location: str | None,
-        likelihood: Likelihood | None,
-        priors: Mapping[str, Any] | None,
-        covariance: Any,
-    ) -> SplisosmGLMM:
-        options = content["options"]
-        own = extensions.unpack(content.get("extensions"), likelihood, priors, covariance, path=path)
-        model = cls(**(options if map_location is None else options | {"device": str(map_location)}), **own)
-        model._prepared = storage.unpack_data(tensors, content["data"], covariance)
-        if "fit" in content:
-            stored = content["fit"]
-            genes = storage.unpack_genes("genes", tensors, stored["genes"])
-            null = storage.unpack_genes("null", tensors, stored["null"]) if "null" in stored else None
-            model._fitted = UsageFit(genes, null, stored["with_design"])
-        model._sv_test_results = storage.unpack_results("sv", tensors, content["sv"])
-        model._du_test_results = storage.unpack_results("du", tensors, content["du"])
-        return model
+        archive = Archive.load(path, cls.__name__, {1: usage_1})
+        given, name = (map_location, likelihood, priors, covariance), os.fspath(path)
+        with damage_named(repr(name), keep=(InvalidArgumentError,) if any(x is not None for x in given) else ()):
+            saved = archive.to(storage.SavedUsage)
+            own = extensions.unpack(saved.extensions, likelihood, priors, covariance, path=name)
+            device = {} if map_location is None else {"device": str(map_location)}
+            model = cls(**saved.options | device, **own)
+            check_keys(saved.options, model._options(), "options")
+            model._prepared, model._fitted = storage.prepared_of(saved, covariance), saved.fit
+            model._sv_test_results, model._du_test_results = saved.sv, saved.du
+            return model
 
     def _rows(self) -> dict[str, str]:
         fit = self._fitted

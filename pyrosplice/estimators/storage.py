@@ -1,113 +1,83 @@
-"""A fitted :class:`SplisosmGLMM` as named tensors and JSON, and back."""
+"""What a file of a fitted :class:`SplisosmGLMM` holds, and the model that it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
-import torch
-from torch import Tensor
+from anndata import AnnData
 
 from pyrosplice.data.design import Design
 from pyrosplice.data.isoforms import IsoformData
-from pyrosplice.estimators.extensions import name_of
-from pyrosplice.estimators.fitted import FittedGene
-from pyrosplice.estimators.prepare import Prepared, check_size
-from pyrosplice.io import anndata_from_tensors, anndata_to_tensors
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
-from pyrosplice.spatial.covariance import GraphMatern
+from pyrosplice.errors import ModelFileError
+from pyrosplice.estimators.extensions import Extensions, covariance_of
+from pyrosplice.estimators.fitted import UsageFit
+from pyrosplice.estimators.prepare import Prepared
+from pyrosplice.io.codec import check_sizes
 
-RECORD = ("converged", "reason", "n_iter", "best_loss", "best_epoch", "fitting_time_s")
+RESULTS = ("gene", "statistic", "pvalue", "pvalue_adj", "method", "reason")  # of every test
 
 
-def pack_data(prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Filtered AnnData, gene columns, design and graph."""
-    data, design, covariance = prepared.data, prepared.design, prepared.covariance
-    tensors = anndata_to_tensors(data.adata)
-    content: dict[str, Any] = {
-        "layer": data.layer,
-        "gene_names": list(data.gene_names),
-        "columns": [columns.tolist() for columns in data.columns],
-        "group_by_n_iso": prepared.group_by_n_iso,
-        "section_key": prepared.section_key,
-        "covariance": name_of(covariance),
-    }
+@dataclass(frozen=True)
+class SavedData:
+    """What ``setup_data`` made: filtered counts, positions of each gene's isoforms, covariates."""
+
+    adata: AnnData
+    layer: str | None
+    gene_names: tuple[str, ...]
+    columns: list[list[int]]
+    group_by_n_iso: bool
+    section_key: str | None
+    design: Design | None
+
+
+@dataclass(frozen=True)
+class SavedUsage:
+    """The constructor's options, the data, classes that may be a person's own, the fit, results of the tests."""
+
+    options: dict[str, Any]
+    data: SavedData
+    extensions: Extensions
+    fit: UsageFit | None
+    sv: dict[str, Any]
+    du: dict[str, Any]
+
+
+def data_of(prepared: Prepared) -> SavedData:
+    """What is saved of the data."""
+    data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
+    return SavedData(
+        data.adata, data.layer, data.gene_names, columns, prepared.group_by_n_iso, prepared.section_key, prepared.design
+    )
+
+
+def prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
+    """The data as ``setup_data`` had made them; a ``covariance`` of the user's own has to be given."""
+    stored, n_spots = saved.data, saved.data.adata.n_obs
+    _check(saved, n_spots)
+    columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
+    data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
+    space = covariance_of(saved.extensions.covariance, covariance, n_spots)
+    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, stored.section_key)
+
+
+def _check(saved: SavedUsage, n_spots: int) -> None:
+    """Raise where parts are of different numbers of genes, spots or covariates."""
+    data, design, spots = saved.data, saved.data.design, range(n_spots)
+    check_sizes(gene_names=(data.gene_names, "G"), columns=(data.columns, "G"))
+    if any(position < 0 for positions in data.columns for position in positions):
+        raise ModelFileError("data.columns: expected positions in adata, found a negative one.")
     if design is not None:
-        tensors["design"] = torch.from_numpy(design.values)
-        content["design"] = {"names": list(design.names), "factors": list(design.factors)} | (
-            {"terms": list(design.given_terms)} if design.given_terms else {}
+        check_sizes(
+            spots=(spots, "N"), design=(design.values, "NP"), names=(design.names, "P"), factors=(design.factors, "P")
         )
-    if isinstance(covariance, CarCovariance | GraphMatern):
-        edges = covariance.adjacency.tocoo()
-        tensors["graph.edges"] = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
-        tensors["graph.weights"] = torch.from_numpy(edges.data)
-        names = ("rho",) if isinstance(covariance, CarCovariance) else ("range_", "alpha")
-        content |= {name: getattr(covariance, name) for name in names}
-    return tensors, content
-
-
-def unpack_data(tensors: Mapping[str, Tensor], content: Mapping[str, Any], covariance: Any = None) -> Prepared:
-    """Inverse of :func:`pack_data`; a ``covariance`` of the user's own has to be given."""
-    columns = tuple(np.asarray(positions, dtype=np.intp) for positions in content["columns"])
-    data = IsoformData(anndata_from_tensors(tensors), content["layer"], tuple(content["gene_names"]), columns)
-    design = None
-    if "design" in content:
-        names = content["design"]
-        design = Design(
-            tensors["design"].cpu().numpy(),
-            tuple(names["names"]),
-            tuple(names["factors"]),
-            tuple(names.get("terms", ())),
-        )
-    n_spots = data.adata.n_obs
-    if content["covariance"] in ("CarCovariance", "GraphMatern"):
-        row, column = tensors["graph.edges"].cpu().numpy()
-        weights = tensors["graph.weights"].cpu().numpy()
-        graph = sp.csr_matrix((weights, (row, column)), shape=(n_spots, n_spots))
-        if content["covariance"] == "CarCovariance":
-            covariance = CarCovariance(graph, rho=content["rho"])
-        else:
-            covariance = GraphMatern(graph, range_=content["range_"], alpha=content["alpha"])
-    elif content["covariance"] == "IdentityCovariance":
-        covariance = IdentityCovariance(n_spots)
-    elif content["covariance"] is not None:
-        check_size(covariance, n_spots)
-    return Prepared(data, data.counts(), design, covariance, content["group_by_n_iso"], content.get("section_key"))
-
-
-def pack_genes(prefix: str, genes: Sequence[FittedGene]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Values as ``<prefix>.<position>.<site>``, the rest as JSON."""
-    tensors = {
-        f"{prefix}.{position}.{site}": value
-        for position, gene in enumerate(genes)
-        for site, value in gene.values.items()
-    }
-    return tensors, [{name: getattr(gene, name) for name in RECORD} for gene in genes]
-
-
-def unpack_genes(prefix: str, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]]) -> list[FittedGene]:
-    """Inverse of :func:`pack_genes`."""
-    values: list[dict[str, Tensor]] = [{} for _ in records]
-    for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}."):
-            _, position, site = name.split(".")
-            values[int(position)][site] = tensor.cpu()
-    return [FittedGene(values=value, **record) for value, record in zip(values, records, strict=True)]
-
-
-def pack_results(prefix: str, results: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Arrays of numbers as tensors, the rest as JSON (arrays of text as lists)."""
-    arrays = {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
-    numbers = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
-    tensors = {f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in numbers.items()}
-    text = {name: value.tolist() for name, value in arrays.items() if name not in numbers}
-    return tensors, {name: text.get(name, value) for name, value in results.items() if name not in numbers}
-
-
-def unpack_results(prefix: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`pack_results`."""
-    start = f"{prefix}."
-    arrays = {name[len(start) :]: t.cpu().numpy() for name, t in tensors.items() if name.startswith(start)}
-    return dict(content) | arrays
+    for name, results in (("sv", saved.sv), ("du", saved.du)):
+        lacking = [column for column in RESULTS if results and column not in results]
+        if lacking:
+            raise ModelFileError(f"{name}: {lacking} of the test are missing.")
+    for genes in () if saved.fit is None else (saved.fit.genes, saved.fit.null):
+        check_sizes(gene_names=(data.gene_names, "G"), fit=(data.gene_names if genes is None else genes, "G"))
+        for gene in genes or ():
+            effect = {"nu": (gene.values["nu"], "NQ")} if "nu" in gene.values else {}
+            check_sizes(spots=(spots, "N"), bias_eta=(gene.values["bias_eta"], "Q"), **effect)

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 
 from pyrosplice.errors import ModelFileError
+from pyrosplice.io.codec import check_keys
 from pyrosplice.models.count_likelihoods import NegativeBinomial, Poisson
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.penalised_complexity import SpatialShare
@@ -114,7 +115,8 @@ def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
 
 def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
     """Inverse of :func:`likelihood_to_json`; :class:`ModelFileError` for one that is not shipped."""
-    kind, arguments = SHIPPED.get(str(content.get("class"))), content.get("arguments", None)
+    check_keys(content, ("class", "arguments"), "likelihood")
+    kind, arguments = SHIPPED.get(str(content["class"])), content["arguments"]
     arguments = arguments if isinstance(arguments, dict) else {"arguments": arguments}
     numbers = all(v is None or isinstance(v, int | float) for v in arguments.values())
     if kind is None or not numbers:

@@ -10,8 +10,6 @@ from anndata import AnnData, read_h5ad
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.errors import ModelFileError
-from pyrosplice.io import load_archive, save_archive
 from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial, Likelihood, Multinomial
 from pyrosplice.models.multinomial import log_density
 from pyrosplice.posterior import compare_posteriors
@@ -296,20 +294,6 @@ def test_files(tmp_path):
     one, other = again.get_fitted_models()[0], model.get_fitted_models()[0]
     torch.testing.assert_close(one(), other())
     assert float(one()) == pytest.approx(-float(one.logger.best_loss[0]), abs=1e-3)
-
-
-def test_older_files_are_of_independent_logits(tmp_path):
-    model = SplisosmGLMM("glmm-null")
-    model.setup_data(tissue_of_orders()[:, : 2 * K].copy())
-    model.save(tmp_path / "model")
-    tensors, content = load_archive(tmp_path / "model", kind="SplisosmGLMM")
-    del content["options"]["isoform_effect"]
-    save_archive(tmp_path / "older", kind="SplisosmGLMM", tensors=tensors, content=content)
-    assert SplisosmGLMM.load(tmp_path / "older").isoform_effect == "independent"
-    content["options"]["isoform_effect"] = "some"
-    save_archive(tmp_path / "damaged", kind="SplisosmGLMM", tensors=tensors, content=content)
-    with pytest.raises(ModelFileError, match="isoform_effect"):
-        SplisosmGLMM.load(tmp_path / "damaged")
 
 
 def test_what_a_model_says_of_itself():

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import check_full_rank
@@ -19,6 +17,7 @@ from pyrosplice.inference.nb_basis import conditioned
 from pyrosplice.inference.nb_fit import fit_glm
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_source import Design, RowSource
+from pyrosplice.io.archive import Archive
 from pyrosplice.models.noise import NOISE, Noise
 
 N = 90
@@ -151,16 +150,14 @@ CODE = ["~1 + g + {__import__('os').getcwd()}", "~1 + g + {[x for x in (1,)][0]}
 @pytest.mark.parametrize("key", ["formula_loc", "formula_scale", "recipe"])
 def test_code_in_a_file_is_refused(code, key, tmp_path):
     ExpressionGLM("~1 + g").fit(Y, sample_description=TABLE).save(tmp_path / "model")
-    with safe_open(tmp_path / "model", framework="numpy") as file:
-        meta = file.metadata()
-    about = json.loads(meta["about"])
+    archive = Archive.load(tmp_path / "model", "ExpressionGLM")
+    content = json.loads(json.dumps(archive.content))
     if key == "recipe":
-        about["recipe"]["formula"] = about["formula_loc"] = code
+        content["design"]["recipe"]["fields"]["formula"] = content["settings"]["formula_loc"] = code
     else:
-        about[key] = code
-    arrays = load_file(tmp_path / "model")
-    save_file(arrays, tmp_path / "crafted", metadata={**meta, "about": json.dumps(about)})
-    with pytest.raises(ModelFileError):
+        content["settings"][key] = code
+    Archive(archive.kind, content, archive.tensors).save(tmp_path / "crafted")
+    with pytest.raises(ModelFileError, match="is code"):
         ExpressionGLM.load(tmp_path / "crafted")
 
 

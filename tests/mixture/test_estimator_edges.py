@@ -1,7 +1,6 @@
 """Cells, files and options at the edge of what a mixture can do: right, or refused by name."""
 
 import warnings
-from pathlib import Path
 
 import anndata
 import dask.array
@@ -131,35 +130,6 @@ def test_the_last_model_saved_is_the_one_that_loads(tmp_path_factory, names, not
             assert torch.equal(again.predict_proba(torch.tensor(X)), model.predict_proba(torch.tensor(X)))
     assert not note or (path / "notes.txt").read_text() == "mine"
     assert [entry.name for entry in path.parent.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize("old", ["table", "AnnData"])
-@pytest.mark.parametrize("new", ["unfitted", "array"])
-@pytest.mark.parametrize("note", [False, True])
-@pytest.mark.parametrize("failing", range(1, 7))
-def test_a_move_that_fails_leaves_what_stood_there(tmp_path, monkeypatch, old, new, note, failing):
-    path, before, after = tmp_path / "model", STATES[old](), STATES[new]()
-    before.save(path)
-    if note:
-        (path / "notes.txt").write_text("mine")
-    rename, left = Path.rename, [failing]
-
-    def fails_once(self, target):
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError("no space")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails_once)
-    try:
-        after.save(path)
-        kept = after
-    except OSError:
-        kept = before
-    monkeypatch.undo()
-    again = GaussianMixture.load(path)
-    assert again.get_params() == kept.get_params() and hasattr(again, "model_") == hasattr(kept, "model_")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 def test_parameters_of_one_and_the_fit_of_another_do_not_load_together(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 import pickle
 import warnings
 
@@ -21,7 +22,6 @@ from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorData
 import pyrosplice
 from pyrosplice import GaussianMixture, TripletDataset, fit_gmm, log_likelihood_scorer
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.estimators import mixture_files
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice.estimators.mixture_trainer import WITHOUT_EFFECT, WITHOUT_EFFECT_AT
 from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
@@ -175,7 +175,7 @@ def test_saving_replaces_all_or_nothing(tmp_path, monkeypatch):
     assert not hasattr(GaussianMixture.load(path), "model_")
     model = fitted(FRAME)
     model.save(path)
-    monkeypatch.setattr(mixture_files, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         fitted(X + 1).save(path)
     with pytest.raises(InvalidArgumentError, match="random_state"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 
@@ -51,6 +52,8 @@ def to_json(value: Any, name: str) -> Any:
     if type(value) is np.ndarray and value.dtype.kind in "biufcOUSmM":
         content = column_to_json(pd.Series(value.ravel(), dtype=object if value.dtype.kind in "US" else None), name)
         return {"array": {"shape": list(value.shape), "values": content, "dtype": str(value.dtype)}}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": _tensor_to_json(value, name)}
     if isinstance(value, pd.DataFrame):
         return {"table": table_to_json(value, name)}
     if isinstance(value, pd.Series):
@@ -60,7 +63,7 @@ def to_json(value: Any, name: str) -> Any:
         return {value.format: [*parts, list(value.shape)]}
     raise InvalidArgumentError(
         f"{name}: found {type(value).__name__} {str(value)[:40]!r}, which cannot be stored in a file, so that the "
-        "fitted model could not be saved; make it text or numbers, or leave it out of adata."
+        "model could not be saved; make it text or plain numbers, or leave it out."
     )
 
 
@@ -74,12 +77,14 @@ def from_json(stored: Any) -> Any:
     if kind in SCALARS:
         return SCALARS[kind][2](content)
     if kind in SEQUENCES:
-        return SEQUENCES[kind](from_json(entry) for entry in content)
+        return SEQUENCES[kind](from_json(entry) for entry in _listed(content))
     if kind == "dict":
-        return {from_json(key): from_json(entry) for key, entry in content}
+        return {from_json(key): from_json(entry) for key, entry in _listed(content)}
     if kind == "array":
         values = np.asarray(column_from_json(content["values"]))
         return values.astype(content["dtype"]).reshape(content["shape"])
+    if kind == "tensor":
+        return torch.from_numpy(from_json(content))
     if kind == "table":
         return table_from_json(content)
     if kind == "series":
@@ -88,6 +93,19 @@ def from_json(stored: Any) -> Any:
         matrix = sp.csr_matrix if kind == "csr" else sp.csc_matrix
         return matrix(tuple(from_json(part) for part in content[:3]), shape=content[3])
     raise ModelFileError(f"a value is stored as {kind!r}, which this version does not know.")
+
+
+def _listed(content: Any) -> list[Any]:
+    if not isinstance(content, list):
+        raise ModelFileError(f"a list is stored as {str(content)[:40]!r}.")
+    return content
+
+
+def _tensor_to_json(tensor: torch.Tensor, name: str) -> Any:
+    try:
+        return to_json(tensor.detach().cpu().numpy(), name)
+    except TypeError as error:  # bfloat16, which NumPy does not have, or no dense tensor
+        raise InvalidArgumentError(f"{name}: cannot be saved ({error}); give float32 or float64.") from error
 
 
 def table_to_json(table: pd.DataFrame, name: str) -> dict[str, Any]:
@@ -146,7 +164,7 @@ def column_from_json(stored: Mapping[str, Any]) -> Any:
     if kind == "period":
         ordinals = np.array(stored["numbers"], dtype=np.int64)
         return pd.arrays.PeriodArray(ordinals, dtype=pd.PeriodDtype(stored["dtype"].removeprefix("period[")[:-1]))
-    if kind != "values":
+    if kind != "values" or not isinstance(stored["values"], list):
         raise ModelFileError(f"a column is stored as {kind!r}, which this version does not know.")
     values = np.empty(len(stored["values"]), dtype=object)
     for i, value in enumerate(stored["values"]):

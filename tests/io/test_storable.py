@@ -11,10 +11,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrosplice.data.storable import split
-from pyrosplice.data.stored_values import column_from_json, column_to_json, from_json, to_json
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.io import anndata_from_tensors, anndata_to_tensors
+from pyrosplice.io.storable import anndata_from_bytes, anndata_to_bytes, split
+from pyrosplice.io.stored_values import column_from_json, column_to_json, from_json, to_json
 
 DAY = datetime.date(2024, 2, 29)
 COLUMNS = {
@@ -71,7 +70,7 @@ def tissue():
 
 
 def stored(adata):
-    return anndata_from_tensors(anndata_to_tensors(adata))
+    return anndata_from_bytes(*anndata_to_bytes(adata))
 
 
 def assert_same(a, b):

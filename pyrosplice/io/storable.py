@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,13 +14,52 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 
-from pyrosplice.data.stored_values import assembled, column_from_json, column_to_json, from_json, to_json
+from pyrosplice.errors import ModelFileError
+from pyrosplice.io.stored_values import assembled, column_from_json, column_to_json, from_json, to_json
 
 TABLES = ("obs", "var")
 MAPPINGS = ("uns", "obsm", "varm", "layers", "obsp", "varp")
 RESERVED = ("", ".", "..", "_index")  # names that an h5ad file cannot give anything
+
+
+def anndata_to_bytes(adata: ad.AnnData) -> tuple[bytes, bytes]:
+    """An AnnData as an h5ad file, and as JSON of what such a file refuses."""
+    plain, rest = split(adata)
+    buffer = io.BytesIO()
+    with nullable_text(), h5py.File(buffer, "w") as file:
+        write_elem(file, "/", ad.AnnData(**plain))
+    return buffer.getvalue(), json.dumps(rest).encode()
+
+
+def anndata_from_bytes(h5ad: bytes, rest: bytes) -> ad.AnnData:
+    """Inverse of :func:`anndata_to_bytes`.
+
+    Raises
+    ------
+    ModelFileError
+        An array that says it is larger than the whole file, or is in another file.
+    """
+    with h5py.File(io.BytesIO(h5ad), "r") as file:
+        _check_group(file, len(h5ad))
+        adata = read_elem(file)
+    return joined(adata, json.loads(rest))
+
+
+def _check_group(group: h5py.Group, most: int) -> None:
+    """Raise where reading a group would read other files, or need more memory than ``most`` bytes an array."""
+    for name in group:
+        here = f"adata{group.name.rstrip('/')}/{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ModelFileError(f"{here}: expected data, found a link.")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            _check_group(item, most)
+        elif item.is_virtual or item.external:
+            raise ModelFileError(f"{here}: its data are in another file.")
+        elif (item.size or 0) * item.dtype.itemsize > most:
+            raise ModelFileError(f"{here} says that it is larger than its file.")
 
 
 def split(adata: ad.AnnData) -> tuple[dict[str, Any], dict[str, Any]]:
