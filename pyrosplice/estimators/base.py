@@ -127,6 +127,14 @@ class BaseModel(Described, Module):
             own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
             self.priors = named_priors(self._priors_name, shapes, **own)
 
+    def _held(self) -> tuple[str, ...]:
+        """Sites that a fit does not estimate."""
+        return ()
+
+    def _no_mode(self) -> str | None:
+        """Why the estimates are no mode to draw around, if they are none."""
+        return None
+
     def _set_data(self, counts: Tensor, design: Tensor) -> None:
         self.counts, self.design_mtx, self.device = counts, design, counts.device
         self.n_genes, self.n_spots, self.n_isos = counts.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,23 +23,23 @@ from pyrosplice.estimators.expression_methods import BY_THE_NOISE, METHODS, appl
 from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_quasi import QuasiFit, fit_at, quasi_fit
 from pyrosplice.estimators.expression_results import ExpressionTest
+from pyrosplice.estimators.expression_rows import describe_codes
 from pyrosplice.estimators.expression_tests import (
     FIT_OPTIONS,
     contrast_test,
     tested_columns,
     unit_rows,
 )
-from pyrosplice.estimators.representation import Described, describe_codes
+from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
 from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
+from pyrosplice.models.named_priors import Priors
 from pyrosplice.modes import works_in_any_mode
-
-if TYPE_CHECKING:
-    from pyrosplice.models.named_priors import Priors
-    from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.expression import expression_posterior
+from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
 OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
@@ -333,10 +333,8 @@ class ExpressionGLM(Described):
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
-        from pyrosplice.posterior.expression import expression_posterior  # which imports the estimators
-
         return expression_posterior(
-            self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
+            self._data(), num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
             nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
 

@@ -26,7 +26,8 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
-from pyrosplice.estimators.representation import Described, describe_codes
+from pyrosplice.estimators.expression_rows import describe_codes
+from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource

@@ -14,9 +14,10 @@ from scipy import stats
 
 from pyrosplice.data.labels import label_name
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
+from pyrosplice.estimators.expression_rows import describe_codes, describe_genes
 from pyrosplice.estimators.expression_thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
-from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
-from pyrosplice.hypothesis.expression_statistics import adjust_jointly
+from pyrosplice.estimators.representation import FDR, Described
+from pyrosplice.hypothesis.fdr import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from pyrosplice.data.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.sampling import METHODS, sample_posterior
 from pyrosplice.posterior.tree import check_groups, data_tree, numbers_per_draw
 
 
 def posterior_tree(
-    model: MultinomGLM, *, num_samples: int, method: str, hyper: str, genes: str | Sequence[int | str] | None,
+    problem: PosteriorProblem, *, num_samples: int, method: str, hyper: str, genes: str | Sequence[int | str] | None,
     names: Mapping[str, Sequence[Any]] | None, groups: Sequence[str] | None, usage: bool, seed: int,
     nuts_options: NutsOptions | None, max_memory: str | float | None,
 ) -> xr.DataTree:  # fmt: skip
     """See :meth:`pyrosplice.MultinomGLM.posterior`."""
-    made = check_groups(model, groups, usage=usage)
+    made = check_groups(problem, groups, usage=usage)
     check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
     check_option("method", method, METHODS)
     check_integer("seed", seed, least=0)
@@ -35,13 +35,19 @@ def posterior_tree(
             f"nuts_options: expected NutsOptions and method='nuts', found {nuts_options!r} and {method!r}."
         )
     given = genes.tolist() if isinstance(genes, Tensor) else genes
-    chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(model.n_genes)), "genes"))
-    numbers = numbers_per_draw(model, len(chosen), made, usage=usage, method=method)
+    chosen = torch.from_numpy(places_of(given, (names or {}).get("gene", range(problem.n_genes)), "genes"))
+    numbers = numbers_per_draw(problem, len(chosen), made, usage=usage, method=method)
     require_memory(numbers, n_chains(method, nuts_options) * num_samples, max_memory)
     samples = sample_posterior(
-        model, num_samples=num_samples, method=method, hyper=hyper, genes=chosen, seed=seed, nuts_options=nuts_options
+        problem,
+        num_samples=num_samples,
+        method=method,
+        hyper=hyper,
+        genes=chosen,
+        seed=seed,
+        nuts_options=nuts_options,
     )
-    return data_tree(model, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
+    return data_tree(problem, samples, genes=chosen, names=names, groups=made, usage=usage, seed=seed)
 
 
 def n_chains(method: str, nuts_options: NutsOptions | None) -> int:
