@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,9 @@ from safetensors.torch import load, save_file
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.estimators.mixture_state import MixtureState
 from pyrosplice.io import check_file
 from pyrosplice.models.gaussian_mixture import MixturePrior
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture import GaussianMixture
 
 FORMAT_VERSION = 1
 PARTS = ("model", "params.json", "attributes.json")
@@ -36,7 +34,7 @@ def write_mixture(
     path: Path,
     *,
     parameters: Mapping[str, Any] | None = None,
-    fit: GaussianMixture | None = None,
+    fit: MixtureState | None = None,
     whole: bool = False,
 ) -> None:
     """Write ``params.json`` of constructor arguments, and ``attributes.json`` and ``model/`` of a fit.
@@ -86,7 +84,7 @@ def has_fit(path: Path) -> bool:
     return True
 
 
-def read_attributes(path: Path, estimator: GaussianMixture) -> None:
+def read_attributes(path: Path, estimator: MixtureState) -> None:
     """Put a saved fit into ``estimator``."""
     attributes = _read(path / "attributes.json")
     named = attributes.pop("named_by_anndata", False)
@@ -111,10 +109,10 @@ def read_attributes(path: Path, estimator: GaussianMixture) -> None:
         estimator.feature_names_in_ = np.array(names, dtype=object)
     elif hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
-    estimator.model_, estimator._stepwise, estimator._named_by_anndata = model, None, named
+    estimator.model_, estimator.named_by_anndata_ = model, named
 
 
-def _write_fit(folder: Path, estimator: GaussianMixture) -> None:
+def _write_fit(folder: Path, estimator: MixtureState) -> None:
     model, file = estimator.model_, folder / "model" / "parameters.safetensors"
     file.parent.mkdir()
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file)
@@ -123,7 +121,7 @@ def _write_fit(folder: Path, estimator: GaussianMixture) -> None:
     if hasattr(estimator, "feature_names_in_"):
         attributes["feature_names_in_"] = [str(name) for name in estimator.feature_names_in_]
     attributes |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    attributes |= {"named_by_anndata": estimator._named_by_anndata}
+    attributes |= {"named_by_anndata": estimator.named_by_anndata_}
     with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
         attributes |= {"parameters_sha256": _digest(_encoded(estimator.get_params(deep=False)))}
     _write(folder / "attributes.json", attributes)
