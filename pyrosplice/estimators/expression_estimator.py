@@ -248,6 +248,7 @@ class Estimator(Described):
     loss = property(lambda self: -float(np.nansum(self.fit.log_likelihood)))
     jacobian = property(lambda self: self._cast(self.fit.gradient))
     hessian = property(lambda self: self._cast(-self.fit.information))
+    expected_information = property(lambda self: self._cast(self.fit.fisher))
     error_codes = property(lambda self: self.fit.code)
     niter = property(lambda self: self.fit.n_iter)
     x = property(lambda self: self.input_data.counts.matrix)
@@ -296,7 +297,7 @@ class FittedModel:
     features = property(lambda self: self.input_data.counts.gene_names)
     ll_byfeature = property(lambda self: self._estimator.log_likelihood)
     jac = property(lambda self: self._estimator.jacobian)
-    fim = property(lambda self: self._estimator._cast(self._estimator.fit.fisher))
+    fim = property(lambda self: self._estimator.expected_information)
     hessian = property(lambda self: self._estimator.hessian)
 
     @property

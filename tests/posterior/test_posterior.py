@@ -9,6 +9,7 @@ from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.importance import pareto_k
 from pyrosplice.likelihoods import DirichletMultinomial, NegativeBinomial, Poisson
+from pyrosplice.models.distributions import SpatialEffect
 from pyrosplice.models.multinomial import log_density
 from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
@@ -17,6 +18,7 @@ from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import target_of
 from pyrosplice.posterior.sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed
 from tests.inference.test_laplace import grid
+from tests.posterior.one_gene import one_gene
 
 SPACE = grid(5)
 
@@ -91,8 +93,6 @@ def test_the_grid_is_the_posterior_density_of_the_hyperparameters(model):
 
 def _brute_force(model, sigma, logit):
     program, n = model.model, 4 + 50
-    from tests.posterior.one_gene import one_gene
-
     single = one_gene(program, 0)
 
     def density(flat):
@@ -134,8 +134,6 @@ def test_log_likelihood_and_log_prior_are_those_of_the_pyro_model(model, tree):
     values = {name: torch.from_numpy(draw[name].values.copy()) for name in sites}
     effect = model.model
     whole = log_density(effect, values)
-    from pyrosplice.models.distributions import SpatialEffect
-
     nu = SpatialEffect(effect.covariance, values["sigma"], values["theta_logit"], 2).log_prob(values["nu"])
     parts = tree["log_likelihood"].counts.isel(chain=0, draw=3).sum("spot") + tree["log_prior"].lp.isel(chain=0, draw=3)
     np.testing.assert_allclose(parts + nu.numpy(), whole)
