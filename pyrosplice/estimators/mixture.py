@@ -118,7 +118,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
     @own_options_only
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         num_components: int = 1,
         *,

@@ -12,7 +12,7 @@ from pyrosplice.estimators.mixture_input import check_cells_of_draws
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 from pyrosplice.models.gaussian_mixture import MixturePrior
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.posterior.mixture import mixture_posterior
+from pyrosplice.posterior.mixture import MixtureDrawOptions, mixture_posterior
 
 
 @works_in_any_mode
@@ -73,9 +73,7 @@ class MixturePosterior:
         """
         check_is_fitted(self, "model_")
         check_cells_of_draws(self, X)  # type: ignore[arg-type]
-        return mixture_posterior(
-            X,
-            self.model_.parameters_of(),
+        asked = MixtureDrawOptions(
             num_samples=num_samples,
             method=method,
             prior=self.prior,
@@ -88,3 +86,4 @@ class MixturePosterior:
             progress=progress,
             max_memory=max_memory,
         )
+        return mixture_posterior(X, self.model_.parameters_of(), asked)

@@ -39,7 +39,7 @@ from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.posterior.draws import posterior_tree
+from pyrosplice.posterior.draws import DrawOptions, posterior_tree
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 
@@ -304,10 +304,11 @@ class MultinomGLM(BaseModel):
         """
         self._require_data()
         self._require_followed()
-        return posterior_tree(
-            self.posterior_problem(), num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names,
-            groups=groups, usage=usage, seed=seed, nuts_options=nuts_options, max_memory=max_memory,
+        asked = DrawOptions(
+            num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
+            seed=seed, nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
+        return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:
         """What draws from the posterior depend on: data, priors and the present parameters."""

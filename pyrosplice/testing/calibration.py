@@ -39,7 +39,7 @@ HYPER = ("plug-in", "integrate", "ccd")
 THINNED = 10  # draws of NUTS for each one that is kept: ranks need independent ones
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     model: Likelihood | MultinomGLM,
     priors: Priors = None,
     data_shape: tuple[int, ...] | None = None,
