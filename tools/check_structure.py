@@ -32,7 +32,7 @@ def main() -> int:
     files = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / PACKAGE).rglob("*.py")}
     circles, inside = import_circles(), sorted(imports_inside_functions(files))
     print(f"import circles: {len(circles)}")
-    print(*(f"  {' -> '.join(circle)}" for circle in circles), sep="\n", end="\n" if circles else "")
+    print(*(f"  {', '.join(circle)}" for circle in circles), sep="\n", end="\n" if circles else "")
     wrong = len(circles)
     wrong += report("imports of the package inside functions", inside, known["imports_inside_functions"])
     wrong += report("file names that stand twice", twice(file_names(files)), known["file_names"])
