@@ -38,7 +38,7 @@ from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.posterior.expression import expression_posterior
+from pyrosplice.posterior.expression import ExpressionDrawOptions, expression_posterior
 from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
@@ -333,10 +333,11 @@ class ExpressionGLM(Described):
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
-        return expression_posterior(
-            self._data(), num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
+        asked = ExpressionDrawOptions(
+            num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
             nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
+        return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
         """One row a gene and location coefficient: estimate, standard error (natural log) and code.

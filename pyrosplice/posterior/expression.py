@@ -85,26 +85,39 @@ class Data:
         return sites if self.model.noise.has_scale else {k: v for k, v in sites.items() if k != "scale"}
 
 
-def expression_posterior(
-    estimator: Estimator, *, num_samples: int, method: str, priors: Priors,
-    genes: str | Sequence[str | int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
-    max_memory: str | float | None,
-) -> xr.DataTree:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class ExpressionDrawOptions:
+    """What is asked of the posterior of expression; :meth:`pyrosplice.ExpressionGLM.posterior` documents it."""
+
+    num_samples: int
+    method: str
+    priors: Priors
+    genes: str | Sequence[str | int] | None
+    groups: Sequence[str] | None
+    seed: int
+    nuts_options: NutsOptions | None
+    max_memory: str | float | None
+
+    def __post_init__(self) -> None:
+        check_option("method", self.method, METHODS)
+        check_integer("num_samples", self.num_samples, least=4 if self.method == "nuts" else 1)
+        for group in self.groups or ():
+            check_option("groups", group, GROUPS)
+        if self.nuts_options is not None and self.method != "nuts":
+            raise InvalidArgumentError(f"nuts_options: method {self.method!r} does not use them.")
+
+
+def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> xr.DataTree:
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
-    check_option("method", method, METHODS)
-    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
-    for group in groups or ():
-        check_option("groups", group, GROUPS)
-    if nuts_options is not None and method != "nuts":
-        raise InvalidArgumentError(f"nuts_options: method {method!r} does not use them.")
-    data = data_of(estimator, priors, genes)
-    made = GROUPS if groups is None else groups
-    n_chains = (nuts_options or NutsOptions()).num_chains if method == "nuts" else 1
-    require_memory(_numbers_per_draw(data, made), n_chains * num_samples, max_memory)
+    data = data_of(estimator, asked.priors, asked.genes)
+    made = GROUPS if asked.groups is None else asked.groups
+    method, n_draws, seed, options = asked.method, asked.num_samples, asked.seed, asked.nuts_options or NutsOptions()
+    n_chains = options.num_chains if method == "nuts" else 1
+    require_memory(_numbers_per_draw(data, made), n_chains * n_draws, asked.max_memory)
     if method == "nuts":
-        theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
+        theta, stats = _nuts(data, n_draws, seed, options)
     else:
-        theta, stats = _laplace(data, num_samples, method, torch.Generator().manual_seed(seed))
+        theta, stats = _laplace(data, n_draws, method, torch.Generator().manual_seed(seed))
     return _tree(data, theta, stats, made, method, seed)
 
 
