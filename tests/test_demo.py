@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from pyrosplice import SplisosmGLMM, demo
 
@@ -16,8 +17,6 @@ SMALL = ["--n-spots", "144", "--n-genes", "8", "--batch-size", "8"]
 def _headless(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     yield
-    from matplotlib import pyplot as plt
-
     plt.close("all")
 
 

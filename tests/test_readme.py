@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""What the README and the page for contributors show runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,15 +6,27 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-CELLS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+CELLS = [
+    pytest.param(name, cell, id=f"{name} {i}")
+    for name in ("README.md", "CONTRIBUTING.md")
+    for i, cell in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL))
+]
 
 
 def test_there_is_a_first_cell():
-    assert any("SplisosmGLMM" in cell for cell in CELLS)
+    assert any("SplisosmGLMM" in cell for _, cell in (own.values for own in CELLS))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_cell_runs(cell):
+@pytest.mark.parametrize(("name", "cell"), CELLS)
+def test_cell_runs(name, cell):
     matplotlib.use("Agg")
-    exec(compile(cell, "README.md", "exec"), {})
+    exec(compile(cell, name, "exec"), {})
+
+
+def test_every_room_and_file_that_contributors_are_told_of_is_there():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:pyrosplice|tests|tools)/[\w/.]*)`", page):
+        assert (ROOT / path).exists(), path
+    rooms = {path.name for path in (ROOT / "pyrosplice").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= {name.rstrip("/") for name in re.findall(r"`(\w+/)`", page)}

@@ -93,12 +93,12 @@ class CountMatrix:
 
     def take(self, cells: NDArray[np.intp]) -> CountMatrix:
         """Some of the cells, in ascending order; data on disk stays there."""
-        some = copy.copy(self)
-        some.shape, some._columns, some._held = (len(cells), self.shape[1]), None, (0, np.empty((0, 0)))
         if self.in_memory:
-            some._matrix = self._matrix[cells]
+            rows = {"_matrix": self._matrix[cells]}
         else:
-            some._cells = cells if self._cells is None else self._cells[cells]
+            rows = {"_cells": cells if self._cells is None else self._cells[cells]}
+        some = copy.copy(self)
+        vars(some).update(rows, shape=(len(cells), self.shape[1]), _columns=None, _held=(0, np.empty((0, 0))))
         return some
 
     def _block(self, rows: slice) -> Any:

@@ -24,7 +24,7 @@ from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
 COVARIATES = ("smooth", "iid", "binary")
 
 
-def simulate_isoforms(
+def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword)
     *,
     n_spots: int = 1024,
     n_genes: int = 50,

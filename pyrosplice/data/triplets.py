@@ -251,7 +251,7 @@ class AnnData_TripletDataset(TripletDataset):
     """
 
     @own_options_only
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         adata: anndata.AnnData,
         patient_col: str = "sample",

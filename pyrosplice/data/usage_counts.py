@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyrosplice.data.containers import of_shape
-from pyrosplice.data.usage_totals import Fields, mean_depth, whole_numbers
+from pyrosplice.data.usage_totals import Fields, as_totals, mean_depth
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_share
 from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 
 
-def simulate_counts(
+def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
     covariance: Fields,
     *,
     n_genes: int,
@@ -98,4 +98,4 @@ def _molecules(depth: Any, totals: Any, shape: tuple[int, int], rng: np.random.G
         raise InvalidArgumentError("depth, totals: expected one of the two.")
     if totals is None:
         return rng.poisson(mean_depth(depth, shape))
-    return whole_numbers("totals", np.broadcast_to(of_shape("totals", totals, (shape[1:], shape)), shape))
+    return as_totals("totals", np.broadcast_to(of_shape("totals", totals, (shape[1:], shape)), shape))

@@ -97,7 +97,7 @@ def simulate_totals(
         found = rng.multinomial(check_integer("molecules", molecules, least=0), share / share.sum(1, keepdims=True))
     else:
         mean = mean_depth(depth, shape) * share * (covered or shape[1]) / share.sum(1, keepdims=True)
-        found = whole_numbers("depth", mean.round(9)) if exact else rng.poisson(mean)
+        found = as_totals("depth", mean.round(9)) if exact else rng.poisson(mean)
     return torch.from_numpy(found.astype(np.float64))
 
 
@@ -122,7 +122,7 @@ def mean_depth(depth: Any, shape: tuple[int, int]) -> Array:
     return np.broadcast_to(value, shape)
 
 
-def whole_numbers(name: str, value: Array) -> NDArray[np.int64]:
+def as_totals(name: str, value: Array) -> NDArray[np.int64]:
     """``value`` as integers; refused where it is not whole, or negative."""
     if not ((value >= 0) & (value < np.inf) & (value == np.floor(value))).all():
         raise InvalidArgumentError(f"{name}: expected whole numbers of at least 0.")

@@ -59,6 +59,12 @@ def _check_held(name: str, value: Any) -> None:
         )
 
 
+def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
+    """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
+    for name, value in values.items():
+        model.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
+
+
 @works_in_any_mode
 class BaseModel(Described, Module):
     """State of a model of isoform usage for a batch of genes with the same number of isoforms.
@@ -127,6 +133,14 @@ class BaseModel(Described, Module):
             own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
             self.priors = named_priors(self._priors_name, shapes, **own)
 
+    def _held(self) -> tuple[str, ...]:
+        """Sites that a fit does not estimate."""
+        return ()
+
+    def _no_mode(self) -> str | None:
+        """Why the estimates are no mode to draw around, if they are none."""
+        return None
+
     def _set_data(self, counts: Tensor, design: Tensor) -> None:
         self.counts, self.design_mtx, self.device = counts, design, counts.device
         self.n_genes, self.n_spots, self.n_isos = counts.shape
@@ -134,9 +148,7 @@ class BaseModel(Described, Module):
         self.logger, self.fitting_time = Convergence.start(self.n_genes), 0.0
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """(Re)place the parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
-        for name, value in values.items():
-            self.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
+        place_parameters(self, values)
 
     def _require_followed(self) -> None:
         """Raise where a subclass has a Pyro model, an objective or a predictor that fits would not follow."""
@@ -172,7 +184,7 @@ class BaseModel(Described, Module):
         new.fitting_configs = dict(self.fitting_configs)
         new.priors = dict(self.priors)
         new.logger = copy.deepcopy(self.logger)
-        new._set_parameters(dict(self.named_parameters(recurse=False)))
+        place_parameters(new, dict(self.named_parameters(recurse=False)))
         return new
 
     def update_params_from_dict(self, params: Mapping[str, Any]) -> None:

@@ -11,6 +11,13 @@ import numpy as np
 
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.inference.descent_rules import RULES
+from pyrosplice.inference.gradient import Descent, DescentOptions
+from pyrosplice.inference.newton import NewtonOptions
+from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
+
+GRADIENT_NORM = 1e-3
+NEWTON_TOLERANCE = 1e-10
+"""Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
 
 DEFAULTS: dict[str, Any] = {
     "lr": 0.01,
@@ -55,6 +62,26 @@ def _check_value(key: str, value: Any) -> None:
             "0 (the start values), a positive integer or -1 (10,000)" if key == "max_epochs" else "a positive integer"
         )
         raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")
+
+
+def minimiser_of(method: str, configs: Mapping[str, Any]) -> Minimiser:
+    """What searches for the optimum of a mixed model: BFGS, or first-order steps for the ``*_gd`` methods."""
+    own = {key: value for key, value in configs.items() if key != "update_nu_every_k"}
+    return Descent(DescentOptions(**own)) if method.endswith("gd") else minimise
+
+
+def search_options(configs: Mapping[str, Any]) -> Options:
+    """When that search ends."""
+    return Options(min(GRADIENT_NORM, 0.3 * configs["tol"] ** 0.5), _epochs(configs))
+
+
+def newton_options(configs: Mapping[str, Any], keep: bool) -> NewtonOptions:
+    """When Newton's method ends, and whether it keeps its steps."""
+    return NewtonOptions(min(NEWTON_TOLERANCE, configs["tol"]), _epochs(configs), keep)
+
+
+def _epochs(configs: Mapping[str, Any]) -> int:
+    return 10_000 if configs["max_epochs"] == -1 else int(configs["max_epochs"])
 
 
 def kept_history(store_param_history: bool, diagnose: bool | None) -> bool:

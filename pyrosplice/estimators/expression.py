@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,18 +19,19 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option,
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_conditions import check_cancelled, condition_row
 from pyrosplice.estimators.expression_estimator import Estimator
-from pyrosplice.estimators.expression_files import SavedExpression, design_of, saved_design
+from pyrosplice.estimators.expression_files import SavedExpression, saved_design, saved_design_of
 from pyrosplice.estimators.expression_methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
 from pyrosplice.estimators.expression_options import known_options
 from pyrosplice.estimators.expression_quasi import QuasiFit, fit_at, quasi_fit
 from pyrosplice.estimators.expression_results import ExpressionTest
+from pyrosplice.estimators.expression_rows import describe_codes
 from pyrosplice.estimators.expression_tests import (
     FIT_OPTIONS,
     contrast_test,
     tested_columns,
     unit_rows,
 )
-from pyrosplice.estimators.representation import Described, describe_codes
+from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
@@ -39,11 +40,10 @@ from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
+from pyrosplice.models.named_priors import Priors
 from pyrosplice.modes import works_in_any_mode
-
-if TYPE_CHECKING:
-    from pyrosplice.models.named_priors import Priors
-    from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.expression import ExpressionDrawOptions, expression_posterior
+from pyrosplice.posterior.nuts import NutsOptions
 
 Array = NDArray[np.float64]
 OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
@@ -338,12 +338,11 @@ class ExpressionGLM(Described):
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
-        from pyrosplice.posterior.expression import expression_posterior  # which imports the estimators
-
-        return expression_posterior(
-            self, num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
+        asked = ExpressionDrawOptions(
+            num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
             nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
+        return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
         """One row a gene and location coefficient: estimate, standard error (natural log) and code.
@@ -401,7 +400,7 @@ class ExpressionGLM(Described):
         with damage_named(repr(os.fspath(path))):
             saved = archive.to(SavedExpression)
             check_keys(saved.settings, SETTINGS, "settings")
-            model, design = cls(**saved.settings), design_of(saved)
+            model, design = cls(**saved.settings), saved_design_of(saved)
         model._fit, model._constraints, model._location = saved.fit, saved.constraints, design
         model.gene_names = np.asarray(saved.genes, dtype=object)
         model.coefficient_names, model._mean = list(design.names), saved.mean

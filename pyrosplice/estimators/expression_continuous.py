@@ -27,6 +27,7 @@ from pyrosplice.estimators.expression_tests import (
     wald_repeated,
 )
 from pyrosplice.estimators.expression_thresholds import log_of
+from pyrosplice.plotting.expression import heatmap
 
 Array = NDArray[np.float64]
 
@@ -160,8 +161,6 @@ class ContinuousTest(ExpressionTest):
 
     def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:
         """:func:`pyrosplice.plotting.expression.heatmap` of some genes' curves."""
-        from pyrosplice.plotting.expression import heatmap  # matplotlib is optional
-
         genes = text_names(gene_ids, "gene_ids")
         return heatmap(self.covariate, self.curve(genes), genes, **kwargs)
 

@@ -26,8 +26,9 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
+from pyrosplice.estimators.expression_rows import describe_codes
 from pyrosplice.estimators.inputs import as_device
-from pyrosplice.estimators.representation import Described, describe_codes
+from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource
@@ -248,6 +249,7 @@ class Estimator(Described):
     loss = property(lambda self: -float(np.nansum(self.fit.log_likelihood)))
     jacobian = property(lambda self: self._cast(self.fit.gradient))
     hessian = property(lambda self: self._cast(-self.fit.information))
+    expected_information = property(lambda self: self._cast(self.fit.fisher))
     error_codes = property(lambda self: self.fit.code)
     niter = property(lambda self: self.fit.n_iter)
     x = property(lambda self: self.input_data.counts.matrix)
@@ -296,7 +298,7 @@ class FittedModel:
     features = property(lambda self: self.input_data.counts.gene_names)
     ll_byfeature = property(lambda self: self._estimator.log_likelihood)
     jac = property(lambda self: self._estimator.jacobian)
-    fim = property(lambda self: self._estimator._cast(self._estimator.fit.fisher))
+    fim = property(lambda self: self._estimator.expected_information)
     hessian = property(lambda self: self._estimator.hessian)
 
     @property

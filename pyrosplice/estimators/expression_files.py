@@ -62,7 +62,7 @@ def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedD
     return SavedDesign(design.names, design.terms, design.variables, design.every_level, recipe), settings
 
 
-def design_of(saved: SavedExpression) -> DesignMatrix:
+def saved_design_of(saved: SavedExpression) -> DesignMatrix:
     """The design, without rows.
 
     Raises

@@ -29,7 +29,7 @@ from pyrosplice.models.noise import NOISE
 Array = NDArray[np.float64]
 
 
-def model(
+def model(  # noqa: PLR0913 (a documented interface)
     data: Any,
     formula_loc: str | None = None,
     formula_scale: str | None = "~1",
@@ -155,7 +155,7 @@ def model(
     return estimator.finalize()
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (what fit.model takes)
     data: Any, *, formula_loc: str | None, formula_scale: str | None = "~1", as_numeric: Sequence[str] | str = (),
     gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None, dmat_loc: Any = None,
     dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",

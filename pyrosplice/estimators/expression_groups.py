@@ -319,7 +319,7 @@ def _between(
     return expression_tests.wald(factor_loc_totest=name, formula_loc=f"~1+{name}", **arguments)
 
 
-def pairwise(
+def pairwise(  # noqa: PLR0913 (a documented interface)
     data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "z-test", lazy: bool = False,
     gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
     pval_correction: str = "global", *, keep_full_test_objs: bool = True, layer: str | None = None,

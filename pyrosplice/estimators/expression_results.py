@@ -14,10 +14,12 @@ from scipy import stats
 
 from pyrosplice.data.labels import label_name
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
+from pyrosplice.estimators.expression_rows import describe_codes, describe_genes
 from pyrosplice.estimators.expression_thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
-from pyrosplice.estimators.representation import FDR, Described, describe_codes, describe_genes
-from pyrosplice.hypothesis.expression_statistics import adjust_jointly
+from pyrosplice.estimators.representation import FDR, Described
+from pyrosplice.hypothesis.fdr import adjust_jointly
 from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.plotting import ma, volcano
 
 Array = NDArray[np.float64]
 LOG_2 = float(np.log(2.0))
@@ -133,8 +135,6 @@ class ExpressionTest(Described):
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
         ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
         """
-        from pyrosplice.plotting import volcano  # matplotlib is optional
-
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         check_log10("log10_p_threshold", log10_p_threshold)
@@ -146,8 +146,6 @@ class ExpressionTest(Described):
         highlight_ids: Sequence[str] = (), **kwargs: Any,
     ) -> Any:  # fmt: skip
         """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
-        from pyrosplice.plotting import ma  # matplotlib is optional
-
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})

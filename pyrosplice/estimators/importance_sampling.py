@@ -168,6 +168,17 @@ class ImportanceSampling(MultinomGLM):
             if self.logger.reason[gene] == "converged":
                 self.logger.reason[gene] = "not_refined"
 
+    def _mixed_engine(self) -> MixedEngine:
+        return self._engine
+
+    def _no_mode(self) -> str | None:
+        if self.is_marginal:
+            return None
+        return (
+            f"fitting_method: expected a marginal fit to draw from, found {self.fitting_method!r}: the joint optimum "
+            "of (σ, θ) is not an estimate."
+        )
+
     def _engine_here(self) -> MixedEngine:
         """The engine with the likelihood's hyper-parameters at their present values."""
         return replace(self._engine, likelihood=self.bound_likelihood)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrosplice.data.rows import as_given
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
 from pyrosplice.estimators.mixture_criteria import information_criterion
+from pyrosplice.estimators.mixture_draws import MixturePosterior
 from pyrosplice.estimators.mixture_evaluation import evaluate
 from pyrosplice.estimators.mixture_files import FIT, PARAMETERS, SavedMixture, write_mixture
 from pyrosplice.estimators.mixture_input import (
@@ -26,7 +27,6 @@ from pyrosplice.estimators.mixture_input import (
     read_cells,
 )
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
-from pyrosplice.estimators.mixture_posterior import MixturePosterior
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
 from pyrosplice.inference.em import EMOptions, EMResult
 from pyrosplice.inference.em_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
@@ -113,12 +113,12 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     nll_: float
     _stepwise: StepwiseEM | None
     _asked: tuple[float, MixturePrior | None]
-    _named_by_anndata = False
+    named_by_anndata_ = False
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
 
     @own_options_only
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         num_components: int = 1,
         *,
@@ -274,11 +274,11 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def aic(self, X: Any) -> float:
         """Akaike's information criterion of the cells; smaller is better."""
-        return information_criterion(self, X, per_parameter=2.0)
+        return information_criterion(self.score_samples(X), self.model_, per_parameter=2.0)
 
     def bic(self, X: Any) -> float:
         """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
-        return information_criterion(self, X, per_parameter=None)
+        return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
         """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
@@ -348,7 +348,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             A file that is truncated, damaged, of another program, class or version; says which.
         """
         saved = SavedMixture(as_path(path), cls)
-        estimator = cls(**saved.parameters())
+        estimator = cls(**saved.parameters(cls._get_param_names()))
         if saved.has_fit():
             saved.restore(estimator)
         return estimator
@@ -360,7 +360,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     @classmethod
     def load_parameters(cls, path: str | Path) -> Self:
         """An unfitted estimator with saved parameters."""
-        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters())
+        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names()))
 
     def save_attributes(self, path: str | Path) -> None:
         """Save the fit: ``attributes.json`` and ``model/``."""
@@ -370,6 +370,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
     def load_attributes(self, path: str | Path) -> None:
         """Take over a saved fit."""
         SavedMixture(as_path(path), type(self), FIT).restore(self)
+        self._stepwise = None
 
     def _em_options(self) -> EMOptions:
         trainer = self.trainer()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture import GaussianMixture
+from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 
 
-def log_likelihood_scorer(estimator: GaussianMixture, X: Any, y: None = None) -> float:
+class Loss(Protocol):
+    """An estimator whose ``score`` is a mean negative log likelihood."""
+
+    def score(self, X: Any) -> float:
+        """That of cells."""
+
+
+def log_likelihood_scorer(estimator: Loss, X: Any, y: None = None) -> float:
     """Mean log likelihood of the cells, **larger is better**: what model selection of scikit-learn maximises.
 
     ``GaussianMixture.score`` is the negative of it (a loss), so that a search which maximises ``score`` would keep the
@@ -39,8 +45,8 @@ def log_likelihood_scorer(estimator: GaussianMixture, X: Any, y: None = None) ->
     return -estimator.score(X)
 
 
-def information_criterion(estimator: GaussianMixture, X: Any, *, per_parameter: float | None) -> float:
-    """−2 log likelihood of the cells and ``per_parameter`` for each free parameter; log N for None."""
-    nll = torch.as_tensor(estimator.score_samples(X)).double()
+def information_criterion(nll: Any, model: GaussianMixtureModel, *, per_parameter: float | None) -> float:
+    """Twice the negative log likelihood ``(N,)`` and ``per_parameter`` for each free parameter; log N for None."""
+    nll = torch.as_tensor(nll).double()
     price = math.log(len(nll)) if per_parameter is None else per_parameter
-    return 2 * float(nll.sum()) + price * estimator.model_.parameters_of().n_free()
+    return 2 * float(nll.sum()) + price * model.parameters_of().n_free()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.estimators.mixture_state import MixtureState
 from pyrosplice.io.archive import AGAIN, Archive, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.folder import Folder
 from pyrosplice.io.older import mixture_1
 from pyrosplice.io.stored_values import from_json, to_json
 from pyrosplice.models.gaussian_mixture import MixturePrior
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture import GaussianMixture
 
 PARAMETERS, ATTRIBUTES = "params.json", "attributes.json"
 CONFIG, TENSORS = "model/config.json", "model/parameters.safetensors"
@@ -45,7 +43,7 @@ class Attributes:
 
 
 def write_mixture(
-    path: Path, of: GaussianMixture, *, parameters: bool = False, fit: bool = False, whole: bool = False
+    path: Path, of: MixtureState, *, parameters: bool = False, fit: bool = False, whole: bool = False
 ) -> None:
     """Write the constructor's arguments, the fit, or both; ``whole`` takes away the fit of an older save.
 
@@ -64,15 +62,15 @@ def write_mixture(
 class SavedMixture:
     """Files of a mixture of a class, all or those of some ``names``, read at one time and verified."""
 
-    def __init__(self, path: Path, kind: type[GaussianMixture], names: Sequence[str] = (PARAMETERS, *FIT)) -> None:
+    def __init__(self, path: Path, kind: type[MixtureState], names: Sequence[str] = (PARAMETERS, *FIT)) -> None:
         self.kind, self.folder = kind, Folder(path, (PARAMETERS, *FIT))
         self.parts = self.folder.read(kind.__name__, mixture_1, names)
 
-    def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments; refused where they are not those of the class."""
+    def parameters(self, known: Collection[str]) -> dict[str, Any]:
+        """The constructor's arguments; refused where they are not the ``known`` ones."""
         stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name != WITH}
         with damage_named(self.folder.named(PARAMETERS)):
-            check_keys(stored, self.kind._get_param_names(), "")
+            check_keys(stored, known, "")
             if self._part(PARAMETERS).content.get(WITH) not in ([], sorted(FIT)):
                 raise ModelFileError(f"{WITH}: expected [] or {sorted(FIT)}.")
             return {name: _given(from_json(value)) for name, value in stored.items()}
@@ -91,7 +89,7 @@ class SavedMixture:
             )
         return True
 
-    def restore(self, estimator: GaussianMixture) -> None:
+    def restore(self, estimator: MixtureState) -> None:
         """Put the fit into ``estimator``."""
         attributes, config, tensors = self._attributes(), self._part(CONFIG), self._part(TENSORS)
         with damage_named(self.folder.named(TENSORS)):
@@ -107,8 +105,8 @@ class SavedMixture:
             estimator.feature_names_in_ = np.array(attributes.feature_names_in_, dtype=object)
         elif hasattr(estimator, "feature_names_in_"):
             del estimator.feature_names_in_
-        estimator.model_, estimator._stepwise = model, None
-        estimator._named_by_anndata = attributes.named_by_anndata
+        estimator.model_ = model
+        estimator.named_by_anndata_ = attributes.named_by_anndata
 
     def _attributes(self) -> Attributes:
         part = self._part(ATTRIBUTES)
@@ -121,12 +119,12 @@ class SavedMixture:
         return self.parts[name]
 
 
-def _parameters_to(estimator: GaussianMixture) -> Archive:
+def _parameters_to(estimator: MixtureState) -> Archive:
     values = estimator.get_params(deep=False)
     return Archive(type(estimator).__name__, {name: to_json(_plain(value), name) for name, value in values.items()})
 
 
-def _fit_to(estimator: GaussianMixture) -> dict[str, Archive]:
+def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
     model, kind = estimator.model_, type(estimator).__name__
     config = Archive(kind, asdict(model.config))
     tensors = Archive(kind, {}, {name: value.detach().cpu() for name, value in model.state_dict().items()})
@@ -135,7 +133,7 @@ def _fit_to(estimator: GaussianMixture) -> dict[str, Archive]:
         seal = _parameters_to(estimator).seal
     attributes = Attributes(
         estimator.converged_, estimator.num_iter_, estimator.nll_, estimator.n_features_in_,
-        None if names is None else [str(name) for name in names], estimator._named_by_anndata,
+        None if names is None else [str(name) for name in names], estimator.named_by_anndata_,
         seal, config.seal, tensors.seal,
     )  # fmt: skip
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}

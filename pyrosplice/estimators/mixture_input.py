@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +19,12 @@ from pyrosplice.data.containers import well_formed
 from pyrosplice.data.names import by_name, names_of
 from pyrosplice.data.rows import as_rows, column_names, is_array
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators.mixture_state import MixtureState
 from pyrosplice.inference.em import block_size
 from pyrosplice.inference.row_blocks import RowBlocks
 from pyrosplice.models.gaussian_mixture import MixtureParameters
 
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture import GaussianMixture
-
-
-FEATURES = ("n_features_in_", "feature_names_in_", "_named_by_anndata")
+FEATURES = ("n_features_in_", "feature_names_in_", "named_by_anndata_")
 
 
 class NotNumbersError(InvalidArgumentError, TypeError):
@@ -35,7 +32,7 @@ class NotNumbersError(InvalidArgumentError, TypeError):
 
 
 @contextmanager
-def features_kept_on_failure(estimator: GaussianMixture) -> Iterator[None]:
+def features_kept_on_failure(estimator: MixtureState) -> Iterator[None]:
     """A fit that fails leaves what an earlier one knows of its features, so that its model goes on working."""
     before = {name: value for name, value in vars(estimator).items() if name in FEATURES}
     try:
@@ -49,7 +46,7 @@ def features_kept_on_failure(estimator: GaussianMixture) -> Iterator[None]:
         raise
 
 
-def read_cells(estimator: GaussianMixture, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
+def read_cells(estimator: MixtureState, X: Any, *, reset: bool, sample_weight: Any = None) -> RowBlocks:
     """Cells as blocks, and their weights in the same order.
 
     Parameters
@@ -84,12 +81,12 @@ def read_cells(estimator: GaussianMixture, X: Any, *, reset: bool, sample_weight
     return rows
 
 
-def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
+def _validated(estimator: MixtureState, X: Any, *, reset: bool) -> Any:
     """``X`` as scikit-learn checks it, with names of features kept or compared."""
     try:
         if is_array(X):
             with warnings.catch_warnings():
-                if estimator._named_by_anndata and not reset:  # whose X as an array is no reason to warn
+                if estimator.named_by_anndata_ and not reset:  # whose X as an array is no reason to warn
                     warnings.filterwarnings("ignore", "X does not have valid feature names")
                 found = validate_data(
                     estimator,
@@ -100,7 +97,7 @@ def _validated(estimator: GaussianMixture, X: Any, *, reset: bool) -> Any:
                     ensure_min_samples=2 if reset else 1,
                     ensure_all_finite=False,
                 )
-            estimator._named_by_anndata &= not reset
+            estimator.named_by_anndata_ &= not reset
             return found
         _keep_or_compare_names(estimator, X, reset=reset)
     except InvalidArgumentError:
@@ -117,16 +114,16 @@ def _of_cells(error: Exception) -> str:
     return str(error) if str(error).startswith("X") else f"X: {error}"
 
 
-def _keep_or_compare_names(estimator: GaussianMixture, X: Any, *, reset: bool) -> None:
+def _keep_or_compare_names(estimator: MixtureState, X: Any, *, reset: bool) -> None:
     names = column_names(X, estimator.use_rep)
     if names is not None and (reset or hasattr(estimator, "feature_names_in_")):
-        estimator._named_by_anndata |= reset
+        estimator.named_by_anndata_ |= reset
         validate_data(estimator, pd.DataFrame(columns=names), reset=reset, skip_check_array=True)
     elif reset and hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
 
 
-def check_feature_names(estimator: GaussianMixture, X: Any) -> None:
+def check_feature_names(estimator: MixtureState, X: Any) -> None:
     """Raise where cells ``X`` name other features than the fit's, or the same in another order."""
     try:
         _keep_or_compare_names(estimator, X, reset=False)
@@ -134,7 +131,7 @@ def check_feature_names(estimator: GaussianMixture, X: Any) -> None:
         raise InvalidArgumentError(str(error)) from error
 
 
-def check_cells_of_draws(estimator: GaussianMixture, X: Any) -> None:
+def check_cells_of_draws(estimator: MixtureState, X: Any) -> None:
     """Raise where posterior draws cannot be had of cells ``X``: other features than the fit's, missing values."""
     check_feature_names(estimator, X)
     if estimator.missing != "marginalize":
@@ -188,7 +185,7 @@ def _numbers(values: Any, argument: str) -> NDArray[np.float64]:
     return dense.astype(np.float64)
 
 
-def check_model_fits(estimator: GaussianMixture, what: str, dim: int | None = None) -> None:
+def check_model_fits(estimator: MixtureState, what: str, dim: int | None = None) -> None:
     """Raise where ``model_`` has not the shape that the options (and the ``dim`` features of the cells) ask for."""
     config = estimator.model_.config
     asked = (int(estimator.num_components), estimator.covariance_type, config.num_features if dim is None else dim)
@@ -201,7 +198,7 @@ def check_model_fits(estimator: GaussianMixture, what: str, dim: int | None = No
         )
 
 
-def given_means(estimator: GaussianMixture, dim: int) -> Tensor | None:
+def given_means(estimator: MixtureState, dim: int) -> Tensor | None:
     """``init_means`` as ``(M, D)``, a table's columns in the order of the features."""
     value = estimator.init_means
     if value is None:
@@ -209,7 +206,7 @@ def given_means(estimator: GaussianMixture, dim: int) -> Tensor | None:
     return _checked("init_means", _by_feature(estimator, value, "init_means"), (estimator.num_components, dim))
 
 
-def given_parameters(estimator: GaussianMixture, dim: int) -> MixtureParameters | None:
+def given_parameters(estimator: MixtureState, dim: int) -> MixtureParameters | None:
     """Where EM starts as the options say, in full: the present model, or all three of the ``init_`` arguments."""
     if estimator.warm_start and hasattr(estimator, "model_"):
         check_model_fits(estimator, "warm_start", dim)
@@ -241,7 +238,7 @@ def given_parameters(estimator: GaussianMixture, dim: int) -> MixtureParameters 
     return MixtureParameters(weights / weights.sum(), means, covariances, kind)
 
 
-def _by_feature(estimator: GaussianMixture, value: Any, argument: str, *, both: bool = False) -> Any:
+def _by_feature(estimator: MixtureState, value: Any, argument: str, *, both: bool = False) -> Any:
     """A table with its columns (and rows, for ``both``) in the order of the features that the cells name."""
     names = getattr(estimator, "feature_names_in_", None)
     if not isinstance(value, pd.DataFrame) or names is None:

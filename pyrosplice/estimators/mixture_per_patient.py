@@ -36,7 +36,7 @@ AnyDataset = TypeVar("AnyDataset", bound=TripletDataset)
 
 
 @own_options_only
-def fit_gmm(
+def fit_gmm(  # noqa: PLR0913 (a documented interface)
     dataset: AnyDataset,
     *,
     component_sharing: Sharing = "sample_specific",

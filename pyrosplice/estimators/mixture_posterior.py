@@ -1,32 +1,26 @@
-"""The posterior of a mixture as draws for ArviZ: weights, means and covariances, labels aligned."""
+"""Gibbs draws from the posterior of a mixture, for ArviZ: weights, means and covariances, labels aligned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
 from pyrosplice.data.rows import as_rows
 from pyrosplice.errors import InvalidArgumentError, check_integer
-from pyrosplice.estimators.mixture_input import check_cells_of_draws
 from pyrosplice.inference.em import block_size
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.inference.em_fit import Problem
 from pyrosplice.inference.em_gibbs import GibbsSampler
 from pyrosplice.inference.row_blocks import RowBlocks, require_finite
 from pyrosplice.models.gaussian_mixture import MixtureParameters, MixturePrior
-from pyrosplice.modes import works_in_any_mode
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 
 _SHAPES = {
     "full": ("component", "feature", "feature_other"),
@@ -178,80 +172,3 @@ def as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) -> 
     coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
     groups = {"posterior": xr.Dataset(posterior, coords), "sample_stats": xr.Dataset(stats, coords)}
     return xr.DataTree.from_dict(groups)
-
-
-@works_in_any_mode
-class MixturePosterior:
-    """The method ``posterior`` of a fitted mixture."""
-
-    model_: GaussianMixtureModel
-    prior: MixturePrior | None
-    use_rep: str | None
-
-    def posterior(
-        self,
-        X: Any,
-        *,
-        num_samples: int = 500,
-        method: str = "gibbs",
-        num_chains: int = 4,
-        warmup_steps: int = 200,
-        groups: Sequence[str] | None = None,
-        names: Mapping[str, Sequence[Any]] | None = None,
-        seed: int = 0,
-        progress: bool = False,
-        max_memory: str | float | None = None,
-    ) -> xr.DataTree:
-        """Posterior draws given the cells as an ``xarray.DataTree`` with the groups that ArviZ reads.
-
-        Posterior: ``weights``, ``means``, ``covariances`` and ``sd`` of every component and feature, components in the
-        order of the fit (each draw's labels are permuted to agree best with it).
-
-        Parameters
-        ----------
-        X
-            Cells ``(N, D)``, those of the fit; whatever :meth:`fit` takes.
-        num_samples
-            Draws a chain.
-        method
-            ``"gibbs"`` draws from the posterior itself, at the price of an EM step a sweep, so there is no Laplace's
-            method to approximate it. ``"nuts"``: the Pyro model, assignments summed out; small data only.
-        num_chains, warmup_steps
-            Chains and iterations of each before its draws are kept.
-        groups
-            Optional groups (:mod:`pyrosplice.posterior.tree`), all by default. The predictive ones have chains ×
-            draws × cells × features numbers, the log likelihood one a cell and draw.
-        names
-            Coordinates by dimension: ``cell``, ``feature``, ``component``.
-        seed
-            Of all that is random.
-        progress
-            Show a progress bar (Gibbs).
-        max_memory
-            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default.
-
-        Raises
-        ------
-        InvalidArgumentError
-            The estimator's prior is improper; :func:`weak_prior` stands in where it has none. An option that does not
-            exist, cells with other feature names than the fit's, or missing values.
-        """
-        from pyrosplice.posterior.mixture import mixture_posterior  # which imports this module
-
-        check_is_fitted(self, "model_")
-        check_cells_of_draws(self, X)  # type: ignore[arg-type]
-        return mixture_posterior(
-            X,
-            self.model_.parameters_of(),
-            num_samples=num_samples,
-            method=method,
-            prior=self.prior,
-            num_chains=num_chains,
-            warmup_steps=warmup_steps,
-            groups=groups,
-            names=names,
-            seed=seed,
-            use_rep=self.use_rep,
-            progress=progress,
-            max_memory=max_memory,
-        )

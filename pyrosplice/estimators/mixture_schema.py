@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +11,10 @@ from torch import Tensor
 
 from pyrosplice.data.points import PatientCells
 from pyrosplice.data.triplets import AnnData_TripletDataset
+from pyrosplice.estimators.mixture_options import GMMOptions
 from pyrosplice.estimators.mixture_selection import Curves
 from pyrosplice.inference.em_batch import log_joint_of_cells
 from pyrosplice.models.gaussian_mixture import MixtureParameters
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.mixture_per_patient import GMMOptions
 
 
 @dataclass(frozen=True)

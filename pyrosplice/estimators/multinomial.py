@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
+import xarray as xr
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.estimators.base import BaseModel
-from pyrosplice.estimators.configs import DEFAULTS, complete_configs, kept_history
+from pyrosplice.estimators.configs import (
+    DEFAULTS,
+    complete_configs,
+    kept_history,
+    minimiser_of,
+    newton_options,
+    search_options,
+)
 from pyrosplice.estimators.infinite import endless_coefficients
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
 from pyrosplice.estimators.prior_terms import prior_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_from_information
-from pyrosplice.inference.gradient import Descent, DescentOptions, descend
+from pyrosplice.inference.gradient import DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
-from pyrosplice.inference.newton import NewtonOptions, newton
-from pyrosplice.inference.quasi_newton import Minimiser, Options, minimise
+from pyrosplice.inference.newton import newton
+from pyrosplice.inference.objective import LogPrior, at_held
+from pyrosplice.inference.quasi_newton import Minimiser
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
 from pyrosplice.models.prior_tables import prior_table
 from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 from pyrosplice.modes import works_in_any_mode
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from pyrosplice.posterior.nuts import NutsOptions
-
-_GRADIENT_NORM = 1e-3
-_NEWTON_TOLERANCE = 1e-10
-"""Newton's steps are cheap near the optimum: they go on to this decrement whatever a looser ``tol`` asks for."""
+from pyrosplice.posterior.draws import DrawOptions, posterior_tree
+from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.problem import PosteriorProblem
 
 
 @works_in_any_mode
@@ -184,7 +187,7 @@ class MultinomGLM(BaseModel):
             record, steps = self._without_epochs(), [{name: getattr(self, name).detach().clone() for name in own}]
         elif self.likelihood.free:
             record, steps = fit_without_effect(
-                self._mixed_engine(), self._log_prior(), self._search_options(), self._minimiser()
+                self._mixed_engine(), self._log_prior(), search_options(self.fitting_configs), self._minimiser()
             )
             self._set_parameters(steps[-1])
         else:
@@ -299,14 +302,31 @@ class MultinomGLM(BaseModel):
         NotReadyError
             Before ``setup_data``.
         """
-        from pyrosplice.posterior.draws import posterior_tree  # which imports this module
-
         self._require_data()
         self._require_followed()
-        return posterior_tree(
-            self, num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups,
-            usage=usage, seed=seed, nuts_options=nuts_options, max_memory=max_memory,
+        asked = DrawOptions(
+            num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
+            seed=seed, nuts_options=nuts_options, max_memory=max_memory,
         )  # fmt: skip
+        return posterior_tree(self.posterior_problem(), asked)
+
+    def posterior_problem(self) -> PosteriorProblem:
+        """What draws from the posterior depend on: data, priors and the present parameters."""
+        self._require_data()
+        shapes = self._site_shapes(self.counts, self.design_mtx)
+        return PosteriorProblem(
+            counts=self.counts,
+            design=self.design_mtx,
+            likelihood=self.likelihood,
+            priors=self.priors,
+            shapes=shapes,
+            estimates={name: getattr(self, name).detach() for name in shapes},
+            held=self._held(),
+            engine=self._mixed_engine(),
+            log_prior=self._log_prior(),
+            program=lambda: self.model,
+            no_mode=self._no_mode(),
+        )
 
     @property
     def model(self) -> MultinomialGLM:
@@ -327,21 +347,12 @@ class MultinomGLM(BaseModel):
             options = DescentOptions(**configs, keep_history=keep)
             descent = descend(objective, start, curvature=objective.curvature(start), options=options)
             return descent.point, descent.convergence, descent.history
-        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
-        tolerance = min(_NEWTON_TOLERANCE, configs["tol"])
-        result = newton(objective, start, options=NewtonOptions(tolerance, epochs, keep))
+        result = newton(objective, start, options=newton_options(configs, keep))
         return result.point, result.convergence, result.history
 
     def _objective(self) -> GLMObjective:
         own = {name: getattr(self, name).detach() for name in self.likelihood.free}
-        prior = self._log_prior()
-        if prior is not None and own:
-            whole = prior
-
-            def prior(values: dict[str, Tensor], genes: Tensor) -> Tensor:
-                return whole({**{name: value[genes] for name, value in own.items()}, **values}, genes)
-
-        return GLMObjective.of(self.counts, self.design_mtx, self.bound_likelihood, prior)
+        return GLMObjective.of(self.counts, self.design_mtx, self.bound_likelihood, at_held(self._log_prior(), own))
 
     def _mixed_engine(self) -> MixedEngine:
         """The model as a mixed one without space, whose random effect is held at zero."""
@@ -352,13 +363,7 @@ class MultinomGLM(BaseModel):
         return values | {name: values[name] + self.likelihood.hyperparameters[name] for name in self.likelihood.free}
 
     def _minimiser(self) -> Minimiser:
-        configs = {key: value for key, value in self.fitting_configs.items() if key != "update_nu_every_k"}
-        return Descent(DescentOptions(**configs)) if self.fitting_method.endswith("gd") else minimise
-
-    def _search_options(self) -> Options:
-        configs = self.fitting_configs
-        epochs = 10_000 if configs["max_epochs"] == -1 else configs["max_epochs"]
-        return Options(min(_GRADIENT_NORM, 0.3 * configs["tol"] ** 0.5), epochs)
+        return minimiser_of(self.fitting_method, self.fitting_configs)
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         """Shape of each site that takes a prior, genes first."""
@@ -380,7 +385,7 @@ class MultinomGLM(BaseModel):
         priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
         return {name: prior for name, prior in priors.items() if not is_flat(prior)}
 
-    def _log_prior(self) -> Callable[[dict[str, Tensor], Tensor], Tensor] | None:
+    def _log_prior(self) -> LogPrior | None:
         """What engines add to their log likelihood, or None if every prior is flat."""
         priors = self._free_priors()
         if not priors:

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
-from pyrosplice.estimators.configs import kept_history
+from pyrosplice.estimators.configs import kept_history, search_options
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
@@ -332,7 +332,6 @@ class MultinomGLMM(ImportanceSampling):
         return {**super()._rows(), "effect": kind}
 
     def _held(self) -> tuple[str, ...]:
-        """Sites that a fit does not estimate."""
         sigma = ("sigma",) if self.var_fix_sigma else ()
         return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
 
@@ -364,7 +363,7 @@ class MultinomGLMM(ImportanceSampling):
         return record, histories
 
     def _fit_batch(self, genes: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
-        sigma, options = self.sigma.detach()[genes], self._search_options()
+        sigma, options = self.sigma.detach()[genes], search_options(self.fitting_configs)
         model, prior = self._engine.model(genes), self._engine_prior(genes)
         if not self.is_marginal:
             return fit_joint(

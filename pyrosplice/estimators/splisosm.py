@@ -12,7 +12,8 @@ from anndata import AnnData
 
 from pyrosplice.data.summary import feature_summary
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.estimators import extensions, representation, storage, tables
+from pyrosplice.estimators import extensions, storage, tables, usage_rows
+from pyrosplice.estimators.representation import Described
 from pyrosplice.estimators.usage_calibration import UsageCalibration
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
@@ -24,7 +25,7 @@ CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person'
 
 
 @works_in_any_mode
-class SplisosmGLMM(UsageCalibration, representation.Described):
+class SplisosmGLMM(UsageCalibration, Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::
@@ -204,7 +205,7 @@ class SplisosmGLMM(UsageCalibration, representation.Described):
         check_arguments(type(self), {*options, *CLASSES})
         saved = storage.SavedUsage(
             options,
-            storage.data_of(prepared),
+            storage.saved_data_of(prepared),
             extensions.pack(self.likelihood, self.priors, prepared.covariance),
             self._fitted,
             self._sv_test_results,
@@ -254,21 +255,21 @@ class SplisosmGLMM(UsageCalibration, representation.Described):
     def _rows(self) -> dict[str, str]:
         fit = self._fitted
         return {
-            **representation.describe_data(self._prepared),
+            **usage_rows.describe_data(self._prepared),
             "model": self._describe_model(),
-            "fit": representation.describe_fit(
+            "fit": usage_rows.describe_fit(
                 None if fit is None else fit.genes,
                 with_design=fit is not None and fit.with_design,
                 with_null=fit is not None and fit.null is not None,
             ),
-            "sv test": representation.describe_test(self._sv_test_results),
-            "du test": representation.describe_test(self._du_test_results),
+            "sv test": usage_rows.describe_test(self._sv_test_results),
+            "du test": usage_rows.describe_test(self._du_test_results),
         }
 
     def _describe_model(self) -> str:
         options = self._model_options()
         if self.model_type == "glm":
-            priors = representation.describe_priors(self.priors, self._priors_name)
+            priors = usage_rows.describe_priors(self.priors, self._priors_name)
             return f"{self.likelihood.name} GLM by {options['fitting_method']}, {priors}"
         prior = (
             self.var_prior_model
@@ -278,7 +279,7 @@ class SplisosmGLMM(UsageCalibration, representation.Described):
         variance = "one variance" if self.share_variance else "a variance each logit"
         variance = "a variance of every isoform alike" if self.isoform_effect == "symmetric" else variance
         sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        priors = representation.describe_priors(self.priors, self._priors_name)
+        priors = usage_rows.describe_priors(self.priors, self._priors_name)
         if "sigma" not in self.priors and self._priors_name is None:  # else there is no other
             priors += f", variance prior {prior}"
         return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"

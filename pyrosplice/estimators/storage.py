@@ -44,7 +44,7 @@ class SavedUsage:
     du: dict[str, Any]
 
 
-def data_of(prepared: Prepared) -> SavedData:
+def saved_data_of(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
     return SavedData(

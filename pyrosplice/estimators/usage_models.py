@@ -33,7 +33,7 @@ SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that
 class UsageModels:
     """Data and fitted models of every gene; see :class:`~pyrosplice.SplisosmGLMM`, which documents the arguments."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         model_type: Literal["glmm-full", "glmm-null", "glm"] = "glmm-full",
         share_variance: bool = True,
@@ -76,7 +76,7 @@ class UsageModels:
         self._sv_test_results: dict[str, Any] = {}
         self._du_test_results: dict[str, Any] = {}
 
-    def setup_data(
+    def setup_data(  # noqa: PLR0913 (a documented interface)
         self,
         adata: AnnData,
         *,

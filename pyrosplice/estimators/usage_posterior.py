@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import xarray as xr
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.estimators.usage_effects import UsageEffects
 from pyrosplice.modes import works_in_any_mode
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.draws import n_chains
+from pyrosplice.posterior.genes import joined
+from pyrosplice.posterior.memory import require_memory
+from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.sampling import METHODS
+from pyrosplice.posterior.tree import check_groups, numbers_per_draw
 
 
 @works_in_any_mode
@@ -61,9 +64,6 @@ class UsagePosterior(UsageEffects):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
-        from pyrosplice.posterior import draws, memory, sampling, tree  # they import the models
-        from pyrosplice.posterior.genes import joined
-
         prepared, fit = self._ready(), self._ready_fit()
         positions = self._positions(genes)
         spec = self._spec(self.model_type, with_design=fit.with_design)
@@ -74,14 +74,14 @@ class UsagePosterior(UsageEffects):
         parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
         models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
         numbers: Counter[str] = Counter()
-        check_option("method", method, sampling.METHODS)
+        check_option("method", method, METHODS)
         check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
         widest = max(model.n_isos for model in models)
-        for model in models:
-            made = tree.check_groups(model, groups, usage=usage)
-            sizes = tree.numbers_per_draw(model, model.n_genes, made, usage=usage, method=method, n_isos=widest)
+        for problem in (model.posterior_problem() for model in models):
+            made = check_groups(problem, groups, usage=usage)
+            sizes = numbers_per_draw(problem, problem.n_genes, made, usage=usage, method=method, n_isos=widest)
             numbers.update(sizes)
-        memory.require_memory(numbers, draws.n_chains(method, nuts_options) * num_samples, max_memory)
+        require_memory(numbers, n_chains(method, nuts_options) * num_samples, max_memory)
         trees = [
             model.posterior(
                 num_samples=num_samples,

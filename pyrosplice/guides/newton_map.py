@@ -123,7 +123,7 @@ class AutoNewtonMAP(AutoUnits):
             source.fit(*args, options=options, **kwargs)
         guide = AutoUnitNormal(self._plain[0], units=self._units, init_loc_fn=start, create_plates=self.create_plates)
         guide._setup_prototype(*args, **kwargs)
-        guide._take(source)
+        guide.take(source)
         return guide
 
 
@@ -133,7 +133,8 @@ class AutoUnitNormal(AutoUnits):
     def _jacobian_sites(self) -> frozenset[str]:
         return self._latent_names()
 
-    def _take(self, source: AutoNewtonMAP) -> None:
+    def take(self, source: AutoNewtonMAP) -> None:
+        """Make the optimum of another guide, and the curvature there, one's own."""
         with torch.inference_mode(False), torch.enable_grad():
             curvature = Curvature(self.density, tuple(self.density.latents))
             point = source.loc.detach().clone()

@@ -12,17 +12,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.fdr import adjust_pvalues
 
 Array = NDArray[np.float64]
 CANCELS = 1e-4  # variance over squared mean below which sums of squares lose more than 4 of 16 digits
 ROUNDING = 1e-30  # variance over squared values that is rounding of the values themselves
-
-
-def adjust_jointly(pval: Any) -> Array:
-    """Benjamini–Hochberg q-values over all entries of an array of any shape; NaN stays NaN, and is no test."""
-    values = np.asarray(pval, dtype=np.float64)
-    return adjust_pvalues(values.ravel()).reshape(values.shape)
 
 
 def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
 
 
@@ -27,3 +27,9 @@ def adjust_pvalues(pvalues: ArrayLike) -> np.ndarray:
         if tested.any():
             column[tested] = false_discovery_control(column[tested], method="bh")
     return columns.reshape(values.shape)
+
+
+def adjust_jointly(pval: ArrayLike) -> NDArray[np.float64]:
+    """Benjamini–Hochberg q-values over all entries of an array of any shape; NaN stays NaN, and is no test."""
+    values = np.asarray(pval, dtype=np.float64)
+    return adjust_pvalues(values.ravel()).reshape(values.shape)

@@ -157,12 +157,12 @@ class WorkingModel:
         scale = deviation[:, None, None] * self.logit_scale
         return scale if self.spot_scale is None else scale * self.spot_scale
 
-    def with_noise(self, white: Tensor) -> Noise:
+    def with_noise(self, white: Tensor) -> GivenNoise:
         """With c ``(B,)`` fixed."""
-        return Noise(self, white)
+        return GivenNoise(self, white)
 
 
-class Noise:
+class GivenNoise:
     r"""A working model whose independent variance is given: ``(W⁻¹ + c²)⁻¹`` and what it is made of.
 
     Attributes
@@ -220,7 +220,7 @@ class Modes:
     ``information`` is ``(D U)' W̃ D U``, ``(B, r Q, r Q)``, predictors fastest, and ``images`` ``(D U)' W̃ T``.
     """
 
-    def __init__(self, noise: Noise):
+    def __init__(self, noise: GivenNoise):
         self.noise, model = noise, noise.model
         scale = model.field_scale(torch.ones(len(model.response), dtype=torch.float64))
         self.images = _project(model.spectra.vectors, scale.unsqueeze(-1) * noise.images)

@@ -112,9 +112,10 @@ class MixedModel:
         self.design, self.solver, self.basis = design, solver, basis
         self.hyper = likelihood.free
         started = likelihood.bind_start(len(counts), counts)
-        self._take(started if basis is None else Recombined(started, basis.root))
+        self.set_likelihood(started if basis is None else Recombined(started, basis.root))
 
-    def _take(self, likelihood: Likelihood) -> None:
+    def set_likelihood(self, likelihood: Likelihood) -> None:
+        """Take a likelihood, and the part of its density that does not depend on η."""
         self.likelihood = likelihood
         zero = planar(self.counts.new_zeros(*self.counts.shape[:2], self.n_predictors))
         self.constant = (likelihood.log_prob(self.counts, zero) - likelihood.kernel(self.counts, zero)).sum(-1)
@@ -141,7 +142,7 @@ class MixedModel:
     def bound(self, hyper: Mapping[str, Tensor]) -> MixedModel:
         """The same model with the likelihood's hyper-parameters at these values, (B, 1) each."""
         model = copy(self)
-        model._take(self.likelihood.bind(hyper))
+        model.set_likelihood(self.likelihood.bind(hyper))
         return model
 
     def without_field(self) -> MixedModel:

@@ -153,11 +153,11 @@ class RowSource:
         self.cell_levels = len(first) > MANY_LEVELS
         if self.cell_levels:
             self.compression, self.level, first = None, np.arange(n), np.arange(n)
-        self._level_z, self._level_offset = (
+        self.level_z, self._level_offset = (
             as_tensor(d.z[first], self.device),
             as_tensor(d.zeta_offset[first], self.device),
         )
-        self._designs = self._make_designs()
+        self.designs = self.make_designs()
         if self.compression is not None:
             self._read()
         else:
@@ -176,7 +176,7 @@ class RowSource:
         for computed in ("basis", "conditioned"):
             vars(other).pop(computed, None)
         other.design = replace(self.design, x=self.design.x @ matrix)
-        other._designs = other._make_designs()
+        other.designs = other.make_designs()
         return other
 
     @cached_property
@@ -197,16 +197,16 @@ class RowSource:
         p = self.design.x.shape[1]
         location, scale = self.basis.matrix[:p, :p], self.basis.matrix[p:, p:]
         other = copy.copy(self)
-        other._designs = self._make_designs(location, scale)
-        other._level_z = self._level_z @ self._tensor(scale)
+        other.designs = self.make_designs(location, scale)
+        other.level_z = self.level_z @ self._tensor(scale)
         return other
 
     @property
     def reach(self) -> Array:
         """Largest entry of each location column ``(P,)`` in the coordinates of :attr:`basis`."""
-        return self.conditioned._designs.x.abs().amax(0).cpu().numpy()
+        return self.conditioned.designs.x.abs().amax(0).cpu().numpy()
 
-    def _make_designs(self, location: Array | None = None, scale: Array | None = None) -> Designs:
+    def make_designs(self, location: Array | None = None, scale: Array | None = None) -> Designs:
         """The designs of the rows, or these in other coordinates."""
         d, plan = self.design, self.compression
         x, z = (d.x, d.z) if plan is None else (plan.expand(d.x), plan.expand(d.z))
@@ -219,7 +219,7 @@ class RowSource:
         n_genes = self.counts.shape[1]
         starts, weights = plan.starts, np.ones(self.counts.shape[0]) if d.weights is None else d.weights
         self.total = np.zeros((plan.n_rows, n_genes))
-        tally = CountTally(n_genes, len(self._level_z))
+        tally = CountTally(n_genes, len(self.level_z))
         for cells, read in self.counts.cell_blocks():
             block = sp.csr_matrix(read)  # sums in the same order, to the bit, however the counts are stored
             for k, everyone in enumerate(plan.members):
@@ -254,10 +254,10 @@ class RowSource:
         assert plan is not None
         t = self._tensor
         return Rows(
-            design=self._designs,
+            design=self.designs,
             offset=t(np.concatenate(plan.nodes)[None]), zeta_offset=t(plan.expand(d.zeta_offset)),
             total=t(self.total[:, genes].T), weight=t(self._weight[None]),
-            level_z=self._level_z, level_offset=self._level_offset,
+            level_z=self.level_z, level_offset=self._level_offset,
             table=self._tables.table(genes, self.device),
         )  # fmt: skip
 
@@ -271,14 +271,14 @@ class RowSource:
             else np.atleast_2d(d.weights[:, genes].T if d.weights.ndim == 2 else d.weights)
         )
         return Rows(
-            design=self._designs, offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
-            level_z=self._level_z, level_offset=self._level_offset,
+            design=self.designs, offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
+            level_z=self.level_z, level_offset=self._level_offset,
             table=self._dense_table(y, weight) if self.needs_table else None,
         )  # fmt: skip
 
     def _dense_table(self, y: Array, weight: Array) -> CountTable:
         weight = np.broadcast_to(weight, y.shape)
-        levels = len(self._level_z)
+        levels = len(self.level_z)
         if (levels == 1 and y.shape[1] <= SMALL_COUNT) or self.cell_levels:
             shape = (len(y), 1, y.shape[1]) if levels == 1 else (*y.shape, 1)
             constant = -(weight * gammaln(y + 1)).sum(1)

@@ -21,6 +21,15 @@ from torch import Tensor
 from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
 
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]  # (site values of the listed genes, genes) to (b,)
+
+
+def at_held(log_prior: LogPrior | None, held: Mapping[str, Tensor]) -> LogPrior | None:
+    """A log prior that takes some sites, values of all genes ``(G, ...)``, from here where it is not given them."""
+    if log_prior is None or not held:
+        return log_prior
+    return lambda values, genes: log_prior({**{name: value[genes] for name, value in held.items()}, **values}, genes)
+
+
 INNER_TOLERANCE = 1e-6  # Newton decrement, nats²
 FINAL_TOLERANCE = 1e-12
 ROUNDING = 1e-3  # below it, |σ| is rounded off for a prior of σ, which may have its mode, and a kink, at σ = 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, SEQUENTIAL, new_axes, pyplot, require_columns
@@ -142,9 +144,6 @@ def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> 
     ax
         Axes to draw on; new ones by default.
     """
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
     values = distances.to_numpy()
     if values.shape[0] != values.shape[1] or not np.allclose(values, values.T):
         raise InvalidArgumentError(f"distances: expected a symmetric table, found shape {values.shape}.")

@@ -21,7 +21,7 @@ LEVELS = 8  # how many lines of names up and down are tried to find a free place
 SMALLEST = float(np.finfo(np.float64).tiny)
 
 
-def volcano(
+def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     table: pd.DataFrame,
     *,
     effect: str = "effect",
@@ -93,7 +93,7 @@ def volcano(
     return ax
 
 
-def ma(
+def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     table: pd.DataFrame,
     *,
     effect: str = "effect",

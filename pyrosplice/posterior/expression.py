@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyrosplice.data.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
+from pyrosplice.estimators.expression_estimator import Estimator
 from pyrosplice.inference.nb_laplace import fit_mode
 from pyrosplice.models.named_priors import Priors, check_priors
 from pyrosplice.models.negative_binomial import ExpressionModel
@@ -28,9 +29,6 @@ from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import GROUPS, whole_numbers
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.expression import ExpressionGLM
 
 Arrays = dict[str, tuple[tuple[str, ...], Any]]
 LARGEST_ETA = 30.0  # of a prior draw: e^30 counts
@@ -52,7 +50,7 @@ class Data:
 
     counts: Tensor
     model: ExpressionModel
-    glm: ExpressionGLM
+    estimator: Estimator
     genes: Tensor
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class Data:
 
     def full(self, theta: Tensor) -> dict[str, Tensor]:
         """All coefficients, and quantities derived from them, by name ``(..., G, ·)``."""
-        inputs, (p, _) = self.glm._data().input_data, self.model.n_coefficients
+        inputs, (p, _) = self.estimator.input_data, self.model.n_coefficients
         sites = {}
         for name, own, constraints in (
             ("location", theta[..., :p], inputs.constraints_loc),
@@ -88,26 +86,39 @@ class Data:
         return sites if self.model.noise.has_scale else {k: v for k, v in sites.items() if k != "scale"}
 
 
-def expression_posterior(
-    glm: ExpressionGLM, *, num_samples: int, method: str, priors: Priors,
-    genes: str | Sequence[str | int] | None, groups: Sequence[str] | None, seed: int, nuts_options: NutsOptions | None,
-    max_memory: str | float | None,
-) -> xr.DataTree:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class ExpressionDrawOptions:
+    """What is asked of the posterior of expression; :meth:`pyrosplice.ExpressionGLM.posterior` documents it."""
+
+    num_samples: int
+    method: str
+    priors: Priors
+    genes: str | Sequence[str | int] | None
+    groups: Sequence[str] | None
+    seed: int
+    nuts_options: NutsOptions | None
+    max_memory: str | float | None
+
+    def __post_init__(self) -> None:
+        check_option("method", self.method, METHODS)
+        check_integer("num_samples", self.num_samples, least=4 if self.method == "nuts" else 1)
+        for group in self.groups or ():
+            check_option("groups", group, GROUPS)
+        if self.nuts_options is not None and self.method != "nuts":
+            raise InvalidArgumentError(f"nuts_options: method {self.method!r} does not use them.")
+
+
+def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> xr.DataTree:
     """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
-    check_option("method", method, METHODS)
-    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
-    for group in groups or ():
-        check_option("groups", group, GROUPS)
-    if nuts_options is not None and method != "nuts":
-        raise InvalidArgumentError(f"nuts_options: method {method!r} does not use them.")
-    data = data_of(glm, priors, genes)
-    made = GROUPS if groups is None else groups
-    n_chains = (nuts_options or NutsOptions()).num_chains if method == "nuts" else 1
-    require_memory(_numbers_per_draw(data, made), n_chains * num_samples, max_memory)
+    data = data_of(estimator, asked.priors, asked.genes)
+    made = GROUPS if asked.groups is None else asked.groups
+    method, n_draws, seed, options = asked.method, asked.num_samples, asked.seed, asked.nuts_options or NutsOptions()
+    n_chains = options.num_chains if method == "nuts" else 1
+    require_memory(_numbers_per_draw(data, made), n_chains * n_draws, asked.max_memory)
     if method == "nuts":
-        theta, stats = _nuts(data, num_samples, seed, nuts_options or NutsOptions())
+        theta, stats = _nuts(data, n_draws, seed, options)
     else:
-        theta, stats = _laplace(data, num_samples, method, torch.Generator().manual_seed(seed))
+        theta, stats = _laplace(data, n_draws, method, torch.Generator().manual_seed(seed))
     return _tree(data, theta, stats, made, method, seed)
 
 
@@ -121,10 +132,9 @@ def _numbers_per_draw(data: Data, groups: Sequence[str]) -> dict[str, float]:
     return {"posterior": float(n_genes * sites), "prior": float(n_genes * sites * ("prior" in groups))} | whole
 
 
-def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:
+def data_of(estimator: Estimator, priors: Priors, genes: str | Sequence[str | int] | None) -> Data:
     """Counts and model of some genes of a fitted estimator."""
-    inputs = glm._data().input_data
-    design = glm._data().source.design
+    inputs, design = estimator.input_data, estimator.source.design
     if design.weights is not None:
         raise InvalidArgumentError("weights: a posterior of weighted observations is not defined; fit without.")
     check_priors(priors, real=("location", "scale"))
@@ -143,7 +153,7 @@ def data_of(glm: ExpressionGLM, priors: Priors, genes: str | Sequence[str | int]
         x, z, noise=inputs.noise, offset=shift, zeta_offset=zeta_shift,
         location_prior=given["location"], scale_prior=given["scale"],
     )  # fmt: skip
-    return Data(torch.from_numpy(inputs.counts.genes(which).copy()), model, glm, torch.from_numpy(which))
+    return Data(torch.from_numpy(inputs.counts.genes(which).copy()), model, estimator, torch.from_numpy(which))
 
 
 def _laplace(data: Data, n_draws: int, method: str, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,9 +196,9 @@ def _single(model: ExpressionModel, row: int) -> ExpressionModel:
 
 def _names(data: Data, theta: Tensor) -> dict[str, NDArray[Any]]:
     """What the entries of each dimension are called."""
-    inputs = data.glm._data().input_data
+    inputs = data.estimator.input_data
     return {
-        "gene": np.asarray(data.glm.gene_names)[data.genes.numpy()],
+        "gene": np.asarray(inputs.counts.gene_names)[data.genes.numpy()],
         "coefficient": np.asarray(inputs.location.names),
         "scale_coefficient": np.asarray(inputs.scale.names),
         "chain": np.arange(theta.shape[0]),
@@ -199,7 +209,7 @@ def _names(data: Data, theta: Tensor) -> dict[str, NDArray[Any]]:
 def _tree(
     data: Data, theta: Tensor, stats: dict[str, Tensor], groups: Sequence[str], method: str, seed: int
 ) -> xr.DataTree:
-    draw, names, inputs = ("chain", "draw", "gene"), _names(data, theta), data.glm._data().input_data
+    draw, names, inputs = ("chain", "draw", "gene"), _names(data, theta), data.estimator.input_data
     own = {"location": ("coefficient",), "log2_effect": ("coefficient",), "scale": ("scale_coefficient",)}
 
     def dataset(arrays: Arrays) -> xr.Dataset:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -21,10 +20,8 @@ from scipy.ndimage import zoom
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.posterior.problem import Drawable, target_of
 from pyrosplice.posterior.target import Target
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 
 SIGMA_RANGE, THETA_RANGE, HYPER_RANGE = (-6.5, 1.7), (-8.0, 8.0), (-4.0, 4.0)
 COARSE = {1: 17, 2: 11, 3: 7}
@@ -181,15 +178,13 @@ def _profiled(target: Target, start: Tensor, phi: Tensor) -> tuple[Tensor, Tenso
     return value.reshape(phi.shape[:2]), optimum.reshape(start.shape)
 
 
-def grid_table(model: MultinomGLMM, gene: int) -> pd.DataFrame:
+def grid_table(model: Drawable, gene: int) -> pd.DataFrame:
     """Posterior density of (σ, θ) of one gene at the nodes of its grid: ``sigma``, ``theta``, ``log_density``.
 
     As a density of (log σ, logit θ), up to a constant; for models with one variance component and no other
     hyper-parameters.
     """
-    from pyrosplice.posterior.sampling import target_of  # it imports this module
-
-    target, coefficients, phi = target_of(model, torch.tensor([gene]), hyper="integrate")
+    target, coefficients, phi = target_of(model.posterior_problem(), torch.tensor([gene]), hyper="integrate")
     if not (target.free_sigma and target.free_theta and phi.shape[1] == 2):
         raise InvalidArgumentError("model: expected one σ and one θ a gene, both estimated, and no hyper-parameters.")
     found = hyper_grid(target, coefficients, phi)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Sized
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -44,38 +45,57 @@ SITES = ("weights", "means", "covariances")
 N_PILOT = 500  # Gibbs draws of each of four chains that set NUTS's coordinates
 
 
-def mixture_posterior(
-    X: Any, fitted: MixtureParameters, *, num_samples: int, method: str = "gibbs", prior: MixturePrior | None = None,
-    num_chains: int = 4, warmup_steps: int = 200, groups: Sequence[str] | None = None,
-    names: Mapping[str, Sequence[Any]] | None = None, seed: int = 0, use_rep: str | None = None,
-    progress: bool = False, max_memory: str | float | None = None,
-) -> xr.DataTree:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class MixtureDrawOptions:
+    """What is asked of the posterior of a mixture; :meth:`pyrosplice.GaussianMixture.posterior` documents it."""
+
+    num_samples: int
+    method: str = "gibbs"
+    prior: MixturePrior | None = None
+    num_chains: int = 4
+    warmup_steps: int = 200
+    groups: Sequence[str] | None = None
+    names: Mapping[str, Sequence[Any]] | None = None
+    seed: int = 0
+    use_rep: str | None = None
+    progress: bool = False
+    max_memory: str | float | None = None
+
+    def check(self) -> None:
+        """Raise for what no mixture could follow."""
+        check_option("method", self.method, METHODS)
+        check_switches(progress=self.progress)
+        check_integer("num_samples", self.num_samples)
+        check_integer("num_chains", self.num_chains)
+        check_integer("warmup_steps", self.warmup_steps, least=0)
+        check_integer("seed", self.seed, least=0)
+        for group in self.made:
+            check_option("groups", group, GROUPS)
+
+    @cached_property
+    def made(self) -> Sequence[str]:
+        """The optional groups to make."""
+        return GROUPS if self.groups is None else text_names(self.groups, "groups")
+
+
+def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
     """See :meth:`pyrosplice.GaussianMixture.posterior`."""
-    check_option("method", method, METHODS)
-    check_switches(progress=progress)
-    check_integer("num_samples", num_samples)
-    check_integer("num_chains", num_chains)
-    check_integer("warmup_steps", warmup_steps, least=0)
-    check_integer("seed", seed, least=0)
-    groups = None if groups is None else text_names(groups, "groups")
-    for group in groups or ():
-        check_option("groups", group, GROUPS)
-    kind = fitted.covariance_type
-    rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
+    asked.check()
+    kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples
+    rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=asked.use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
-    prior = proper_prior(rows, fitted, prior)
-    _check_names({} if names is None else names, cells, fitted)
-    made = GROUPS if groups is None else groups
-    require_memory(_numbers_per_draw(cells, fitted, made), num_chains * num_samples, max_memory)
-    if method == "gibbs":
+    prior = proper_prior(rows, fitted, asked.prior)
+    _check_names({} if asked.names is None else asked.names, cells, fitted)
+    require_memory(_numbers_per_draw(cells, fitted, asked.made), n_chains * n_draws, asked.max_memory)
+    if asked.method == "gibbs":
         tree = sample_posterior(
-            cells, fitted, prior=prior, n_draws=num_samples, n_warmup=warmup_steps, n_chains=num_chains, seed=seed,
-            progress=progress,
+            cells, fitted, prior=prior, n_draws=n_draws, n_warmup=asked.warmup_steps, n_chains=n_chains,
+            seed=asked.seed, progress=asked.progress,
         )  # fmt: skip
     else:
-        options = NutsOptions(warmup_steps=warmup_steps, num_chains=num_chains)
-        tree = _nuts(cells, fitted, prior, num_samples, options, seed)
-    return _completed(tree, cells, fitted, prior, made, names, seed, method)
+        options = NutsOptions(warmup_steps=asked.warmup_steps, num_chains=n_chains)
+        tree = _nuts(cells, fitted, prior, n_draws, options, asked.seed)
+    return _completed(tree, cells, fitted, prior, asked)
 
 
 def _check_names(names: Mapping[str, Sequence[Any]], cells: Tensor, fitted: MixtureParameters) -> None:
@@ -129,9 +149,9 @@ def posterior_of_patients(dataset: TripletDataset, *, num_samples: int = 500, **
         raise NotReadyError("dataset: expected one that fit_gmm returned.")
     if dataset.identical_supports:
         raise InvalidArgumentError("dataset: the patients share components; draw from mixtures of their own.")
-    trees = {}
+    asked, trees = MixtureDrawOptions(num_samples=num_samples, **options), {}
     for patient, mixture in zip(dataset.patients(), _mixtures(dataset), strict=True):
-        trees[patient.name] = mixture_posterior(patient.cells, mixture, num_samples=num_samples, **options)
+        trees[patient.name] = mixture_posterior(patient.cells, mixture, asked)
     return trees
 
 
@@ -225,15 +245,15 @@ def _overlap(joint: Tensor, labels: Tensor) -> Tensor:
 
 
 def _completed(
-    tree: xr.DataTree, cells: Tensor, fitted: MixtureParameters, prior: MixturePrior, groups: Sequence[str],
-    names: Mapping[str, Sequence[Any]] | None, seed: int, method: str,
-) -> xr.DataTree:  # fmt: skip
+    tree: xr.DataTree, cells: Tensor, fitted: MixtureParameters, prior: MixturePrior, asked: MixtureDrawOptions
+) -> xr.DataTree:
     """The tree with the groups asked for, derived quantities, observed cells and coordinates."""
+    groups = asked.made
     kind, lead = fitted.covariance_type, ("chain", "draw")
     drawn = tree["posterior"].to_dataset()
     sites = {name: torch.from_numpy(drawn[name].values.copy()) for name in ("weights", "means", "covariances")}
     out = {"posterior": _with_sd(drawn, kind), "sample_stats": tree["sample_stats"].to_dataset()}
-    with seeded(seed):
+    with seeded(asked.seed):
         if "posterior_predictive" in groups:
             out["posterior_predictive"] = xr.Dataset(
                 {"x": ((*lead, "cell", "feature"), _cells(sites, kind, len(cells)))}
@@ -252,11 +272,11 @@ def _completed(
         out["log_prior"] = xr.Dataset({"lp": (lead, _log_prior(sites, prior, kind).numpy())})
     out["observed_data"] = xr.Dataset({"x": (("cell", "feature"), cells.numpy())})
     out["constant_data"] = xr.Dataset({"component_at_fit": (("cell",), component_labels([cells], fitted).numpy())})
-    given = {"chain": range(drawn.sizes["chain"]), "draw": range(drawn.sizes["draw"]), **(names or {})}
+    given = {"chain": range(drawn.sizes["chain"]), "draw": range(drawn.sizes["draw"]), **(asked.names or {})}
     for name, group in out.items():
         out[name] = group.assign_coords({k: np.asarray(v) for k, v in given.items() if k in group.dims})
     whole = xr.DataTree.from_dict(out)
-    whole.attrs |= {"inference_library": "pyrosplice", "method": method, "hyper": "integrate"}
+    whole.attrs |= {"inference_library": "pyrosplice", "method": asked.method, "hyper": "integrate"}
     return whole
 
 

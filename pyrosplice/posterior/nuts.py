@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -22,10 +22,8 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.models.distributions import SpatialEffect
 from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.seeding import seeded
-
-if TYPE_CHECKING:
-    from pyrosplice.estimators.multinomial import MultinomGLM
 
 logger = logging.getLogger("pyrosplice")
 WHITE = "nu_white"
@@ -54,7 +52,7 @@ class WhitenedEffect(Reparam):
 
 
 def nuts(
-    model: MultinomGLM,
+    problem: PosteriorProblem,
     genes: Tensor,
     num_samples: int,
     seed: int,
@@ -74,9 +72,9 @@ def nuts(
         A prior that differs between genes.
     """
     found = []
-    require_samples(model.priors)
+    require_samples(problem.priors)
     for gene in genes.tolist():
-        program = single_gene(model, gene)
+        program = single_gene(problem, gene)
         with seeded(seed + gene):
             draws = None if pilot is None else whitened_sites(program, pilot(gene))
             coordinates = Coordinates(pyro.poutine.reparam(program, config={"nu": WhitenedEffect()}), draws)
@@ -100,13 +98,13 @@ def require_samples(priors: Mapping[str, Any]) -> None:
             ) from error
 
 
-def single_gene(model: MultinomGLM, gene: int) -> MultinomialGLM:
+def single_gene(problem: PosteriorProblem, gene: int) -> MultinomialGLM:
     """The Pyro model of one gene."""
-    rows, whole = torch.tensor([gene]), model.model
-    differing = [name for name, prior in model.priors.items() if _differs(prior, whole.priors[name])]
+    rows, whole = torch.tensor([gene]), problem.program()
+    differing = [name for name, prior in problem.priors.items() if _differs(prior, whole.priors[name])]
     if differing:
         raise InvalidArgumentError(f"method='nuts': expected the same prior for every gene, not so for {differing}.")
-    settings: dict[str, Any] = {"likelihood": model.likelihood.select(rows), "priors": model.priors}
+    settings: dict[str, Any] = {"likelihood": problem.likelihood.select(rows), "priors": problem.priors}
     if isinstance(whole, MultinomialGLMM):
         fixed = {name: value[rows] for name, value in whole.fixed.items()}
         space: dict[str, Any] = {"covariance": whole.covariance, "share_variance": whole.share_variance}

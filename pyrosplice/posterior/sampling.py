@@ -12,17 +12,14 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.estimators.mixed_engine import MixedEngine
-from pyrosplice.estimators.multinomial import MultinomGLM
-from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
-from pyrosplice.estimators.random_effect import LARGEST_LOGIT
 from pyrosplice.inference.importance import RELIABLE, one_sided, pareto_k
-from pyrosplice.models.priors import complete_priors, is_flat
+from pyrosplice.models.priors import is_flat
 from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.cloud import MOST_IN_CLOUD, hyper_cloud
 from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
 from pyrosplice.posterior.grid import FINE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
+from pyrosplice.posterior.problem import PosteriorProblem, target_of
 from pyrosplice.posterior.target import Target
 
 logger = logging.getLogger("pyrosplice")
@@ -57,7 +54,7 @@ class Samples:
 
 
 def sample_posterior(
-    model: MultinomGLM,
+    problem: PosteriorProblem,
     *,
     num_samples: int = 1000,
     method: str = "laplace",
@@ -70,30 +67,32 @@ def sample_posterior(
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
     check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
-    genes = torch.arange(model.n_genes) if genes is None else genes
-    if not 0 < len(genes) == len(set(genes.tolist()) & set(range(model.n_genes))):
+    genes = torch.arange(problem.n_genes) if genes is None else genes
+    if not 0 < len(genes) == len(set(genes.tolist()) & set(range(problem.n_genes))):
         found = genes.tolist()
-        raise InvalidArgumentError(f"genes: expected different positions below {model.n_genes}, found {found}.")
+        raise InvalidArgumentError(f"genes: expected different positions below {problem.n_genes}, found {found}.")
     if method == "nuts":
-        _require_proper(model, "method='nuts'")
-        sites, stats = nuts(model, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(model, seed))
+        _require_proper(problem, "method='nuts'")
+        sites, stats = nuts(problem, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(problem, seed))
         return Samples(sites, stats, method, "integrate")
     if hyper != "plug-in":
-        _require_proper(model, f"hyper={hyper!r}")
-    samples = _weighted(model, num_samples, method, hyper, genes, seed)
+        _require_proper(problem, f"hyper={hyper!r}")
+    samples = _weighted(problem, num_samples, method, hyper, genes, seed)
     _say_which_to_doubt(samples.stats["pareto_k"], method)
     return samples
 
 
-def _weighted(model: MultinomGLM, num_samples: int, method: str, hyper: str, genes: Tensor, seed: int) -> Samples:
+def _weighted(
+    problem: PosteriorProblem, num_samples: int, method: str, hyper: str, genes: Tensor, seed: int
+) -> Samples:
     """Draws by Laplace's method, or resampled from more of them."""
     generator = torch.Generator().manual_seed(int(seed))
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
     found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
-    for batch in _engine(model).batches():
+    for batch in problem.engine.batches():
         for part in batch[torch.isin(batch, genes)].split(size):
             if len(part):
-                draws = _proposals(model, part, n_draws, method, hyper, generator)
+                draws = _proposals(problem, part, n_draws, method, hyper, generator)
                 found.append(resampled(draws, num_samples, method, generator))
     order = torch.argsort(torch.argsort(genes))
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
@@ -110,67 +109,18 @@ def _say_which_to_doubt(k_hat: Tensor, method: str) -> None:
         logger.warning("k̂ > %.1f for %d of %d genes: for these, use %s.", RELIABLE, doubtful, len(k_hat), instead)
 
 
-def _pilot(model: MultinomGLM, seed: int) -> Callable[[int], dict[str, Tensor]] | None:
+def _pilot(problem: PosteriorProblem, seed: int) -> Callable[[int], dict[str, Tensor]] | None:
     """Laplace draws of a gene for NUTS to find its coordinates from; None where they cannot be made."""
-    mixed = isinstance(model, MultinomGLMM)
-    held = model._held() if isinstance(model, MultinomGLMM) else ()
-    components = model.sigma.shape[1] * (2 - len(held)) if isinstance(model, MultinomGLMM) else 0
-    n_hyper = components + len(model.likelihood.free)
-    if n_hyper > MOST_HYPER or (mixed and not model.is_marginal):
+    n_hyper = problem.n_components * (2 - len(problem.held)) + len(problem.likelihood.free)
+    if n_hyper > MOST_HYPER or problem.no_mode is not None:
         return None
     hyper = "integrate" if n_hyper in (0, *FINE) else "ccd"
 
     def draws(gene: int) -> dict[str, Tensor]:
-        few = _weighted(model, N_PILOT, "laplace", hyper, torch.tensor([gene]), seed)
+        few = _weighted(problem, N_PILOT, "laplace", hyper, torch.tensor([gene]), seed)
         return {name: value[0] for name, value in few.sites.items()}
 
     return draws
-
-
-def _engine(model: MultinomGLM) -> MixedEngine:
-    return model._engine if isinstance(model, MultinomGLMM) else model._mixed_engine()
-
-
-def target_of(model: MultinomGLM, genes: Tensor, *, hyper: str) -> tuple[Target, Tensor, Tensor]:
-    """Target of some genes, their coefficients (B, P, Q) and φ (B, d) at the fit."""
-    mixed = isinstance(model, MultinomGLMM)
-    if isinstance(model, MultinomGLMM) and not model.is_marginal:
-        raise InvalidArgumentError(
-            f"fitting_method: expected a marginal fit to draw from, found {model.fitting_method!r}: the joint optimum "
-            "of (σ, θ) is not an estimate."
-        )
-    zero = model.bias_eta.new_zeros(model.n_genes, 1)
-    sigma = model.sigma.detach() if isinstance(model, MultinomGLMM) else zero
-    logit = model.theta_logit.detach() if isinstance(model, MultinomGLMM) else zero - LARGEST_LOGIT
-    engine, integrate = _engine(model), hyper != "plug-in"
-    held = model._held() if isinstance(model, MultinomGLMM) else ("sigma", "theta_logit")
-    if not integrate:
-        engine = replace(engine, likelihood=model.bound_likelihood)
-    own = {name: getattr(model, name).detach()[genes] for name in engine.likelihood.free}
-    target = Target(
-        engine=engine,
-        genes=genes,
-        log_prior=_log_prior(model, integrate),
-        sigma=sigma[genes],
-        theta_logit=logit[genes],
-        free_sigma=integrate and mixed and "sigma" not in held,
-        free_theta=integrate and mixed and "theta_logit" not in held,
-    )
-    coefficients = engine.coefficients(model.beta.detach()[genes], model.bias_eta.detach()[genes], genes)
-    return target, coefficients, target.phi(sigma[genes], logit[genes].clamp(-8, 8), own)
-
-
-def _log_prior(model: MultinomGLM, integrate: bool):  # type: ignore[no-untyped-def]
-    """The model's log prior; with φ plugged in, hyper-parameters come from the fit where the prior asks for them."""
-    prior = model._log_prior()
-    if prior is None or integrate or not model.likelihood.free:
-        return prior
-    own = {name: getattr(model, name).detach() for name in model.likelihood.free}
-
-    def with_own(values: dict[str, Tensor], genes: Tensor) -> Tensor:
-        return prior({**{name: value[genes] for name, value in own.items()}, **values}, genes)
-
-    return with_own
 
 
 @dataclass(frozen=True)
@@ -182,22 +132,22 @@ class WeightedSites:
 
 
 def _proposals(
-    model: MultinomGLM, genes: Tensor, n_draws: int, method: str, hyper: str, generator: torch.Generator
+    problem: PosteriorProblem, genes: Tensor, n_draws: int, method: str, hyper: str, generator: torch.Generator
 ) -> WeightedSites:
-    target, coefficients, phi = target_of(model, genes, hyper=hyper)
+    target, coefficients, phi = target_of(problem, genes, hyper=hyper)
     if phi.shape[1]:
         known = _hyper_posterior(hyper, target, coefficients, phi, n_draws, generator)
-        n_effects = EFFECTS if method == "importance" and isinstance(model, MultinomGLMM) else 1
+        n_effects = EFFECTS if method == "importance" and problem.has_effect else 1
         draws = draw_integrated(target, known, n_draws, generator, n_effects=n_effects)
     else:
         draws = draw_plugged_in(target, coefficients, phi, n_draws, generator)
     sites = target.engine.weights(draws.coefficients, genes)
     values = target.sites(draws.phi.flatten(0, 1))
     values = {name: value.reshape(n_draws, len(genes), -1) for name, value in values.items()}
-    if isinstance(model, MultinomGLMM):
+    if problem.has_effect:
         sites |= {"nu": draws.nu, "sigma": values["sigma"], "theta_logit": values["theta_logit"]}
-    for name in model.likelihood.free:
-        sites[name] = values[name] if name in values else getattr(model, name).detach()[genes].expand(n_draws, -1, -1)
+    for name in problem.likelihood.free:
+        sites[name] = values[name] if name in values else problem.estimates[name][genes].expand(n_draws, -1, -1)
     return WeightedSites(sites, draws.log_weights)
 
 
@@ -271,11 +221,9 @@ def smoothed(log_weights: Tensor) -> Tensor:
     return out
 
 
-def _require_proper(model: MultinomGLM, what: str) -> None:
-    priors = complete_priors(model.priors, model._site_shapes(model.counts, model.design_mtx))
-    held = model._held() if isinstance(model, MultinomGLMM) else ()
-    asked = (*(("sigma", "theta_logit") if isinstance(model, MultinomGLMM) else ()), *model.likelihood.free)
-    flat = [name for name in asked if name not in held and is_flat(priors[name])]
+def _require_proper(problem: PosteriorProblem, what: str) -> None:
+    priors = problem.complete_priors()
+    flat = [name for name in problem.hyper_sites if name not in problem.held and is_flat(priors[name])]
     if flat:
         raise InvalidArgumentError(
             f"{what}: expected proper priors of {', '.join(flat)}, found flat ones, under which there is no posterior. "

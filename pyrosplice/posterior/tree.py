@@ -27,10 +27,11 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option, check_switches
-from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.models.likelihoods import Likelihood
-from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+from pyrosplice.models.multinomial import MultinomialGLM
+from pyrosplice.models.priors import is_flat, log_prior
 from pyrosplice.posterior.genes import without_empty_spots
+from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.sampling import OVERSAMPLED, Samples
 from pyrosplice.posterior.seeding import seeded
 
@@ -50,7 +51,7 @@ GROUPS = ("posterior_predictive", "log_likelihood", "log_prior", "prior", "prior
 
 
 def data_tree(
-    model: MultinomGLM,
+    problem: PosteriorProblem,
     samples: Samples,
     *,
     genes: Tensor,
@@ -63,7 +64,7 @@ def data_tree(
 
     Parameters
     ----------
-    model, samples, genes
+    problem, samples, genes
         The fitted model, draws of some of its genes, and which.
     names
         Coordinates by dimension (``gene``, ``spot``, ``isoform``, ``covariate``); numbers by default.
@@ -74,11 +75,13 @@ def data_tree(
     seed
         Of predictive and prior draws.
     """
-    counts, generator = model.counts[genes], torch.Generator().manual_seed(int(seed))
-    likelihood, totals = model.likelihood.select(genes), counts.sum(-1)
-    label = _Labels(model, genes, names)
-    eta, bound = predictors(model, samples.sites, likelihood)
-    tree = {"posterior": label.dataset({**samples.sites, **derived(model, samples.sites, bound, eta, usage=usage)})}
+    counts, generator = problem.counts[genes], torch.Generator().manual_seed(int(seed))
+    likelihood, totals = problem.likelihood.select(genes), counts.sum(-1)
+    label = _Labels(problem, genes, names)
+    eta, bound = predictors(problem.design, samples.sites, likelihood)
+    tree = {
+        "posterior": label.dataset({**samples.sites, **derived(problem.design, samples.sites, bound, eta, usage=usage)})
+    }
     fitted = eta.isfinite().flatten(3).all(-1).flatten(0, 1).all(0)
     bound, seen = _of_genes(bound, fitted), eta[:, :, fitted]
     if "posterior_predictive" in groups:
@@ -88,15 +91,14 @@ def data_tree(
         density = _every_gene(bound.log_prob(counts[fitted], seen), fitted)
         tree["log_likelihood"] = label.dataset({"counts": density}, {"counts": ("spot",)})
     tree["sample_stats"] = label.dataset(_statistics(samples), {}, chains=2)
-    shapes = model._site_shapes(model.counts, model.design_mtx)
-    priors = {name: p for name, p in complete_priors(model.priors, shapes).items() if p.event_shape.numel()}
+    priors = {name: p for name, p in problem.complete_priors().items() if p.event_shape.numel()}
     if "log_prior" in groups and not all(is_flat(prior) for prior in priors.values()):
         tree["log_prior"] = label.dataset({"lp": _log_prior(priors, samples.sites, genes)})
     if "prior" in groups and not any(is_flat(prior) for prior in priors.values()):
-        tree |= _prior_groups(model, label, totals, samples, genes, seed, predictive="prior_predictive" in groups)
+        tree |= _prior_groups(problem, label, totals, samples, genes, seed, predictive="prior_predictive" in groups)
     tree["observed_data"] = label.dataset({"counts": counts}, chains=0)
     constants = {
-        "design": (("spot", "covariate"), model.design_mtx.numpy().copy()),
+        "design": (("spot", "covariate"), problem.design.numpy().copy()),
         "total": (("gene", "spot"), totals.numpy()),
     }
     tree["constant_data"] = xr.Dataset(constants, coords=label.coords({"gene", "spot", "covariate"}))
@@ -105,7 +107,7 @@ def data_tree(
     return without_empty_spots(whole)
 
 
-def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
+def check_groups(problem: PosteriorProblem, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
     """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
     check_switches(usage=usage)
     if isinstance(groups, str) or not (groups is None or isinstance(groups, Collection)):
@@ -113,28 +115,34 @@ def check_groups(model: MultinomGLM, groups: Sequence[str] | None, *, usage: boo
     made = GROUPS if groups is None else groups
     for group in made:
         check_option("groups", group, GROUPS)
-    if usage or model.n_factors:
-        model.likelihood.require("mean")
+    if usage or problem.design.shape[1]:
+        problem.likelihood.require("mean")
     if {"posterior_predictive", "prior_predictive"} & {*made}:
-        model.likelihood.require("sample")
+        problem.likelihood.require("sample")
     return made
 
 
 def numbers_per_draw(
-    model: MultinomGLM, n_genes: int, groups: Sequence[str], *, usage: bool, method: str, n_isos: int | None = None
+    problem: PosteriorProblem,
+    n_genes: int,
+    groups: Sequence[str],
+    *,
+    usage: bool,
+    method: str,
+    n_isos: int | None = None,
 ) -> dict[str, float]:
     """Numbers that one draw of some genes takes, by the group that keeps them.
 
     ``n_isos``: isoforms of the widest gene of the tree, which the others are padded to.
     """
-    padding = 0 if n_isos is None else n_isos - model.n_isos
-    n_spots, n_isos, n_logits = model.n_spots, model.n_isos + padding, model.bias_eta.shape[-1] + padding
-    shapes = model._site_shapes(model.counts, model.design_mtx)
+    _, n_spots, own = problem.counts.shape
+    n_isos = own if n_isos is None else n_isos
+    n_logits, shapes = problem.n_logits + n_isos - own, problem.shapes
     field = n_spots * n_logits if "sigma" in shapes else 0
     twice = shapes.get("sigma", (0, 0))[1] * 2  # σ² and θ beside σ and logit θ
-    sites = sum(math.prod(shape[1:]) for shape in shapes.values()) + (model.n_factors or 0) * n_isos + twice
+    sites = sum(math.prod(shape[1:]) for shape in shapes.values()) + problem.design.shape[1] * n_isos + twice
     proposals = (OVERSAMPLED - 1) * (method == "importance")
-    proper = not any(is_flat(p) for p in complete_priors(model.priors, shapes).values() if p.event_shape.numel())
+    proper = not any(is_flat(p) for p in problem.complete_priors().values() if p.event_shape.numel())
     per_gene = {
         "posterior": sites + field + usage * n_spots * n_isos,
         "linear predictor": n_spots * n_logits,
@@ -149,14 +157,14 @@ def numbers_per_draw(
     return {name: n_genes * float(numbers) for name, numbers in per_gene.items()}
 
 
-def predictors(model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
+def predictors(design: Tensor, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
     """η ``(C, S, G, N, Q)`` and the likelihood at the draws."""
-    eta = model.design_mtx @ sites["beta"] + sites["bias_eta"].unsqueeze(-2)
+    eta = design @ sites["beta"] + sites["bias_eta"].unsqueeze(-2)
     return eta + sites["nu"] if "nu" in sites else eta, likelihood.bind(sites)
 
 
 def derived(
-    model: MultinomGLM, sites: Mapping[str, Tensor], likelihood: Likelihood, eta: Tensor, *, usage: bool
+    design: Tensor, sites: Mapping[str, Tensor], likelihood: Likelihood, eta: Tensor, *, usage: bool
 ) -> dict[str, Tensor]:
     r"""Quantities that one reports: ``theta``, ``sigma2``, ``effect_on_usage`` and ``usage``.
 
@@ -170,7 +178,7 @@ def derived(
         mean = likelihood.expected(eta)
         out |= {"usage": mean} if usage else {}
     if sites["beta"].shape[-2]:
-        spread = model.design_mtx.std(0)
+        spread = design.std(0)
         moved = [likelihood.expected(eta + scale * sites["beta"][..., [p], :]) for p, scale in enumerate(spread)]
         out["effect_on_usage"] = torch.stack([(one - mean).mean(-2) for one in moved], -2)
     return out
@@ -217,25 +225,32 @@ def _log_prior(priors: Mapping[str, Any], sites: Mapping[str, Tensor], genes: Te
 
 
 def _prior_groups(
-    model: MultinomGLM, label: _Labels, totals: Tensor, samples: Samples, genes: Tensor, seed: int, *, predictive: bool
+    problem: PosteriorProblem,
+    label: _Labels,
+    totals: Tensor,
+    samples: Samples,
+    genes: Tensor,
+    seed: int,
+    *,
+    predictive: bool,
 ) -> dict[str, xr.Dataset]:
     """As many draws of the prior, and of counts under it, as of the posterior."""
     n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
     with seeded(seed):
-        sites = prior_draws(model, n_draws, genes)
+        sites = prior_draws(problem.program(), n_draws, genes)
     chained = {name: value.expand(n_chains, *value.shape) for name, value in sites.items()}
-    eta, bound = predictors(model, chained, model.likelihood.select(genes))
-    out = {"prior": label.dataset({**chained, **derived(model, chained, bound, eta, usage=False)})}
+    eta, bound = predictors(problem.design, chained, problem.likelihood.select(genes))
+    out = {"prior": label.dataset({**chained, **derived(problem.design, chained, bound, eta, usage=False)})}
     if predictive:
         drawn = _drawn(bound, totals, eta.clamp(-30, 30), torch.Generator().manual_seed(int(seed)))
         out["prior_predictive"] = label.dataset({"counts": drawn})
     return out
 
 
-def prior_draws(model: MultinomGLM, n_draws: int, genes: Tensor) -> dict[str, Tensor]:
-    """Draws ``(S, G, ...)`` of every site from the model's prior."""
-    program = model.model
-    with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", model.n_genes, dim=-1):
+def prior_draws(program: MultinomialGLM, n_draws: int, genes: Tensor) -> dict[str, Tensor]:
+    """Draws ``(S, G, ...)`` of every site from the prior of a Pyro model of all genes."""
+    n_genes = len(program.counts)
+    with pyro.poutine.block(), pyro.plate("draws", n_draws, dim=-2), pyro.plate("genes", n_genes, dim=-1):
         sites = program.sample_latents()
     empty = [name for name, prior in program.priors.items() if not prior.event_shape.numel()]  # no covariates
     held = {*getattr(program, "fixed", {}), *empty}
@@ -251,16 +266,10 @@ def whole_numbers(values: Tensor) -> Tensor:
 class _Labels:
     """Coordinates, and tensors as labelled arrays."""
 
-    def __init__(self, model: MultinomGLM, genes: Tensor, names: Mapping[str, Sequence[Any]] | None) -> None:
+    def __init__(self, problem: PosteriorProblem, genes: Tensor, names: Mapping[str, Sequence[Any]] | None) -> None:
         given = dict(names or {})
-        sizes = {
-            "gene": model.n_genes,
-            "spot": model.n_spots,
-            "isoform": model.n_isos,
-            "covariate": model.n_factors or 0,
-        }
-        sizes["logit"] = model.bias_eta.shape[-1]
-        sizes["component"] = model._site_shapes(model.counts, model.design_mtx).get("sigma", (0, 0))[1]
+        sizes = dict(zip(("gene", "spot", "isoform"), problem.counts.shape, strict=True))
+        sizes |= {"covariate": problem.design.shape[1], "logit": problem.n_logits, "component": problem.n_components}
         for dim, names_given in given.items():
             check_option("names", dim, sizes)
             if len(names_given) != sizes[dim]:

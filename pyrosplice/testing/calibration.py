@@ -39,7 +39,7 @@ HYPER = ("plug-in", "integrate", "ccd")
 THINNED = 10  # draws of NUTS for each one that is kept: ranks need independent ones
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     model: Likelihood | MultinomGLM,
     priors: Priors = None,
     data_shape: tuple[int, ...] | None = None,
@@ -177,7 +177,7 @@ class World:
                 f"priors: expected a proper prior of every site, found none (flat) of {flat}; priors='weak' has all."
             )
         program.likelihood.require("sample")
-        values = prior_draws(self.estimator, 1, torch.arange(len(self.totals)))
+        values = prior_draws(program, 1, torch.arange(len(self.totals)))
         truth = {name: value[0].double() for name, value in values.items()}
         eta = program.linear_predictor(truth)
         bound = program.likelihood.bind({name: truth[name] for name in program.likelihood.free})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from pyrosplice.hypothesis.uniform_bands import rank_pvalue
+from pyrosplice.plotting import rank_ecdf
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,8 +88,6 @@ class PosteriorCalibration:
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Difference of the ranks' distribution from uniform, with the exact band; what leaves it is named."""
-        from pyrosplice.plotting import rank_ecdf  # matplotlib is optional
-
         return rank_ecdf(self.ranks, n_draws=self.n_draws, confidence=self.confidence, ax=ax)
 
     def __str__(self) -> str:

@@ -24,9 +24,9 @@ def main(sizes: list[int]) -> None:
         model.update_params_from_dict(
             {"sigma": torch.full((n_genes, 1), 0.7), "theta_logit": torch.full((n_genes, 1), 0.8)}
         )
-        sample_posterior(model, num_samples=1, genes=torch.arange(8))  # compiles
+        sample_posterior(model.posterior_problem(), num_samples=1, genes=torch.arange(8))  # compiles
         began, cpu = time.perf_counter(), time.process_time()
-        sample_posterior(model, num_samples=100)
+        sample_posterior(model.posterior_problem(), num_samples=100)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

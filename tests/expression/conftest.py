@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pyrosplice.api as de
+
 N_CELLS, N_GENES, EMPTY = 90, 6, 4
 
 
@@ -32,8 +34,6 @@ def cells():
 
 def every_test(data, **options):
     """Each test of the namespace on the same cells, as calls without arguments."""
-    import pyrosplice.api as de
-
     calls = {}
     for test in ("t-test", "rank", "wald", "lrt"):
         calls[f"two_sample {test}"] = lambda test=test: de.test.two_sample(data, "half", test=test, **options)

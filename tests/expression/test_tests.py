@@ -13,7 +13,7 @@ from scipy import stats
 
 import pyrosplice.api as de
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.expression_statistics import adjust_jointly
+from pyrosplice.hypothesis.fdr import adjust_jointly
 
 
 @pytest.fixture(scope="module")

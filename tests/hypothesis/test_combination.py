@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.combination import cauchy_combination
@@ -22,8 +23,6 @@ def test_small_pvalues_average_harmonically():
 
 def test_size_under_dependence():
     rng = np.random.default_rng(0)
-    from scipy.stats import norm
-
     for correlation in (0.0, 0.5, 0.95):
         common = rng.standard_normal((100_000, 1))
         z = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * rng.standard_normal((100_000, 5))

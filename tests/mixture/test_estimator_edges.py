@@ -109,7 +109,7 @@ STATES = {
     "array": lambda: fit_of(2, "tied", pd.DataFrame.to_numpy),
     "set since": lambda: fit_of(2, "diag", lambda f: f).set_params(num_components=4),
 }
-KNOWN = ("n_features_in_", "feature_names_in_", "converged_", "num_iter_", "nll_", "_named_by_anndata")
+KNOWN = ("n_features_in_", "feature_names_in_", "converged_", "num_iter_", "nll_", "named_by_anndata_")
 
 
 @given(st.lists(st.sampled_from(sorted(STATES)), min_size=1, max_size=4), st.booleans())

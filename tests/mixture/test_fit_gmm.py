@@ -15,7 +15,7 @@ from pyrosplice.estimators.mixture_selection import selection_table, split_folds
 from pyrosplice.inference.em import EMOptions
 from pyrosplice.inference.em_batch import fit_many, log_joint_of_cells
 from pyrosplice.inference.em_pooled import _estimate
-from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior
 from tests.mixture.helpers import brute_force, clouds
 
 QUIET = {"verbose": False}
@@ -228,8 +228,6 @@ def test_shared_components_have_weights_of_each_patient():
 
 
 def _mixture(data):
-    from pyrosplice.models.gaussian_mixture import MixtureParameters
-
     return MixtureParameters(torch.full((2,), 0.5, dtype=torch.float64), data.supports, data.covariances, "full")
 
 
@@ -252,8 +250,6 @@ def test_a_pooled_prior_helps_patients_with_few_cells():
 
 
 def _patient_mixture(data, p):
-    from pyrosplice.models.gaussian_mixture import MixtureParameters
-
     return MixtureParameters(data.weights[p], data.supports[p], data.covariances[p], "full")
 
 

@@ -53,7 +53,7 @@ def test_groups_dims_and_diagnostics(tree):
 
 
 def test_densities_are_those_of_the_pyro_model(glm, tree):
-    data = data_of(glm, None, None)
+    data = data_of(glm.estimator, None, None)
     draw = tree.isel(chain=0, draw=7)
     theta = np.concatenate([draw["posterior"].location.values, draw["posterior"].scale.values], -1)
     expected = gene_log_density(data.model, data.counts, torch.from_numpy(theta))

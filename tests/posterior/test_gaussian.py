@@ -6,14 +6,15 @@ import torch
 from pyrosplice.inference.importance import importance, pareto_k
 from pyrosplice.posterior.gaussian import _effects, draw_integrated
 from pyrosplice.posterior.grid import evaluated, hyper_grid, nodes_of
-from pyrosplice.posterior.sampling import target_of
+from pyrosplice.posterior.problem import target_of
 from tests.posterior.test_posterior import data, mixed
 
 
 @pytest.fixture(scope="module")
 def fit():
     """Two counts a spot, where Laplace's random effects are far from theirs."""
-    target, coefficients, phi = target_of(mixed(*data(2, depth=2.0)), torch.arange(2), hyper="integrate")
+    problem = mixed(*data(2, depth=2.0)).posterior_problem()
+    target, coefficients, phi = target_of(problem, torch.arange(2), hyper="integrate")
     return target, coefficients, torch.tensor([0.3, 0.5]).to(phi).expand_as(phi)  # log σ and logit θ
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pyrosplice import ExpressionGLM, GaussianMixture, MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.estimators import usage_posterior
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial, Poisson
 from pyrosplice.posterior import draws as usage_draws
 from pyrosplice.posterior import expression as expression_draws
-from pyrosplice.posterior import leave_one_out, memory, one_gene
+from pyrosplice.posterior import leave_one_out, one_gene
 from pyrosplice.posterior import mixture as mixture_draws
 from pyrosplice.posterior.tree import GROUPS
 from pyrosplice.spatial.car import get_cov_sp
@@ -76,7 +77,7 @@ def test_memory_is_that_of_what_is_kept(family, groups, monkeypatch):
     def heard(per_draw, n_draws, max_memory):
         said.append(8 * n_draws * sum(per_draw.values()))
 
-    for module in (memory, usage_draws, expression_draws, mixture_draws):
+    for module in (usage_posterior, usage_draws, expression_draws, mixture_draws):
         monkeypatch.setattr(module, "require_memory", heard)
     tree = FAMILIES[family](groups=groups)
     datasets = {name: child.to_dataset() for name, child in tree.children.items()}

@@ -9,13 +9,16 @@ from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.inference.importance import pareto_k
 from pyrosplice.likelihoods import DirichletMultinomial, NegativeBinomial, Poisson
+from pyrosplice.models.distributions import SpatialEffect
 from pyrosplice.models.multinomial import log_density
 from pyrosplice.models.penalised_complexity import weak_priors
 from pyrosplice.posterior.comparison import compare_posteriors
 from pyrosplice.posterior.grid import hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions
-from pyrosplice.posterior.sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed, target_of
+from pyrosplice.posterior.problem import target_of
+from pyrosplice.posterior.sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed
 from tests.inference.test_laplace import grid
+from tests.posterior.one_gene import one_gene
 
 SPACE = grid(5)
 
@@ -53,7 +56,7 @@ def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
     posterior = tree["posterior"]
     assert float(posterior.sigma.std(("chain", "draw")).max()) < 1e-12  # plugged in
     beta = posterior.beta.values[0].reshape(2000, 2, 2)
-    target, coefficients, phi = target_of(model, torch.arange(2), hyper="plug-in")
+    target, coefficients, phi = target_of(model.posterior_problem(), torch.arange(2), hyper="plug-in")
     profile = target.profile(coefficients, phi)
     covariance = model._engine.scaling.covariance(torch.linalg.inv(profile.information), 2)[:, :2, :2]
     for gene in range(2):
@@ -76,7 +79,7 @@ def test_weights_are_the_joint_density_over_the_proposal(model):
 
 def test_the_grid_is_the_posterior_density_of_the_hyperparameters(model):
     """At its nodes, against brute force: Laplace over everything but φ, from the Pyro model's own density."""
-    target, coefficients, phi = target_of(model, torch.tensor([0]), hyper="integrate")
+    target, coefficients, phi = target_of(model.posterior_problem(), torch.tensor([0]), hyper="integrate")
     found = hyper_grid(target, coefficients, phi)
     rows = [(6, 6), (4, 8), (8, 3)]
     values = []
@@ -90,8 +93,6 @@ def test_the_grid_is_the_posterior_density_of_the_hyperparameters(model):
 
 def _brute_force(model, sigma, logit):
     program, n = model.model, 4 + 50
-    from tests.posterior.one_gene import one_gene
-
     single = one_gene(program, 0)
 
     def density(flat):
@@ -133,8 +134,6 @@ def test_log_likelihood_and_log_prior_are_those_of_the_pyro_model(model, tree):
     values = {name: torch.from_numpy(draw[name].values.copy()) for name in sites}
     effect = model.model
     whole = log_density(effect, values)
-    from pyrosplice.models.distributions import SpatialEffect
-
     nu = SpatialEffect(effect.covariance, values["sigma"], values["theta_logit"], 2).log_prob(values["nu"])
     parts = tree["log_likelihood"].counts.isel(chain=0, draw=3).sum("spot") + tree["log_prior"].lp.isel(chain=0, draw=3)
     np.testing.assert_allclose(parts + nu.numpy(), whole)
@@ -224,7 +223,7 @@ def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
     )
     model.setup_data(counts, space, torch.randn(36, 1, generator=generator, dtype=torch.float64))
     model.fit()
-    target, coefficients, phi = target_of(model, torch.arange(20), hyper="integrate")
+    target, coefficients, phi = target_of(model.posterior_problem(), torch.arange(20), hyper="integrate")
     found = hyper_grid(target, coefficients, phi)
     low, high = found.axes[:, 0, 0].exp(), found.axes[:, 0, -1].exp()
     assert ((low < model.sigma[:, 0]) & (model.sigma[:, 0] < high)).all(), (low, high)

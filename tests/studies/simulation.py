@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -38,8 +39,6 @@ def scattered(n_spots: int, seed: int = 0) -> CarCovariance:
 
 def olfactory_bulb(path: Path) -> CarCovariance:
     """CAR covariance of the spots of the mouse olfactory bulb slide at ``path``."""
-    import anndata
-
     return CarCovariance(knn_graph(anndata.read_h5ad(path).obsm["spatial"], k_neighbors=4, graph="union"))
 
 

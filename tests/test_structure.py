@@ -1,0 +1,29 @@
+"""The check of the package's structure finds what it is for."""
+
+import ast
+
+import pytest
+
+check_structure = pytest.importorskip("tools.check_structure", reason="grimp is a tool of developers")
+
+
+def test_imports_inside_functions_are_found():
+    outside = "import pyrosplice\n"
+    method = "def f():\n    import numpy\n    class A:\n        def g(self):\n            from pyrosplice import io\n"
+    source = outside + method + "async def h():\n    from . import io\n"
+    found = set(check_structure.imports_inside_functions({"a.py": ast.parse(source)}))
+    assert found == {"a.py: pyrosplice", "a.py: ."}
+
+
+def test_public_names_that_stand_twice_are_found():
+    files = {"a/x.py": "def f(): ...\nclass A: ...\nONE = 1", "b/x.py": "def f(): ...\ndef _g(): ...\nONE = 1"}
+    trees = {name: ast.parse(text) for name, text in files.items()}
+    trees["b/__init__.py"] = trees["a/__init__.py"] = ast.parse("def _g(): ...")
+    assert check_structure.twice(check_structure.public_names(trees)) == ["f"]
+    assert check_structure.twice(check_structure.file_names(trees)) == ["x"]
+
+
+def test_what_is_new_and_what_is_gone_is_wrong(capsys):
+    assert check_structure.report("names", ["a", "b"], ["a", "b"]) == 0
+    assert check_structure.report("names", ["a", "c"], ["a", "b"]) == 2
+    assert "new: c" in capsys.readouterr().out

@@ -1,0 +1,100 @@
+"""Whether the package is still one house: import circles, imports inside functions, names that stand twice.
+
+    python tools/check_structure.py
+
+Prints what it counts, and exits with 1 where something is new. Names that stood twice when this check was written are
+listed in ``structure.toml`` beside this file; the lists may only become shorter.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import grimp
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+PACKAGE = "pyrosplice"
+ROOT = Path(__file__).resolve().parents[1]
+KNOWN = Path(__file__).with_name("structure.toml")
+
+
+def main() -> int:
+    """Print every count, with what is wrong below it; the number of things that are wrong."""
+    sys.path.insert(0, str(ROOT))
+    known = tomllib.loads(KNOWN.read_text())
+    files = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / PACKAGE).rglob("*.py")}
+    circles, inside = import_circles(), sorted(imports_inside_functions(files))
+    print(f"import circles: {len(circles)}")
+    print(*(f"  {', '.join(circle)}" for circle in circles), sep="\n", end="\n" if circles else "")
+    wrong = len(circles)
+    wrong += report("imports of the package inside functions", inside, known["imports_inside_functions"])
+    wrong += report("file names that stand twice", twice(file_names(files)), known["file_names"])
+    wrong += report("names of functions and classes that stand twice", twice(public_names(files)), known["names"])
+    return wrong
+
+
+def import_circles() -> list[list[str]]:
+    """Modules that import each other, in groups; imports for type checkers count as well."""
+    graph = grimp.build_graph(PACKAGE, cache_dir=None)
+    modules = sorted(graph.modules)
+    place = {module: i for i, module in enumerate(modules)}
+    ties = [(place[a], place[b]) for a in modules for b in graph.find_modules_directly_imported_by(a)]
+    rows, columns = np.array(ties).T
+    matrix = coo_array((np.ones(len(ties)), (rows, columns)), shape=(len(modules), len(modules)))
+    _, group = connected_components(matrix, directed=True, connection="strong")
+    members = defaultdict(list)
+    for module, own in zip(modules, group, strict=True):
+        members[int(own)].append(module)
+    return [circle for circle in members.values() if len(circle) > 1]
+
+
+def imports_inside_functions(files: Mapping[str, ast.Module]) -> Iterator[str]:
+    """Files and modules of imports of the package that are not at the top of their file."""
+    for file, tree in files.items():
+        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        for node in (inner for function in functions for inner in ast.walk(function)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+            relative = isinstance(node, ast.ImportFrom) and node.level > 0
+            yield from (f"{file}: {name}" for name in names if relative or name.split(".")[0] == PACKAGE)
+
+
+def file_names(files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Public names of files, and where each is."""
+    yield from ((Path(file).stem, file) for file in files if not Path(file).stem.startswith("_"))
+
+
+def public_names(files: Mapping[str, ast.Module]) -> Iterator[tuple[str, str]]:
+    """Public names of functions and classes at the top of a file, and where each is."""
+    for file, tree in files.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, file
+
+
+def twice(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Names that stand in several places."""
+    places = defaultdict(set)
+    for name, file in named:
+        places[name].add(file)
+    return sorted(name for name, own in places.items() if len(own) > 1)
+
+
+def report(what: str, found: list[str], known: list[str]) -> int:
+    """Print how many were found, those that are new, and those that are listed and gone; the number of both."""
+    new, gone = sorted(set(found) - set(known)), sorted(set(known) - set(found))
+    print(f"{what}: {len(found)}" + (f" ({len(found) - len(new)} known)" if known else ""))
+    print(*(f"  new: {name}" for name in new), sep="\n", end="\n" if new else "")
+    print(*(f"  gone, take it out of {KNOWN.name}: {name}" for name in gone), sep="\n", end="\n" if gone else "")
+    return len(new) + len(gone)
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
