@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.uniform_bands import exact_interval
@@ -31,7 +32,8 @@ class CalibrationCheck:
         One row a simulated gene, test and covariate: ``test`` ("SV score"), ``covariate`` ("" for tests of space),
         ``rate`` ("size" where the null hypothesis is true, "power" where it is not), ``effect`` (0 for sizes, NaN
         where none was given), ``gene`` (number of the simulated gene), ``source`` (the own gene that it is like),
-        ``n_isoforms``, ``statistic``, ``pvalue``, ``reason`` ("" or why there is no p-value).
+        ``n_isoforms``, ``statistic``, ``pvalue``, ``reason`` ("" or why there is no p-value), ``reliable`` (what the
+        test itself says of its p-value).
     settings
         What was asked for: ``truth``, ``n_genes``, ``seed`` and options of the test.
     left_out
@@ -49,8 +51,9 @@ class CalibrationCheck:
     def table(self) -> pd.DataFrame:
         """One row a test, covariate and level.
 
-        ``test``, ``covariate``, ``rate``, ``effect``, ``level`` (.05, .01, .001), ``genes`` (with a p-value),
-        ``missing`` (without), ``rejected``, ``share``, ``low`` and ``high`` (Clopper and Pearson's interval),
+        ``test``, ``covariate``, ``rate``, ``effect``, ``level`` (.05, .01, .001), ``genes`` (with a reliable p-value),
+        ``unreliable`` (with one that the test itself does not call so) and ``share_unreliable`` (of these below the
+        level), ``missing`` (without), ``rejected``, ``share``, ``low`` and ``high`` (Clopper and Pearson's interval),
         and ``verdict``: for sizes "holds" where the interval has the level, else "rejects too often" or "rejects too
         rarely"; "" for powers, and where no gene has a p-value.
         """
@@ -121,15 +124,17 @@ class CalibrationCheck:
 
     def _rows(self, some: pd.DataFrame) -> list[dict[str, Any]]:
         pvalue = some["pvalue"].to_numpy(dtype=np.float64)
-        tested = pvalue[~np.isnan(pvalue)]
+        given, told = ~np.isnan(pvalue), some["reliable"].to_numpy(dtype=bool)
+        tested, doubtful = pvalue[given & told], pvalue[given & ~told]
         first = {name: some[name].iloc[0] for name in KEY}
         rows = []
         for level in LEVELS:
             rejected = int((tested < level).sum())
             low, high = exact_interval(rejected, len(tested), self.confidence)
             sized = first["rate"] == "size" and len(tested) > 0
-            row = {**first, "level": level, "genes": len(tested), "missing": len(pvalue) - len(tested)}
-            row |= {"rejected": rejected, "share": rejected / len(tested) if len(tested) else np.nan}
+            row = {**first, "level": level, "genes": len(tested), "missing": int((~given).sum())}
+            row |= {"unreliable": len(doubtful), "share_unreliable": _part_below(doubtful, level)}
+            row |= {"rejected": rejected, "share": _part_below(tested, level)}
             verdict = VERDICTS[int(low > level) - int(high < level)] if sized else ""
             rows.append({**row, "low": low, "high": high, "verdict": verdict})
         return rows
@@ -140,8 +145,13 @@ class CalibrationCheck:
         name, truth = _name(first["test"], first["covariate"], of=True), self.settings["truth"]
         why = Counter(some.loc[some["reason"] != "", "reason"])
         lost = ", ".join(f"{n:,} {reason}" for reason, n in sorted(why.items()))
+        doubts = ""
+        if first["unreliable"]:
+            below = f"{_percent(first['share_unreliable'])} of them below {_level(first['level'])}"
+            doubts = f" {first['unreliable']:,} p-values that the test calls unreliable do not count ({below})."
         if not first["genes"]:
-            return f"{name}: none of {first['missing']:,} genes has a p-value ({lost})."
+            without = f" {first['missing']:,} have none ({lost})." if first["missing"] else ""
+            return f"{name}: none of {len(some):,} genes has a p-value that the test calls reliable.{doubts}{without}"
         if first["rate"] == "power":
             given = "" if np.isnan(first["effect"]) else f" for an effect of {first['effect']:g}"
             spatial = f", spatial variation by {truth}" if truth == "domains" and not first["covariate"] else ""
@@ -155,7 +165,8 @@ class CalibrationCheck:
                 (word for word in (VERDICTS[1], VERDICTS[-1]) if word in found),
                 f"{VERDICTS[0]}, as far as {first['genes']:,} genes can tell",
             )
-        return f"{text}. {first['missing']:,} more without p-value ({lost})." if first["missing"] else f"{text}."
+        missing = f" {first['missing']:,} more without p-value ({lost})." if first["missing"] else ""
+        return f"{text}.{doubts}{missing}"
 
     @staticmethod
     def _power(row: Mapping[str, Any]) -> str:
@@ -164,6 +175,11 @@ class CalibrationCheck:
 
 def _name(test: str, covariate: str, *, of: bool = False) -> str:
     return f"{test} of {covariate}" if covariate and of else f"{test} {covariate}".strip()
+
+
+def _part_below(pvalue: NDArray[np.float64], level: float) -> float:
+    """Share of the p-values below a level; NaN of none."""
+    return float((pvalue < level).mean()) if len(pvalue) else np.nan
 
 
 def _share(row: Mapping[str, Any]) -> str:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
-from pyrosplice.estimators.covariate_law import AveragedFit, Law, averaged_fit, contrast_target
+from pyrosplice.estimators.covariate_law import AveragedFit, Law, averaged_fit, contrast_target, single_covariates
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec, stacked
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.tested_covariates import Contrast
+from pyrosplice.hypothesis.dispersion import joint_dof
 from pyrosplice.hypothesis.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.score import Linearised, ScoreVariance, covariate_information, score_variance
 from pyrosplice.hypothesis.wald import contrast_test
@@ -48,6 +49,8 @@ class Estimates:
     posterior_df
         Degrees of freedom ``(B, T)`` with which the variances of the contrasts asked for are known; None where they
         are taken as estimated.
+    slope_ratio
+        Likelihood ratios ``(B, T)`` for a field whose standard deviation depends on the one covariate of a contrast.
     """
 
     beta: Tensor
@@ -59,16 +62,23 @@ class Estimates:
     influence: Tensor
     coverage: Coverage
     posterior_df: Tensor | None = None
+    slope_ratio: Tensor | None = None
 
     def rows(self, contrast: Tensor) -> Tensor:
         """Orthonormal rows ``(R, C)`` that are zero where ``contrast @ β`` is, ``(R, P)``."""
         return _orthonormal_rows(contrast, self.back)
 
-    def dof(self, rows: Tensor) -> Tensor | None:
-        """Degrees of freedom ``(B,)`` of the variance of ``rows @ coefficients``; None where it is the model's."""
-        if self.variance is None:
-            return None
-        return self.variance.dof(_by_logit(rows, self.beta.shape[-1]) @ self.influence)
+    def dof(self, rows: Tensor, number: int | None = None) -> Tensor | None:
+        """Degrees of freedom ``(B,)`` of the variance of ``rows @ coefficients``; None where it is the model's.
+
+        ``number``: which of the contrasts they are whose variance has posterior degrees of freedom.
+        """
+        own = None
+        if self.variance is not None:
+            own = self.variance.dof(_by_logit(rows, self.beta.shape[-1]) @ self.influence)
+        if self.posterior_df is None or number is None:
+            return own
+        return joint_dof(own, self.posterior_df[:, number])
 
     def of_coded(self, covariance: Tensor) -> Tensor:
         """A covariance as that of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``."""
@@ -79,11 +89,13 @@ class Estimates:
         """What :meth:`of_coded` makes of unit variances along ``directions`` ``(C, d)``: ``(1, D, D)``."""
         return self.of_coded(_by_logit(directions @ directions.T, self.beta.shape[-1])[None])
 
-    def wald(self, contrast: Tensor, *, by_model: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def wald(
+        self, contrast: Tensor, *, by_model: bool = False, number: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Statistic, p-value and rank ``(B, 1)`` each of ``contrast @ β = 0``, ``(R, P)``, as far as identified."""
         covariance = self.by_model if by_model else self.covariance
         rows = self.rows(contrast)
-        dof = None if by_model else self.dof(rows)
+        dof = None if by_model else self.dof(rows, number)
         statistic, pvalue = contrast_test(self.coefficients, covariance, rows, dof)
         rank = torch.full_like(statistic, len(rows))
         for gene in self.coverage.deficient:
@@ -93,7 +105,7 @@ class Estimates:
                 continue
             statistic[gene] = pvalue[gene] = torch.nan
             if len(some):
-                dof = None if by_model else self.dof(some)
+                dof = None if by_model else self.dof(some, number)
                 dof = None if dof is None else dof[one]
                 statistic[one], pvalue[one] = contrast_test(self.coefficients[one], covariance[one], some, dof)
         return statistic, pvalue, rank
@@ -150,6 +162,7 @@ class _Point:
     information: Tensor
     fit: Linearised | None
     posterior_df: Tensor | None = None
+    slope_ratio: Tensor | None = None
 
 
 def _averaged(
@@ -161,14 +174,15 @@ def _averaged(
     columns, n_logits = basis.scaling.design, basis.coefficients.shape[-1]
     rows = [_orthonormal_rows(torch.from_numpy(contrast.rows), basis.back) for contrast in contrasts]
     target = contrast_target(rows, n_logits)
-    along = law.covariate(design, [contrast.columns for contrast in contrasts])
-    found = averaged_fit(model, law.spectra, columns, columns.shape[1], target, along)
+    tested = single_covariates(design, [contrast.columns for contrast in contrasts])
+    found = averaged_fit(model, law.spectra, columns, columns.shape[1], target, tested, unequal=law.unequal)
     information = covariate_information(found.fit.precision_product, columns, len(basis.coefficients), n_logits)
     information = information + model.prior_information()
     moved = basis.coefficients + _step(model, found, basis, information)
     known = torch.isfinite(moved).flatten(1).all(1)[:, None, None]
     coefficients = torch.where(known, moved, basis.coefficients)
-    return _Point(coefficients, information, found.fit if law.robust else None, found.posterior_df)
+    kept = found.fit if law.robust else None
+    return _Point(coefficients, information, kept, found.posterior_df, found.slope_ratio)
 
 
 def _step(model: MultinomGLMM, found: AveragedFit, basis: _CodedBasis, information: Tensor) -> Tensor:
@@ -209,8 +223,9 @@ def _with_covariance(
         covariance = known(covariance_from_information(information, orthonormal, n_logits, spread))
     eye = torch.eye(information.shape[-1], dtype=torch.float64).expand_as(information)
     influence = solve_curvature(information, eye)
+    known_with = point.posterior_df, point.slope_ratio
     return Estimates(
-        beta, point.coefficients, covariance, by_model, basis.back, variance, influence, coverage, point.posterior_df
+        beta, point.coefficients, covariance, by_model, basis.back, variance, influence, coverage, *known_with
     )
 
 

@@ -24,12 +24,12 @@ from pyrosplice.hypothesis.restricted_posterior import (
     restricted_posterior,
 )
 from pyrosplice.hypothesis.score import Linearised
+from pyrosplice.hypothesis.unequal_field import relative_deviations, slope_ratios
 from pyrosplice.hypothesis.working_model import Spectra, WorkingModel
 from pyrosplice.models.priors import log_prior
 
 SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
-_FURTHEST = 2.0  # standard deviations of a covariate at which its effect on the field ends
 _AT_ONCE = 2**24  # numbers that the images of the leading eigenvectors of a batch may have
 
 
@@ -51,13 +51,6 @@ class Law:
     robust: bool
     spectra: Spectra | None = None
     unequal: bool = False
-
-    def covariate(self, design: Design, tested: Sequence[Sequence[int]]) -> Tensor | None:
-        """The covariate that the field's standard deviation may depend on, ``(N,)``: the one that is tested."""
-        if not self.unequal:
-            return None
-        (columns,) = tested
-        return torch.from_numpy(design.values[:, list(columns)]).squeeze(1)
 
     def genes_at_once(self, n_spots: int, n_predictors: int) -> int:
         """Genes that a test works on together within bounded memory."""
@@ -83,11 +76,14 @@ class AveragedFit:
         The working response, ``(B, N, Q)``, of logits.
     posterior_df
         Degrees of freedom with which the variance of what is tested is known, ``(B, T)``.
+    slope_ratio
+        Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """
 
     fit: Linearised
     response: Tensor
     posterior_df: Tensor
+    slope_ratio: Tensor
 
 
 def averaged_fit(
@@ -96,7 +92,9 @@ def averaged_fit(
     columns: Tensor,
     n_fixed: int,
     target: Target,
-    unequal_along: Tensor | None = None,
+    tested: Sequence[Tensor | None] = (),
+    *,
+    unequal: bool = False,
 ) -> AveragedFit:
     """The model at the posterior mean of its covariance.
 
@@ -106,8 +104,11 @@ def averaged_fit(
         A fit whose coefficients are of the first ``n_fixed`` ``columns`` ``(N, C)``, in any coding.
     target
         What it is whose variance matters.
-    unequal_along
-        A covariate ``(N,)`` that the field's standard deviation may depend on.
+    tested
+        Covariates ``(N,)``, one for each of what is tested, that are looked at for a field whose standard deviation
+        depends on them; None for what is no single covariate.
+    unequal
+        Average over fields whose standard deviation depends on the one covariate that is tested.
     """
     mode = model.posterior_mode()
     working, parameters = WorkingModel.at(mode, columns, spectra), mode.step.parameters
@@ -116,19 +117,30 @@ def averaged_fit(
     def posterior(model: WorkingModel) -> Posterior:
         return restricted_posterior(model, n_fixed, target, largest=largest, prior=prior)
 
-    if unequal_along is None:
-        found = posterior(working)
-        variances, spread = found.variances, found.uncertainty
-    else:
-        scales = [_relative_deviations(unequal_along, slope) for slope in SLOPES]
+    ratio = torch.zeros(len(working.response), len(tested), dtype=torch.float64)
+    if unequal and tested[0] is not None:
+        scales = [relative_deviations(tested[0], slope) for slope in SLOPES]
         each = [posterior(working.scaled(scale)) for scale in scales]
         working, variances, spread = _over_slopes(working, scales, each)
+    else:
+        found = posterior(working)
+        variances, spread = found.variances, found.uncertainty
+        at = [t for t, covariate in enumerate(tested) if covariate is not None]
+        if at:
+            some = [covariate for covariate in tested if covariate is not None]
+            ratio[:, at] = slope_ratios(working, variances, n_fixed, some)
     basis = mode.step.model.basis
     totals = model.counts.sum(-1)
     informed = (totals > 0) | (not model.likelihood.conditional)
     fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed)
     response = working.response if basis is None else basis.logits(working.response)
-    return AveragedFit(fit, response, degrees_of_freedom(spread))
+    return AveragedFit(fit, response, degrees_of_freedom(spread), ratio)
+
+
+def single_covariates(design: Design, tested: Sequence[Sequence[int]]) -> list[Tensor | None]:
+    """The covariate ``(N,)`` of each test that is of one; None for the others."""
+    values = torch.from_numpy(design.values)
+    return [values[:, columns[0]] if len(columns) == 1 else None for columns in tested]
 
 
 def schur_target(n_fixed: int, widths: Sequence[int], n_predictors: int) -> Target:
@@ -197,14 +209,6 @@ def _variance_prior(model: MultinomGLMM) -> Prior:
         return out
 
     return density
-
-
-def _relative_deviations(covariate: Tensor, slope: float) -> Tensor:
-    """Relative standard deviations ``(N, 1)`` of the field, of mean square one."""
-    centred = covariate - covariate.mean()
-    standard = (centred / centred.square().mean().sqrt()).clamp(-_FURTHEST, _FURTHEST)
-    scale = (slope * standard).exp()
-    return (scale / scale.square().mean().sqrt()).unsqueeze(-1)
 
 
 def _over_slopes(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyrosplice.data.design import Design
 from pyrosplice.estimators.coefficient_estimates import estimates
-from pyrosplice.estimators.covariate_law import MODEL, Law, averaged_fit, schur_target
+from pyrosplice.estimators.covariate_law import MODEL, AveragedFit, Law, averaged_fit, schur_target, single_covariates
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
 from pyrosplice.estimators.gene_tests import linearised
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.tested_covariates import Contrast, Term
-from pyrosplice.hypothesis.dispersion import trace_sf
+from pyrosplice.hypothesis.dispersion import joint_dof, trace_sf
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
 from pyrosplice.hypothesis.score import (
     CovariateTest,
@@ -32,12 +33,12 @@ def score_of_terms(
 ) -> list[Tensor]:
     """Score tests of terms with the same nuisance at fits with it, a batch ``(B, N, K)``.
 
-    Statistics, p-values, ranks and posterior degrees of freedom, ``(B, T)`` each.
+    Statistics, p-values, ranks, posterior degrees of freedom and ratios for an unequal field, ``(B, T)`` each.
     """
-    test, posterior_df = _score_test(spec.rebuild(counts, genes), design, terms, law)
+    test, *known = _score_test(spec.rebuild(counts, genes), design, terms, law)
     lost = _with_endless_sigma(genes) & (not law.robust)
     statistic, pvalue = (torch.where(lost[:, None], torch.nan, value) for value in (test.statistic, test.pvalue))
-    return [statistic, pvalue, test.dof / genes[0].n_logits, posterior_df]
+    return [statistic, pvalue, test.dof / genes[0].n_logits, *known]
 
 
 def wald_of_contrasts(
@@ -53,9 +54,9 @@ def wald_of_contrasts(
         each = [wald_of_contrasts(counts, spec, genes, design, [one], law) for one in contrasts]
         return [torch.cat(values, -1) for values in zip(*each, strict=True)]
     found = estimates(counts, spec, genes, design, law, contrasts)
-    tests = [found.wald(torch.from_numpy(contrast.rows)) for contrast in contrasts]
+    tests = [found.wald(torch.from_numpy(contrast.rows), number=t) for t, contrast in enumerate(contrasts)]
     statistic, pvalue, rank = (torch.cat(values, -1) for values in zip(*tests, strict=True))
-    return [statistic, pvalue, rank, _or_nan(found.posterior_df, statistic)]
+    return [statistic, pvalue, rank, *(_or_nan(x, statistic) for x in (found.posterior_df, found.slope_ratio))]
 
 
 def ratio_of_terms(
@@ -83,22 +84,22 @@ def ratio_of_terms(
     null = [gene[0] for gene in fits]
     loss = torch.tensor([[fit.best_loss for fit in gene] for gene in fits], dtype=torch.float64)
     n_logits = null[0].n_logits
-    known = spec.informed(counts)
+    informed = spec.informed(counts)
     columns, beside = [term.columns for term in terms], [term.nuisance for term in terms]
-    ranks = identified_ranks(torch.from_numpy(design.values), known, terms=columns, nuisance=beside)
+    ranks = identified_ranks(torch.from_numpy(design.values), informed, terms=columns, nuisance=beside)
     at_zero = torch.stack([_prior_at_zero(counts, spec, null, design, term) for term in terms], -1)
     statistic, pvalue = likelihood_ratio_test(-loss[:, 1:] - at_zero, -loss[:, :1], ranks * n_logits)
     lost = torch.stack([_with_endless_sigma(some) for some in zip(*fits, strict=True)], -1)
     lost = lost[:, :1] | lost[:, 1:]
-    posterior_df = _or_nan(None, statistic)
+    known = [_or_nan(None, statistic)] * 2
     if law.robust or law.spectra is not None:
-        statistic, residual_dof, posterior_df = _adjusted_ratio(counts, spec, fits, design, terms, law, statistic, lost)
+        statistic, residual_dof, *known = _adjusted_ratio(counts, spec, fits, design, terms, law, statistic, lost)
         degrees = ranks * n_logits
         pvalue = (
             chi2_sf(statistic, degrees) if residual_dof is None else trace_sf(statistic, ranks, n_logits, residual_dof)
         )
-    known = (ranks > 0) & ~(lost & (not law.robust))
-    return [*(torch.where(known, value, torch.nan) for value in (statistic, pvalue)), ranks, posterior_df]
+    kept = (ranks > 0) & ~(lost & (not law.robust))
+    return [*(torch.where(kept, value, torch.nan) for value in (statistic, pvalue)), ranks, *known]
 
 
 def _adjusted_ratio(
@@ -110,10 +111,10 @@ def _adjusted_ratio(
     law: Law,
     statistic: Tensor,
     lost: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Ratios with the curvature of another variance, its degrees of freedom, and those of the posterior."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Ratios with the curvature of another variance, its degrees of freedom, and what the posterior knows."""
     model = spec.rebuild(counts, [gene[0] for gene in fits])
-    score, posterior_df = _score_test(model, design, terms, law)
+    score, posterior_df, slope_ratio = _score_test(model, design, terms, law)
     plain = score.by_model if law.spectra is None else _score_test(model, design, terms, MODEL)[0].statistic
     factor = torch.where(plain == 0, 1.0, score.statistic / plain)
     adjusted = statistic.clone()
@@ -126,7 +127,7 @@ def _adjusted_ratio(
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
         away = lost[:, t] | torch.tensor([fit.reason == "separated" for fit in larger])
         adjusted[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
-    return adjusted, score.residual_dof, posterior_df
+    return adjusted, score.residual_dof, posterior_df, slope_ratio
 
 
 def _prior_at_zero(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, term: Term) -> Tensor:
@@ -152,21 +153,27 @@ def _or_nan(posterior_df: Tensor | None, like: Tensor) -> Tensor:
     return torch.full_like(like, torch.nan) if posterior_df is None else posterior_df
 
 
-def _score_test(model: MultinomGLM, design: Design, terms: Sequence[Term], law: Law) -> tuple[CovariateTest, Tensor]:
-    """Score tests of terms with the same nuisance, and the posterior degrees of freedom of each."""
+def _score_test(
+    model: MultinomGLM, design: Design, terms: Sequence[Term], law: Law
+) -> tuple[CovariateTest, Tensor, Tensor]:
+    """Score tests of terms with the same nuisance, posterior degrees of freedom and ratios for an unequal field."""
     if law.spectra is None or not isinstance(model, MultinomGLMM):
         test = _test_at(linearised(model), design, terms, law.robust)
-        return test, torch.full_like(test.statistic, torch.nan)
-    if not law.unequal:
-        fit, posterior_df = _averaged_null(model, design, terms, law)
-        return _test_at(fit, design, terms, law.robust), posterior_df
-    tests = [(_averaged_null(model, design, [term], law), term) for term in terms]
-    each = [_test_at(fit, design, [term], law.robust) for (fit, _), term in tests]
-    return joined(each), torch.cat([posterior_df for (_, posterior_df), _ in tests], -1)
+        unknown = torch.full_like(test.statistic, torch.nan)
+        return test, unknown, unknown
+    groups = [[term] for term in terms] if law.unequal else [terms]
+    found = [_averaged_null(model, design, group, law) for group in groups]
+    each = [_test_at(one.fit, design, group, law.robust) for one, group in zip(found, groups, strict=True)]
+    test, posterior_df = joined(each), torch.cat([one.posterior_df for one in found], -1)
+    n_logits = model.bias_eta.shape[-1]
+    dof = joint_dof(test.residual_dof, posterior_df)
+    pvalue = trace_sf(test.statistic, test.dof / n_logits, n_logits, dof)
+    slope_ratio = torch.cat([one.slope_ratio for one in found], -1)
+    return replace(test, pvalue=pvalue, residual_dof=dof), posterior_df, slope_ratio
 
 
-def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], law: Law) -> tuple[Linearised, Tensor]:
-    """A null fit at its posterior mean covariance, and the posterior degrees of freedom of terms beside it."""
+def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], law: Law) -> AveragedFit:
+    """A null fit at its posterior mean covariance, and what is known of terms beside it."""
     if law.spectra is None:
         raise AssertionError("a law that is averaged has spectra")
     values = torch.from_numpy(design.values)
@@ -175,8 +182,8 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     base, groups = bases[0][0], [group for _, group in bases]
     every = torch.cat([base, *groups], 1) * len(values) ** 0.5
     target = schur_target(base.shape[1], [group.shape[1] for group in groups], model.bias_eta.shape[-1])
-    found = averaged_fit(model, law.spectra, every, base.shape[1], target, law.covariate(design, columns))
-    return found.fit, found.posterior_df
+    tested = single_covariates(design, columns)
+    return averaged_fit(model, law.spectra, every, base.shape[1], target, tested, unequal=law.unequal)
 
 
 def _test_at(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:

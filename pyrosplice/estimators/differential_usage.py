@@ -22,7 +22,8 @@ from pyrosplice.estimators.reliability import (
     refused,
     reliable,
     shares_of_genes,
-    warn_of_few_modes,
+    unequal_field,
+    warn_of_doubts,
 )
 from pyrosplice.estimators.tested_covariates import (
     By,
@@ -134,7 +135,7 @@ class DifferentialUsage(UsageTests):
         kinds: dict[str, Callable[..., GeneTests]] = {"score": self._usage_score, "lrt": self._usage_ratio}
         test = kinds.get(method, self._usage_wald)
         tests = refused(test(wanted, held_to, show=print_progress), prepared, tested)
-        warn_of_few_modes(tests, names, stacklevel=3)
+        warn_of_doubts(tests, names, stacklevel=3)
         results = {
             "gene": self.gene_names,
             "covariate": names,
@@ -143,6 +144,7 @@ class DifferentialUsage(UsageTests):
             "pvalue_adj": adjust_pvalues(tests.pvalue),
             "df": tests.rank.astype(np.int64) * (np.array(self.n_isos_per_gene)[:, None] - 1),
             "posterior_df": tests.posterior_df,
+            "unequal_field": unequal_field(tests),
             "reliable": reliable(tests),
             "reason": tests.reason.tolist(),
             "method": method,

@@ -41,20 +41,22 @@ class GeneTests:
     """Of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and of tests of covariates the tested columns.
 
     ``posterior_df``: degrees of freedom with which the variance of what is tested is known, NaN where it is taken as
-    given. ``reason``: "" or why there is no p-value.
+    given; ``slope_ratio``: likelihood ratio for a field whose standard deviation depends on the covariate. ``reason``:
+    "" or why there is no p-value.
     """
 
     statistic: NDArray[np.float64]
     pvalue: NDArray[np.float64]
     rank: NDArray[np.float64]
     posterior_df: NDArray[np.float64]
+    slope_ratio: NDArray[np.float64]
     reason: NDArray[Any]
 
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
         """NaN everywhere."""
-        statistic, pvalue, rank, posterior_df = (np.full(shape, np.nan) for _ in range(4))
-        return cls(statistic, pvalue, rank, posterior_df, np.full(shape, "", dtype=object))
+        statistic, pvalue, rank, posterior_df, slope_ratio = (np.full(shape, np.nan) for _ in range(5))
+        return cls(statistic, pvalue, rank, posterior_df, slope_ratio, np.full(shape, "", dtype=object))
 
     @classmethod
     def gather(
@@ -63,9 +65,8 @@ class GeneTests:
         """Put the results of batches, in the order of the fields, back in the order of the genes."""
         tests = cls.blank(shape)
         for genes, values in zip(batches, results, strict=True):
-            for whole, part in zip(
-                (tests.statistic, tests.pvalue, tests.rank, tests.posterior_df), values, strict=False
-            ):
+            wholes = tests.statistic, tests.pvalue, tests.rank, tests.posterior_df, tests.slope_ratio
+            for whole, part in zip(wholes, values, strict=False):
                 whole[list(genes)] = part.numpy()
         return tests
 

@@ -28,7 +28,19 @@ from pyrosplice.estimators.usage_posterior import UsagePosterior
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.spatial.graph import knn_graph
 
-COLUMNS = ["test", "covariate", "rate", "effect", "gene", "source", "n_isoforms", "statistic", "pvalue", "reason"]
+COLUMNS = [
+    "test",
+    "covariate",
+    "rate",
+    "effect",
+    "gene",
+    "source",
+    "n_isoforms",
+    "statistic",
+    "pvalue",
+    "reason",
+    "reliable",
+]
 CHUNK = 2.0e8  # bytes of counts that are held at a time
 QUIET: dict[str, Any] = {"return_results": True, "print_progress": False}
 
@@ -273,6 +285,7 @@ def _rows(results: Mapping[str, Any], test: str, draw: Draw, about: Mapping[str,
     names = results.get("covariate", [""])
     shape = len(about["gene"]), len(names)
     values = {name: np.asarray(results[name]).reshape(shape) for name in ("statistic", "pvalue", "reason")}
+    values["reliable"] = np.asarray(results.get("reliable", np.isfinite(values["pvalue"]))).reshape(shape)
     parts = [
         pd.DataFrame({**about, **{name: value[:, t] for name, value in values.items()}}).assign(covariate=names[t])
         for t in (range(len(names)) if draw.asked is None else draw.asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from pyrosplice.estimators.coefficient_estimates import estimates
 from pyrosplice.estimators.covariate_law import Law
 from pyrosplice.estimators.differential_usage import DifferentialUsage
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
-from pyrosplice.estimators.tested_covariates import CovarianceLaw
+from pyrosplice.estimators.tested_covariates import Contrast, CovarianceLaw
 from pyrosplice.estimators.usage_options import law_name
 from pyrosplice.hypothesis.identified import TOUCHED
 from pyrosplice.hypothesis.usage_effects import average_usage_effects, centred_log_odds, changes_of
@@ -104,7 +105,9 @@ def gene_effects(
     counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, law: Law
 ) -> dict[str, Effects]:
     """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
-    found, given = estimates(counts, spec, genes, design, law), torch.from_numpy(design.values)
+    unit = np.eye(len(design.names))
+    contrasts = [Contrast(name, row[None]) for name, row in zip(design.names, unit, strict=True)]
+    found, given = estimates(counts, spec, genes, design, law, contrasts), torch.from_numpy(design.values)
     eta = torch.stack([gene.linear_predictor(counts.shape[1], given) for gene in genes])
     middle = given.mean(0)  # where the intercept of the estimates is
     covariates, changes = given - middle, [change.moved(-middle) for change in changes_of(given, design.terms)]
@@ -124,8 +127,9 @@ def gene_effects(
             known = loose.standard_error <= TOUCHED * unit.standard_error
             whole.estimate[one] = torch.where(known, own.estimate, torch.nan)
             whole.standard_error[one] = torch.where(known, own.standard_error, torch.nan)
-    each = [found.dof(found.rows(row[None])) for row in torch.eye(len(design.names), dtype=torch.float64)]
-    dof = torch.stack([one for one in each if one is not None], -1) if law.robust else None
+    each = [found.dof(found.rows(torch.from_numpy(one.rows)), t) for t, one in enumerate(contrasts)]
+    known = [one for one in each if one is not None]
+    dof = torch.stack(known, -1) if known else None
     return {
         "log_odds": Effects(odds.estimate, odds.standard_error, dof),
         "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),

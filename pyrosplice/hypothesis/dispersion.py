@@ -211,6 +211,11 @@ def trace_sf(statistic: Tensor, n_columns: Tensor, n_logits: int, dof: Tensor) -
     return torch.as_tensor(tail).to(statistic).clamp_min(torch.finfo(torch.float64).tiny)
 
 
+def joint_dof(first: Tensor | None, second: Tensor) -> Tensor:
+    """Degrees of freedom of a variance that is a product of two independent ones; None for one that is known."""
+    return second if first is None else 1 / (1 / first + 1 / second)
+
+
 def dispersed(root: Tensor, information: Tensor) -> Tensor:
     """``(I ⊗ G) information (I ⊗ G)'`` for ``information`` ``(B, C Q, C Q)``, logits fastest."""
     n_genes, size = information.shape[:2]

@@ -20,7 +20,7 @@ from pyrosplice.hypothesis.working_model import Spectra
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import knn_graph
-from tests.studies.du_covariates import SET, Cell, Tissue, one_set
+from tests.studies.du_covariates import ALL, SET, Cell, Tissue, one_set, simulate
 
 SIDE = 10
 
@@ -184,3 +184,17 @@ def test_domains_are_no_field_of_the_model_and_their_size_holds() -> None:
             some = found[found["covariate"].isin(["domain", "gradient", "half"])]
             shares[law] = float((some["pvalue"] < 0.05).sum()) / (3 * SET)
     assert shares["plugin"] > 0.14 and shares["averaged"] < 0.1, shares
+
+
+def test_a_field_of_two_sizes_is_seen_and_told_from_one_of_one_size() -> None:
+    tissue, seen = Tissue("grid"), {}
+    for truth in ("halves", "model"):
+        adata = simulate(tissue, Cell("grid", truth, 5), np.random.default_rng(2))
+        model = SplisosmGLMM()
+        model.setup_data(adata, covariance=tissue.car, design_mtx=["half", "iid"], **ALL)
+        model.fit(print_progress=False)
+        found = results_of(model)
+        seen[truth] = found["unequal_field"].mean(0)
+        assert not (found["reliable"] & found["unequal_field"]).any()
+    assert seen["halves"][0] > 0.35 and seen["halves"][1] < 0.15
+    assert (seen["model"] < 0.1).all()

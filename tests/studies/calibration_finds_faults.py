@@ -61,7 +61,8 @@ class Elsewhere(SplisosmGLMM):
     def test_differential_usage(self, method="score", **options):
         results = super().test_differential_usage(method=method, **options)
         pvalue = self._theirs("test_differential_usage", {"with_design_mtx": method == "wald"}, {"method": method})
-        return {**results, "pvalue": pvalue, "reason": np.where(np.isnan(pvalue), "not_finite", "")}
+        given = ~np.isnan(pvalue)  # they call none of theirs unreliable
+        return {**results, "pvalue": pvalue, "reason": np.where(given, "", "not_finite"), "reliable": given}
 
     def _theirs(self, method: str, fit: dict | None, ask: dict) -> np.ndarray:
         prepared = self._prepared
