@@ -60,11 +60,14 @@ class DifferentialUsage(UsageTests):
         """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
         With ``model_type="glm"`` the association is unconditional. With a GLMM it is conditional on the random effect,
-        whose variances are those of the *marginal* optimum with σ estimated: the user's fit if it is that, else found
-        here, once. Priors are honoured: the optimum is that of the posterior density, a ratio that of its maxima with
-        the tested coefficients free and zero, and the variance of an estimate has what they add. P-values do *not* hold
-        for a covariate of one or two waves over the tissue where usage follows domains (a gradient: 23 to 27 % of null
-        genes at 5 %, tests/studies/calibration_finds_faults.py); ask ``check_calibration("du", truth="domains")``.
+        at the *marginal* optimum with σ estimated: the user's fit if it is that, else found here, once. Priors are
+        honoured: the optimum is that of the posterior density, a ratio that of its maxima with the tested coefficients
+        free and zero, and the variance of an estimate has what they add.
+
+        A covariate that varies like a few waves over the tissue meets a spatial effect that does so too, and one tissue
+        holds few replicates of such waves. How few, the results say: ``posterior_df``, ``reliable``, and no p-value at
+        all below 5 degrees of freedom; :meth:`covariate_modes` says it before. A covariate that is constant in each of
+        two (up to about six) sections is refused whatever the model says.
 
         Parameters
         ----------
@@ -93,15 +96,30 @@ class DifferentialUsage(UsageTests):
             for more), NaN for genes whose spots leave none. Likelihood ratios are multiplied by the quotient of the
             Wald statistics with this variance and with the model's (Chandler & Bate 2007, Biometrika 94:167); where a
             coefficient is at infinity ("separated"), whose ratio rejects most null genes, they are the score statistic.
-            ``"model"``: as the model says, and χ²; for counts that are known to follow it, and after a GLMM a little
-            liberal at few counts a spot.
+            ``"model"``: as the model says; for counts that are known to follow it, and with ``law="plugin"`` a little
+            liberal at few counts a spot. ``"het"``: as ``"robust"``, and the standard deviation of the spatial effect
+            may depend on the tested covariate, over which it is averaged too: where usage varies in space on one side
+            of the tissue and not on the other, at the price of power. Score and Wald tests of single covariates.
+        law
+            What the covariance of the random effect is taken to be. ``"averaged"`` (default with a GLMM): its mean over
+            the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage in
+            domains with sharp edges has a steeper one than V
+            (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law whose degrees of freedom are
+            the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is that, else a half-normal of
+            standard deviation 1.5 for each part. ``"plugin"``: at the estimates, as if they were known; right where
+            usage follows the model and the covariate varies like noise, and faster; no reliability is told. None for
+            ``model_type="glm"``.
 
         Returns
         -------
         dict or None
             ``gene`` (G), ``covariate`` (T: covariates, factors or contrasts), ``statistic``, ``pvalue``, ``pvalue_adj``
-            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method``, ``by`` and
-            ``variance``. A gene need not have counts wherever a covariate varies: what its spots identify is tested,
+            (Benjamini–Hochberg over the genes of a covariate), ``df``, ``(G, T)`` each, ``method``, ``by``,
+            ``variance`` and ``law``. With the averaged law, ``(G, T)`` each, ``posterior_df``: degrees of freedom with
+            which the variance of what is tested is known; ``unequal_field``: whether the spatial effect's standard
+            deviation depends on the covariate (a likelihood ratio above 6); ``reliable``: whether there is a p-value,
+            25 degrees of freedom or more, and no unequal field (tests/studies/du_covariates.py has the sizes behind
+            these limits). A gene need not have counts wherever a covariate varies: what its spots identify is tested,
             with its own ``df``. ``reason``, G lists of T: "" or why there is no p-value, among
             :data:`~pyrosplice.estimators.missing_results.TEST_REASONS`.
 
@@ -109,7 +127,8 @@ class DifferentialUsage(UsageTests):
         ------
         InvalidArgumentError
             Another method; no design; a fit that is with covariates where it should be without, or the other way round;
-            contrasts that cannot be tested, or for another method; another ``by`` or ``variance``.
+            contrasts that cannot be tested, or for another method; another ``by``, ``variance`` or ``law``; options
+            that exclude each other.
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
@@ -143,15 +162,15 @@ class DifferentialUsage(UsageTests):
             "pvalue": tests.pvalue,
             "pvalue_adj": adjust_pvalues(tests.pvalue),
             "df": tests.rank.astype(np.int64) * (np.array(self.n_isos_per_gene)[:, None] - 1),
-            "posterior_df": tests.posterior_df,
-            "unequal_field": unequal_field(tests),
-            "reliable": reliable(tests),
             "reason": tests.reason.tolist(),
             "method": method,
             "by": "contrast" if contrasts is not None else by,
             "variance": variance,
             "law": covariance,
         }
+        if covariance == "averaged":
+            known = {"posterior_df": tests.posterior_df, "unequal_field": unequal_field(tests)}
+            results |= {**known, "reliable": reliable(tests)}
         if return_results:
             return results
         self._du_test_results = results

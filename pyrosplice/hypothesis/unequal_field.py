@@ -34,23 +34,29 @@ def relative_deviations(covariate: Tensor, slope: float) -> Tensor:
 def slope_ratios(model: WorkingModel, variances: Variances, n_fixed: int, along: Sequence[Tensor]) -> Tensor:
     """Twice the log ratio ``(B, T)`` of the best slope along each covariate ``(N,)`` against none.
 
-    The field is taken along the leading eigenvectors of V with the spectrum of V²; the first ``n_fixed`` columns are in
-    the model, those that are tested are not.
+    The field is taken along the leading eigenvectors of V with the spectrum of V². In the model are its first
+    ``n_fixed`` columns and the covariate itself, so that a shift of usage is not taken for a field that differs.
     """
     if model.solver is None:
         return torch.zeros(len(model.response), len(along), dtype=torch.float64)
-    deviation, n_coefficients = variances.field.sum(1).sqrt(), n_fixed * model.n_logits
-    narrow = replace(model, design=model.design[:, :n_fixed])
-
-    def likelihood(scale: Tensor | None) -> Tensor:
-        own = narrow if scale is None else narrow.scaled(scale)
-        modes = own.with_noise(variances.white.sqrt()).in_modes()
-        products, logdet = modes.through_field(model.spectra.values[0], deviation)
-        return restricted_likelihood(products, logdet, n_coefficients)
-
-    none = likelihood(None)
-    found = []
+    deviation, white, found = variances.field.sum(1).sqrt(), variances.white.sqrt(), []
     for covariate in along:
-        each = [likelihood(relative_deviations(covariate, slope)) for slope in (SLOPE, -SLOPE)]
-        found.append(2 * (torch.stack(each).amax(0) - none).clamp_min(0.0))
+        own = replace(model, design=_beside(model.design, n_fixed, covariate))
+
+        def likelihood(own: WorkingModel) -> Tensor:
+            modes = own.with_noise(white).in_modes()
+            products, logdet = modes.through_field(own.spectra.values[0], deviation)
+            return restricted_likelihood(products, logdet, own.design.shape[1] * own.n_logits)
+
+        each = [likelihood(own.scaled(relative_deviations(covariate, slope))) for slope in (SLOPE, -SLOPE)]
+        found.append(2 * (torch.stack(each).amax(0) - likelihood(own)).clamp_min(0.0))
     return torch.stack(found, -1)
+
+
+def _beside(design: Tensor, n_fixed: int, covariate: Tensor) -> Tensor:
+    """The fixed columns with the covariate, unless it is among them: all columns are fixed then."""
+    fixed = design[:, :n_fixed]
+    if n_fixed == design.shape[1]:
+        return fixed
+    centred = covariate - covariate.mean()
+    return torch.cat([fixed, (centred / centred.square().mean().sqrt()).unsqueeze(1)], 1)
