@@ -24,7 +24,6 @@ by the model, by domains and smoother (tests/studies/du_covariates.py).
 """
 UNEQUAL = 6.0
 """Likelihood ratio above which the field's standard deviation is taken to depend on a covariate."""
-SOME = 0.05  # share of the genes from which that is warned of
 FEWEST_BETWEEN = 5  # degrees of freedom between sections below which a covariate that is constant in each is refused
 
 
@@ -90,18 +89,10 @@ def reliable(tests: GeneTests) -> NDArray[np.bool_]:
     return np.isfinite(tests.pvalue) & ~(tests.posterior_df < ENOUGH) & ~unequal_field(tests)
 
 
-def warn_of_doubts(tests: GeneTests, names: Sequence[str], *, stacklevel: int) -> None:
-    """Say once which covariates have p-values that may not hold, or none at all, and why."""
+def warn_of_few_modes(tests: GeneTests, names: Sequence[str], *, stacklevel: int) -> None:
+    """Say once which covariates have p-values that may not hold, or none at all."""
     n_genes = len(tests.pvalue)
     doubtful = (np.isfinite(tests.pvalue) & (tests.posterior_df < ENOUGH)).sum(0)
-    unequal = (np.isfinite(tests.pvalue) & unequal_field(tests)).sum(0)
-    many = [f"{name} ({n})" for name, n in zip(names, unequal.tolist(), strict=True) if n > max(2, SOME * n_genes)]
-    if many:
-        warnings.warn(
-            f"of {n_genes} genes, the spatial variation of usage differs in size between values of {', '.join(many)}; "
-            "where it does ('unequal_field') p-values are not reliable. variance='het' tests beside it.",
-            stacklevel=stacklevel + 1,
-        )
     without = np.isin(tests.reason, ["few_modes", "between_sections"]).sum(0)
     parts = [
         f"{name}: {', '.join(words)}"
