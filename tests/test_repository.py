@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
-    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md",
-    "constraints.txt", "pyproject.toml", "pyrosplice", "tests", "tools", "tutorials",
+    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile",
+    "README.md", "constraints.txt", "pyproject.toml", "pyrosplice", "tests", "tools", "tutorials",
 }  # fmt: skip
 
 
