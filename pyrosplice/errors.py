@@ -24,6 +24,10 @@ class NotReadyError(RuntimeError, ValueError):
     """Something was asked for before the step that makes it (``setup_data``, ``fit``, a test)."""
 
 
+class UnreliableWarning(UserWarning):
+    """Results have p-values that may not hold, and say which."""
+
+
 class NoResultsError(InvalidArgumentError, NotReadyError):
     """A result was asked for that no call has made, or that the fit at hand cannot give. Says which call would."""
 

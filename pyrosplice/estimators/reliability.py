@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice.data.labels import read_labels
+from pyrosplice.errors import UnreliableWarning
 from pyrosplice.estimators.gene_tests import GeneTests
 from pyrosplice.estimators.prepare import Prepared
 from pyrosplice.hypothesis.working_model import Spectra
@@ -104,6 +105,7 @@ def warn_of_few_modes(tests: GeneTests, names: Sequence[str], *, stacklevel: int
             f"of {n_genes} genes, {'; '.join(parts)}. These covariates vary like a few waves over the tissue, which "
             "holds few replicates of them; the results' 'reliable', 'posterior_df' and 'reason' say where, "
             "covariate_modes() why. More sections or donors would help.",
+            UnreliableWarning,
             stacklevel=stacklevel + 1,
         )
 
