@@ -69,9 +69,9 @@ def refused(tests: GeneTests, prepared: Prepared, tested: Sequence[Sequence[int]
     """Without the p-values that a tissue cannot give, and why."""
     statistic, pvalue, reason = tests.statistic.copy(), tests.pvalue.copy(), tests.reason.copy()
     for t, columns in enumerate(tested):
-        open_ = np.isin(reason[:, t], ["", "few_spots"])  # too few degrees of freedom may be those of the posterior
-        few = open_ & (tests.posterior_df[:, t] < FEWEST)
-        for rows, why in ((few, "few_modes"), (open_ & between_sections(prepared, columns), "between_sections")):
+        undecided = np.isin(reason[:, t], ["", "few_spots"])  # too few degrees of freedom may be those of the posterior
+        few = undecided & (tests.posterior_df[:, t] < FEWEST)
+        for rows, why in ((few, "few_modes"), (undecided & between_sections(prepared, columns), "between_sections")):
             statistic[rows, t] = pvalue[rows, t] = np.nan
             reason[rows, t] = why
     return replace(tests, statistic=statistic, pvalue=pvalue, reason=reason)
