@@ -153,7 +153,10 @@ def simulate(tissue: Tissue, cell: Cell, rng: np.random.Generator) -> AnnData:
 def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.Generator) -> pd.DataFrame:
     """Tests of one set, each covariate by itself, at fits that all of them share where the test needs none with it."""
     adata = simulate(tissue, cell, rng)
-    model, kept = SplisosmGLMM(), [name for name in COVARIATES if name in adata.obs and cell.effect in ("", name)]
+    model, kept = (
+        SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False),
+        [name for name in COVARIATES if name in adata.obs and cell.effect in ("", name)],
+    )
     model.setup_data(adata, covariance=tissue.car, design_mtx=kept, section_key="section_name", **ALL)
     model.fit(print_progress=False, batch_size=SET)
     method, law = options.get("method", "score"), model._law(options.get("law", "averaged"), options["variance"])
@@ -171,7 +174,7 @@ def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.
 
 def _by_itself(tissue: Tissue, adata: AnnData, name: str, options: dict[str, str]) -> dict[str, np.ndarray]:
     """One covariate, at fits of its own."""
-    model = SplisosmGLMM()
+    model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
     model.setup_data(adata, covariance=tissue.car, design_mtx=[name], section_key="section_name", **ALL)
     model.fit(with_design_mtx=options["method"] == "wald", print_progress=False, batch_size=SET)
     return model.test_differential_usage(return_results=True, print_progress=False, **options)
