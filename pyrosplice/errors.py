@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -103,22 +103,34 @@ def own_options_only(call: Call) -> Call:
 
     A call that takes any option reads them itself, and comes back as it is.
     """
-    described = inspect.signature(call).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in described):
+    check = check_of_options(call)
+    if check is None:
         return call
-    names = [p.name for p in described if p.name != "self"]
-    is_method = len(names) < len(described)
 
     @functools.wraps(call)
     def checked(*args: Any, **options: Any) -> Any:
+        check(args, options)
+        return call(*args, **options)
+
+    return checked  # type: ignore[return-value]
+
+
+def check_of_options(call: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], None] | None:
+    """What raises :class:`UnknownOptionError` for options that ``call`` does not have; None where it takes any."""
+    described = inspect.signature(call).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in described):
+        return None
+    names = [p.name for p in described if p.name != "self"]
+    is_method = len(names) < len(described)
+
+    def check(args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         for name in options:
             if name not in names:
                 title = f"{type(args[0]).__name__}.{call.__name__}" if is_method else call.__name__
                 title, own = title.removesuffix(".__init__"), ", ".join(names) or "none"
                 raise UnknownOptionError(f"{title}: no option {name!r}; it takes {own}.")
-        return call(*args, **options)
 
-    return checked  # type: ignore[return-value]
+    return check
 
 
 def check_integer(name: str, value: Any, *, least: int = 1) -> int:

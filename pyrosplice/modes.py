@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from pyrosplice.errors import own_options_only
+from pyrosplice.errors import check_of_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,11 +34,17 @@ def ordinary_attributes(value: Object) -> Object:
     return other
 
 
-def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run outside the caller's inference mode if there is one; without gradients, as the caller is."""
+def outside_inference_mode(function: Callable[P, R], *, own_options: bool = False) -> Callable[P, R]:
+    """The function, run outside the caller's inference mode if there is one; without gradients, as the caller is.
+
+    With ``own_options`` it refuses those that it does not have; one wrapper does both, and warnings name the caller.
+    """
+    check = check_of_options(function) if own_options else None
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if check is not None:
+            check(args, kwargs)
         if torch.get_default_device().type != "cpu":  # devices are told apart by the argument of that name
             with torch.device("cpu"):
                 return run(*args, **kwargs)
@@ -53,11 +59,11 @@ def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
 def works_in_any_mode(kind: Kind) -> Kind:
     """Decorator of a class: all public methods that it defines are run :func:`outside_inference_mode`.
 
-    They refuse options that they do not have, and list their own (:func:`~pyrosplice.errors.own_options_only`).
+    They refuse options that they do not have, and list their own (:func:`~pyrosplice.errors.check_of_options`).
     """
     for name, method in list(vars(kind).items()):
         if isfunction(method) and (name == "__init__" or not name.startswith("_")):
-            setattr(kind, name, outside_inference_mode(own_options_only(method)))
+            setattr(kind, name, outside_inference_mode(method, own_options=True))
         elif isinstance(method, property) and method.fget is not None:
             setattr(kind, name, property(outside_inference_mode(method.fget), method.fset, method.fdel, method.__doc__))
     return kind

@@ -154,7 +154,7 @@ class DifferentialUsage(UsageTests):
         kinds: dict[str, Callable[..., GeneTests]] = {"score": self._usage_score, "lrt": self._usage_ratio}
         test = kinds.get(method, self._usage_wald)
         tests = refused(test(wanted, held_to, show=print_progress), prepared, tested)
-        warn_of_few_modes(tests, names, stacklevel=4)
+        warn_of_few_modes(tests, names, stacklevel=3)
         results = {
             "gene": self.gene_names,
             "covariate": names,
