@@ -420,7 +420,7 @@ def test_fits_that_tests_need_are_made_once(tissue, monkeypatch):
     model = fitted(tissue[:, :5].copy(), design_mtx=["iid", "smooth"])
     model.test_differential_usage("lrt", **QUIET)
     fits = len(model._test_fits)
-    monkeypatch.setattr("pyrosplice.estimators.usage_tests.fit_genes", None)
+    monkeypatch.setattr("pyrosplice.estimators.differential_usage.fit_genes", None)
     for method, variance in (("score", "robust"), ("lrt", "model")):
         model.test_differential_usage(method, variance=variance, **QUIET)
     assert len(model._test_fits) == fits
