@@ -67,7 +67,7 @@ class DifferentialUsage(UsageTests):
         A covariate that varies like a few waves over the tissue meets a spatial effect that does so too, and one tissue
         holds few replicates of such waves. P-values at the estimated covariance (``law="plugin"``) do *not* hold for
         one where usage follows domains (a gradient: 23 to 27 % of null genes at 5 %,
-        tests/studies/calibration_finds_faults.py). With ``law="averaged"`` they do, and the results say for which genes:
+        tests/studies/calibration_finds_faults.py). With ``law="averaged"`` the results say for which genes they do:
         ``posterior_df``, ``reliable``, no p-value at all below 5 degrees of freedom, nor for a covariate that is
         constant in each of two (up to about six) sections; :meth:`covariate_modes` says it before.
 
@@ -103,8 +103,8 @@ class DifferentialUsage(UsageTests):
             may depend on the tested covariate, over which it is averaged too: where usage varies in space on one side
             of the tissue and not on the other, at the price of power. Score and Wald tests of single covariates.
         law
-            What the covariance of the random effect is taken to be. ``"plugin"`` (default with a GLMM): the estimate, as
-            if it were known; right where usage follows the model. ``"averaged"``: its mean over the restricted
+            What the covariance of the random effect is taken to be. ``"plugin"`` (default with a GLMM): the estimate,
+            as if it were known; right where usage follows the model. ``"averaged"``: its mean over the restricted
             posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage in domains with sharp
             edges has a steeper one than V (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law
             whose degrees of freedom are the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is
