@@ -9,7 +9,7 @@ each of six domains of the graph, sd 1, new for every gene), ``halves`` (a field
 domains). Genes come in sets of 40; iid noise, a draw of the CAR, a domain and a gradient of random direction are new
 for every set; the half, the second eigenvector of V and the section are what they are. Each is tested alone.
 Shares of the genes with a p-value, and of those called reliable, below .05 and .01, and how many have none, go to
-tests/studies/results/du_covariates.csv with seed and commit (those of 8123a87 and 14412c5 had another stream of counts).
+tests/studies/results/du_covariates.csv with seed and commit (8123a87 and 14412c5 had another stream of counts).
 Powers are those of β = .3 on one covariate.
 """
 
