@@ -20,5 +20,6 @@ def test_nothing_but_the_project_is_tracked():
         listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs git: {error}")
-    tracked = {name.split("/")[0] for name in listed.split("\0") if name}
-    assert tracked - ENTRIES == set()
+    names = [name for name in listed.split("\0") if name]
+    assert {name.split("/")[0] for name in names} - ENTRIES == set()
+    assert [name for name in names if name.startswith("tutorials/") and not name.endswith(".ipynb")] == []
