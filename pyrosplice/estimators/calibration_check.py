@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.uniform_bands import exact_interval
+from pyrosplice.plotting import qq
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,8 +92,6 @@ class CalibrationCheck:
         ax
             Axes to draw on.
         """
-        from pyrosplice.plotting import qq  # matplotlib is optional
-
         shown = self.pvalues
         rate = "size" if (shown["rate"] == "size").any() else "power"
         shown = shown[shown["rate"] == rate]
