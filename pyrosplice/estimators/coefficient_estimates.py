@@ -132,8 +132,7 @@ def estimates(
         point = replace(point, coefficients=torch.where(ended, basis.coefficients, point.coefficients))
         beta = torch.where(ended, beta, basis.back[:-1] @ point.coefficients)
     else:
-        fit = linearised(model) if law.robust else None
-        point = _Point(basis.coefficients, model.observed_information()[0], fit)
+        point = _fitted(model, basis, law)
     return _with_covariance(model, point, basis, beta, spec.informed(counts), genes)
 
 
@@ -156,13 +155,30 @@ class _CodedBasis:
 
 @dataclass(frozen=True)
 class _Point:
-    """Coefficients ``(B, C, Q)`` of orthonormal columns, their information, and what residuals are of."""
+    """Coefficients ``(B, C, Q)`` of orthonormal columns and their information.
+
+    ``fit`` is what residuals are of, and ``expected`` the information of the columns in it; None without residuals.
+    """
 
     coefficients: Tensor
     information: Tensor
     fit: Linearised | None
+    expected: Tensor | None
     posterior_df: Tensor | None = None
     slope_ratio: Tensor | None = None
+
+
+def _fitted(model: MultinomGLM, basis: _CodedBasis, law: Law) -> _Point:
+    """At the estimates."""
+    fit = linearised(model) if law.robust else None
+    expected = None if fit is None else _information(fit, basis)
+    return _Point(basis.coefficients, model.observed_information()[0], fit, expected)
+
+
+def _information(fit: Linearised, basis: _CodedBasis) -> Tensor:
+    """Of the coefficients of the orthonormal columns, the covariance given, ``(B, C Q, C Q)``."""
+    n_genes, _, n_logits = basis.coefficients.shape
+    return covariate_information(fit.precision_product, basis.scaling.design, n_genes, n_logits)
 
 
 def _averaged(
@@ -176,13 +192,13 @@ def _averaged(
     target = contrast_target(rows, n_logits)
     tested = single_covariates(design, [contrast.columns for contrast in contrasts])
     found = averaged_fit(model, law.spectra, columns, columns.shape[1], target, tested, unequal=law.unequal)
-    information = covariate_information(found.fit.precision_product, columns, len(basis.coefficients), n_logits)
-    information = information + model.prior_information()
+    expected = _information(found.fit, basis)
+    information = expected + model.prior_information()
     moved = basis.coefficients + _step(model, found, basis, information)
     known = torch.isfinite(moved).flatten(1).all(1)[:, None, None]
     coefficients = torch.where(known, moved, basis.coefficients)
-    kept = found.fit if law.robust else None
-    return _Point(coefficients, information, kept, found.posterior_df, found.slope_ratio)
+    point = _Point(coefficients, information, found.fit, expected, found.posterior_df, found.slope_ratio)
+    return point if law.robust else replace(point, fit=None, expected=None)
 
 
 def _step(model: MultinomGLMM, found: AveragedFit, basis: _CodedBasis, information: Tensor) -> Tensor:
@@ -216,9 +232,8 @@ def _with_covariance(
     orthonormal = basis.scaling.of_columns()
     by_model = known(covariance_from_information(information, orthonormal, n_logits))
     covariance, variance = by_model, None
-    if point.fit is not None:
-        expected = covariate_information(point.fit.precision_product, columns, n_genes, n_logits)
-        variance = score_variance(point.fit, columns, expected, rank)
+    if point.fit is not None and point.expected is not None:
+        variance = score_variance(point.fit, columns, point.expected, rank)
         spread = variance.matrix + model.prior_information()  # estimates differ from the truth by what priors say, too
         covariance = known(covariance_from_information(information, orthonormal, n_logits, spread))
     eye = torch.eye(information.shape[-1], dtype=torch.float64).expand_as(information)
@@ -236,5 +251,5 @@ def _orthonormal_rows(contrast: Tensor, back: Tensor) -> Tensor:
 
 
 def _by_logit(matrix: Tensor, n_logits: int) -> Tensor:
-    """The same for coefficients of all logits, logits fastest."""
+    """A matrix of one logit's coefficients as one of all logits', logits fastest."""
     return torch.kron(matrix.contiguous(), torch.eye(n_logits, dtype=matrix.dtype))

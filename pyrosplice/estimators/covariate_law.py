@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyrosplice.data.design import Design
-from pyrosplice.estimators.gene_tests import of_logits
+from pyrosplice.estimators.gene_tests import informed_spots, of_logits
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.hypothesis.averaged_covariance import averaged
 from pyrosplice.hypothesis.restricted_posterior import (
@@ -125,14 +125,11 @@ def averaged_fit(
     else:
         found = posterior(working)
         variances, spread = found.variances, found.uncertainty
-        at = [t for t, covariate in enumerate(tested) if covariate is not None]
-        if at:
-            some = [covariate for covariate in tested if covariate is not None]
-            ratio[:, at] = slope_ratios(working, variances, n_fixed, some)
+        single = {t: covariate for t, covariate in enumerate(tested) if covariate is not None}
+        if single:
+            ratio[:, list(single)] = slope_ratios(working, variances, n_fixed, list(single.values()))
     basis = mode.step.model.basis
-    totals = model.counts.sum(-1)
-    informed = (totals > 0) | (not model.likelihood.conditional)
-    fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed)
+    fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed_spots(model))
     response = working.response if basis is None else basis.logits(working.response)
     return AveragedFit(fit, response, degrees_of_freedom(spread), ratio)
 

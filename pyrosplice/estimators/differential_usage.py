@@ -39,6 +39,7 @@ from pyrosplice.estimators.usage_models import TEST_BATCH
 from pyrosplice.estimators.usage_options import check_usage_options, law_name
 from pyrosplice.estimators.usage_tests import UsageTests
 from pyrosplice.hypothesis.fdr import adjust_pvalues
+from pyrosplice.hypothesis.working_model import Spectra
 from pyrosplice.modes import works_in_any_mode
 
 
@@ -205,10 +206,7 @@ class DifferentialUsage(UsageTests):
         prepared = self._ready()
         if prepared.design is None or self.model_type != "glmm-full":
             raise NoResultsError("covariate_modes: expected covariates and model_type='glmm-full'.")
-        spectra, terms = (
-            prepared.spectra(self._space.rank(prepared.n_spots, self.device)),
-            terms_of(prepared.design, "covariate"),
-        )
+        spectra, terms = self._spectra(), terms_of(prepared.design, "covariate")
         rows: list[dict[str, Any]] = [
             {"covariate": term.name, "modes": effective_modes(prepared.design.values[:, list(term.columns)], spectra)}
             for term in terms
@@ -222,10 +220,13 @@ class DifferentialUsage(UsageTests):
 
     def _law(self, covariance: str | None, variance: Variance) -> Law:
         """What tests are held to."""
-        prepared, spectra = self._ready(), None
-        if covariance == "averaged":
-            spectra = prepared.spectra(self._space.rank(prepared.n_spots, self.device))
+        spectra = self._spectra() if covariance == "averaged" else None
         return Law(robust=variance != "model", spectra=spectra, unequal=variance == "het")
+
+    def _spectra(self) -> Spectra:
+        """Steeper spectra of the spatial covariance."""
+        prepared = self._ready()
+        return prepared.spectra(self._space.rank(prepared.n_spots, self.device))
 
     def _usage_score(self, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:
         def fits(group: list[Term]) -> Sequence[Any]:

@@ -96,10 +96,14 @@ def permuted(counts: Tensor, order: Tensor) -> Tensor:
     return torch.gather(counts, 1, order.unsqueeze(-1).expand(counts.shape))
 
 
+def informed_spots(model: MultinomGLM) -> Tensor:
+    """Which spots inform about each gene, ``(B, N)``: those with counts, or all where totals are random."""
+    return (model.counts.sum(-1) > 0) | (not model.likelihood.conditional)
+
+
 def linearised(model: MultinomGLM) -> Linearised:
     """The model at its fit as the tests of covariates see it."""
-    totals = model.counts.sum(-1)
-    informed = (totals > 0) | (not model.likelihood.conditional)
+    totals, informed = model.counts.sum(-1), informed_spots(model)
     if isinstance(model, MultinomGLMM):
         return replace(linearised_at(model.posterior_mode()), informed=informed)
     eta = model.linear_predictor().detach()

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrosplice.hypothesis.restricted_posterior import Variances, regular_factor
 from pyrosplice.hypothesis.score import Linearised
 from pyrosplice.hypothesis.working_model import WorkingModel
-from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, nan_where_indefinite, planar, sandwich
+from pyrosplice.linalg.blocks import matmul, nan_where_indefinite, planar, sandwich
 from pyrosplice.linalg.solver import Factor
 
 
@@ -30,11 +30,7 @@ class AveragedPrecision:
 
     def __init__(self, model: WorkingModel, variances: Variances):
         self.model = model
-        c = variances.white.sqrt()[:, None, None] * model.logit_scale
-        scaled = sandwich(c, model.weight, c)
-        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
-        inverse, _ = inverse_and_logdet(scaled)
-        self.effective = planar(model.weight - matmul(matmul(model.weight, sandwich(c, inverse, c)), model.weight))
+        self.effective = planar(model.noisy_precision(variances.white.sqrt())[0])
         self.spot_precision = self.effective
         self._factor: Factor | None = None
         self._steep: Tensor | None = None

@@ -127,7 +127,7 @@ class Posterior:
 
     @property
     def white_moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of c."""
+        """Mean and standard deviation of c, and the spacing of the points there."""
         return *_moments(self.weight.sum((1, 2)), self.white), self.spacing[1]
 
     def replaced(self, genes: Tensor, others: Posterior) -> Posterior:

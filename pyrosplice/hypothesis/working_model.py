@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
 from pyrosplice.inference.mode import Mode
@@ -33,9 +32,9 @@ from pyrosplice.linalg.blocks import (
     positive_part,
     sandwich,
 )
-from pyrosplice.linalg.lowrank import LowRankSolver
+from pyrosplice.linalg.lowrank import LowRankSolver, quadratic_forms
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice.linalg.sparse import SparseSolver, smallest_eigenpairs
 
 STEEPER = (2.0, 3.0)
 """Powers of V beside V itself: a spectrum that falls as that of domains with sharp edges, and one that is smoother."""
@@ -88,12 +87,8 @@ def _leading(solver: SpatialSolver, rank: int) -> tuple[Tensor, Tensor]:
         some = (n_spots - rank, n_spots - 1)
         values, found = scipy.linalg.eigh((covariance + covariance.T) / 2, subset_by_index=some)
         return torch.from_numpy(values[::-1].copy()), torch.from_numpy(np.ascontiguousarray(found[:, ::-1]))
-    factor = splu(solver.precision.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
-    inverse = LinearOperator(solver.precision.shape, factor.solve)
-    start = np.random.default_rng(0).standard_normal(n_spots)
-    least, found = eigsh(solver.precision.tocsc(), k=rank, sigma=0.0, OPinv=inverse, v0=start)
-    order = np.argsort(least)
-    return torch.from_numpy(1.0 / least[order]), torch.from_numpy(np.ascontiguousarray(found[:, order]))
+    least, found = smallest_eigenpairs(solver.precision, rank)
+    return torch.from_numpy(1.0 / least), torch.from_numpy(np.ascontiguousarray(found))
 
 
 @dataclass(frozen=True)
@@ -157,6 +152,15 @@ class WorkingModel:
         scale = deviation[:, None, None] * self.logit_scale
         return scale if self.spot_scale is None else scale * self.spot_scale
 
+    def noisy_precision(self, white: Tensor) -> tuple[Tensor, Tensor]:
+        """``W̃ = (W⁻¹ + c²)⁻¹``, ``(B, N, Q, Q)``, and ``log |I + c W c|`` over the spots, ``(B,)``, for c ``(B,)``."""
+        c = white[:, None, None] * self.logit_scale
+        scaled = sandwich(c, self.weight, c)
+        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
+        inverse, logdet = inverse_and_logdet(scaled)
+        lost = matmul(matmul(self.weight, sandwich(c, inverse, c)), self.weight)
+        return self.weight - lost, logdet.sum(-1)
+
     def with_noise(self, white: Tensor) -> GivenNoise:
         """With c ``(B,)`` fixed."""
         return GivenNoise(self, white)
@@ -179,12 +183,7 @@ class GivenNoise:
 
     def __init__(self, model: WorkingModel, white: Tensor):
         self.model = model
-        c = white[:, None, None] * model.logit_scale
-        scaled = sandwich(c, model.weight, c)
-        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
-        inverse, logdet = inverse_and_logdet(scaled)
-        self.logdet = logdet.sum(-1)
-        self.precision = model.weight - matmul(matmul(model.weight, sandwich(c, inverse, c)), model.weight)
+        self.precision, self.logdet = model.noisy_precision(white)
         columns = torch.einsum("nc,bnqr->bnqcr", model.design, self.precision).flatten(3)
         self.images = torch.cat([columns, matvec(self.precision, model.response).unsqueeze(-1)], -1)
         self.products = self._against_columns(self.images)
@@ -224,7 +223,7 @@ class Modes:
         self.noise, model = noise, noise.model
         scale = model.field_scale(torch.ones(len(model.response), dtype=torch.float64))
         self.images = _project(model.spectra.vectors, scale.unsqueeze(-1) * noise.images)
-        self.information = _quadratic_forms(model.spectra.vectors, sandwich(scale, noise.precision, scale))
+        self.information = quadratic_forms(model.spectra.vectors, sandwich(scale, noise.precision, scale))
 
     def through_field(self, values: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """``T' S⁻¹ T`` and ``log |S| + log |W|`` with a field of eigenvalues ``(r,)``, for a ``(B,)``."""
@@ -246,16 +245,3 @@ def _project(vectors: Tensor, fields: Tensor) -> Tensor:
     n_genes, n_spots, q, width = fields.shape
     found = vectors.T @ fields.reshape(n_genes, n_spots, q * width)
     return found.reshape(n_genes, -1, width)
-
-
-def _quadratic_forms(vectors: Tensor, blocks: Tensor) -> Tensor:
-    """``(U ⊗ I)' blockdiag(blocks) (U ⊗ I)``, ``(B, r Q, r Q)``, predictors fastest."""
-    n_genes, _, q, _ = blocks.shape
-    rank = vectors.shape[1]
-    out = blocks.new_empty(n_genes, rank, q, rank, q)
-    for a in range(q):
-        for b in range(a + 1):
-            product = (vectors.T * blocks[:, None, :, a, b]) @ vectors
-            out[:, :, a, :, b] = product
-            out[:, :, b, :, a] = product
-    return out.reshape(n_genes, rank * q, rank * q)

@@ -48,15 +48,7 @@ class LowRankSolver(SpatialSolver):
 
     def factorise(self, blocks: Tensor) -> LowRankFactor:
         """Dense Cholesky of ``I + F' blockdiag(blocks) F``, one (rQ, rQ) matrix a gene."""
-        q, r = blocks.shape[-1], self.n_latent
-        matrix = blocks.new_zeros(blocks.shape[0], r, q, r, q)
-        for a in range(q):
-            for b in range(a + 1):
-                product = (self.root.T * blocks[:, None, :, a, b]) @ self.root
-                matrix[:, :, a, :, b] = product
-                if a != b:
-                    matrix[:, :, b, :, a] = product
-        matrix = matrix.reshape(-1, r * q, r * q)
+        q, matrix = blocks.shape[-1], quadratic_forms(self.root, blocks)
         torch.diagonal(matrix, dim1=1, dim2=2).add_(1.0)
         cholesky, info = torch.linalg.cholesky_ex(matrix)
         cholesky[info > 0] = torch.nan
@@ -100,3 +92,15 @@ class LowRankFactor(Factor):
         """``L⁻ᵀ noise``."""
         columns = noise.reshape(noise.shape[0], self.cholesky.shape[-1], -1)
         return torch.linalg.solve_triangular(self.cholesky.mT, columns, upper=True).reshape(noise.shape)
+
+
+def quadratic_forms(columns: Tensor, blocks: Tensor) -> Tensor:
+    """``(U ⊗ I)' blockdiag(blocks) (U ⊗ I)`` of columns U ``(N, r)`` and blocks ``(B, N, Q, Q)``: ``(B, r Q, r Q)``."""
+    q, rank = blocks.shape[-1], columns.shape[1]
+    matrix = blocks.new_empty(len(blocks), rank, q, rank, q)
+    for a in range(q):
+        for b in range(a + 1):
+            product = (columns.T * blocks[:, None, :, a, b]) @ columns
+            matrix[:, :, a, :, b] = product
+            matrix[:, :, b, :, a] = product
+    return matrix.reshape(len(blocks), rank * q, rank * q)

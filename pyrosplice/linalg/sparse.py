@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import spilu
+from scipy.sparse.linalg import LinearOperator, eigsh, spilu, splu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -123,6 +123,18 @@ class LaneFactor:
 def inverse_diagonal(matrix: sp.spmatrix) -> np.ndarray:
     """Diagonal of the inverse of a sparse symmetric positive definite matrix, without the inverse: (N,)."""
     return SparsePattern(matrix).inverse_diagonal()
+
+
+def smallest_eigenpairs(matrix: sp.spmatrix, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest eigenvalues ``(r,)``, ascending, of a sparse positive definite matrix, and eigenvectors ``(N, r)``."""
+    matrix = sp.csc_matrix(matrix)
+    start = np.random.default_rng(0).standard_normal(matrix.shape[0])
+    symmetric = {"SymmetricMode": True, "DiagPivotThresh": 0.0}
+    factor = splu(matrix, permc_spec="MMD_AT_PLUS_A", options=symmetric)
+    inverse = LinearOperator(matrix.shape, factor.solve)
+    values, vectors = eigsh(matrix, k=rank, sigma=0.0, OPinv=inverse, v0=start)
+    order = np.argsort(values)
+    return values[order], vectors[:, order]
 
 
 class SparseSolver(SpatialSolver):

@@ -14,11 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, is_number
-from pyrosplice.linalg.sparse import SparsePattern, SparseSolver
+from pyrosplice.linalg.sparse import SparsePattern, SparseSolver, smallest_eigenpairs
 from pyrosplice.spatial.covariance import SpatialCovariance
 from pyrosplice.spatial.graph import Graph, adjacency_graph, knn_graph, warn_if_disconnected
 
@@ -80,13 +79,7 @@ class CarCovariance(SpatialCovariance):
         if rank is None or rank >= self.n_spots:
             values, vectors = np.linalg.eigh(self.precision.toarray())
         else:
-            start = np.random.default_rng(0).standard_normal(self.n_spots)
-            symmetric = {"SymmetricMode": True, "DiagPivotThresh": 0.0}
-            factor = splu(self.precision, permc_spec="MMD_AT_PLUS_A", options=symmetric)
-            covariance = LinearOperator(self.precision.shape, factor.solve)
-            values, vectors = eigsh(self.precision, k=rank, sigma=0.0, OPinv=covariance, v0=start)
-            order = np.argsort(values)
-            values, vectors = values[order], vectors[:, order]
+            values, vectors = smallest_eigenpairs(self.precision, rank)
         return torch.from_numpy(1.0 / values), torch.from_numpy(np.ascontiguousarray(vectors))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
