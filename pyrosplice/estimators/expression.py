@@ -381,7 +381,7 @@ class ExpressionGLM(Described):
         design, settings = saved_design(self._location, settings)
         genes = list(self.gene_names)
         saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean)
-        Archive.of(type(self).__name__, saved).save(path)
+        Archive.of(type(self).__name__, saved, part="about").save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> ExpressionGLM:

@@ -6,7 +6,7 @@ A file is safetensors (tensors, and a header of text) or, without tensors, JSON.
 ``format``          always ``pyrosplice``
 ``kind``            the class whose it is
 ``format_version``  one whole number for files of every kind
-``content``         the JSON (in a JSON file, its other keys)
+``content``         the JSON, under whatever name its kind gives it (in a JSON file, its other keys)
 ``checksums``       SHA-256 of every tensor with its name, type and shape, and of the JSON (in a JSON file, ``sha256``)
 ==================  ===================================================================================================
 
@@ -37,7 +37,7 @@ from pyrosplice.io.codec import pack, unpack
 FORMAT = "pyrosplice"
 FORMAT_VERSION = 3  # of usage files 1, of expression files 2, of mixtures 1 were before there was one rule
 CONTENT = "content"
-HEADER = {"format", "kind", "format_version", CONTENT, "checksums"}
+HEADER = {"format", "kind", "format_version", "checksums"}  # beside the JSON
 JSON_HEADER = ("format", "kind", "format_version", "sha256")
 LONGEST_HEADER = 100_000_000  # bytes, that safetensors reads
 AGAIN = "take a copy that is whole, or save it again"
@@ -60,18 +60,21 @@ class Archive:
         Tensors by name, on the CPU.
     version
         Format version.
+    part
+        What the JSON is called in a safetensors file.
     """
 
     kind: str
     content: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     version: int = FORMAT_VERSION
+    part: str = CONTENT
 
     @classmethod
-    def of(cls, kind: str, record: Any) -> Archive:
+    def of(cls, kind: str, record: Any, *, part: str = CONTENT) -> Archive:
         """The fields of a dataclass, by their annotations; see :func:`~pyrosplice.io.codec.pack`."""
         tensors: dict[str, Tensor] = {}
-        return cls(kind, pack(record, type(record), "", tensors), tensors)
+        return cls(kind, pack(record, type(record), "", tensors), tensors, part=part)
 
     def to(self, record: type[Record]) -> Record:
         """Inverse of :meth:`of`.
@@ -92,7 +95,7 @@ class Archive:
         """SHA-256 of every part: the JSON with kind and version, and each tensor."""
         text = f"{FORMAT} {self.kind} {self.version}\n{json.dumps(self.content)}"
         digests = {name: _digest(name, tensor) for name, tensor in self.tensors.items()}
-        return {CONTENT: _sha256(text.encode())} | digests
+        return {self.part: _sha256(text.encode())} | digests
 
     @property
     def seal(self) -> str:
@@ -101,10 +104,10 @@ class Archive:
 
     def to_bytes(self) -> bytes:
         """A safetensors file."""
-        if CONTENT in self.tensors:
-            raise InvalidArgumentError(f"tensors: {CONTENT!r} is the name of the JSON; give it another.")
+        if self.part in self.tensors:
+            raise InvalidArgumentError(f"tensors: {self.part!r} is the name of the JSON; give it another.")
         header = {"format": FORMAT, "kind": self.kind, "format_version": str(self.version)}
-        header |= {CONTENT: json.dumps(self.content), "checksums": json.dumps(self.checksums)}
+        header |= {self.part: json.dumps(self.content), "checksums": json.dumps(self.checksums)}
         data = bytes_of({name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}, header)
         if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
             raise InvalidArgumentError("path: too many genes for one file; save some of them at a time.")
@@ -162,9 +165,11 @@ class Archive:
         if header.get("format") != FORMAT:
             raise _foreign(name)
         version = _version(header.get("format_version"), name)
-        if set(header) != HEADER:
-            raise _header_damaged(name, set(header) ^ HEADER)
-        archive = cls(header["kind"], json.loads(header[CONTENT]), tensors, version)
+        parts, missing = set(header) - HEADER, HEADER - set(header)
+        if len(parts) != 1 or missing:
+            raise _header_damaged(name, missing | (parts - {CONTENT}) or {CONTENT})
+        (part,) = parts
+        archive = cls(header["kind"], json.loads(header[part]), tensors, version, part)
         archive._verify(json.loads(header["checksums"]), name)
         return archive
 

@@ -132,6 +132,15 @@ def test_names_that_a_file_has_for_itself_are_refused():
         Archive("A", {"kind": 1}).to_json()
 
 
+def test_a_kind_may_name_its_json_itself(tmp_path):
+    archive = Archive("A", {"x": 1}, {"t": torch.ones(2)}, part="about")
+    archive.save(tmp_path / "a")
+    read = Archive.load(tmp_path / "a", "A")
+    assert (read.content, read.part) == (archive.content, "about")
+    with pytest.raises(InvalidArgumentError, match="'about' is the name of the JSON"):
+        Archive("A", {}, {"about": torch.zeros(1)}, part="about").to_bytes()
+
+
 def test_a_file_is_on_the_disk_before_it_takes_a_place(tmp_path, monkeypatch):
     happened, fsync, replace = [], os.fsync, Path.replace
 
