@@ -13,6 +13,7 @@ from pyrosplice.data.design import Design
 from pyrosplice.estimators.gene_tests import informed_spots, of_logits
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.hypothesis.averaged_covariance import averaged
+from pyrosplice.hypothesis.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.restricted_posterior import (
     Posterior,
     Prior,
@@ -90,6 +91,7 @@ def averaged_fit(
     model: MultinomGLMM,
     spectra: Spectra,
     columns: Tensor,
+    kept: Tensor,
     n_fixed: int,
     target: Target,
     tested: Sequence[Tensor | None] = (),
@@ -102,6 +104,9 @@ def averaged_fit(
     ----------
     model
         A fit whose coefficients are of the first ``n_fixed`` ``columns`` ``(N, C)``, in any coding.
+    kept
+        Columns that a gene's spots tell from others
+        (:func:`~pyrosplice.hypothesis.identified.independent_columns`), ``(B, C)``.
     target
         What it is whose variance matters.
     tested
@@ -111,7 +116,7 @@ def averaged_fit(
         Average over fields whose standard deviation depends on the one covariate that is tested.
     """
     mode = model.posterior_mode()
-    working, parameters = WorkingModel.at(mode, columns, spectra), mode.step.parameters
+    working, parameters = WorkingModel.at(mode, columns, spectra, kept), mode.step.parameters
     largest, prior = (parameters.spatial.amax(1), parameters.white.amax((1, 2))), _variance_prior(model)
 
     def posterior(model: WorkingModel) -> Posterior:
@@ -140,43 +145,64 @@ def single_covariates(design: Design, tested: Sequence[Sequence[int]]) -> list[T
     return [values[:, columns[0]] if len(columns) == 1 else None for columns in tested]
 
 
-def schur_target(n_fixed: int, widths: Sequence[int], n_predictors: int) -> Target:
+def schur_target(kept: Tensor, n_fixed: int, n_predictors: int, widths: Sequence[int]) -> Target:
     """Log variances of groups of columns that follow the fixed ones, each beside these alone.
 
-    The mean over the group's coefficients, ``−log |I_tt − I_tn I_nn⁻¹ I_nt|`` over their number.
+    The mean over the group's coefficients that are ``kept`` ``(B, C)``, ``−log |I_tt − I_tn I_nn⁻¹ I_nt|`` over their
+    number.
     """
 
-    def target(information: Tensor) -> Tensor:
+    def target(information: Tensor, genes: Tensor) -> Tensor:
         first = n_fixed * n_predictors
         half = torch.linalg.solve_triangular(
             regular_factor(information[..., :first, :first]), information[..., :first, first:], upper=False
         )
         beside = information[..., first:, first:] - half.mT @ half
         found, start = [], 0
-        for width in widths:
+        for number, width in zip(kept[genes, n_fixed:].split(list(widths), 1), widths, strict=True):
             end = start + width * n_predictors
-            factor = regular_factor(beside[..., start:end, start:end])
-            found.append(-2 * torch.diagonal(factor, dim1=-2, dim2=-1).log().mean(-1))
+            log_variance = -2 * _log_diagonal(regular_factor(beside[..., start:end, start:end]))
+            found.append(log_variance / (n_predictors * number.sum(1)))
             start = end
         return torch.stack(found, -1)
 
     return target
 
 
-def contrast_target(contrasts: Sequence[Tensor], n_predictors: int) -> Target:
-    """Log variances of combinations ``(R, C)`` of coefficients, each contrast the mean over its rows and predictors."""
+def contrast_target(contrasts: Sequence[Tensor], n_predictors: int, coverage: Coverage) -> Target:
+    """Log variances of orthonormal combinations ``(R, C)`` of coefficients, as far as the genes identify them.
+
+    Each contrast the mean over its rows and predictors.
+    """
     eye = torch.eye(n_predictors, dtype=torch.float64)
     rows = [torch.kron(contrast.contiguous(), eye) for contrast in contrasts]
+    projectors = [_identified_part(contrast, coverage) for contrast in contrasts]
 
-    def target(information: Tensor) -> Tensor:
+    def target(information: Tensor, genes: Tensor) -> Tensor:
         factor, found = regular_factor(information), []
-        for row in rows:
-            half = torch.linalg.solve_triangular(factor, row.T.expand(*factor.shape[:-2], *row.T.shape), upper=False)
-            root = regular_factor(half.mT @ half)
-            found.append(2 * torch.diagonal(root, dim1=-2, dim2=-1).log().mean(-1))
-        return torch.stack(found, -1) if found else information.new_zeros(*information.shape[:-2], 0)
+        for row, every in zip(rows, projectors, strict=True):
+            part = every[genes]
+            half = torch.linalg.solve_triangular(factor, row.T.expand(len(factor), -1, -1), upper=False)
+            spread = torch.einsum("bij,qr->biqjr", part, eye).flatten(3).flatten(1, 2)
+            root = regular_factor(spread @ (half.mT @ half) @ spread + torch.eye(len(row)) - spread)
+            found.append(2 * _log_diagonal(root) / (n_predictors * torch.diagonal(part, dim1=-2, dim2=-1).sum(-1)))
+        return torch.stack(found, -1) if found else information.new_zeros(len(information), 0)
 
     return target
+
+
+def _identified_part(contrast: Tensor, coverage: Coverage) -> Tensor:
+    """Projectors ``(B, R, R)`` on what each gene identifies of the orthonormal rows ``(R, C)``."""
+    every = torch.eye(len(contrast), dtype=torch.float64).repeat(len(coverage.informed), 1, 1)
+    for gene in coverage.deficient:
+        own = identified_rows(contrast, coverage.null_space(gene)) @ contrast.T
+        every[gene] = own.T @ own
+    return every
+
+
+def _log_diagonal(factor: Tensor) -> Tensor:
+    """Sum of the logs of a triangular matrix's diagonal ``(…,)``."""
+    return torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
 
 
 def _variance_prior(model: MultinomGLMM) -> Prior:

@@ -12,11 +12,12 @@ from pyrosplice.data.design import Design
 from pyrosplice.estimators.coefficient_estimates import estimates
 from pyrosplice.estimators.covariate_law import MODEL, AveragedFit, Law, averaged_fit, schur_target, single_covariates
 from pyrosplice.estimators.fitted import FittedGene, ModelSpec
-from pyrosplice.estimators.gene_tests import linearised
+from pyrosplice.estimators.gene_tests import informed_spots, linearised
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.tested_covariates import Contrast, Term
 from pyrosplice.hypothesis.dispersion import joint_dof, trace_sf
+from pyrosplice.hypothesis.identified import independent_columns
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
 from pyrosplice.hypothesis.score import (
     CovariateTest,
@@ -181,9 +182,11 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     _, bases = orthonormal_terms(values, columns, nuisance)
     base, groups = bases[0][0], [group for _, group in bases]
     every = torch.cat([base, *groups], 1) * len(values) ** 0.5
-    target = schur_target(base.shape[1], [group.shape[1] for group in groups], model.bias_eta.shape[-1])
+    n_fixed, widths = base.shape[1], [group.shape[1] for group in groups]
+    kept = independent_columns(every, informed_spots(model), n_fixed, widths)
+    target = schur_target(kept, n_fixed, model.bias_eta.shape[-1], widths)
     tested = single_covariates(design, columns)
-    return averaged_fit(model, law.spectra, every, base.shape[1], target, tested, unequal=law.unequal)
+    return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
 
 
 def _test_at(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:

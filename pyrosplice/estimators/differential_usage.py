@@ -66,11 +66,11 @@ class DifferentialUsage(UsageTests):
         free and zero, and the variance of an estimate has what they add.
 
         A covariate that varies like a few waves over the tissue meets a spatial effect that does so too, and one tissue
-        holds few replicates of such waves. P-values at the estimated covariance (``law="plugin"``) do *not* hold for
-        one where usage follows domains (a gradient: 23 to 27 % of null genes at 5 %,
-        tests/studies/calibration_finds_faults.py). With ``law="averaged"`` the results say for which genes they do:
-        ``posterior_df``, ``reliable``, no p-value at all below 5 degrees of freedom, nor for a covariate that is
-        constant in each of two (up to about six) sections; :meth:`covariate_modes` says it before.
+        holds few replicates of such waves. How few, the results say: ``posterior_df``, ``reliable``, and no p-value at
+        all below 5 degrees of freedom; :meth:`covariate_modes` says it before. A covariate that is constant in each of
+        two (up to about six) sections is refused whatever the model says. P-values at the estimated covariance
+        (``law="plugin"``) do *not* hold for such a covariate where usage follows domains (a gradient: 23 to 27 % of
+        null genes at 5 %, tests/studies/calibration_finds_faults.py).
 
         Parameters
         ----------
@@ -104,12 +104,13 @@ class DifferentialUsage(UsageTests):
             may depend on the tested covariate, over which it is averaged too: where usage varies in space on one side
             of the tissue and not on the other, at the price of power. Score and Wald tests of single covariates.
         law
-            What the covariance of the random effect is taken to be. ``"plugin"`` (default with a GLMM): the estimate,
-            as if it were known; right where usage follows the model. ``"averaged"``: its mean over the restricted
-            posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage in domains with sharp
-            edges has a steeper one than V (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law
-            whose degrees of freedom are the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is
-            that, else a half-normal of standard deviation 1.5 for each part. None for
+            What the covariance of the random effect is taken to be. ``"averaged"`` (default with a GLMM): its mean over
+            the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage in
+            domains with sharp edges has a steeper one than V
+            (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law whose degrees of freedom are
+            the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is that, else a half-normal of
+            standard deviation 1.5 for each part. ``"plugin"``: at the estimates, as if they were known; right where
+            usage follows the model and the covariate varies like noise, and faster; no reliability is told. None for
             ``model_type="glm"``.
 
         Returns
@@ -135,7 +136,7 @@ class DifferentialUsage(UsageTests):
             Before ``setup_data`` or ``fit``.
         """
         prepared = self._ready()
-        check_usage_options(self.covariate_names, method=method, by=by, variance=variance, law=law or "plugin")
+        check_usage_options(self.covariate_names, method=method, by=by, variance=variance, law=law or "averaged")
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
         fit = self._ready_fit()

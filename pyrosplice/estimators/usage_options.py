@@ -55,7 +55,7 @@ def check_usage_options(covariates: Sequence[str], **given: str) -> None:
 
 
 def law_name(law: str | None, variance: str, model_type: str) -> str | None:
-    """What the tests take the covariance to be: ``"plugin"`` by default, None without a random effect.
+    """What the tests take the covariance to be: ``"averaged"`` by default, None without a random effect.
 
     Raises where model, variance and law exclude each other.
     """
@@ -67,7 +67,7 @@ def law_name(law: str | None, variance: str, model_type: str) -> str | None:
         )
     if variance == "het" and law == "plugin":
         raise InvalidArgumentError("variance='het': expected law='averaged' with it, found law='plugin'.")
-    return None if model_type == "glm" else law or ("averaged" if variance == "het" else "plugin")
+    return None if model_type == "glm" else law or "averaged"
 
 
 def variability_settings(

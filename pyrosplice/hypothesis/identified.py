@@ -7,6 +7,7 @@ own degrees of freedom.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,20 @@ class Coverage:
         null = self.null_space(gene)
         return (self.columns @ null).norm(dim=1) <= TOUCHED * self.columns.norm(dim=1), null
 
+    def independent(self, gene: int) -> Tensor:
+        """Columns ``(C,)`` that are no combination of those before them over the gene's spots."""
+        own = self.columns[self.informed[gene]]
+        kept = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
+        size, basis = own.square().sum(0).mean().sqrt(), own[:, :0]
+        for column, new in enumerate(own.T):
+            rest = new
+            for _ in range(2):
+                rest = rest - basis @ (basis.T @ rest)
+            kept[column] = bool(rest.norm() > _DEPENDENT * size)
+            if kept[column]:
+                basis = torch.cat([basis, (rest / rest.norm()).unsqueeze(1)], 1)
+        return kept
+
     def basis_beside(self, gene: int, beside: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """Combinations of the columns that are orthonormal over the gene's spots: ``(C, p)`` and ``(C, r)``.
 
@@ -77,6 +92,23 @@ def _orthonormal(rows: Tensor, combinations: Tensor, size: Tensor) -> Tensor:
     _, values, right = torch.linalg.svd(rows @ combinations, full_matrices=False)
     kept = values > _DEPENDENT * size
     return combinations @ (right[kept].T / values[kept])
+
+
+def independent_columns(columns: Tensor, informed: Tensor, n_fixed: int, widths: Sequence[int]) -> Tensor:
+    """Columns ``(B, C)`` that the spots of the genes ``(B, N)`` tell from others.
+
+    The first ``n_fixed`` from those before them, each group of the columns that follow (``widths``) from these and the
+    group's own before them.
+    """
+    kept = torch.ones(len(informed), columns.shape[1], dtype=torch.bool, device=columns.device)
+    start, fixed = n_fixed, columns[:, :n_fixed]
+    for width in widths or (0,):
+        group = slice(start, start + width)
+        coverage = Coverage.of(torch.cat([fixed, columns[:, group]], 1), informed)
+        for gene in coverage.deficient:
+            kept[gene, :n_fixed], kept[gene, group] = coverage.independent(gene).split([n_fixed, width])
+        start += width
+    return kept
 
 
 def identified_rows(rows: Tensor, null: Tensor) -> Tensor:

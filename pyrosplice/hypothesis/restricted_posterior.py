@@ -35,8 +35,8 @@ TOO_NARROW = 0.25  # posterior standard deviation, in steps of the grid, that ca
 Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Log prior densities of a and c, which broadcast to ``(B, S, A, C)``, of genes with these positions ``(B,)``."""
 
-Target = Callable[[Tensor], Tensor]
-"""From the information ``X' S⁻¹ X`` ``(…, D, D)`` to the log variances of what is tested, ``(…, T)``."""
+Target = Callable[[Tensor, Tensor], Tensor]
+"""From the information ``X' S⁻¹ X`` ``(B, D, D)`` of genes ``(B,)`` to log variances of what is tested, ``(B, T)``."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,13 @@ def restricted_posterior(
     widest = [(2.5 * estimate).clamp(least, 4 * least) for estimate, least in zip(largest, WIDEST, strict=True)]
     n_spectra = 0 if model.solver is None else 1 + len(model.spectra.values)
     grid = Grid.first((widest[0], widest[1]), n_spectra)
-    found = _interpolated(*_on_grid(model, n_fixed, target, grid), grid, prior, genes)
+    found = _interpolated(*_on_grid(model, n_fixed, target, grid, genes), grid, prior, genes)
     for _ in range(ZOOMS):
         again = found.narrow.nonzero()[:, 0]
         if not len(again):
             break
         grid = Grid.around(found).select(again)
-        nearer = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid), grid, prior, again)
+        nearer = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid, again), grid, prior, again)
         found = found.replaced(again, nearer)
     return found
 
@@ -204,10 +204,10 @@ def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
     scale = model.spot_scale
     own = scale if scale is None or len(scale) == 1 else scale[genes]
     parts = model.weight[genes], model.response[genes], model.design, model.solver, model.spectra
-    return WorkingModel(*parts, model.logit_scale[genes], own)
+    return WorkingModel(*parts, model.logit_scale[genes], model.kept[genes], own)
 
 
-def _on_grid(model: WorkingModel, n_fixed: int, target: Target, grid: Grid) -> tuple[Tensor, Tensor]:
+def _on_grid(model: WorkingModel, n_fixed: int, target: Target, grid: Grid, genes: Tensor) -> tuple[Tensor, Tensor]:
     """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid."""
     likelihood, variances = [], []
     for white in grid.white.unbind(1):
@@ -220,7 +220,7 @@ def _on_grid(model: WorkingModel, n_fixed: int, target: Target, grid: Grid) -> t
                 else:
                     products, logdet = modes.through_field(model.spectra.values[s - 1], deviation)
                 likelihood.append(restricted_likelihood(products, logdet, n_fixed * model.n_logits))
-                variances.append(target(products[:, :-1, :-1]))
+                variances.append(target(products[:, :-1, :-1], genes))
     shape = grid.white.shape[1], *grid.field.shape[1:]
     coarse = torch.stack(likelihood, -1).unflatten(-1, shape).permute(0, 2, 3, 1)
     return coarse, torch.stack(variances, -1).unflatten(-1, shape).permute(0, 3, 4, 2, 1)
@@ -244,7 +244,7 @@ def restricted_likelihood(products: Tensor, logdet: Tensor, n_coefficients: int)
 
 
 def regular_factor(information: Tensor) -> Tensor:
-    """Cholesky factors of ``(…, D, D)``, what is not identified made independent of the rest."""
+    """Cholesky factors of ``(…, D, D)``, NaN where there are none."""
     size = torch.diagonal(information, dim1=-2, dim2=-1).mean(-1).clamp_min(1e-100)
     eye = torch.eye(information.shape[-1], dtype=information.dtype)
     factor, info = torch.linalg.cholesky_ex(information + 1e-9 * size[..., None, None] * eye)

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyrosplice.hypothesis.identified import independent_columns
 from pyrosplice.hypothesis.restricted_posterior import Variances, restricted_likelihood
 from pyrosplice.hypothesis.working_model import WorkingModel
 
@@ -40,8 +41,11 @@ def slope_ratios(model: WorkingModel, variances: Variances, n_fixed: int, along:
     if model.solver is None:
         return torch.zeros(len(model.response), len(along), dtype=torch.float64)
     deviation, white, found = variances.field.sum(1).sqrt(), variances.white.sqrt(), []
+    informed = torch.diagonal(model.weight, dim1=-2, dim2=-1).sum(-1) > 0
     for covariate in along:
-        own = replace(model, design=_beside(model.design, n_fixed, covariate))
+        columns = _beside(model.design, n_fixed, covariate)
+        kept = independent_columns(columns, informed, columns.shape[1], ())
+        own = replace(model, design=columns, kept=kept)
 
         def likelihood(own: WorkingModel) -> Tensor:
             modes = own.with_noise(white).in_modes()

@@ -109,6 +109,8 @@ class WorkingModel:
         The steeper spectra of the same field.
     logit_scale
         Standard deviations of the predictors' random effects relative to each other, ``(B, 1, Q)``.
+    kept
+        Columns of the design that a gene's spots tell from others, ``(B, C)``; the rest are not in its model.
     spot_scale
         D, ``(B, N, 1)`` or ``(1, N, 1)``: those of the field at each spot; None for one everywhere.
     """
@@ -119,10 +121,11 @@ class WorkingModel:
     solver: SpatialSolver | None
     spectra: Spectra
     logit_scale: Tensor
+    kept: Tensor
     spot_scale: Tensor | None = None
 
     @classmethod
-    def at(cls, mode: Mode, design: Tensor, spectra: Spectra) -> WorkingModel:
+    def at(cls, mode: Mode, design: Tensor, spectra: Spectra, kept: Tensor) -> WorkingModel:
         """At the mode of the random effects of a fit."""
         step, parameters = mode.step, mode.step.parameters
         weight = planar(positive_part(step.information))
@@ -134,9 +137,8 @@ class WorkingModel:
         relative = (variance / variance.mean(-1, keepdim=True).clamp_min(1e-12)).clamp_min(0.05)
         same = variance.amax(-1) <= (1 + 1e-9) * variance.amin(-1)
         relative = torch.where(same.unsqueeze(-1), 1.0, relative)
-        return cls(
-            weight, response, design, step.model.solver, spectra.for_predictors(weight.shape[-1]), relative.sqrt()
-        )
+        some = spectra.for_predictors(weight.shape[-1])
+        return cls(weight, response, design, step.model.solver, some, relative.sqrt(), kept)
 
     @property
     def n_logits(self) -> int:
@@ -176,17 +178,20 @@ class GivenNoise:
     logdet
         ``log |I + c W c|`` over the spots, ``(B,)``.
     images
-        ``W̃ T`` for the columns ``T = [X ⊗ I, y]``, logits fastest, ``(B, N, Q, R)``.
+        ``W̃ T`` for the columns ``T = [X ⊗ I, y]``, logits fastest, ``(B, N, Q, R)``; zero of columns not kept.
     products
-        ``T' W̃ T``, ``(B, R, R)``.
+        ``T' W̃ T``, ``(B, R, R)``; columns that are not kept are independent of the others and of variance one.
     """
 
     def __init__(self, model: WorkingModel, white: Tensor):
         self.model = model
         self.precision, self.logdet = model.noisy_precision(white)
         columns = torch.einsum("nc,bnqr->bnqcr", model.design, self.precision).flatten(3)
-        self.images = torch.cat([columns, matvec(self.precision, model.response).unsqueeze(-1)], -1)
-        self.products = self._against_columns(self.images)
+        images = torch.cat([columns, matvec(self.precision, model.response).unsqueeze(-1)], -1)
+        kept = model.kept.to(images).repeat_interleave(model.n_logits, 1)
+        kept = torch.cat([kept, kept.new_ones(len(kept), 1)], 1)
+        self.images = images * kept[:, None, None]
+        self.products = self._against_columns(self.images) * kept.unsqueeze(-1) + torch.diag_embed(1 - kept)
 
     def _against_columns(self, images: Tensor) -> Tensor:
         """``T' images``, ``(B, R, R')``."""

@@ -48,8 +48,6 @@ def fitted(adata: Any, design: Any, *, with_design: bool = False, setup: Any = N
 
 
 def results_of(model: SplisosmGLMM, method: str = "score", **options: Any) -> dict[str, Any]:
-    if model.model_type != "glm":
-        options = {"law": "averaged", **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = model.test_differential_usage(method, return_results=True, print_progress=False, **options)
@@ -60,7 +58,7 @@ def results_of(model: SplisosmGLMM, method: str = "score", **options: Any) -> di
 def test_a_gradient_is_told_from_noise(adata: Any) -> None:
     model = fitted(adata, ["noise", "gradient"])
     with pytest.warns(UserWarning, match="gradient.*covariate_modes"):
-        found = model.test_differential_usage(return_results=True, print_progress=False, law="averaged")
+        found = model.test_differential_usage(return_results=True, print_progress=False)
     assert found["reliable"][:, 0].mean() > 0.6 and not found["reliable"][:, 1].any()
     assert (found["posterior_df"][:, 0] > found["posterior_df"][:, 1]).all()
     table = model.covariate_modes().set_index("covariate")
@@ -158,7 +156,7 @@ def test_results_come_back_from_a_file(adata: Any, tmp_path: Path) -> None:
     model = fitted(adata, ["noise", "gradient"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.test_differential_usage(print_progress=False, law="averaged")
+        model.test_differential_usage(print_progress=False)
     model.save(tmp_path / "model")
     before = model.get_formatted_test_results("du")
     pd.testing.assert_frame_equal(SplisosmGLMM.load(tmp_path / "model").get_formatted_test_results("du"), before)

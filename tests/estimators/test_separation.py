@@ -97,30 +97,36 @@ def tissue(counts, obs):
     return adata
 
 
-@pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
+@pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
+@pytest.mark.parametrize(
+    "model_type, law",
+    [("glm", None), *((kind, law) for kind in ("glmm-null", "glmm-full") for law in ("plugin", "averaged"))],
+)
 @pytest.mark.parametrize("priors", [None, "weak"])
-def test_tests_of_a_separated_gene(model_type, priors):
+def test_tests_of_a_separated_gene(model_type, law, priors):
+    """Strong evidence; a little less of it where a group of spots of one tissue may go with its field."""
+    strong = 1e-4 if law != "averaged" else 1e-2
     counts, design = lacking("level", 3)
     model = SplisosmGLMM(model_type, fitting_method="marginal_newton", var_fix_sigma=False, priors=priors)
     model.setup_data(tissue(counts, {"group": design[:, 0]}), design_mtx="group", min_counts=1)
     model.fit(with_design_mtx=True, **QUIET)
-    ask = {"return_results": True, **QUIET}
+    ask = {"return_results": True, "law": law, **QUIET}
     wald = model.test_differential_usage("wald", **ask)
-    effects = model.get_effects()
+    effects = model.get_effects(law=law)
     if priors is None:
         assert model.get_training_summary()["reason"].tolist() == ["separated"]
         assert np.isnan(wald["pvalue"]).all() and wald["reason"] == [["separated"]]
         assert effects["log_odds_se"].isna().all()
-        model.test_differential_usage("wald", **QUIET)
+        model.test_differential_usage("wald", law=law, **QUIET)
         assert model.get_formatted_test_results("du")["reason"].tolist() == ["separated"]
     else:
         assert model.get_training_summary()["reason"].tolist() == ["converged"]
-        assert (wald["pvalue"] < 1e-4).all() and wald["reason"] == [[""]]
+        assert (wald["pvalue"] < strong).all() and wald["reason"] == [[""]]
         assert effects["log_odds_se"].between(0, 1).all()
         assert (effects["log_odds"].abs() < 4).all()
     for variance in ("robust", "model"):
         ratio = model.test_differential_usage("lrt", variance=variance, **ask)
-        assert (ratio["pvalue"] < 1e-4).all()
+        assert (ratio["pvalue"] < strong).all()
         assert np.isfinite(ratio["statistic"]).all()
 
 
@@ -178,8 +184,11 @@ def test_where_nearly_every_spot_has_one_isoform_only_the_score_test_speaks(n_mi
         assert np.isnan(found["pvalue"]).all()
     assert model.get_effects()["log_odds_se"].isna().all()
     model.fit(batch_size=3, **QUIET)
-    score, ratio = (model.test_differential_usage(method, **ask) for method in ("score", "lrt"))
-    np.testing.assert_allclose(ratio["statistic"], score["statistic"])
-    assert (score["pvalue"] > 0.01).all()
+    for law in ("plugin", "averaged"):
+        score, ratio = (model.test_differential_usage(method, law=law, **ask) for method in ("score", "lrt"))
+        np.testing.assert_allclose(ratio["statistic"], score["statistic"])
+        silent = np.isnan(score["pvalue"])  # so few counts between the corners need not know their variance
+        assert (score["pvalue"][~silent] > 0.01).all() and not (law == "plugin" and silent.any())
+        assert (np.array(score["reason"]) == np.where(silent, reason, "")).all()
     for method in ("score", "lrt"):
         assert model.test_differential_usage(method, variance="model", **ask)["reason"] == [[reason]] * 3

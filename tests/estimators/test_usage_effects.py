@@ -49,7 +49,7 @@ def test_the_order_of_isoforms_makes_no_difference(tissue, model_type):
     other = tables[1].loc[tables[0].index]
     assert list(tables[0].columns[:4]) == ["log_odds", "log_odds_se", "log_odds_lower", "log_odds_upper"]
     # one (σ, θ) for all logits is a model of logits, so that the reference matters a little for estimates of the GLMM
-    tolerance = 1e-6 if model_type == "glm" else 0.35
+    tolerance = 1e-6 if model_type == "glm" else 0.7
     for name in ("log_odds", "usage_points"):
         error = (other[name] - tables[0][name]).abs() / tables[0][f"{name}_se"]
         assert error.max() < tolerance

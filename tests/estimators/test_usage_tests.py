@@ -100,10 +100,10 @@ def test_a_gene_whose_effects_cannot_be_estimated_disturbs_no_other(tissue):
 
 
 def test_glmm_score_is_the_dense_formula(tissue):
-    """Of each covariate at the fit with the other."""
+    """Of each covariate at the fit with the other, the covariance as estimated."""
     names = ["smooth", "iid"]
     model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=names)
-    model.test_differential_usage(variance="model", **QUIET)
+    model.test_differential_usage(variance="model", law="plugin", **QUIET)
     found = table_of(model)["statistic"].to_numpy().reshape(6, 2)
     covariance = model.sp_kernel.dense().numpy()
     for j, (name, other) in enumerate(zip(names, reversed(names), strict=True)):
@@ -287,6 +287,7 @@ def test_permutations_are_seeded_distinct_and_never_give_zero(tissue, method, wi
         assert len({tuple(other) for other in others}) > 1
 
 
+@pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 def test_results_survive_a_file_and_not_a_new_fit(tissue, tmp_path):
     model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=["smooth", "half"])
     model.test_spatial_variability("score", **QUIET)
@@ -345,6 +346,7 @@ def test_tests_that_need_a_fit_say_so(tissue):
             ask()
 
 
+@pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 @pytest.mark.slow
 def test_mouse_olfactory_bulb_from_file_to_tables():
     adata = ad.read_h5ad(shared("data", "mob_rep11_families.h5ad"))
@@ -362,7 +364,9 @@ def test_mouse_olfactory_bulb_from_file_to_tables():
         model.test_spatial_variability(method, **QUIET)
         assert table_of(model, "sv")["pvalue"].between(0, 1).all()
     model.test_differential_usage(**QUIET)
-    assert table_of(model)["pvalue"].between(0, 1).all()
+    table = table_of(model)  # a coordinate is one wave over the tissue
+    given = table["pvalue"].between(0, 1)
+    assert (table.loc[~given, "reason"] == "few_modes").all() and given.any()
     ratios = model.get_fitted_ratios_anndata().layers["fitted_ratios"]
     np.testing.assert_allclose(ratios.sum(1), 30.0)
 

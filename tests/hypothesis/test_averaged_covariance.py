@@ -10,6 +10,7 @@ import torch
 
 from pyrosplice.estimators.covariate_law import contrast_target, schur_target
 from pyrosplice.hypothesis.averaged_covariance import AveragedPrecision, averaged
+from pyrosplice.hypothesis.identified import Coverage, independent_columns
 from pyrosplice.hypothesis.restricted_posterior import (
     PRIOR_DEVIATION,
     Variances,
@@ -38,7 +39,11 @@ def working(n_spots: int, q: int, seed: int, *, dense: bool = False, scale: bool
     response = torch.from_numpy(rng.standard_normal((N_GENES, n_spots, q)))
     logit_scale = torch.from_numpy(rng.uniform(0.5, 1.5, (N_GENES, 1, q)))
     spectra = Spectra.of(solver, n_spots).for_predictors(q)
-    return WorkingModel(weight, response, columns, solver, spectra, logit_scale, spot_scale)
+    return WorkingModel(weight, response, columns, solver, spectra, logit_scale, all_kept(columns), spot_scale)
+
+
+def all_kept(columns: torch.Tensor) -> torch.Tensor:
+    return torch.ones(N_GENES, columns.shape[1], dtype=torch.bool)
 
 
 def dense_field(model: WorkingModel, gene: int, values: np.ndarray | None) -> np.ndarray:
@@ -116,7 +121,7 @@ def test_averaged_precision_is_that_of_the_mean_covariance(q: int, dense: bool, 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_posterior_means_are_those_of_brute_force(seed: int) -> None:
-    model, target = working(40, 1, seed), schur_target(1, [1, 1], 1)
+    model, target = working(40, 1, seed), schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])
     largest = torch.ones(N_GENES, dtype=torch.float64), torch.ones(N_GENES, dtype=torch.float64)
     found = restricted_posterior(model, 1, target, largest=largest)
     grid = np.linspace(0.01, 6.0, 40)
@@ -130,7 +135,7 @@ def test_posterior_means_are_those_of_brute_force(seed: int) -> None:
             each += [modes.through_field(values, deviation) for values in model.spectra.values]
             prior = -0.5 * (a**2 + c**2) / PRIOR_DEVIATION**2
             weights.append(torch.stack([restricted_likelihood(p, d, 1) + prior for p, d in each], -1))
-            logs.append(torch.stack([target(p[:, :-1, :-1]) for p, _ in each], -2))
+            logs.append(torch.stack([target(p[:, :-1, :-1], torch.arange(N_GENES)) for p, _ in each], -2))
             squares.append((a**2, c**2))
     weight = torch.softmax(torch.stack(weights, 1).flatten(1), 1).unflatten(1, (-1, 3))
     field, white = (torch.tensor(values, dtype=torch.float64) for values in zip(*squares, strict=True))
@@ -157,7 +162,9 @@ def test_a_narrow_posterior_is_found_on_a_second_grid() -> None:
         logit_scale=torch.ones(N_GENES, 1, 1, dtype=torch.float64),
     )
     largest = torch.full((N_GENES,), 1.3, dtype=torch.float64), torch.full((N_GENES,), 0.4, dtype=torch.float64)
-    found = restricted_posterior(sharp, 1, schur_target(1, [1, 1], 1), largest=largest)
+    found = restricted_posterior(
+        sharp, 1, schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1]), largest=largest
+    )
     assert found.weight[:, 0].sum((1, 2)).min() > 0.99  # the spectrum is that of V
     assert (found.variances.white.sqrt() - 0.37).abs().max() < 0.12
     assert (found.variances.field[:, 0].sqrt() - 1.3).abs().max() < 0.35
@@ -167,12 +174,46 @@ def test_targets_are_variances_of_effects() -> None:
     root = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     information = root @ root.T
     covariance = torch.linalg.inv(information)
-    found = schur_target(1, [2], 2)(information)
+    information, first = information[None], torch.zeros(1, dtype=torch.int64)
+    found = schur_target(torch.ones(1, 3, dtype=torch.bool), 1, 2, [2])(information, first)
     assert float(found[0]) == pytest.approx(float(torch.logdet(covariance[2:, 2:])) / 4, abs=1e-6)
-    contrast = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
+    contrast = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64) / 2**0.5
     rows = torch.kron(contrast, torch.eye(2, dtype=torch.float64))
     expected = float(torch.logdet(rows @ covariance @ rows.T)) / 2
-    assert float(contrast_target([contrast], 2)(information)[0]) == pytest.approx(expected, abs=1e-6)
+    coverage = Coverage.of(torch.eye(3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool))
+    assert float(contrast_target([contrast], 2, coverage)(information, first)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("q", [1, 3])
+def test_what_spots_do_not_identify_is_not_in_the_model(q: int) -> None:
+    """The posterior of a gene that is not seen where a column varies is that without the column."""
+    model = working(40, q, 3)
+    hidden = torch.zeros(40, 1, dtype=torch.float64)
+    hidden[::5] = torch.arange(8.0).double().unsqueeze(1)
+    columns = model.design - model.design.mean(0) * (torch.arange(3) > 0)
+    informed = torch.diagonal(model.weight, dim1=-2, dim2=-1).sum(-1) > 0
+    largest = torch.ones(N_GENES, dtype=torch.float64), torch.ones(N_GENES, dtype=torch.float64)
+    with_it = torch.cat([columns[:, :2], hidden, columns[:, 2:], hidden], 1)
+    found = []
+    for design, n_fixed, widths in ((columns, 2, [1]), (with_it, 3, [2])):
+        kept = independent_columns(design, informed, n_fixed, widths)
+        assert (kept.sum(1) == 3).all()
+        target = schur_target(kept, n_fixed, q, widths)
+        own = replace(model, design=design, kept=kept)
+        found.append(restricted_posterior(own, n_fixed, target, largest=largest))
+    plain, more = found
+    torch.testing.assert_close(more.variances.field, plain.variances.field, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(more.variances.white, plain.variances.white, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(more.uncertainty, plain.uncertainty, rtol=1e-6, atol=1e-9)
+    rows = torch.eye(5, dtype=torch.float64)[[2, 3]]  # a column that is not identified, and one that is
+    coverage = Coverage.of(with_it, informed)
+    everything = independent_columns(with_it, informed, 5, ())
+    own = replace(model, design=with_it, kept=everything)
+    several = restricted_posterior(own, 5, contrast_target([rows], q, coverage), largest=largest)
+    plain_coverage = Coverage.of(columns, informed)
+    target = contrast_target([torch.eye(3, dtype=torch.float64)[[2]]], q, plain_coverage)
+    one = restricted_posterior(replace(model, design=columns), 3, target, largest=largest)
+    torch.testing.assert_close(several.uncertainty, one.uncertainty, rtol=1e-6, atol=1e-9)
 
 
 def test_steep_spectra_have_mean_variance_one_around_the_mean_of_the_field() -> None:
