@@ -110,19 +110,22 @@ def differential(adata: ad.AnnData, covariates: Sequence[str] = COVARIATES) -> p
 
 
 def usage_test(model: SplisosmGLMM, method: str) -> dict[str, object]:
-    """Of the one covariate, flat."""
-    result = model.test_differential_usage(method, return_results=True, **QUIET)
+    """Of the one covariate, flat, at the estimated covariance as the peer's tests are."""
+    result = model.test_differential_usage(method, law="plugin", return_results=True, **QUIET)
     return {"gene": result["gene"], **{key: np.ravel(result[key]) for key in ("statistic", "pvalue")}}
 
 
-def together(adata: ad.AnnData, methods: Sequence[str], *, share_variance: bool = True) -> pd.DataFrame:
+def together(
+    adata: ad.AnnData, methods: Sequence[str], *, share_variance: bool = True, law: str = "plugin"
+) -> pd.DataFrame:
     """Tests of the covariates, each beside the others, for many families at once; with one σ or one a logit."""
     model, tables = model_of(adata, list(COVARIATES), share_variance=share_variance), []
     for method in methods:
         model.fit(batch_size=32, with_design_mtx=method == "wald", **QUIET)
-        found = model.test_differential_usage(method, return_results=True, **QUIET)
+        found = model.test_differential_usage(method, law=law, return_results=True, **QUIET)
         for covariate, pvalue in zip(found["covariate"], found["pvalue"].T, strict=True):
             name = method if share_variance else f"{method}, a variance each logit"
+            name += ", averaged" if law == "averaged" else ""
             tables.append(rows_of({name: {"gene": found["gene"], "pvalue": pvalue}}).assign(covariate=covariate))
     return pd.concat(tables, ignore_index=True)
 

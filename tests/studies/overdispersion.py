@@ -64,10 +64,11 @@ def pvalues(adata: AnnData, model_type: str, likelihood: Likelihood | None) -> d
     null = fitted(adata, model_type, likelihood, with_design=False)
     full = fitted(adata, model_type, likelihood, with_design=True)
     ask, found = {"return_results": True, **QUIET}, {}
+    law = None if model_type == "glm" else "plugin"  # the variance alone is looked at
     for name, model in (("score", null), ("lrt", null), ("wald", full)):
-        found[name] = model.test_differential_usage(name, **ask)["pvalue"]
+        found[name] = model.test_differential_usage(name, law=law, **ask)["pvalue"]
     for name, model in (("score", null), ("wald", full)):
-        pvalue = model.test_differential_usage(name, variance="model", **ask)["pvalue"]
+        pvalue = model.test_differential_usage(name, variance="model", law=law, **ask)["pvalue"]
         found[f"{name}, variance of the model"] = pvalue
     if model_type == "glmm-full":
         found |= {f"space {name}": null.test_spatial_variability(name, **ask)["pvalue"] for name in ("score", "llr")}

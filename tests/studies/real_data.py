@@ -29,7 +29,7 @@ from tests.studies.bulb_explained import instead, wide
 from tests.studies.simulation import RESULTS, commit, save_row
 
 SEED = 3
-RUNS = ("space", "usage", "usage-each-logit", "llr", "wald-lrt", "peer")
+RUNS = ("space", "usage", "usage-averaged", "usage-each-logit", "llr", "wald-lrt", "peer")
 
 
 def table_study(peer: str | None, folder: Path | None, depths: Collection[str]) -> None:
@@ -77,6 +77,7 @@ def permuted_runs(
     runs = {
         "space": lambda: bulb.scores_of_space(bulb.permuted(adata, 10 * n_replicates, seed)),
         "usage": lambda: bulb.together(some, ("score",)),
+        "usage-averaged": lambda: bulb.together(some, ("score", "wald"), law="averaged"),
         "usage-each-logit": lambda: bulb.together(some, ("score",), share_variance=False),
         "llr": lambda: bulb.variability(few, everything=False).query("method == 'llr'"),
         "wald-lrt": lambda: bulb.together(few, ("wald", "lrt")),

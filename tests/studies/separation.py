@@ -52,14 +52,15 @@ def is_separated(adata: ad.AnnData) -> NDArray[np.bool_]:
 
 def pvalues(adata: ad.AnnData, model_type: str, priors: str | None) -> dict[str, NDArray[np.float64]]:
     """By test and variance; missing ones are NaN."""
-    found = {}
+    found, law = {}, None if model_type == "glm" else "plugin"  # coefficients at infinity alone are looked at
     for with_design in (False, True):
         model = SplisosmGLMM(model_type, fitting_method="marginal_newton", var_fix_sigma=False, priors=priors)
         model.setup_data(adata, design_mtx="group", min_counts=1)
         model.fit(batch_size=64, with_design_mtx=with_design, **QUIET)
         for method in ("wald",) if with_design else ("score", "lrt"):
             for variance in ("robust", "model"):
-                test = model.test_differential_usage(method, variance=variance, return_results=True, **QUIET)
+                ask = {"variance": variance, "law": law, "return_results": True, **QUIET}
+                test = model.test_differential_usage(method, **ask)
                 found[f"{method} {variance}"] = test["pvalue"][:, 0]
     return found
 
