@@ -28,7 +28,8 @@ from tests.studies.sv_score import peer_pvalues
 SPACE = ((16, 1000, 0), (32, 1000, 0), (32, 1000, 2), (70, 300, 0), (100, 300, 0), (314, 64, 0))
 """Side of a grid, genes, covariates."""
 PEER_SPOTS = 5_000  # the most that the peer is timed at: it takes minutes there
-USAGE = ((256, 64, 1), (256, 64, 5), (1024, 32, 1), (1024, 32, 5))  # spots, genes, covariates
+USAGE = ((256, 64, 1), (256, 64, 5), (1024, 32, 1), (1024, 32, 5), (10_000, 8, 1))  # spots, genes, covariates
+LAWS = ("plugin", "averaged")
 QUIET = {"print_progress": False}
 
 
@@ -59,7 +60,7 @@ def score_of_space(side: int, n_genes: int, n_covariates: int, repeats: int, pee
     return row + theirs
 
 
-def score_of_covariates(n_spots: int, n_genes: int, n_covariates: int, repeats: int) -> list[object]:
+def score_of_covariates(n_spots: int, n_genes: int, n_covariates: int, law: str, repeats: int) -> list[object]:
     """Seconds of the null fits by themselves, one with the other covariates for each, of these with the tests, and how
     many times the former the latter are.
     """
@@ -76,10 +77,10 @@ def score_of_covariates(n_spots: int, n_genes: int, n_covariates: int, repeats: 
     def test() -> None:
         if n_covariates == 1:  # at the fit that the user has made
             model.fit(batch_size=32, **QUIET)
-        model.test_differential_usage("score", **QUIET)
+        model.test_differential_usage("score", law=law, **QUIET)
 
     tests = seconds(test, repeats)
-    return [n_spots, n_genes, n_covariates, *fits, *tests, tests[1] / fits[1]]
+    return [n_spots, n_genes, n_covariates, law, *fits, *tests, tests[1] / fits[1]]
 
 
 def usage_model(adata: AnnData, design: np.ndarray) -> SplisosmGLMM:
@@ -100,9 +101,9 @@ def main(peer: str | None, repeats: int, only: str | None) -> None:
         columns = ["spots", "genes", "covariates", "score s", "CPU s", "peak GB", "HSIC-IR s", "HSIC-IR CPU s"]
         print(table(columns, [score_of_space(*case, repeats, peer) for case in SPACE]), end="\n\n", flush=True)
     if only != "space":
-        score_of_covariates(64, 2, 1, 1)
-        columns = ["spots", "genes", "covariates", "null fits s", "CPU s", "with tests s", "CPU s", "with / fits"]
-        print(table(columns, [score_of_covariates(*case, repeats) for case in USAGE]), flush=True)
+        score_of_covariates(64, 2, 1, "averaged", 1)
+        columns = ["spots", "genes", "covariates", "law", "null fits s", "CPU s", "with tests s", "CPU s", "with / fits"]
+        print(table(columns, [score_of_covariates(*case, law, repeats) for case in USAGE for law in LAWS]), flush=True)
 
 
 if __name__ == "__main__":
