@@ -13,7 +13,7 @@ with cubic splines between its points; where the posterior is narrower than the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ WIDEST = 3.2, 2.2  # standard deviations that the first grid reaches, at least
 AROUND = 4.0  # posterior standard deviations that a further grid reaches to each side
 ZOOMS = 3  # grids after the first, at most
 DEPTH = 60.0  # nats below its maximum beyond which the likelihood is as good as zero, and splines need not follow it
+_MANY_SPOTS = 1_000  # above which the spectrum is looked for first
+_DECIDED = 15.0  # nats by which a spectrum is more likely than others that are left out
+_WIDTH = 10.0  # nats that evidence is below the largest likelihood, at most: a narrow posterior in a wide prior
+_AT_THE_EDGE = 1e-4  # posterior probability of the outermost points beyond which a grid ends too early
 TOO_NARROW = 0.25  # posterior standard deviation, in steps of the grid, that calls for a further one
 
 Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -66,6 +70,15 @@ class Grid:
         n_field = 1 if found.field.shape[-1] == 1 else POINTS[0]  # one point where nothing is spatial
         u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in (n_field, POINTS[1]))
         return cls(low + (high - low) * u, least + (most - least) * v)
+
+    @classmethod
+    def near(cls, estimates: tuple[Tensor, Tensor], wide: Grid) -> Grid:
+        """Around estimates ``(B,)`` of a along the first spectrum and of c; along the others as wide as before."""
+        field, white = (
+            low + (high - low) * torch.linspace(0, 1, points, dtype=torch.float64)
+            for points, (low, high) in zip(POINTS, map(_around, estimates), strict=True)
+        )
+        return cls(torch.cat([field.unsqueeze(1), wide.field[:, 1:]], 1), white)
 
     def select(self, genes: Tensor) -> Grid:
         """For some of the genes."""
@@ -151,11 +164,25 @@ class Posterior:
         )
 
     @property
+    def cut(self) -> Tensor:
+        """Genes whose posterior does not end within the grid, ``(B,)``."""
+        field, white = self.weight.sum(-1), self.weight.sum((1, 2))
+        beyond = field[..., -1].sum(1) + white[:, -1]
+        before = (field[..., 0] * (self.field[..., 0] > 0)).sum(1) + white[:, 0] * (self.white[:, 0] > 0)
+        return beyond + before > _AT_THE_EDGE
+
+    @property
     def narrow(self) -> Tensor:
         """Genes whose posterior is too narrow for the grid, ``(B,)``."""
         (_, sd, step), (_, spread, gap) = self.field_moments, self.white_moments
         matters = self.weight.sum((2, 3)) > 0.01
         return ((sd < TOO_NARROW * step) & matters).any(1) | (spread < TOO_NARROW * gap)
+
+
+def _around(estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends ``(B, 1)`` of an interval that a narrow posterior does not reach."""
+    reach = 0.5 * estimate + 0.1
+    return (estimate - reach).clamp_min(0.0).unsqueeze(1), (estimate + reach).unsqueeze(1)
 
 
 def half_normal(field: Tensor, white: Tensor, genes: Tensor) -> Tensor:
@@ -184,19 +211,60 @@ def restricted_posterior(
     prior
         Of a and c.
     """
-    genes = torch.arange(len(model.response))
+    search = _Search(model, n_fixed, target, prior, torch.arange(len(model.response)))
     widest = [(2.5 * estimate).clamp(least, 4 * least) for estimate, least in zip(largest, WIDEST, strict=True)]
     n_spectra = 0 if model.solver is None else 1 + len(model.spectra.values)
-    grid = Grid.first((widest[0], widest[1]), n_spectra)
-    found = _interpolated(*_on_grid(model, n_fixed, target, grid, genes), grid, prior, genes)
-    for _ in range(ZOOMS):
-        again = found.narrow.nonzero()[:, 0]
-        if not len(again):
-            break
-        grid = Grid.around(found).select(again)
-        nearer = _interpolated(*_on_grid(select(model, again), n_fixed, target, grid, again), grid, prior, again)
-        found = found.replaced(again, nearer)
-    return found
+    wide = Grid.first((widest[0], widest[1]), n_spectra)
+    if n_spectra < 2 or model.response.shape[1] <= _MANY_SPOTS:
+        return search.posterior(wide)
+    return search.of_what_matters(wide, largest)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The posterior of some genes, looked for along all spectra, along V alone or along the steeper ones.
+
+    Among many spots the data nearly always tell which, and a factorisation of V at every point of a grid is dear.
+    """
+
+    model: WorkingModel
+    n_fixed: int
+    target: Target
+    prior: Prior
+    genes: Tensor
+    used: tuple[bool, bool] = (True, True)
+
+    def select(self, genes: Tensor) -> _Search:
+        """For some of the genes."""
+        return replace(self, model=select(self.model, genes), genes=self.genes[genes])
+
+    def posterior(self, grid: Grid) -> Posterior:
+        """From a first grid, and from further ones where the posterior is narrower."""
+        found = self.at(grid)
+        for _ in range(ZOOMS):
+            again = found.narrow.nonzero()[:, 0]
+            if not len(again):
+                break
+            found = found.replaced(again, self.select(again).at(Grid.around(found).select(again)))
+        return found
+
+    def of_what_matters(self, wide: Grid, largest: tuple[Tensor, Tensor]) -> Posterior:
+        """The same, V or the steeper spectra left out where the others are far more likely."""
+        found = replace(self, used=(False, True)).posterior(wide)
+        products, logdet = self.model.with_noise(largest[1]).through_field(largest[0])
+        here = restricted_likelihood(products, logdet, self.n_fixed * self.model.n_logits)
+        alone = (here > found.log_evidence + _DECIDED + _WIDTH).nonzero()[:, 0]
+        if len(alone):
+            grid = Grid.near((largest[0][alone], largest[1][alone]), wide.select(alone))
+            found = found.replaced(alone, replace(self.select(alone), used=(True, False)).posterior(grid))
+        decided = (found.log_evidence > here + _DECIDED).index_fill(0, alone, True) & ~found.cut
+        others = (~decided).nonzero()[:, 0]
+        return found.replaced(others, self.select(others).posterior(wide.select(others))) if len(others) else found
+
+    def at(self, grid: Grid) -> Posterior:
+        """From the points of one grid."""
+        values = _on_grid(self.model, self.n_fixed, self.target, grid, self.genes, self.used)
+        return _interpolated(*values, grid, self.prior, self.genes)
 
 
 def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
@@ -207,15 +275,25 @@ def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
     return WorkingModel(*parts, model.logit_scale[genes], model.kept[genes], own)
 
 
-def _on_grid(model: WorkingModel, n_fixed: int, target: Target, grid: Grid, genes: Tensor) -> tuple[Tensor, Tensor]:
-    """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid."""
+def _on_grid(
+    model: WorkingModel, n_fixed: int, target: Target, grid: Grid, genes: Tensor, used: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid.
+
+    ``used``: whether V and the steeper spectra are; the likelihood of those that are not is zero.
+    """
     likelihood, variances = [], []
+    nothing = torch.full((len(genes),), -torch.inf, dtype=torch.float64)
     for white in grid.white.unbind(1):
-        noise, modes = model.with_noise(white), None
+        noise = model.with_noise(white)
+        modes = noise.in_modes() if used[1] and grid.field.shape[1] > 1 else None
         for s, points in enumerate(grid.field.unbind(1)):
-            modes = noise.in_modes() if s == 1 else modes
             for deviation in points.unbind(1):
-                if modes is None:
+                if not used[min(s, 1)]:
+                    likelihood.append(nothing)
+                    variances.append(target(noise.products[:, :-1, :-1], genes))
+                    continue
+                if modes is None or not s:
                     products, logdet = noise.through_field(deviation)
                 else:
                     products, logdet = modes.through_field(model.spectra.values[s - 1], deviation)

@@ -102,7 +102,17 @@ def main(peer: str | None, repeats: int, only: str | None) -> None:
         print(table(columns, [score_of_space(*case, repeats, peer) for case in SPACE]), end="\n\n", flush=True)
     if only != "space":
         score_of_covariates(64, 2, 1, "averaged", 1)
-        columns = ["spots", "genes", "covariates", "law", "null fits s", "CPU s", "with tests s", "CPU s", "with / fits"]
+        columns = [
+            "spots",
+            "genes",
+            "covariates",
+            "law",
+            "null fits s",
+            "CPU s",
+            "with tests s",
+            "CPU s",
+            "with / fits",
+        ]
         print(table(columns, [score_of_covariates(*case, law, repeats) for case in USAGE for law in LAWS]), flush=True)
 
 

@@ -17,7 +17,7 @@ from pyrosplice.hypothesis.restricted_posterior import (
     restricted_likelihood,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.working_model import Spectra, WorkingModel
+from pyrosplice.hypothesis.working_model import GivenNoise, Spectra, WorkingModel
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance
@@ -148,26 +148,54 @@ def test_posterior_means_are_those_of_brute_force(seed: int) -> None:
     torch.testing.assert_close(found.uncertainty, spread, rtol=0.3, atol=1e-3)
 
 
-def test_a_narrow_posterior_is_found_on_a_second_grid() -> None:
-    rng = np.random.default_rng(0)
-    model = working(400, 1, 5)
-    car = CarCovariance(knn_graph(rng.uniform(size=(400, 2)), k_neighbors=4, graph="mutual"))
-    field = 1.3 * car.sample(N_GENES, torch.Generator().manual_seed(0)) + 0.37 * torch.randn(N_GENES, 400).double()
-    sharp = replace(
-        model,
-        weight=torch.full((N_GENES, 400, 1, 1), 1e4, dtype=torch.float64),
-        response=field.unsqueeze(-1),
-        solver=SparseSolver(car.precision),
-        spectra=Spectra.of(SparseSolver(car.precision), 400),
+def sharp(n_spots: int, truth: str) -> WorkingModel:
+    """Fields of standard deviation 1.3 with noise of .37, seen nearly without error."""
+    rng, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    car = CarCovariance(knn_graph(rng.uniform(size=(n_spots, 2)), k_neighbors=4, graph="mutual"))
+    solver = SparseSolver(car.precision)
+    spectra = Spectra.of(solver, n_spots)
+    field = car.sample(N_GENES, noise)
+    if truth == "steep":
+        weights = torch.randn(N_GENES, spectra.vectors.shape[1], generator=noise, dtype=torch.float64)
+        field = (weights * spectra.values[0].sqrt()) @ spectra.vectors.T
+    signal = 1.3 * field * (truth != "noise") + 0.37 * torch.randn(N_GENES, n_spots, generator=noise).double()
+    return replace(
+        working(n_spots, 1, 5),
+        weight=torch.full((N_GENES, n_spots, 1, 1), 1e4, dtype=torch.float64),
+        response=signal.unsqueeze(-1),
+        solver=solver,
+        spectra=spectra,
         logit_scale=torch.ones(N_GENES, 1, 1, dtype=torch.float64),
     )
+
+
+def test_a_narrow_posterior_is_found_on_a_second_grid() -> None:
+    model, target = sharp(400, "field"), schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])
     largest = torch.full((N_GENES,), 1.3, dtype=torch.float64), torch.full((N_GENES,), 0.4, dtype=torch.float64)
-    found = restricted_posterior(
-        sharp, 1, schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1]), largest=largest
-    )
+    found = restricted_posterior(model, 1, target, largest=largest)
     assert found.weight[:, 0].sum((1, 2)).min() > 0.99  # the spectrum is that of V
     assert (found.variances.white.sqrt() - 0.37).abs().max() < 0.12
     assert (found.variances.field[:, 0].sqrt() - 1.3).abs().max() < 0.35
+
+
+@pytest.mark.parametrize("truth", ["field", "steep", "noise"])
+def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving out what is hopeless changes nothing, and where it is not clear nothing is left out."""
+    model = sharp(600, truth)
+    largest = torch.full((N_GENES,), 1.1, dtype=torch.float64), torch.full((N_GENES,), 0.35, dtype=torch.float64)
+    target = schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])
+    factorised, found = [], []
+    through = GivenNoise.through_field
+    monkeypatch.setattr(GivenNoise, "through_field", lambda *a: factorised.append(len(a[1])) or through(*a))
+    for many in (10**6, 100):
+        monkeypatch.setattr("pyrosplice.hypothesis.restricted_posterior._MANY_SPOTS", many)
+        factorised.clear()
+        found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorised)))
+    (whole, all_of_them), (some, fewer) = found
+    torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.03, atol=0.003)
+    torch.testing.assert_close(some.variances.white, whole.variances.white, rtol=0.03, atol=0.003)
+    torch.testing.assert_close(some.uncertainty, whole.uncertainty, rtol=0.1, atol=1e-4)
+    assert fewer <= all_of_them + N_GENES if truth == "noise" else fewer < 0.6 * all_of_them
 
 
 def test_targets_are_variances_of_effects() -> None:
