@@ -158,8 +158,9 @@ class DifferentialUsage(UsageTests):
         test = kinds.get(method, self._usage_wald)
         tests = test(wanted, held_to, show=print_progress)
         if covariance == "averaged":
+            modes = np.array([self._modes(columns) for columns in tested])
             tests = refused(tests, prepared, tested)
-            warn_of_few_modes(tests, names, stacklevel=3)
+            warn_of_few_modes(tests, names, modes, stacklevel=3)
         results = {
             "gene": self.gene_names,
             "covariate": names,
@@ -175,7 +176,7 @@ class DifferentialUsage(UsageTests):
         }
         if covariance == "averaged":
             known = {"posterior_df": tests.posterior_df, "unequal_field": unequal_field(tests)}
-            results |= {**known, "reliable": reliable(tests)}
+            results |= {**known, "reliable": reliable(tests, modes)}
         if return_results:
             return results
         self._du_test_results = results
@@ -207,17 +208,20 @@ class DifferentialUsage(UsageTests):
         prepared = self._ready()
         if prepared.design is None or self.model_type != "glmm-full":
             raise NoResultsError("covariate_modes: expected covariates and model_type='glmm-full'.")
-        spectra, terms = self._spectra(), terms_of(prepared.design, "covariate")
-        rows: list[dict[str, Any]] = [
-            {"covariate": term.name, "modes": effective_modes(prepared.design.values[:, list(term.columns)], spectra)}
-            for term in terms
-        ]
-        table = pd.DataFrame(rows)
+        terms = terms_of(prepared.design, "covariate")
+        table = pd.DataFrame({"covariate": [t.name for t in terms], "modes": [self._modes(t.columns) for t in terms]})
         df = np.full((1, len(terms)), np.nan)
         if self._fitted is not None:
             df = self._usage_score(terms, self._law("averaged", "robust"), show=False).posterior_df
         closed = np.array([between_sections(prepared, term.columns) for term in terms])
         return shares_of_genes(table, df, closed)
+
+    def _modes(self, columns: Sequence[int]) -> float:
+        """Over how many patterns of space the covariates are spread."""
+        design = self._ready().design
+        if design is None:
+            raise AssertionError("tests of covariates have a design")
+        return effective_modes(design.values[:, list(columns)], self._spectra())
 
     def _law(self, covariance: str | None, variance: Variance) -> Law:
         """What tests are held to."""

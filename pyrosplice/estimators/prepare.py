@@ -27,6 +27,7 @@ from pyrosplice.hypothesis.working_model import Spectra
 from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
 from pyrosplice.spatial.graph import (
     Graph,
@@ -37,7 +38,7 @@ from pyrosplice.spatial.graph import (
     knn_graph,
     warn_if_disconnected,
 )
-from pyrosplice.spatial.sections import section_graph, within_sections
+from pyrosplice.spatial.sections import section_graph, wide_section_graph, within_sections
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
@@ -106,6 +107,8 @@ class Prepared:
         Whether genes are sorted by isoform count before batching.
     section_key
         Column of ``obs`` with the spots' sections; None if they are one.
+    spatial_key
+        Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
     """
 
     data: IsoformData
@@ -114,6 +117,7 @@ class Prepared:
     covariance: Covariance | None
     group_by_n_iso: bool
     section_key: str | None = None
+    spatial_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -155,11 +159,25 @@ class Prepared:
         return self._solvers[rank, device]
 
     def spectra(self, rank: int | None) -> Spectra:
-        """Steeper spectra of the covariance, or of its ``rank`` leading eigenpairs; made once."""
+        """Steeper spectra of space, made once.
+
+        Those of the covariance, or of its ``rank`` leading eigenpairs; where the spots' positions are known, those of a
+        graph without bottlenecks: in few links between clusters of spots there are no waves over the tissue.
+        """
         if rank not in self._spectra:
             spatial = self.covariance is not None and not isinstance(self.covariance, IdentityCovariance)
-            self._spectra[rank] = Spectra.of(self.solver(rank, "cpu") if spatial else None, self.n_spots)
+            solver = self._wide_solver() or (self.solver(rank, "cpu") if spatial else None)
+            self._spectra[rank] = Spectra.of(solver, self.n_spots)
         return self._spectra[rank]
+
+    def _wide_solver(self) -> SparseSolver | None:
+        """Of the CAR covariance of the positions' wide graph."""
+        if self.spatial_key is None or not isinstance(self.covariance, CarCovariance):
+            return None
+        adata = self.data.adata
+        sections = None if self.section_key is None else adata.obs[self.section_key]
+        graph = wide_section_graph(as_dense(adata.obsm[self.spatial_key], self.spatial_key), sections)
+        return SparseSolver(CarCovariance(graph, rho=self.covariance.rho).precision)
 
     def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
         """The same spots, covariates and space with other genes, ``(N, K)`` each, called by their numbers."""
@@ -167,7 +185,8 @@ class Prepared:
         names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
         matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
         isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
-        adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms))
+        places = {} if self.spatial_key is None else {self.spatial_key: self.data.adata.obsm[self.spatial_key]}
+        adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms), obsm=places)
         data = IsoformData(adata, None, names, tuple(columns[:-1]))
         prepared = replace(self, data=data, counts=list(counts), group_by_n_iso=True, summaries={})
         return replace(prepared, _solvers=dict(self._solvers), _spectra=dict(self._spectra))
@@ -276,7 +295,9 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, options.section_key)
+    ours = options.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
+    keys = options.section_key, options.spatial_key if ours else None
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
 
 
 def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:

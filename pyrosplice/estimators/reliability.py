@@ -23,9 +23,14 @@ FEWEST, ENOUGH = 5.0, 25.0
 Where they were set: one section of 256 spots and two of 144, covariates from an eigenvector to independent noise, usage
 by the model, by domains and smoother (tests/studies/du_covariates.py).
 """
+FEWEST_MODES = 3.0
+"""Modes below which p-values are not called reliable: own replicates of the field along the covariate, whose variance is
+then mostly that of other patterns. With 10 counts a spot, three isoforms and usage in domains, a half, a centre or a
+step have about two and reject 7 to 12 % of null genes at 5 % (tests/studies/du_covariates.py)."""
 UNEQUAL = 6.0
 """Likelihood ratio above which the field's standard deviation is taken to depend on a covariate."""
 FEWEST_BETWEEN = 5  # degrees of freedom between sections below which a covariate that is constant in each is refused
+WITHIN = 0.05  # share of a covariate's variance within sections below which it is as good as constant there
 
 
 def effective_modes(columns: NDArray[np.float64], spectra: Spectra) -> float:
@@ -43,7 +48,7 @@ def effective_modes(columns: NDArray[np.float64], spectra: Spectra) -> float:
 
 
 def between_sections(prepared: Prepared, columns: Sequence[int]) -> bool:
-    """Whether covariates are constant in every section, and these too few to be their replicates."""
+    """Whether covariates are as good as constant in every section, and these too few to be their replicates."""
     if prepared.section_key is None or prepared.design is None:
         return False
     sections = np.asarray(read_labels(prepared.data.adata.obs[prepared.section_key], "section_key").codes)
@@ -51,7 +56,8 @@ def between_sections(prepared: Prepared, columns: Sequence[int]) -> bool:
     if n_sections < 2 or n_sections - 1 - len(columns) >= FEWEST_BETWEEN:
         return False
     values = prepared.design.values[:, list(columns)]
-    return all(np.ptp(values[sections == section], axis=0).max() == 0 for section in np.unique(sections))
+    within = sum(values[sections == one].var(0) * (sections == one).mean() for one in np.unique(sections))
+    return bool((within < WITHIN * values.var(0)).all())
 
 
 def shares_of_genes(table: pd.DataFrame, df: NDArray[np.float64], closed: NDArray[np.bool_]) -> pd.DataFrame:
@@ -59,8 +65,9 @@ def shares_of_genes(table: pd.DataFrame, df: NDArray[np.float64], closed: NDArra
     known = np.isfinite(df)
     counted = np.where(known.any(0), known.sum(0), np.nan)
     middle = np.array([np.median(own[own == own]) if (own == own).any() else np.nan for own in df.T])
-    enough, few = ((df >= ENOUGH) & ~closed).sum(0), ((df >= FEWEST) & (df < ENOUGH) & ~closed).sum(0)
-    shares = {"reliable": enough / counted, "few": few / counted}
+    tested = (df >= FEWEST) & ~closed
+    enough = tested & (df >= ENOUGH) & (table["modes"].to_numpy() >= FEWEST_MODES)
+    shares = {"reliable": enough.sum(0) / counted, "few": (tested & ~enough).sum(0) / counted}
     table = table.assign(posterior_df=middle, like_spots=middle + 2, **shares)
     return table.assign(refused=1 - table["reliable"] - table["few"])
 
@@ -82,18 +89,22 @@ def unequal_field(tests: GeneTests) -> NDArray[np.bool_]:
     return np.nan_to_num(tests.slope_ratio) > UNEQUAL
 
 
-def reliable(tests: GeneTests) -> NDArray[np.bool_]:
-    """Where there is a p-value that holds, ``(G, T)``.
+def reliable(tests: GeneTests, modes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where there is a p-value that holds, ``(G, T)``, of covariates with these ``modes`` ``(T,)``.
 
     The variance of what is tested is known well enough, and the field's does not depend on the covariate.
     """
-    return np.isfinite(tests.pvalue) & ~(tests.posterior_df < ENOUGH) & ~unequal_field(tests)
+    return np.isfinite(tests.pvalue) & ~_few(tests, modes) & ~unequal_field(tests)
 
 
-def warn_of_few_modes(tests: GeneTests, names: Sequence[str], *, stacklevel: int) -> None:
+def _few(tests: GeneTests, modes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (tests.posterior_df < ENOUGH) | (modes < FEWEST_MODES)
+
+
+def warn_of_few_modes(tests: GeneTests, names: Sequence[str], modes: NDArray[np.float64], *, stacklevel: int) -> None:
     """Say once which covariates have p-values that may not hold, or none at all."""
     n_genes = len(tests.pvalue)
-    doubtful = (np.isfinite(tests.pvalue) & (tests.posterior_df < ENOUGH)).sum(0)
+    doubtful = (np.isfinite(tests.pvalue) & _few(tests, modes)).sum(0)
     without = np.isin(tests.reason, ["few_modes", "between_sections"]).sum(0)
     parts = [
         f"{name}: {', '.join(words)}"
@@ -111,5 +122,6 @@ def warn_of_few_modes(tests: GeneTests, names: Sequence[str], *, stacklevel: int
 
 
 def _counted(doubtful: int, without: int) -> list[str]:
-    words = [f"p-values of {doubtful} are not reliable (fewer than {ENOUGH:g} posterior degrees of freedom)"]
+    few = f"fewer than {ENOUGH:g} posterior degrees of freedom, or {FEWEST_MODES:g} modes"
+    words = [f"p-values of {doubtful} are not reliable ({few})"]
     return [*(words if doubtful else []), *([f"{without} have none"] if without else [])]

@@ -29,6 +29,7 @@ class SavedData:
     columns: list[list[int]]
     group_by_n_iso: bool
     section_key: str | None
+    spatial_key: str | None
     design: Design | None
 
 
@@ -47,9 +48,8 @@ class SavedUsage:
 def saved_data_of(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
-    return SavedData(
-        data.adata, data.layer, data.gene_names, columns, prepared.group_by_n_iso, prepared.section_key, prepared.design
-    )
+    keys = prepared.section_key, prepared.spatial_key
+    return SavedData(data.adata, data.layer, data.gene_names, columns, prepared.group_by_n_iso, *keys, prepared.design)
 
 
 def prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
@@ -59,7 +59,8 @@ def prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
-    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, stored.section_key)
+    keys = stored.section_key, stored.spatial_key
+    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
 
 
 def _check(saved: SavedUsage, n_spots: int) -> None:
@@ -71,6 +72,10 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
     if design is not None:
         check_sizes(
             spots=(spots, "N"), design=(design.values, "NP"), names=(design.names, "P"), factors=(design.factors, "P")
+        )
+    if data.spatial_key is not None and data.spatial_key not in data.adata.obsm:
+        raise ModelFileError(
+            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
         )
     for name, results in (("sv", saved.sv), ("du", saved.du)):
         lacking = [column for column in RESULTS if results and column not in results]

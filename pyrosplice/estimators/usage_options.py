@@ -55,7 +55,7 @@ def check_usage_options(covariates: Sequence[str], **given: str) -> None:
 
 
 def law_name(law: str | None, variance: str, model_type: str) -> str | None:
-    """What the tests take the covariance to be: ``"averaged"`` by default, None without a random effect.
+    """What the tests take the covariance to be: ``"averaged"`` by default with a spatial effect, None without any.
 
     Raises where model, variance and law exclude each other.
     """
@@ -67,7 +67,9 @@ def law_name(law: str | None, variance: str, model_type: str) -> str | None:
         )
     if variance == "het" and law == "plugin":
         raise InvalidArgumentError("variance='het': expected law='averaged' with it, found law='plugin'.")
-    return None if model_type == "glm" else law or "averaged"
+    if law == "averaged" and model_type != "glmm-full":
+        raise InvalidArgumentError(f"law: model_type={model_type!r} has no field to average over; expected 'plugin'.")
+    return None if model_type == "glm" else law or ("averaged" if model_type == "glmm-full" else "plugin")
 
 
 def variability_settings(

@@ -57,6 +57,20 @@ def knn_graph(coords: ArrayLike, *, k_neighbors: int = 4, graph: Graph = "mutual
     return _tidy(mutual if graph == "mutual" else mutual.maximum(_links(points, mutual, k_neighbors)))
 
 
+def wide_graph(coords: ArrayLike, *, k_neighbors: int = 6) -> sp.csr_matrix:
+    """Adjacency of the union k-nearest-neighbour graph, its components joined by the shortest links.
+
+    Unlike the mutual graph of an irregular layout it has no bottlenecks, so that its smoothest patterns are waves over
+    the tissue; on a square grid both are the grid. ``k_neighbors`` is lowered where there are fewer spots.
+    """
+    points = check_coords(coords)
+    if len(points) == 1:
+        return sp.csr_matrix((1, 1))
+    k = min(k_neighbors, len(points) - 1)
+    union = knn_graph(points, k_neighbors=k, graph="union")
+    return _tidy(union.maximum(_links(points, union, k)))
+
+
 def adjacency_graph(adjacency: Any, *, name: str = "adjacency") -> sp.csr_matrix:
     """Given adjacency, checked and symmetrised by averaging with its transpose; weights as given.
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name, names_of
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
+from pyrosplice.spatial.graph import Graph, check_coords, knn_graph, wide_graph
 
 
 def section_graph(
@@ -69,6 +69,18 @@ def section_graph(
     found = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=(len(points),) * 2)
     found.sort_indices()
     return found
+
+
+def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
+    """:func:`~pyrosplice.spatial.graph.wide_graph` of every section; ``sections`` is None for one."""
+    points = check_coords(coords)
+    if sections is None:
+        return wide_graph(points, k_neighbors=k_neighbors)
+    codes = np.asarray(read_labels(sections, "sections").codes)
+    members = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    graphs = [wide_graph(points[spots], k_neighbors=k_neighbors) for spots in members]
+    order = np.argsort(np.concatenate(members))
+    return sp.csr_matrix(sp.block_diag(graphs, format="csr")[order][:, order])
 
 
 def within_sections(

@@ -2,11 +2,13 @@
 
     python -m tests.studies.du_covariates [--genes 2000] [--only "domains"] [--law plugin] [--method wald]
 
-A cell is a layout (16 × 16 grid, 60 scattered spots, two sections of 12 × 12), a truth, a depth, a number of isoforms.
+A cell is a layout (16 × 16 grid, 60 or 256 scattered spots, 250 in 12 clusters, two sections of 12 × 12), a truth, a
+depth, a number of isoforms. The graph is the default of ``setup_data``, which on scattered spots falls into many pieces.
 Truths of the logits, none of which a covariate has an effect on: ``model`` (σ = .8, θ = .8), ``domains`` (constant in
-each of six domains of the graph, sd 1, new for every gene), ``halves`` (a field of sd .2 in one half of the tissue and
-1.6 in the other), ``heavy`` (the model's field times a root of an inverse χ² of four degrees of freedom at each of six
-domains). Genes come in sets of 40; iid noise, a draw of the CAR, a domain and a gradient of random direction are new
+each of six domains, sd 1, new for every gene; they grow on the graph of a grid, and are the Voronoi cells of six spots
+where these are scattered), ``halves`` (a field of sd .2 in one half of the tissue and 1.6 in the other), ``heavy`` (the
+model's field times a root of an inverse χ² of four degrees of freedom at each of six domains).
+Genes come in sets of 40; iid noise, a draw of the CAR, a domain and a gradient of random direction are new
 for every set; the half, the second eigenvector of V and the section are what they are. Each is tested alone.
 Shares of the genes with a p-value, and of those called reliable, below .05 and .01, and how many have none, go to
 tests/studies/results/du_covariates.csv with seed and commit (8123a87 and 14412c5 had another stream of counts).
@@ -40,6 +42,7 @@ COVARIATES = ("iid", "smooth", "domain", "gradient", "half", "eig2", "section")
 ALL = {"layer": None, "min_counts": 0, "min_bin_pct": 0.0, "missing": "raise"}
 SET = 40  # genes with the same covariates
 EFFECT = 0.3
+IRREGULAR = ("n60", "scattered", "clustered")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ CELLS = [
     *(Cell("sections", truth, depth) for truth in ("model", "domains") for depth in (2, 5)),
     *(Cell("grid", "model", depth, 2, "smooth") for depth in (1, 5, 20)),
     *(Cell("grid", "model", 5, 2, name) for name in ("iid", "half")),
+    *(Cell(layout, truth, 5) for layout in ("scattered", "clustered") for truth in ("model", "domains")),
+    *(Cell("scattered", "domains", 10, k) for k in (2, 3)),
 ]
 
 
@@ -71,8 +76,9 @@ class Tissue:
     def __init__(self, layout: str):
         if layout == "grid":
             xy, self.sections = _square(16), np.zeros(256, int)
-        elif layout == "n60":
-            xy, self.sections = np.random.default_rng(4).uniform(size=(60, 2)) * 7.7, np.zeros(60, int)
+        elif layout in IRREGULAR:
+            xy = _irregular(layout, np.random.default_rng(4))
+            self.sections = np.zeros(len(xy), int)
         else:
             xy, self.sections = np.tile(_square(12), (2, 1)), np.repeat([0, 1], 144)
         self.xy = xy
@@ -83,7 +89,7 @@ class Tissue:
             if several
             else knn_graph(xy, k_neighbors=4, graph="mutual")
         )
-        self.car = CarCovariance(graph)
+        self.car, self.regular = CarCovariance(graph), layout not in IRREGULAR
         self.half = (xy[:, 0] > np.median(xy[:, 0])).astype(float)
 
     def fields(self, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -92,7 +98,10 @@ class Tissue:
 
     def domains(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """A domain of each spot, ``(N,)``."""
-        return graph_domains(self.car.adjacency, number, rng)
+        if self.regular:
+            return graph_domains(self.car.adjacency, number, rng)
+        centres = self.xy[rng.choice(len(self.xy), number, replace=False)]
+        return np.linalg.norm(self.xy[:, None] - centres, axis=2).argmin(1)
 
     def covariates(self, rng: np.random.Generator) -> pd.DataFrame:
         """One set of them, of mean square one."""
@@ -132,6 +141,13 @@ class Tissue:
         return out
 
 
+def _irregular(layout: str, rng: np.random.Generator) -> np.ndarray:
+    if layout != "clustered":
+        n_spots = 60 if layout == "n60" else 256
+        return rng.uniform(size=(n_spots, 2)) * 7.7
+    return np.repeat(rng.uniform(size=(12, 2)), 21, 0)[:250] * 7.7 + 0.5 * rng.standard_normal((250, 2))
+
+
 def _square(side: int) -> np.ndarray:
     return np.array([(i, j) for i in range(side) for j in range(side)], float)
 
@@ -161,25 +177,26 @@ def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.
         SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False),
         [name for name in COVARIATES if name in adata.obs and cell.effect in ("", name)],
     )
-    model.setup_data(adata, covariance=tissue.car, design_mtx=kept, section_key="section_name", **ALL)
+    model.setup_data(adata, design_mtx=kept, section_key="section_name", **ALL)
     model.fit(print_progress=False, batch_size=SET)
     method, law = options.get("method", "score"), model._law(options.get("law", "averaged"), options["variance"])
     if method == "score":
         terms = [Term(name, (i,), ()) for i, name in enumerate(kept)]
         tests = refused(model._usage_score(terms, law, show=False), model._ready(), [term.columns for term in terms])
-        values = tests.pvalue, tests.posterior_df, reliable(tests)
+        modes = np.array([model._modes(term.columns) for term in terms])
+        values = tests.pvalue, tests.posterior_df, reliable(tests, modes)
     else:
-        each = [_by_itself(tissue, adata, name, options) for name in kept]
+        each = [_by_itself(adata, name, options) for name in kept]
         values = tuple(np.concatenate([one[key] for one in each], 1) for key in ("pvalue", "posterior_df", "reliable"))
     tables = zip(("pvalue", "posterior_df", "reliable"), values, strict=True)
     index = pd.MultiIndex.from_product([range(len(values[0])), kept], names=["gene", "covariate"])
     return pd.DataFrame({name: value.ravel() for name, value in tables}, index=index).reset_index()
 
 
-def _by_itself(tissue: Tissue, adata: AnnData, name: str, options: dict[str, str]) -> dict[str, np.ndarray]:
+def _by_itself(adata: AnnData, name: str, options: dict[str, str]) -> dict[str, np.ndarray]:
     """One covariate, at fits of its own."""
     model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
-    model.setup_data(adata, covariance=tissue.car, design_mtx=[name], section_key="section_name", **ALL)
+    model.setup_data(adata, design_mtx=[name], section_key="section_name", **ALL)
     model.fit(with_design_mtx=options["method"] == "wald", print_progress=False, batch_size=SET)
     return model.test_differential_usage(return_results=True, print_progress=False, **options)
 
