@@ -24,9 +24,10 @@ Where they were set: one section of 256 spots and two of 144, covariates from an
 by the model, by domains and smoother (tests/studies/du_covariates.py).
 """
 FEWEST_MODES = 3.0
-"""Modes below which p-values are not called reliable: own replicates of the field along the covariate, whose variance is
-then mostly that of other patterns. With 10 counts a spot, three isoforms and usage in domains, a half, a centre or a
-step have about two and reject 7 to 12 % of null genes at 5 % (tests/studies/du_covariates.py)."""
+"""Modes below which p-values are not called reliable: so few patterns hardly replicate the field along the covariate,
+whose variance is then known from other patterns only. With 10 counts a spot, three isoforms and usage in domains, a
+half has two and rejects 9 % of null genes at 5 % (tests/studies/du_covariates.py).
+"""
 UNEQUAL = 6.0
 """Likelihood ratio above which the field's standard deviation is taken to depend on a covariate."""
 FEWEST_BETWEEN = 5  # degrees of freedom between sections below which a covariate that is constant in each is refused

@@ -61,7 +61,7 @@ def wide_graph(coords: ArrayLike, *, k_neighbors: int = 6) -> sp.csr_matrix:
     """Adjacency of the union k-nearest-neighbour graph, its components joined by the shortest links.
 
     Unlike the mutual graph of an irregular layout it has no bottlenecks, so that its smoothest patterns are waves over
-    the tissue; on a square grid both are the grid. ``k_neighbors`` is lowered where there are fewer spots.
+    the tissue; within a square grid both are the grid. ``k_neighbors`` is lowered where there are fewer spots.
     """
     points = check_coords(coords)
     if len(points) == 1:

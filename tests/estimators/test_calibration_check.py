@@ -244,8 +244,7 @@ def test_models_without_space(model_type):
         model.check_calibration(n_genes=5, truth="domains", **SOON)
     with pytest.raises(InvalidArgumentError, match="spatial_key"):
         model.check_calibration(n_genes=5, truth=Domains(sd=1.0), **SOON)
-    law = None if model_type == "glm" else "plugin"
-    bent = model.check_calibration(n_genes=30, truth=Domains(3, sd=3.0, spatial_key="spatial"), law=law, **SOON)
+    bent = model.check_calibration(n_genes=30, truth=Domains(3, sd=3.0, spatial_key="spatial"), **SOON)
     assert bent.table["share"].iloc[0] > 0.12  # neither knows of domains
 
 

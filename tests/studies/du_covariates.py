@@ -3,7 +3,7 @@
     python -m tests.studies.du_covariates [--genes 2000] [--only "domains"] [--law plugin] [--method wald]
 
 A cell is a layout (16 × 16 grid, 60 or 256 scattered spots, 250 in 12 clusters, two sections of 12 × 12), a truth, a
-depth, a number of isoforms. The graph is the default of ``setup_data``, which on scattered spots falls into many pieces.
+depth, a number of isoforms. The graph is the default one, which on scattered spots falls into many pieces.
 Truths of the logits, none of which a covariate has an effect on: ``model`` (σ = .8, θ = .8), ``domains`` (constant in
 each of six domains, sd 1, new for every gene; they grow on the graph of a grid, and are the Voronoi cells of six spots
 where these are scattered), ``halves`` (a field of sd .2 in one half of the tissue and 1.6 in the other), ``heavy`` (the
