@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pyrosplice.demo --output demo $(if $(DATA),--data $(DATA))
 
+# Tests that stand together stay together, and share what their modules fit; the worker that ends first takes the rest.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parents[1] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -17,7 +18,11 @@ def test_there_are_tutorials():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    # sockets that are files: two kernels that start at once may take the same free ports
+    own = Config(KernelManager={"transport": "ipc", "ip": str(tmp_path / "kernel")})
+    place = {"metadata": {"path": tmp_path}}
+    # the time is for cells that never end: on a busy machine others take minutes
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place, config=own).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -111,7 +111,7 @@ def test_a_likelihood_that_is_none(saved, stored):
         lambda content: content["data"].pop("columns"),
         lambda content: content.update(extensions=3),
     ],
-    ids=str,
+    ids=["no options", "unknown option", "wrong option", "no columns", "no extensions"],
 )
 def test_damaged_files(saved, change):
     refused(crafted(saved, change))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,14 @@ def fitted(adata: Any, design: Any, *, with_design: bool = False, setup: Any = N
     marginal = {} if options.get("model_type") == "glm" else MARGINAL
     model = SplisosmGLMM(**marginal, **options)
     model.setup_data(adata, design_mtx=design, **(setup or {}))
-    model.fit(with_design_mtx=with_design, print_progress=False)
+    model.fit(with_design_mtx=with_design, batch_size=3, print_progress=False)
     return model
+
+
+@pytest.fixture(scope="module")
+def fit_of(adata: Any) -> Callable[..., SplisosmGLMM]:
+    """Fits of the tissue as it is, by covariates and options; each is made once, and tests only ask it."""
+    return functools.cache(lambda *design, **options: fitted(adata, list(design), **options))
 
 
 def results_of(model: SplisosmGLMM, method: str = "score", **options: Any) -> dict[str, Any]:
@@ -55,8 +63,8 @@ def results_of(model: SplisosmGLMM, method: str = "score", **options: Any) -> di
     return found
 
 
-def test_a_gradient_is_told_from_noise(adata: Any) -> None:
-    model = fitted(adata, ["noise", "gradient"])
+def test_a_gradient_is_told_from_noise(fit_of: Callable[..., SplisosmGLMM]) -> None:
+    model = fit_of("noise", "gradient")
     with pytest.warns(UserWarning, match="gradient.*covariate_modes"):
         found = model.test_differential_usage(return_results=True, print_progress=False)
     assert found["reliable"][:, 0].mean() > 0.6 and not found["reliable"][:, 1].any()
@@ -87,22 +95,22 @@ def test_the_section_of_two_is_refused(adata: Any, method: str, within: float) -
 
 
 @pytest.mark.parametrize("method", ["score", "wald", "lrt"])
-def test_laws_agree_on_independent_noise(adata: Any, method: str) -> None:
-    model = fitted(adata, ["noise"], with_design=method == "wald")
+def test_laws_agree_on_independent_noise(fit_of: Callable[..., SplisosmGLMM], method: str) -> None:
+    model = fit_of("noise", with_design=method == "wald")
     averaged, plugin = (results_of(model, method, law=law)["pvalue"] for law in ("averaged", "plugin"))
     assert np.abs(np.log10(averaged / plugin)).max() < 0.5
     assert not np.array_equal(averaged, plugin)
 
 
 @pytest.mark.parametrize("effect", ["independent", "symmetric"])
-def test_scores_and_estimates_agree_near_the_null(adata: Any, effect: str) -> None:
-    score = results_of(fitted(adata, ["noise"], isoform_effect=effect))["pvalue"]
-    wald = results_of(fitted(adata, ["noise"], with_design=True, isoform_effect=effect), "wald")["pvalue"]
+def test_scores_and_estimates_agree_near_the_null(fit_of: Callable[..., SplisosmGLMM], effect: str) -> None:
+    score = results_of(fit_of("noise", isoform_effect=effect))["pvalue"]
+    wald = results_of(fit_of("noise", with_design=True, isoform_effect=effect), "wald")["pvalue"]
     assert np.abs(np.log10(score / wald)).max() < 0.35
 
 
-def test_intervals_and_wald_tests_agree(adata: Any) -> None:
-    model = fitted(adata, ["noise", "gradient"], with_design=True)
+def test_intervals_and_wald_tests_agree(fit_of: Callable[..., SplisosmGLMM]) -> None:
+    model = fit_of("noise", "gradient", with_design=True)
     found, effects = results_of(model, "wald"), model.get_effects(level=0.95)
     for law in ("averaged", "plugin"):
         effects = model.get_effects(law=law)
@@ -111,8 +119,8 @@ def test_intervals_and_wald_tests_agree(adata: Any) -> None:
     assert found["law"] == "averaged"
 
 
-def test_unit_origin_and_order_of_spots_make_no_difference(adata: Any) -> None:
-    base = results_of(fitted(adata, ["noise"]))
+def test_unit_origin_and_order_of_spots_make_no_difference(adata: Any, fit_of: Callable[..., SplisosmGLMM]) -> None:
+    base = results_of(fit_of("noise", with_design=False, model_type="glmm-full"))
     moved = adata.copy()
     moved.obs["noise"] = 1e3 + 7 * moved.obs["noise"]
     shuffled = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
@@ -130,8 +138,8 @@ def test_a_prior_of_sigma_is_that_of_the_law(adata: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["score", "wald"])
-def test_an_unequal_field_is_of_one_covariate(adata: Any, method: str) -> None:
-    model = fitted(adata, ["noise", "kind"], with_design=method == "wald")
+def test_an_unequal_field_is_of_one_covariate(fit_of: Callable[..., SplisosmGLMM], method: str) -> None:
+    model = fit_of("noise", "kind", with_design=method == "wald")
     found = results_of(model, method, variance="het")
     assert np.isfinite(found["statistic"][:, 0]).all() and found["variance"] == "het"
     with pytest.raises(InvalidArgumentError, match="several covariates"):
@@ -150,9 +158,12 @@ def test_an_unequal_field_is_of_one_covariate(adata: Any, method: str) -> None:
         ("glmm-full", "score", {"law": "exact"}),
     ],
 )
-def test_what_excludes_each_other_is_refused(adata: Any, kind: str, method: str, options: dict[str, str]) -> None:
+def test_what_excludes_each_other_is_refused(
+    fit_of: Callable[..., SplisosmGLMM], kind: str, method: str, options: dict[str, str]
+) -> None:
+    model = fit_of("noise", with_design=False, model_type=kind)
     with pytest.raises(InvalidArgumentError):
-        results_of(fitted(adata, ["noise"], model_type=kind), method, **options)
+        results_of(model, method, **options)
 
 
 def test_results_come_back_from_a_file(adata: Any, tmp_path: Path) -> None:
@@ -189,7 +200,7 @@ def test_a_covariate_of_few_modes_is_never_called_reliable() -> None:
 
 
 def test_steeper_spectra_are_of_waves_over_the_tissue_whatever_the_graph() -> None:
-    """In pieces or not; on a grid, but for its edge, they are those of the model's own graph, as of one that is given."""
+    """In pieces or not; within a grid they are those of the model's own graph, and so they are of one that is given."""
     modes = {}
     for name in ("grid", "scattered"):
         tissue, shares = Tissue(name), {}
@@ -225,7 +236,7 @@ def test_a_field_of_two_sizes_is_seen_and_told_from_one_of_one_size() -> None:
         adata = simulate(tissue, Cell("grid", truth, 5), np.random.default_rng(2))
         model = SplisosmGLMM(**MARGINAL)
         model.setup_data(adata, covariance=tissue.car, design_mtx=["half", "iid"], **ALL)
-        model.fit(print_progress=False)
+        model.fit(batch_size=SET, print_progress=False)
         found = results_of(model)
         seen[truth] = found["unequal_field"].mean(0)
         assert not (found["reliable"] & found["unequal_field"]).any()

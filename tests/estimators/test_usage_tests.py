@@ -283,8 +283,8 @@ def test_permutations_are_seeded_distinct_and_never_give_zero(tissue, method, wi
     np.testing.assert_allclose(steps, np.rint(steps))
     assert steps.min() >= 1
     if method == "score":
-        others = [model.test_spatial_variability(method, random_seed=seed, **ask)["pvalue"] for seed in range(5)]
-        assert len({tuple(other) for other in others}) > 1
+        others = (model.test_spatial_variability(method, random_seed=seed, **ask)["pvalue"] for seed in range(2, 7))
+        assert any((other != first["pvalue"]).any() for other in others)
 
 
 @pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
