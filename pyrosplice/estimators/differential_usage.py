@@ -104,14 +104,16 @@ class DifferentialUsage(UsageTests):
             may depend on the tested covariate, over which it is averaged too: where usage varies in space on one side
             of the tissue and not on the other, at the price of power. Score and Wald tests of single covariates.
         law
-            What the covariance of the random effect is taken to be. ``"averaged"`` (default with a GLMM): its mean over
-            the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage in
-            domains with sharp edges has a steeper one than V
+            What the covariance of the random effect is taken to be. ``"averaged"`` (default with ``"glmm-full"``): its
+            mean over the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage
+            in domains with sharp edges has a steeper one than V
             (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law whose degrees of freedom are
             the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is that, else a half-normal of
-            standard deviation 1.5 for each part. ``"plugin"``: at the estimates, as if they were known; right where
-            usage follows the model and the covariate varies like noise, and faster; no reliability is told. None for
-            ``model_type="glm"``.
+            standard deviation 1.5 for each part. V² and V³ are of the spots' positions
+            (:func:`~pyrosplice.spatial.graph.wide_graph`), as a graph in pieces knows of no waves over the tissue;
+            where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for which there
+            is no other): at the estimates, as if they were known; right where usage follows the model and the covariate
+            varies like noise, and faster; no reliability is told. None for ``"glm"``.
 
         Returns
         -------
@@ -121,9 +123,10 @@ class DifferentialUsage(UsageTests):
             ``variance`` and ``law``. With the averaged law, ``(G, T)`` each, ``posterior_df``: degrees of freedom with
             which the variance of what is tested is known; ``unequal_field``: whether the spatial effect's standard
             deviation depends on the covariate (a likelihood ratio above 6); ``reliable``: whether there is a p-value,
-            25 degrees of freedom or more, and no unequal field (tests/studies/du_covariates.py has the sizes behind
-            these limits). A gene need not have counts wherever a covariate varies: what its spots identify is tested,
-            with its own ``df``. ``reason``, G lists of T: "" or why there is no p-value, among
+            25 degrees of freedom or more, a covariate of three modes or more (:meth:`covariate_modes`) and no unequal
+            field (tests/studies/du_covariates.py has the sizes behind these limits). A gene need not have counts
+            wherever a covariate varies: what its spots identify is tested, with its own ``df``. ``reason``, G lists of
+            T: "" or why there is no p-value, among
             :data:`~pyrosplice.estimators.missing_results.TEST_REASONS`.
 
         Raises
@@ -195,8 +198,9 @@ class DifferentialUsage(UsageTests):
         pandas.DataFrame
             One row a covariate: ``modes``, over how many eigenvectors of the spatial covariance it is spread (1 to N:
             white noise has about N / 3); ``posterior_df``, the median over the genes, and ``like_spots``, of how many
-            independent spots a t-test has as many (NaN before ``fit``); ``reliable``, ``few`` and ``refused``, shares
-            of the genes with at least 25, 5 to 25 and fewer (NaN before ``fit``).
+            independent spots a t-test has as many (NaN before ``fit``); ``refused``, share of the genes with fewer than
+            5, ``reliable``, with 25 or more where the modes are three or more, and ``few``, the rest (NaN before
+            ``fit``).
 
         Raises
         ------

@@ -51,8 +51,8 @@ class UsageEffects(DifferentialUsage):
             ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
             freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
         law
-            As there: ``"averaged"`` (default with a random effect), one generalised least-squares step from the fits at
-            the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
+            As there: ``"averaged"`` (default with a spatial effect), one generalised least-squares step from the fits
+            at the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
             coefficients with the covariance that was estimated.
 
         Returns

@@ -11,7 +11,7 @@ is independent (:mod:`pyrosplice.models.isoform_effect`). W may be singular: spo
 
 Spectra: :math:`V_1 = V` by its own solver, exact; steeper ones, :math:`V_g \propto V^g` with mean variance one around
 the field's mean, by the leading eigenvectors of V, beyond which little is left of them and the independent part stands
-for it.
+for it. They may be those of another V than the model's: one whose smoothest patterns are waves over the tissue.
 """
 
 from __future__ import annotations
