@@ -105,11 +105,11 @@ class DifferentialUsage(UsageTests):
             of the tissue and not on the other, at the price of power. Score and Wald tests of single covariates.
         law
             What the covariance of the random effect is taken to be. ``"averaged"`` (default with ``"glmm-full"``): its
-            mean over the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V² or V³, as usage
-            in domains with sharp edges has a steeper one than V
+            mean over the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V^1.5, V² or V³,
+            as usage in domains with sharp edges has a steeper one than V
             (:mod:`pyrosplice.hypothesis.restricted_posterior`); p-values are of an F law whose degrees of freedom are
             the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is that, else a half-normal of
-            standard deviation 1.5 for each part. V² and V³ are of the spots' positions
+            standard deviation 1.5 for each part. The steeper ones are of the spots' positions
             (:func:`~pyrosplice.spatial.graph.wide_graph`), as a graph in pieces knows of no waves over the tissue;
             where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for which there
             is no other): at the estimates, as if they were known; right where usage follows the model and the covariate

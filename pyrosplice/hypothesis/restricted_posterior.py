@@ -181,7 +181,7 @@ class Posterior:
 
 def _around(estimate: Tensor) -> tuple[Tensor, Tensor]:
     """Ends ``(B, 1)`` of an interval that a narrow posterior does not reach."""
-    reach = 0.5 * estimate + 0.1
+    reach = 0.35 * estimate + 0.05
     return (estimate - reach).clamp_min(0.0).unsqueeze(1), (estimate + reach).unsqueeze(1)
 
 
@@ -257,7 +257,7 @@ class _Search:
         if len(alone):
             grid = Grid.near((largest[0][alone], largest[1][alone]), wide.select(alone))
             found = found.replaced(alone, replace(self.select(alone), used=(True, False)).posterior(grid))
-        decided = (found.log_evidence > here + _DECIDED).index_fill(0, alone, True) & ~found.cut
+        decided = (found.log_evidence > here + _DECIDED).index_copy(0, alone, ~found.cut[alone])
         others = (~decided).nonzero()[:, 0]
         return found.replaced(others, self.select(others).posterior(wide.select(others))) if len(others) else found
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrosplice.hypothesis.identified import independent_columns
 from pyrosplice.hypothesis.restricted_posterior import Variances, restricted_likelihood
-from pyrosplice.hypothesis.working_model import WorkingModel
+from pyrosplice.hypothesis.working_model import SQUARE, WorkingModel
 
 SLOPE = 0.75
 """d of the alternatives, and −d: 4.5 times the standard deviation two standard deviations of a covariate away."""
@@ -49,7 +49,7 @@ def slope_ratios(model: WorkingModel, variances: Variances, n_fixed: int, along:
 
         def likelihood(own: WorkingModel) -> Tensor:
             modes = own.with_noise(white).in_modes()
-            products, logdet = modes.through_field(own.spectra.values[0], deviation)
+            products, logdet = modes.through_field(own.spectra.values[SQUARE], deviation)
             return restricted_likelihood(products, logdet, own.design.shape[1] * own.n_logits)
 
         each = [likelihood(own.scaled(relative_deviations(covariate, slope))) for slope in (SLOPE, -SLOPE)]

@@ -36,8 +36,9 @@ from pyrosplice.linalg.lowrank import LowRankSolver, quadratic_forms
 from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.linalg.sparse import SparseSolver, smallest_eigenpairs
 
-STEEPER = (2.0, 3.0)
-"""Powers of V beside V itself: a spectrum that falls as that of domains with sharp edges, and one that is smoother."""
+STEEPER = (1.5, 2.0, 3.0)
+"""Powers of V beside V itself: spectra that fall as that of domains with sharp edges does, and that are smoother."""
+SQUARE = STEEPER.index(2.0)
 RANK = 64  # leading eigenvectors of V that the steeper spectra are made of
 KEPT = 0.99  # share of a steeper spectrum within them that its own leading ones must have
 COLUMNS = 400  # eigenvectors times predictors that are used, at most; of 24 eigenvectors at least

@@ -17,7 +17,7 @@ from pyrosplice.hypothesis.restricted_posterior import (
     restricted_likelihood,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.working_model import GivenNoise, Spectra, WorkingModel
+from pyrosplice.hypothesis.working_model import SQUARE, STEEPER, GivenNoise, Spectra, WorkingModel
 from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance
@@ -99,7 +99,9 @@ def test_products_and_determinants_are_those_of_dense_matrices(q: int, dense: bo
 @pytest.mark.parametrize(("q", "dense", "scale"), [(1, False, True), (2, False, False), (2, True, True)])
 def test_averaged_precision_is_that_of_the_mean_covariance(q: int, dense: bool, scale: bool) -> None:
     model = working(30, q, 3, dense=dense, scale=scale)
-    variances = Variances(torch.rand(N_GENES, 3, dtype=torch.float64), torch.rand(N_GENES, dtype=torch.float64))
+    variances = Variances(
+        torch.rand(N_GENES, 1 + len(STEEPER), dtype=torch.float64), torch.rand(N_GENES, dtype=torch.float64)
+    )
     precision = AveragedPrecision(model, variances)
     fields = torch.randn(N_GENES, 30, q, 2, dtype=torch.float64)
     fit = averaged(model, variances, 2)
@@ -137,7 +139,7 @@ def test_posterior_means_are_those_of_brute_force(seed: int) -> None:
             weights.append(torch.stack([restricted_likelihood(p, d, 1) + prior for p, d in each], -1))
             logs.append(torch.stack([target(p[:, :-1, :-1], torch.arange(N_GENES)) for p, _ in each], -2))
             squares.append((a**2, c**2))
-    weight = torch.softmax(torch.stack(weights, 1).flatten(1), 1).unflatten(1, (-1, 3))
+    weight = torch.softmax(torch.stack(weights, 1).flatten(1), 1).unflatten(1, (-1, 1 + len(STEEPER)))
     field, white = (torch.tensor(values, dtype=torch.float64) for values in zip(*squares, strict=True))
     expected = (weight * field[:, None]).sum(1), (weight.sum(-1) * white).sum(1)
     torch.testing.assert_close(found.variances.field, expected[0], rtol=0.1, atol=0.03)
@@ -157,7 +159,7 @@ def sharp(n_spots: int, truth: str) -> WorkingModel:
     field = car.sample(N_GENES, noise)
     if truth == "steep":
         weights = torch.randn(N_GENES, spectra.vectors.shape[1], generator=noise, dtype=torch.float64)
-        field = (weights * spectra.values[0].sqrt()) @ spectra.vectors.T
+        field = (weights * spectra.values[SQUARE].sqrt()) @ spectra.vectors.T
     signal = 1.3 * field * (truth != "noise") + 0.37 * torch.randn(N_GENES, n_spots, generator=noise).double()
     return replace(
         working(n_spots, 1, 5),
@@ -182,7 +184,7 @@ def test_a_narrow_posterior_is_found_on_a_second_grid() -> None:
 def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaving out what is hopeless changes nothing, and where it is not clear nothing is left out."""
     model = sharp(600, truth)
-    largest = torch.full((N_GENES,), 1.1, dtype=torch.float64), torch.full((N_GENES,), 0.35, dtype=torch.float64)
+    largest = torch.full((N_GENES,), 1.45, dtype=torch.float64), torch.full((N_GENES,), 0.37, dtype=torch.float64)
     target = schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])
     factorised, found = [], []
     through = GivenNoise.through_field
@@ -192,10 +194,10 @@ def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, m
         factorised.clear()
         found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorised)))
     (whole, all_of_them), (some, fewer) = found
-    torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.03, atol=0.003)
-    torch.testing.assert_close(some.variances.white, whole.variances.white, rtol=0.03, atol=0.003)
-    torch.testing.assert_close(some.uncertainty, whole.uncertainty, rtol=0.1, atol=1e-4)
-    assert fewer <= all_of_them + N_GENES if truth == "noise" else fewer < 0.6 * all_of_them
+    torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.06, atol=0.003)
+    torch.testing.assert_close(some.variances.white, whole.variances.white, rtol=0.06, atol=0.003)
+    torch.testing.assert_close(some.uncertainty, whole.uncertainty, rtol=0.2, atol=1e-3)
+    assert fewer < 0.1 * all_of_them if truth == "steep" else fewer <= all_of_them + N_GENES
 
 
 def test_targets_are_variances_of_effects() -> None:
@@ -250,4 +252,4 @@ def test_steep_spectra_have_mean_variance_one_around_the_mean_of_the_field() -> 
         spectra = Spectra.of(solver, 50)
         centred = spectra.vectors - spectra.vectors.mean(0)
         variance = torch.einsum("nk,sk->sn", centred.square(), spectra.values).mean(1)
-        torch.testing.assert_close(variance, torch.ones(2, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(variance, torch.ones(len(STEEPER), dtype=torch.float64), rtol=1e-9, atol=1e-9)
