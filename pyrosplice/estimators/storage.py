@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from pyrosplice.errors import ModelFileError
 from pyrosplice.estimators.extensions import Extensions, covariance_of
 from pyrosplice.estimators.fitted import UsageFit
 from pyrosplice.estimators.prepare import Prepared
-from pyrosplice.io.codec import check_sizes
+from pyrosplice.io.codec import NEW, check_sizes
 
 RESULTS = ("gene", "statistic", "pvalue", "pvalue_adj", "method", "reason")  # of every test
 
@@ -29,8 +29,8 @@ class SavedData:
     columns: list[list[int]]
     group_by_n_iso: bool
     section_key: str | None
-    spatial_key: str | None
     design: Design | None
+    spatial_key: str | None = field(default=None, metadata={NEW: True})
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SavedUsage:
 def saved_data_of(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
-    keys = prepared.section_key, prepared.spatial_key
-    return SavedData(data.adata, data.layer, data.gene_names, columns, prepared.group_by_n_iso, *keys, prepared.design)
+    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
+    return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
 
 
 def prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:

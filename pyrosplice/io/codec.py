@@ -21,6 +21,8 @@ from pyrosplice.io.stored_values import from_json, to_json
 SCALARS = (bool, int, float, str)
 LIFTED = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")  # arrays as tensors
 Tensors = dict[str, Tensor]
+NEW = "new"
+"""In the metadata of a field with a default: files of before there was the field may lack it."""
 
 
 def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
@@ -90,7 +92,8 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         return _array(_take(stored, name, tensors).numpy(), arguments, name)
     if is_dataclass(hint):
         hints = _hints(origin)
-        check_keys(stored, [f.name for f in fields(hint)], name)
+        given = _checked(stored, dict, name)
+        check_keys(given, [f.name for f in fields(hint) if f.name in given or not f.metadata.get(NEW)], name)
         made: Any = hint
         return made(**{key: unpack(item, hints[key], _at(name, key), tensors) for key, item in stored.items()})
     if _is_mapping(origin):

@@ -77,6 +77,7 @@ def test_a_matrix_is_one_contrast_a_row(tissue):
     np.testing.assert_allclose(table_of(model)["contrast_1"], table_of(plain)["smooth"], rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full", "glmm-null"])
 def test_the_ratio_does_not_depend_on_which_fit_it_starts_from(tissue, model_type):
     found = [
