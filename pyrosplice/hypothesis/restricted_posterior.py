@@ -33,7 +33,7 @@ DEPTH = 60.0  # nats below its maximum beyond which the likelihood is as good as
 _MANY_SPOTS = 1_000  # above which the spectrum is looked for first
 _DECIDED = 15.0  # nats by which a spectrum is more likely than others that are left out
 _WIDTH = 10.0  # nats that evidence is below the largest likelihood, at most: a narrow posterior in a wide prior
-_AT_THE_EDGE = 1e-4  # posterior probability of the outermost points beyond which a grid ends too early
+_AT_THE_EDGE = 5e-3  # posterior probability of the outermost points beyond which a grid ends too early
 TOO_NARROW = 0.25  # posterior standard deviation, in steps of the grid, that calls for a further one
 
 Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -181,7 +181,7 @@ class Posterior:
 
 def _around(estimate: Tensor) -> tuple[Tensor, Tensor]:
     """Ends ``(B, 1)`` of an interval that a narrow posterior does not reach."""
-    reach = 0.35 * estimate + 0.05
+    reach = 0.4 * estimate + 0.05
     return (estimate - reach).clamp_min(0.0).unsqueeze(1), (estimate + reach).unsqueeze(1)
 
 

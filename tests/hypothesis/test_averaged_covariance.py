@@ -194,8 +194,9 @@ def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, m
         factorised.clear()
         found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorised)))
     (whole, all_of_them), (some, fewer) = found
-    torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.06, atol=0.003)
-    torch.testing.assert_close(some.variances.white, whole.variances.white, rtol=0.06, atol=0.003)
+    # less than one posterior standard deviation, from splines through other points
+    torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.1, atol=0.003)
+    torch.testing.assert_close(some.variances.white, whole.variances.white, rtol=0.1, atol=0.003)
     torch.testing.assert_close(some.uncertainty, whole.uncertainty, rtol=0.2, atol=1e-3)
     assert fewer < 0.1 * all_of_them if truth == "steep" else fewer <= all_of_them + N_GENES
 
