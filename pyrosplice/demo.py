@@ -50,7 +50,7 @@ class Options:
     group_iso_by: str = "gene_symbol"
     spatial_key: str = "spatial"
     covariates: tuple[str, ...] = ()
-    n_spots: int = 1024
+    n_spots: int = 576
     n_genes: int = 80
     batch_size: int = 32
     n_jobs: int = 1
