@@ -16,7 +16,7 @@ from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.tested_covariates import Contrast
 from pyrosplice.hypothesis.dispersion import joint_dof
-from pyrosplice.hypothesis.identified import Coverage, identified_rows, independent_columns
+from pyrosplice.hypothesis.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.score import Linearised, ScoreVariance, covariate_information, score_variance
 from pyrosplice.hypothesis.wald import contrast_test
 from pyrosplice.inference.glm import Standardisation, covariance_from_information
@@ -189,11 +189,10 @@ def _averaged(
         raise AssertionError("a law that is averaged has spectra")
     columns, n_logits = basis.scaling.design, basis.coefficients.shape[-1]
     rows = [_orthonormal_rows(torch.from_numpy(contrast.rows), basis.back) for contrast in contrasts]
-    informed, n_columns = informed_spots(model), columns.shape[1]
-    kept = independent_columns(columns, informed, n_columns, ())
-    target = contrast_target(rows, n_logits, Coverage.of(columns, informed))
+    coverage = Coverage.of(columns, informed_spots(model))
+    kept, target = coverage.independent(), contrast_target(rows, n_logits, coverage)
     tested = single_covariates(design, [contrast.columns for contrast in contrasts])
-    found = averaged_fit(model, law.spectra, columns, kept, n_columns, target, tested, unequal=law.unequal)
+    found = averaged_fit(model, law.spectra, columns, kept, columns.shape[1], target, tested, unequal=law.unequal)
     expected = _information(found.fit, basis)
     information = expected + model.prior_information()
     moved = basis.coefficients + _step(model, found, basis, information)

@@ -176,16 +176,17 @@ def contrast_target(contrasts: Sequence[Tensor], n_predictors: int, coverage: Co
     """
     eye = torch.eye(n_predictors, dtype=torch.float64)
     rows = [torch.kron(contrast.contiguous(), eye) for contrast in contrasts]
-    projectors = [_identified_part(contrast, coverage) for contrast in contrasts]
+    parts = [_identified_part(contrast, coverage) for contrast in contrasts]
+    spreads = [torch.einsum("bij,qr->biqjr", part, eye).flatten(3).flatten(1, 2) for part in parts]
+    numbers = [torch.diagonal(spread, dim1=-2, dim2=-1).sum(-1) for spread in spreads]
 
     def target(information: Tensor, genes: Tensor) -> Tensor:
         factor, found = regular_factor(information), []
-        for row, every in zip(rows, projectors, strict=True):
-            part = every[genes]
+        for row, spread, number in zip(rows, spreads, numbers, strict=True):
+            own = spread[genes]
             half = torch.linalg.solve_triangular(factor, row.T.expand(len(factor), -1, -1), upper=False)
-            spread = torch.einsum("bij,qr->biqjr", part, eye).flatten(3).flatten(1, 2)
-            root = regular_factor(spread @ (half.mT @ half) @ spread + torch.eye(len(row)) - spread)
-            found.append(2 * _log_diagonal(root) / (n_predictors * torch.diagonal(part, dim1=-2, dim2=-1).sum(-1)))
+            root = regular_factor(own @ (half.mT @ half) @ own + torch.eye(len(row)) - own)
+            found.append(2 * _log_diagonal(root) / number[genes])
         return torch.stack(found, -1) if found else information.new_zeros(len(information), 0)
 
     return target

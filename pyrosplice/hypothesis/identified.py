@@ -59,8 +59,14 @@ class Coverage:
         null = self.null_space(gene)
         return (self.columns @ null).norm(dim=1) <= TOUCHED * self.columns.norm(dim=1), null
 
-    def independent(self, gene: int) -> Tensor:
-        """Columns ``(C,)`` that are no combination of those before them over the gene's spots."""
+    def independent(self) -> Tensor:
+        """Columns that are no combination of those before them over a gene's spots, ``(B, C)``."""
+        kept = torch.ones(len(self.informed), self.columns.shape[1], dtype=torch.bool, device=self.columns.device)
+        for gene in self.deficient:
+            kept[gene] = self._independent(gene)
+        return kept
+
+    def _independent(self, gene: int) -> Tensor:
         own = self.columns[self.informed[gene]]
         kept = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
         size, basis = own.square().sum(0).mean().sqrt(), own[:, :0]
@@ -100,15 +106,9 @@ def independent_columns(columns: Tensor, informed: Tensor, n_fixed: int, widths:
     The first ``n_fixed`` from those before them, each group of the columns that follow (``widths``) from these and the
     group's own before them.
     """
-    kept = torch.ones(len(informed), columns.shape[1], dtype=torch.bool, device=columns.device)
-    start, fixed = n_fixed, columns[:, :n_fixed]
-    for width in widths or (0,):
-        group = slice(start, start + width)
-        coverage = Coverage.of(torch.cat([fixed, columns[:, group]], 1), informed)
-        for gene in coverage.deficient:
-            kept[gene, :n_fixed], kept[gene, group] = coverage.independent(gene).split([n_fixed, width])
-        start += width
-    return kept
+    fixed, *groups = columns.split([n_fixed, *widths], 1)
+    each = [Coverage.of(torch.cat([fixed, group], 1), informed).independent() for group in groups]
+    return torch.cat([each[0][:, :n_fixed], *(kept[:, n_fixed:] for kept in each)], 1)
 
 
 def identified_rows(rows: Tensor, null: Tensor) -> Tensor:

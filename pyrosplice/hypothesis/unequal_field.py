@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrosplice.hypothesis.identified import independent_columns
+from pyrosplice.hypothesis.identified import Coverage
 from pyrosplice.hypothesis.restricted_posterior import Variances, restricted_likelihood
 from pyrosplice.hypothesis.working_model import SQUARE, WorkingModel
 
@@ -44,8 +44,7 @@ def slope_ratios(model: WorkingModel, variances: Variances, n_fixed: int, along:
     informed = torch.diagonal(model.weight, dim1=-2, dim2=-1).sum(-1) > 0
     for covariate in along:
         columns = _beside(model.design, n_fixed, covariate)
-        kept = independent_columns(columns, informed, columns.shape[1], ())
-        own = replace(model, design=columns, kept=kept)
+        own = replace(model, design=columns, kept=Coverage.of(columns, informed).independent())
 
         def likelihood(own: WorkingModel) -> Tensor:
             modes = own.with_noise(white).in_modes()

@@ -238,7 +238,7 @@ def test_what_spots_do_not_identify_is_not_in_the_model(q: int) -> None:
     torch.testing.assert_close(more.uncertainty, plain.uncertainty, rtol=1e-6, atol=1e-9)
     rows = torch.eye(5, dtype=torch.float64)[[2, 3]]  # a column that is not identified, and one that is
     coverage = Coverage.of(with_it, informed)
-    everything = independent_columns(with_it, informed, 5, ())
+    everything = coverage.independent()
     own = replace(model, design=with_it, kept=everything)
     several = restricted_posterior(own, 5, contrast_target([rows], q, coverage), largest=largest)
     plain_coverage = Coverage.of(columns, informed)
