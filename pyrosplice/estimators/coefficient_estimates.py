@@ -176,7 +176,7 @@ def _fitted(model: MultinomGLM, basis: _CodedBasis, law: Law) -> _Point:
 
 
 def _information(fit: Linearised, basis: _CodedBasis) -> Tensor:
-    """Of the coefficients of the orthonormal columns, the covariance given, ``(B, C Q, C Q)``."""
+    """Information of the coefficients of the orthonormal columns, the covariance given, ``(B, C Q, C Q)``."""
     n_genes, _, n_logits = basis.coefficients.shape
     return covariate_information(fit.precision_product, basis.scaling.design, n_genes, n_logits)
 

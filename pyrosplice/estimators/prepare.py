@@ -27,7 +27,6 @@ from pyrosplice.hypothesis.working_model import Spectra
 from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
 from pyrosplice.spatial.graph import (
     Graph,
@@ -170,17 +169,17 @@ class Prepared:
             self._spectra[rank] = Spectra.of(solver, self.n_spots)
         return self._spectra[rank]
 
-    def _wide_solver(self) -> SparseSolver | None:
-        """Of the CAR covariance of the positions' wide graph."""
+    def _wide_solver(self) -> SpatialSolver | None:
+        """Solve with the CAR covariance of the positions' wide graph; None where they are not known."""
         if self.spatial_key is None or not isinstance(self.covariance, CarCovariance):
             return None
         adata = self.data.adata
         sections = None if self.section_key is None else adata.obs[self.section_key]
         graph = wide_section_graph(as_dense(adata.obsm[self.spatial_key], self.spatial_key), sections)
-        return SparseSolver(CarCovariance(graph, rho=self.covariance.rho).precision)
+        return solver_for(CarCovariance(graph, rho=self.covariance.rho))
 
     def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
-        """The same spots, covariates and space with other genes, ``(N, K)`` each, called by their numbers."""
+        """Copy with the same spots, covariates and space, and other genes, ``(N, K)`` each, called by their numbers."""
         columns = np.split(np.arange(sum(table.shape[1] for table in counts)), np.cumsum([c.shape[1] for c in counts]))
         names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
         matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")

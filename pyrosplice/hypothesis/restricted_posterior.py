@@ -144,7 +144,7 @@ class Posterior:
         return *_moments(self.weight.sum((1, 2)), self.white), self.spacing[1]
 
     def replaced(self, genes: Tensor, others: Posterior) -> Posterior:
-        """The same with some genes' posteriors taken from ``others``."""
+        """Put the posteriors of ``others`` in the place of some genes'."""
 
         def part(name: str) -> Tensor:
             whole: Tensor = getattr(self, name).clone()
@@ -249,7 +249,7 @@ class _Search:
         return found
 
     def of_what_matters(self, wide: Grid, largest: tuple[Tensor, Tensor]) -> Posterior:
-        """The same, V or the steeper spectra left out where the others are far more likely."""
+        """Search without V, or without the steeper spectra, where the others are far more likely."""
         found = replace(self, used=(False, True)).posterior(wide)
         products, logdet = self.model.with_noise(largest[1]).through_field(largest[0])
         here = restricted_likelihood(products, logdet, self.n_fixed * self.model.n_logits)
@@ -263,8 +263,34 @@ class _Search:
 
     def at(self, grid: Grid) -> Posterior:
         """From the points of one grid."""
-        values = _on_grid(self.model, self.n_fixed, self.target, grid, self.genes, self.used)
-        return _interpolated(*values, grid, self.prior, self.genes)
+        return _interpolated(*self._values(grid), grid, self.prior, self.genes)
+
+    def _values(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid.
+
+        Along spectra that are not used the likelihood is zero.
+        """
+        likelihood, variances, model = [], [], self.model
+        nothing = torch.full((len(self.genes),), -torch.inf, dtype=torch.float64)
+        for white in grid.white.unbind(1):
+            noise = model.with_noise(white)
+            modes = noise.in_modes() if self.used[1] and grid.field.shape[1] > 1 else None
+            without_field = self.target(noise.products[:, :-1, :-1], self.genes)
+            for s, points in enumerate(grid.field.unbind(1)):
+                for deviation in points.unbind(1):
+                    if not self.used[min(s, 1)]:
+                        likelihood.append(nothing)
+                        variances.append(without_field)
+                        continue
+                    if modes is None or not s:
+                        products, logdet = noise.through_field(deviation)
+                    else:
+                        products, logdet = modes.through_field(model.spectra.values[s - 1], deviation)
+                    likelihood.append(restricted_likelihood(products, logdet, self.n_fixed * model.n_logits))
+                    variances.append(self.target(products[:, :-1, :-1], self.genes))
+        shape = grid.white.shape[1], *grid.field.shape[1:]
+        coarse = torch.stack(likelihood, -1).unflatten(-1, shape).permute(0, 2, 3, 1)
+        return coarse, torch.stack(variances, -1).unflatten(-1, shape).permute(0, 3, 4, 2, 1)
 
 
 def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
@@ -273,35 +299,6 @@ def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
     own = scale if scale is None or len(scale) == 1 else scale[genes]
     parts = model.weight[genes], model.response[genes], model.design, model.solver, model.spectra
     return WorkingModel(*parts, model.logit_scale[genes], model.kept[genes], own)
-
-
-def _on_grid(
-    model: WorkingModel, n_fixed: int, target: Target, grid: Grid, genes: Tensor, used: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Log restricted likelihoods ``(B, S, A, C)`` and log variances ``(B, S, A, C, T)`` at the points of a grid.
-
-    ``used``: whether V and the steeper spectra are; the likelihood of those that are not is zero.
-    """
-    likelihood, variances = [], []
-    nothing = torch.full((len(genes),), -torch.inf, dtype=torch.float64)
-    for white in grid.white.unbind(1):
-        noise = model.with_noise(white)
-        modes = noise.in_modes() if used[1] and grid.field.shape[1] > 1 else None
-        for s, points in enumerate(grid.field.unbind(1)):
-            for deviation in points.unbind(1):
-                if not used[min(s, 1)]:
-                    likelihood.append(nothing)
-                    variances.append(target(noise.products[:, :-1, :-1], genes))
-                    continue
-                if modes is None or not s:
-                    products, logdet = noise.through_field(deviation)
-                else:
-                    products, logdet = modes.through_field(model.spectra.values[s - 1], deviation)
-                likelihood.append(restricted_likelihood(products, logdet, n_fixed * model.n_logits))
-                variances.append(target(products[:, :-1, :-1], genes))
-    shape = grid.white.shape[1], *grid.field.shape[1:]
-    coarse = torch.stack(likelihood, -1).unflatten(-1, shape).permute(0, 2, 3, 1)
-    return coarse, torch.stack(variances, -1).unflatten(-1, shape).permute(0, 3, 4, 2, 1)
 
 
 def degrees_of_freedom(variance: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Spectra:
 
     @classmethod
     def of(cls, solver: SpatialSolver | None, n_spots: int) -> Spectra:
-        """Of a spatial covariance; without one there are none."""
+        """Find the spectra of a spatial covariance; without one there are none."""
         if solver is None:
             return cls(torch.zeros(n_spots, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
         values, vectors = _leading(solver, min(RANK, n_spots))
@@ -147,7 +147,7 @@ class WorkingModel:
         return self.response.shape[-1]
 
     def scaled(self, spot_scale: Tensor) -> WorkingModel:
-        """The same with a field whose standard deviation at the spots is in this proportion, ``(N, 1)``."""
+        """Copy with a field whose standard deviation at the spots is in this proportion, ``(N, 1)``."""
         return replace(self, spot_scale=spot_scale.unsqueeze(0))
 
     def field_scale(self, deviation: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class GivenNoise:
         return self.products - lost, self.logdet + factor.logdet() - self.model.n_logits * solver.prior_logdet
 
     def in_modes(self) -> Modes:
-        """The same seen through the leading eigenvectors of V."""
+        """View of the model through the leading eigenvectors of V."""
         return Modes(self)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from pyrosplice.data.labels import read_labels
 from pyrosplice.data.names import by_name, names_of
@@ -52,7 +54,7 @@ def section_graph(
     labels = read_labels(by_name(sections, names_of(coords), name, what="spot"), name)
     if len(labels.codes) != len(points):
         raise InvalidArgumentError(f"{name}: expected {len(points)} labels (spots), found {len(labels.codes)}.")
-    rows, columns = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
+    graphs = []
     for code, section in enumerate(labels.levels):
         spots = np.flatnonzero(labels.codes == code)
         if len(spots) <= k_neighbors and len(spots) < least:
@@ -62,13 +64,8 @@ def section_graph(
                 f"{name}: section {section!r} has {len(spots)} spots, too few for k_neighbors={k_neighbors}; leave the "
                 "section out or lower k_neighbors."
             )
-        edges = knn_graph(points[spots], k_neighbors=k_neighbors, graph=graph).tocoo()
-        rows.append(spots[edges.row])
-        columns.append(spots[edges.col])
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    found = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=(len(points),) * 2)
-    found.sort_indices()
-    return found
+        graphs.append((spots, knn_graph(points[spots], k_neighbors=k_neighbors, graph=graph)))
+    return _side_by_side(graphs, len(points))
 
 
 def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
@@ -78,9 +75,22 @@ def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 
         return wide_graph(points, k_neighbors=k_neighbors)
     codes = np.asarray(read_labels(sections, "sections").codes)
     members = [np.flatnonzero(codes == code) for code in np.unique(codes)]
-    graphs = [wide_graph(points[spots], k_neighbors=k_neighbors) for spots in members]
-    order = np.argsort(np.concatenate(members))
-    return sp.csr_matrix(sp.block_diag(graphs, format="csr")[order][:, order])
+    return _side_by_side(
+        [(spots, wide_graph(points[spots], k_neighbors=k_neighbors)) for spots in members], len(points)
+    )
+
+
+def _side_by_side(graphs: Sequence[tuple[NDArray[np.intp], sp.csr_matrix]], n_spots: int) -> sp.csr_matrix:
+    """0/1 adjacency ``(N, N)`` of graphs of some of the spots each."""
+    rows, columns = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
+    for spots, graph in graphs:
+        edges = graph.tocoo()
+        rows.append(spots[edges.row])
+        columns.append(spots[edges.col])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    found = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=(n_spots, n_spots))
+    found.sort_indices()
+    return found
 
 
 def within_sections(
