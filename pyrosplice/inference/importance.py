@@ -132,8 +132,7 @@ def _joint_change(mode: Mode, away: Latents) -> tuple[Tensor, tuple[Tensor, Tens
     spatial = torch.zeros_like(step.parameters.spatial)
     if model.solver is not None:
         spatial = (score * model.solver.spread(latents.field)).sum(1)
-    coefficients = (model.design.T @ score.permute(2, 1, 0)).permute(2, 1, 0)
-    return (remainder + quadratic).sum(-1), (coefficients, spatial, score * latents.noise)
+    return (remainder + quadratic).sum(-1), (model.coefficient_slope(score), spatial, score * latents.noise)
 
 
 class _WeightedMean:

@@ -64,6 +64,8 @@ class JointFit:
 class JointObjective(ModeObjective):
     """Minus (joint log density at the best ν + log prior)."""
 
+    unknowns: Unknowns
+
     def measure(self, mode: Mode) -> Measure:
         """Value, and derivatives at fixed ν (those in ν are zero at the mode)."""
         model, parameters = mode.step.model, mode.step.parameters
@@ -78,7 +80,7 @@ class JointObjective(ModeObjective):
             explained = (1 - unexplained).sum(1)
             safe = torch.where(parameters.spatial == 0, 1.0, parameters.spatial)
             spatial = (mode.score * model.solver.spread(mode.latents.field)).sum(1) - explained / safe
-        coefficients = (model.design.T @ mode.score.permute(2, 1, 0)).permute(2, 1, 0)
+        coefficients = model.coefficient_slope(mode.score)
         names, hyper = self.unknowns.hyper, tuple[Tensor, ...]()
         if names:
             hyper = model.likelihood.hyper_gradient(model.counts, mode.eta, names, None, None)
@@ -150,7 +152,7 @@ def fit_joint(
         lost = model.solver.remainder
         remainder = model.counts.new_full((1,), JITTER) if lost is None else lost + JITTER
     unknowns = Unknowns(
-        model.design.shape[1],
+        model.n_coefficients,
         model.n_predictors,
         sigma.shape[1],
         spatial,

@@ -81,7 +81,7 @@ class Laplace:
         self.adjoint_eta = model.random_part(step.parameters, adjoint)
         response = matvec(step.information, self.adjoint_eta)
         self.residual = residual = mode.score + tilt - response
-        self.coefficients_gradient = (model.design.T @ residual.permute(2, 1, 0)).permute(2, 1, 0)
+        self.coefficients_gradient = model.coefficient_slope(residual)
         trace = (step.information * self.cross_white.mT).sum(-1)
         self.white_gradient = residual * mode.latents.noise + adjoint.noise * mode.score - trace
         self.spatial_gradient = torch.zeros_like(step.parameters.spatial)

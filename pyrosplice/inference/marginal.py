@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +19,7 @@ NEUTRAL = math.pi / 4  # ψ of θ = 1/2
 NEAR_ONE = 1.35  # ψ of θ = 0.95
 NEAR_ZERO = 0.05  # θ below which the search is made once more, from NEAR_ONE
 SCOUTING = 4  # iterations after which that search is given up if it has come back below θ = 1/2
+SMALLEST_START = 0.1  # of σ where a search begins: at σ = 0 there is no slope in ψ
 PREFERENCE = 1e-7  # nats by which a spatial fit must beat θ = 0 to be preferred
 
 
@@ -111,41 +113,71 @@ def fit_marginal(
     n_components = 1 if share_variance else model.n_predictors
     sigma = model.counts.new_full((len(genes), n_components), 0.5) if fixed_sigma is None else fixed_sigma
     spatial = model.solver is not None
-    unknowns = Unknowns(model.design.shape[1], model.n_predictors, n_components, False, fixed_sigma, hyper=model.hyper)
+    unknowns = Unknowns(model.n_coefficients, model.n_predictors, n_components, False, fixed_sigma, hyper=model.hyper)
     hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes), device=genes.device)
     begin = unknowns.pack(start_coefficients(model), sigma, None, hyper)
-    point, loss = _search(null, genes, begin, convergence, options, minimiser)
+    point, loss = search(null, genes, begin, convergence, options, minimiser)
     if not spatial:
-        return _assemble(null, point, None, convergence)
+        return _assemble(null, unknowns, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)
     hyper = unknowns.hyper_values(point)
     remainder = model.solver.remainder if model.solver is not None else None
     unknowns = replace(unknowns, spatial=True, remainder=remainder)
     full = MarginalObjective(model, unknowns, log_prior)
-    at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma), hyper)
-    begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEUTRAL), hyper)
-    convergence = Convergence.start(len(genes), device=genes.device)
-    best, best_loss = _search(full, genes, begin, convergence, options, minimiser)
-    angle = unknowns.unpack(best, genes)[2]
-    fallen = genes[(angle.sin().square() < NEAR_ZERO).all(-1)]
+
+    def at(angle: float) -> Tensor:
+        size = sigma.abs().clamp_min(SMALLEST_START)
+        return unknowns.pack(coefficients, size, torch.full_like(sigma, angle), hyper)
+
+    best, best_loss, convergence = search_spatial(full, genes, at, options, minimiser)
+    if log_prior is None:
+        at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma), hyper)
+        best = torch.where((best_loss < loss - PREFERENCE)[:, None], best, at_zero)
+    return _assemble(full, unknowns, best, -loss, convergence)
+
+
+def search_spatial(
+    objective: ModeObjective,
+    genes: Tensor,
+    at: Callable[[float], Tensor],
+    options: Options,
+    minimiser: Minimiser = minimise,
+) -> tuple[Tensor, Tensor, Convergence]:
+    """The better optimum of each gene from θ = ½ and, where that falls back to θ ≈ 0, from θ = 0.95.
+
+    Parameters
+    ----------
+    objective
+        With the spatial effect.
+    genes
+        Of the objective, (B,).
+    at
+        Unknowns (B, d) to start from, by the angle ψ.
+    options, minimiser
+        As for :func:`fit_marginal`.
+
+    Returns
+    -------
+    Points (B, d), losses (B,) and the record, of all genes of the objective's model.
+    """
+    convergence, second = (Convergence.start(len(objective.model.genes), device=genes.device) for _ in range(2))
+    best, best_loss = search(objective, genes, at(NEUTRAL), convergence, options, minimiser)
+    fallen = (objective.unknowns.share(best, genes) < NEAR_ZERO).all(-1).nonzero()[:, 0]
     if len(fallen):
-        begin = unknowns.pack(coefficients, sigma.abs().clamp_min(0.1), torch.full_like(sigma, NEAR_ONE), hyper)[fallen]
-        second = Convergence.start(len(genes), device=genes.device)
+        begin = at(NEAR_ONE)[fallen]
         scouts = replace(options, max_iter=min(SCOUTING, options.max_iter))
-        begin, _ = _search(full, fallen, begin, second, scouts, minimiser)
+        begin, _ = search(objective, genes[fallen], begin, second, scouts, minimiser)
         # below θ = ½ the search would only repeat the first one
-        apart = (unknowns.unpack(begin, fallen)[2].sin().square() > 0.5).any(-1)
+        apart = (objective.unknowns.share(begin, genes[fallen]) > 0.5).any(-1)
         fallen, begin = fallen[apart], begin[apart]
     if len(fallen):
-        other, other_loss = _search(full, fallen, begin, second, options, minimiser)
+        other, other_loss = search(objective, genes[fallen], begin, second, options, minimiser)
         better = other_loss < best_loss[fallen]
         best[fallen[better]], best_loss[fallen[better]] = other[better], other_loss[better]
-        _adopt(convergence, second, fallen, better)
-    if log_prior is None:
-        best = torch.where((best_loss < loss - PREFERENCE)[:, None], best, at_zero)
-    return _assemble(full, best, -loss, convergence)
+        _adopt(convergence, second, genes[fallen], better)
+    return best, best_loss, convergence
 
 
 def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memory: float = 5e8) -> int:
@@ -159,19 +191,20 @@ def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memo
 
 def start_coefficients(model: MixedModel) -> Tensor:
     """The likelihood's start as the intercept, zero for the covariates: (B, P, Q)."""
-    coefficients = model.counts.new_zeros(len(model.counts), model.design.shape[1], model.n_predictors)
+    coefficients = model.counts.new_zeros(len(model.counts), model.n_coefficients, model.n_predictors)
     coefficients[:, -1] = model.likelihood.start(model.counts)
     return coefficients
 
 
-def _search(
-    objective: MarginalObjective,
+def search(
+    objective: ModeObjective,
     genes: Tensor,
     begin: Tensor,
     convergence: Convergence,
     options: Options,
     minimiser: Minimiser,
 ) -> tuple[Tensor, Tensor]:
+    """Points (B, d) and losses (B,) of the listed genes, from their expected information at ``begin``."""
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
     point, loss, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
@@ -188,10 +221,10 @@ def _adopt(convergence: Convergence, second: Convergence, genes: Tensor, better:
 
 
 def _assemble(
-    objective: MarginalObjective, point: Tensor, null: Tensor | None, convergence: Convergence
+    objective: MarginalObjective, unknowns: Unknowns, point: Tensor, null: Tensor | None, convergence: Convergence
 ) -> MarginalFit:
     """Evaluate once more, tightly, with σ ≥ 0 and ψ in [0, π/2]."""
-    genes, unknowns, latents = objective.model.genes, objective.unknowns, objective.latents
+    genes, latents = objective.model.genes, objective.latents
     coefficients, sigma, angle = unknowns.unpack(point, genes)
     old = unknowns.parameters(point, genes)
     hyper = unknowns.hyper_values(point)

@@ -44,7 +44,7 @@ class Parameters:
     Attributes
     ----------
     coefficients
-        (B, P, Q), for the columns of the design.
+        (B, P, Q), for the columns of the design; of a model without one the fixed part of η itself, (B, N, Q).
     spatial, white
         Standard deviations a (B, Q) of the spatial and c (B, 1 or N, Q) of the independent part.
     """
@@ -89,7 +89,7 @@ class MixedModel:
     counts
         (B, N, K).
     design
-        (N, P), with its intercept column.
+        (N, P), with its intercept column; None where the fixed part of η is given itself.
     solver
         The spatial covariance; None for a model whose random effect is independent between spots.
     likelihood
@@ -103,7 +103,7 @@ class MixedModel:
     def __init__(
         self,
         counts: Tensor,
-        design: Tensor,
+        design: Tensor | None,
         solver: SpatialSolver | None,
         likelihood: Likelihood,
         basis: SoftmaxBasis | None = None,
@@ -124,6 +124,11 @@ class MixedModel:
     def n_predictors(self) -> int:
         """Q."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
+
+    @property
+    def n_coefficients(self) -> int:
+        """P, or N of a model without a design."""
+        return self.counts.shape[1] if self.design is None else self.design.shape[1]
 
     @property
     def genes(self) -> Tensor:
@@ -160,7 +165,11 @@ class MixedModel:
 
     def fixed_part(self, coefficients: Tensor) -> Tensor:
         """``X Γ``: (B, N, Q)."""
-        return (self.design @ coefficients.permute(2, 1, 0)).permute(2, 1, 0)
+        return coefficients if self.design is None else (self.design @ coefficients.permute(2, 1, 0)).permute(2, 1, 0)
+
+    def coefficient_slope(self, slope: Tensor) -> Tensor:
+        """Derivative in the coefficients of what has the derivative ``slope`` (B, N, Q) in η: ``X' s``."""
+        return slope if self.design is None else (self.design.T @ slope.permute(2, 1, 0)).permute(2, 1, 0)
 
     def random_part(self, parameters: Parameters, latents: Latents) -> Tensor:
         """``a s + c e``: (B, N, Q)."""

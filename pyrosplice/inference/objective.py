@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,50 @@ def at_held(log_prior: LogPrior | None, held: Mapping[str, Tensor]) -> LogPrior 
 INNER_TOLERANCE = 1e-6  # Newton decrement, nats²
 FINAL_TOLERANCE = 1e-12
 ROUNDING = 1e-3  # below it, |σ| is rounded off for a prior of σ, which may have its mode, and a kink, at σ = 0
+
+
+@dataclass(frozen=True)
+class Linked:
+    """What a log density depends on, as differentiable functions of the unknowns of some genes.
+
+    Attributes
+    ----------
+    parameters
+        Of the mixed model.
+    log_hyper
+        Logs of the likelihood's hyper-parameters, (b, H).
+    log_prior
+        (b,).
+    """
+
+    parameters: Parameters
+    log_hyper: Tensor
+    log_prior: Tensor
+
+
+class Coordinates(Protocol):
+    """The unknowns of a search, one vector a gene, and what they are to the mixed model."""
+
+    @property
+    def hyper(self) -> tuple[str, ...]:
+        """Names of the likelihood's hyper-parameters that depend on the unknowns."""
+        ...
+
+    def linked(self, vector: Tensor, genes: Tensor, log_prior: LogPrior | None) -> Linked:
+        """What the density of the listed genes (b,) depends on, at their unknowns (b, d)."""
+        ...
+
+    def share(self, vector: Tensor, genes: Tensor) -> Tensor:
+        """θ, (b, n_components or Q)."""
+        ...
+
+    def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
+        """Longest step along ``direction`` that may be tried, in (0, 1], (b,)."""
+        ...
+
+    def information(self, mode: Mode, genes: Tensor, point: Tensor, hyper_scale: Tensor | None) -> Tensor:
+        """Approximate information of the unknowns at a mode, (b, d, d), positive definite."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +146,17 @@ class Unknowns:
         logs = vector[:, vector.shape[1] - len(self.hyper) :]
         return {name: logs[:, [h]].exp() for h, name in enumerate(self.hyper)}
 
+    def linked(self, vector: Tensor, genes: Tensor, log_prior: LogPrior | None) -> Linked:
+        """Parameters, logs of hyper-parameters and log prior of the listed genes."""
+        prior = vector.new_zeros(len(vector))
+        if log_prior is not None:
+            prior = log_prior(self.sites(vector, genes), genes)
+        return Linked(self.parameters(vector, genes), vector[:, vector.shape[1] - len(self.hyper) :], prior)
+
+    def share(self, vector: Tensor, genes: Tensor) -> Tensor:
+        """θ, (b, n_components)."""
+        return self.unpack(vector, genes)[2].sin().square()
+
     def parameters(self, vector: Tensor, genes: Tensor) -> Parameters:
         """Standard deviations of both parts; differentiable in ``vector``."""
         coefficients, sigma, angle = self.unpack(vector, genes)
@@ -120,6 +176,66 @@ class Unknowns:
         if self.spatial:
             sites["theta_logit"] = 2 * angle.tan().abs().log()
         return {**sites, **self.hyper_values(vector)}
+
+    def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
+        """At most 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ and 1 in a log."""
+        n_gamma, n_sigma, n_angle, n_hyper = self.sizes
+        sigma = point[:, n_gamma : n_gamma + n_sigma].abs()
+        logits, angles = point.new_full((len(point), n_gamma), 3.0), point.new_full((len(point), n_angle), 0.5)
+        logs = point.new_ones(len(point), n_hyper)
+        most = torch.cat([logits, (0.5 * sigma).clamp_min(0.7), angles, logs], 1)
+        return (most / direction.abs().clamp_min(1e-300)).amin(1).clamp_max(1.0)
+
+    def information(self, mode: Mode, genes: Tensor, point: Tensor, hyper_scale: Tensor | None) -> Tensor:
+        """Expected information of the coefficients, average information of the variances, and ``hyper_scale``."""
+        tangents = self._tangents(mode)
+        out = effect_information(mode, torch.stack(tangents, -1), torch.arange(len(tangents)) >= self.sizes[0])
+        if hyper_scale is None:
+            return out
+        n_known, n_hyper = out.shape[1], hyper_scale.shape[1]
+        whole = torch.nn.functional.pad(out, (0, n_hyper, 0, n_hyper))
+        torch.diagonal(whole, dim1=1, dim2=2)[:, n_known:] = hyper_scale.clamp_min(1.0)
+        return whole
+
+    def _tangents(self, mode: Mode) -> list[Tensor]:
+        """Derivative of η in each unknown, at fixed random effects."""
+        parameters, model = mode.step.parameters, mode.step.model
+        if model.design is None:
+            raise AssertionError("coefficients are of a design")
+        out = []
+        for p in range(self.n_coefficients):
+            for q in range(self.n_predictors):
+                field = torch.zeros_like(mode.eta)
+                field[:, :, q] = model.design[:, p]
+                out.append(field)
+        field = torch.zeros_like(mode.eta)
+        if model.solver is not None:
+            field = model.solver.spread(mode.latents.field)
+        sigma = (parameters.spatial.square() + parameters.white[:, 0].square()).sqrt()[:, None].clamp_min(1e-8)
+        nu = model.random_part(parameters, mode.latents)
+        turned = field * parameters.white - mode.latents.noise * parameters.spatial[:, None]
+        for tangent, size in ((nu / sigma, self.sizes[1]), (turned, self.sizes[2])):
+            if size == 1:
+                out.append(tangent)
+            for q in range(size if size > 1 else 0):
+                single = torch.zeros_like(tangent)
+                single[:, :, q] = tangent[:, :, q]
+                out.append(single)
+        return out
+
+
+def effect_information(mode: Mode, tangents: Tensor, of_variance: Tensor) -> Tensor:
+    """Approximate information of unknowns of which η has the derivatives ``tangents`` (B, N, Q, d): (B, d, d).
+
+    ``κ D' (W⁻¹ + Σ)⁻¹ D`` with D the derivative of η in the unknowns at fixed random effects: the expected information
+    for the coefficients (κ = 1), the average information of REML for those ``of_variance`` (d,) (κ = 2).
+    """
+    products = mode.step.marginal_precision_product(tangents)
+    kind = of_variance.to(tangents)
+    weight = torch.where(kind[:, None] == kind, 1.0 + kind, 0.0)
+    out = torch.einsum("bnqd,bnqe->bde", tangents, products) * weight
+    scale = torch.diagonal(out, dim1=1, dim2=2).clamp_min(1.0)
+    return out + torch.diag_embed(1e-3 * scale)
 
 
 @dataclass(frozen=True)
@@ -149,103 +265,56 @@ class ModeObjective(ABC):
     ================ ======== =====================================================
     """
 
-    def __init__(self, model: MixedModel, unknowns: Unknowns, log_prior: LogPrior | None):
+    def __init__(self, model: MixedModel, unknowns: Coordinates, log_prior: LogPrior | None):
         self.model, self.unknowns, self.log_prior = model, unknowns, log_prior
         self.latents = model.zeros()  # of every gene, where it was last evaluated
         self.batch, self.genes = model, model.genes
         self.mode: Mode | None = None
+        self._point: Tensor | None = None
         self._hyper_scale: Tensor | None = None
 
     def evaluate(self, genes: Tensor, point: Tensor, *, tolerance: float = INNER_TOLERANCE) -> tuple[Tensor, Tensor]:
         """Loss (b,) and gradient (b, d); starts the inner iteration where the last mode says it should."""
         with torch.enable_grad():
             vector = point.detach().requires_grad_(True)
-            linked = self.unknowns.parameters(vector, genes)
-            prior = vector.new_zeros(len(vector))
-            if self.log_prior is not None:
-                prior = self.log_prior(self.unknowns.sites(vector, genes), genes)
-        parameters = Parameters(linked.coefficients.detach(), linked.spatial.detach(), linked.white.detach())
+            linked = self.unknowns.linked(vector, genes, self.log_prior)
+        known = linked.parameters
+        parameters = Parameters(known.coefficients.detach(), known.spatial.detach(), known.white.detach())
         start = self._predict(genes, parameters)
         if not torch.equal(genes, self.genes):
             self.batch, self.genes = self.model.select(genes), genes
         if self.unknowns.hyper:
-            self.batch = self.batch.bound(self.unknowns.hyper_values(point.detach()))
+            values = linked.log_hyper.detach().exp()
+            self.batch = self.batch.bound({name: values[:, [h]] for h, name in enumerate(self.unknowns.hyper)})
         self.mode = mode = self.batch.mode(parameters, start, tolerance=tolerance)
         self.latents.field[genes], self.latents.noise[genes] = mode.latents.field, mode.latents.noise
         found = self.measure(mode)
-        self._hyper_scale = found.hyper_scale
-        white = found.white if linked.white.shape[1] > 1 else found.white.sum(1, keepdim=True)
+        self._point, self._hyper_scale = point.detach(), found.hyper_scale
+        white = found.white if known.white.shape[1] > 1 else found.white.sum(1, keepdim=True)
         with torch.enable_grad():
             surrogate = (
-                (linked.coefficients * found.coefficients).sum()
-                + (linked.spatial * found.spatial).sum()
-                + (linked.white * white).sum()
+                (known.coefficients * found.coefficients).sum()
+                + (known.spatial * found.spatial).sum()
+                + (known.white * white).sum()
             )
             if found.hyper is not None:
-                surrogate = surrogate + (vector[:, vector.shape[1] - found.hyper.shape[1] :] * found.hyper).sum()
-            (gradient,) = torch.autograd.grad(surrogate + prior.sum(), vector)
-        return -(found.value + prior.detach()), -gradient
+                surrogate = surrogate + (linked.log_hyper * found.hyper).sum()
+            (gradient,) = torch.autograd.grad(surrogate + linked.log_prior.sum(), vector)
+        return -(found.value + linked.log_prior.detach()), -gradient
 
     @abstractmethod
     def measure(self, mode: Mode) -> Measure:
         """Log density of the genes of ``mode``, and its derivatives."""
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """At most 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ and 1 in a log."""
-        n_gamma, n_sigma, n_angle, n_hyper = self.unknowns.sizes
-        sigma = point[:, n_gamma : n_gamma + n_sigma].abs()
-        logits, angles = point.new_full((len(point), n_gamma), 3.0), point.new_full((len(point), n_angle), 0.5)
-        logs = point.new_ones(len(point), n_hyper)
-        most = torch.cat([logits, (0.5 * sigma).clamp_min(0.7), angles, logs], 1)
-        return (most / direction.abs().clamp_min(1e-300)).amin(1).clamp_max(1.0)
+        """That of the coordinates."""
+        return self.unknowns.step_limit(genes, point, direction)
 
     def information(self) -> Tensor:
-        """Approximate information of the unknowns at the last mode: (b, d, d), positive definite.
-
-        ``κ D' (W⁻¹ + Σ)⁻¹ D`` with D the derivative of η in the unknowns at fixed random effects: the expected
-        information for the coefficients (κ = 1), the average information of REML for the variances (κ = 2).
-        """
-        if self.mode is None:
+        """Approximate information of the unknowns at the last mode: (b, d, d), positive definite."""
+        if self.mode is None or self._point is None:
             raise AssertionError("evaluate first")
-        tangents = torch.stack(self._tangents(self.mode), -1)
-        products = self.mode.step.marginal_precision_product(tangents)
-        out = torch.einsum("bnqd,bnqe->bde", tangents, products)
-        n_gamma = self.unknowns.sizes[0]
-        out[:, n_gamma:, n_gamma:] *= 2
-        out[:, :n_gamma, n_gamma:] = 0
-        out[:, n_gamma:, :n_gamma] = 0
-        scale = torch.diagonal(out, dim1=1, dim2=2).clamp_min(1.0)
-        out = out + torch.diag_embed(1e-3 * scale)
-        if self._hyper_scale is None:
-            return out
-        n_known, n_hyper = out.shape[1], self._hyper_scale.shape[1]
-        whole = torch.nn.functional.pad(out, (0, n_hyper, 0, n_hyper))
-        torch.diagonal(whole, dim1=1, dim2=2)[:, n_known:] = self._hyper_scale.clamp_min(1.0)
-        return whole
-
-    def _tangents(self, mode: Mode) -> list[Tensor]:
-        """Derivative of η in each unknown, at fixed random effects."""
-        parameters = mode.step.parameters
-        out = []
-        for p in range(self.unknowns.n_coefficients):
-            for q in range(self.unknowns.n_predictors):
-                field = torch.zeros_like(mode.eta)
-                field[:, :, q] = self.model.design[:, p]
-                out.append(field)
-        field = torch.zeros_like(mode.eta)
-        if self.batch.solver is not None:
-            field = self.batch.solver.spread(mode.latents.field)
-        sigma = (parameters.spatial.square() + parameters.white[:, 0].square()).sqrt()[:, None].clamp_min(1e-8)
-        nu = self.batch.random_part(parameters, mode.latents)
-        turned = field * parameters.white - mode.latents.noise * parameters.spatial[:, None]
-        for tangent, size in ((nu / sigma, self.unknowns.sizes[1]), (turned, self.unknowns.sizes[2])):
-            if size == 1:
-                out.append(tangent)
-            for q in range(size if size > 1 else 0):
-                single = torch.zeros_like(tangent)
-                single[:, :, q] = tangent[:, :, q]
-                out.append(single)
-        return out
+        return self.unknowns.information(self.mode, self.genes, self._point, self._hyper_scale)
 
     def _predict(self, genes: Tensor, parameters: Parameters) -> Latents:
         """The better of the last mode and its first-order prediction at the new parameters."""

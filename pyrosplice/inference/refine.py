@@ -96,7 +96,7 @@ def refine(
     """
     genes, spatial = model.genes, model.solver is not None
     remainder = model.solver.remainder if model.solver is not None else None
-    unknowns = Unknowns(model.design.shape[1], model.n_predictors, fit.sigma.shape[1], spatial, remainder=remainder)
+    unknowns = Unknowns(model.n_coefficients, model.n_predictors, fit.sigma.shape[1], spatial, remainder=remainder)
     objective = ImportanceObjective(model, unknowns, log_prior, n_draws=n_draws, seed=seed)
     angle = torch.asin(fit.theta.sqrt()).clamp(INTERIOR, math.pi / 2 - INTERIOR)
     point = unknowns.pack(fit.coefficients, fit.sigma.clamp_min(0.1), angle)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.objective import ModeObjective
+from pyrosplice.inference.objective import ModeObjective, Unknowns
 from pyrosplice.inference.quasi_newton import Minimiser
 
 
@@ -66,13 +66,13 @@ class _Noted:
 
     def note(self, genes: Tensor, point: Tensor) -> None:
         """Add an epoch: what was last evaluated, at ``point`` of the listed genes."""
-        mode = self.objective.mode
-        if mode is None:
+        mode, unknowns = self.objective.mode, self.objective.unknowns
+        if mode is None or not isinstance(unknowns, Unknowns):
             return
-        coefficients, sigma, angle = self.objective.unknowns.unpack(point, genes)
+        coefficients, sigma, angle = unknowns.unpack(point, genes)
         nu = mode.step.model.effect(mode.step.parameters, mode.latents)
         now = {"coefficients": coefficients, "sigma": sigma.abs(), "theta": angle.sin().square(), "nu": nu}
-        now |= self.objective.unknowns.hyper_values(point)
+        now |= unknowns.hyper_values(point)
         last = self._epochs[-1] if self._epochs else now
         self._epochs.append({name: last[name].index_copy(0, genes, value) for name, value in now.items()})
 
