@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option
 from pyrosplice.guides.first_points import Site, SiteStart, init_to_center, shifted
 from pyrosplice.guides.latent_sites import LatentSite
 from pyrosplice.guides.searches import FitOptions, Optimum
@@ -53,6 +53,8 @@ class AutoUnits(AutoGuide):
     ``_vector``           yes       a draw of the unknowns
     ``_scale``            yes       standard deviations of the unknowns
     ``_jacobian_sites``   no        sites whose density is of coordinates
+    ``_check_path``       no        a guide that does not have every path
+    ``_left_out``         no        densities that setting up does not need
     ====================  ========  ===========================================
     """
 
@@ -74,6 +76,7 @@ class AutoUnits(AutoGuide):
         self._density: UnitDensity | None = None
         self._optimum: Optimum | None = None
         self._path = ""
+        self._asked: Path = "generic"
 
     # fit
 
@@ -85,25 +88,22 @@ class AutoUnits(AutoGuide):
         *args, **kwargs
             What the model is called with.
         path
-            ``"generic"``: derivatives of the model by autograd. ``"engine"``: the library's sparse engine, which is not
-            available for guides yet. ``"auto"``: the engine where it can, else generic. :attr:`path` says what ran.
+            ``"generic"``: derivatives of the model by autograd. ``"engine"``: the library's sparse engine, for models
+            with one ``SpatialEffect`` to integrate (:class:`~pyrosplice.guides.AutoMarginalLaplace`). ``"auto"``: the
+            engine where the model is for it, else generic. :attr:`path` says what ran, and why.
         options
             When the searches end.
 
         Raises
         ------
         RefusedModelError
-            A part of the model that cannot be done, named; or ``path="engine"``.
+            A part of the model that cannot be done, named; with ``path="engine"``, one that the engine cannot do.
         InvalidArgumentError
             An unknown path.
         """
         check_option("path", path, get_args(Path))
-        if path == "engine":
-            raise RefusedModelError(
-                "path='engine': the sparse engine is not available for guides yet; use path='generic', or fit the "
-                "estimator of the model (MultinomGLMM)."
-            )
-        options = options or FitOptions()
+        self._asked, options = path, options or FitOptions()
+        self._check_path()
         with torch.inference_mode(False), torch.enable_grad():
             self._optimum = None
             self._setup_prototype(*args, **kwargs)
@@ -119,6 +119,13 @@ class AutoUnits(AutoGuide):
     def _search(self, options: FitOptions) -> Optimum:
         raise NotImplementedError
 
+    def _check_path(self) -> None:
+        """Refuse a path that this guide does not have."""
+
+    def _left_out(self) -> frozenset[str]:
+        """Sites whose density is not looked at while the model is set up."""
+        return frozenset()
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         self._doubled = False
         try:
@@ -129,8 +136,11 @@ class AutoUnits(AutoGuide):
                 super()._setup_prototype(*args, **kwargs)
             except RuntimeError:
                 raise error from None
-        call = ModelCall(self._plain[0], args, kwargs)
-        self._density = unit_density(call, self._units, self._jacobian_sites(), init=self._start_of)
+        self._call = ModelCall(self._plain[0], args, kwargs)
+        self._density = self._set_up(without=self._left_out())
+
+    def _set_up(self, *, without: frozenset[str]) -> UnitDensity:
+        return unit_density(self._call, self._units, self._jacobian_sites(), init=self._start_of, without=without)
 
     def _start_of(self, site: Site) -> Tensor:
         discrete = site["fn"].support.is_discrete
@@ -201,11 +211,11 @@ class AutoUnits(AutoGuide):
         }
         return pd.DataFrame(table, index=pd.RangeIndex(len(found.value), name=self.density.unit_plate or "unit"))
 
-    def _describe(self, how: str) -> str:
+    def _describe(self, path: str, how: str) -> str:
         plate, number = self.density.unit_plate, self.density.n_units
         units = "one problem" if plate is None else f"{number} units of the plate {plate!r}"
         summed = f"; summed over {', '.join(self.density.enumerated)}" if self.density.enumerated else ""
-        return f"generic (the sparse engine is not available for guides yet): {units}; {how}{summed}"
+        return f"{path}: {units}; {how}{summed}"
 
     # Pyro's guide
 

@@ -89,6 +89,13 @@ class LatentSite:
         low, high = self.transform(zero), self.transform(zero + 1)
         return bool((low > 0).all()) and bool(torch.allclose(high / low, torch.full_like(low, math.e)))
 
+    def is_logistic(self) -> bool:
+        """Whether values are logistic functions of the coordinates."""
+        if self.shape != self.value_shape:
+            return False
+        at = [torch.full(self.shape, x, dtype=torch.float64) for x in (-3.0, 0.5)]
+        return all(torch.allclose(self.transform(x), torch.sigmoid(x)) for x in at)
+
     def is_real(self) -> bool:
         """Whether coordinates and values are the same numbers."""
         probe = torch.linspace(-2.0, 2.0, 7, dtype=torch.float64)

@@ -12,6 +12,7 @@ J. Stat. Softw. 70(5)): with a the determinant's part of the gradient in ν, it 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,6 @@ class MarginalValue:
         In the outer unknowns, ``(G, p)``.
     inner
         The mode, ``(G, m)``.
-    hessian
-        Minus the Hessian there, ``(G, B, k, k)``.
     found
         Whether each unit has such a mode, ``(G,)``.
     """
@@ -47,8 +46,17 @@ class MarginalValue:
     value: Tensor
     gradient: Tensor
     inner: Tensor
-    hessian: Tensor
     found: Tensor
+
+
+@dataclass(frozen=True)
+class CurvedValue(MarginalValue):
+    """The same, with minus the Hessian at the mode, ``(G, B, k, k)``."""
+
+    hessian: Tensor
+
+
+Marginal = Callable[[Tensor], MarginalValue]  # of unknowns (G, p)
 
 
 class MarginalDensity:
@@ -63,7 +71,7 @@ class MarginalDensity:
     def __init__(self, curvature: Curvature) -> None:
         self.curvature = curvature
 
-    def __call__(self, outer: Tensor, start: Tensor) -> MarginalValue:
+    def __call__(self, outer: Tensor, start: Tensor) -> CurvedValue:
         """At outer unknowns ``(G, p)``; the mode is looked for from ``start`` ``(G, m)``."""
         curvature, every = self.curvature, torch.arange(len(outer))
         outer = outer.detach()
@@ -80,7 +88,7 @@ class MarginalDensity:
         value = -at.value.detach() + 0.5 * inner.shape[1] * math.log(2 * math.pi) - 0.5 * logs + rise
         found &= torch.isfinite(value) & (rise.abs() <= CARRIED)
         value = torch.where(found, value, -torch.inf)
-        return MarginalValue(value, gradient, inner + step, at.hessian.detach(), found)
+        return CurvedValue(value, gradient, inner + step, found, at.hessian.detach())
 
     def _gradient(self, at: Expansion, root: Tensor, phi: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the marginal log density in φ; what is left to the mode, and what the value rises on the way."""
@@ -102,18 +110,18 @@ class MarginalFunction(torch.autograd.Function):
     """The marginal log density as a function of autograd, differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, outer: Tensor, density: MarginalDensity, start: Tensor) -> Tensor:
+    def forward(ctx: Any, outer: Tensor, marginal: Marginal) -> Tensor:
         """Value ``(G,)`` at outer unknowns ``(G, p)``."""
-        found = density(outer, start)
+        found = marginal(outer)
         ctx.save_for_backward(found.gradient)
         return found.value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
         """Its gradient."""
         (gradient,) = ctx.saved_tensors
-        return weight[:, None] * gradient, None, None
+        return weight[:, None] * gradient, None
 
 
 class OuterLoss:
@@ -126,7 +134,7 @@ class OuterLoss:
         self.density, self.outer, self.inner = density, outer.clone(), inner.clone()
         self.best = torch.full((len(outer),), -torch.inf, dtype=outer.dtype)
         self.evaluations = torch.zeros(len(outer), dtype=torch.int64)
-        self.last: MarginalValue | None = None
+        self.last: CurvedValue | None = None
 
     def evaluate(self, genes: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(a,)`` and gradient ``(a, p)`` of some units."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pyro
@@ -15,9 +16,13 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_option
 from pyrosplice.guides.auto_units import AutoUnits
 from pyrosplice.guides.curvature import Curvature
+from pyrosplice.guides.effect_normal import EffectNormal
+from pyrosplice.guides.engine_search import EngineDensity
 from pyrosplice.guides.first_points import SiteStart
-from pyrosplice.guides.marginal_density import MarginalDensity, MarginalFunction, MarginalValue
+from pyrosplice.guides.gate import read_problem
+from pyrosplice.guides.marginal_density import Marginal, MarginalDensity, MarginalFunction, MarginalValue
 from pyrosplice.guides.outer_search import OuterNormal, marginal_optimum, outer_normal
+from pyrosplice.guides.problem import Problem
 from pyrosplice.guides.searches import FitOptions, Optimum, search_units
 from pyrosplice.guides.unit_density import Model, sample_sites
 from pyrosplice.guides.unit_normal import UnitNormal
@@ -28,13 +33,17 @@ SHIFTS = (-1.0, -2.5, 0.0)  # of the logs of positive outer sites, by attempt
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The mode, and the Gaussian of the integrated sites there."""
+    """The mode, and the Gaussian of the integrated sites there.
 
-    marginal: MarginalDensity
+    ``integrated`` are the sites whose densities ``marginal`` has of its own, so that the model's are not asked for.
+    """
+
+    marginal: Marginal
     outer: Tensor
     at: MarginalValue
-    inner: UnitNormal | None
+    inner: UnitNormal | EffectNormal | None
     spread: OuterNormal | None
+    integrated: tuple[str, ...] = ()
 
 
 class AutoMarginalLaplace(AutoUnits):
@@ -121,7 +130,23 @@ class AutoMarginalLaplace(AutoUnits):
                 point[:, site.columns] += shift
         return point
 
+    def _left_out(self) -> frozenset[str]:
+        return frozenset(self.marginalize) if self._asked != "generic" else frozenset()
+
     def _search(self, options: FitOptions) -> Optimum:
+        self._state = None
+        if self._asked == "generic":
+            return self._generic_search(options, "asked for")
+        try:
+            problem = read_problem(self.density, self.marginalize)
+        except RefusedModelError as error:
+            if self._asked == "engine":
+                raise RefusedModelError(f"path='engine': {error}") from error
+            self._density = self._set_up(without=frozenset())
+            return self._generic_search(options, f"not by the sparse engine: {str(error).rstrip('.')}")
+        return self._engine_search(problem, options)
+
+    def _generic_search(self, options: FitOptions, why: str) -> Optimum:
         density = self.density
         curvature = Curvature(density, self.marginalize)
         marginal = MarginalDensity(curvature)
@@ -130,18 +155,55 @@ class AutoMarginalLaplace(AutoUnits):
             return marginal_optimum(marginal, self._first_point(attempt), rows, options)
 
         best = search_units(search, density.n_units, options)
-        outer, inner = best.point[:, curvature.rest], best.point[:, curvature.columns]
-        at = marginal(outer, inner)
+        outer = best.point[:, curvature.rest]
+        at = marginal(outer, best.point[:, curvature.columns])
         normal = UnitNormal(at.inner, at.hessian, curvature) if bool(at.found.all()) else None
-        spread = None
-        if self.outer == "gaussian":
-            spread, best = outer_normal(marginal, best, at)
-        self._state = _Fitted(marginal, outer, at, normal, spread)
-        names = ", ".join(self.marginalize)
         self._path = self._describe(
-            f"{names} by Laplace's method, {curvature.describe()}; the other {outer.shape[1]} unknowns by BFGS"
+            f"generic ({why})",
+            f"{', '.join(self.marginalize)} by Laplace's method, {curvature.describe()}; the other {outer.shape[1]} "
+            "unknowns by BFGS",
         )
-        return best
+        return self._take(_Fitted(partial(marginal, start=at.inner), outer, at, normal, None), best)
+
+    def _engine_search(self, problem: Problem, options: FitOptions) -> Optimum:
+        engine = EngineDensity(problem)
+
+        def search(attempt: int, rows: Tensor) -> Optimum:
+            informed = attempt == 0 and self._given_start is None
+            return engine.search(self._first_point(attempt), rows, options, informed=informed)
+
+        best = search_units(search, self.density.n_units, options)
+        outer = engine.unconstrained(best.point)
+        at = engine(outer)
+        normal = EffectNormal(at.inner, engine, outer) if bool(at.found.all()) else None
+        self._path = self._describe(
+            f"engine ({problem.describe()})",
+            f"{problem.effect} by Laplace's method; the other {outer.shape[1]} unknowns by BFGS, each run of the model "
+            "giving the derivatives of its own part",
+        )
+        return self._take(_Fitted(engine, outer, at, normal, None, problem.integrated), best)
+
+    def _take(self, state: _Fitted, best: Optimum) -> Optimum:
+        """Keep the state of a fit; its optimum, with all unknowns, and with the Gaussian where that is asked for."""
+        if self.outer == "gaussian":
+            spread, best = outer_normal(state.marginal, state.outer, state.at, best)
+            state = replace(state, spread=spread)
+        self._state = state
+        return replace(best, point=self._join(state.outer, state.at.inner))
+
+    def _join(self, outer: Tensor, inner: Tensor) -> Tensor:
+        """All unknowns ``(..., G, d)`` from those of the outer and of the integrated sites."""
+        columns = [torch.arange(self.density.size)[self.density.latents[name].columns] for name in self._order]
+        return torch.cat([outer, inner], -1)[..., torch.cat(columns).argsort()]
+
+    @property
+    def _outer_names(self) -> tuple[str, ...]:
+        return tuple(name for name in self.density.latents if name not in self.marginalize)
+
+    @property
+    def _order(self) -> tuple[str, ...]:
+        """Sites, the integrated ones last."""
+        return (*self._outer_names, *(name for name in self.density.latents if name in self.marginalize))
 
     @property
     def _fitted(self) -> _Fitted:
@@ -149,7 +211,7 @@ class AutoMarginalLaplace(AutoUnits):
         assert self._state is not None
         return self._state
 
-    def _inner(self) -> UnitNormal:
+    def _inner(self) -> UnitNormal | EffectNormal:
         normal = self._fitted.inner
         if normal is None:
             units = (~self._fitted.at.found).nonzero()[:, 0].tolist()
@@ -168,7 +230,7 @@ class AutoMarginalLaplace(AutoUnits):
             )
         return spread
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> UnitNormal:
+    def get_posterior(self, *args: Any, **kwargs: Any) -> UnitNormal | EffectNormal:
         """Gaussian of the integrated sites' unconstrained values, the others at their mode: batch shape ``(G,)``."""
         return self._inner()
 
@@ -195,26 +257,25 @@ class AutoMarginalLaplace(AutoUnits):
         RefusedModelError
             Without ``prior``: a site among ``values`` that depends on a marginalized one, and so has no prior.
         """
-        fitted, density = self._fitted, self.density
-        curvature = fitted.marginal.curvature
-        self._check_values(values, curvature.outer)
-        outer = density.unconstrain(values, curvature.outer)
-        whole = MarginalFunction.apply(outer, fitted.marginal, fitted.at.inner)
+        fitted, density, names = self._fitted, self.density, self._outer_names
+        self._check_values(values, names)
+        outer = density.unconstrain(values, names)
+        whole = MarginalFunction.apply(outer, fitted.marginal)
         with torch.enable_grad():
             nu = fitted.at.inner.detach().clone().requires_grad_(True)
-            unknowns = curvature.join(outer, nu)
-            for name in curvature.outer:
+            unknowns = self._join(outer, nu)
+            for name in names:
                 if name in density.jacobian:
                     site = density.latents[name]
                     coordinates = site.unpack(unknowns)
                     whole = whole - site.log_volume(coordinates, site.transform(coordinates))
             if not prior:
-                whole = whole - self._log_prior(unknowns, nu, curvature.outer)
+                whole = whole - self._log_prior(unknowns, nu, names)
         return whole if outer.requires_grad else whole.detach()
 
     def _log_prior(self, unknowns: Tensor, nu: Tensor, names: Sequence[str]) -> Tensor:
         density = self.density
-        terms = density.terms(density.trace(density.constrain(unknowns)[0]))
+        terms = density.terms(density.trace(density.constrain(unknowns)[0], without=self._fitted.integrated))
         total = unknowns.new_zeros(density.n_units)
         for name in names:
             mine = terms.get(name)
@@ -255,7 +316,7 @@ class AutoMarginalLaplace(AutoUnits):
             self._plain[0], self.marginalize, outer="gaussian", units=self._units,
             init_loc_fn=init_to_value(values=self.median()), create_plates=self.create_plates,
         )  # fmt: skip
-        return guide.fit(*args, options=options, **kwargs)
+        return guide.fit(*args, path=self._asked, options=options, **kwargs)
 
     def fit(self, *args: Any, **kwargs: Any) -> AutoMarginalLaplace:
         """Find the mode of every unit; returns the guide itself. Arguments as of :meth:`AutoUnits.fit`."""
@@ -276,10 +337,10 @@ class AutoMarginalLaplace(AutoUnits):
         around = self._inner().centered().to_event(1)
         inner = center + pyro.sample(f"{label}_inner", around, infer={"is_auxiliary": True})
         outer = outer.expand(*inner.shape[:-1], outer.shape[-1])
-        return fitted.marginal.curvature.join(outer, inner)
+        return self._join(outer, inner)
 
     def _of_point(self) -> Tensor:
-        return self._fitted.marginal.curvature.join(self._fitted.outer, self._fitted.at.inner)
+        return self._join(self._fitted.outer, self._fitted.at.inner)
 
     def _scale(self) -> Tensor:
         fitted = self._fitted
@@ -289,4 +350,4 @@ class AutoMarginalLaplace(AutoUnits):
             covariance = torch.linalg.inv(spread.precision)
             outer = torch.diagonal(covariance, dim1=1, dim2=2)
             variance = variance + torch.einsum("gip,gpq,giq->gi", spread.response, covariance, spread.response)
-        return fitted.marginal.curvature.join(outer.sqrt(), variance.sqrt())
+        return self._join(outer.sqrt(), variance.sqrt())

@@ -69,6 +69,13 @@ class AutoNewtonMAP(AutoUnits):
     def _jacobian_sites(self) -> frozenset[str]:
         return self._latent_names() if self.jacobian else frozenset()
 
+    def _check_path(self) -> None:
+        if self._asked == "engine":
+            raise RefusedModelError(
+                "path='engine': the sparse engine integrates a random effect, and AutoNewtonMAP integrates nothing; "
+                "use path='generic', or AutoMarginalLaplace."
+            )
+
     def _search(self, options: FitOptions) -> Optimum:
         density = self.density
         self._curvature = curvature = Curvature(density, tuple(density.latents))
@@ -79,7 +86,7 @@ class AutoNewtonMAP(AutoUnits):
 
         best = search_units(search, density.n_units, options)
         self.loc = Parameter(best.point.clone())
-        self._path = self._describe(f"joint mode of {curvature.describe()}")
+        self._path = self._describe("generic", f"joint mode of {curvature.describe()}")
         return best
 
     def _is_point(self, name: str) -> bool:

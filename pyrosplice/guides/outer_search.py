@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.guides.marginal_density import MarginalDensity, MarginalValue, OuterLoss
+from pyrosplice.guides.marginal_density import CurvedValue, Marginal, MarginalDensity, MarginalValue, OuterLoss
 from pyrosplice.guides.searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
 from pyrosplice.guides.sparsity import vector_products
 from pyrosplice.inference.convergence import Convergence
@@ -64,7 +64,7 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
     return judged(optimum, torch.zeros_like(end.found), options.tolerance)
 
 
-def first_metric(density: MarginalDensity, outer: Tensor, at: MarginalValue) -> Tensor:
+def first_metric(density: MarginalDensity, outer: Tensor, at: CurvedValue) -> Tensor:
     """First inverse Hessian of the search, ``(G, p, p)``: of the joint density, with the inner sites following."""
     curvature = density.curvature
     if not outer.shape[1]:
@@ -85,14 +85,13 @@ def first_metric(density: MarginalDensity, outer: Tensor, at: MarginalValue) -> 
     return (vectors / size[:, None]) @ vectors.mT
 
 
-def outer_normal(density: MarginalDensity, optimum: Optimum, at: MarginalValue) -> tuple[OuterNormal, Optimum]:
+def outer_normal(marginal: Marginal, outer: Tensor, at: MarginalValue, optimum: Optimum) -> tuple[OuterNormal, Optimum]:
     """The Gaussian at an optimum, by differences of the exact gradient; units that are at no maximum are marked."""
-    outer = optimum.point[:, density.curvature.rest]
     rows, response = [], []
     for place in range(outer.shape[1]):
         step = torch.zeros_like(outer)
         step[:, place] = STEP
-        up, down = density(outer + step, at.inner), density(outer - step, at.inner)
+        up, down = marginal(outer + step), marginal(outer - step)
         rows.append((down.gradient - up.gradient) / (2 * STEP))
         response.append((up.inner - down.inner) / (2 * STEP))
     if not rows:

@@ -16,7 +16,14 @@ LIBRARY_PLATE = "genes"  # the plate of units in the library's own models
 RELATIVE, ROUNDING = 1e-8, 1e-12  # of a unit's largest derivative, and of that of all units: allowed for rounding
 
 
-def unit_density(call: ModelCall, units: str | None, jacobian: frozenset[str], *, init: SiteStart) -> UnitDensity:
+def unit_density(
+    call: ModelCall,
+    units: str | None,
+    jacobian: frozenset[str],
+    *,
+    init: SiteStart,
+    without: frozenset[str] = frozenset(),
+) -> UnitDensity:
     """The density of a model by unit, its units found or checked.
 
     Parameters
@@ -30,19 +37,21 @@ def unit_density(call: ModelCall, units: str | None, jacobian: frozenset[str], *
         As for :class:`UnitDensity`.
     init
         First point of each site.
+    without
+        Sites whose density is not looked at.
 
     Raises
     ------
     RefusedModelError
         Units that interact, or another part that cannot be done; named.
     """
-    prototype = call.trace(init=init)
+    prototype = call.trace(init=init, without=without)
     check_plates(prototype)
     plate = _plate_of_units(prototype, units)
     density = UnitDensity(call, prototype, plate, jacobian)
-    _check_first_point(density)
+    _check_first_point(density, without)
     if density.n_units > 1:
-        _check_apart(density)
+        _check_apart(density, without)
     return density
 
 
@@ -66,10 +75,10 @@ def _plate_of_units(prototype: Any, units: str | None) -> str | None:
     return max(common, key=lambda name: (sizes[name], name), default=None)
 
 
-def _check_first_point(density: UnitDensity) -> None:
+def _check_first_point(density: UnitDensity, without: frozenset[str]) -> None:
     values, _ = density.constrain(density.start)
-    for name, site in sample_sites(density.trace(values)).items():
-        if not bool(torch.isfinite(site["log_prob"]).all()):
+    for name, site in sample_sites(density.trace(values, without=without)).items():
+        if name not in without and not bool(torch.isfinite(site["log_prob"]).all()):
             raise RefusedModelError(
                 f"{name}: its log density is not finite at the first point, where the latent sites have the means of "
                 "their priors or the middle of their supports. Give ``init_loc_fn`` "
@@ -77,15 +86,16 @@ def _check_first_point(density: UnitDensity) -> None:
             )
 
 
-def _check_apart(density: UnitDensity) -> None:
+def _check_apart(density: UnitDensity, without: frozenset[str]) -> None:
     """Set the aliases; refuse sites whose density couples units."""
     point = shifted(density.start, 0, own=False).requires_grad_(True)
-    weights = 1.0 + 0.5 * torch.sin(torch.arange(1.0, density.n_units + 1, dtype=point.dtype))
-    trace = density.trace(density.constrain(point)[0])
+    trace = density.trace(density.constrain(point)[0], without=without)
     for name, site in sample_sites(trace).items():
+        if name in without:
+            continue
         plates = [f.name for f in site["cond_indep_stack"] if f.name == density.unit_plate]
         plates = plates or [f.name for f in site["cond_indep_stack"] if f.size == density.n_units]
-        apart = [plate for plate, by_unit in _sums(site, plates, density.n_units) if _is_apart(by_unit, weights, point)]
+        apart = [plate for plate, by_unit in _sums(site, plates, density.n_units) if is_apart(by_unit, point)]
         if not apart:
             where = "couples its units" if plates else "is in no plate of its units, and so shared by them"
             raise RefusedModelError(
@@ -103,10 +113,11 @@ def _sums(site: dict[str, Any], plates: list[str], n_units: int) -> Iterator[tup
             yield frame.name, density.movedim(density.ndim + frame.dim, 0).reshape(n_units, -1).sum(1)
 
 
-def _is_apart(by_unit: Tensor, weights: Tensor, point: Tensor) -> bool:
-    """Whether the gradient of a weighted sum over units is the weighted gradient of the sum, unit by unit."""
+def is_apart(by_unit: Tensor, point: Tensor) -> bool:
+    """Whether the gradient of a weighted sum over units ``(G,)`` is the weighted gradient of the sum, unit by unit."""
     if not by_unit.requires_grad:
         return True
+    weights = 1.0 + 0.5 * torch.sin(torch.arange(1.0, len(by_unit) + 1, dtype=point.dtype))
     weighted, plain = (
         torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)[0]
         for total in ((weights * by_unit).sum(), by_unit.sum())
@@ -118,6 +129,6 @@ def _is_apart(by_unit: Tensor, weights: Tensor, point: Tensor) -> bool:
     return bool(((weighted - weights[:, None] * plain).abs() <= allowed).all())
 
 
-def probe(density: UnitDensity) -> Tensor:
+def probe(density: UnitDensity, seed: int = 7) -> Tensor:
     """A point near the first one at which structure is looked for: no number of it is special."""
-    return density.start + 0.3 * normal_numbers(density.start, 7)
+    return density.start + 0.3 * normal_numbers(density.start, seed)

@@ -38,11 +38,11 @@ class ModelCall:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def trace(self, *, init: SiteStart) -> Any:
-        """Run the model once, latent sites at ``init``, unseen by handlers around."""
+    def trace(self, *, init: SiteStart, without: Collection[str] = ()) -> Any:
+        """Run the model once, latent sites at ``init``, unseen by handlers around; ``without`` some densities."""
         started = InitMessenger(init)(self.model)
         trace = poutine.block(poutine.trace(started).get_trace)(*self.args, **self.kwargs)
-        trace.compute_log_prob()
+        trace.compute_log_prob(site_filter=lambda name, _: name not in without)
         return trace
 
 
@@ -170,8 +170,8 @@ class UnitDensity:
         parts = [self.latents[name].pack(self.latents[name].transform.inv(values[name].double())) for name in names]
         return torch.cat([self.start.new_zeros(self.n_units, 0), *parts], 1)
 
-    def trace(self, values: Mapping[str, Tensor]) -> Any:
-        """Run the model with its latent sites at ``values``."""
+    def trace(self, values: Mapping[str, Tensor], *, without: Collection[str] = ()) -> Any:
+        """Run the model with its latent sites at ``values``; the densities of the sites ``without`` are left out."""
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
             if self.single_precision:
@@ -181,21 +181,21 @@ class UnitDensity:
                 expanded = pyro.infer.config_enumerate(model, "parallel")
                 model = poutine.enum(expanded, first_available_dim=-1 - self.nesting)
             trace = poutine.block(poutine.trace(model).get_trace)(*self.call.args, **self.call.kwargs)
-            trace.compute_log_prob()
+            trace.compute_log_prob(site_filter=lambda name, _: name not in without)
         return trace
 
     def terms(self, trace: Any) -> Terms:
         """Log densities by site, ``(G, everything else)``; those that share a discrete site are summed over it."""
-        sites = sample_sites(trace)
+        sites = {name: site for name, site in sample_sites(trace).items() if "log_prob" in site}
         if not self.enumerated:
-            return {name: self._by_unit(name, site["log_prob"], _plates(site)) for name, site in sites.items()}
+            return {name: self.by_unit(name, site["log_prob"], plates_of(site)) for name, site in sites.items()}
         trace.pack_tensors()
         plates = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
         out, tree = {}, OrderedDict[frozenset[str], list[Tensor]]()
         for name, site in sites.items():
             packed = site["packed"]["log_prob"]
             if set(packed._pyro_dims) <= set(plates):
-                out[name] = self._by_unit(name, packed, _packed_plates(packed, plates))
+                out[name] = self.by_unit(name, packed, _packed_plates(packed, plates))
             else:
                 around = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
                 tree.setdefault(around, []).append(packed)
@@ -203,12 +203,15 @@ class UnitDensity:
         summed = contract_tensor_tree(tree, discrete) if tree else {}
         for count, term in enumerate(term for terms in summed.values() for term in terms):
             name = f"sum over {', '.join(self.enumerated)} ({count})"
-            out[name] = self._by_unit(name, term, _packed_plates(term, plates))
+            out[name] = self.by_unit(name, term, _packed_plates(term, plates))
         return out
 
-    def _by_unit(self, name: str, density: Tensor, plates: Iterable[tuple[str, int]]) -> Tensor:
+    def by_unit(self, name: str, values: Tensor, plates: Iterable[tuple[str, int]], *, event_dim: int = 0) -> Tensor:
+        """Numbers ``(*plates, *event)`` of each element of a site's plates, as ``(G, everything else, *event)``."""
+        batch_dim = values.ndim - event_dim
+        event = values.shape[batch_dim:]
         if self.n_units == 1:
-            return density.reshape(1, -1)
+            return values.reshape(1, -1, *event)
         dims = dict(plates)
         names = (self.aliases.get(name), self.unit_plate, *self.aliases.values())
         axis = next((dims[plate] for plate in names if plate in dims), None)
@@ -217,7 +220,7 @@ class UnitDensity:
                 f"{name}: not in the plate {self.unit_plate!r}, and no plate of its {self.n_units} units keeps them "
                 "apart there. Give units=None to fit all as one problem."
             )
-        return density.movedim(density.ndim + axis, 0).reshape(self.n_units, -1)
+        return values.movedim(batch_dim + axis, 0).reshape(self.n_units, -1, *event)
 
     def total(self, terms: Terms, volume: Tensor) -> Tensor:
         """Log density of each unit, ``(G,)``."""
@@ -285,7 +288,11 @@ def _refuse_parameters(prototype: Any) -> None:
 
 
 def _has_floats(sites: Iterable[Site]) -> bool:
-    return any(t.dtype == torch.float32 for site in sites for t in (site["value"], site["log_prob"]))
+    return any(
+        t.dtype == torch.float32
+        for site in sites
+        for t in (site["value"], site["log_prob"] if "log_prob" in site else site["value"])
+    )
 
 
 def _is_float32(sites: Iterable[Site]) -> bool:
@@ -294,7 +301,8 @@ def _is_float32(sites: Iterable[Site]) -> bool:
     return types == {torch.float32}
 
 
-def _plates(site: Site) -> list[tuple[str, int]]:
+def plates_of(site: Site) -> list[tuple[str, int]]:
+    """Names of a site's plates and their dimensions."""
     return [(frame.name, frame.dim) for frame in site["cond_indep_stack"]]
 
 

@@ -33,6 +33,11 @@ class SpatialSolver(ABC):
     prior_logdet: float
     remainder: Tensor | None = None
 
+    @property
+    def factor_blocks(self) -> int:
+        """About how many Q × Q blocks a factor of one gene and its inverse hold."""
+        return 2 * self.n_latent * (self.n_latent + self.n_spots)
+
     @abstractmethod
     def spread(self, latent: Tensor) -> Tensor:
         """Field at the spots, ``F z``: (B, r, Q) to (B, N, Q)."""

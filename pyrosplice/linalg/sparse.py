@@ -156,6 +156,11 @@ class SparseSolver(SpatialSolver):
         if not np.isfinite(self.prior_logdet):
             raise InvalidArgumentError("precision: expected a positive definite matrix, found one that is not.")
 
+    @property
+    def factor_blocks(self) -> int:
+        """Of the sparse factor and its selected inverse."""
+        return 2 * (self.pattern.row.size + self.n_spots)
+
     def spread(self, latent: Tensor) -> Tensor:
         """The latents are the field."""
         return latent

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.linalg.select import solver_for, sparse_precision
+from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.models.likelihoods import Likelihood
 
@@ -74,6 +78,35 @@ class SpotCounts(TorchDistribution):
         return self.totals.unsqueeze(-1) * mean if self.likelihood.conditional else mean
 
 
+class CarriedCovariance(Protocol):
+    """A spatial covariance V as a distribution carries it."""
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def eigen(self) -> EigenCovariance:
+        """V decomposed: what its density and its draws need."""
+        ...
+
+    @property
+    def solver(self) -> SpatialSolver:
+        """V in the form that fits need, sparse where it can be."""
+        ...
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is spatial."""
+        ...
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether a density would decompose V first."""
+        ...
+
+
 @dataclass(frozen=True)
 class EigenCovariance:
     r"""A spatial covariance :math:`V = U \operatorname{diag}(\lambda) U'`: the dense truth that engines are held to.
@@ -108,6 +141,100 @@ class EigenCovariance:
             )
         return cls(values.clamp_min(0.0), vectors)
 
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return len(self.eigenvectors)
+
+    @property
+    def eigen(self) -> EigenCovariance:
+        """Itself."""
+        return self
+
+    @cached_property
+    def solver(self) -> SpatialSolver:
+        """V in the form that fits need, sparse where its inverse is."""
+        dense = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+        return solver_for(((dense + dense.T) / 2).detach())
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is spatial."""
+        return bool((self.eigenvalues == 1).all())
+
+    @property
+    def is_lazy(self) -> bool:
+        """It is decomposed."""
+        return False
+
+
+class LazyCovariance:
+    """A spatial covariance that is decomposed, for a density or a draw, only when one is asked for.
+
+    Parameters
+    ----------
+    source
+        An object with ``precision`` or ``dense()`` (:class:`~pyrosplice.spatial.car.CarCovariance`), or a
+        :class:`~pyrosplice.linalg.solver.SpatialSolver`.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._eigen: EigenCovariance | None = None
+        self.solver: SpatialSolver = source if isinstance(source, SpatialSolver) else solver_for(source)
+        matrix = None if isinstance(source, SpatialSolver) else sparse_precision(source)
+        self.is_identity = matrix is not None and matrix.nnz == matrix.shape[0] and bool((matrix.diagonal() == 1).all())
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return self.solver.n_spots
+
+    @property
+    def is_lazy(self) -> bool:
+        """Until it has been decomposed."""
+        return self._eigen is None
+
+    @property
+    def eigen(self) -> EigenCovariance:
+        """V decomposed: N³ operations, once."""
+        if self._eigen is None:
+            dense = self.solver.covariance_product(torch.eye(self.n_spots, dtype=torch.float64)[None])[0]
+            self._eigen = EigenCovariance.from_dense((dense + dense.T) / 2)
+        return self._eigen
+
+
+_CARRIED: WeakKeyDictionary[Any, LazyCovariance] = WeakKeyDictionary()  # a model makes its distributions at every run
+
+
+def carried(covariance: Any) -> CarriedCovariance:
+    """A covariance as distributions carry it; the same one for the same object, so that work on it is done once.
+
+    Not so for a solver, which is what is carried: keep its :class:`LazyCovariance`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is none.
+    """
+    if isinstance(covariance, EigenCovariance | LazyCovariance):
+        return covariance
+    if isinstance(covariance, Tensor) or not (
+        isinstance(covariance, SpatialSolver) or hasattr(covariance, "dense") or hasattr(covariance, "precision")
+    ):
+        raise InvalidArgumentError(
+            "covariance: expected an EigenCovariance (EigenCovariance.from_dense(V)), or an object with ``precision`` "
+            f"or ``dense()`` such as CarCovariance, found {type(covariance).__name__}."
+        )
+    if isinstance(covariance, SpatialSolver):
+        return LazyCovariance(covariance)
+    try:
+        known = _CARRIED.get(covariance)
+        if known is None:
+            known = _CARRIED[covariance] = LazyCovariance(covariance)
+    except TypeError:  # cannot be a key
+        return LazyCovariance(covariance)
+    return known
+
 
 class SpatialEffect(TorchDistribution):
     r"""Gaussian random effect of one gene on its logits.
@@ -122,7 +249,8 @@ class SpatialEffect(TorchDistribution):
     Parameters
     ----------
     covariance
-        The decomposed V.
+        V: decomposed, or whatever describes it (:class:`~pyrosplice.spatial.car.CarCovariance`), which is decomposed
+        when a density or a draw is asked for and never by a fit of the sparse engine.
     sigma, theta_logit
         Total standard deviation and logit of the spatial share, ``(..., G, 1)`` (shared by the logits) or
         ``(..., G, Q)``.
@@ -138,7 +266,7 @@ class SpatialEffect(TorchDistribution):
 
     def __init__(
         self,
-        covariance: EigenCovariance,
+        covariance: CarriedCovariance | Any,
         sigma: Tensor,
         theta_logit: Tensor,
         n_logits: int,
@@ -148,19 +276,24 @@ class SpatialEffect(TorchDistribution):
     ) -> None:
         self.isoform_effect = isoform_effect
         shape = torch.broadcast_shapes(sigma.shape, theta_logit.shape, (n_logits,))
-        self.covariance = covariance
+        self.space = carried(covariance)
         self.sigma = sigma.expand(shape)
         self.theta_logit = theta_logit.expand(shape)
-        event = torch.Size((covariance.eigenvalues.shape[0], n_logits))
+        event = torch.Size((self.space.n_spots, n_logits))
         super().__init__(shape[:-1], event, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialEffect:
         """The same distribution with a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
-            self.covariance, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False,
+            self.space, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False,
             isoform_effect=self.isoform_effect,
         )  # fmt: skip
+
+    @property
+    def covariance(self) -> EigenCovariance:
+        """V, decomposed."""
+        return self.space.eigen
 
     @property
     def eigen_variances(self) -> Tensor:

@@ -36,7 +36,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrosplice.models.distributions import EigenCovariance, SpatialEffect, SpotCounts
+from pyrosplice.models.distributions import CarriedCovariance, EigenCovariance, SpatialEffect, SpotCounts, carried
 from pyrosplice.models.isoform_effect import IsoformEffect, check_isoform_effect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
@@ -134,7 +134,8 @@ class MultinomialGLMM(MultinomialGLM):
     counts, design, likelihood, priors
         As in :class:`MultinomialGLM`.
     covariance
-        Spatial covariance V, dense ``(N, N)``, or its decomposition.
+        Spatial covariance V: dense ``(N, N)``, its decomposition, or whatever describes it
+        (:class:`~pyrosplice.spatial.car.CarCovariance`), which a fit does not decompose.
     share_variance
         One (σ, θ) a gene (shape ``(G, 1)``), or one per logit (``(G, Q)``).
     fixed
@@ -161,7 +162,7 @@ class MultinomialGLMM(MultinomialGLM):
         self,
         counts: Tensor,
         design: Tensor,
-        covariance: Tensor | EigenCovariance,
+        covariance: Tensor | CarriedCovariance | Any,
         *,
         share_variance: bool = True,
         likelihood: Likelihood | None = None,
@@ -173,7 +174,7 @@ class MultinomialGLMM(MultinomialGLM):
             isoform_effect, share_variance=share_variance, likelihood=likelihood or Multinomial(), counts=counts
         )
         self.isoform_effect = isoform_effect
-        self.covariance = EigenCovariance.from_dense(covariance) if isinstance(covariance, Tensor) else covariance
+        self.space = carried(EigenCovariance.from_dense(covariance) if isinstance(covariance, Tensor) else covariance)
         self.share_variance = share_variance
         self.fixed = dict(fixed or {})
         super().__init__(counts, design, likelihood=likelihood, priors=priors)
@@ -191,16 +192,20 @@ class MultinomialGLMM(MultinomialGLM):
         return {**shapes, "nu": (len(self.counts), self.design.shape[0], shapes["bias_eta"][1])}
 
     def _named(self, name: str, sites: Collection[str]) -> dict[str, Any]:
-        values, vectors = self.covariance.eigenvalues, self.covariance.eigenvectors
-        space = None if bool((values == 1).all()) else (vectors * values) @ vectors.T
+        space = None if self.space.is_identity else self.space.solver
         return named_priors(
             name, sites, covariance=space, likelihood=self.likelihood, isoform_effect=self.isoform_effect
         )
 
+    @property
+    def covariance(self) -> EigenCovariance:
+        """V, decomposed."""
+        return self.space.eigen
+
     def effect(self, values: Mapping[str, Tensor]) -> SpatialEffect:
         """Distribution of ν given the values of the other sites."""
         n_logits, kind = values["bias_eta"].shape[-1], self.isoform_effect
-        return SpatialEffect(self.covariance, values["sigma"], values["theta_logit"], n_logits, isoform_effect=kind)
+        return SpatialEffect(self.space, values["sigma"], values["theta_logit"], n_logits, isoform_effect=kind)
 
     def sample_latents(self) -> dict[str, Tensor]:
         """Sample the latent sites that are not fixed, then ν given its variances."""

@@ -1,0 +1,86 @@
+"""The engine's posterior of the random effect, as one Gaussian a unit over its unconstrained values."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from pyrosplice.guides.engine_search import EngineDensity
+from pyrosplice.inference.posterior import RandomEffectPosterior
+
+
+class EffectNormal(TorchDistribution):
+    """Independent Gaussians of units, batch shape ``(G,)``, event shape ``(N Q,)``; nothing ``(N Q, N Q)`` is formed.
+
+    Parameters
+    ----------
+    loc
+        Means ``(G, N Q)``.
+    engine
+        Of the model.
+    outer
+        Unconstrained coordinates ``(G, p)`` of the other sites.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, engine: EngineDensity, outer: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.engine, self.outer = loc, engine, outer
+        self.event = tuple(engine.latents.noise.shape[1:])
+        self._kept: RandomEffectPosterior | None = None
+        if len(engine.batches) == 1:
+            self._kept = engine.posterior(outer, engine.batches[0])
+        super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EffectNormal:
+        """The same distribution with dimensions to the left of the units."""
+        shape = torch.Size(batch_shape)
+        if shape[-1:] != self.loc.shape[:1]:
+            raise NotImplementedError(f"EffectNormal: the last batch dimension is its {len(self.loc)} units.")
+        expanded = copy(self)
+        expanded._batch_shape = shape
+        return expanded
+
+    def centered(self) -> EffectNormal:
+        """The same around zero."""
+        moved = copy(self)
+        moved.loc = torch.zeros_like(self.loc)
+        return moved
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, ..., G, N Q)``."""
+        lead = (*torch.Size(sample_shape), *self.batch_shape[:-1])
+        drawn = []
+        for units in self.engine.batches:
+            posterior = self._of(units)
+            drawn.append((posterior.sample(lead) - posterior.loc).flatten(-2))
+        return self.loc + torch.cat(drawn, -2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density ``(..., G)``."""
+        away = (value - self.loc).unflatten(-1, self.event)
+        found = []
+        for units in self.engine.batches:
+            posterior = self._of(units)
+            found.append(posterior.log_prob(away[..., units, :, :] + posterior.loc))
+        return torch.cat(found, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        """``(G, N Q)``."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """``(G, N Q)``."""
+        return torch.cat([self._of(units).variance.flatten(1) for units in self.engine.batches])
+
+    def _of(self, units: Tensor) -> RandomEffectPosterior:
+        """Of a batch; worked out again at every call where there are many, which together are large."""
+        return self._kept if self._kept is not None else self.engine.posterior(self.outer, units)
