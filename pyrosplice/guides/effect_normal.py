@@ -33,9 +33,7 @@ class EffectNormal(TorchDistribution):
     def __init__(self, loc: Tensor, engine: EngineDensity, outer: Tensor, validate_args: bool | None = None) -> None:
         self.loc, self.engine, self.outer = loc, engine, outer
         self.event = tuple(engine.latents.noise.shape[1:])
-        self._kept: RandomEffectPosterior | None = None
-        if len(engine.batches) == 1:
-            self._kept = engine.posterior(outer, engine.batches[0])
+        self._kept: list[RandomEffectPosterior] = []  # shared with copies
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> EffectNormal:
@@ -83,4 +81,9 @@ class EffectNormal(TorchDistribution):
 
     def _of(self, units: Tensor) -> RandomEffectPosterior:
         """Of a batch; worked out again at every call where there are many, which together are large."""
-        return self._kept if self._kept is not None else self.engine.posterior(self.outer, units)
+        if self._kept:
+            return self._kept[0]
+        posterior = self.engine.posterior(self.outer, units)
+        if len(self.engine.batches) == 1:
+            self._kept.append(posterior)
+        return posterior

@@ -27,24 +27,24 @@ from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_f
 from pyrosplice.inference.quasi_newton import Options, minimise
 
 FIRST_SIGMA = 0.5  # where searches begin
-NEAR, TIGHT = 1e-2, 1e-9  # gradient norm below which modes are found to the second decrement
-ROUGH = 1e-3  # gradient norm at which the search without space, which only gives a start, ends
+NEAR, TIGHT = 1e-2, 1e-8  # gradient norm below which modes are found to the second decrement (or 0.01 tolerance)
+ROUGH = 1e-2  # gradient norm at which the search without space, which only gives a start, ends
 
 
 class ModelObjective(MarginalObjective):
     """The engine's objective for some units of a model; modes are exact near the optimum, and evaluations counted."""
 
-    def __init__(self, problem: Problem, coordinates: SiteCoordinates) -> None:
+    def __init__(self, problem: Problem, coordinates: SiteCoordinates, tight: float = TIGHT) -> None:
         model = problem.mixed_model(coordinates.units)
         super().__init__(model if coordinates.spatial else model.without_field(), coordinates, None)
         self.coordinates = coordinates
         self.evaluations = torch.zeros(len(coordinates.units), dtype=torch.int64)
-        self._near = False
+        self._near, self._tight = False, tight
 
     def evaluate(self, genes: Tensor, point: Tensor, *, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
         """Loss and gradient."""
         if tolerance is None:
-            tolerance = TIGHT if self._near else INNER_TOLERANCE
+            tolerance = self._tight if self._near else INNER_TOLERANCE
         loss, gradient = super().evaluate(genes, point, tolerance=tolerance)
         self.evaluations[genes] += 1
         self._near = bool((gradient.norm(dim=1) < NEAR).any())
@@ -143,7 +143,8 @@ class _BatchSearch:
     def __init__(self, problem: Problem, layout: Layout, units: Tensor, others: Tensor, options: FitOptions) -> None:
         self.problem, self.layout, self.units = problem, layout, units
         full, null = (SiteCoordinates(problem, layout, units, others, spatial=space) for space in (True, False))
-        self.full, self.null = ModelObjective(problem, full), ModelObjective(problem, null)
+        tight = min(TIGHT, 1e-2 * options.tolerance)
+        self.full, self.null = ModelObjective(problem, full, tight), ModelObjective(problem, null)
         self.start, self.genes = others[units], self.full.model.genes
         self.options = Options(tolerance=options.tolerance, max_iter=options.max_iter)
 
@@ -182,9 +183,19 @@ class _BatchSearch:
         plain = torch.cat([rest, torch.full_like(sigma, FIRST_SIGMA), angle], 1)
         coordinates, model = self.null.coordinates, self.null.model
         near = coordinates.nearest_start(self.genes, plain, model.likelihood.start(model.counts))
-        first, second = (self.null.evaluate(self.genes, point)[0] for point in (plain, near))
-        better = torch.isfinite(second) & ~(second > first)
+        first, second = (self._plain_density(point) for point in (plain, near))
+        better = torch.isfinite(second) & ~(second < first)
         return torch.where(better[:, None], near, plain)
+
+    def _plain_density(self, point: Tensor) -> Tensor:
+        """Log density without a random effect, but for a constant, ``(B,)``."""
+        model = self.null.model
+        with torch.no_grad():
+            linked = self.null.coordinates.linked(point, self.genes, None)
+            values = linked.log_hyper.exp()
+            hyper = {name: values[:, [h]] for h, name in enumerate(self.problem.hyper)}
+            likelihood = model.likelihood.bind(hyper)
+            return likelihood.log_prob(model.counts, linked.parameters.coefficients).sum(-1) + linked.log_prior
 
     def _without_space(self, genes: Tensor, begin: Tensor, best: tuple[Tensor, Tensor, Convergence]) -> None:
         """Put genes at θ = 0 itself, in place, where that is as good as what the search found."""

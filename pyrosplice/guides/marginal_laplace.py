@@ -175,6 +175,7 @@ class AutoMarginalLaplace(AutoUnits):
         best = search_units(search, self.density.n_units, options)
         outer = engine.unconstrained(best.point)
         at = engine(outer)
+        best = replace(best, value=at.value)  # the search rounds a prior of σ off near zero
         normal = EffectNormal(at.inner, engine, outer) if bool(at.found.all()) else None
         self._path = self._describe(
             f"engine ({problem.describe()})",

@@ -34,7 +34,7 @@ def test_glmm(effect):
     )  # fmt: skip
     fitted.setup_data(counts, corr_sp=car, design_mtx=design)
     fitted.fit(quiet=True)
-    guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit()
+    guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit(path="generic")
     assert guide.converged.all()
     assert "precision of nu known" in guide.path and "2 products" in guide.path
     torch.testing.assert_close(guide.objective, fitted.forward().detach(), rtol=0, atol=1e-6)
@@ -42,7 +42,8 @@ def test_glmm(effect):
         torch.testing.assert_close(value, getattr(fitted, name).detach(), rtol=0, atol=2e-5)
 
 
-def test_free_hyper_parameter():
+@pytest.mark.parametrize("path", ["generic", "engine"])
+def test_free_hyper_parameter(path):
     counts, design, car = tissue(3, 2, isoforms=2, seed=2)
     fitted = MultinomGLMM(
         fitting_method="marginal_newton", var_fix_sigma=False, priors="weak", likelihood=DirichletMultinomial(),
@@ -50,7 +51,7 @@ def test_free_hyper_parameter():
     )  # fmt: skip
     fitted.setup_data(counts, corr_sp=car, design_mtx=design)
     fitted.fit(quiet=True)
-    guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit()
+    guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit(path=path)
     assert guide.converged.all()
     torch.testing.assert_close(guide.objective, fitted.forward().detach(), rtol=0, atol=1e-6)
 

@@ -134,7 +134,7 @@ def test_names_of_sites_and_plates():
 def test_paths():
     with pytest.raises(InvalidArgumentError, match="path"):
         AutoNewtonMAP(normal_normal).fit(draws(), path="fast")
-    with pytest.raises(RefusedModelError, match=r"path='engine': .*not available.*path='generic'"):
+    with pytest.raises(RefusedModelError, match=r"path='engine': .*AutoNewtonMAP integrates nothing.*path='generic'"):
         AutoNewtonMAP(normal_normal).fit(draws(), path="engine")
     guide = AutoNewtonMAP(normal_normal)
     with pytest.raises(NotReadyError):
