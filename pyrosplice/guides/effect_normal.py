@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyrosplice.guides.engine_search import EngineDensity
+from pyrosplice.inference.objective import Linked
 from pyrosplice.inference.posterior import RandomEffectPosterior
 
 
@@ -31,7 +32,9 @@ class EffectNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, engine: EngineDensity, outer: Tensor, validate_args: bool | None = None) -> None:
-        self.loc, self.engine, self.outer = loc, engine, outer
+        self.loc, self.engine = loc, engine
+        # the model is not run again: a draw is made inside of plates of others
+        self._parts = [(units, engine.linked(outer, units)) for units in engine.batches]
         self.event = tuple(engine.latents.noise.shape[1:])
         self._kept: list[RandomEffectPosterior] = []  # shared with copies
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
@@ -55,8 +58,8 @@ class EffectNormal(TorchDistribution):
         """Draws ``(*sample_shape, ..., G, N Q)``."""
         lead = (*torch.Size(sample_shape), *self.batch_shape[:-1])
         drawn = []
-        for units in self.engine.batches:
-            posterior = self._of(units)
+        for units, linked in self._parts:
+            posterior = self._of(units, linked)
             drawn.append((posterior.sample(lead) - posterior.loc).flatten(-2))
         return self.loc + torch.cat(drawn, -2)
 
@@ -64,8 +67,8 @@ class EffectNormal(TorchDistribution):
         """Log density ``(..., G)``."""
         away = (value - self.loc).unflatten(-1, self.event)
         found = []
-        for units in self.engine.batches:
-            posterior = self._of(units)
+        for units, linked in self._parts:
+            posterior = self._of(units, linked)
             found.append(posterior.log_prob(away[..., units, :, :] + posterior.loc))
         return torch.cat(found, -1)
 
@@ -77,13 +80,13 @@ class EffectNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """``(G, N Q)``."""
-        return torch.cat([self._of(units).variance.flatten(1) for units in self.engine.batches])
+        return torch.cat([self._of(units, linked).variance.flatten(1) for units, linked in self._parts])
 
-    def _of(self, units: Tensor) -> RandomEffectPosterior:
+    def _of(self, units: Tensor, linked: Linked) -> RandomEffectPosterior:
         """Of a batch; worked out again at every call where there are many, which together are large."""
         if self._kept:
             return self._kept[0]
-        posterior = self.engine.posterior(self.outer, units)
-        if len(self.engine.batches) == 1:
+        posterior = self.engine.posterior(linked, units)
+        if len(self._parts) == 1:
             self._kept.append(posterior)
         return posterior

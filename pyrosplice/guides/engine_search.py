@@ -21,8 +21,8 @@ from pyrosplice.inference.marginal import (
     search,
     search_spatial,
 )
-from pyrosplice.inference.mode import Latents, Mode
-from pyrosplice.inference.objective import FINAL_TOLERANCE, INNER_TOLERANCE
+from pyrosplice.inference.mode import Latents
+from pyrosplice.inference.objective import FINAL_TOLERANCE, INNER_TOLERANCE, Linked
 from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.inference.quasi_newton import Options, minimise
 
@@ -117,17 +117,20 @@ class EngineDensity:
             found.append((torch.where(there, -loss, -torch.inf), -gradient, nu.flatten(1), there))
         return MarginalValue(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def posterior(self, outer: Tensor, units: Tensor) -> RandomEffectPosterior:
-        """Of the effect in some units, given the other sites."""
+    def linked(self, outer: Tensor, units: Tensor) -> Linked:
+        """What the effect of some units depends on, at coordinates of the other sites; runs the model."""
         objective = self._objective(units, outer)
         with torch.no_grad():
-            linked = objective.unknowns.linked(outer[units], objective.model.genes, None)
-            values = linked.log_hyper.exp()
-            hyper = {name: values[:, [h]] for h, name in enumerate(self.problem.hyper)}
-            model = objective.model.bound(hyper) if hyper else objective.model
-            mode: Mode = model.mode(
-                bounded_away_from_zero(linked.parameters), objective.latents, tolerance=FINAL_TOLERANCE
-            )
+            return objective.unknowns.linked(outer[units], objective.model.genes, None)
+
+    def posterior(self, linked: Linked, units: Tensor) -> RandomEffectPosterior:
+        """Of the effect in some units, given the other sites; does not run the model."""
+        model, values = self.problem.mixed_model(units), linked.log_hyper.exp()
+        if self.problem.hyper:
+            model = model.bound({name: values[:, [h]] for h, name in enumerate(self.problem.hyper)})
+        with torch.no_grad():
+            proper = bounded_away_from_zero(linked.parameters)
+            mode = model.mode(proper, self.latents.select(units), tolerance=FINAL_TOLERANCE)
         return RandomEffectPosterior(mode, validate_args=False)
 
     def _objective(self, units: Tensor, outer: Tensor) -> ModelObjective:
