@@ -208,19 +208,6 @@ def test_a_plate_further_left():
     assert_same(*both(model, counts))
 
 
-def test_single_precision():
-    counts, design, dense = data(seed=10)
-    one = torch.tensor(1.0)
-    priors = {
-        "beta": dist.Normal(0 * one, one), "bias_eta": dist.Normal(0 * one, 3 * one), "sigma": dist.HalfNormal(one),
-        "theta_logit": dist.Normal(0 * one, one),
-    }  # fmt: skip
-    model = MultinomialGLMM(counts.float(), design.float(), EigenCovariance.from_dense(dense), priors=priors)
-    engine, generic = both(model)
-    torch.testing.assert_close(engine.objective, generic.objective, rtol=0, atol=1e-6)
-    assert engine.median()["nu"].dtype == generic.median()["nu"].dtype == torch.float32
-
-
 def test_large_tissue_is_never_decomposed():
     counts, design, car = tissue(20, 2, seed=11)
     space = LazyCovariance(car)
