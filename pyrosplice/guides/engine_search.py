@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyrosplice.guides.marginal_density import MarginalValue
-from pyrosplice.guides.problem import Problem
+from pyrosplice.guides.problem import EngineProblem
 from pyrosplice.guides.searches import FitOptions, Optimum, judged
-from pyrosplice.guides.site_coordinates import Layout, SiteCoordinates, from_unconstrained
+from pyrosplice.guides.site_coordinates import SearchLayout, SiteCoordinates, from_unconstrained
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.marginal import (
     NEAR_ZERO,
@@ -34,7 +34,7 @@ ROUGH = 1e-2  # gradient norm at which the search without space, which only give
 class ModelObjective(MarginalObjective):
     """The engine's objective for some units of a model; modes are exact near the optimum, and evaluations counted."""
 
-    def __init__(self, problem: Problem, coordinates: SiteCoordinates, tight: float = TIGHT) -> None:
+    def __init__(self, problem: EngineProblem, coordinates: SiteCoordinates, tight: float = TIGHT) -> None:
         model = problem.mixed_model(coordinates.units)
         super().__init__(model if coordinates.spatial else model.without_field(), coordinates, None)
         self.coordinates = coordinates
@@ -65,7 +65,7 @@ class EngineDensity:
         Random effects of all units where a search ended, from which modes are looked for.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: EngineProblem) -> None:
         self.problem = problem
         self.latents = problem.mixed_model(torch.arange(len(problem.counts))).zeros()
 
@@ -81,7 +81,7 @@ class EngineDensity:
 
         The point of the optimum is in σ and ψ, see :meth:`unconstrained`.
         """
-        layout = Layout.of(self.problem, scales=True)
+        layout = SearchLayout.of(self.problem, scales=True)
         others = from_unconstrained(self.problem, layout, point)
         n_units = len(point)
         optimum = Optimum(
@@ -102,7 +102,9 @@ class EngineDensity:
     def unconstrained(self, point: Tensor) -> Tensor:
         """Unconstrained coordinates of the sites but for the effect, ``(G, p)``, of an optimum's point."""
         every = torch.arange(len(point))
-        return SiteCoordinates(self.problem, Layout.of(self.problem, scales=True), every, point).unconstrained(point)
+        return SiteCoordinates(self.problem, SearchLayout.of(self.problem, scales=True), every, point).unconstrained(
+            point
+        )
 
     def __call__(self, outer: Tensor) -> MarginalValue:
         """At unconstrained coordinates ``(G, p)`` of the sites but for the effect."""
@@ -134,7 +136,7 @@ class EngineDensity:
         return RandomEffectPosterior(mode, validate_args=False)
 
     def _objective(self, units: Tensor, outer: Tensor) -> ModelObjective:
-        coordinates = SiteCoordinates(self.problem, Layout.of(self.problem, scales=False), units, outer)
+        coordinates = SiteCoordinates(self.problem, SearchLayout.of(self.problem, scales=False), units, outer)
         objective = ModelObjective(self.problem, coordinates)
         objective.latents = self.latents.select(units)
         return objective
@@ -143,7 +145,9 @@ class EngineDensity:
 class _BatchSearch:
     """The search of a batch of units."""
 
-    def __init__(self, problem: Problem, layout: Layout, units: Tensor, others: Tensor, options: FitOptions) -> None:
+    def __init__(
+        self, problem: EngineProblem, layout: SearchLayout, units: Tensor, others: Tensor, options: FitOptions
+    ) -> None:
         self.problem, self.layout, self.units = problem, layout, units
         full, null = (SiteCoordinates(problem, layout, units, others, spatial=space) for space in (True, False))
         tight = min(TIGHT, 1e-2 * options.tolerance)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrosplice.errors import RefusedModelError
 from pyrosplice.guides.first_points import init_to_center, normal_numbers
 from pyrosplice.guides.latent_sites import LatentSite
-from pyrosplice.guides.problem import ModelLinks, Problem, of_effect, read_links
+from pyrosplice.guides.problem import EngineProblem, ModelLinks, of_effect, read_links
 from pyrosplice.guides.unit_checks import is_apart, probe, unit_density
 from pyrosplice.guides.unit_density import ModelCall, Site, UnitDensity, plates_of, sample_sites
 from pyrosplice.models.by_autograd import as_fitted
@@ -38,7 +38,7 @@ def problem_of(
     *,
     marginalize: Sequence[str],
     units: str | None = "auto",
-) -> Problem:
+) -> EngineProblem:
     """What the sparse engine makes of a Pyro model.
 
     Parameters
@@ -60,7 +60,7 @@ def problem_of(
     return read_problem(unit_density(call, units, names, init=init_to_center, without=names), tuple(marginalize))
 
 
-def read_problem(density: UnitDensity, marginalize: tuple[str, ...]) -> Problem:
+def read_problem(density: UnitDensity, marginalize: tuple[str, ...]) -> EngineProblem:
     """The same of a density that is set up already."""
     if len(marginalize) != 1:
         raise RefusedModelError(
@@ -75,7 +75,7 @@ def read_problem(density: UnitDensity, marginalize: tuple[str, ...]) -> Problem:
     observed = gate.check_observed()
     likelihood, by_autograd = gate.check_likelihood(observed)
     gate.check_links(observed, likelihood)
-    return Problem(
+    return EngineProblem(
         density=density,
         effect=marginalize[0],
         observed=observed,

@@ -22,7 +22,7 @@ from pyrosplice.guides.first_points import SiteStart
 from pyrosplice.guides.gate import read_problem
 from pyrosplice.guides.marginal_density import Marginal, MarginalDensity, MarginalFunction, MarginalValue
 from pyrosplice.guides.outer_search import OuterNormal, marginal_optimum, outer_normal
-from pyrosplice.guides.problem import Problem
+from pyrosplice.guides.problem import EngineProblem
 from pyrosplice.guides.searches import FitOptions, Optimum, search_units
 from pyrosplice.guides.unit_density import Model, sample_sites
 from pyrosplice.guides.unit_normal import UnitNormal
@@ -165,7 +165,7 @@ class AutoMarginalLaplace(AutoUnits):
         )
         return self._take(_Fitted(partial(marginal, start=at.inner), outer, at, normal, None), best)
 
-    def _engine_search(self, problem: Problem, options: FitOptions) -> Optimum:
+    def _engine_search(self, problem: EngineProblem, options: FitOptions) -> Optimum:
         engine = EngineDensity(problem)
 
         def search(attempt: int, rows: Tensor) -> Optimum:

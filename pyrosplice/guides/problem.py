@@ -41,7 +41,7 @@ class ModelLinks:
 
 
 @dataclass(frozen=True)
-class Problem:
+class EngineProblem:
     """Counts around a linear predictor in which one spatial effect is added to something that the engine never reads.
 
     What :func:`~pyrosplice.guides.gate.problem_of` makes of a model. ``η = h(other sites) + ν``: h, the priors and the

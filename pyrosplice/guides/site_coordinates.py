@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice.guides.problem import ModelLinks, Problem
+from pyrosplice.guides.problem import EngineProblem, ModelLinks
 from pyrosplice.guides.sparsity import vector_products
 from pyrosplice.inference.mode import Mode, Parameters
 from pyrosplice.inference.objective import ROUNDING, Linked, LogPrior, effect_information
@@ -25,7 +25,7 @@ LOGITS, UNITS = 3.0, 2.0  # longest step, in η and in an unconstrained coordina
 
 
 @dataclass(frozen=True)
-class Layout:
+class SearchLayout:
     """Which unknowns of a unit are which.
 
     Attributes
@@ -41,7 +41,7 @@ class Layout:
     angle: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, *, scales: bool) -> Layout:
+    def of(cls, problem: EngineProblem, *, scales: bool) -> SearchLayout:
         """With σ and ψ in the place of sites that are σ and θ (``scales``), or with unconstrained coordinates only."""
         latents = problem.density.latents
         every = torch.arange(problem.density.size)
@@ -58,7 +58,7 @@ class Layout:
 
 
 class SiteCoordinates:
-    """:class:`~pyrosplice.inference.objective.Coordinates` of some units of a model.
+    """:class:`~pyrosplice.inference.objective.SearchCoordinates` of some units of a model.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class SiteCoordinates:
     """
 
     def __init__(
-        self, problem: Problem, layout: Layout, units: Tensor, others: Tensor, *, spatial: bool = True
+        self, problem: EngineProblem, layout: SearchLayout, units: Tensor, others: Tensor, *, spatial: bool = True
     ) -> None:
         self.problem, self.layout, self.units, self.others = problem, layout, units, others
         self.spatial, self.hyper = spatial, problem.hyper
@@ -197,10 +197,10 @@ class SiteCoordinates:
         whole[:, self.layout.rest] = rest
         whole[:, self.layout.sigma] = sigma.abs().clamp_min(SMALLEST_SIGMA).log()
         whole[:, self.layout.angle] = 2 * angle.tan().abs().clamp(1 / top, top).log()
-        return whole[:, Layout.of(self.problem, scales=False).rest]
+        return whole[:, SearchLayout.of(self.problem, scales=False).rest]
 
 
-def from_unconstrained(problem: Problem, layout: Layout, point: Tensor) -> Tensor:
+def from_unconstrained(problem: EngineProblem, layout: SearchLayout, point: Tensor) -> Tensor:
     """Unknowns in a layout from the unconstrained coordinates ``(G, d)`` of all sites."""
     angle = (0.5 * point[:, layout.angle]).exp().atan()
     return torch.cat([point[:, layout.rest], point[:, layout.sigma].exp(), angle], 1)

@@ -55,7 +55,7 @@ class Linked:
     log_prior: Tensor
 
 
-class Coordinates(Protocol):
+class SearchCoordinates(Protocol):
     """The unknowns of a search, one vector a gene, and what they are to the mixed model."""
 
     @property
@@ -265,7 +265,7 @@ class ModeObjective(ABC):
     ================ ======== =====================================================
     """
 
-    def __init__(self, model: MixedModel, unknowns: Coordinates, log_prior: LogPrior | None):
+    def __init__(self, model: MixedModel, unknowns: SearchCoordinates, log_prior: LogPrior | None):
         self.model, self.unknowns, self.log_prior = model, unknowns, log_prior
         self.latents = model.zeros()  # of every gene, where it was last evaluated
         self.batch, self.genes = model, model.genes
