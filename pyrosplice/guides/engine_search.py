@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyrosplice.guides.engine_problem import EngineProblem
 from pyrosplice.guides.marginal_density import MarginalValue
-from pyrosplice.guides.problem import EngineProblem
 from pyrosplice.guides.searches import FitOptions, Optimum, judged
 from pyrosplice.guides.site_coordinates import SearchLayout, SiteCoordinates, from_unconstrained
 from pyrosplice.inference.convergence import Convergence

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import RefusedModelError
+from pyrosplice.guides.engine_problem import EngineProblem, ModelLinks, of_effect, read_links
 from pyrosplice.guides.first_points import init_to_center, normal_numbers
 from pyrosplice.guides.latent_sites import LatentSite
-from pyrosplice.guides.problem import EngineProblem, ModelLinks, of_effect, read_links
 from pyrosplice.guides.unit_checks import is_apart, probe, unit_density
 from pyrosplice.guides.unit_density import ModelCall, Site, UnitDensity, plates_of, sample_sites
 from pyrosplice.models.by_autograd import as_fitted

@@ -17,12 +17,12 @@ from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_opt
 from pyrosplice.guides.auto_units import AutoUnits
 from pyrosplice.guides.curvature import Curvature
 from pyrosplice.guides.effect_normal import EffectNormal
+from pyrosplice.guides.engine_problem import EngineProblem
 from pyrosplice.guides.engine_search import EngineDensity
 from pyrosplice.guides.first_points import SiteStart
 from pyrosplice.guides.gate import read_problem
 from pyrosplice.guides.marginal_density import Marginal, MarginalDensity, MarginalFunction, MarginalValue
 from pyrosplice.guides.outer_search import OuterNormal, marginal_optimum, outer_normal
-from pyrosplice.guides.problem import EngineProblem
 from pyrosplice.guides.searches import FitOptions, Optimum, search_units
 from pyrosplice.guides.unit_density import Model, sample_sites
 from pyrosplice.guides.unit_normal import UnitNormal

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice.guides.problem import EngineProblem, ModelLinks
+from pyrosplice.guides.engine_problem import EngineProblem, ModelLinks
 from pyrosplice.guides.sparsity import vector_products
 from pyrosplice.inference.mode import Mode, Parameters
 from pyrosplice.inference.objective import ROUNDING, Linked, LogPrior, effect_information
