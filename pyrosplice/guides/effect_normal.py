@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pyrosplice.glmm.effect_posterior import RandomEffectPosterior
+from pyrosplice.glmm.objective import Linked
 from pyrosplice.guides.engine_search import EngineDensity
-from pyrosplice.inference.objective import Linked
-from pyrosplice.inference.posterior import RandomEffectPosterior
 
 
 class EffectNormal(TorchDistribution):

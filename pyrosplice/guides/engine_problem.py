@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrosplice.effects.isoform_effect import SoftmaxBasis
+from pyrosplice.glmm.mode import MixedModel
 from pyrosplice.guides.latent_sites import LatentSite
 from pyrosplice.guides.unit_density import UnitDensity, plates_of
-from pyrosplice.inference.mode import MixedModel
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.models.isoform_effect import SoftmaxBasis
-from pyrosplice.models.likelihoods import Likelihood
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrosplice.guides.engine_problem import EngineProblem
-from pyrosplice.guides.marginal_density import MarginalValue
-from pyrosplice.guides.searches import FitOptions, Optimum, judged
-from pyrosplice.guides.site_coordinates import SearchLayout, SiteCoordinates, from_unconstrained
-from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.marginal import (
+from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
+from pyrosplice.glmm.marginal import (
     NEAR_ZERO,
     PREFERENCE,
     SMALLEST_START,
@@ -21,10 +17,14 @@ from pyrosplice.inference.marginal import (
     search,
     search_spatial,
 )
-from pyrosplice.inference.mode import Latents
-from pyrosplice.inference.objective import FINAL_TOLERANCE, INNER_TOLERANCE, Linked
-from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
-from pyrosplice.inference.quasi_newton import Options, minimise
+from pyrosplice.glmm.mode import Latents
+from pyrosplice.glmm.objective import FINAL_TOLERANCE, INNER_TOLERANCE, Linked
+from pyrosplice.guides.engine_problem import EngineProblem
+from pyrosplice.guides.marginal_density import MarginalValue
+from pyrosplice.guides.searches import FitOptions, Optimum, judged
+from pyrosplice.guides.site_coordinates import SearchLayout, SiteCoordinates, from_unconstrained
+from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.convergence import Convergence
 
 FIRST_SIGMA = 0.5  # where searches begin
 NEAR, TIGHT = 1e-2, 1e-8  # gradient norm below which modes are found to the second decrement (or 0.01 tolerance)

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrosplice.effects.isoform_effect import basis_of
 from pyrosplice.errors import RefusedModelError
+from pyrosplice.glmm.distributions import SpatialEffect, SpotCounts
 from pyrosplice.guides.engine_problem import EngineProblem, ModelLinks, of_effect, read_links
 from pyrosplice.guides.first_points import init_to_center, normal_numbers
 from pyrosplice.guides.latent_sites import LatentSite
 from pyrosplice.guides.unit_checks import is_apart, probe, unit_density
 from pyrosplice.guides.unit_density import ModelCall, Site, UnitDensity, plates_of, sample_sites
-from pyrosplice.models.by_autograd import as_fitted
-from pyrosplice.models.distributions import SpatialEffect, SpotCounts
-from pyrosplice.models.isoform_effect import basis_of
-from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.likelihoods.by_autograd import as_fitted
+from pyrosplice.likelihoods.contract import Likelihood
 
 AGREEMENT = 1e-7  # relative, of two ways to one derivative
 EXACT = 1e-9  # of numbers that are to be the same but for rounding

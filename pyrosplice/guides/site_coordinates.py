@@ -2,7 +2,7 @@ r"""A model's own sites as the unknowns of the sparse engine.
 
 The unknowns of a unit are the unconstrained coordinates of its sites, but for sites that are σ or θ of the random
 effect themselves: these are σ and the angle ψ with :math:`\theta = \sin^2\psi`, in which optima at σ = 0, θ = 0 and
-θ = 1 are ordinary points (:mod:`pyrosplice.inference.objective`). At every evaluation the model is run once, and the
+θ = 1 are ordinary points (:mod:`pyrosplice.glmm.objective`). At every evaluation the model is run once, and the
 engine's derivatives in η, σ, θ and the hyper-parameters are pulled back through that run.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrosplice.glmm.mode import Mode, Parameters
+from pyrosplice.glmm.objective import ROUNDING, Linked, LogPrior, effect_information
 from pyrosplice.guides.engine_problem import EngineProblem, ModelLinks
 from pyrosplice.guides.sparsity import vector_products
-from pyrosplice.inference.mode import Mode, Parameters
-from pyrosplice.inference.objective import ROUNDING, Linked, LogPrior, effect_information
 from pyrosplice.linalg.blocks import planar
 
 LARGEST_LOGIT = 36.0  # of θ at an end, where 1 − θ is 2e-16
@@ -58,7 +58,7 @@ class SearchLayout:
 
 
 class SiteCoordinates:
-    """:class:`~pyrosplice.inference.objective.SearchCoordinates` of some units of a model.
+    """:class:`~pyrosplice.glmm.objective.SearchCoordinates` of some units of a model.
 
     Parameters
     ----------

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pyrosplice import MultinomGLMM
+from pyrosplice.glmm.distributions import EigenCovariance, LazyCovariance, SpatialEffect, SpotCounts
+from pyrosplice.glmm.multinomial import MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, FitOptions
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.models.distributions import EigenCovariance, LazyCovariance, SpatialEffect, SpotCounts
-from pyrosplice.models.multinomial import MultinomialGLMM
 from tests.guides.simulated import tissue
 
 SMALL = FitOptions(tolerance=1e-7)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pyrosplice.errors import RefusedModelError
+from pyrosplice.glmm.distributions import SpotCounts
+from pyrosplice.glmm.multinomial import MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace
 from pyrosplice.likelihoods import Multinomial
-from pyrosplice.models.distributions import SpotCounts
-from pyrosplice.models.multinomial import MultinomialGLMM
 from tests.guides.simulated import tissue
 
 
