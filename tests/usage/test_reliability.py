@@ -21,7 +21,6 @@ from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import knn_graph
-from pyrosplice.usage.gene_tests.reliability import effective_modes
 from tests.studies.du_covariates import ALL, SET, Cell, Tissue, one_set, simulate
 
 SIDE = 9
@@ -186,8 +185,8 @@ def test_modes_count_eigenvectors(seed: int) -> None:
     car = CarCovariance(knn_graph(rng.uniform(size=(150, 2)), k_neighbors=4, graph="connected"))
     spectra = Spectra.of(SparseSolver(car.precision), 150)
     one = spectra.vectors[:, 1].numpy() - spectra.vectors[:, 1].mean().item()
-    noise = np.mean([effective_modes(rng.standard_normal((150, 1)), spectra) for _ in range(20)])
-    assert effective_modes(one[:, None], spectra) < 1.5
+    noise = np.mean([spectra.effective_modes(torch.from_numpy(rng.standard_normal((150, 1)))) for _ in range(20)])
+    assert spectra.effective_modes(torch.from_numpy(one[:, None])) < 1.5
     assert noise > 40
 
 

@@ -68,6 +68,19 @@ class Spectra:
         rank = max(24, COLUMNS // n_predictors)
         return Spectra(self.vectors[:, :rank], self.values[:, :rank])
 
+    def effective_modes(self, columns: Tensor) -> float:
+        """Over how many eigenvectors of V the columns ``(N, C)`` are spread, the constant left out.
+
+        The inverse participation ratio of their energy; what is beyond the leading eigenvectors counts as spread
+        evenly.
+        """
+        centered = columns - columns.mean(0)
+        energy = (self.vectors.T @ centered).square().sum(1)
+        rest = (centered.square().sum() - energy.sum()).clamp_min(0.0)
+        left = len(columns) - len(energy)
+        squares = energy.square().sum() + (rest.square() / left if left else 0.0)
+        return float((energy.sum() + rest).square() / squares.clamp_min(1e-300))
+
 
 def _leading_share(values: Tensor) -> Tensor:
     """Eigenvalues ``(r,)``, descending, with zero for the last ones, which have next to nothing of their sum."""

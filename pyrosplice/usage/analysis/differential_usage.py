@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError
@@ -23,7 +24,6 @@ from pyrosplice.usage.gene_tests.linearized import GeneTests, run_batches
 from pyrosplice.usage.gene_tests.missing_results import reasons_of
 from pyrosplice.usage.gene_tests.reliability import (
     between_sections,
-    effective_modes,
     refused,
     reliable,
     shares_of_genes,
@@ -109,12 +109,13 @@ class DifferentialUsage(UsageTests):
             mean over the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V^1.5, V² or V³,
             as usage in domains with sharp edges has a steeper one than V
             (:mod:`pyrosplice.hypothesis.coefficients.restricted_posterior`); p-values are of an F law whose degrees of
-            freedom are the residuals' and ``posterior_df`` together. Where σ or θ have a prior it is that, else a
-            half-normal of standard deviation 1.5 for each part. The steeper ones are of the spots' positions
-            (:func:`~pyrosplice.spatial.graph.wide_graph`), as a graph in pieces knows of no waves over the tissue;
-            where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for which there
-            is no other): at the estimates, as if they were known; right where usage follows the model and the covariate
-            varies like noise, and faster; no reliability is told. None for ``"glm"``.
+            freedom are the residuals', ``posterior_df`` and four a mode of the covariate together (harmonically: a
+            covariate of few modes meets few patterns of a field that may have edges). Where σ or θ have a prior it is
+            that, else a half-normal of standard deviation 1.5 for each part. The steeper ones are of the spots'
+            positions (:func:`~pyrosplice.spatial.graph.wide_graph`), as a graph in pieces knows of no waves over the
+            tissue; where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for
+            which there is no other): at the estimates, as if they were known; right where usage follows the model and
+            the covariate varies like noise, and faster; no reliability is told. None for ``"glm"``.
 
         Returns
         -------
@@ -226,7 +227,7 @@ class DifferentialUsage(UsageTests):
         design = self._ready().design
         if design is None:
             raise AssertionError("tests of covariates have a design")
-        return effective_modes(design.values[:, list(columns)], self._spectra())
+        return self._spectra().effective_modes(torch.from_numpy(design.values[:, list(columns)]))
 
     def _law(self, covariance: str | None, variance: Variance) -> Law:
         """What tests are held to."""

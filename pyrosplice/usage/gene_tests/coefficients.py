@@ -15,7 +15,7 @@ from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof
 from pyrosplice.hypothesis.coefficients.score import Linearised, ScoreVariance, score_variance
 from pyrosplice.hypothesis.coefficients.wald import contrast_test
 from pyrosplice.optimize.newton import solve_curvature
-from pyrosplice.usage.gene_tests.covariate_law import AveragedFit, Law, averaged_fit, contrast_target, single_covariates
+from pyrosplice.usage.gene_tests.covariate_law import AveragedFit, Law, averaged_fit, contrast_target, tested_covariates
 from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
 from pyrosplice.usage.gene_tests.terms import Contrast
 from pyrosplice.usage.glm import MultinomGLM
@@ -50,6 +50,8 @@ class Estimates:
     posterior_df
         Degrees of freedom ``(B, T)`` with which the variances of the contrasts asked for are known; None where they
         are taken as estimated.
+    law_df
+        Those of the law of their statistics, ``(B, T)``.
     slope_ratio
         Likelihood ratios ``(B, T)`` for a field whose standard deviation depends on the one covariate of a contrast.
     """
@@ -63,6 +65,7 @@ class Estimates:
     influence: Tensor
     coverage: Coverage
     posterior_df: Tensor | None = None
+    law_df: Tensor | None = None
     slope_ratio: Tensor | None = None
 
     def rows(self, contrast: Tensor) -> Tensor:
@@ -77,9 +80,9 @@ class Estimates:
         own = None
         if self.variance is not None:
             own = self.variance.dof(_by_logit(rows, self.beta.shape[-1]) @ self.influence)
-        if self.posterior_df is None or number is None:
+        if self.law_df is None or number is None:
             return own
-        return joint_dof(own, self.posterior_df[:, number])
+        return joint_dof(own, self.law_df[:, number])
 
     def of_coded(self, covariance: Tensor) -> Tensor:
         """A covariance as that of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``."""
@@ -166,6 +169,7 @@ class _Point:
     fit: Linearised | None
     expected: Tensor | None
     posterior_df: Tensor | None = None
+    law_df: Tensor | None = None
     slope_ratio: Tensor | None = None
 
 
@@ -192,14 +196,15 @@ def _averaged(
     rows = [_orthonormal_rows(torch.from_numpy(contrast.rows), basis.back) for contrast in contrasts]
     coverage = Coverage.of(columns, informed_spots(model))
     kept, target = coverage.independent(), contrast_target(rows, n_logits, coverage)
-    tested = single_covariates(design, [contrast.columns for contrast in contrasts])
+    tested = tested_covariates(design, [contrast.columns for contrast in contrasts])
     found = averaged_fit(model, law.spectra, columns, kept, columns.shape[1], target, tested, unequal=law.unequal)
     expected = _information(found.fit, basis)
     information = expected + model.prior_information()
     moved = basis.coefficients + _step(model, found, basis, information)
     known = torch.isfinite(moved).flatten(1).all(1)[:, None, None]
     coefficients = torch.where(known, moved, basis.coefficients)
-    point = _Point(coefficients, information, found.fit, expected, found.posterior_df, found.slope_ratio)
+    known_with = found.posterior_df, found.law_df, found.slope_ratio
+    point = _Point(coefficients, information, found.fit, expected, *known_with)
     return point if law.robust else replace(point, fit=None, expected=None)
 
 
@@ -240,7 +245,7 @@ def _with_covariance(
         covariance = known(covariance_from_information(information, orthonormal, n_logits, spread))
     eye = torch.eye(information.shape[-1], dtype=torch.float64).expand_as(information)
     influence = solve_curvature(information, eye)
-    known_with = point.posterior_df, point.slope_ratio
+    known_with = point.posterior_df, point.law_df, point.slope_ratio
     return Estimates(
         beta, point.coefficients, covariance, by_model, basis.back, variance, influence, coverage, *known_with
     )

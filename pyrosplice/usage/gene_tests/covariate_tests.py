@@ -26,7 +26,7 @@ from pyrosplice.usage.gene_tests.covariate_law import (
     Law,
     averaged_fit,
     schur_target,
-    single_covariates,
+    tested_covariates,
 )
 from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
 from pyrosplice.usage.gene_tests.terms import Contrast, Term
@@ -174,7 +174,7 @@ def _score_test(
     each = [_test_at(one.fit, design, group, law.robust) for one, group in zip(found, groups, strict=True)]
     test, posterior_df = joined(each), torch.cat([one.posterior_df for one in found], -1)
     n_logits = model.bias_eta.shape[-1]
-    dof = joint_dof(test.residual_dof, posterior_df)
+    dof = joint_dof(test.residual_dof, torch.cat([one.law_df for one in found], -1))
     pvalue = trace_sf(test.statistic, test.dof / n_logits, n_logits, dof)
     slope_ratio = torch.cat([one.slope_ratio for one in found], -1)
     return replace(test, pvalue=pvalue, residual_dof=dof), posterior_df, slope_ratio
@@ -192,7 +192,7 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     n_fixed, widths = base.shape[1], [group.shape[1] for group in groups]
     kept = independent_columns(every, informed_spots(model), n_fixed, widths)
     target = schur_target(kept, n_fixed, model.bias_eta.shape[-1], widths)
-    tested = single_covariates(design, columns)
+    tested = tested_covariates(design, columns)
     return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
 
 

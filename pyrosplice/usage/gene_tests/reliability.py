@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from pyrosplice.errors import UnreliableWarning
-from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.gene_tests.linearized import GeneTests
@@ -32,20 +30,6 @@ UNEQUAL = 6.0
 """Likelihood ratio above which the field's standard deviation is taken to depend on a covariate."""
 FEWEST_BETWEEN = 5  # degrees of freedom between sections below which a covariate that is constant in each is refused
 WITHIN = 0.05  # share of a covariate's variance within sections below which it is as good as constant there
-
-
-def effective_modes(columns: NDArray[np.float64], spectra: Spectra) -> float:
-    """Over how many eigenvectors of V the columns ``(N, C)`` are spread, the constant left out.
-
-    The inverse participation ratio of their energy; what is beyond the leading eigenvectors counts as spread evenly.
-    """
-    given = torch.from_numpy(np.ascontiguousarray(columns))
-    centred = given - given.mean(0)
-    energy = (spectra.vectors.T @ centred).square().sum(1)
-    rest = (centred.square().sum() - energy.sum()).clamp_min(0.0)
-    left = len(given) - len(energy)
-    squares = energy.square().sum() + (rest.square() / left if left else 0.0)
-    return float((energy.sum() + rest).square() / squares.clamp_min(1e-300))
 
 
 def between_sections(prepared: Prepared, columns: Sequence[int]) -> bool:
