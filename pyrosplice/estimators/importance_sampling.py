@@ -75,6 +75,7 @@ class ImportanceSampling(MultinomGLM):
             Indices; all of them if None. Memory grows with their number.
         """
         self._require_data()
+        self._shipped_only("posterior_mode")
         genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         return self._engine_here().mode(parameters, genes)
@@ -100,6 +101,7 @@ class ImportanceSampling(MultinomGLM):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("importance")
         _check_draws(n_draws)
         engine = self._engine_here()
         parameters = engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
@@ -136,6 +138,7 @@ class ImportanceSampling(MultinomGLM):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("refine")
         _check_draws(n_draws)
         if not self.is_marginal or self.var_fix_sigma:
             raise InvalidArgumentError(

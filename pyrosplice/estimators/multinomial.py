@@ -25,6 +25,7 @@ from pyrosplice.estimators.configs import (
 from pyrosplice.estimators.infinite import endless_coefficients
 from pyrosplice.estimators.inputs import warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, fit_without_effect
+from pyrosplice.estimators.own_model import Program
 from pyrosplice.estimators.prior_terms import prior_information
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_from_information
@@ -103,9 +104,10 @@ class MultinomGLM(BaseModel):
         *,
         likelihood: Likelihood | None = None,
         priors: Priors = None,
+        model: Program | None = None,
     ) -> None:
         check_option("fitting_method", fitting_method, self._methods)
-        super().__init__(likelihood=likelihood, priors=priors)
+        super().__init__(likelihood=likelihood, priors=priors, model=model)
         self.fitting_method = fitting_method
         self.fitting_configs = complete_configs(fitting_configs, self._default_configs())
 
@@ -178,9 +180,11 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
+        keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
+        if own_program is not None:
+            return self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
         self._require_followed()
         self._errors.clear()
-        keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         own = ("beta", "bias_eta", *self.likelihood.free)
         if self.fitting_configs["max_epochs"] == 0:
@@ -202,15 +206,25 @@ class MultinomGLM(BaseModel):
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.log_density(self._own_values(own))
         return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.spot_counts(self._own_values(own), "linear_predictor").eta
         return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
+        own = self._followed() if self.n_genes else None
+        if own is not None:
+            counts = own.spot_counts(self._own_values(own), "get_isoform_ratio")
+            return counts.likelihood.expected(counts.eta).detach()
         return self.bound_likelihood.expected(self.linear_predictor()).detach()
 
     def vcov(self) -> Tensor:
@@ -225,6 +239,9 @@ class MultinomGLM(BaseModel):
     def observed_information(self) -> tuple[Tensor, Standardisation]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.coefficient_information(self._own_values(own), self.design_mtx, self.bias_eta.shape[-1])
         if self.likelihood.free:
             engine, zero = self._mixed_engine(), self.bias_eta.new_zeros(self.n_genes, 1)
             values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
@@ -235,6 +252,7 @@ class MultinomGLM(BaseModel):
     def prior_information(self) -> Tensor:
         """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
         self._require_data()
+        self._shipped_only("prior_information")
         priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
         return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
 
@@ -303,6 +321,7 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("posterior", "guide.sample_posterior(), or pyro.infer.NUTS(estimator.model) from estimator.sites")
         self._require_followed()
         asked = DrawOptions(
             num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
@@ -313,6 +332,7 @@ class MultinomGLM(BaseModel):
     def posterior_problem(self) -> PosteriorProblem:
         """What draws from the posterior depend on: data, priors and the present parameters."""
         self._require_data()
+        self._shipped_only("posterior_problem", "guide.sample_posterior()")
         shapes = self._site_shapes(self.counts, self.design_mtx)
         return PosteriorProblem(
             counts=self.counts,
@@ -329,15 +349,28 @@ class MultinomGLM(BaseModel):
         )
 
     @property
-    def model(self) -> MultinomialGLM:
-        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
+    def model(self) -> Program:
+        """The Pyro model of the data, yours or the shipped one; called without arguments, as by ``pyro.infer``."""
         self._require_data()
-        return MultinomialGLM(self.counts, self.design_mtx, likelihood=self.likelihood, priors=self.priors)
+        return self._shipped() if self._given is None else self._bound()
+
+    def _shipped(self) -> MultinomialGLM:
+        return MultinomialGLM(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        own = {"likelihood": self.likelihood, "priors": self.priors}
+        return {"counts": self.counts, "design": self.design_mtx, **own}
+
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._site_shapes(self.counts, self.design_mtx)
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
-        """A Pyro guide with every site at its fitted value (MAP)."""
+        """A Pyro guide with every site at its fitted value (MAP); of a model of your own, the guide that fitted it."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.guide
         values = {name: getattr(self, name) for name in ("beta", "bias_eta", *self.likelihood.free)}
         return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
 
@@ -394,6 +427,7 @@ class MultinomGLM(BaseModel):
 
     def log_prior_density(self) -> Tensor:
         """Log prior density of each gene at the present parameters, ``(G,)``."""
+        self._shipped_only("log_prior_density", "forward(), which has all of it")
         priors = self._free_priors()
         if not priors:
             return self.bias_eta.new_zeros(self.n_genes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.own_fit import OwnFit
+from pyrosplice.estimators.own_model import Program, random_effects
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -125,7 +127,7 @@ class MultinomGLMM(ImportanceSampling):
     _prior_sites = SITES
     _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         share_variance: bool = True,
         var_fix_sigma: bool = True,
@@ -138,12 +140,13 @@ class MultinomGLMM(ImportanceSampling):
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         isoform_effect: IsoformEffect = "independent",
+        model: Program | None = None,
     ) -> None:
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
         check_option("init_ratio", init_ratio, ("observed", "uniform"))
         priors = with_variance_prior(priors, var_prior_model, var_prior_model_params)
-        super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors)
+        super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors, model=model)
         check_isoform_effect(isoform_effect, share_variance=share_variance, likelihood=self.likelihood)
         self.isoform_effect = isoform_effect
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
@@ -235,9 +238,11 @@ class MultinomGLMM(ImportanceSampling):
         Raises as :meth:`MultinomGLM.fit` does.
         """
         self._require_data()
+        keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
+        if own_program is not None:
+            return self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
         self._require_followed()
         self._errors.clear()
-        keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         searched = self.fitting_configs["max_epochs"] != 0
         record, histories = self._search(keep) if searched else (self._without_epochs(), [])
@@ -256,6 +261,8 @@ class MultinomGLMM(ImportanceSampling):
         log prior. Differentiable in the parameters.
         """
         self._require_data()
+        if self._followed() is not None:
+            return super().forward()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         if self.is_marginal:
             return self._engine_here().log_marginal(parameters) + self.log_prior_density()
@@ -263,7 +270,8 @@ class MultinomGLMM(ImportanceSampling):
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters, ν included."""
-        return super().linear_predictor() + self.nu
+        fixed_part = super().linear_predictor()
+        return fixed_part + self.nu if self._own is None else fixed_part
 
     def var_total(self) -> Tensor:
         """σ², ``(G, 1)`` or ``(G, Q)``."""
@@ -278,6 +286,7 @@ class MultinomGLMM(ImportanceSampling):
     def random_effect_posterior(self) -> RandomEffectPosterior:
         """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
         self._require_data()
+        self._shipped_only("random_effect_posterior", "guide.get_posterior()")
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         proper = bounded_away_from_zero(detached(parameters))
         genes = torch.arange(self.n_genes, device=self.device)
@@ -295,6 +304,8 @@ class MultinomGLMM(ImportanceSampling):
     def observed_information(self) -> tuple[Tensor, Standardisation]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
+        if self._followed() is not None:
+            return super().observed_information()
         if self.is_marginal:
             values = dict(self.named_parameters())
             return (
@@ -305,22 +316,50 @@ class MultinomGLMM(ImportanceSampling):
         found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
         return engine.logit_information(torch.cat(found)), engine.scaling
 
-    @property
-    def model(self) -> MultinomialGLMM:
-        """The Pyro model of the data, σ fixed if ``var_fix_sigma``; decomposes the dense V, so N in the thousands."""
-        self._require_data()
+    def _shipped(self) -> MultinomialGLMM:
+        return MultinomialGLMM(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        """With σ fixed if ``var_fix_sigma``; decomposes the dense V, so N in the thousands."""
         if self._eigen is None:
             self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
         fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
-        return MultinomialGLMM(
-            self.counts, self.design_mtx, self._eigen, share_variance=self.share_variance, likelihood=self.likelihood,
-            priors=self.priors, fixed=fixed, isoform_effect=self.isoform_effect,
-        )  # fmt: skip
+        own = {"share_variance": self.share_variance, "isoform_effect": self.isoform_effect}
+        return {**super()._arguments(), "covariance": self._eigen, "fixed": fixed, **own}
+
+    def _asked(self) -> dict[str, str]:
+        asked = super()._asked()
+        if self._engine.solver is not None:
+            asked["covariance"] = "corr_sp: a covariance of the spots (IdentityCovariance is none)"
+        if not self.share_variance:
+            asked["share_variance"] = "share_variance=False"
+        if self.isoform_effect != "independent":
+            asked["isoform_effect"] = f"isoform_effect={self.isoform_effect!r}"
+        return asked
+
+    def _without(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Program, Program, Program]]:
+        yield from super()._without(values)
+        if self.isoform_effect != "independent":
+            yield self._compared(f"isoform_effect={self.isoform_effect!r}", isoform_effect="independent")
+
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = super()._known_shapes()
+        return {**shapes, "nu": (self.n_genes, self.n_spots, shapes["bias_eta"][1])}
+
+    def _effects(self, program: Program, name: str, values: Mapping[str, Tensor]) -> list[str]:
+        return random_effects(program, name, values, ("beta", "bias_eta")) if self.is_marginal else []
+
+    def _take_own(self, own: OwnFit) -> None:
+        super()._take_own(own)
+        self.gradient_norm, self.log_marginal_null = own.guide.optimum.gradient.norm(dim=1), None
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.guide
         every = (name for name in (*SITES, *self.likelihood.free) if name not in self._held())
         values = {name: getattr(self, name).detach() for name in every if getattr(self, name).numel()}
         if self.is_marginal:

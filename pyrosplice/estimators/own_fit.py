@@ -1,0 +1,197 @@
+"""The fit of a Pyro model of a person's own: a guide by unit, and what an estimator makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import RefusedModelError
+from pyrosplice.estimators.own_model import Program
+from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, AutoUnits, FitOptions
+from pyrosplice.guides.curvature import Curvature
+from pyrosplice.guides.first_points import SiteStart
+from pyrosplice.inference.convergence import Convergence
+from pyrosplice.inference.glm import Standardisation
+from pyrosplice.inference.observed import profiled_information
+from pyrosplice.models.distributions import SpotCounts
+
+STEP = 1e-4  # of differences of the exact gradient, in unconstrained coordinates, as in the guides
+
+
+@dataclass(frozen=True)
+class OwnFit:
+    """A fitted model, and the values of its continuous latent sites.
+
+    Attributes
+    ----------
+    name
+        What the model is called.
+    guide
+        The fitted guide.
+    values
+        Estimates by site; of sites that are integrated out, the mode.
+    """
+
+    name: str
+    guide: AutoUnits
+    values: Mapping[str, Tensor]
+
+    @property
+    def engine(self) -> str:
+        """Which way the fit went."""
+        return f"{type(self.guide).__name__} of {self.name}: {self.guide.path}"
+
+    @property
+    def integrated(self) -> tuple[str, ...]:
+        """Sites that were integrated out."""
+        return self.guide.marginalize if isinstance(self.guide, AutoMarginalLaplace) else ()
+
+    def log_density(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What was maximized, at other values, ``(G,)``; differentiable in them."""
+        if isinstance(self.guide, AutoMarginalLaplace):
+            outer = {name: value for name, value in values.items() if name not in self.integrated}
+            return self.guide.log_marginal(outer, prior=True)
+        density = self.guide.density
+        terms = density.terms(density.trace({name: values[name].double() for name in density.latents}))
+        return torch.stack([term.sum(1) for term in terms.values()]).sum(0)
+
+    def spot_counts(self, values: Mapping[str, Tensor], what: str) -> SpotCounts:
+        """Distribution of the counts of the spots at values of the latent sites.
+
+        Raises
+        ------
+        RefusedModelError
+            The model observes something else, of which ``what`` is not known.
+        """
+        trace = self.guide.density.trace({name: value.double() for name, value in values.items()})
+        nodes = trace.nodes.values()
+        observed = [node["fn"] for node in nodes if node["type"] == "sample" and node["is_observed"]]
+        found = [fn for fn in observed if isinstance(fn, SpotCounts)]
+        if len(found) != 1:
+            raise RefusedModelError(
+                f"{what}: {self.name} observes {', '.join(type(fn).__name__ for fn in observed)}, of which it is not "
+                "known; it is of one SpotCounts(likelihood, totals, eta, n_isos). Run the model at estimator.sites: "
+                "poutine.condition(estimator.model, data=estimator.sites)()."
+            )
+        return found[0]
+
+    def coefficient_information(
+        self, values: Mapping[str, Tensor], design: Tensor, n_logits: int
+    ) -> tuple[Tensor, Standardisation]:
+        """Information about ``beta`` and ``bias_eta`` in those of standardised covariates, and what these are."""
+        scaling = Standardisation.of(design)
+        names = ["beta", "bias_eta"] if design.shape[1] else ["bias_eta"]
+        information = self.information(values, names)
+        big = torch.kron(scaling.matrix, torch.eye(n_logits, dtype=torch.float64))
+        if information.shape[1] != len(big):
+            raise RefusedModelError(
+                f"beta: expected {len(big)} coefficients a gene, of {design.shape[1]} covariates, an intercept and "
+                f"{n_logits} logits, and {self.name} has {information.shape[1]}."
+            )
+        return big.mT @ information @ big, scaling
+
+    def information(self, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Observed information ``(G, D, D)`` of real sites at given values, the other sites estimated too.
+
+        Minus the second derivatives of the model's own density by autograd; of a marginal one by central differences of
+        its exact gradient. Unknowns in the order of ``names``, the last dimension of a site fastest.
+        """
+        density = self.guide.density
+        for name in names:
+            if name not in density.latents or name in self.integrated or not density.latents[name].is_real():
+                raise RefusedModelError(
+                    f"{name}: {self.name} has no site of this name that is estimated and real, so that there is no "
+                    f"information about it; its sites are {sorted(density.latents)}."
+                )
+        free = [name for name in density.latents if name not in self.integrated]
+        columns = torch.tensor([column for name in free for column in _span(density.latents[name].columns)])
+        point = density.unconstrain(values, density.latents).detach()
+        with torch.inference_mode(False), torch.enable_grad():
+            whole = self._differences(point, columns, free) if self.integrated else self._curvature(point)
+        place = {column: row for row, column in enumerate(columns.tolist())}
+        first = [place[c] for name in names for c in _span(density.latents[name].columns)]
+        order = torch.tensor([*first, *sorted(set(place.values()) - set(first))], dtype=torch.long)
+        return profiled_information(whole[:, order][:, :, order], len(first))
+
+    def _curvature(self, point: Tensor) -> Tensor:
+        curvature = Curvature(self.guide.density, tuple(self.guide.density.latents))
+        return curvature.dense(curvature.expand(point[:, :0], point).hessian)
+
+    def _differences(self, point: Tensor, columns: Tensor, names: Iterable[str]) -> Tensor:
+        sites, rows = [self.guide.density.latents[name] for name in names], []
+
+        def gradient(at: Tensor) -> Tensor:
+            at = at.clone().requires_grad_(True)
+            found = self.log_density({site.name: site.transform(site.unpack(at)) for site in sites})
+            return torch.autograd.grad(found.sum(), at)[0][:, columns]
+
+        for column in columns.tolist():
+            step = torch.zeros_like(point)
+            step[:, column] = STEP
+            rows.append((gradient(point - step) - gradient(point + step)) / (2 * STEP))
+        whole = torch.stack(rows, 1)
+        return 0.5 * (whole + whole.mT)
+
+    def record(self) -> Convergence:
+        """How the search of each unit went, in the words of every fit."""
+        found = self.guide.optimum
+        record = Convergence.start(len(found.value))
+        record.record(-found.value, torch.arange(len(found.value)))
+        record.n_iter, record.reason = found.evaluations.clone(), list(found.reason)
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to fit.
+
+    Attributes
+    ----------
+    name
+        What the model is called.
+    n_units
+        Genes that are problems of their own; None for one problem.
+    effects
+        Sites to integrate out; none for the joint mode.
+    options
+        When searches end.
+    start
+        First point of each site; the guide's own by default.
+    """
+
+    name: str
+    n_units: int | None
+    effects: Sequence[str] = ()
+    options: FitOptions
+    start: SiteStart | None = None
+
+    def fit(self, program: Program, *args: Any) -> OwnFit:
+        """Fit the model, called with ``args``.
+
+        Raises
+        ------
+        RefusedModelError
+            A part that the guides cannot do; genes that are no problems of their own.
+        """
+        units = None if self.n_units is None else "auto"
+        settings: dict[str, Any] = {"units": units, "init_loc_fn": self.start}
+        guide = (
+            AutoMarginalLaplace(program, marginalize=self.effects, **settings)
+            if self.effects
+            else AutoNewtonMAP(program, **settings)
+        )
+        guide.fit(*args, options=self.options)
+        if self.n_units is not None and guide.density.n_units != self.n_units:
+            raise RefusedModelError(
+                f"model: expected a plate of the {self.n_units} genes that holds every latent site of {self.name}, "
+                f"found that of {guide.density.n_units} units, {guide.density.unit_plate!r}; call the plate of genes 'genes'."
+            )
+        return OwnFit(self.name, guide, guide.median())
+
+
+def _span(columns: slice) -> range:
+    return range(columns.start, columns.stop)
