@@ -4,50 +4,34 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
-from pyro import poutine
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.nn import Module, Parameter
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, is_number
-from pyrosplice.estimators.configs import guide_options
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
 from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
-from pyrosplice.estimators.own_fit import OwnFit, Task
-from pyrosplice.estimators.own_model import (
-    SHIPPED_ENGINE,
-    Program,
-    bound_model,
-    check_model,
-    have_shapes,
-    latent_values,
-    name_of,
-    refuse_ignored,
-    takes,
-)
+from pyrosplice.estimators.own_model import Program, check_model
+from pyrosplice.estimators.own_usage import FollowedModel, place_parameters
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
-from pyrosplice.models.agreement import difference_from, overridden, random_values
+from pyrosplice.inference.objective import LogPrior
+from pyrosplice.models.agreement import overridden
 from pyrosplice.models.guarded import guarded
 from pyrosplice.models.isoform_effect import IsoformEffect
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
-from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors, check_priors, named_priors
-from pyrosplice.models.prior_tables import SHIPPED, describe
-from pyrosplice.models.priors import complete_priors, is_flat
+from pyrosplice.models.prior_tables import SHIPPED, describe, prior_table
+from pyrosplice.models.priors import complete_priors, is_flat, log_prior
 from pyrosplice.modes import ordinary_attributes, works_in_any_mode
 from pyrosplice.overrides import refuse_set_methods
 
 logger = logging.getLogger("pyrosplice")
 
 ModelType = TypeVar("ModelType", bound="BaseModel")
-
-
-REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all others are positive
 
 
 def check_likelihood(likelihood: Any) -> None:
@@ -75,19 +59,8 @@ def _check_held(name: str, value: Any) -> None:
         )
 
 
-def _same_numbers(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two shapes differ by dimensions of size one only."""
-    return [size for size in shape if size != 1] == [size for size in other if size != 1]
-
-
-def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
-    """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
-    for name, value in values.items():
-        model.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
-
-
 @works_in_any_mode
-class BaseModel(Described, Module):
+class BaseModel(Described, FollowedModel):
     """State of a model of isoform usage for a batch of genes with the same number of isoforms.
 
     Attributes
@@ -102,13 +75,9 @@ class BaseModel(Described, Module):
         Seconds of the last fit; 0 before.
     """
 
-    counts: Tensor
-    design_mtx: Tensor
+    bias_eta: Tensor
     fitting_method: str
-    fitting_configs: dict[str, Any]
     _prior_sites: tuple[str, ...] = ("beta", "bias_eta")
-    _own: OwnFit | None = None
-    _decided: tuple[Program | None] | None = None
 
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors, model: Program | None = None) -> None:
         super().__init__()
@@ -126,28 +95,6 @@ class BaseModel(Described, Module):
         self.device = torch.device("cpu")
         self.fitting_time = 0.0
         self.logger = Convergence.start(0)
-
-    @property
-    def model(self) -> Program:
-        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
-        raise NotImplementedError
-
-    @property
-    def engine(self) -> str:
-        """Which way a fit goes: the engine of the shipped model, or the guide of one of your own, and what it did."""
-        own = self._followed() if self.n_genes else None
-        return SHIPPED_ENGINE if own is None else own.engine
-
-    @property
-    def sites(self) -> dict[str, Tensor]:
-        """Present value of every latent site of the model, those of a model of your own among them; copies."""
-        self._require_data()
-        own = self._followed()
-        if own is not None:
-            return {name: value.detach().clone() for name, value in self._own_values(own).items()}
-        names = [name for name in self._known_shapes() if name not in self._held()]
-        values = {name: getattr(self, name).detach().clone() for name in names}
-        return {name: value for name, value in values.items() if value.numel()}
 
     @property
     def bound_likelihood(self) -> Likelihood:
@@ -175,6 +122,38 @@ class BaseModel(Described, Module):
             own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
             self.priors = named_priors(self._priors_name, shapes, **own)
 
+    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        n_genes, _, n_isos = counts.shape
+        n_logits = self.likelihood.n_predictors(n_isos)
+        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
+        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
+
+    def prior_table(self) -> pd.DataFrame:
+        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        self._require_data()
+        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of the sites that a fit estimates, without the flat ones."""
+        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
+        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
+
+    def _log_prior(self) -> LogPrior | None:
+        """What engines add to their log likelihood, or None if every prior is flat."""
+        priors = self._free_priors()
+        if not priors:
+            return None
+        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
+
+    def log_prior_density(self) -> Tensor:
+        """Log prior density of each gene at the present parameters, ``(G,)``."""
+        self._shipped_only("log_prior_density", "forward(), which has all of it")
+        priors = self._free_priors()
+        if not priors:
+            return self.bias_eta.new_zeros(self.n_genes)
+        return log_prior(priors, {name: getattr(self, name) for name in priors})
+
     def _held(self) -> tuple[str, ...]:
         """Sites that a fit does not estimate."""
         return ()
@@ -189,142 +168,6 @@ class BaseModel(Described, Module):
         self.n_factors = design.shape[1]
         self.logger, self.fitting_time = Convergence.start(self.n_genes), 0.0
         self._own = self._decided = None
-
-    # a model of a person's own
-
-    def _shipped(self) -> MultinomialGLM:
-        """The library's Pyro model of the data and options."""
-        raise NotImplementedError
-
-    def _arguments(self) -> dict[str, Any]:
-        """What it is made with."""
-        raise NotImplementedError
-
-    def _asked(self) -> dict[str, str]:
-        """Of these, those of which something was asked for, in words."""
-        asked = {"counts": "counts"}
-        if self.design_mtx.shape[1]:
-            asked["design"] = f"design_mtx: {self.design_mtx.shape[1]} covariates"
-        if type(self.likelihood) is not Multinomial:
-            asked["likelihood"] = f"likelihood={self.likelihood!r}"
-        if self.priors:
-            asked["priors"] = f"priors: of {', '.join(self.priors)}"
-        return asked
-
-    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the sites that are attributes."""
-        raise NotImplementedError
-
-    def _effects(self, program: Program, name: str, values: Mapping[str, Tensor]) -> list[str]:
-        """Sites that the fitting method integrates out."""
-        return []
-
-    def _bound(self) -> Program:
-        """The given model, made of the data; what it does not hold itself is held by conditioning."""
-        assert self._given is not None
-        arguments = self._arguments()
-        program = bound_model(self._given, arguments, self._asked())
-        held = arguments.get("fixed", {})
-        return program if not held or takes(self._given, "fixed") else poutine.condition(program, data=held)
-
-    def _own_program(self) -> Program | None:
-        """The model that a person gave, where its density is not that of the shipped one; else None."""
-        if self._given is None and "model" not in overridden(type(self))[1]:
-            return None
-        if self._decided is None:
-            self._decided = (self._decide(),)
-        return self._decided[0]
-
-    def _decide(self) -> Program | None:
-        program, name = self.model, self._model_name()
-        values = latent_values(program, name, n_genes=self.n_genes)
-        held = {site: getattr(self, site).detach().clone() for site in self._held() if site in values}
-        for site, value in held.items():
-            if value.shape != values[site].shape:
-                raise InvalidArgumentError(
-                    f"{site}: it is held at values of shape {tuple(value.shape)}, and {name} has it of shape "
-                    f"{tuple(values[site].shape)}; give var_fix_sigma=False."
-                )
-        if held:
-            program = poutine.condition(program, data=held)
-            values = {site: value for site, value in values.items() if site not in held}
-        known = self._shipped()
-        shapes = {site: shape for site, shape in known.latent_shapes().items() if 0 not in shape}
-        points = partial(random_values, shapes, lambda site: site not in REAL)
-        if have_shapes(values, shapes) and difference_from(program, known, points) is None:
-            return None
-        refuse_ignored(program, name, self._without(values))
-        return program
-
-    def _model_name(self) -> str:
-        return name_of(self.model if self._given is None else self._given)
-
-    def _without(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Program, Program, Program]]:
-        """Options that were given, in words, with the model without each, and the shipped model with and without."""
-        complete = complete_priors(self.priors, {k: v for k, v in self._known_shapes().items() if k in self.priors})
-        for site, prior in complete.items():
-            if not is_flat(prior) and (self._priors_name is None or site in values):
-                rest = {name: other for name, other in self.priors.items() if name != site}
-                yield self._compared(f"priors[{site!r}]", priors=rest)
-        if type(self.likelihood) is not Multinomial:
-            yield self._compared(f"likelihood={self.likelihood!r}", likelihood=Multinomial())
-
-    def _compared(self, words: str, **changed: Any) -> tuple[str, Program, Program, Program]:
-        other = self.clone()
-        for name, value in changed.items():
-            setattr(other, name, value)
-        return words, other.model, self._shipped(), type(self)._shipped(other)
-
-    def _fit_own(self, program: Program, *, keep: bool, verbose: bool, quiet: bool) -> None:
-        """Fit a model of a person's own by the guides."""
-        if keep:
-            raise InvalidArgumentError("store_param_history: the guide of a model of your own keeps none.")
-        if self.device.type != "cpu":
-            raise InvalidArgumentError(f"device: a model of your own is fitted on 'cpu', found {str(self.device)!r}.")
-        options, began = guide_options(self.fitting_configs, self._default_configs()), time.perf_counter()
-        name = self._model_name()
-        effects = self._effects(program, name, latent_values(program, name))
-        own = Task(name=name, n_units=self.n_genes, effects=effects, options=options).fit(program)
-        self._take_own(own)
-        self._errors.clear()
-        if verbose:
-            logger.info("%s: %s\n%s", type(self).__name__, own.engine, own.guide.report().to_string())
-        self._finish(own.record(), time.perf_counter() - began, verbose=verbose, quiet=quiet)
-
-    def _take_own(self, own: OwnFit) -> None:
-        """Make estimates of the known sites the parameters; NaN where the model does not have a site."""
-        known = {}
-        for name, shape in self._known_shapes().items():
-            if name in own.values:
-                value = own.values[name]
-                known[name] = value.reshape(shape) if _same_numbers(value.shape, shape) else value
-            elif name not in self._held() and 0 not in shape:
-                known[name] = torch.full(shape, torch.nan, dtype=torch.float64)
-        self._own = own
-        self._set_parameters(known)
-
-    def _own_values(self, own: OwnFit) -> dict[str, Tensor]:
-        known = self._known_shapes()
-        return {
-            name: getattr(self, name).reshape(value.shape) if name in known else value
-            for name, value in own.values.items()
-        }
-
-    def _followed(self) -> OwnFit | None:
-        """The fit of a person's model, None where the shipped one is fitted."""
-        if self._own_program() is None:
-            return None
-        if self._own is None:
-            raise NotReadyError(f"{type(self).__name__}: {self._model_name()} is not fitted yet; call fit() first.")
-        return self._own
-
-    def _shipped_only(self, what: str, instead: str = "") -> None:
-        """Raise for what only the shipped model has."""
-        if self.n_genes and self._own_program() is not None:
-            raise RefusedModelError(
-                f"{what}: it is worked out for the shipped model, and this estimator's is {self._model_name()}."
-                f"{f' Use {instead}.' if instead else ''}"
-            )
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         place_parameters(self, values)

@@ -12,9 +12,11 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.estimators.mixed_engine import MixedEngine, detached
 from pyrosplice.estimators.multinomial import MultinomGLM
 from pyrosplice.estimators.random_effect import logit_of
+from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.importance import importance
 from pyrosplice.inference.mode import Mode
 from pyrosplice.inference.objective import LogPrior
+from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.inference.refine import StartingPoint, refine
 from pyrosplice.modes import works_in_any_mode
 
@@ -79,6 +81,39 @@ class ImportanceSampling(MultinomGLM):
         genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         return self._engine_here().mode(parameters, genes)
+
+    def random_effect_posterior(self) -> RandomEffectPosterior:
+        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+        self._require_data()
+        self._shipped_only("random_effect_posterior", "guide.get_posterior()")
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        proper = bounded_away_from_zero(detached(parameters))
+        genes = torch.arange(self.n_genes, device=self.device)
+        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
+
+    def vcov(self) -> Tensor:
+        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
+
+        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
+        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
+        what the data do not identify has infinite variance.
+        """
+        return super().vcov()
+
+    def observed_information(self) -> tuple[Tensor, Standardisation]:
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
+        self._require_data()
+        if self._followed() is not None:
+            return super().observed_information()
+        if self.is_marginal:
+            values = dict(self.named_parameters())
+            return (
+                self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()),
+                self._engine.scaling,
+            )
+        engine = self._engine_here()
+        found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
+        return engine.logit_information(torch.cat(found)), engine.scaling
 
     def importance(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
         """Log marginal likelihood of each gene at the present parameters by importance sampling.

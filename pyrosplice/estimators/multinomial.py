@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 import xarray as xr
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
@@ -32,13 +30,12 @@ from pyrosplice.inference.glm import GLMObjective, Standardisation, covariance_f
 from pyrosplice.inference.gradient import DescentOptions, descend
 from pyrosplice.inference.guide import PointGuide
 from pyrosplice.inference.newton import newton
-from pyrosplice.inference.objective import LogPrior, at_held
+from pyrosplice.inference.objective import at_held
 from pyrosplice.inference.quasi_newton import Minimiser
 from pyrosplice.models.likelihoods import Likelihood
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.named_priors import Priors
-from pyrosplice.models.prior_tables import prior_table
-from pyrosplice.models.priors import complete_priors, is_flat, log_prior
+from pyrosplice.models.priors import complete_priors, is_flat
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.posterior.draws import DrawOptions, posterior_tree
 from pyrosplice.posterior.nuts import NutsOptions
@@ -182,7 +179,8 @@ class MultinomGLM(BaseModel):
         self._require_data()
         keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
         if own_program is not None:
-            return self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            return None
         self._require_followed()
         self._errors.clear()
         began = time.perf_counter()
@@ -261,11 +259,6 @@ class MultinomGLM(BaseModel):
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
 
-    def prior_table(self) -> pd.DataFrame:
-        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
-        self._require_data()
-        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
-
     def posterior(
         self,
         *,
@@ -321,7 +314,7 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
-        self._shipped_only("posterior", "guide.sample_posterior(), or pyro.infer.NUTS(estimator.model) from estimator.sites")
+        self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         self._require_followed()
         asked = DrawOptions(
             num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
@@ -344,17 +337,13 @@ class MultinomGLM(BaseModel):
             held=self._held(),
             engine=self._mixed_engine(),
             log_prior=self._log_prior(),
-            program=lambda: self.model,
+            program=self.shipped_model,
             no_mode=self._no_mode(),
         )
 
-    @property
-    def model(self) -> Program:
-        """The Pyro model of the data, yours or the shipped one; called without arguments, as by ``pyro.infer``."""
+    def shipped_model(self) -> MultinomialGLM:
+        """The library's Pyro model of the data and options, whatever ``model`` is."""
         self._require_data()
-        return self._shipped() if self._given is None else self._bound()
-
-    def _shipped(self) -> MultinomialGLM:
         return MultinomialGLM(**self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
@@ -398,13 +387,6 @@ class MultinomGLM(BaseModel):
     def _minimiser(self) -> Minimiser:
         return minimiser_of(self.fitting_method, self.fitting_configs)
 
-    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
-        """Shape of each site that takes a prior, genes first."""
-        n_genes, _, n_isos = counts.shape
-        n_logits = self.likelihood.n_predictors(n_isos)
-        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
-        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
-
     def _name_trouble(self, record: Convergence) -> None:
         """Note the genes whose coefficients are at infinity, and those without counts."""
         flat = {"beta", "bias_eta"} - set(self._free_priors())
@@ -412,23 +394,3 @@ class MultinomGLM(BaseModel):
         endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
         record.finish(torch.nonzero(endless).squeeze(-1), "separated")
         record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
-
-    def _free_priors(self) -> dict[str, TorchDistribution]:
-        """Priors of the sites that a fit estimates, without the flat ones."""
-        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
-        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
-
-    def _log_prior(self) -> LogPrior | None:
-        """What engines add to their log likelihood, or None if every prior is flat."""
-        priors = self._free_priors()
-        if not priors:
-            return None
-        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
-
-    def log_prior_density(self) -> Tensor:
-        """Log prior density of each gene at the present parameters, ``(G,)``."""
-        self._shipped_only("log_prior_density", "forward(), which has all of it")
-        priors = self._free_priors()
-        if not priors:
-            return self.bias_eta.new_zeros(self.n_genes)
-        return log_prior(priors, {name: getattr(self, name) for name in priors})

@@ -15,9 +15,10 @@ from pyrosplice.estimators.configs import kept_history, search_options
 from pyrosplice.estimators.importance_sampling import ImportanceSampling
 from pyrosplice.estimators.infinite import endless_variance
 from pyrosplice.estimators.inputs import as_covariance, spot_names, warn_if_collinear
-from pyrosplice.estimators.mixed_engine import MixedEngine, detached
+from pyrosplice.estimators.mixed_engine import MixedEngine
 from pyrosplice.estimators.own_fit import OwnFit
 from pyrosplice.estimators.own_model import Program, random_effects
+from pyrosplice.estimators.own_usage import FollowedModel
 from pyrosplice.estimators.random_effect import (
     LARGEST_LOGIT,
     START_THETA_LOGIT,
@@ -33,7 +34,6 @@ from pyrosplice.inference.guide import LaplaceGuide, PointGuide
 from pyrosplice.inference.joint import JointFit, fit_joint
 from pyrosplice.inference.marginal import MarginalFit, fit_marginal
 from pyrosplice.inference.objective import LogPrior
-from pyrosplice.inference.posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.inference.quasi_newton import Minimiser
 from pyrosplice.inference.snapshots import Snapshots, joined
 from pyrosplice.models.distributions import EigenCovariance
@@ -240,7 +240,8 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
         if own_program is not None:
-            return self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            return None
         self._require_followed()
         self._errors.clear()
         began = time.perf_counter()
@@ -283,44 +284,12 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 
-    def random_effect_posterior(self) -> RandomEffectPosterior:
-        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+    def shipped_model(self) -> MultinomialGLMM:
+        """The library's Pyro model of the data and options; decomposes the dense V, so N in the thousands."""
         self._require_data()
-        self._shipped_only("random_effect_posterior", "guide.get_posterior()")
-        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
-        proper = bounded_away_from_zero(detached(parameters))
-        genes = torch.arange(self.n_genes, device=self.device)
-        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
-
-    def vcov(self) -> Tensor:
-        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
-
-        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
-        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
-        what the data do not identify has infinite variance.
-        """
-        return super().vcov()
-
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
-        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
-        self._require_data()
-        if self._followed() is not None:
-            return super().observed_information()
-        if self.is_marginal:
-            values = dict(self.named_parameters())
-            return (
-                self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()),
-                self._engine.scaling,
-            )
-        engine = self._engine_here()
-        found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
-        return engine.logit_information(torch.cat(found)), engine.scaling
-
-    def _shipped(self) -> MultinomialGLMM:
         return MultinomialGLMM(**self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
-        """With σ fixed if ``var_fix_sigma``; decomposes the dense V, so N in the thousands."""
         if self._eigen is None:
             self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
         fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
@@ -337,10 +306,10 @@ class MultinomGLMM(ImportanceSampling):
             asked["isoform_effect"] = f"isoform_effect={self.isoform_effect!r}"
         return asked
 
-    def _without(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Program, Program, Program]]:
+    def _without(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, FollowedModel]]:
         yield from super()._without(values)
         if self.isoform_effect != "independent":
-            yield self._compared(f"isoform_effect={self.isoform_effect!r}", isoform_effect="independent")
+            yield f"isoform_effect={self.isoform_effect!r}", self._changed(isoform_effect="independent")
 
     def _known_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = super()._known_shapes()

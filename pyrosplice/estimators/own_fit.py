@@ -188,7 +188,7 @@ class Task:
         if self.n_units is not None and guide.density.n_units != self.n_units:
             raise RefusedModelError(
                 f"model: expected a plate of the {self.n_units} genes that holds every latent site of {self.name}, "
-                f"found that of {guide.density.n_units} units, {guide.density.unit_plate!r}; call the plate of genes 'genes'."
+                f"found {guide.density.unit_plate!r} of {guide.density.n_units}; call the plate of genes 'genes'."
             )
         return OwnFit(self.name, guide, guide.median())
 

@@ -6,7 +6,7 @@ is called by keyword with those arguments that it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
@@ -171,25 +171,24 @@ def _depends(site: Any, name: str, values: Mapping[str, Tensor]) -> bool:
 
 
 def refuse_ignored(
-    program: Program, name: str, without: Iterable[tuple[str, Program, Program, Program]], *args: Any
+    words: str, name: str, models: tuple[Program, Program], shipped: tuple[Program, Program], *args: Any
 ) -> None:
     """Raise where a model is the same whether an option is given or not, and the shipped one is not.
 
     Parameters
     ----------
-    program, name
-        The model with every option, and what it is called.
-    without
-        Each option in words, the model without it, and the shipped one with and without it.
+    words, name
+        The option, and what the model is called.
+    models, shipped
+        The model with and without the option, and the shipped one.
     *args
         What the models are called with.
     """
-    for words, other, known, known_without in without:
-        if _alike(program, other, args) and not _alike(known, known_without, args):
-            raise InvalidArgumentError(
-                f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the model, "
-                "or leave it out."
-            )
+    if _alike(*models, args) and not _alike(*shipped, args):
+        raise InvalidArgumentError(
+            f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the model, or "
+            "leave it out."
+        )
 
 
 def _alike(program: Program, other: Program, args: tuple[Any, ...]) -> bool:
