@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.data.formula_files import check_plain, pack, unpack
 from pyrosplice.data.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
+from pyrosplice.estimators.expression_own import SavedSites
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.io.codec import check_sizes
+from pyrosplice.io.codec import NEW, check_sizes
 
 FORMULAS = ("formula_loc", "formula_scale")
 
@@ -41,6 +42,8 @@ class SavedExpression:
     fit, constraints, design, genes, mean
         The engine's result, how all coefficients follow from the free ones, the location design, names of the genes
         and mean of each.
+    own
+        Of a model of a person's own.
     """
 
     settings: dict[str, Any]
@@ -49,6 +52,7 @@ class SavedExpression:
     design: SavedDesign
     genes: list[str]
     mean: NDArray[np.float64]
+    own: SavedSites | None = field(default=None, metadata={NEW: True})
 
 
 def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedDesign, dict[str, Any]]:

@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice.data.cells import as_numbers
 from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.expression_design import DesignMatrix
-from pyrosplice.data.names import text_names
+from pyrosplice.data.names import by_name, text_names
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.estimators import expression_fit
+from pyrosplice.estimators.expression_conditions import check_cancelled
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
@@ -94,6 +96,33 @@ def linear_test(
     )  # fmt: skip
     result.estimator = estimator
     return result
+
+
+def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient: Any) -> Array:
+    """Rows ``(k, P)`` of a contrast, of a factor's coefficients, or of coefficients by name; exactly one is given."""
+    if sum(v is not None for v in (contrast, factor, coefficient)) != 1:
+        raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
+    names = design.names
+    if contrast is None:
+        chosen = tested_columns(design, factor, coefficient, ("factor", "coefficient"))
+        return unit_rows(chosen, names)
+    if isinstance(contrast, (pd.Series, pd.DataFrame)):
+        turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
+        contrast = turned.to_numpy().T
+    try:
+        rows = np.atleast_2d(as_numbers(contrast, "contrast"))
+    except InvalidArgumentError as error:
+        terms = listed(dict.fromkeys(t for t in design.terms if t != "1"))
+        raise InvalidArgumentError(
+            f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
+            f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
+        ) from error
+    if rows.ndim != 2 or rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+        raise InvalidArgumentError(
+            f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
+        )
+    check_cancelled(contrast, rows, design)
+    return rows
 
 
 def contrast_test(

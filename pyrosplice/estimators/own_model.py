@@ -109,7 +109,7 @@ def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict
     """
     if not callable(program):
         raise InvalidArgumentError(f"model: expected a Pyro model, something to call, found {type(program).__name__}.")
-    sites = sample_sites(ModelCall(program, args).trace(init=init_to_center))
+    sites = _sites(program, args)
     latent = {key: site["value"] for key, site in sites.items() if not site["is_observed"]}
     if not latent:
         raise InvalidArgumentError(
@@ -126,6 +126,19 @@ def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict
                 "units=None)."
             )
     return {key: value for key, value in latent.items() if value.is_floating_point()}
+
+
+def _sites(program: Program, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Sites of one run, the latent ones at their centers: in float64, as the data are, where the model runs with that."""
+    try:
+        return sample_sites(ModelCall(program, args).trace(init=_center))
+    except RuntimeError:  # such as a product with a float32 matrix
+        return sample_sites(ModelCall(program, args).trace(init=init_to_center))
+
+
+def _center(site: dict[str, Any]) -> Tensor:
+    value = init_to_center(site)
+    return value.double() if value.is_floating_point() else value
 
 
 def random_effects(program: Program, name: str, values: Mapping[str, Tensor], apart: Collection[str]) -> list[str]:
@@ -204,7 +217,7 @@ def _alike(program: Program, other: Program, args: tuple[Any, ...]) -> bool:
 def _densities(program: Program, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> dict[str, Any]:
     with torch.no_grad():
         model = poutine.condition(program, data=dict(values)) if values else program
-        return sample_sites(ModelCall(model, args).trace(init=init_to_center))
+        return _sites(model, args)
 
 
 def have_shapes(values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -198,7 +198,8 @@ class FollowedModel(Module):
                 rest = {name: other for name, other in self.priors.items() if name != site}
                 yield f"priors[{site!r}]", self._changed(priors=rest)
         if type(self.likelihood) is not Multinomial:
-            yield f"likelihood={self.likelihood!r}", self._changed(likelihood=Multinomial())
+            rest = {name: prior for name, prior in self.priors.items() if name not in self.likelihood.free}
+            yield f"likelihood={self.likelihood!r}", self._changed(likelihood=Multinomial(), priors=rest)
 
     def _changed(self, **options: Any) -> FollowedModel:
         other = self.clone()

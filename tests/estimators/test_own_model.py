@@ -17,8 +17,8 @@ from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
 
-COUNTS, DESIGN, CAR = tissue(4, 2, isoforms=2, seed=4)
-DONORS = torch.arange(16) % 4
+COUNTS, DESIGN, CAR = tissue(3, 2, isoforms=2, seed=4)
+DONORS = torch.arange(9) % 3
 MARGINAL = {"fitting_method": "marginal_newton", "var_fix_sigma": False}
 WEAK = {"sigma": dist.Exponential(1.0), "theta_logit": dist.Normal(0.0, 1.5)}
 
@@ -34,12 +34,12 @@ class ShiftedGLMM(MultinomialGLMM):
 
 
 class DonorsGLMM(MultinomialGLMM):
-    """A random effect of four donors beside the field."""
+    """A random effect of three donors beside the field."""
 
     def sample_latents(self):
         values, genes = super().sample_latents(), len(self.counts)
         spread = pyro.sample("donor_sd", dist.LogNormal(torch.full((genes,), -1.0).double(), 0.5))
-        effect = pyro.sample("donor", dist.Normal(0.0, spread[..., None].expand(genes, 4)).to_event(1))
+        effect = pyro.sample("donor", dist.Normal(0.0, spread[..., None].expand(genes, 3)).to_event(1))
         return {**values, "donor": effect}
 
     def linear_predictor(self, values):
@@ -52,7 +52,7 @@ def zero_inflated(counts, design):
     with pyro.plate("genes", genes, dim=-2):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(genes, 1, 1).double(), 2.0).to_event(1))
         bias = pyro.sample("bias_eta", dist.Normal(torch.zeros(genes, 1).double(), 2.0))
-        gate = pyro.sample("gate", dist.Beta(torch.ones(genes, 1).double(), 4.0))
+        gate = pyro.sample("gate", dist.Beta(torch.full((genes, 1), 2.0).double(), 4.0))
         with pyro.plate("spots", spots, dim=-1):
             logits = bias + beta[..., 0] * design[:, 0]
             seen = dist.Binomial(counts.sum(-1), logits=logits)
@@ -126,7 +126,7 @@ def test_a_shift_is_followed(space, given):
 def test_a_second_random_effect_is_integrated_out():
     mine = fitted(MultinomGLMM, **MARGINAL, priors=WEAK, model=DonorsGLMM)
     assert mine.logger.converged.all() and mine.guide.marginalize == ("nu", "donor")
-    assert mine.sites["donor"].shape == (2, 4) and mine.sites["donor_sd"].shape == (2,)
+    assert mine.sites["donor"].shape == (2, 3) and mine.sites["donor_sd"].shape == (2,)
     sites = mine.sites
     inner = {name: sites.pop(name) for name in ("nu", "donor")}
     torch.testing.assert_close(mine.forward().sum(), laplace(mine.model, sites, inner), rtol=0, atol=1e-6)
@@ -237,7 +237,7 @@ def test_what_is_no_model_is_refused():
 
     with pytest.raises(RefusedModelError, match=r"rate: shared has this latent site in no plate of the 2 genes"):
         made(MultinomGLM, model=shared).fit(quiet=True)
-    with pytest.raises(RefusedModelError, match="zero_inflated has none"):
+    with pytest.raises(RefusedModelError, match="<lambda> has none"):
         made(MultinomGLMM, **MARGINAL, model=lambda counts, design, covariance: zero_inflated(counts, design)).fit()
 
 
@@ -273,7 +273,7 @@ def test_options_that_a_model_leaves_unread_are_refused():
         with pytest.raises(InvalidArgumentError, match=words):
             made(MultinomGLMM, model=zero_inflated, **options).fit()
     apart = MultinomGLMM(model=zero_inflated, fitting_method="joint_newton")
-    apart.setup_data(COUNTS, IdentityCovariance(16), design_mtx=DESIGN)
+    apart.setup_data(COUNTS, IdentityCovariance(9), design_mtx=DESIGN)
     apart.fit(quiet=True)
     assert slope(apart.model, apart.sites) <= 1e-4 and torch.isnan(apart.nu).all()
 
