@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
 from pyrosplice.estimators import expression_fit
 from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, is_default
-from pyrosplice.estimators.own_fit import OwnFit, Task
+from pyrosplice.estimators.own_fit import OwnFit, SavedSites, Task, check_saved
 from pyrosplice.estimators.own_model import (
     SHIPPED_ENGINE,
     Program,
@@ -44,15 +43,6 @@ OF_THE_ENGINE = {"train_args": None} | {
 }
 
 OF_THE_DATA = {*defaults_of(expression_fit.prepare)} - {"weights"}
-
-
-@dataclass(frozen=True)
-class SavedSites:
-    """What a file holds of a model of a person's own: its name, the way its fit went, and its sites."""
-
-    name: str
-    engine: str
-    sites: dict[str, NDArray[np.float64]]
 
 
 class ExpressionPoints:
@@ -168,23 +158,12 @@ class FollowedExpression:
 
     def _saved_sites(self) -> SavedSites | None:
         """What is saved of a model of one's own."""
-        if self._own is None:
-            return self._saved_own
-        sites = {name: value.double().numpy() for name, value in self._own.values.items()}
-        return SavedSites(self._own.name, self._own.engine, sites)
+        return self._saved_own if self._own is None else SavedSites.of(self._own)
 
     def _take_saved(self, saved: SavedSites | None, path: str) -> None:
         """Take the sites of a file; raises where the model that it was saved with is not the one that was given."""
+        check_saved(saved, self._given, path, needed=not self._has_own())
         self._saved_own = saved
-        if self._given is None and saved is not None and not self._has_own():
-            raise ModelFileError(
-                f"{path} was saved with the model {saved.name}, and files hold no code: call load(path, "
-                f"model={saved.name})."
-            )
-        name = None if self._given is None else name_of(self._given)
-        if name is not None and (saved is None or saved.name != name):
-            was = "the shipped model; leave it out" if saved is None else saved.name
-            raise ModelFileError(f"model: {path} was saved with {was}, found {name}.")
 
 
 def model_arguments(inputs: InputData) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrosplice.estimators.mixture_module import GaussianMixtureModel
 from pyrosplice.estimators.mixture_trainer import TrainerOptions
+from pyrosplice.estimators.own_fit import SavedSites
 from pyrosplice.models.gaussian_mixture import CovarianceType
 
 
@@ -41,6 +42,12 @@ class MixtureState(Protocol):
 
     def trainer(self) -> TrainerOptions:
         """The options with which EM is run."""
+
+    def saved_sites(self) -> SavedSites | None:
+        """What a file holds of a model of a person's own."""
+
+    def take_saved(self, saved: SavedSites | None) -> None:
+        """Take it."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -6,14 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyro.distributions as dist
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.errors import RefusedModelError
-from pyrosplice.estimators.own_model import Program
+from pyrosplice.errors import ModelFileError, RefusedModelError
+from pyrosplice.estimators.own_model import Program, name_of
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, AutoUnits, FitOptions
 from pyrosplice.guides.curvature import Curvature
 from pyrosplice.guides.first_points import SiteStart
+from pyrosplice.guides.unit_density import UnitDensity
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.observed import profiled_information
@@ -55,9 +59,7 @@ class OwnFit:
         if isinstance(self.guide, AutoMarginalLaplace):
             outer = {name: value for name, value in values.items() if name not in self.integrated}
             return self.guide.log_marginal(outer, prior=True)
-        density = self.guide.density
-        terms = density.terms(density.trace({name: values[name].double() for name in density.latents}))
-        return torch.stack([term.sum(1) for term in terms.values()]).sum(0)
+        return log_density_of(self.guide.density, values)
 
     def spot_counts(self, values: Mapping[str, Tensor], what: str) -> SpotCounts:
         """Distribution of the counts of the spots at values of the latent sites.
@@ -143,6 +145,64 @@ class OwnFit:
         record.record(-found.value, torch.arange(len(found.value)))
         record.n_iter, record.reason = found.evaluations.clone(), list(found.reason)
         return record
+
+
+@dataclass(frozen=True)
+class SavedSites:
+    """What a file holds of a model of a person's own: its name, the way its fit went, and its sites."""
+
+    name: str
+    engine: str
+    sites: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, own: OwnFit) -> SavedSites:
+        """Of a fit."""
+        return cls(own.name, own.engine, {name: value.double().numpy() for name, value in own.values.items()})
+
+
+def check_saved(saved: SavedSites | None, model: Program | None, path: str, *, needed: bool) -> None:
+    """Raise unless the model that was given with a file is the one that it was saved with.
+
+    Parameters
+    ----------
+    saved
+        What the file holds of one.
+    model
+        What was given; None for the shipped one.
+    path
+        The file, for messages.
+    needed
+        Whether it has to be given: a class that overrides ``model`` has it already.
+
+    Raises
+    ------
+    ModelFileError
+        None or another one was given; there is none in the file.
+    """
+    if model is None and saved is not None and needed:
+        raise ModelFileError(
+            f"{path} was saved with the model {saved.name}, and files hold no code: call load(path, "
+            f"model={saved.name})."
+        )
+    if model is not None and (saved is None or saved.name != name_of(model)):
+        was = "the shipped model; leave it out" if saved is None else saved.name
+        raise ModelFileError(f"model: {path} was saved with {was}, found {name_of(model)}.")
+
+
+def log_density_of(density: UnitDensity, values: Mapping[str, Tensor]) -> Tensor:
+    """Log density of each unit ``(G,)`` at values of the latent sites; differentiable."""
+    terms = density.terms(density.trace({name: values[name].double() for name in density.latents}))
+    return torch.stack([term.sum(1) for term in terms.values()]).sum(0)
+
+
+def observed_density(density: UnitDensity, values: Mapping[str, Tensor]) -> Tensor:
+    """The part of it that is of the data, ``(G,)``: neither of latent sites nor of ``pyro.factor``."""
+    trace = density.trace({name: value.double() for name, value in values.items()})
+    factors = {name for name, node in trace.nodes.items() if isinstance(node.get("fn"), dist.Unit)}
+    terms = density.terms(trace).items()
+    own = [term.sum(1) for name, term in terms if name not in density.latents and name not in factors]
+    return torch.stack(own).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)

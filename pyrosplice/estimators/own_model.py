@@ -129,7 +129,7 @@ def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict
 
 
 def _sites(program: Program, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Sites of one run, the latent ones at their centers: in float64, as the data are, where the model runs with that."""
+    """Sites of one run, the latent ones at their centers, in float64 as the data are where it runs with that."""
     try:
         return sample_sites(ModelCall(program, args).trace(init=_center))
     except RuntimeError:  # such as a product with a float32 matrix
