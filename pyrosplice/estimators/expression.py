@@ -401,7 +401,8 @@ class ExpressionGLM(FollowedExpression, Described):
         with damage_named(repr(os.fspath(path))):
             saved = archive.to(SavedExpression)
             check_keys(saved.settings, SETTINGS, "settings")
-            glm, design = cls(**saved.settings, **({} if model is None else {"model": model})), saved_design_of(saved)
+            settings = saved.settings if model is None else {**saved.settings, "model": model}
+            glm, design = cls(**settings), saved_design_of(saved)
             glm._take_saved(saved.own, repr(os.fspath(path)))
         glm._fit, glm._constraints, glm._location = saved.fit, saved.constraints, design
         glm.gene_names = np.asarray(saved.genes, dtype=object)

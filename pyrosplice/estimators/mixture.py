@@ -162,7 +162,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self.warm_start = warm_start
         self.random_state = random_state
         self.use_rep = use_rep
-        vars(self)["model"] = model
+        self.__dict__["model"] = model
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Fit the mixture to cells ``X`` ``(N, D)``.
@@ -365,7 +365,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         )
 
     def _check_options(self) -> None:
-        check_model(vars(self)["model"])
+        check_model(self.__dict__["model"])
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check_option("init_strategy", self.init_strategy, STRATEGIES)
         check_option("missing", self.missing, ("error", "marginalize"))

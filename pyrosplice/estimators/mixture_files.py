@@ -163,7 +163,7 @@ class MixtureStorage(MixtureState):
             A file that is truncated, damaged, of another program, class or version; says which.
         """
         saved = SavedMixture(as_path(path), cls)
-        estimator = cls(**saved.parameters(cls._get_param_names(), model))
+        estimator = cls(**saved.parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
         if saved.has_fit():
             saved.restore(estimator)
         return estimator
@@ -175,7 +175,7 @@ class MixtureStorage(MixtureState):
     @classmethod
     def load_parameters(cls, path: str | Path, *, model: Program | None = None) -> Self:
         """An unfitted estimator with saved parameters; ``model`` as it was saved with."""
-        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))
+        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
 
     def save_attributes(self, path: str | Path) -> None:
         """Save the fit: ``attributes.json`` and ``model/``."""

@@ -83,15 +83,15 @@ class FollowedMixture:
     @property
     def model(self) -> Program:
         """The Pyro model, yours or the shipped one; called with cells ``(N, D)``."""
-        given = vars(self)["model"]
+        given = self.__dict__["model"]
         if given is None:
             return partial(gaussian_mixture, **self._arguments())
         check_model(given)
-        return bound_model(given, self._arguments(), self._asked(), data=("x",))
+        return bound_model(given, self._arguments(), self._given_options(), data=("x",))
 
     @model.setter
     def model(self, value: Program | None) -> None:
-        vars(self)["model"] = value
+        self.__dict__["model"] = value
 
     @property
     def guide(self) -> Callable[..., dict[str, Tensor]]:
@@ -123,13 +123,13 @@ class FollowedMixture:
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments, as they were given."""
         names = self._get_param_names()  # type: ignore[attr-defined]  # of scikit-learn
-        return {name: vars(self)["model"] if name == "model" else getattr(self, name) for name in names}
+        return {name: self.__dict__["model"] if name == "model" else getattr(self, name) for name in names}
 
     def _arguments(self) -> dict[str, Any]:
         """What a Pyro model of cells is made with."""
         return {"n_components": self.num_components, "covariance_type": self.covariance_type, "prior": self.prior}
 
-    def _asked(self) -> dict[str, str]:
+    def _given_options(self) -> dict[str, str]:
         """Of these, those of which something was asked for, in words."""
         asked = {}
         if self.num_components != 1:
@@ -141,11 +141,11 @@ class FollowedMixture:
         return asked
 
     def _has_own(self) -> bool:
-        return vars(self)["model"] is not None or "model" in overridden(type(self))[1]
+        return self.__dict__["model"] is not None or "model" in overridden(type(self))[1]
 
     def _own_program(self, cells: Tensor) -> tuple[Program, str] | None:
         """The model that a person gave and its name; None where it has the density of the shipped one."""
-        given = vars(self)["model"]
+        given = self.__dict__["model"]
         program = self.model
         name = name_of(program if given is None else given)
         latent_values(program, name, cells)
@@ -180,7 +180,7 @@ class FollowedMixture:
         fitted = self._parameters_of(own, cells)
         self._own = own
         if fitted is None:
-            vars(self).pop("model_", None)
+            self.__dict__.pop("model_", None)
         else:
             self.model_ = GaussianMixtureModel.from_parameters(fitted, torch.float64)
         self.converged_ = bool(own.guide.converged.all())
@@ -194,7 +194,8 @@ class FollowedMixture:
             return None
         for step in (0.05, 0.0):
             values, _ = density.constrain(point + step * normal_numbers(point, 3))
-            found = MixtureParameters(*(values[part].detach() for part in PARTS), self.covariance_type)
+            weights, means, covariances = (values[part].detach() for part in PARTS)
+            found = MixtureParameters(weights, means, covariances, self.covariance_type)
             expected = _log_likelihood(found, cells)
             if expected is None or not _close(observed_density(density, values), expected):
                 return None
@@ -219,8 +220,8 @@ class FollowedMixture:
 
     def _shipped_only(self, what: str) -> None:
         own = self._saved_own if self._own is None else self._own
-        if own is not None or vars(self)["model"] is not None:
-            name = name_of(vars(self)["model"]) if own is None else own.name
+        if own is not None or self.__dict__["model"] is not None:
+            name = name_of(self.__dict__["model"]) if own is None else own.name
             raise RefusedModelError(
                 f"{what}: it is worked out for the shipped model, and this mixture's is {name}. Its guide is an "
                 "AutoGuide (guide.laplace_approximation(x)), and pyro.infer.NUTS takes the model."
