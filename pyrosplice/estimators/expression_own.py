@@ -103,10 +103,10 @@ class FollowedExpression:
     def sites(self) -> dict[str, Tensor]:
         """Estimate of every latent site of the model, those of a model of your own among them; copies."""
         if self._own is not None:
-            return {name: value.clone() for name, value in self._own.values.items() if value.numel()}
+            return {name: value.clone() for name, value in self._own.values.items()}
         if self._saved_own is not None:
             return {name: torch.from_numpy(value.copy()) for name, value in self._saved_own.sites.items()}
-        return {name: value for name, value in self._coefficients().items() if value.numel()}
+        return self._coefficients()
 
     def _coefficients(self) -> dict[str, Tensor]:
         """Values of the shipped model's sites, ``(G, 1, ·)``."""

@@ -67,11 +67,20 @@ class MultinomGLM(BaseModel):
     priors
         Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.models.priors`; ``"weak"`` for
         :func:`~pyrosplice.priors.weak_priors` of the data at hand; flat if None.
+    model
+        A Pyro model of your own: a class with the constructor of :mod:`pyrosplice.models.multinomial`'s, or a function
+        that samples, of those of its arguments that it names (``functools.partial`` binds others). Its latent sites are
+        in a plate of the genes. Newton's method finds their mode (:class:`~pyrosplice.guides.AutoNewtonMAP`, whatever
+        ``fitting_method``), with ``tol`` and ``max_epochs``; other options of the search are refused, and so are priors
+        and likelihoods that the model leaves unused.
 
     Attributes
     ----------
     beta, bias_eta
-        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1.
+        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1; NaN where a model of your
+        own has no such site.
+    sites, engine
+        Value of every latent site, those of a model of your own among them; which way fits go.
 
     Raises
     ------

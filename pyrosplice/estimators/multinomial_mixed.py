@@ -82,6 +82,11 @@ class MultinomGLMM(ImportanceSampling):
         ``tol`` asks for it.
     likelihood, priors
         As for :class:`MultinomGLM`; ``priors`` also of ``sigma`` and ``theta_logit``.
+    model
+        As for :class:`MultinomGLM`. Marginal methods integrate its random effects out by Laplace's method
+        (:class:`~pyrosplice.guides.AutoMarginalLaplace`): the sites that its attribute ``random_effects`` names, else
+        ``nu`` and every other site whose density depends on another one, ``beta`` and ``bias_eta`` aside. A σ that is
+        held is the site ``sigma``.
     isoform_effect
         Covariance of ν between the logits of a spot. ``"independent"`` (default, the documented model): none, so that
         fits depend on which isoform is the last. ``"symmetric"``: I + 11', which is an independent effect of variance
