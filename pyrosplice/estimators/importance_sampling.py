@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -205,6 +206,18 @@ class ImportanceSampling(MultinomGLM):
         for gene in genes[~found.converged].tolist():
             if self.logger.reason[gene] == "converged":
                 self.logger.reason[gene] = "not_refined"
+
+    def _held(self) -> tuple[str, ...]:
+        sigma = ("sigma",) if self.var_fix_sigma else ()
+        return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
+
+    @property
+    def variance_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of σ and logit θ that are not flat, by site."""
+        return {name: prior for name, prior in self._free_priors().items() if name in ("sigma", "theta_logit")}
 
     def _mixed_engine(self) -> MixedEngine:
         return self._engine

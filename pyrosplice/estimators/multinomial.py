@@ -69,18 +69,16 @@ class MultinomGLM(BaseModel):
         :func:`~pyrosplice.priors.weak_priors` of the data at hand; flat if None.
     model
         A Pyro model of your own: a class with the constructor of :mod:`pyrosplice.models.multinomial`'s, or a function
-        that samples, of those of its arguments that it names (``functools.partial`` binds others). Its latent sites are
-        in a plate of the genes. Newton's method finds their mode (:class:`~pyrosplice.guides.AutoNewtonMAP`, whatever
-        ``fitting_method``), with ``tol`` and ``max_epochs``; other options of the search are refused, and so are priors
-        and likelihoods that the model leaves unused.
+        of those of its arguments that it names. Its latent sites are in a plate of the genes, and Newton's method finds
+        their mode, whatever ``fitting_method`` (:class:`~pyrosplice.guides.AutoNewtonMAP`); options and priors that it
+        leaves unused are refused.
 
     Attributes
     ----------
     beta, bias_eta
-        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1; NaN where a model of your
-        own has no such site.
+        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1; NaN if not in your model.
     sites, engine
-        Value of every latent site, those of a model of your own among them; which way fits go.
+        Value of every latent site, those of your own model too; which way fits go.
 
     Raises
     ------

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
@@ -343,18 +342,6 @@ class MultinomGLMM(ImportanceSampling):
     def _rows(self) -> dict[str, str]:
         kind = "of every isoform alike" if self.isoform_effect == "symmetric" else "of independent logits"
         return {**super()._rows(), "effect": kind}
-
-    def _held(self) -> tuple[str, ...]:
-        sigma = ("sigma",) if self.var_fix_sigma else ()
-        return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
-
-    def _free_priors(self) -> dict[str, TorchDistribution]:
-        return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
-
-    @property
-    def variance_priors(self) -> dict[str, TorchDistribution]:
-        """Priors of σ and logit θ that are not flat, by site."""
-        return {name: prior for name, prior in self._free_priors().items() if name in ("sigma", "theta_logit")}
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = super()._site_shapes(counts, design)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrosplice import MultinomGLM, MultinomGLMM
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
+from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
+from pyrosplice.data import simulate_isoforms
+from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
 from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.models.distributions import SpotCounts
 from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
@@ -341,3 +342,36 @@ def test_what_is_ones_own_is_bound():
     plain, mine = fitted(MultinomGLM), fitted(MultinomGLM, model=partial(scaled, scale=2.0))
     torch.testing.assert_close(2 * mine.beta, plain.beta.data, rtol=0, atol=1e-6)
     assert "scaled" in mine.engine
+
+
+def test_an_analysis_of_many_genes_fits_it(tmp_path):
+    adata = simulate_isoforms(n_spots=36, n_genes=2, covariates=("iid",), seed=0)
+    mine, plain = SplisosmGLMM("glm", model=ShiftedGLM), SplisosmGLMM("glm")
+    for analysis in (mine, plain):
+        analysis.setup_data(adata, design_mtx="iid")
+        analysis.fit(with_design_mtx=True, print_progress=False)
+    assert mine.get_training_summary()["converged"].all() and "ShiftedGLM" in repr(mine)
+    for name in mine.gene_names:
+        found, expected = mine.get_gene_model(name), plain.get_gene_model(name)
+        torch.testing.assert_close(found.bias_eta, expected.bias_eta - 2.0, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.get_isoform_ratio(), expected.get_isoform_ratio(), rtol=0, atol=1e-6)
+        assert "ShiftedGLM" in found.engine
+    for name in (
+        "test_spatial_variability", "test_differential_usage", "covariate_modes", "get_effects", "check_calibration",
+        "posterior", "get_fitted_ratios_anndata",
+    ):  # fmt: skip
+        with pytest.raises(RefusedModelError, match=f"{name}: .* this analysis is of ShiftedGLM"):
+            getattr(mine, name)()
+    mine.save(tmp_path / "own")
+    again = SplisosmGLMM.load(tmp_path / "own", model=ShiftedGLM)
+    assert again.get_training_summary().equals(mine.get_training_summary()) and repr(again) == repr(mine)
+    for model, words in ((None, r"load\(path, model=ShiftedGLM\)"), (zero_inflated, "saved with ShiftedGLM, found")):
+        with pytest.raises(ModelFileError, match=words):
+            SplisosmGLMM.load(tmp_path / "own", model=model)
+    plain.save(tmp_path / "plain")
+    with pytest.raises(ModelFileError, match="saved with the shipped model"):
+        SplisosmGLMM.load(tmp_path / "plain", model=ShiftedGLM)
+    adata.obs["half"] = ["u", "v"] * 18
+    mine.setup_data(adata, design_mtx="half")
+    with pytest.raises(RefusedModelError, match="design_mtx: expected columns of numbers with ShiftedGLM"):
+        mine.fit(with_design_mtx=True, print_progress=False)
