@@ -211,6 +211,11 @@ class FollowedModel(Module):
         """Fit a model of a person's own by the guides."""
         if keep:
             raise InvalidArgumentError("store_param_history: the guide of a model of your own keeps none.")
+        if "forward" in overridden(type(self))[1]:
+            raise InvalidArgumentError(
+                f"forward: {type(self).__name__} overrides it beside a model, whose density is what is fitted; put what it "
+                "adds into the model."
+            )
         if self.device.type != "cpu":
             raise InvalidArgumentError(f"device: a model of your own is fitted on 'cpu', found {str(self.device)!r}.")
         options, began = guide_options(self.fitting_configs, self._default_configs()), time.perf_counter()

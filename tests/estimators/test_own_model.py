@@ -287,6 +287,9 @@ def test_options_of_the_search_are_followed_or_refused():
     model = made(MultinomGLM, model=ShiftedGLM)
     with pytest.raises(InvalidArgumentError, match="store_param_history"):
         model.fit(store_param_history=True)
+    both = type("Both", (MultinomGLM,), {"forward": lambda self: MultinomGLM.forward(self) + 1})
+    with pytest.raises(InvalidArgumentError, match="forward: Both overrides it beside a model"):
+        made(both, model=ShiftedGLM).fit()
     model.device = torch.device("cuda")
     with pytest.raises(InvalidArgumentError, match="device: a model of your own is fitted on 'cpu'"):
         model.fit()
