@@ -179,12 +179,13 @@ class MultinomGLM(BaseModel):
         Raises
         ------
         InvalidArgumentError
-            A subclass whose Pyro model, objective or predictor is another than that which is fitted.
+            A subclass whose objective or predictor is not that which is fitted; a model of your own that is none, that
+            leaves an option unread, or has a part that :mod:`pyrosplice.guides` cannot do.
         NotReadyError
             Before ``setup_data``.
         """
         self._require_data()
-        keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
+        keep, own_program = kept_history(store_param_history, diagnose), self._program_to_fit()
         if own_program is not None:
             self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
             return None
@@ -219,17 +220,14 @@ class MultinomGLM(BaseModel):
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
         self._require_data()
-        own = self._followed()
-        if own is not None:
-            return own.spot_counts(self._own_values(own), "linear_predictor").eta
-        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
+        own = self._spot_counts("linear_predictor")
+        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1) if own is None else own.eta
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
-        own = self._followed() if self.n_genes else None
+        own = self._spot_counts("get_isoform_ratio") if self.n_genes else None
         if own is not None:
-            counts = own.spot_counts(self._own_values(own), "get_isoform_ratio")
-            return counts.likelihood.expected(counts.eta).detach()
+            return own.likelihood.expected(own.eta).detach()
         return self.bound_likelihood.expected(self.linear_predictor()).detach()
 
     def vcov(self) -> Tensor:

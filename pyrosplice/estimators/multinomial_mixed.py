@@ -242,7 +242,7 @@ class MultinomGLMM(ImportanceSampling):
         Raises as :meth:`MultinomGLM.fit` does.
         """
         self._require_data()
-        keep, own_program = kept_history(store_param_history, diagnose), self._own_program()
+        keep, own_program = kept_history(store_param_history, diagnose), self._program_to_fit()
         if own_program is not None:
             self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
             return None

@@ -28,6 +28,7 @@ from pyrosplice.estimators.own_model import (
 )
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.agreement import difference_from, overridden, random_values
+from pyrosplice.models.distributions import SpotCounts
 from pyrosplice.models.likelihoods import Likelihood, Multinomial
 from pyrosplice.models.multinomial import MultinomialGLM
 from pyrosplice.models.priors import complete_priors, is_flat
@@ -165,6 +166,11 @@ class FollowedModel(Module):
             self._decided = (self._decide(),)
         return self._decided[0]
 
+    def _program_to_fit(self) -> Program | None:
+        """The same, decided again: options and values that are held may have changed."""
+        self._decided = None
+        return self._own_program()
+
     def _decide(self) -> Program | None:
         program, name = self.model, self._model_name()
         values = latent_values(program, name, n_genes=self.n_genes)
@@ -213,8 +219,8 @@ class FollowedModel(Module):
             raise InvalidArgumentError("store_param_history: the guide of a model of your own keeps none.")
         if "forward" in overridden(type(self))[1]:
             raise InvalidArgumentError(
-                f"forward: {type(self).__name__} overrides it beside a model, whose density is what is fitted; put what it "
-                "adds into the model."
+                f"forward: {type(self).__name__} overrides it beside a model, whose density is what is fitted; put "
+                "what it adds into the model."
             )
         if self.device.type != "cpu":
             raise InvalidArgumentError(f"device: a model of your own is fitted on 'cpu', found {str(self.device)!r}.")
@@ -254,6 +260,11 @@ class FollowedModel(Module):
         if self._own is None:
             raise NotReadyError(f"{type(self).__name__}: {self._model_name()} is not fitted yet; call fit() first.")
         return self._own
+
+    def _spot_counts(self, what: str) -> SpotCounts | None:
+        """Distribution of the counts under a person's model, of which ``what`` is asked; None for the shipped one."""
+        own = self._followed()
+        return None if own is None else own.spot_counts(self._own_values(own), what)
 
     def _shipped_only(self, what: str, instead: str = "") -> None:
         """Raise for what only the shipped model has."""

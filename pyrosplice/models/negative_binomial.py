@@ -15,8 +15,8 @@ what to override      required   for
 ``__call__``          no         other sites, another density; in the plates ``genes`` (−2) and ``cells``
 ====================  =========  ========================================================================
 
-``ExpressionGLM(model=MyModel)`` fits a subclass, or a function of ``counts`` and those of the constructor's arguments that
-it names.
+``ExpressionGLM(model=MyModel)`` fits a subclass, or a function of ``counts`` and those of the constructor's arguments
+that it names.
 """
 
 from __future__ import annotations
