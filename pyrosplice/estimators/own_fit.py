@@ -244,7 +244,11 @@ class Task:
             if self.effects
             else AutoNewtonMAP(program, **settings)
         )
-        guide.fit(*args, options=self.options)
+        try:
+            guide.fit(*args, options=self.options)
+        except RefusedModelError as error:
+            hint = " (which is what pyrosplice.guides.AutoNewtonMAP takes; an estimator fits gene by gene)"
+            raise RefusedModelError(f"{self.name}: {error}{hint if 'units=None' in str(error) else ''}") from error
         if self.n_units is not None and guide.density.n_units != self.n_units:
             raise RefusedModelError(
                 f"model: expected a plate of the {self.n_units} genes that holds every latent site of {self.name}, "
