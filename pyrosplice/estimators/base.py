@@ -12,8 +12,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrosplice.devices import as_device
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
-from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
+from pyrosplice.estimators.inputs import as_counts, as_design, as_tensor, spot_names
 from pyrosplice.estimators.own_model import Program, check_model
 from pyrosplice.estimators.own_usage import FollowedModel, place_parameters
 from pyrosplice.estimators.representation import Described

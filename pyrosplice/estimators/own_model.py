@@ -11,12 +11,10 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import init_to_center
 from pyrosplice.guides.unit_density import ModelCall, sample_sites
@@ -220,15 +218,6 @@ def _densities(program: Program, values: Mapping[str, Tensor], args: tuple[Any, 
     with torch.no_grad():
         model = poutine.condition(program, data=dict(values)) if values else program
         return _sites(model, args)
-
-
-def require_plain(design: Design | None, name: str) -> None:
-    """Raise where covariates are levels of a factor, which are fitted in a coding that only the shipped model knows."""
-    if design is not None and not np.array_equal(design.coding, np.eye(len(design.coding))):
-        raise RefusedModelError(
-            f"design_mtx: expected columns of numbers with {name}, found the levels of a factor, {list(design.names)}, "
-            "which are fitted without one of them and coded again for the shipped model. Give all levels but one."
-        )
 
 
 def have_shapes(values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:

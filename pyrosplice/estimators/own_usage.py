@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from pyrosplice.data.design import Design
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
 from pyrosplice.estimators.configs import guide_options
 from pyrosplice.estimators.own_fit import OwnFit, Task
@@ -273,3 +275,12 @@ class FollowedModel(Module):
                 f"{what}: it is worked out for the shipped model, and this estimator's is {self._model_name()}."
                 f"{f' Use {instead}.' if instead else ''}"
             )
+
+
+def require_plain(design: Design | None, name: str) -> None:
+    """Raise where covariates are levels of a factor, which are fitted in a coding that only the shipped model knows."""
+    if design is not None and not np.array_equal(design.coding, np.eye(len(design.coding))):
+        raise RefusedModelError(
+            f"design_mtx: expected columns of numbers with {name}, found the levels of a factor, {list(design.names)}, "
+            "which are fitted without one of them and coded again for the shipped model. Give all levels but one."
+        )

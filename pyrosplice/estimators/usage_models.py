@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from anndata import AnnData
 
+from pyrosplice.devices import as_device
 from pyrosplice.errors import (
     InvalidArgumentError,
     NotReadyError,
@@ -19,9 +20,9 @@ from pyrosplice.errors import (
     listed,
 )
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
-from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
-from pyrosplice.estimators.own_model import Program, name_of, require_plain
+from pyrosplice.estimators.own_model import Program, name_of
+from pyrosplice.estimators.own_usage import require_plain
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.estimators.usage_options import EFFECT, OPTIONS, check_logits
 from pyrosplice.models.isoform_effect import IsoformEffect
