@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
-from pyrosplice.models.negative_binomial import ExpressionModel
+from pyrosplice.expression.expression_model import ExpressionModel
 
 RNG = np.random.default_rng(3)
 CELLS = pd.DataFrame({"group": ["a", "b"] * 30, "depth": RNG.uniform(0.5, 2.0, 60)})

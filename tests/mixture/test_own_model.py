@@ -14,7 +14,7 @@ from pyrosplice import GaussianMixture
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, RefusedModelError
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall
-from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, gaussian_mixture
+from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, gaussian_mixture
 from tests.guides.simulated import blobs
 
 CELLS = blobs()
