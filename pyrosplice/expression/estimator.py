@@ -258,11 +258,7 @@ class Estimator(Described):
     @cached_property
     def gene_means(self) -> Array:
         """Mean of the data of each gene ``(G,)``."""
-        counts = self.input_data.counts
-        total = np.zeros(counts.shape[1])
-        for _, block in counts.cell_blocks():
-            total += np.asarray(block.sum(0, dtype=np.float64)).ravel()
-        return total / counts.shape[0]
+        return gene_means(self.input_data.counts)
 
     @cached_property
     def fisher_inv(self) -> NDArray[Any]:
@@ -343,6 +339,14 @@ class FittedModel:
     scale = property(lambda self: self.scale_j(slice(None)))
     r = scale
     ll = property(lambda self: self.ll_j(slice(None)))
+
+
+def gene_means(counts: CountMatrix) -> Array:
+    """Mean of the data of each gene ``(G,)``."""
+    total = np.zeros(counts.shape[1])
+    for _, block in counts.cell_blocks():
+        total += np.asarray(block.sum(0, dtype=np.float64)).ravel()
+    return total / counts.shape[0]
 
 
 def _start_word(name: str, value: Any) -> str:

@@ -12,28 +12,29 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, listed
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
 from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import known_options
-from pyrosplice.expression.conditions import check_cancelled, condition_row
+from pyrosplice.expression.conditions import condition_row
 from pyrosplice.expression.engine.dispersion import cox_reid
 from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.shrink import prior_scale, shrink_coefficient
-from pyrosplice.expression.estimator import Estimator
-from pyrosplice.expression.fit_rows import describe_codes
+from pyrosplice.expression.estimator import Estimator, gene_means
+from pyrosplice.expression.fit_rows import describe_codes, describe_reasons
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
+from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice.expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice.expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice.expression.results import ExpressionTest
 from pyrosplice.expression.stored_fit import SavedExpression, saved_design, saved_design_of
 from pyrosplice.expression.tests import (
     FIT_OPTIONS,
+    contrast_rows,
     contrast_test,
-    tested_columns,
-    unit_rows,
 )
+from pyrosplice.guides.own_model import Program, check_model, takes
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
@@ -42,8 +43,7 @@ from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.priors.named import Priors
 from pyrosplice.representation import Described
-from pyrosplice.tables.cells import as_numbers
-from pyrosplice.tables.names import by_name, places_of, text_names
+from pyrosplice.tables.names import places_of, text_names
 
 Array = NDArray[np.float64]
 OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
@@ -51,18 +51,26 @@ SETTINGS = ("formula_loc", "formula_scale", *OF_THE_MODEL)
 
 
 @works_in_any_mode
-class ExpressionGLM(Described):
+class ExpressionGLM(FollowedExpression, Described):
     """Negative-binomial (or Poisson, normal) regression of every gene on the cells' covariates.
 
     Parameters
     ----------
     formula_loc, formula_scale, as_numeric, constraints_loc, constraints_scale, noise_model
         As for :func:`pyrosplice.api.fit.model`.
+    model
+        A Pyro model of your own in the place of :class:`~pyrosplice.expression.expression_model.ExpressionModel`: a
+        class with its constructor, or a function of ``counts`` ``(G, N)`` and those of ``location``, ``scale``,
+        ``noise``, ``offset``, ``zeta_offset`` that it names. It is fitted by :class:`~pyrosplice.guides.AutoNewtonMAP`;
+        ``sites`` has all of its estimates. A site ``location`` ``(G, 1, P)`` of the free coefficients has ``summary``,
+        ``cond`` and Wald tests, from the observed information; what the engine works out for the shipped model is
+        refused.
 
     Attributes
     ----------
     estimator : Estimator
-        The fitted estimator, with everything that ``fit.model`` documents; absent after :meth:`load`.
+        The fitted estimator, with everything that ``fit.model`` documents; absent after :meth:`load` and where a
+        model of your own was fitted.
     coefficient_names, gene_names
 
     Examples
@@ -77,7 +85,10 @@ class ExpressionGLM(Described):
     def __init__(
         self, formula_loc: str | None = None, formula_scale: str = "~1", *, as_numeric: Sequence[str] | str = (),
         constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
+        model: Program | None = None,
     ) -> None:  # fmt: skip
+        check_model(model)
+        self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
         self.as_numeric = text_names(as_numeric, "as_numeric")
         self.constraints_loc, self.constraints_scale, self.noise_model = constraints_loc, constraints_scale, noise_model
@@ -88,6 +99,12 @@ class ExpressionGLM(Described):
 
     def _rows(self) -> dict[str, str]:
         rows = {"noise": self.noise_model, "location": str(self.formula_loc), "scale": self.formula_scale}
+        own = self._saved_own if self._own is None else self._own
+        if own is not None:
+            rows |= {"model": own.name, "engine": own.engine}
+        if self._own is not None:
+            reasons = describe_reasons(self._own.guide.optimum.reason)
+            return {"data": f"{len(self._location.matrix)} cells, {len(self.gene_names)} genes", **rows, "fit": reasons}
         if self._fit is None:
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
@@ -105,26 +122,38 @@ class ExpressionGLM(Described):
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
         """
         options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(OF_THE_MODEL))
-        self.estimator = expression_fit.model(
-            data, self.formula_loc, self.formula_scale, as_numeric=self.as_numeric,
-            constraints_loc=self.constraints_loc, constraints_scale=self.constraints_scale,
-            noise_model=self.noise_model, **options,
-        )  # fmt: skip
-        inputs = self.estimator.input_data
-        self._fit, self._quasi, self._noise_checked = self.estimator.fit, None, False
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        followed = self._follow({"data": data, **settings}, options) if self._has_own() else None
+        if followed is not None:
+            self._own, self._inputs = followed
+            self.estimator, self._fit = None, None
+            self._mean = gene_means(self._inputs.counts)
+        else:
+            self.estimator = expression_fit.model(data, **settings, **options)
+            self._own, self._inputs, self._fit = None, None, self.estimator.fit
+            self._mean = self.estimator.gene_means
+        inputs = self._input_data()
+        self._saved_own, self._quasi, self._noise_checked = None, None, False
         self._location, self._constraints = inputs.location, inputs.constraints_loc
         self.gene_names, self.coefficient_names = inputs.counts.gene_names, list(inputs.location.names)
-        self._mean = self.estimator.gene_means
         return self
 
     @property
     def results(self) -> GlmFit:
-        """The engine's result."""
+        """The engine's result; of a model of your own, its coefficients with their observed information."""
+        if self._fit is None and self._own is not None:
+            self._fit = glm_fit_of(self._own, self._input_data())
         if self._fit is None:
             raise NotReadyError("Call fit first.")
         return self._fit
 
     def _data(self) -> Estimator:
+        own = self._saved_own if self._own is None else self._own
+        if own is not None:
+            raise RefusedModelError(
+                f"This is worked out for the shipped model, and this fit is of {own.name}. It has Wald tests, "
+                "summary(), sites, and a guide to draw from (guide.sample_posterior)."
+            )
         if self.estimator is None:
             raise NotReadyError("This needs the data: call fit (a loaded model has none).")
         return self.estimator
@@ -139,7 +168,8 @@ class ExpressionGLM(Described):
         return condition_row(self._design(), levels)
 
     def _design(self) -> DesignMatrix:
-        _ = self.results
+        if self._fit is None and self._own is None:
+            _ = self.results
         return self._location
 
     def test(
@@ -192,7 +222,7 @@ class ExpressionGLM(Described):
         likelihood ratio rejects at 1 % every gene of which the 20 cells have no count at all, which is 2 % of them.
         """
         check_option("method", method, METHODS)
-        rows = self._contrast_rows(contrast, factor, coefficient)
+        rows = contrast_rows(self._design(), contrast, factor, coefficient)
         needs_donors = method in ("cluster", "glmm")
         if needs_donors != (donors is not None):
             raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
@@ -205,36 +235,6 @@ class ExpressionGLM(Described):
         return apply_method(method, self._data(), wald, rows, donors=donors, quasi=self.quasi)
 
     contrast = test
-
-    def _contrast_rows(self, contrast: Any, factor: Any, coefficient: Any) -> Array:
-        if sum(v is not None for v in (contrast, factor, coefficient)) != 1:
-            raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
-        names = self._design().names
-        if contrast is None:
-            chosen = tested_columns(self._location, factor, coefficient, ("factor", "coefficient"))
-            return unit_rows(chosen, names)
-        if isinstance(contrast, (pd.Series, pd.DataFrame)):
-            turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
-            contrast = turned.to_numpy().T
-        try:
-            rows = np.atleast_2d(as_numbers(contrast, "contrast"))
-        except InvalidArgumentError as error:
-            terms = listed(dict.fromkeys(t for t in self._location.terms if t != "1"))
-            raise InvalidArgumentError(
-                f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
-                f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
-            ) from error
-        if (
-            rows.ndim != 2
-            or rows.shape[1] != len(names)
-            or not np.isfinite(rows).all()
-            or not np.abs(rows).max(1).all()
-        ):
-            raise InvalidArgumentError(
-                f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
-            )
-        check_cancelled(contrast, rows, self._location)
-        return rows
 
     def variance_ratio(self) -> Array:
         """Squared residuals over the variance that the fitted noise expects ``(G,)``; NaN without a fit.
@@ -377,15 +377,17 @@ class ExpressionGLM(Described):
         """
         fit = self.results
         settings = {name: getattr(self, name) for name in SETTINGS}
-        check_arguments(type(self), settings)
+        check_arguments(type(self), {*settings, *(["model"] if takes(type(self), "model") else [])})
         design, settings = saved_design(self._location, settings)
         genes = list(self.gene_names)
-        saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean)
+        saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean, self._saved_sites())
         Archive.of(type(self).__name__, saved, part="about").save(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> ExpressionGLM:
+    def load(cls, path: str | Path, *, model: Program | None = None) -> ExpressionGLM:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
+
+        ``model`` is that of your own, if it was saved with one.
 
         Nothing in the file is evaluated but a formula of names, numbers, operators and known functions.
 
@@ -394,14 +396,16 @@ class ExpressionGLM(Described):
         NoModelFileError
             No such file.
         ModelFileError
-            For a file that is not one, from a newer version, or with a formula that holds code.
+            For a file that is not one, from a newer version, or with a formula that holds code; for another ``model``.
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
         with damage_named(repr(os.fspath(path))):
             saved = archive.to(SavedExpression)
             check_keys(saved.settings, SETTINGS, "settings")
-            model, design = cls(**saved.settings), saved_design_of(saved)
-        model._fit, model._constraints, model._location = saved.fit, saved.constraints, design
-        model.gene_names = np.asarray(saved.genes, dtype=object)
-        model.coefficient_names, model._mean = list(design.names), saved.mean
-        return model
+            settings = saved.settings if model is None else {**saved.settings, "model": model}
+            glm, design = cls(**settings), saved_design_of(saved)
+            glm._take_saved(saved.own, repr(os.fspath(path)))
+        glm._fit, glm._constraints, glm._location = saved.fit, saved.constraints, design
+        glm.gene_names = np.asarray(saved.genes, dtype=object)
+        glm.coefficient_names, glm._mean = list(design.names), saved.mean
+        return glm

@@ -8,6 +8,15 @@ r"""The expression GLM as a Pyro model: one regression a gene, location and scal
 
 With negative-binomial noise the mean is :math:`e^\eta` and the dispersion :math:`e^{-\zeta}`
 (:mod:`pyrosplice.likelihoods.noise`).
+
+====================  =========  ========================================================================
+what to override      required   for
+====================  =========  ========================================================================
+``__call__``          no         other sites, another density; in the plates ``genes`` (−2) and ``cells``
+====================  =========  ========================================================================
+
+``ExpressionGLM(model=MyModel)`` fits a subclass, or a function of ``counts`` and those of the constructor's arguments
+that it names.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,11 @@ def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
         "found": f"{found} at FDR {FDR:.0%}",
         "smallest p": smallest or "none",
     }
+
+
+def describe_reasons(reasons: Iterable[str]) -> str:
+    """How the fits of a model of one's own ended: ``298 converged, 2 stalled``."""
+    return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())
 
 
 def describe_codes(codes: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from pyrosplice.errors import ModelFileError
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.formula_design import DesignMatrix
-from pyrosplice.io.codec import check_sizes
+from pyrosplice.expression.own_expression import SavedSites
+from pyrosplice.io.codec import NEW, check_sizes
 from pyrosplice.tables.formula_files import check_plain, pack, unpack
 from pyrosplice.tables.formula_grammar import is_plain
 
@@ -41,6 +42,8 @@ class SavedExpression:
     fit, constraints, design, genes, mean
         The engine's result, how all coefficients follow from the free ones, the location design, names of the genes
         and mean of each.
+    own
+        Of a model of a person's own.
     """
 
     settings: dict[str, Any]
@@ -49,6 +52,7 @@ class SavedExpression:
     design: SavedDesign
     genes: list[str]
     mean: NDArray[np.float64]
+    own: SavedSites | None = field(default=None, metadata={NEW: True})
 
 
 def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedDesign, dict[str, Any]]:

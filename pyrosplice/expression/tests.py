@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import defaults_of, known_options
+from pyrosplice.expression.conditions import check_cancelled
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
@@ -26,7 +27,8 @@ from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.results import ExpressionTest
 from pyrosplice.expression.statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice.optimize.convergence import FitCode
-from pyrosplice.tables.names import text_names
+from pyrosplice.tables.cells import as_numbers
+from pyrosplice.tables.names import by_name, text_names
 
 Array = NDArray[np.float64]
 Names = str | Sequence[str]
@@ -94,6 +96,33 @@ def linear_test(
     )  # fmt: skip
     result.estimator = estimator
     return result
+
+
+def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient: Any) -> Array:
+    """Rows ``(k, P)`` of a contrast, of a factor's coefficients, or of coefficients by name; exactly one is given."""
+    if sum(v is not None for v in (contrast, factor, coefficient)) != 1:
+        raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
+    names = design.names
+    if contrast is None:
+        chosen = tested_columns(design, factor, coefficient, ("factor", "coefficient"))
+        return unit_rows(chosen, names)
+    if isinstance(contrast, (pd.Series, pd.DataFrame)):
+        turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
+        contrast = turned.to_numpy().T
+    try:
+        rows = np.atleast_2d(as_numbers(contrast, "contrast"))
+    except InvalidArgumentError as error:
+        terms = listed(dict.fromkeys(t for t in design.terms if t != "1"))
+        raise InvalidArgumentError(
+            f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
+            f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
+        ) from error
+    if rows.ndim != 2 or rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+        raise InvalidArgumentError(
+            f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
+        )
+    check_cancelled(contrast, rows, design)
+    return rows
 
 
 def contrast_test(

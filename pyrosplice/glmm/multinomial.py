@@ -21,10 +21,13 @@ what to override      required   for
 ====================  =========  =========================================================
 ``sample_latents``    no         other sites, or other dependence between them
 ``linear_predictor``  no         another predictor from the values of the sites
+``__call__``          no         another density of the counts
 ====================  =========  =========================================================
 
-The fits of :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM` are of these two classes. An
-estimator whose ``model`` is a subclass with another density is refused at ``fit``: infer with Pyro on the model itself.
+``MultinomGLM(model=MyModel)`` and ``MultinomGLMM(model=MyModel)`` fit it (an estimator whose property ``model`` is
+overridden does too): what has the density of the shipped model goes by the engine of that, everything else by
+:mod:`pyrosplice.guides`. A function that samples will do as well; it gets those of the constructor's arguments that it
+names.
 """
 
 from __future__ import annotations

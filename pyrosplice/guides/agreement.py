@@ -34,21 +34,40 @@ def require_same_density(
 
     Parameters
     ----------
-    program, shipped
-        Pyro models, called with ``data``.
-    points
-        Random values of the shipped model's latent sites.
-    data
-        What they are called with.
+    program, shipped, points, data
+        As of :func:`difference_from`.
 
     Raises
     ------
     InvalidArgumentError
         Other latent sites, or another density at a random point; names what the model's class overrides.
     """
-    kind, names = overridden(type(program))
-    what = f"model: {type(program).__name__} overrides {', '.join(names) or 'nothing'}, and fits follow {kind.__name__}"
-    way_out = "Change priors= or likelihood= instead, or infer with Pyro (SVI, NUTS) on the model itself."
+    found = difference_from(program, shipped, points, *data)
+    if found is not None:
+        kind, names = overridden(type(program))
+        what = f"{type(program).__name__} overrides {', '.join(names) or 'nothing'}, and fits follow {kind.__name__}"
+        raise InvalidArgumentError(
+            f"model: {what}: {found}. Fit it by pyrosplice.guides, or infer with Pyro (SVI, NUTS) on the model itself."
+        )
+
+
+def difference_from(
+    program: Callable[..., Any],
+    shipped: Callable[..., Any],
+    points: Callable[[torch.Generator], Mapping[str, Tensor]],
+    *data: Tensor,
+) -> str | None:
+    """In which a Pyro model differs from the shipped one, in words; None where density and latent sites are the same.
+
+    Parameters
+    ----------
+    program, shipped
+        Pyro models, called with ``data``.
+    points
+        Random values of the shipped model's latent sites.
+    data
+        What they are called with.
+    """
     generator = torch.Generator().manual_seed(0)
     for _ in range(TRIES):
         values = points(generator)
@@ -59,13 +78,11 @@ def require_same_density(
             if sites or missing:
                 difference = [f"samples {name!r}, which is none of its sites" for name in sorted(sites)]
                 difference += [f"does not sample {name!r}" for name in missing]
-                raise InvalidArgumentError(f"{what}: it {', '.join(difference)}. {way_out}")
+                return f"it {', '.join(difference)}"
             expected, found = float(known.log_prob_sum()), float(trace.log_prob_sum())
         if not abs(found - expected) <= SHARP * (1 + 1e-3 * abs(expected)):
-            raise InvalidArgumentError(
-                f"{what}: at a random point its log density is {found:.6g} rather than {expected:.6g}, so the fit "
-                f"would not be of this model. {way_out}"
-            )
+            return f"at a random point its log density is {found:.6g} rather than {expected:.6g}"
+    return None
 
 
 def _trace(program: Callable[..., Any], values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -13,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
-from pyrosplice.io.atomic import as_path
+from pyrosplice.guides.own_model import Program, check_model
 from pyrosplice.mixture.criteria import information_criterion
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.em.loop import EMOptions, EMResult
@@ -31,13 +30,14 @@ from pyrosplice.mixture.given_cells import (
     given_parameters,
     read_cells,
 )
+from pyrosplice.mixture.own_mixture import all_cells
 from pyrosplice.mixture.parameter_draws import MixturePosterior
 from pyrosplice.mixture.rows import as_given
-from pyrosplice.mixture.stored_folder import FIT, PARAMETERS, SavedMixture, write_mixture
+from pyrosplice.mixture.stored_folder import MixtureStorage
 from pyrosplice.mixture.trainer import TrainerOptions
 
 
-class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
+class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstimator):
     r"""Mixture of M Gaussians, :math:`p(x) = \sum_m w_m N(x \mid \mu_m, \Sigma_m)`, fitted by exact EM.
 
     A pass over the cells is two matrix products a block on the cells' quadratic features, in centred and whitened
@@ -85,6 +85,13 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         Seed, of the starts and of :meth:`sample`.
     use_rep
         Key of ``obsm`` when an AnnData is given; None is ``X``.
+    model
+        A Pyro model of your own in the place of :func:`~pyrosplice.mixture.gaussian_mixture.gaussian_mixture`: a
+        function of cells ``x`` ``(N, D)`` and those of ``n_components``, ``covariance_type`` and ``prior`` that it
+        names, or a class that is made with these and called with ``x``. It is fitted by
+        :class:`~pyrosplice.guides.AutoNewtonMAP` from EM's fit of the shipped model, which is what the options of EM
+        are of; ``sites`` has all of its estimates. Where its cells have the density of a Gaussian mixture of sites
+        ``weights``, ``means`` and ``covariances`` there is a ``model_``, and all that rests on it.
 
     Attributes
     ----------
@@ -137,6 +144,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         warm_start: bool = False,
         random_state: Any = None,
         use_rep: str | None = None,
+        model: Program | None = None,
     ) -> None:
         self.num_components = num_components
         self.covariance_type = covariance_type
@@ -154,6 +162,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         self.warm_start = warm_start
         self.random_state = random_state
         self.use_rep = use_rep
+        self.__dict__["model"] = model
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Fit the mixture to cells ``X`` ``(N, D)``.
@@ -178,14 +187,28 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             check_feature_names(self, X)
         with features_kept_on_failure(self):
             rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
-            self._keep(self._fit_rows(rows), rows)
+            if not (self._has_own() and self._followed(rows, weighted=sample_weight is not None)):
+                self._keep(self._fit_rows(rows), rows)
         return self
+
+    def _followed(self, rows: RowBlocks, *, weighted: bool) -> bool:
+        """Fit a model of a person's own, from the fit of the shipped one; False where it has the same density."""
+        given = {"batch_size": self.batch_size is not None, "missing": self.missing == "marginalize"}
+        cells = all_cells(rows, "a model of your own", {**given, "sample_weight": weighted})
+        own = self._own_program(cells)
+        if own is None:
+            return False
+        first = (torch.tensor(0), torch.tensor(0))
+        self._fit_own(*own, cells, self._fit_rows(rows).parameters.select(first))
+        self._saved_own = self._stepwise = None
+        return True
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """One step of stepwise EM (Cappé & Moulines 2009) on some more cells; the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
+        self._shipped_only("partial_fit")
         stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
         if stepwise is None:
             self.fit(X, sample_weight=sample_weight)
@@ -238,7 +261,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def _keep(self, result: EMResult, rows: RowBlocks) -> None:
         first = (torch.tensor(0), torch.tensor(0))
-        self._stepwise = None
+        self._own = self._saved_own = self._stepwise = None
         self.model_ = GaussianMixtureModel.from_parameters(result.parameters.select(first), rows.dtype)
         most = self.trainer().max_epochs
         self.num_iter_ = min(int(result.n_iter) + 1, most)
@@ -274,14 +297,17 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
 
     def aic(self, X: Any) -> float:
         """Akaike's information criterion of the cells; smaller is better."""
+        self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=2.0)
 
     def bic(self, X: Any) -> float:
         """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
+        self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
         """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
+        self._require_gaussian()
         check_is_fitted(self, "model_")
         num_datapoints = check_integer("num_datapoints", num_datapoints)
         generator = torch.Generator()
@@ -294,6 +320,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         return model.place(labels.to(model.means.device), noise.to(model.means.device))
 
     def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
+        self._require_gaussian()
         check_is_fitted(self, "model_")
         rows = read_cells(self, X, reset=False)
         return evaluate(self.model_.to(rows.device), rows, marginalize=self.missing == "marginalize")
@@ -329,49 +356,6 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
             return TrainerOptions.of(self.trainer_params)
         return TrainerOptions.of({**(self.trainer_params or {}), **overrides})
 
-    def save(self, path: str | Path) -> None:
-        """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle.
-
-        A model that was saved there before is replaced as a whole, once the new one is written.
-        """
-        write_mixture(as_path(path), self, parameters=True, fit=hasattr(self, "model_"), whole=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The estimator that :meth:`save` wrote, with its fit if it has one.
-
-        Raises
-        ------
-        NoModelFileError
-            A file that is not there.
-        ModelFileError
-            A file that is truncated, damaged, of another program, class or version; says which.
-        """
-        saved = SavedMixture(as_path(path), cls)
-        estimator = cls(**saved.parameters(cls._get_param_names()))
-        if saved.has_fit():
-            saved.restore(estimator)
-        return estimator
-
-    def save_parameters(self, path: str | Path) -> None:
-        """Save what the constructor was given: ``params.json``."""
-        write_mixture(as_path(path), self, parameters=True)
-
-    @classmethod
-    def load_parameters(cls, path: str | Path) -> Self:
-        """An unfitted estimator with saved parameters."""
-        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names()))
-
-    def save_attributes(self, path: str | Path) -> None:
-        """Save the fit: ``attributes.json`` and ``model/``."""
-        check_is_fitted(self, "model_")
-        write_mixture(as_path(path), self, fit=True)
-
-    def load_attributes(self, path: str | Path) -> None:
-        """Take over a saved fit."""
-        SavedMixture(as_path(path), type(self), FIT).restore(self)
-        self._stepwise = None
-
     def _em_options(self) -> EMOptions:
         trainer = self.trainer()
         return EMOptions(
@@ -381,6 +365,7 @@ class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
         )
 
     def _check_options(self) -> None:
+        check_model(self.__dict__["model"])
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check_option("init_strategy", self.init_strategy, STRATEGIES)
         check_option("missing", self.missing, ("error", "marginalize"))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrosplice.guides.own_fit import SavedSites
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.gaussian_mixture import CovarianceType
 from pyrosplice.mixture.trainer import TrainerOptions
@@ -41,6 +42,12 @@ class MixtureState(Protocol):
 
     def trainer(self) -> TrainerOptions:
         """The options with which EM is run."""
+
+    def saved_sites(self) -> SavedSites | None:
+        """What a file holds of a model of a person's own."""
+
+    def take_saved(self, saved: SavedSites | None) -> None:
+        """Take it."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -194,8 +194,9 @@ def gaussian_mixture(
 ) -> None:
     r"""Pyro model: cell i has component :math:`z_i \sim w`, and :math:`x_i \sim N(\mu_{z_i}, \Sigma_{z_i})`.
 
-    Sites: ``weights``, ``covariances``, ``means``, ``assignments`` (enumerated), ``x``. To extend it, write
-    another model with the same sites; gradients, NUTS and :func:`log_joint` need nothing else.
+    Sites: ``weights``, ``covariances``, ``means``, ``assignments`` (enumerated), ``x``. To extend it, write another
+    function of those of these arguments that it needs: ``GaussianMixture(model=…)`` fits it, and with the same sites,
+    whose cells have the same density, it predicts as well.
 
     Parameters
     ----------

@@ -8,19 +8,16 @@ from typing import Any
 import xarray as xr
 from sklearn.utils.validation import check_is_fitted
 
-from pyrosplice.mixture.density_module import GaussianMixtureModel
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
 from pyrosplice.mixture.given_cells import check_cells_of_draws
+from pyrosplice.mixture.own_mixture import FollowedMixture
 from pyrosplice.mixture.posterior_tree import MixtureDrawOptions, mixture_posterior
 from pyrosplice.modes import works_in_any_mode
 
 
 @works_in_any_mode
-class MixturePosterior:
+class MixturePosterior(FollowedMixture):
     """The method ``posterior`` of a fitted mixture."""
 
-    model_: GaussianMixtureModel
-    prior: MixturePrior | None
     use_rep: str | None
 
     def posterior(
@@ -71,6 +68,7 @@ class MixturePosterior:
             The estimator's prior is improper; :func:`weak_prior` stands in where it has none. An option that does not
             exist, cells with other feature names than the fit's, or missing values.
         """
+        self._shipped_only("posterior")
         check_is_fitted(self, "model_")
         check_cells_of_draws(self, X)  # type: ignore[arg-type]
         asked = MixtureDrawOptions(

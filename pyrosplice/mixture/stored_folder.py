@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.guides.own_fit import SavedSites, check_saved
+from pyrosplice.guides.own_model import Program, name_of
 from pyrosplice.io.archive import AGAIN, Archive, damage_named
-from pyrosplice.io.codec import check_keys
+from pyrosplice.io.atomic import as_path
+from pyrosplice.io.codec import NEW, check_keys
 from pyrosplice.io.folder import Folder
 from pyrosplice.io.older import mixture_1
 from pyrosplice.io.stored_values import from_json, to_json
@@ -25,6 +30,8 @@ CONFIG, TENSORS = "model/config.json", "model/parameters.safetensors"
 FIT = (ATTRIBUTES, CONFIG, TENSORS)
 WITH = "saved_with"  # the other files of a save, so that one that is gone is missed
 PRIOR = "MixturePrior"
+MODEL = "model"
+SITE = "site."  # before the names of the sites of a model of one's own
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Attributes:
     parameters: str | None
     config: str
     tensors: str
+    own_name: str | None = field(default=None, metadata={NEW: True})
+    own_engine: str | None = field(default=None, metadata={NEW: True})
 
 
 def write_mixture(
@@ -66,14 +75,18 @@ class SavedMixture:
         self.kind, self.folder = kind, Folder(path, (PARAMETERS, *FIT))
         self.parts = self.folder.read(kind.__name__, mixture_1, names)
 
-    def parameters(self, known: Collection[str]) -> dict[str, Any]:
-        """The constructor's arguments; refused where they are not the ``known`` ones."""
-        stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name != WITH}
+    def parameters(self, known: Collection[str], model: Program | None = None) -> dict[str, Any]:
+        """The constructor's arguments; refused where they are not the ``known`` ones, or of another ``model``."""
+        stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name not in (WITH, MODEL)}
+        name = self._part(PARAMETERS).content.get(MODEL)
+        saved = None if name is None else SavedSites(str(name), "", {})
+        check_saved(saved, model, self.folder.named(PARAMETERS), needed=True)
         with damage_named(self.folder.named(PARAMETERS)):
-            check_keys(stored, known, "")
+            check_keys(stored, [name for name in known if name != MODEL], "")
             if self._part(PARAMETERS).content.get(WITH) not in ([], sorted(FIT)):
                 raise ModelFileError(f"{WITH}: expected [] or {sorted(FIT)}.")
-            return {name: _given(from_json(value)) for name, value in stored.items()}
+            given = {name: _given(from_json(value)) for name, value in stored.items()}
+            return given if model is None else {**given, MODEL: model}
 
     def has_fit(self) -> bool:
         """Whether there is one; refused where a file of it is gone, or it is one of other parameters."""
@@ -97,8 +110,13 @@ class SavedMixture:
                 raise ModelFileError(f"damaged: it is not the model that was saved with {ATTRIBUTES}; {AGAIN}.")
             model = GaussianMixtureModel(GaussianMixtureModelConfig(**config.content))
             model = model.to(tensors.tensors["means"].dtype)
-            model.load_state_dict(tensors.tensors)
+            sites = {name.removeprefix(SITE): v for name, v in tensors.tensors.items() if name.startswith(SITE)}
+            model.load_state_dict({name: v for name, v in tensors.tensors.items() if not name.startswith(SITE)})
             _check(model, attributes)
+            own = None
+            if attributes.own_name is not None:
+                arrays = {name: value.double().numpy() for name, value in sites.items()}
+                own = SavedSites(attributes.own_name, str(attributes.own_engine), arrays)
         for name in ("converged_", "num_iter_", "nll_", "n_features_in_"):
             setattr(estimator, name, getattr(attributes, name))
         if attributes.feature_names_in_ is not None:
@@ -106,6 +124,7 @@ class SavedMixture:
         elif hasattr(estimator, "feature_names_in_"):
             del estimator.feature_names_in_
         estimator.model_ = model
+        estimator.take_saved(own)
         estimator.named_by_anndata_ = attributes.named_by_anndata
 
     def _attributes(self) -> Attributes:
@@ -119,22 +138,78 @@ class SavedMixture:
         return self.parts[name]
 
 
+class MixtureStorage(MixtureState):
+    """How a mixture is saved and loaded."""
+
+    _stepwise: Any
+
+    def save(self, path: str | Path) -> None:
+        """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle.
+
+        A model that was saved there before is replaced as a whole, once the new one is written.
+        """
+        self.saved_sites()  # raises where there is nothing that a file could hold
+        write_mixture(as_path(path), self, parameters=True, fit=hasattr(self, "model_"), whole=True)
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: Program | None = None) -> Self:
+        """The estimator that :meth:`save` wrote, with its fit if it has one; ``model`` as it was saved with.
+
+        Raises
+        ------
+        NoModelFileError
+            A file that is not there.
+        ModelFileError
+            A file that is truncated, damaged, of another program, class or version; says which.
+        """
+        saved = SavedMixture(as_path(path), cls)
+        estimator = cls(**saved.parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
+        if saved.has_fit():
+            saved.restore(estimator)
+        return estimator
+
+    def save_parameters(self, path: str | Path) -> None:
+        """Save what the constructor was given: ``params.json``."""
+        write_mixture(as_path(path), self, parameters=True)
+
+    @classmethod
+    def load_parameters(cls, path: str | Path, *, model: Program | None = None) -> Self:
+        """An unfitted estimator with saved parameters; ``model`` as it was saved with."""
+        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
+
+    def save_attributes(self, path: str | Path) -> None:
+        """Save the fit: ``attributes.json`` and ``model/``."""
+        self.saved_sites()  # raises where there is nothing that a file could hold
+        check_is_fitted(self, "model_")
+        write_mixture(as_path(path), self, fit=True)
+
+    def load_attributes(self, path: str | Path) -> None:
+        """Take over a saved fit."""
+        SavedMixture(as_path(path), type(self), FIT).restore(self)
+        self._stepwise = None
+
+
 def _parameters_to(estimator: MixtureState) -> Archive:
     values = estimator.get_params(deep=False)
-    return Archive(type(estimator).__name__, {name: to_json(_plain(value), name) for name, value in values.items()})
+    model = values.pop(MODEL, None)
+    own = {} if model is None else {MODEL: name_of(model)}
+    plain = {name: to_json(_plain(value), name) for name, value in values.items()}
+    return Archive(type(estimator).__name__, plain | own)
 
 
 def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
     model, kind = estimator.model_, type(estimator).__name__
     config = Archive(kind, asdict(model.config))
-    tensors = Archive(kind, {}, {name: value.detach().cpu() for name, value in model.state_dict().items()})
+    own = estimator.saved_sites()
+    sites = {} if own is None else {SITE + name: torch.from_numpy(value) for name, value in own.sites.items()}
+    tensors = Archive(kind, {}, {name: value.detach().cpu() for name, value in model.state_dict().items()} | sites)
     names, seal = getattr(estimator, "feature_names_in_", None), None
     with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
         seal = _parameters_to(estimator).seal
     attributes = Attributes(
         estimator.converged_, estimator.num_iter_, estimator.nll_, estimator.n_features_in_,
         None if names is None else [str(name) for name in names], estimator.named_by_anndata_,
-        seal, config.seal, tensors.seal,
+        seal, config.seal, tensors.seal, *((None, None) if own is None else (own.name, own.engine)),
     )  # fmt: skip
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
 

@@ -170,7 +170,7 @@ class World:
 
     def draw(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Counts ``(S, N, K)`` and the sites' values that drew them, with the log likelihood of each data set."""
-        program = self.estimator.model
+        program = self.estimator.posterior_problem().program()
         flat = [name for name, prior in program.priors.items() if is_flat(prior) and prior.event_shape.numel()]
         if flat:
             raise InvalidArgumentError(
@@ -257,7 +257,8 @@ def _of_model(model: MultinomGLM, size: int, given: Mapping[str, Any]) -> World:
                 "model: expected a marginal fitting_method and var_fix_sigma=False; joint modes and a σ that is held "
                 f"have no posterior to check, found {model.fitting_method!r} and {model.var_fix_sigma}."
             )
-        values, vectors = model.model.covariance.eigenvalues, model.model.covariance.eigenvectors
+        covariance = model.shipped_model().covariance
+        values, vectors = covariance.eigenvalues, covariance.eigenvectors
         dense = (vectors * values) @ vectors.T
         space = {"corr_sp": torch.eye(len(values)).double() if bool((values == 1).all()) else (dense + dense.T) / 2}
     totals = model.counts.sum(-1)[torch.arange(size) % model.n_genes]

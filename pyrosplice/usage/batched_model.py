@@ -5,34 +5,34 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.nn import Module, Parameter
 
 from pyrosplice.devices import as_device
 from pyrosplice.effects.isoform_effect import IsoformEffect
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
-from pyrosplice.glmm.multinomial import MultinomialGLM
-from pyrosplice.guides.agreement import overridden, random_values, require_same_density
+from pyrosplice.glmm.objective import LogPrior
+from pyrosplice.guides.agreement import overridden
+from pyrosplice.guides.own_model import Program, check_model
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.guarded import guarded
 from pyrosplice.modes import ordinary_attributes, works_in_any_mode
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.overrides import refuse_set_methods
 from pyrosplice.priors.named import Priors, check_priors, named_priors
-from pyrosplice.priors.prior_tables import SHIPPED, describe
+from pyrosplice.priors.prior_tables import SHIPPED, describe, prior_table
+from pyrosplice.priors.sites import complete_priors, is_flat, log_prior
 from pyrosplice.representation import Described
+from pyrosplice.usage.own_usage import FollowedModel, place_parameters
 from pyrosplice.usage.reading.inputs import as_counts, as_design, as_tensor, spot_names
 
 logger = logging.getLogger("pyrosplice")
 
 ModelType = TypeVar("ModelType", bound="BaseModel")
-
-
-REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all others are positive
 
 
 def check_likelihood(likelihood: Any) -> None:
@@ -60,14 +60,8 @@ def _check_held(name: str, value: Any) -> None:
         )
 
 
-def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
-    """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
-    for name, value in values.items():
-        model.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
-
-
 @works_in_any_mode
-class BaseModel(Described, Module):
+class BaseModel(Described, FollowedModel):
     """State of a model of isoform usage for a batch of genes with the same number of isoforms.
 
     Attributes
@@ -82,15 +76,15 @@ class BaseModel(Described, Module):
         Seconds of the last fit; 0 before.
     """
 
-    counts: Tensor
-    design_mtx: Tensor
+    bias_eta: Tensor
     fitting_method: str
-    fitting_configs: dict[str, Any]
     _prior_sites: tuple[str, ...] = ("beta", "bias_eta")
 
-    def __init__(self, *, likelihood: Likelihood | None, priors: Priors) -> None:
+    def __init__(self, *, likelihood: Likelihood | None, priors: Priors, model: Program | None = None) -> None:
         super().__init__()
         check_likelihood(likelihood)
+        check_model(model)
+        self._given = model
         self.likelihood = ordinary_attributes(likelihood or Multinomial())
         self._errors: list[Exception] = []  # of the likelihood, in the last fit
         for site in priors if isinstance(priors, Mapping) else ():
@@ -102,11 +96,6 @@ class BaseModel(Described, Module):
         self.device = torch.device("cpu")
         self.fitting_time = 0.0
         self.logger = Convergence.start(0)
-
-    @property
-    def model(self) -> MultinomialGLM:
-        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
-        raise NotImplementedError
 
     @property
     def bound_likelihood(self) -> Likelihood:
@@ -134,6 +123,38 @@ class BaseModel(Described, Module):
             own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
             self.priors = named_priors(self._priors_name, shapes, **own)
 
+    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        n_genes, _, n_isos = counts.shape
+        n_logits = self.likelihood.n_predictors(n_isos)
+        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
+        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
+
+    def prior_table(self) -> pd.DataFrame:
+        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        self._require_data()
+        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of the sites that a fit estimates, without the flat ones."""
+        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
+        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
+
+    def _log_prior(self) -> LogPrior | None:
+        """What engines add to their log likelihood, or None if every prior is flat."""
+        priors = self._free_priors()
+        if not priors:
+            return None
+        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
+
+    def log_prior_density(self) -> Tensor:
+        """Log prior density of each gene at the present parameters, ``(G,)``."""
+        self._shipped_only("log_prior_density", "forward(), which has all of it")
+        priors = self._free_priors()
+        if not priors:
+            return self.bias_eta.new_zeros(self.n_genes)
+        return log_prior(priors, {name: getattr(self, name) for name in priors})
+
     def _held(self) -> tuple[str, ...]:
         """Sites that a fit does not estimate."""
         return ()
@@ -147,17 +168,14 @@ class BaseModel(Described, Module):
         self.n_genes, self.n_spots, self.n_isos = counts.shape
         self.n_factors = design.shape[1]
         self.logger, self.fitting_time = Convergence.start(self.n_genes), 0.0
+        self._own = self._decided = None
 
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         place_parameters(self, values)
 
     def _require_followed(self) -> None:
-        """Raise where a subclass has a Pyro model, an objective or a predictor that fits would not follow."""
+        """Raise where a subclass has an objective or a predictor of its own, which no fit would follow."""
         shipped, names = overridden(type(self))
-        if "model" in names:
-            program, known = self.model, shipped.model.fget(self)  # type: ignore[attr-defined]  # a property
-            shapes = known.latent_shapes()
-            require_same_density(program, known, partial(random_values, shapes, lambda name: name not in REAL))
         for name in sorted({"forward", "linear_predictor"} & {*names}):
             other = self.clone()
             start = torch.Generator().manual_seed(0)
@@ -167,8 +185,8 @@ class BaseModel(Described, Module):
                 found, expected = getattr(other, name)(), getattr(shipped, name)(other)
             if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
                 raise InvalidArgumentError(
-                    f"{name}: {type(self).__name__} overrides it, and fits follow that of {shipped.__name__}. Change "
-                    "priors= or likelihood= instead, or infer with Pyro on a model of your own."
+                    f"{name}: {type(self).__name__} overrides it, and fits follow that of {shipped.__name__}. Give the "
+                    "Pyro model (model=), which is what is fitted, or change priors= or likelihood=."
                 )
 
     def _require_data(self) -> None:
@@ -254,7 +272,8 @@ class BaseModel(Described, Module):
         return f"{type(self).__name__}: {size}"
 
     def _rows(self) -> dict[str, str]:
-        return {
+        own = {} if self._own is None else {"model": self._own.name, "engine": self._own.engine}
+        return own | {
             "likelihood": self.likelihood.name,
             "priors": ", ".join(f"{name} ~ {describe(prior)}" for name, prior in self.priors.items())
             or self._priors_name

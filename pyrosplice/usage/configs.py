@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.guides import FitOptions
 from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
 from pyrosplice.optimize.first_order import Descent, DescentOptions
 from pyrosplice.optimize.newton import NewtonOptions
@@ -78,6 +79,28 @@ def search_options(configs: Mapping[str, Any]) -> Options:
 def newton_options(configs: Mapping[str, Any], keep: bool) -> NewtonOptions:
     """When Newton's method ends, and whether it keeps its steps."""
     return NewtonOptions(min(NEWTON_TOLERANCE, configs["tol"]), _epochs(configs), keep)
+
+
+def guide_options(configs: Mapping[str, Any], defaults: Mapping[str, Any]) -> FitOptions:
+    """The same for the guides of a model of a person's own, which are as exact as ``tol`` asks for, or more.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An option that they do not have.
+    """
+    for key in ("lr", "optim", "tol_relative", "patience"):
+        if configs[key] != defaults[key]:
+            raise InvalidArgumentError(
+                f"fitting_configs[{key!r}]: a model of your own is fitted by Newton's method, which has no such "
+                f"option, found {configs[key]!r}; leave it out. tol and max_epochs are followed."
+            )
+    if configs["max_epochs"] == 0:
+        raise InvalidArgumentError(
+            "fitting_configs['max_epochs']: 0 leaves the start values, and the sites of a model of your own have none; "
+            "expected at least 1, or -1."
+        )
+    return FitOptions(tolerance=min(FitOptions().tolerance, 0.3 * configs["tol"] ** 0.5), max_iter=_epochs(configs))
 
 
 def _epochs(configs: Mapping[str, Any]) -> int:

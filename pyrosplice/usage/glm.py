@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 import xarray as xr
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import check_option
@@ -17,7 +15,8 @@ from pyrosplice.glmm.batches import MixedEngine, fit_without_effect
 from pyrosplice.glmm.fitted_guides import PointGuide
 from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation, covariance_from_information
 from pyrosplice.glmm.multinomial import MultinomialGLM
-from pyrosplice.glmm.objective import LogPrior, at_held
+from pyrosplice.glmm.objective import at_held
+from pyrosplice.guides.own_model import Program
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.bfgs import Minimiser
@@ -28,8 +27,7 @@ from pyrosplice.posterior.draws import DrawOptions, posterior_tree
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.priors.named import Priors
-from pyrosplice.priors.prior_tables import prior_table
-from pyrosplice.priors.sites import complete_priors, is_flat, log_prior
+from pyrosplice.priors.sites import complete_priors, is_flat
 from pyrosplice.usage.batched_model import BaseModel
 from pyrosplice.usage.configs import (
     DEFAULTS,
@@ -69,11 +67,18 @@ class MultinomGLM(BaseModel):
     priors
         Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.priors.sites`; ``"weak"`` for
         :func:`~pyrosplice.priors.weak_priors` of the data at hand; flat if None.
+    model
+        A Pyro model of your own: a class with the constructor of :mod:`pyrosplice.glmm.multinomial`'s, or a function
+        of those of its arguments that it names. Its latent sites are in a plate of the genes, and Newton's method finds
+        their mode, whatever ``fitting_method`` (:class:`~pyrosplice.guides.AutoNewtonMAP`); options and priors that it
+        leaves unused are refused.
 
     Attributes
     ----------
     beta, bias_eta
-        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1.
+        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1; NaN if not in your model.
+    sites, engine
+        Value of every latent site, those of your own model too; which way fits go.
 
     Raises
     ------
@@ -103,9 +108,10 @@ class MultinomGLM(BaseModel):
         *,
         likelihood: Likelihood | None = None,
         priors: Priors = None,
+        model: Program | None = None,
     ) -> None:
         check_option("fitting_method", fitting_method, self._methods)
-        super().__init__(likelihood=likelihood, priors=priors)
+        super().__init__(likelihood=likelihood, priors=priors, model=model)
         self.fitting_method = fitting_method
         self.fitting_configs = complete_configs(fitting_configs, self._default_configs())
 
@@ -173,14 +179,18 @@ class MultinomGLM(BaseModel):
         Raises
         ------
         InvalidArgumentError
-            A subclass whose Pyro model, objective or predictor is another than that which is fitted.
+            A subclass whose objective or predictor is not that which is fitted; a model of your own that is none, that
+            leaves an option unread, or has a part that :mod:`pyrosplice.guides` cannot do.
         NotReadyError
             Before ``setup_data``.
         """
         self._require_data()
+        keep, own_program = kept_history(store_param_history, diagnose), self._program_to_fit()
+        if own_program is not None:
+            self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            return None
         self._require_followed()
         self._errors.clear()
-        keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         own = ("beta", "bias_eta", *self.likelihood.free)
         if self.fitting_configs["max_epochs"] == 0:
@@ -202,15 +212,22 @@ class MultinomGLM(BaseModel):
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.log_density(self._own_values(own))
         return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters."""
         self._require_data()
-        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
+        own = self._spot_counts("linear_predictor")
+        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1) if own is None else own.eta
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
+        own = self._spot_counts("get_isoform_ratio") if self.n_genes else None
+        if own is not None:
+            return own.likelihood.expected(own.eta).detach()
         return self.bound_likelihood.expected(self.linear_predictor()).detach()
 
     def vcov(self) -> Tensor:
@@ -225,6 +242,9 @@ class MultinomGLM(BaseModel):
     def observed_information(self) -> tuple[Tensor, Standardisation]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.coefficient_information(self._own_values(own), self.design_mtx, self.bias_eta.shape[-1])
         if self.likelihood.free:
             engine, zero = self._mixed_engine(), self.bias_eta.new_zeros(self.n_genes, 1)
             values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
@@ -235,6 +255,7 @@ class MultinomGLM(BaseModel):
     def prior_information(self) -> Tensor:
         """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
         self._require_data()
+        self._shipped_only("prior_information")
         priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
         return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
 
@@ -242,11 +263,6 @@ class MultinomGLM(BaseModel):
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
-
-    def prior_table(self) -> pd.DataFrame:
-        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
-        self._require_data()
-        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
 
     def posterior(
         self,
@@ -303,6 +319,7 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         self._require_followed()
         asked = DrawOptions(
             num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
@@ -313,6 +330,7 @@ class MultinomGLM(BaseModel):
     def posterior_problem(self) -> PosteriorProblem:
         """What draws from the posterior depend on: data, priors and the present parameters."""
         self._require_data()
+        self._shipped_only("posterior_problem", "guide.sample_posterior()")
         shapes = self._site_shapes(self.counts, self.design_mtx)
         return PosteriorProblem(
             counts=self.counts,
@@ -324,20 +342,29 @@ class MultinomGLM(BaseModel):
             held=self._held(),
             engine=self._mixed_engine(),
             log_prior=self._log_prior(),
-            program=lambda: self.model,
+            program=self.shipped_model,
             no_mode=self._no_mode(),
         )
 
-    @property
-    def model(self) -> MultinomialGLM:
-        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
+    def shipped_model(self) -> MultinomialGLM:
+        """The library's Pyro model of the data and options, whatever ``model`` is."""
         self._require_data()
-        return MultinomialGLM(self.counts, self.design_mtx, likelihood=self.likelihood, priors=self.priors)
+        return MultinomialGLM(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        own = {"likelihood": self.likelihood, "priors": self.priors}
+        return {"counts": self.counts, "design": self.design_mtx, **own}
+
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._site_shapes(self.counts, self.design_mtx)
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
-        """A Pyro guide with every site at its fitted value (MAP)."""
+        """A Pyro guide with every site at its fitted value (MAP); of a model of your own, the guide that fitted it."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.guide
         values = {name: getattr(self, name) for name in ("beta", "bias_eta", *self.likelihood.free)}
         return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
 
@@ -365,13 +392,6 @@ class MultinomGLM(BaseModel):
     def _minimiser(self) -> Minimiser:
         return minimiser_of(self.fitting_method, self.fitting_configs)
 
-    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
-        """Shape of each site that takes a prior, genes first."""
-        n_genes, _, n_isos = counts.shape
-        n_logits = self.likelihood.n_predictors(n_isos)
-        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
-        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
-
     def _name_trouble(self, record: Convergence) -> None:
         """Note the genes whose coefficients are at infinity, and those without counts."""
         flat = {"beta", "bias_eta"} - set(self._free_priors())
@@ -379,22 +399,3 @@ class MultinomGLM(BaseModel):
         endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
         record.finish(torch.nonzero(endless).squeeze(-1), "separated")
         record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
-
-    def _free_priors(self) -> dict[str, TorchDistribution]:
-        """Priors of the sites that a fit estimates, without the flat ones."""
-        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
-        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
-
-    def _log_prior(self) -> LogPrior | None:
-        """What engines add to their log likelihood, or None if every prior is flat."""
-        priors = self._free_priors()
-        if not priors:
-            return None
-        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
-
-    def log_prior_density(self) -> Tensor:
-        """Log prior density of each gene at the present parameters, ``(G,)``."""
-        priors = self._free_priors()
-        if not priors:
-            return self.bias_eta.new_zeros(self.n_genes)
-        return log_prior(priors, {name: getattr(self, name) for name in priors})

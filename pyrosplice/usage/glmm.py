@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.effects.isoform_effect import IsoformEffect, basis_of, check_isoform_effect
 from pyrosplice.errors import check_option
-from pyrosplice.glmm.batches import MixedEngine, detached
+from pyrosplice.glmm.batches import MixedEngine
 from pyrosplice.glmm.distributions import EigenCovariance
-from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm.fitted_guides import LaplaceGuide, PointGuide
 from pyrosplice.glmm.glm_objective import Standardisation
 from pyrosplice.glmm.joint import JointFit, fit_joint
@@ -31,6 +29,8 @@ from pyrosplice.glmm.random_effect import (
     uniform_effect,
 )
 from pyrosplice.glmm.snapshots import Snapshots, joined
+from pyrosplice.guides.own_fit import OwnFit
+from pyrosplice.guides.own_model import Program, random_effects
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.bfgs import Minimiser
@@ -39,6 +39,7 @@ from pyrosplice.priors.named import Priors, with_variance_prior
 from pyrosplice.priors.sites import SITES, complete_priors, is_flat
 from pyrosplice.usage.configs import kept_history, search_options
 from pyrosplice.usage.infinite import endless_variance
+from pyrosplice.usage.own_usage import FollowedModel
 from pyrosplice.usage.reading.inputs import as_covariance, spot_names, warn_if_collinear
 from pyrosplice.usage.refinement import ImportanceSampling
 
@@ -80,6 +81,11 @@ class MultinomGLMM(ImportanceSampling):
         ``tol`` asks for it.
     likelihood, priors
         As for :class:`MultinomGLM`; ``priors`` also of ``sigma`` and ``theta_logit``.
+    model
+        As for :class:`MultinomGLM`. Marginal methods integrate its random effects out by Laplace's method
+        (:class:`~pyrosplice.guides.AutoMarginalLaplace`): the sites that its attribute ``random_effects`` names, else
+        ``nu`` and every other site whose density depends on another one, ``beta`` and ``bias_eta`` aside. A σ that is
+        held is the site ``sigma``.
     isoform_effect
         Covariance of ν between the logits of a spot. ``"independent"`` (default, the documented model): none, so that
         fits depend on which isoform is the last. ``"symmetric"``: I + 11', which is an independent effect of variance
@@ -125,7 +131,7 @@ class MultinomGLMM(ImportanceSampling):
     _prior_sites = SITES
     _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         share_variance: bool = True,
         var_fix_sigma: bool = True,
@@ -138,12 +144,13 @@ class MultinomGLMM(ImportanceSampling):
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         isoform_effect: IsoformEffect = "independent",
+        model: Program | None = None,
     ) -> None:
         for name, value in (("share_variance", share_variance), ("var_fix_sigma", var_fix_sigma)):
             check_option(name, value, (True, False))
         check_option("init_ratio", init_ratio, ("observed", "uniform"))
         priors = with_variance_prior(priors, var_prior_model, var_prior_model_params)
-        super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors)
+        super().__init__(fitting_method, fitting_configs, likelihood=likelihood, priors=priors, model=model)
         check_isoform_effect(isoform_effect, share_variance=share_variance, likelihood=self.likelihood)
         self.isoform_effect = isoform_effect
         self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
@@ -235,9 +242,12 @@ class MultinomGLMM(ImportanceSampling):
         Raises as :meth:`MultinomGLM.fit` does.
         """
         self._require_data()
+        keep, own_program = kept_history(store_param_history, diagnose), self._program_to_fit()
+        if own_program is not None:
+            self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
+            return None
         self._require_followed()
         self._errors.clear()
-        keep = kept_history(store_param_history, diagnose)
         began = time.perf_counter()
         searched = self.fitting_configs["max_epochs"] != 0
         record, histories = self._search(keep) if searched else (self._without_epochs(), [])
@@ -256,6 +266,8 @@ class MultinomGLMM(ImportanceSampling):
         log prior. Differentiable in the parameters.
         """
         self._require_data()
+        if self._followed() is not None:
+            return super().forward()
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         if self.is_marginal:
             return self._engine_here().log_marginal(parameters) + self.log_prior_density()
@@ -263,7 +275,8 @@ class MultinomGLMM(ImportanceSampling):
 
     def linear_predictor(self) -> Tensor:
         """η ``(G, N, Q)`` at the present parameters, ν included."""
-        return super().linear_predictor() + self.nu
+        fixed_part = super().linear_predictor()
+        return fixed_part + self.nu if self._own is None else fixed_part
 
     def var_total(self) -> Tensor:
         """σ², ``(G, 1)`` or ``(G, Q)``."""
@@ -275,52 +288,51 @@ class MultinomGLMM(ImportanceSampling):
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 
-    def random_effect_posterior(self) -> RandomEffectPosterior:
-        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+    def shipped_model(self) -> MultinomialGLMM:
+        """The library's Pyro model of the data and options; decomposes the dense V, so N in the thousands."""
         self._require_data()
-        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
-        proper = bounded_away_from_zero(detached(parameters))
-        genes = torch.arange(self.n_genes, device=self.device)
-        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
+        return MultinomialGLMM(**self._arguments())
 
-    def vcov(self) -> Tensor:
-        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
-
-        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
-        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
-        what the data do not identify has infinite variance.
-        """
-        return super().vcov()
-
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
-        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
-        self._require_data()
-        if self.is_marginal:
-            values = dict(self.named_parameters())
-            return (
-                self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()),
-                self._engine.scaling,
-            )
-        engine = self._engine_here()
-        found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
-        return engine.logit_information(torch.cat(found)), engine.scaling
-
-    @property
-    def model(self) -> MultinomialGLMM:
-        """The Pyro model of the data, σ fixed if ``var_fix_sigma``; decomposes the dense V, so N in the thousands."""
-        self._require_data()
+    def _arguments(self) -> dict[str, Any]:
         if self._eigen is None:
             self._eigen = EigenCovariance.from_dense(self._engine.dense_covariance())
         fixed = {name: getattr(self, name).detach().clone() for name in self._held()}
-        return MultinomialGLMM(
-            self.counts, self.design_mtx, self._eigen, share_variance=self.share_variance, likelihood=self.likelihood,
-            priors=self.priors, fixed=fixed, isoform_effect=self.isoform_effect,
-        )  # fmt: skip
+        own = {"share_variance": self.share_variance, "isoform_effect": self.isoform_effect}
+        return {**super()._arguments(), "covariance": self._eigen, "fixed": fixed, **own}
+
+    def _asked(self) -> dict[str, str]:
+        asked = super()._asked()
+        if self._engine.solver is not None:
+            asked["covariance"] = "corr_sp: a covariance of the spots (IdentityCovariance is none)"
+        if not self.share_variance:
+            asked["share_variance"] = "share_variance=False"
+        if self.isoform_effect != "independent":
+            asked["isoform_effect"] = f"isoform_effect={self.isoform_effect!r}"
+        return asked
+
+    def _without(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, FollowedModel]]:
+        yield from super()._without(values)
+        if self.isoform_effect != "independent":
+            yield f"isoform_effect={self.isoform_effect!r}", self._changed(isoform_effect="independent")
+
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = super()._known_shapes()
+        return {**shapes, "nu": (self.n_genes, self.n_spots, shapes["bias_eta"][1])}
+
+    def _effects(self, program: Program, name: str, values: Mapping[str, Tensor]) -> list[str]:
+        return random_effects(program, name, values, ("beta", "bias_eta")) if self.is_marginal else []
+
+    def _take_own(self, own: OwnFit) -> None:
+        super()._take_own(own)
+        self.gradient_norm, self.log_marginal_null = own.guide.optimum.gradient.norm(dim=1), None
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
         """A Pyro guide: every site at its fitted value, and ν from its Laplace posterior for the marginal methods."""
         self._require_data()
+        own = self._followed()
+        if own is not None:
+            return own.guide
         every = (name for name in (*SITES, *self.likelihood.free) if name not in self._held())
         values = {name: getattr(self, name).detach() for name in every if getattr(self, name).numel()}
         if self.is_marginal:
@@ -330,18 +342,6 @@ class MultinomGLMM(ImportanceSampling):
     def _rows(self) -> dict[str, str]:
         kind = "of every isoform alike" if self.isoform_effect == "symmetric" else "of independent logits"
         return {**super()._rows(), "effect": kind}
-
-    def _held(self) -> tuple[str, ...]:
-        sigma = ("sigma",) if self.var_fix_sigma else ()
-        return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
-
-    def _free_priors(self) -> dict[str, TorchDistribution]:
-        return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
-
-    @property
-    def variance_priors(self) -> dict[str, TorchDistribution]:
-        """Priors of σ and logit θ that are not flat, by site."""
-        return {name: prior for name, prior in self._free_priors().items() if name in ("sigma", "theta_logit")}
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = super()._site_shapes(counts, design)

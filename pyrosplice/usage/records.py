@@ -137,6 +137,9 @@ class ModelSpec:
         with warnings.catch_warnings():  # that levels of a factor sum to one is known here, and dealt with
             warnings.filterwarnings("ignore", "design_mtx: columns", UserWarning)
             model = self._build(counts, None if self.design is None else self.design.values)
+        if self.options.get("model") is not None:  # whose sites are not among the records
+            model.fit(quiet=True)
+            return model
         model.update_params_from_dict(stacked(genes))
         model.logger = Convergence(
             reason=[gene.reason for gene in genes],

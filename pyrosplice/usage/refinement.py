@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm.batches import MixedEngine, detached
+from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
+from pyrosplice.glmm.glm_objective import Standardisation
 from pyrosplice.glmm.importance import importance
 from pyrosplice.glmm.mode import Mode
 from pyrosplice.glmm.objective import LogPrior
@@ -75,9 +78,43 @@ class ImportanceSampling(MultinomGLM):
             Indices; all of them if None. Memory grows with their number.
         """
         self._require_data()
+        self._shipped_only("posterior_mode")
         genes = torch.arange(self.n_genes, device=self.device) if genes is None else genes
         parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
         return self._engine_here().mode(parameters, genes)
+
+    def random_effect_posterior(self) -> RandomEffectPosterior:
+        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+        self._require_data()
+        self._shipped_only("random_effect_posterior", "guide.get_posterior()")
+        parameters = self._engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
+        proper = bounded_away_from_zero(detached(parameters))
+        genes = torch.arange(self.n_genes, device=self.device)
+        return RandomEffectPosterior(self._engine_here().mode(proper, genes))
+
+    def vcov(self) -> Tensor:
+        r"""Covariance of ``[beta; bias_eta]`` at the present parameters, ``(G, D, D)``.
+
+        Marginal methods: from the observed information of all that was estimated, (σ, θ) and priors included. Joint
+        methods: given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order as in :meth:`MultinomGLM.vcov`;
+        what the data do not identify has infinite variance.
+        """
+        return super().vcov()
+
+    def observed_information(self) -> tuple[Tensor, Standardisation]:
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
+        self._require_data()
+        if self._followed() is not None:
+            return super().observed_information()
+        if self.is_marginal:
+            values = dict(self.named_parameters())
+            return (
+                self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=self._log_prior()),
+                self._engine.scaling,
+            )
+        engine = self._engine_here()
+        found = [engine.conditional_information(self.posterior_mode(genes)) for genes in engine.batches()]
+        return engine.logit_information(torch.cat(found)), engine.scaling
 
     def importance(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
         """Log marginal likelihood of each gene at the present parameters by importance sampling.
@@ -100,6 +137,7 @@ class ImportanceSampling(MultinomGLM):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("importance")
         _check_draws(n_draws)
         engine = self._engine_here()
         parameters = engine.parameters(self.beta, self.bias_eta, self.sigma, self.theta_logit)
@@ -136,6 +174,7 @@ class ImportanceSampling(MultinomGLM):
             Before ``setup_data``.
         """
         self._require_data()
+        self._shipped_only("refine")
         _check_draws(n_draws)
         if not self.is_marginal or self.var_fix_sigma:
             raise InvalidArgumentError(
@@ -167,6 +206,18 @@ class ImportanceSampling(MultinomGLM):
         for gene in genes[~found.converged].tolist():
             if self.logger.reason[gene] == "converged":
                 self.logger.reason[gene] = "not_refined"
+
+    def _held(self) -> tuple[str, ...]:
+        sigma = ("sigma",) if self.var_fix_sigma else ()
+        return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}
+
+    @property
+    def variance_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of σ and logit θ that are not flat, by site."""
+        return {name: prior for name, prior in self._free_priors().items() if name in ("sigma", "theta_logit")}
 
     def _mixed_engine(self) -> MixedEngine:
         return self._engine

@@ -53,7 +53,7 @@ CALLS = {
         MIXTURE.posterior, GaussianMixture.posterior, {"X": X, "num_samples": 2, "num_chains": 1, "warmup_steps": 0}
     ),
     "set_params": (MIXTURE.clone().set_params, GaussianMixture.set_params, {}),
-    "load": (GaussianMixture.load, GaussianMixture.load, {}),
+    "load": (GaussianMixture.load, GaussianMixture.load, {"path": "no such model"}),
     "config": (
         GaussianMixtureModelConfig, GaussianMixtureModelConfig.__init__,
         {"num_components": 2, "num_features": 2, "covariance_type": "full"},

@@ -11,7 +11,16 @@ from anndata import AnnData
 
 from pyrosplice.devices import as_device
 from pyrosplice.effects.isoform_effect import IsoformEffect
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    NotReadyError,
+    RefusedModelError,
+    check_option,
+    check_switches,
+    is_whole,
+    listed,
+)
+from pyrosplice.guides.own_model import Program, name_of
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.priors.named import Priors, check_priors, named_priors
@@ -21,6 +30,7 @@ from pyrosplice.spatial.graph import Graph
 from pyrosplice.usage.analysis.options import EFFECT, OPTIONS, check_logits
 from pyrosplice.usage.analysis.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice.usage.own_usage import require_plain
 from pyrosplice.usage.records import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 
 APPROX_RANK_AUTO = "auto"
@@ -52,6 +62,7 @@ class UsageModels:
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         isoform_effect: IsoformEffect = "independent",
+        model: Program | None = None,
     ) -> None:
         check_option("model_type", model_type, MODELS)
         check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
@@ -64,6 +75,7 @@ class UsageModels:
         self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
         self.likelihood = Multinomial() if likelihood is None else likelihood
         self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
+        self.model = model
         MODELS[model_type](**self._model_options(priors=priors))  # raises where an option is wrong
         if model_type == "glm":  # which takes those of a GLMM too, for compatibility
             method = "joint_gd" if fitting_method in GLM_METHODS else fitting_method
@@ -226,6 +238,8 @@ class UsageModels:
         )
         if with_design_mtx and prepared.design is None:
             raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
+        if self.model is not None and with_design_mtx:
+            require_plain(prepared.design, name_of(self.model))
         if not is_whole(batch_size, 1):
             raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
         if not (random_seed is None or is_whole(random_seed, 0)):
@@ -294,7 +308,10 @@ class UsageModels:
         return self._ready().data.adata
 
     def get_fitted_models(self) -> list[Any]:
-        """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here."""
+        """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here.
+
+        Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
+        """
         fit, prepared = self._ready_fit(), self._ready()
         spec = self._spec(self.model_type, with_design=fit.with_design)
         pairs = zip(prepared.counts, fit.genes, strict=True)
@@ -316,6 +333,14 @@ class UsageModels:
             near = listed(names, near=str(gene_name))
             raise KeyError(f"gene_name: {gene_name!r} is not one of the {self.n_genes} genes in gene_names: {near}.")
         return names.index(gene_name)
+
+    def _shipped_only(self, what: str) -> None:
+        """Raise for what rests on other fits than those of a model of one's own."""
+        if self.model is not None:
+            raise RefusedModelError(
+                f"{what}: it rests on fits of the shipped model, and this analysis is of {name_of(self.model)}, whose "
+                "sites, guide, objective and vcov() are those of get_gene_model(name)."
+            )
 
     def _ready(self) -> Prepared:
         if self._prepared is None:
@@ -340,7 +365,7 @@ class UsageModels:
     def _model_options(self, **changed: Any) -> dict[str, Any]:
         """Constructor arguments of the model of one batch."""
         configs = {"max_epochs": 500} if self.fitting_configs is None else deepcopy(self.fitting_configs)
-        own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors}
+        own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors, "model": self.model}
         if self.model_type == "glm":
             method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
             return {"fitting_method": method, "fitting_configs": configs, **own, **changed}

@@ -140,6 +140,7 @@ class DifferentialUsage(UsageTests):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
+        self._shipped_only("test_differential_usage")
         prepared = self._ready()
         check_usage_options(self.covariate_names, method=method, by=by, variance=variance, law=law or "averaged")
         if prepared.design is None:
@@ -211,6 +212,7 @@ class DifferentialUsage(UsageTests):
         InvalidArgumentError
             No covariates, or a model without a spatial effect.
         """
+        self._shipped_only("covariate_modes")
         prepared = self._ready()
         if prepared.design is None or self.model_type != "glmm-full":
             raise NoResultsError("covariate_modes: expected covariates and model_type='glmm-full'.")

@@ -79,6 +79,7 @@ class UsageEffects(DifferentialUsage):
         InvalidArgumentError
             A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
         """
+        self._shipped_only("get_effects")
         check_share("level", level)
         check_option("variance", variance, ("robust", "model"))
         if law is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from pyrosplice.errors import ModelFileError
+from pyrosplice.guides.own_fit import SavedSites, check_saved
+from pyrosplice.guides.own_model import Program, name_of
+from pyrosplice.io.codec import NEW
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.overrides import is_ours
 from pyrosplice.priors.prior_tables import (
@@ -40,20 +43,29 @@ class SavedObject:
 
 @dataclass(frozen=True)
 class Extensions:
-    """The likelihood, the priors by site, and the covariance of the spots if there is one."""
+    """The likelihood, the priors by site, the covariance of the spots if there is one, the name of an own model."""
 
     likelihood: SavedObject
     priors: dict[str, SavedObject]
     covariance: SavedObject | None
+    model: str | None = field(default=None, metadata={NEW: True})
 
 
-def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any) -> Extensions:
+def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any, model: Program | None) -> Extensions:
     """Names of everything, and the arguments of what can be brought back."""
     return Extensions(
         SavedObject(repr(likelihood), likelihood_to_json(likelihood)),
         {k: SavedObject(describe(prior), prior_to_json(prior)) for k, prior in priors.items() if prior is not None},
         None if covariance is None else _saved_covariance(covariance),
+        None if model is None else name_of(model),
     )
+
+
+def own_model(saved: Extensions, model: Program | None, *, path: str) -> dict[str, Any]:
+    """Constructor argument ``model``, if there is one; raises where it is not the one that was saved."""
+    sites = None if saved.model is None else SavedSites(saved.model, "", {})
+    check_saved(sites, model, repr(path), needed=True)
+    return {} if model is None else {"model": model}
 
 
 def unpack(

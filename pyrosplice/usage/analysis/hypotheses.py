@@ -99,6 +99,7 @@ class UsageTests(UsageModels):
         NotReadyError
             Before ``setup_data``, or ``fit`` for ``"llr"``.
         """
+        self._shipped_only("test_spatial_variability")
         prepared = self._ready()
         check_option("method", method, ("llr", "score"))
         if self.model_type != "glmm-full":

@@ -143,6 +143,7 @@ class UsageCalibration(UsagePosterior):
         >>> check.table["level"].tolist()
         [0.05, 0.01, 0.001]
         """
+        self._shipped_only("check_calibration")
         fit = self._ready_fit()
         asked = Asked(test, n_genes, truth, method, effect, confidence, seed, print_progress, options)
         request = read_request(asked, self._ready(), self.model_type)

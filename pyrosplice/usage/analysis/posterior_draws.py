@@ -64,6 +64,7 @@ class UsagePosterior(UsageEffects):
         NotReadyError
             Before ``setup_data`` or ``fit``.
         """
+        self._shipped_only("posterior")
         prepared, fit = self._ready(), self._ready_fit()
         positions = self._positions(genes)
         spec = self._spec(self.model_type, with_design=fit.with_design)

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
+from pyrosplice.guides.own_model import Program, name_of, takes
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import usage_1
@@ -88,6 +89,10 @@ class SplisosmGLMM(UsageCalibration, Described):
         Then the order of the isoforms makes no difference to fits, tests and posteriors, priors of one's own aside.
         Needs ``share_variance`` and a likelihood of K − 1 logits. See :class:`~pyrosplice.MultinomGLMM`. The GLM has no
         random effect; of it this says only what ``"weak"`` priors are of.
+    model
+        A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
+        to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
+        fits of the shipped model and are refused.
 
     Attributes
     ----------
@@ -155,6 +160,7 @@ class SplisosmGLMM(UsageCalibration, Described):
 
         Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
         """
+        self._shipped_only("get_fitted_ratios_anndata")
         fit, prepared = self._ready_fit(), self._ready()
         design = prepared.design_tensor if fit.with_design else None
         ratios = np.empty(prepared.data.adata.shape)
@@ -203,11 +209,11 @@ class SplisosmGLMM(UsageCalibration, Described):
         file cannot hold is refused by ``setup_data``.
         """
         prepared, options = self._ready(), self._options()
-        check_arguments(type(self), {*options, *CLASSES})
+        check_arguments(type(self), {*options, *CLASSES, *(["model"] if takes(type(self), "model") else [])})
         saved = storage.SavedUsage(
             options,
             storage.saved_data_of(prepared),
-            extensions.pack(self.likelihood, self.priors, prepared.covariance),
+            extensions.pack(self.likelihood, self.priors, prepared.covariance, self.model),
             self._fitted,
             self._sv_test_results,
             self._du_test_results,
@@ -223,6 +229,7 @@ class SplisosmGLMM(UsageCalibration, Described):
         likelihood: Likelihood | None = None,
         priors: Mapping[str, Any] | None = None,
         covariance: Any = None,
+        model: Program | None = None,
     ) -> SplisosmGLMM:
         """Read what ``save`` wrote.
 
@@ -232,7 +239,7 @@ class SplisosmGLMM(UsageCalibration, Described):
             The file.
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
-        likelihood, priors, covariance
+        likelihood, priors, covariance, model
             Those of your own classes that it was saved with; a file holds no code. Shipped ones come back by
             themselves, and Pyro's distributions too.
 
@@ -242,22 +249,23 @@ class SplisosmGLMM(UsageCalibration, Described):
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
         archive = Archive.load(path, cls.__name__, {1: usage_1})
-        given, name = (map_location, likelihood, priors, covariance), os.fspath(path)
+        given, name = (map_location, likelihood, priors, covariance, model), os.fspath(path)
         with damage_named(repr(name), keep=(InvalidArgumentError,) if any(x is not None for x in given) else ()):
             saved = archive.to(storage.SavedUsage)
             own = extensions.unpack(saved.extensions, likelihood, priors, covariance, path=name)
+            own |= extensions.own_model(saved.extensions, model, path=name)
             device = {} if map_location is None else {"device": str(map_location)}
-            model = cls(**saved.options | device, **own)
-            check_keys(saved.options, model._options(), "options")
-            model._prepared, model._fitted = storage.prepared_of(saved, covariance), saved.fit
-            model._sv_test_results, model._du_test_results = saved.sv, saved.du
-            return model
+            analysis = cls(**saved.options | device, **own)
+            check_keys(saved.options, analysis._options(), "options")
+            analysis._prepared, analysis._fitted = storage.prepared_of(saved, covariance), saved.fit
+            analysis._sv_test_results, analysis._du_test_results = saved.sv, saved.du
+            return analysis
 
     def _rows(self) -> dict[str, str]:
         fit = self._fitted
         return {
             **usage_rows.describe_data(self._prepared),
-            "model": self._describe_model(),
+            "model": self._describe_model() if self.model is None else name_of(self.model),
             "fit": usage_rows.describe_fit(
                 None if fit is None else fit.genes,
                 with_design=fit is not None and fit.with_design,

@@ -1,0 +1,295 @@
+"""The part of :class:`~pyrosplice.GaussianMixture` that follows a Pyro model of a person's own, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError
+from pyrosplice.guides import FitOptions, init_to_center
+from pyrosplice.guides.agreement import SHARP, overridden
+from pyrosplice.guides.first_points import Site, normal_numbers
+from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, log_density_of, observed_density
+from pyrosplice.guides.own_model import (
+    SHIPPED_ENGINE,
+    Program,
+    bound_model,
+    check_model,
+    latent_values,
+    name_of,
+)
+from pyrosplice.guides.unit_checks import unit_density
+from pyrosplice.guides.unit_density import ModelCall, UnitDensity
+from pyrosplice.mixture.density_module import GaussianMixtureModel
+from pyrosplice.mixture.em.row_blocks import RowBlocks
+from pyrosplice.mixture.gaussian_mixture import (
+    CovarianceType,
+    MixtureParameters,
+    MixturePrior,
+    as_matrices,
+    gaussian_mixture,
+)
+from pyrosplice.modes import works_in_any_mode
+
+PARTS = ("weights", "means", "covariances")
+
+
+class MixturePoints:
+    """A Pyro guide with every parameter of a mixture at its estimate; the argument is the model's.
+
+    Parameters
+    ----------
+    parameters
+        The estimates.
+    """
+
+    def __init__(self, parameters: MixtureParameters) -> None:
+        self.parameters = parameters
+
+    def __call__(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        """Sample every parameter."""
+        fitted, tied = self.parameters, self.parameters.covariance_type == "tied"
+        values = {"weights": pyro.sample("weights", dist.Delta(fitted.weights.clone(), event_dim=1))}
+        if tied:
+            values["covariances"] = pyro.sample("covariances", dist.Delta(fitted.covariances.clone(), event_dim=2))
+        with pyro.plate("components", fitted.n_components, dim=-1):
+            for name in ("means",) if tied else ("covariances", "means"):
+                value = getattr(fitted, name).clone()
+                values[name] = pyro.sample(name, dist.Delta(value, event_dim=value.ndim - 1))
+        return values
+
+
+@works_in_any_mode
+class FollowedMixture:
+    """Which Pyro model a mixture has, the fit of one of a person's own, and what is known of it."""
+
+    num_components: int
+    covariance_type: CovarianceType
+    prior: MixturePrior | None
+    model_: GaussianMixtureModel
+    converged_: bool
+    num_iter_: int
+    nll_: float
+    _own: OwnFit | None = None
+    _saved_own: SavedSites | None = None
+
+    @property
+    def model(self) -> Program:
+        """The Pyro model, yours or the shipped one; called with cells ``(N, D)``."""
+        given = self.__dict__["model"]
+        if given is None:
+            return partial(gaussian_mixture, **self._arguments())
+        check_model(given)
+        return bound_model(given, self._arguments(), self._given_options(), data=("x",))
+
+    @model.setter
+    def model(self, value: Program | None) -> None:
+        self.__dict__["model"] = value
+
+    @property
+    def guide(self) -> Callable[..., dict[str, Tensor]]:
+        """A Pyro guide with every parameter at its estimate; of a model of your own, the guide that fitted it."""
+        if self._own is not None:
+            return self._own.guide
+        check_is_fitted(self, "model_")
+        if self._saved_own is not None:
+            raise RefusedModelError(f"guide: a loaded mixture has none of {self._saved_own.name}; call fit.")
+        return MixturePoints(self.model_.parameters_of())
+
+    @property
+    def engine(self) -> str:
+        """Which way a fit goes: the engine of the shipped model, or the guide of one of your own, and what it did."""
+        own = self._saved_own if self._own is None else self._own
+        return SHIPPED_ENGINE if own is None else own.engine
+
+    @property
+    def sites(self) -> dict[str, Tensor]:
+        """Estimate of every continuous latent site of the model, those of a model of your own among them; copies."""
+        if self._own is not None:
+            return {name: value.clone() for name, value in self._own.values.items()}
+        if self._saved_own is not None:
+            return {name: torch.from_numpy(value.copy()) for name, value in self._saved_own.sites.items()}
+        check_is_fitted(self, "model_")
+        fitted = self.model_.parameters_of()
+        return {name: getattr(fitted, name).clone() for name in PARTS}
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as they were given."""
+        names = self._get_param_names()  # type: ignore[attr-defined]  # of scikit-learn
+        return {name: self.__dict__["model"] if name == "model" else getattr(self, name) for name in names}
+
+    def _arguments(self) -> dict[str, Any]:
+        """What a Pyro model of cells is made with."""
+        return {"n_components": self.num_components, "covariance_type": self.covariance_type, "prior": self.prior}
+
+    def _given_options(self) -> dict[str, str]:
+        """Of these, those of which something was asked for, in words."""
+        asked = {}
+        if self.num_components != 1:
+            asked["n_components"] = f"num_components={self.num_components}"
+        if self.covariance_type != "diag":
+            asked["covariance_type"] = f"covariance_type={self.covariance_type!r}"
+        if self.prior is not None:
+            asked["prior"] = "prior"
+        return asked
+
+    def _has_own(self) -> bool:
+        return self.__dict__["model"] is not None or "model" in overridden(type(self))[1]
+
+    def _own_program(self, cells: Tensor) -> tuple[Program, str] | None:
+        """The model that a person gave and its name; None where it has the density of the shipped one."""
+        given = self.__dict__["model"]
+        program = self.model
+        name = name_of(program if given is None else given)
+        latent_values(program, name, cells)
+        known, mine = (_density(one, cells) for one in (partial(gaussian_mixture, **self._arguments()), program))
+        if _same(known, mine):
+            return None
+        if self.prior is not None:
+            prior, self.prior = self.prior, None
+            try:
+                other = _density(self.model, cells)
+            finally:
+                self.prior = prior
+            if _same(mine, other):
+                raise InvalidArgumentError(
+                    f"prior: the model {name} does not use it, so that the fit would not follow it. Use it in the "
+                    "model, or leave it out."
+                )
+        return program, name
+
+    def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
+        """Fit a model of a person's own from a fit of the shipped one, and keep it."""
+        first = {part: getattr(start, part) for part in PARTS}
+
+        def begin(site: Site) -> Tensor:
+            value = first.get(site["name"])
+            fits = (
+                value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
+            )
+            return value.double() if value is not None and fits else init_to_center(site)
+
+        own = Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+        fitted = self._parameters_of(own, cells)
+        self._own = own
+        if fitted is None:
+            self.__dict__.pop("model_", None)
+        else:
+            self.model_ = GaussianMixtureModel.from_parameters(fitted, torch.float64)
+        self.converged_ = bool(own.guide.converged.all())
+        self.num_iter_ = int(own.guide.optimum.evaluations.max())
+        self.nll_ = -float(observed_density(own.guide.density, own.values)) / len(cells)
+
+    def _parameters_of(self, own: OwnFit, cells: Tensor) -> MixtureParameters | None:
+        """The mixture of the sites' values, if the model's cells have its density at any values: told at two points."""
+        density, point = own.guide.density, own.guide.density.unconstrain(own.values, own.guide.density.latents)
+        if not {*PARTS} <= density.latents.keys():
+            return None
+        for step in (0.05, 0.0):
+            values, _ = density.constrain(point + step * normal_numbers(point, 3))
+            weights, means, covariances = (values[part].detach() for part in PARTS)
+            found = MixtureParameters(weights, means, covariances, self.covariance_type)
+            expected = _log_likelihood(found, cells)
+            if expected is None or not _close(observed_density(density, values), expected):
+                return None
+        return found
+
+    def _require_gaussian(self) -> None:
+        if self._own is not None and not hasattr(self, "model_"):
+            raise RefusedModelError(
+                "This needs cells with the density of a Gaussian mixture of weights, means and covariances, and those "
+                f"of {self._own.name} have another. Its components are pyro.infer.infer_discrete of "
+                "poutine.condition(model, data=sites)."
+            )
+
+    def _require_three_parts(self) -> None:
+        """Raise where a criterion would count other parameters than there are."""
+        own = self._saved_own if self._own is None else self._own
+        if own is not None and {*self.sites} != {*PARTS}:
+            raise RefusedModelError(
+                f"aic, bic: {own.name} has other sites beside weights, means and covariances ({sorted(self.sites)}), "
+                "and how many parameters these count for is not known; compare score()."
+            )
+
+    def _shipped_only(self, what: str) -> None:
+        own = self._saved_own if self._own is None else self._own
+        if own is not None or self.__dict__["model"] is not None:
+            name = name_of(self.__dict__["model"]) if own is None else own.name
+            raise RefusedModelError(
+                f"{what}: it is worked out for the shipped model, and this mixture's is {name}. Its guide is an "
+                "AutoGuide (guide.laplace_approximation(x)), and pyro.infer.NUTS takes the model."
+            )
+
+    def saved_sites(self) -> SavedSites | None:
+        """What a file holds of a model of your own; None of the shipped one."""
+        self._require_gaussian()
+        return self._saved_own if self._own is None else SavedSites.of(self._own)
+
+    def take_saved(self, saved: SavedSites | None) -> None:
+        """Take what a file holds of one."""
+        self._own, self._saved_own = None, saved
+
+
+def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:
+    """All cells in float64, ``(N, D)``; raises for what a model of a person's own cannot follow.
+
+    Parameters
+    ----------
+    rows
+        The cells.
+    name
+        What the model is called.
+    given
+        Whether each option was.
+    """
+    for option, asked in given.items():
+        if asked:
+            raise InvalidArgumentError(
+                f"{option}: {name} is fitted by a guide, to all cells at once, each of weight one; leave it out."
+            )
+    if rows.device.type != "cpu":
+        raise InvalidArgumentError(f"accelerator: {name} is fitted on the CPU, found {str(rows.device)!r}.")
+    return torch.cat([rows.block(a, b)[0] for a, b in rows.spans()]).double()
+
+
+def _density(program: Program, cells: Tensor) -> UnitDensity:
+    return unit_density(ModelCall(program, (cells,)), None, frozenset(), init=_double_center)
+
+
+def _double_center(site: Site) -> Tensor:
+    value = init_to_center(site)
+    return value.double() if value.is_floating_point() else value
+
+
+def _same(known: UnitDensity, other: UnitDensity) -> bool:
+    """Whether two models have the same continuous sites and, at two points, the same density."""
+    shapes = [{name: site.value_shape for name, site in one.latents.items()} for one in (known, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    for seed in (1, 2):
+        values, _ = known.constrain(known.start + 0.3 * normal_numbers(known.start, seed))
+        with torch.no_grad():
+            if not _close(log_density_of(other, values), log_density_of(known, values)):
+                return False
+    return True
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found - expected).abs() <= SHARP * (1 + 1e-3 * expected.abs())).all())
+
+
+def _log_likelihood(fitted: MixtureParameters, cells: Tensor) -> Tensor | None:
+    """Of all cells, ``(1,)``; None where the parameters are of no mixture of that covariance type."""
+    try:
+        factors = torch.linalg.cholesky(as_matrices(fitted.covariances, fitted.means, fitted.covariance_type))
+        normal = dist.MultivariateNormal(fitted.means, scale_tril=factors)
+        return (fitted.weights.log() + normal.log_prob(cells[:, None])).logsumexp(1).sum().reshape(1)
+    except (RuntimeError, ValueError):
+        return None
