@@ -37,7 +37,7 @@ from pyrosplice.hypothesis.permutation_law import EXACT, Residuals, exact_law, p
 from pyrosplice.hypothesis.spatial_kernel import SparseKernel, SpatialKernel
 from pyrosplice.inference.glm import GLMObjective
 from pyrosplice.inference.newton import newton
-from pyrosplice.linalg.chebyshev import WIDTH
+from pyrosplice.linalg.lines import WIDTH
 from pyrosplice.models.likelihoods import Multinomial
 
 _BLOCK = 2**21

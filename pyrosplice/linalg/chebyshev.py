@@ -4,7 +4,8 @@ r"""Products with the inverse of a well-conditioned sparse matrix, without a fac
 
 with T the Chebyshev polynomials and [a, b] an interval that holds the eigenvalues of P. The error relative to 1 / a is
 about :math:`2 r^d` at degree d, :math:`r = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)`, κ = b / a, so that a degree follows
-from the error wanted. Quadratic forms need half as many products, by :math:`T_{2k} = 2 T_k^2 - 1`.
+from the error wanted. Products are summed from the highest degree down (Clenshaw), which needs two columns beside x;
+quadratic forms need half as many products, by :math:`T_{2k} = 2 T_k^2 - 1`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.compiled import compiled
+from pyrosplice.linalg.lines import WIDTH, load_line, product_and, repeated, store_line
 
 Array = NDArray[np.floating]
-WIDTH = 16  # columns worked on together: one cache line of single precision
 RUN = 128  # rows summed in single precision before they are added in double
-_FAST = {"contract", "reassoc", "nsz"}
 
 
 class InversePolynomial:
@@ -45,49 +45,39 @@ class InversePolynomial:
     def __init__(self, matrix: sp.spmatrix, *, lower: float, tolerance: float) -> None:
         if not 0 < lower < np.inf:
             raise InvalidArgumentError(f"lower: expected a number > 0, found {lower!r}.")
-        self.matrix = sp.csr_matrix(matrix)
-        upper = float(abs(self.matrix).sum(1).max())  # Gershgorin
-        self.centre, self.half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
+        upper = float(abs(matrix).sum(1).max())  # Gershgorin
+        centre, half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
+        self.scaled = sp.csr_matrix((matrix - centre * sp.identity(matrix.shape[0])) / half)  # eigenvalues in [−1, 1]
         root = math.sqrt(max(upper / lower, 1.0))
         ratio = max((root - 1) / (root + 1), 1e-3)
         self.degree = max(4, 2 * math.ceil(math.log(tolerance / 2) / math.log(ratio) / 2))
-        self.coefficients = _coefficients(self.centre, self.half, self.degree)
+        self.coefficients = _coefficients(centre, half, self.degree)
 
     def product(self, x: Array) -> Array:
-        """``P⁻¹ x`` for columns ``(N, R)``, in the precision of x."""
-        return np.concatenate([self._product(block) for block in _blocks(x)], 1)[:, : x.shape[1]]
-
-    def _product(self, x: Array) -> Array:
-        kind, c = x.dtype.type, self.coefficients
-        pointers, columns, values = self.matrix.indptr, self.matrix.indices, self.matrix.data.astype(x.dtype)
-        old, new, spare, out = x, np.empty_like(x), np.empty_like(x), kind(c[0]) * x
-        _step(pointers, columns, values, x, np.zeros_like(x), new, kind(self.centre), kind(1 / self.half))
-        out += kind(c[1]) * new
-        for k in range(2, self.degree + 1):
-            _step(pointers, columns, values, new, old, spare, kind(self.centre), kind(2 / self.half))
-            old, new, spare = new, spare, (np.empty_like(x) if k == 2 else old)
-            out += kind(c[k]) * new
+        """``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
+        out, coefficients = np.empty_like(x), self.coefficients.astype(x.dtype)
+        values, work = self.scaled.data.astype(x.dtype), np.empty((3, len(x), WIDTH), x.dtype)
+        for first in range(0, x.shape[1], WIDTH):
+            size = _fill(work[0], x, first)
+            _sum_of_products(self.scaled.indptr, self.scaled.indices, values, work, coefficients)
+            out[:, first : first + size] = work[1, :, :size]
         return out
 
     def quadratic(self, x: Array) -> NDArray[np.float64]:
         """``x'P⁻¹x`` for every column of ``(N, R)``: ``(R,)``."""
-        return np.concatenate([self._quadratic(block) for block in _blocks(x)])[: x.shape[1]]
-
-    def _quadratic(self, x: Array) -> NDArray[np.float64]:
-        kind, moments = x.dtype.type, np.zeros((self.degree + 1, WIDTH))
-        pointers, columns, values = self.matrix.indptr, self.matrix.indices, self.matrix.data.astype(x.dtype)
-        moments[0] = np.square(x, dtype=np.float64).sum(0)
-        old, new, spare = x, np.empty_like(x), np.empty_like(x)
-        centre, scale = kind(self.centre), kind(1 / self.half)
-        cross, square = np.zeros(WIDTH), np.zeros(WIDTH)
-        _step_with_sums(pointers, columns, values, x, np.zeros_like(x), new, centre, scale, cross, square)
-        moments[1], moments[2] = cross, 2 * square - moments[0]
-        for k in range(2, self.degree // 2 + 1):
-            cross, square = np.zeros(WIDTH), np.zeros(WIDTH)
-            _step_with_sums(pointers, columns, values, new, old, spare, centre, kind(2) * scale, cross, square)
-            old, new, spare = new, spare, (np.empty_like(x) if k == 2 else old)
-            moments[2 * k - 1], moments[2 * k] = 2 * cross - moments[1], 2 * square - moments[0]
-        return self.coefficients @ moments
+        out = np.empty(x.shape[1])
+        values, work = self.scaled.data.astype(x.dtype), np.empty((2, len(x), WIDTH), x.dtype)
+        for first in range(0, x.shape[1], WIDTH):
+            size = _fill(work[0], x, first)
+            squares = np.zeros((self.degree // 2 + 1, WIDTH))
+            crosses = np.zeros_like(squares)
+            squares[0] = np.square(work[0], dtype=np.float64).sum(0)
+            _sums_of_squares(self.scaled.indptr, self.scaled.indices, values, work, crosses, squares)
+            moments = np.empty((self.degree + 1, WIDTH))
+            moments[::2] = 2 * squares - squares[0]
+            moments[1::2] = 2 * crosses[1:] - crosses[1]
+            out[first : first + size] = (self.coefficients @ moments)[:size]
+        return out
 
 
 def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64]:
@@ -98,49 +88,57 @@ def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64
     return found
 
 
-def _blocks(x: Array) -> list[Array]:
-    """Columns in groups of ``WIDTH``, each contiguous; the last is filled with zeros."""
-    missing = -x.shape[1] % WIDTH
-    filled = np.concatenate([x, np.zeros((len(x), missing), x.dtype)], 1) if missing else x
-    return [np.ascontiguousarray(filled[:, first : first + WIDTH]) for first in range(0, filled.shape[1], WIDTH)]
+def _fill(block: Array, x: Array, first: int) -> int:
+    """The columns from ``first`` on that a block has place for, and their number; zeros in the rest."""
+    columns = x[:, first : first + WIDTH]
+    block[:, : columns.shape[1]] = columns
+    block[:, columns.shape[1] :] = 0
+    return columns.shape[1]
 
 
-@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
-def _step(pointers, columns, values, x, old, out, centre, scale):  # type: ignore[no-untyped-def]
-    """``out = scale (P − centre) x − old``."""
-    total = np.empty(WIDTH, x.dtype)
-    for i in range(len(pointers) - 1):
-        for c in range(WIDTH):
-            total[c] = -centre * x[i, c]
-        for p in range(pointers[i], pointers[i + 1]):
-            value, j = values[p], columns[p]
-            for c in range(WIDTH):
-                total[c] += value * x[j, c]
-        for c in range(WIDTH):
-            out[i, c] = scale * total[c] - old[i, c]
-
-
-@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
-def _step_with_sums(pointers, columns, values, x, old, out, centre, scale, cross, square):  # type: ignore[no-untyped-def]
-    """The same, and the sums over rows of ``out x`` and ``out²``, added to ``cross`` and ``square``."""
-    total = np.empty(WIDTH, x.dtype)
-    by_run, squares = np.zeros(WIDTH, x.dtype), np.zeros(WIDTH, x.dtype)
-    n = len(pointers) - 1
-    for first in range(0, n, RUN):
-        by_run[:] = 0
-        squares[:] = 0
-        for i in range(first, min(first + RUN, n)):
-            for c in range(WIDTH):
-                total[c] = -centre * x[i, c]
+@compiled(nogil=True, error_model="numpy")
+def _sum_of_products(pointers, columns, values, work, coefficients):  # type: ignore[no-untyped-def]
+    """``Σ c_k T_k(P) x`` by Clenshaw's recurrence: x in ``work[0]``, the sum in ``work[1]``; the degree is even."""
+    degree = len(coefficients) - 1
+    one = np.ones(1, values.dtype)[0]
+    zero, minus = repeated(one - one), repeated(-one)
+    x, new, old = work[0], work[1], work[2]
+    new[:] = coefficients[degree] * x
+    old[:] = 0
+    for k in range(degree - 1, -1, -1):
+        share, scale = repeated(coefficients[k]), repeated(one if k == 0 else one + one)
+        for i in range(len(pointers) - 1):
+            total = zero
             for p in range(pointers[i], pointers[i + 1]):
-                value, j = values[p], columns[p]
-                for c in range(WIDTH):
-                    total[c] += value * x[j, c]
+                total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+            rest = product_and(share, load_line(x, i), product_and(minus, load_line(old, i), zero))
+            store_line(old, i, product_and(scale, total, rest))
+        new, old = old, new
+
+
+@compiled(nogil=True, error_model="numpy")
+def _sums_of_squares(pointers, columns, values, work, crosses, squares):  # type: ignore[no-untyped-def]
+    """``Σ T_k T_{k−1}`` and ``Σ T_k²`` over rows, k ≥ 1: T_k the polynomials of P times x, which is ``work[0]``."""
+    one = np.ones(1, values.dtype)[0]
+    zero, minus = repeated(one - one), repeated(-one)
+    new, old, n = work[0], work[1], len(pointers) - 1
+    old[:] = 0
+    run = np.empty((2, WIDTH), values.dtype)
+    for k in range(1, len(squares)):
+        scale = repeated(one if k == 1 else one + one)
+        for first in range(0, n, RUN):
+            cross = square = zero
+            for i in range(first, min(first + RUN, n)):
+                total = zero
+                for p in range(pointers[i], pointers[i + 1]):
+                    total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+                total = product_and(scale, total, product_and(minus, load_line(old, i), zero))
+                store_line(old, i, total)
+                cross = product_and(total, load_line(new, i), cross)
+                square = product_and(total, total, square)
+            store_line(run, 0, cross)
+            store_line(run, 1, square)
             for c in range(WIDTH):
-                new = scale * total[c] - old[i, c]
-                out[i, c] = new
-                by_run[c] += new * x[i, c]
-                squares[c] += new * new
-        for c in range(WIDTH):
-            cross[c] += by_run[c]
-            square[c] += squares[c]
+                crosses[k, c] += run[0, c]
+                squares[k, c] += run[1, c]
+        new, old = old, new
