@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.compiled import compiled
-from pyrosplice.linalg.lines import WIDTH, load_line, product_and, repeated, store_line
+from pyrosplice.linalg.lines import WIDTH, load_line, product_and, product_less, repeated, store_line
 
 Array = NDArray[np.floating]
 RUN = 128  # rows summed in single precision before they are added in double
@@ -56,28 +56,41 @@ class InversePolynomial:
     def product(self, x: Array) -> Array:
         """``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
         out, coefficients = np.empty_like(x), self.coefficients.astype(x.dtype)
-        values, work = self.scaled.data.astype(x.dtype), np.empty((3, len(x), WIDTH), x.dtype)
+        once, twice, block = self._matrices(x)
+        new, old = np.empty_like(block), np.empty_like(block)
         for first in range(0, x.shape[1], WIDTH):
-            size = _fill(work[0], x, first)
-            _sum_of_products(self.scaled.indptr, self.scaled.indices, values, work, coefficients)
-            out[:, first : first + size] = work[1, :, :size]
+            size = _fill(block, x, first)
+            np.multiply(block, coefficients[-1], out=new)
+            old.fill(0)
+            for k in range(self.degree - 1, -1, -1):
+                _step(*(twice if k else once), new, old, block, coefficients[k])
+                new, old = old, new
+            out[:, first : first + size] = new[:, :size]
         return out
 
     def quadratic(self, x: Array) -> NDArray[np.float64]:
         """``x'P⁻¹x`` for every column of ``(N, R)``: ``(R,)``."""
         out = np.empty(x.shape[1])
-        values, work = self.scaled.data.astype(x.dtype), np.empty((2, len(x), WIDTH), x.dtype)
+        once, twice, new = self._matrices(x)
+        old = np.empty_like(new)
         for first in range(0, x.shape[1], WIDTH):
-            size = _fill(work[0], x, first)
-            squares = np.zeros((self.degree // 2 + 1, WIDTH))
-            crosses = np.zeros_like(squares)
-            squares[0] = np.square(work[0], dtype=np.float64).sum(0)
-            _sums_of_squares(self.scaled.indptr, self.scaled.indices, values, work, crosses, squares)
+            size = _fill(new, x, first)
+            old.fill(0)
+            crosses, squares = np.zeros((2, self.degree // 2 + 1, WIDTH))
+            squares[0] = np.square(new, dtype=np.float64).sum(0)
+            for k in range(1, len(squares)):
+                _step_with_sums(*(once if k == 1 else twice), new, old, crosses[k], squares[k])
+                new, old = old, new
             moments = np.empty((self.degree + 1, WIDTH))
             moments[::2] = 2 * squares - squares[0]
             moments[1::2] = 2 * crosses[1:] - crosses[1]
             out[first : first + size] = (self.coefficients @ moments)[:size]
         return out
+
+    def _matrices(self, x: Array) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+        """The scaled matrix, twice that, both in the precision of x; place for a block of columns of x."""
+        pattern, values = (self.scaled.indptr, self.scaled.indices), self.scaled.data.astype(x.dtype)
+        return (*pattern, values), (*pattern, 2 * values), np.empty((len(x), WIDTH), x.dtype)
 
 
 def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64]:
@@ -97,48 +110,30 @@ def _fill(block: Array, x: Array, first: int) -> int:
 
 
 @compiled(nogil=True, error_model="numpy")
-def _sum_of_products(pointers, columns, values, work, coefficients):  # type: ignore[no-untyped-def]
-    """``Σ c_k T_k(P) x`` by Clenshaw's recurrence: x in ``work[0]``, the sum in ``work[1]``; the degree is even."""
-    degree = len(coefficients) - 1
-    one = np.ones(1, values.dtype)[0]
-    zero, minus = repeated(one - one), repeated(-one)
-    x, new, old = work[0], work[1], work[2]
-    new[:] = coefficients[degree] * x
-    old[:] = 0
-    for k in range(degree - 1, -1, -1):
-        share, scale = repeated(coefficients[k]), repeated(one if k == 0 else one + one)
-        for i in range(len(pointers) - 1):
-            total = zero
-            for p in range(pointers[i], pointers[i + 1]):
-                total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
-            rest = product_and(share, load_line(x, i), product_and(minus, load_line(old, i), zero))
-            store_line(old, i, product_and(scale, total, rest))
-        new, old = old, new
+def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-untyped-def]
+    """``old = P new − old + share x``."""
+    for i in range(len(pointers) - 1):
+        total = product_less(repeated(share), load_line(x, i), load_line(old, i))
+        for p in range(pointers[i], pointers[i + 1]):
+            total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+        store_line(old, i, total)
 
 
 @compiled(nogil=True, error_model="numpy")
-def _sums_of_squares(pointers, columns, values, work, crosses, squares):  # type: ignore[no-untyped-def]
-    """``Σ T_k T_{k−1}`` and ``Σ T_k²`` over rows, k ≥ 1: T_k the polynomials of P times x, which is ``work[0]``."""
-    one = np.ones(1, values.dtype)[0]
-    zero, minus = repeated(one - one), repeated(-one)
-    new, old, n = work[0], work[1], len(pointers) - 1
-    old[:] = 0
-    run = np.empty((2, WIDTH), values.dtype)
-    for k in range(1, len(squares)):
-        scale = repeated(one if k == 1 else one + one)
-        for first in range(0, n, RUN):
-            cross = square = zero
-            for i in range(first, min(first + RUN, n)):
-                total = zero
-                for p in range(pointers[i], pointers[i + 1]):
-                    total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
-                total = product_and(scale, total, product_and(minus, load_line(old, i), zero))
-                store_line(old, i, total)
-                cross = product_and(total, load_line(new, i), cross)
-                square = product_and(total, total, square)
-            store_line(run, 0, cross)
-            store_line(run, 1, square)
-            for c in range(WIDTH):
-                crosses[k, c] += run[0, c]
-                squares[k, c] += run[1, c]
-        new, old = old, new
+def _step_with_sums(pointers, columns, values, new, old, cross, square):  # type: ignore[no-untyped-def]
+    """``old = P new − old``; its products with ``new`` and itself, summed over rows, are added to the last two."""
+    n, zero, run = len(pointers) - 1, repeated(values[0] - values[0]), np.empty((2, WIDTH), values.dtype)
+    for first in range(0, n, RUN):
+        crosses = squares = zero
+        for i in range(first, min(first + RUN, n)):
+            total = product_less(zero, zero, load_line(old, i))
+            for p in range(pointers[i], pointers[i + 1]):
+                total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+            store_line(old, i, total)
+            crosses = product_and(total, load_line(new, i), crosses)
+            squares = product_and(total, total, squares)
+        store_line(run, 0, crosses)
+        store_line(run, 1, squares)
+        for c in range(WIDTH):
+            cross[c] += run[0, c]
+            square[c] += run[1, c]

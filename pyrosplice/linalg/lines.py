@@ -80,6 +80,17 @@ def product_and(typing_context, left, right, more):  # type: ignore[no-untyped-d
     return more(left, right, more), generate
 
 
+@intrinsic
+def product_less(typing_context, left, right, less):  # type: ignore[no-untyped-def]
+    """``left · right − less``, number by number."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        product = builder.fmul(arguments[0], arguments[1], flags=_FAST)
+        return builder.fsub(product, arguments[2], flags=_FAST)
+
+    return less(left, right, less), generate
+
+
 def _address(context: Any, builder: Any, signature: Any, arguments: Any, line: ir.Type) -> Any:
     data = make_array(signature.args[0])(context, builder, arguments[0]).data
     row = context.cast(builder, arguments[1], signature.args[1], types.int64)
