@@ -9,8 +9,8 @@ import torch
 
 from pyrosplice import ExpressionGLM, MultinomGLM, MultinomGLMM, SplisosmGLMM, plotting
 from pyrosplice.data import simulate_isoforms
+from pyrosplice.devices import as_device
 from pyrosplice.errors import InvalidArgumentError, UnknownOptionError, check_share
-from pyrosplice.estimators.inputs import as_device
 
 NO_SHARES = [0.0, 1.0, -0.1, 95, float("nan"), "0.5", True, None, [0.5], np.array([0.5])]
 TABLE = pd.DataFrame({"pvalue": [0.1, 0.5], "pvalue_adj": [0.2, 0.5], "effect": [1.0, -1.0], "gene": ["a", "b"]})

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from pyrosplice.devices import as_device
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
-from pyrosplice.estimators.inputs import as_counts, as_design, as_device, as_tensor, spot_names
+from pyrosplice.estimators.inputs import as_counts, as_design, as_tensor, spot_names
 from pyrosplice.estimators.representation import Described
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.models.agreement import overridden, random_values, require_same_density

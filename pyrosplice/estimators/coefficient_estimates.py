@@ -17,8 +17,9 @@ from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.tested_covariates import Contrast
 from pyrosplice.hypothesis.dispersion import joint_dof
 from pyrosplice.hypothesis.identified import Coverage, identified_rows
-from pyrosplice.hypothesis.score import Linearised, ScoreVariance, covariate_information, score_variance
+from pyrosplice.hypothesis.score import Linearised, ScoreVariance, score_variance
 from pyrosplice.hypothesis.wald import contrast_test
+from pyrosplice.inference.design_information import covariate_information
 from pyrosplice.inference.glm import Standardisation, covariance_from_information
 from pyrosplice.inference.newton import solve_curvature
 

@@ -32,10 +32,10 @@ from pyrosplice.estimators.expression_tests import (
     unit_rows,
 )
 from pyrosplice.estimators.representation import Described
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_dispersion import cox_reid
 from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale, shrink_coefficient
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys

@@ -17,6 +17,7 @@ from pyrosplice.data.constraints import Constraints
 from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.data.expression_design import DesignMatrix
 from pyrosplice.data.names import by_name, places_of
+from pyrosplice.devices import as_device
 from pyrosplice.errors import (
     InvalidArgumentError,
     NotReadyError,
@@ -27,10 +28,10 @@ from pyrosplice.errors import (
 )
 from pyrosplice.estimators.expression_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
 from pyrosplice.estimators.expression_rows import describe_codes
-from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.representation import Described
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit, Start, default_starter, fit_glm
-from pyrosplice.inference.nb_newton import FitCode, NewtonOptions
+from pyrosplice.inference.nb_newton import NewtonOptions
 from pyrosplice.inference.nb_source import Design, RowSource
 from pyrosplice.models.noise import Noise
 

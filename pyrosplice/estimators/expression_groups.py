@@ -27,7 +27,7 @@ from pyrosplice.estimators.expression_options import (
 )
 from pyrosplice.estimators.expression_results import ExpressionTest, ExpressionTests
 from pyrosplice.hypothesis.expression_statistics import Moments, group_moments, mann_whitney, welch
-from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.convergence import FitCode
 
 Array = NDArray[np.float64]
 GENES_AT_A_TIME = 256

@@ -18,7 +18,7 @@ from pyrosplice.estimators.expression_rows import describe_codes, describe_genes
 from pyrosplice.estimators.expression_thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
 from pyrosplice.estimators.representation import FDR, Described
 from pyrosplice.hypothesis.fdr import adjust_jointly
-from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.plotting import ma, volcano
 
 Array = NDArray[np.float64]

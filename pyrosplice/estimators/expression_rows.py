@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrosplice.estimators.representation import FDR
 from pyrosplice.hypothesis.fdr import adjust_jointly
-from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.convergence import FitCode
 
 
 def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:

@@ -23,9 +23,9 @@ from pyrosplice.estimators.expression_estimator import Estimator, InputData
 from pyrosplice.estimators.expression_options import defaults_of, known_options
 from pyrosplice.estimators.expression_results import ExpressionTest
 from pyrosplice.hypothesis.expression_statistics import likelihood_ratio, wald_chi2, wald_z
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_endless import identified_contrasts, in_span
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm, score_statistic
-from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyrosplice.estimators.random_effect import unit_deviations
-from pyrosplice.hypothesis.score import covariate_information
 from pyrosplice.inference.convergence import Convergence
+from pyrosplice.inference.design_information import covariate_information
 from pyrosplice.inference.effect import effect_density
 from pyrosplice.inference.glm import Standardisation
 from pyrosplice.inference.laplace import Laplace

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from anndata import AnnData
 
+from pyrosplice.devices import as_device
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, check_switches, is_whole, listed
 from pyrosplice.estimators.fitted import MODELS, FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
-from pyrosplice.estimators.inputs import as_device
 from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
 from pyrosplice.estimators.prepare import Covariance, DataOptions, Prepared, SpatialOptions, prepare
 from pyrosplice.estimators.usage_options import EFFECT, OPTIONS, check_logits

@@ -23,7 +23,7 @@ logits, or, for the independent spots of a GLM, with the excess variance that co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,12 +33,8 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.dispersion import Dispersion, Excess, dispersed, dispersion_of, excess_of, trace_sf
 from pyrosplice.hypothesis.identified import Coverage
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf
+from pyrosplice.inference.design_information import PrecisionProduct, covariate_information
 from pyrosplice.linalg.blocks import matmul
-
-PrecisionProduct = Callable[[Tensor], Tensor]
-"""``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
-
-_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -279,20 +275,6 @@ def score_variance(
     excess = excess_of(fit.residual, fit.spot_precision, fit.repeats, n_coefficients)
     matrix = covariate_information(information_product(excess.variance), columns, *fit.residual.shape[::2])
     return ScoreVariance(matrix, information, fit, columns, excess)
-
-
-def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
-    """``(X ⊗ I)' V⁻¹ (X ⊗ I)`` of covariates ``(N, C)``: ``(B, C Q, C Q)``, logits fastest."""
-    n_spots = columns.shape[0]
-    eye = torch.eye(n_logits, dtype=columns.dtype, device=columns.device)
-    size = max(1, _BLOCK // (n_genes * n_spots * n_logits**2))
-    parts = []
-    for some in columns.split(size, 1):
-        spread = torch.einsum("nc,qk->nqck", some, eye).flatten(2)
-        image = precision_product(spread.expand(n_genes, *spread.shape))
-        parts.append(torch.einsum("nc,bnqr->bcqr", columns, image).flatten(1, 2))
-    information = torch.cat(parts, -1)
-    return (information + information.mT) / 2
 
 
 def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ REASONS: dict[str, str] = {
     "raised": "the likelihood raised an error for this gene, which has its start values or the last good ones",
     "not_refined": "converged by Laplace's method, whose estimates these are; refine() found no optimum from there",
 }
+
+
+class FitCode(IntEnum):
+    """How the fit of a gene ended."""
+
+    CONVERGED = 0
+    POISSON_BOUNDARY = 1
+    SEPARATED = 2
+    ALL_ZERO = 3
+    FAILED = 4
 
 
 @dataclass

@@ -17,8 +17,7 @@ from torch import Tensor
 from pyrosplice.errors import check_option
 from pyrosplice.inference.convergence import Convergence
 from pyrosplice.inference.descent_rules import RULES
-from pyrosplice.inference.objective import ModeObjective
-from pyrosplice.inference.quasi_newton import Options
+from pyrosplice.inference.quasi_newton import Objective, Options
 
 _MAX_PLATEAUS = 12
 _SHORTEST = 1e-12
@@ -206,7 +205,7 @@ class Descent:
 
     def __call__(
         self,
-        objective: ModeObjective,
+        objective: Objective,
         genes: Tensor,
         start: Tensor,
         inverse_hessian: Tensor,
@@ -226,9 +225,9 @@ class Descent:
 
 @dataclass(frozen=True)
 class _AtMode:
-    """Some genes of a :class:`ModeObjective`."""
+    """Some genes of an :class:`~pyrosplice.inference.quasi_newton.Objective`."""
 
-    objective: ModeObjective
+    objective: Objective
     genes: Tensor
 
     def value_and_gradient(self, point: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit, fisher_location
-from pyrosplice.inference.nb_newton import DIRECT_ZETA, FitCode, Newton, NewtonOptions, derivatives
+from pyrosplice.inference.nb_newton import DIRECT_ZETA, Newton, NewtonOptions, derivatives
 from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import RowSource
 from pyrosplice.models.noise import Noise

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.inference.nb_newton import FitCode
 
 Array = NDArray[np.float64]
 MOVES = 0.1  # of a predictor, by Newton's next step: one where the estimate is at infinity, else below 0.01

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_basis import Basis
 from pyrosplice.inference.nb_newton import (
     BOUNDARY_ZETA,
     Derivatives,
-    FitCode,
     LogPrior,
     Newton,
     NewtonOptions,

@@ -23,8 +23,9 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit, safe_inverse
-from pyrosplice.inference.nb_newton import Derivatives, FitCode, Newton, NewtonOptions, derivatives
+from pyrosplice.inference.nb_newton import Derivatives, Newton, NewtonOptions, derivatives
 from pyrosplice.inference.nb_rows import Rows
 from pyrosplice.inference.nb_source import Design, RowSource
 

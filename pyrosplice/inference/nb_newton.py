@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_rows import Rows, weighted_gram
 from pyrosplice.models.noise import Noise
 
@@ -25,16 +25,6 @@ MAX_STEP = 3.0  # largest change of a predictor in one step
 FLAT_STEP = 1e-3  # a Newton step this long where nothing is left to gain: the optimum is at infinity
 ADRIFT = 100.0  # predictors this far out, and still moving: so is theirs
 STALLED_DECREMENT = 1e-6
-
-
-class FitCode(IntEnum):
-    """How the fit of a gene ended."""
-
-    CONVERGED = 0
-    POISSON_BOUNDARY = 1
-    SEPARATED = 2
-    ALL_ZERO = 3
-    FAILED = 4
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit
-from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_source import RowSource
 from pyrosplice.models.noise import LOG_LINK_LIMIT
 

@@ -14,8 +14,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import voigt_profile
 from torch import Tensor
 
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_fit import GlmFit, fit_glm
-from pyrosplice.inference.nb_newton import Derivatives, FitCode, LogPrior, NewtonOptions
+from pyrosplice.inference.nb_newton import Derivatives, LogPrior, NewtonOptions
 from pyrosplice.inference.nb_source import RowSource
 
 Array = NDArray[np.float64]

@@ -11,7 +11,7 @@ from scipy.special import gammaln
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.models.noise import NOISE
 
 N = 120

@@ -18,9 +18,9 @@ from pyrosplice.hypothesis.expression_quasi import (
     natural_spline,
     squeeze_variance,
 )
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_dispersion import adjusted_profile, cox_reid, trend_and_shrink
 from pyrosplice.inference.nb_fit import fit_glm
-from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_shrink import prior_scale
 from pyrosplice.inference.nb_source import Design, RowSource
 from pyrosplice.models.noise import NOISE

@@ -13,9 +13,9 @@ from pyrosplice.data.expression_design import check_full_rank
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.estimators import expression_fit as fit
 from pyrosplice.estimators.expression import ExpressionGLM
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_basis import conditioned
 from pyrosplice.inference.nb_fit import fit_glm
-from pyrosplice.inference.nb_newton import FitCode
 from pyrosplice.inference.nb_source import Design, RowSource
 from pyrosplice.io.archive import Archive
 from pyrosplice.models.noise import NOISE, Noise

@@ -10,10 +10,11 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyrosplice.data.count_matrix import CountMatrix
+from pyrosplice.inference.convergence import FitCode
 from pyrosplice.inference.nb_counts import rising_terms
 from pyrosplice.inference.nb_fit import fit_glm
 from pyrosplice.inference.nb_laplace import fit_mode, gene_log_density, log_prior
-from pyrosplice.inference.nb_newton import FitCode, derivatives
+from pyrosplice.inference.nb_newton import derivatives
 from pyrosplice.inference.nb_source import Design, RowSource
 from pyrosplice.models.negative_binomial import ExpressionModel
 from pyrosplice.models.noise import NOISE, Noise

@@ -12,7 +12,7 @@ from pyrosplice.data.expression_design import from_formula
 from pyrosplice.data.size_factors import median_of_ratios, normed_sum
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.estimators import expression_fit as fit
-from pyrosplice.inference.nb_newton import FitCode
+from pyrosplice.inference.convergence import FitCode
 
 
 @pytest.fixture(scope="module")

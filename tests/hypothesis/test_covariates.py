@@ -8,12 +8,12 @@ from scipy.stats import binom, chi2
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.score import (
     Linearised,
-    covariate_information,
     information_product,
     score_test,
     score_variance,
 )
 from pyrosplice.hypothesis.wald import contrast_test
+from pyrosplice.inference.design_information import covariate_information
 from pyrosplice.inference.glm import GLMObjective
 from pyrosplice.inference.newton import newton
 from pyrosplice.models.likelihoods import Multinomial
