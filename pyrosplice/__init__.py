@@ -8,16 +8,16 @@ with warnings.catch_warnings():  # in a notebook without ipywidgets its bars are
     warnings.filterwarnings("ignore", "IProgress not found")
     import_module("tqdm.auto")
 
-from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
-from pyrosplice.estimators.expression import ExpressionGLM
-from pyrosplice.estimators.mixture import GaussianMixture
-from pyrosplice.estimators.mixture_criteria import log_likelihood_scorer
-from pyrosplice.estimators.mixture_holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
-from pyrosplice.estimators.mixture_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.estimators.mixture_per_patient import fit_gmm
-from pyrosplice.estimators.multinomial import MultinomGLM
-from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
-from pyrosplice.estimators.splisosm import SplisosmGLMM
+from pyrosplice.expression.expression_glm import ExpressionGLM
+from pyrosplice.mixture.criteria import log_likelihood_scorer
+from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.mixture.em_estimator import GaussianMixture
+from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
+from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
+from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
+from pyrosplice.usage.glm import MultinomGLM
+from pyrosplice.usage.glmm import MultinomGLMM
 
 __all__ = [
     "AnnData_TripletDataset",

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pyrosplice.data.domains import Domains, graph_domains
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.domains import Domains, graph_domains
 from pyrosplice.spatial.graph import check_coords, knn_graph
 
 Array = NDArray[np.float64]

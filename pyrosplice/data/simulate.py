@@ -13,13 +13,13 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyrosplice.data.containers import as_dense
-from pyrosplice.data.names import by_name
+from pyrosplice.effects.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
-from pyrosplice.models.likelihoods import Likelihood, Multinomial
+from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import Graph, check_coords, knn_graph
+from pyrosplice.tables.containers import as_dense
+from pyrosplice.tables.names import by_name
 
 COVARIATES = ("smooth", "iid", "binary")
 
@@ -77,7 +77,7 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     intercept_scale
         Standard deviation of the intercepts b, logits, around those of ``usage``.
     likelihood
-        What draws the counts; :class:`~pyrosplice.models.likelihoods.Multinomial` by default.
+        What draws the counts; :class:`~pyrosplice.likelihoods.contract.Multinomial` by default.
     k_neighbors, graph, rho
         The graph and its CAR covariance V.
     seed

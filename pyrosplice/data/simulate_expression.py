@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from pyrosplice.data.cells import Cells
-from pyrosplice.data.containers import of_shape
-from pyrosplice.data.names import as_text
 from pyrosplice.data.simulate import per_gene
-from pyrosplice.data.size_factors import resolve_size_factors
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_share
+from pyrosplice.expression.size_factors import resolve_size_factors
+from pyrosplice.tables.cells import Cells
+from pyrosplice.tables.containers import of_shape
+from pyrosplice.tables.names import as_text
 
 Array = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyrosplice.data.containers import of_shape
 from pyrosplice.data.usage_totals import Fields, as_totals, mean_depth
+from pyrosplice.effects.isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_share
-from pyrosplice.models.isoform_effect import IsoformEffect, SoftmaxBasis
+from pyrosplice.tables.containers import of_shape
 
 
 def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)

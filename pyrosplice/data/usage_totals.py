@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyrosplice.data.containers import of_shape
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_share, check_switches
+from pyrosplice.tables.containers import of_shape
 
 Array = NDArray[np.float64]
 OWN = 1  # of the seed: numbers of molecules share no random numbers with usage that is drawn from the same seed

@@ -185,7 +185,7 @@ class AutoUnits(AutoGuide):
         Returns
         -------
         DataFrame
-            ``converged``, ``reason`` (of :data:`~pyrosplice.inference.convergence.REASONS`), ``log_density``,
+            ``converged``, ``reason`` (of :data:`~pyrosplice.optimize.convergence.REASONS`), ``log_density``,
             ``gradient_norm`` (nats per unit of the unconstrained coordinates), ``evaluations``, ``attempts`` (first
             points tried) and ``identified`` (whether the curvature is positive in every direction).
         """

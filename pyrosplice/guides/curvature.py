@@ -17,7 +17,7 @@ from pyrosplice.guides.precisions import SiteEntries
 from pyrosplice.guides.sparsity import TooCoupledError, colours, components, dependence, meeting, vector_products
 from pyrosplice.guides.unit_checks import probe
 from pyrosplice.guides.unit_density import Terms, UnitDensity
-from pyrosplice.inference.newton import solve_curvature
+from pyrosplice.optimize.newton import solve_curvature
 
 MOST_NUMBERS = 500_000_000  # of the Hessians of all units: 4 GB
 AGREEMENT = 1e-7  # relative, of two ways to one product with a Hessian

@@ -117,7 +117,7 @@ class MarginalFunction(torch.autograd.Function):
 
 
 class OuterLoss:
-    """Minus the marginal log density, as :func:`~pyrosplice.inference.quasi_newton.minimise` takes it.
+    """Minus the marginal log density, as :func:`~pyrosplice.optimize.bfgs.minimise` takes it.
 
     Each search for a mode starts at that of the best point of its unit so far.
     """

@@ -10,8 +10,8 @@ from torch import Tensor
 from pyrosplice.guides.marginal_density import MarginalDensity, MarginalValue, OuterLoss
 from pyrosplice.guides.searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
 from pyrosplice.guides.sparsity import vector_products
-from pyrosplice.inference.convergence import Convergence
-from pyrosplice.inference.quasi_newton import Options, minimise
+from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.convergence import Convergence
 
 STEP = 1e-4  # of differences of the exact gradient, in unconstrained coordinates
 LEAST = 1e-3  # of its largest eigenvalue, and of 1: least curvature of the first metric

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrosplice.effects.isoform_effect import SoftmaxBasis
+from pyrosplice.glmm.distributions import SpatialEffect
 from pyrosplice.guides.latent_sites import LatentSite
-from pyrosplice.models.distributions import SpatialEffect
-from pyrosplice.models.isoform_effect import SoftmaxBasis
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number
 from pyrosplice.guides.curvature import Curvature
-from pyrosplice.inference.newton import NewtonOptions, NewtonResult, newton
+from pyrosplice.optimize.newton import NewtonOptions, NewtonResult, newton
 
 IDENTIFIED = 1e-9  # of unit diagonal: least curvature that is no flat direction
 UPWARD = 1e-7  # of unit diagonal: negative curvature that is no rounding
@@ -64,7 +64,7 @@ class Optimum:
     gradient
         ``(G, p)``.
     reason
-        Why each search ended, by :data:`~pyrosplice.inference.convergence.REASONS`.
+        Why each search ended, by :data:`~pyrosplice.optimize.convergence.REASONS`.
     identified
         Whether the curvature is positive in every direction, ``(G,)``.
     evaluations
@@ -121,7 +121,7 @@ def search_units(search: Search, n_units: int, options: FitOptions) -> Optimum:
 
 
 class UnitLoss:
-    """Minus the log density in the inner sites, as :func:`~pyrosplice.inference.newton.newton` takes it.
+    """Minus the log density in the inner sites, as :func:`~pyrosplice.optimize.newton.newton` takes it.
 
     The model is run for all units, whichever are asked for; the others stay where they are.
     """

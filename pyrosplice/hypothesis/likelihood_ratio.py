@@ -3,8 +3,8 @@ r"""Likelihood-ratio tests: of covariates (regular) and of spatial variance comp
 A spatial share θ cannot be negative, so under the null half of the estimates are 0 and the ratio is 0 with them.
 With one θ the limit of the null law is :math:`\tfrac12 \chi^2_0 + \tfrac12 \chi^2_1`; with k independent ones it is
 :math:`\sum_j 2^{-k} \binom kj \chi^2_j`. A spatial field is far from these limits at any usual size of a tissue: they
-reject too little. :mod:`pyrosplice.hypothesis.ratio_null` has the law to use; the limits remain for comparison.
-Source: Self & Liang (1987) JASA 82:605, cases 5 to 9.
+reject too little. :mod:`pyrosplice.hypothesis.variance.ratio_null` has the law to use; the limits remain for
+comparison. Source: Self & Liang (1987) JASA 82:605, cases 5 to 9.
 """
 
 from __future__ import annotations

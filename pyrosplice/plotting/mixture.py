@@ -28,7 +28,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Parameters
     ----------
     table
-        From :func:`~pyrosplice.estimators.mixture_selection.selection_table`.
+        From :func:`~pyrosplice.mixture.patients.selection.selection_table`.
     criterion
         ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
     ax
@@ -140,7 +140,7 @@ def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> 
     Parameters
     ----------
     distances
-        Symmetric table from :func:`~pyrosplice.estimators.mixture_distances.patient_distances`.
+        Symmetric table from :func:`~pyrosplice.mixture.patients.distances.patient_distances`.
     ax
         Axes to draw on; new ones by default.
     """

@@ -13,7 +13,7 @@ import xarray as xr
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.importance import RELIABLE
+from pyrosplice.glmm.importance import RELIABLE
 from pyrosplice.posterior.difference import Difference, counted, mean_difference, sd_difference
 from pyrosplice.posterior.genes import by_unit, entries_of, units_of
 

@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from pyrosplice.errors import NoResultsError
-from pyrosplice.inference.convergence import REASONS, FitCode
-from pyrosplice.inference.importance import RELIABLE, pareto_k
+from pyrosplice.glmm.importance import RELIABLE, pareto_k
+from pyrosplice.optimize.convergence import REASONS, FitCode
 from pyrosplice.posterior.genes import by_unit, is_padded, one_gene, units_of
 from pyrosplice.posterior.sampling import smoothed
 

@@ -10,13 +10,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrosplice.data.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.sampling import METHODS, sample_posterior
 from pyrosplice.posterior.tree import check_groups, data_tree, numbers_per_draw
+from pyrosplice.tables.names import places_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyrosplice.inference.importance import posterior_deviations
-from pyrosplice.inference.mode import Latents, MixedModel, Mode, Parameters
+from pyrosplice.glmm.importance import posterior_deviations
+from pyrosplice.glmm.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.linalg.blocks import matvec
 from pyrosplice.posterior.target import Profile, Target
 

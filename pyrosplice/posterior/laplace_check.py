@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.importance import RELIABLE
+from pyrosplice.glmm.importance import RELIABLE
 from pyrosplice.posterior.difference import SURE, Difference, counted, mean_difference, sd_difference
 from pyrosplice.posterior.genes import by_unit, entries_of, units_of
 from pyrosplice.posterior.sampling import smoothed

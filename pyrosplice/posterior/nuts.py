@@ -20,8 +20,8 @@ from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.models.distributions import SpatialEffect
-from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.glmm.distributions import SpatialEffect
+from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.seeding import seeded
 

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixed_engine import MixedEngine
-from pyrosplice.estimators.random_effect import LARGEST_LOGIT
-from pyrosplice.inference.objective import LogPrior, at_held
-from pyrosplice.models.likelihoods import Likelihood
-from pyrosplice.models.multinomial import MultinomialGLM
-from pyrosplice.models.priors import complete_priors
+from pyrosplice.glmm.batches import MixedEngine
+from pyrosplice.glmm.multinomial import MultinomialGLM
+from pyrosplice.glmm.objective import LogPrior, at_held
+from pyrosplice.glmm.random_effect import LARGEST_LOGIT
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.posterior.target import Target
+from pyrosplice.priors.sites import complete_priors
 
 
 @dataclass(frozen=True)

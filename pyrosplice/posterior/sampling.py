@@ -12,8 +12,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.inference.importance import RELIABLE, one_sided, pareto_k
-from pyrosplice.models.priors import is_flat
+from pyrosplice.glmm.importance import RELIABLE, one_sided, pareto_k
 from pyrosplice.posterior.ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior.cloud import MOST_IN_CLOUD, hyper_cloud
 from pyrosplice.posterior.gaussian import HyperPosterior, draw_integrated, draw_plugged_in
@@ -21,6 +20,7 @@ from pyrosplice.posterior.grid import FINE, hyper_grid
 from pyrosplice.posterior.nuts import NutsOptions, nuts
 from pyrosplice.posterior.problem import PosteriorProblem, target_of
 from pyrosplice.posterior.target import Target
+from pyrosplice.priors.sites import is_flat
 
 logger = logging.getLogger("pyrosplice")
 

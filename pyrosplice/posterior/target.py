@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.estimators.mixed_engine import MixedEngine
-from pyrosplice.estimators.random_effect import unit_deviations
-from pyrosplice.inference.laplace import Laplace
-from pyrosplice.inference.mode import MixedModel, Mode, Parameters
-from pyrosplice.inference.newton import solve_curvature
-from pyrosplice.inference.objective import LogPrior
-from pyrosplice.inference.posterior import bounded_away_from_zero
+from pyrosplice.glmm.batches import MixedEngine
+from pyrosplice.glmm.effect_posterior import bounded_away_from_zero
+from pyrosplice.glmm.laplace import Laplace
+from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
+from pyrosplice.glmm.objective import LogPrior
+from pyrosplice.glmm.random_effect import unit_deviations
+from pyrosplice.optimize.newton import solve_curvature
 
 INNER_TOLERANCE = 1e-8
 

@@ -27,13 +27,13 @@ import xarray as xr
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option, check_switches
-from pyrosplice.models.likelihoods import Likelihood
-from pyrosplice.models.multinomial import MultinomialGLM
-from pyrosplice.models.priors import is_flat, log_prior
+from pyrosplice.glmm.multinomial import MultinomialGLM
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.posterior.genes import without_empty_spots
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.sampling import OVERSAMPLED, Samples
 from pyrosplice.posterior.seeding import seeded
+from pyrosplice.priors.sites import is_flat, log_prior
 
 DIMS: dict[str, tuple[str, ...]] = {
     "beta": ("covariate", "logit"),

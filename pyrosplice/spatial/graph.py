@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from sklearn.neighbors import KDTree
 
-from pyrosplice.data.containers import as_dense, loaded
-from pyrosplice.data.names import square_by_name
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning, check_option
+from pyrosplice.tables.containers import as_dense, loaded
+from pyrosplice.tables.names import square_by_name
 
 Graph = Literal["mutual", "union", "connected"]
 TIE = 1e-9  # relative difference below which two distances are the same

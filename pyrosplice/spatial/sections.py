@@ -10,10 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from pyrosplice.data.labels import read_labels
-from pyrosplice.data.names import by_name, names_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial.graph import Graph, check_coords, knn_graph, wide_graph
+from pyrosplice.tables.labels import read_labels
+from pyrosplice.tables.names import by_name, names_of
 
 
 def section_graph(

@@ -22,18 +22,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share, check_switches
-from pyrosplice.estimators.fitted import check_jobs
-from pyrosplice.estimators.multinomial import MultinomGLM
-from pyrosplice.estimators.multinomial_mixed import MultinomGLMM
-from pyrosplice.models.likelihoods import Likelihood
-from pyrosplice.models.named_priors import Priors
-from pyrosplice.models.priors import is_flat
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.posterior.draws import n_chains
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.sampling import METHODS
 from pyrosplice.posterior.seeding import seeded
 from pyrosplice.posterior.tree import prior_draws
+from pyrosplice.priors.named import Priors
+from pyrosplice.priors.sites import is_flat
 from pyrosplice.testing.rank_statistics import PosteriorCalibration
+from pyrosplice.usage.glm import MultinomGLM
+from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice.usage.records import check_jobs
 
 HYPER = ("plug-in", "integrate", "ccd")
 THINNED = 10  # draws of NUTS for each one that is kept: ranks need independent ones

@@ -1,4 +1,4 @@
-"""The contract of a :class:`~pyrosplice.models.likelihoods.Likelihood`, tested on numbers."""
+"""The contract of a :class:`~pyrosplice.likelihoods.contract.Likelihood`, tested on numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrosplice.models.likelihoods import Likelihood
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.testing.problems import Problems
 
 N_GENES, N_SPOTS = 3, 7

@@ -37,10 +37,10 @@ def simulated(n: int, g: int, *, seed: int, low: float = 0.1, high: float = 10.0
 def ours(data: dict, *, repeats: int = 3, sparse: bool = False) -> dict:
     import scipy.sparse as sp
 
-    from pyrosplice.data.count_matrix import CountMatrix
-    from pyrosplice.inference.nb_fit import fit_glm
-    from pyrosplice.inference.nb_source import Design, RowSource
-    from pyrosplice.models.noise import NegativeBinomial
+    from pyrosplice.expression.count_matrix import CountMatrix
+    from pyrosplice.expression.engine.gene_fits import fit_glm
+    from pyrosplice.expression.engine.row_source import Design, RowSource
+    from pyrosplice.likelihoods.noise import NegativeBinomial
 
     x, n = data["design"].astype(float), len(data["design"])
     counts = sp.csr_matrix(data["counts"]) if sparse else data["counts"]

@@ -11,8 +11,8 @@ from scipy.special import gammaln
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.convergence import FitCode
-from pyrosplice.models.noise import NOISE
+from pyrosplice.likelihoods.noise import NOISE
+from pyrosplice.optimize.convergence import FitCode
 
 N = 120
 RNG = np.random.default_rng(3)

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.expression_fit import model
-from pyrosplice.estimators.expression_results import ExpressionTest, ExpressionTests
+from pyrosplice.expression.fit import model
+from pyrosplice.expression.results import ExpressionTest, ExpressionTests
 
 N = 24
 RNG = np.random.default_rng(0)

@@ -6,24 +6,24 @@ import pytest
 from scipy import stats
 from scipy.special import digamma, polygamma
 
-from pyrosplice.data.count_matrix import CountMatrix
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError
-from pyrosplice.estimators.expression import ExpressionGLM
-from pyrosplice.estimators.expression_donors import Donors
-from pyrosplice.estimators.expression_quasi import deviances, quasi_fit, quasi_test, residual_df
-from pyrosplice.hypothesis.donor_variance import donor_variance_law
-from pyrosplice.hypothesis.expression_quasi import (
+from pyrosplice.expression.count_matrix import CountMatrix
+from pyrosplice.expression.donor_variance import donor_variance_law
+from pyrosplice.expression.donors import Donors
+from pyrosplice.expression.engine.dispersion import adjusted_profile, cox_reid, trend_and_shrink
+from pyrosplice.expression.engine.gene_fits import fit_glm
+from pyrosplice.expression.engine.row_source import Design, RowSource
+from pyrosplice.expression.engine.shrink import prior_scale
+from pyrosplice.expression.expression_glm import ExpressionGLM
+from pyrosplice.expression.quasi_likelihood import (
     expected_unit_deviance,
     inverse_trigamma,
     natural_spline,
     squeeze_variance,
 )
-from pyrosplice.inference.convergence import FitCode
-from pyrosplice.inference.nb_dispersion import adjusted_profile, cox_reid, trend_and_shrink
-from pyrosplice.inference.nb_fit import fit_glm
-from pyrosplice.inference.nb_shrink import prior_scale
-from pyrosplice.inference.nb_source import Design, RowSource
-from pyrosplice.models.noise import NOISE
+from pyrosplice.expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
+from pyrosplice.likelihoods.noise import NOISE
+from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 

@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from pyrosplice.data.count_matrix import CountMatrix
-from pyrosplice.data.expression_design import check_full_rank
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.estimators import expression_fit as fit
-from pyrosplice.estimators.expression import ExpressionGLM
-from pyrosplice.inference.convergence import FitCode
-from pyrosplice.inference.nb_basis import conditioned
-from pyrosplice.inference.nb_fit import fit_glm
-from pyrosplice.inference.nb_source import Design, RowSource
+from pyrosplice.expression import fit
+from pyrosplice.expression.count_matrix import CountMatrix
+from pyrosplice.expression.engine.basis import conditioned
+from pyrosplice.expression.engine.gene_fits import fit_glm
+from pyrosplice.expression.engine.row_source import Design, RowSource
+from pyrosplice.expression.expression_glm import ExpressionGLM
+from pyrosplice.expression.formula_design import check_full_rank
 from pyrosplice.io.archive import Archive
-from pyrosplice.models.noise import NOISE, Noise
+from pyrosplice.likelihoods.noise import NOISE, Noise
+from pyrosplice.optimize.convergence import FitCode
 
 N = 90
 RNG = np.random.default_rng(0)

@@ -9,15 +9,15 @@ import scipy.sparse as sp
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyrosplice.data.count_matrix import CountMatrix
-from pyrosplice.inference.convergence import FitCode
-from pyrosplice.inference.nb_counts import rising_terms
-from pyrosplice.inference.nb_fit import fit_glm
-from pyrosplice.inference.nb_laplace import fit_mode, gene_log_density, log_prior
-from pyrosplice.inference.nb_newton import derivatives
-from pyrosplice.inference.nb_source import Design, RowSource
-from pyrosplice.models.negative_binomial import ExpressionModel
-from pyrosplice.models.noise import NOISE, Noise
+from pyrosplice.expression.count_matrix import CountMatrix
+from pyrosplice.expression.engine.count_table import rising_terms
+from pyrosplice.expression.engine.gene_fits import fit_glm
+from pyrosplice.expression.engine.joint_newton import derivatives
+from pyrosplice.expression.engine.laplace_guide import fit_mode, gene_log_density, log_prior
+from pyrosplice.expression.engine.row_source import Design, RowSource
+from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice.likelihoods.noise import NOISE, Noise
+from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 
@@ -179,7 +179,7 @@ def test_sparse_and_dense_input_agree(kind, monkeypatch):
     y, design = simulate(n=400, g=9)
     reference = fit_glm(RowSource(CountMatrix(y), design, NOISE["nb"]()))
     data = y if kind == "blocks" else sp.coo_matrix(y).asformat(kind)
-    monkeypatch.setattr("pyrosplice.data.count_matrix.BLOCK_ENTRIES", 500)
+    monkeypatch.setattr("pyrosplice.expression.count_matrix.BLOCK_ENTRIES", 500)
     source = RowSource(CountMatrix(data), design, NOISE["nb"](), block_size=2)
     np.testing.assert_allclose(fit_glm(source).theta, reference.theta, atol=1e-9)
 

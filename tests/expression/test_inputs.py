@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators import expression_fit as fit
-from pyrosplice.estimators import expression_tests
-from pyrosplice.estimators.expression import ExpressionGLM
+from pyrosplice.expression import fit
+from pyrosplice.expression import tests as expression_tests
+from pyrosplice.expression.expression_glm import ExpressionGLM
 
 N, GENES = 60, list("wxyz")
 RNG = np.random.default_rng(0)

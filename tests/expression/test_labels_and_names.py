@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pyrosplice.api as de
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.expression import ExpressionGLM
+from pyrosplice.expression.expression_glm import ExpressionGLM
 
 RUNS = {
     "two_sample": lambda data, labels, **o: de.test.two_sample(data, labels, **o),

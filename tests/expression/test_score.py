@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.expression import ExpressionGLM
-from pyrosplice.hypothesis.count_score import NullScore, saddlepoint_test
+from pyrosplice.expression.count_score import NullScore, saddlepoint_test
+from pyrosplice.expression.expression_glm import ExpressionGLM
 from tests.benchmarks.shrinkage import simulated
 
 

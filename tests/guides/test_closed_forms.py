@@ -11,7 +11,7 @@ from pyro.infer.autoguide import init_to_value
 from sklearn.mixture import GaussianMixture
 
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
-from pyrosplice.models.gaussian_mixture import gaussian_mixture
+from pyrosplice.mixture.gaussian_mixture import gaussian_mixture
 from tests.guides.simulated import blobs, inflated
 
 flat = dist.ImproperUniform

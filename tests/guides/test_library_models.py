@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
+from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP
 from pyrosplice.likelihoods import DirichletMultinomial
-from pyrosplice.models.negative_binomial import ExpressionModel
 from tests.guides.simulated import tissue
 
 

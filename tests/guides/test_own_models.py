@@ -8,11 +8,11 @@ import pytest
 import torch
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 
+from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
 from pyrosplice.likelihoods import Multinomial
-from pyrosplice.models.gaussian_mixture import MixturePrior, mixture_sites
-from pyrosplice.models.multinomial import MultinomialGLM, MultinomialGLMM
-from pyrosplice.models.negative_binomial import ExpressionModel
+from pyrosplice.mixture.gaussian_mixture import MixturePrior, mixture_sites
 from tests.guides.simulated import blobs, inflated, tissue
 
 

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from pyrosplice.data.triplets import TripletDataset
-from pyrosplice.estimators.mixture_per_patient import fit_gmm
+from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.triplets import TripletDataset
 
 
 def patients(numbers, *, seed=0):

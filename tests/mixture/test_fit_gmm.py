@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pyrosplice.data.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixture_per_patient import fit_gmm
-from pyrosplice.estimators.mixture_selection import selection_table, split_folds, split_once
-from pyrosplice.inference.em import EMOptions
-from pyrosplice.inference.em_batch import fit_many, log_joint_of_cells
-from pyrosplice.inference.em_pooled import _estimate
-from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior
+from pyrosplice.mixture.em.loop import EMOptions
+from pyrosplice.mixture.em.many import fit_many, log_joint_of_cells
+from pyrosplice.mixture.em.pooled_prior import _estimate
+from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior
+from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.selection import selection_table, split_folds, split_once
+from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
 from tests.mixture.helpers import brute_force, clouds
 
 QUIET = {"verbose": False}

@@ -7,7 +7,7 @@ import pytest
 
 from pyrosplice import AnnData_TripletDataset, evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixture_selection import selection_table
+from pyrosplice.mixture.patients.selection import selection_table
 from tests.mixture.helpers import clouds
 
 

@@ -10,15 +10,15 @@ import torch
 from scipy.stats import invwishart
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.inference.em import EMOptions
-from pyrosplice.inference.em_fit import Problem
-from pyrosplice.inference.em_missing import missing_log_joint
-from pyrosplice.inference.em_starts import nearest_mean_table
-from pyrosplice.inference.em_statistics import bounded_responsibilities_, inner_products, responsibilities_
-from pyrosplice.inference.em_triangular import TriangularExpectation
-from pyrosplice.inference.row_blocks import RowBlocks
-from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
-from pyrosplice.models.inverse_wishart import InverseWishart
+from pyrosplice.mixture.em.loop import EMOptions
+from pyrosplice.mixture.em.missing import missing_log_joint
+from pyrosplice.mixture.em.one_fit import Problem
+from pyrosplice.mixture.em.row_blocks import RowBlocks
+from pyrosplice.mixture.em.starts import nearest_mean_table
+from pyrosplice.mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
+from pyrosplice.mixture.em.triangular import TriangularExpectation
+from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
+from pyrosplice.mixture.inverse_wishart import InverseWishart
 from tests.mixture.helpers import F64, brute_force, clouds, some_parameters
 from tests.paths import shared
 

@@ -12,7 +12,7 @@ import torch
 
 from pyrosplice import AnnData_TripletDataset, TripletDataset, fit_gmm
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.estimators.mixture_selection import selection_table
+from pyrosplice.mixture.patients.selection import selection_table
 from tests.mixture.helpers import clouds, doubled
 
 X = np.round(clouds(90, 3, 2, spread=6)[0])

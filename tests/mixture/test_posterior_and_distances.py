@@ -12,14 +12,14 @@ from scipy.linalg import sqrtm
 from scipy.optimize import linprog
 from scipy.special import gammaln
 
-from pyrosplice.data.triplets import TripletDataset
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.estimators.mixture import GaussianMixture
-from pyrosplice.estimators.mixture_distances import patient_distances, squared_bures_wasserstein
-from pyrosplice.estimators.mixture_per_patient import fit_gmm
-from pyrosplice.estimators.mixture_posterior import sample_posterior
-from pyrosplice.estimators.mixture_selection import selection_table
-from pyrosplice.models.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.em_estimator import GaussianMixture
+from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.gibbs_posterior import sample_posterior
+from pyrosplice.mixture.patients.distances import patient_distances, squared_bures_wasserstein
+from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.selection import selection_table
+from pyrosplice.mixture.patients.triplets import TripletDataset
 from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
 from tests.mixture.helpers import F64, clouds
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from pyrosplice.models.multinomial import MultinomialGLMM
-from pyrosplice.models.penalised_complexity import weak_priors
-from tests.inference.test_laplace import grid
+from pyrosplice.glmm.multinomial import MultinomialGLMM
+from pyrosplice.priors.penalized_complexity import weak_priors
+from tests.glmm.test_laplace import grid
 
 
 def one_gene(program: MultinomialGLMM, gene: int) -> MultinomialGLMM:

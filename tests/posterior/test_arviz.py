@@ -10,10 +10,10 @@ import xarray as xr
 from packaging.version import Version
 
 from pyrosplice.posterior import leave_one_out, one_gene, prior_sensitivity
-from tests.estimators.conftest import tissue_of
 from tests.posterior import test_genes as genes
 from tests.posterior.test_diagnostics import normal_tree
 from tests.posterior.test_posterior import data, mixed
+from tests.usage.conftest import tissue_of
 
 mpl.use("agg")
 

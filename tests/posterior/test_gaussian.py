@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyrosplice.inference.importance import importance, pareto_k
+from pyrosplice.glmm.importance import importance, pareto_k
 from pyrosplice.posterior.gaussian import _effects, draw_integrated
 from pyrosplice.posterior.grid import evaluated, hyper_grid, nodes_of
 from pyrosplice.posterior.problem import target_of

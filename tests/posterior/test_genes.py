@@ -15,7 +15,7 @@ from pyrosplice.posterior import (
     prior_sensitivity,
 )
 from pyrosplice.priors import weak_priors
-from tests.estimators.conftest import tissue_of
+from tests.usage.conftest import tissue_of
 
 N_ISOFORMS = (3, 2, 3, 2)
 

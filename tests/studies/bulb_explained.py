@@ -11,14 +11,14 @@ from scipy.optimize import minimize
 from scipy.stats import chi2, norm
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
-from pyrosplice.estimators.gene_tests import linearised
-from pyrosplice.hypothesis.score import (
+from pyrosplice.glmm.design_information import covariate_information
+from pyrosplice.hypothesis.coefficients.score import (
     information_product,
     score_test,
 )
-from pyrosplice.hypothesis.spatial_kernel import spatial_kernel
-from pyrosplice.hypothesis.variance_component import variance_component_test
-from pyrosplice.inference.design_information import covariate_information
+from pyrosplice.hypothesis.variance.score_test import variance_component_test
+from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice.usage.gene_tests.linearized import linearised
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
 from tests.studies.chi2_mixture import chi2_mixture_sf
 

@@ -29,13 +29,13 @@ from anndata import AnnData
 
 from pyrosplice import SplisosmGLMM
 from pyrosplice.data import simulate_totals
-from pyrosplice.data.domains import graph_domains
-from pyrosplice.estimators.reliability import refused, reliable
-from pyrosplice.estimators.tested_covariates import Term
 from pyrosplice.likelihoods import Multinomial
 from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial.domains import graph_domains
 from pyrosplice.spatial.graph import knn_graph
 from pyrosplice.spatial.sections import section_graph
+from pyrosplice.usage.gene_tests.reliability import refused, reliable
+from pyrosplice.usage.gene_tests.terms import Term
 from tests.studies.simulation import commit, save_row
 
 COVARIATES = ("iid", "smooth", "domain", "gradient", "half", "eig2", "section")

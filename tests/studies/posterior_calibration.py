@@ -31,8 +31,8 @@ from pyrosplice.likelihoods import (
     NegativeBinomial,
     Poisson,
 )
-from pyrosplice.models.gaussian_mixture import MixtureParameters, MixturePrior, mixture_sites
-from pyrosplice.models.penalised_complexity import weak_priors
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior, mixture_sites
+from pyrosplice.priors.penalized_complexity import weak_priors
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import calibrate
 from pyrosplice.testing.rank_statistics import chi2_pvalue

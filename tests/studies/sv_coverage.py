@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from pyrosplice.data import simulate_counts, simulate_totals
-from pyrosplice.hypothesis.spatial_kernel import SpatialKernel, spatial_kernel
-from pyrosplice.hypothesis.variance_component import variance_component_test
+from pyrosplice.hypothesis.variance.score_test import variance_component_test
+from pyrosplice.hypothesis.variance.spatial_kernel import SpatialKernel, spatial_kernel
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.graph import knn_graph
 from tests.studies.simulation import commit, grid, save_row

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosplice.models.count_likelihoods import NegativeBinomial, Poisson
-from pyrosplice.models.likelihoods import Likelihood, Multinomial
-from pyrosplice.models.usage_likelihoods import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods.contract import Likelihood, Multinomial
+from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
+from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.covariance import GraphMatern, SpatialCovariance
 from pyrosplice.testing import check_covariance, check_likelihood
 from pyrosplice.testing.problems import ContractError
-from tests.inference.test_laplace import grid
+from tests.glmm.test_laplace import grid
 
 SHIPPED = [Multinomial(), Binomial(), DirichletMultinomial(), DirichletMultinomial(3.0), BetaBinomial()]
 SHIPPED += [Poisson(), NegativeBinomial(), NegativeBinomial(0.4)]

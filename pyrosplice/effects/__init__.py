@@ -1,0 +1,1 @@
+"""Latent Gaussian effects: how the random effects of a gene hang together."""

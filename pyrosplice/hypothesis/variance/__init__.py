@@ -1,0 +1,1 @@
+"""Tests of a variance: is there any spatial variability?"""

@@ -1,1 +1,0 @@
-"""Fitting: Newton, Laplace, gradient; one row of convergence a gene."""

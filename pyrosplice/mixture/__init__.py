@@ -1,0 +1,1 @@
+"""Cell states: Gaussian mixtures, one for all cells or one a patient."""

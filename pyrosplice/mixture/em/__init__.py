@@ -1,0 +1,1 @@
+"""EM for Gaussian mixtures on sufficient statistics."""

@@ -1,0 +1,405 @@
+"""``GaussianMixture``: EM at the speed of matrix products, on arrays, tensors, sparse, Dask, AnnData and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
+from pyrosplice.io.atomic import as_path
+from pyrosplice.mixture.criteria import information_criterion
+from pyrosplice.mixture.density_module import GaussianMixtureModel
+from pyrosplice.mixture.em.loop import EMOptions, EMResult
+from pyrosplice.mixture.em.one_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
+from pyrosplice.mixture.em.row_blocks import RowBlocks
+from pyrosplice.mixture.em.starts import uniforms
+from pyrosplice.mixture.em.stepwise import StepwiseEM
+from pyrosplice.mixture.evaluation import evaluate
+from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.given_cells import (
+    check_feature_names,
+    check_model_fits,
+    features_kept_on_failure,
+    given_means,
+    given_parameters,
+    read_cells,
+)
+from pyrosplice.mixture.parameter_draws import MixturePosterior
+from pyrosplice.mixture.rows import as_given
+from pyrosplice.mixture.stored_folder import FIT, PARAMETERS, SavedMixture, write_mixture
+from pyrosplice.mixture.trainer import TrainerOptions
+
+
+class GaussianMixture(MixturePosterior, DensityMixin, BaseEstimator):
+    r"""Mixture of M Gaussians, :math:`p(x) = \sum_m w_m N(x \mid \mu_m, \Sigma_m)`, fitted by exact EM.
+
+    A pass over the cells is two matrix products a block on the cells' quadratic features, in centred and whitened
+    units, with float64 sums; blocks add up the same statistics, so ``batch_size`` changes memory, never the result.
+    Where a variance is too small for that (one number in all cells of a component, thousands elsewhere) the fit is
+    made again with differences taken first.
+
+    :meth:`score` is a **loss**, smaller is better, as documented for this interface; scikit-learn's searches maximise,
+    so give them ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
+
+    Parameters
+    ----------
+    num_components
+        M.
+    covariance_type
+        ``"full"``, ``"tied"``, ``"diag"`` (default) or ``"spherical"``.
+    init_strategy
+        ``"kmeans"`` (default), ``"kmeans++"`` (its seeds alone) or ``"random"`` (distinct cells).
+    init_means
+        ``(M, D)``: every cell to its nearest mean, one M-step; overrides ``init_strategy``. The columns of a table
+        are put in the order of the features that the cells name.
+    convergence_tolerance
+        EM stops when the log likelihood (log joint, with a prior) per cell changes by less.
+    covariance_regularization
+        Added to the variances, squared units of the data.
+    batch_size
+        Rows read at a time, None lets the library choose. A scipy sparse matrix needs it: its rows are made dense
+        in blocks of this size.
+    trainer_params
+        Mapping of the fields of :class:`~pyrosplice.mixture.trainer.TrainerOptions`; words of a Lightning
+        trainer that mean nothing to EM (``logger``, …) are accepted. ``max_epochs=0`` keeps the starting values.
+    init_weights, init_covariances
+        With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
+    prior
+        :class:`~pyrosplice.mixture.gaussian_mixture.MixturePrior`; flat when None (maximum likelihood), as in every
+        family. Draws need a proper prior: :meth:`posterior` puts a weak one in the place of None, and says which.
+    missing
+        ``"error"`` (default) or ``"marginalize"``: NaN is a value missing at random.
+    n_init
+        Starts, run as one batch; the best is kept.
+    warm_start
+        Start from the current ``model_`` if there is one; it must have the components, covariance type and features
+        that are asked for.
+    random_state
+        Seed, of the starts and of :meth:`sample`.
+    use_rep
+        Key of ``obsm`` when an AnnData is given; None is ``X``.
+
+    Attributes
+    ----------
+    model_
+        :class:`~pyrosplice.mixture.density_module.GaussianMixtureModel`, scriptable.
+    converged_, num_iter_
+        Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
+        no change counts.
+    nll_
+        Mean negative log likelihood of the cells at ``model_``.
+    n_features_in_, feature_names_in_
+        Number of features; their names where a table or ``X`` of an AnnData was fitted. Cells with other names, or in
+        another order, are refused.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+    >>> np.bincount(GaussianMixture(2, random_state=0).fit(x).predict(x)).tolist()
+    [100, 100]
+    """
+
+    model_: GaussianMixtureModel
+    converged_: bool
+    num_iter_: int
+    nll_: float
+    _stepwise: StepwiseEM | None
+    _asked: tuple[float, MixturePrior | None]
+    named_by_anndata_ = False
+
+    persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
+
+    @own_options_only
+    def __init__(  # noqa: PLR0913 (a documented interface)
+        self,
+        num_components: int = 1,
+        *,
+        covariance_type: CovarianceType = "diag",
+        init_strategy: Strategy = "kmeans",
+        init_means: Tensor | None = None,
+        convergence_tolerance: float = 1e-3,
+        covariance_regularization: float = 1e-6,
+        batch_size: int | None = None,
+        trainer_params: Mapping[str, Any] | None = None,
+        init_weights: Tensor | None = None,
+        init_covariances: Tensor | None = None,
+        prior: MixturePrior | None = None,
+        missing: Literal["error", "marginalize"] = "error",
+        n_init: int = 1,
+        warm_start: bool = False,
+        random_state: Any = None,
+        use_rep: str | None = None,
+    ) -> None:
+        self.num_components = num_components
+        self.covariance_type = covariance_type
+        self.init_strategy = init_strategy
+        self.init_means = init_means
+        self.convergence_tolerance = convergence_tolerance
+        self.covariance_regularization = covariance_regularization
+        self.batch_size = batch_size
+        self.trainer_params = trainer_params
+        self.init_weights = init_weights
+        self.init_covariances = init_covariances
+        self.prior = prior
+        self.missing = missing
+        self.n_init = n_init
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.use_rep = use_rep
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Fit the mixture to cells ``X`` ``(N, D)``.
+
+        Parameters
+        ----------
+        X
+            Array, Tensor, sparse or Dask matrix, AnnData, torch Dataset or DataLoader of rows.
+        y
+            Ignored.
+        sample_weight
+            ``(N,)``, non-negative: a cell of weight 2 counts as two.
+
+        Raises
+        ------
+        InvalidArgumentError
+            An option, a start or a value of ``X`` is not possible; a covariance became singular.
+        """
+        self._check_options()
+        if self.warm_start and hasattr(self, "model_"):
+            check_model_fits(self, "warm_start")
+            check_feature_names(self, X)
+        with features_kept_on_failure(self):
+            rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
+            self._keep(self._fit_rows(rows), rows)
+        return self
+
+    def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """One step of stepwise EM (Cappé & Moulines 2009) on some more cells; the first call is :meth:`fit`.
+
+        The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
+        """
+        stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
+        if stepwise is None:
+            self.fit(X, sample_weight=sample_weight)
+            problem = self._problem(read_cells(self, X, reset=False, sample_weight=sample_weight))
+            self._stepwise = StepwiseEM.of(problem, self.model_.parameters_of())
+            self._asked = (self.covariance_regularization, self.prior)
+            return self
+        check_model_fits(self, "partial_fit")
+        if self._asked[0] != self.covariance_regularization or self._asked[1] is not self.prior:
+            raise InvalidArgumentError("partial_fit: covariance_regularization and prior are those of the first call.")
+        rows = read_cells(self, X, reset=False, sample_weight=sample_weight)
+        parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
+        self.model_ = GaussianMixtureModel.from_parameters(parameters, self.model_.means.dtype)
+        self.num_iter_ += 1
+        self.nll_ = -log_likelihood
+        self.converged_ = False
+        return self
+
+    def _fit_rows(self, rows: RowBlocks) -> EMResult:
+        draws = uniforms(self.n_init, self.num_components, _seed(self.random_state))
+        result = run_carefully(
+            lambda centred: self._problem(rows, centred=centred),
+            lambda problem: self._start(problem, draws),
+            self._em_options(),
+        )
+        if bool(result.singular.any()):
+            raise InvalidArgumentError(
+                "covariance_regularization: a covariance is singular, or too small against the spread of the data, at "
+                f"{self.covariance_regularization}; give a larger value, fewer components or a prior."
+            )
+        return result
+
+    def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
+        return Problem.of(
+            rows,
+            self.covariance_type,
+            prior=self.prior,
+            regularization=float(self.covariance_regularization),
+            missing=self.missing == "marginalize",
+            centred=centred,
+        )
+
+    def _start(self, problem: Problem, draws: Tensor) -> MixtureParameters:
+        dim = problem.rows.dim
+        given = given_parameters(self, dim)
+        if given is None:
+            return start_one(problem, self.init_strategy, draws, given_means(self, dim))
+        lead = given.to(problem.rows.device).select((None, None))  # type: ignore[arg-type]
+        return problem.standardization.forward(lead)
+
+    def _keep(self, result: EMResult, rows: RowBlocks) -> None:
+        first = (torch.tensor(0), torch.tensor(0))
+        self._stepwise = None
+        self.model_ = GaussianMixtureModel.from_parameters(result.parameters.select(first), rows.dtype)
+        most = self.trainer().max_epochs
+        self.num_iter_ = min(int(result.n_iter) + 1, most)
+        self.converged_ = bool(result.converged) and int(result.n_iter) < most
+        self.nll_ = -float(result.log_likelihood) / float(rows.total_weight())
+
+    def predict(self, X: Any) -> Any:
+        """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise."""
+        return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """:meth:`fit`, then :meth:`predict` of the same cells."""
+        return self.fit(X, y, sample_weight).predict(X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Probability of each component given each cell: ``(N, M)``; array or Tensor as in :meth:`predict`."""
+        return as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
+
+    def score_samples(self, X: Any) -> Any:
+        """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`.
+
+        Differs from scikit-learn's, which has the other sign.
+        """
+        return as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
+
+    def score(self, X: Any, y: None = None) -> float:
+        """Mean **negative** log likelihood of the cells: a loss, **smaller is better**.
+
+        Differs from scikit-learn's, which has the other sign: ``GridSearchCV`` and ``cross_val_score`` keep the largest
+        score, so without ``scoring=pyrosplice.log_likelihood_scorer`` they keep the worst model.
+        """
+        return -float(torch.cat([log_density for _, log_density in self._evaluate(X)]).to(torch.float64).mean())
+
+    def aic(self, X: Any) -> float:
+        """Akaike's information criterion of the cells; smaller is better."""
+        return information_criterion(self.score_samples(X), self.model_, per_parameter=2.0)
+
+    def bic(self, X: Any) -> float:
+        """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
+        return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
+
+    def sample(self, num_datapoints: int = 1) -> Tensor:
+        """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
+        check_is_fitted(self, "model_")
+        num_datapoints = check_integer("num_datapoints", num_datapoints)
+        generator = torch.Generator()
+        seed = _seed(self.random_state)
+        _ = generator.seed() if seed is None else generator.manual_seed(seed)
+        model = self.model_
+        labels = torch.multinomial(model.component_probs.cpu(), num_datapoints, replacement=True, generator=generator)
+        shape = (num_datapoints, model.means.shape[1])
+        noise = torch.randn(shape, dtype=model.means.dtype, generator=generator)
+        return model.place(labels.to(model.means.device), noise.to(model.means.device))
+
+    def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
+        check_is_fitted(self, "model_")
+        rows = read_cells(self, X, reset=False)
+        return evaluate(self.model_.to(rows.device), rows, marginalize=self.missing == "marginalize")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = self.batch_size is not None
+        tags.input_tags.allow_nan = self.missing == "marginalize"
+        return tags
+
+    def set_params(self, values: Mapping[str, Any] | None = None, **params: Any) -> Self:
+        """Set parameters, from a mapping or by keyword.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A name that is no parameter; none is set then.
+        """
+        if values is not None and not isinstance(values, Mapping):
+            raise InvalidArgumentError(f"values: expected a mapping, found {type(values).__name__}.")
+        given = {**(values or {}), **params}
+        for name in given:
+            check_option("set_params", name, self.get_params(deep=False))
+        return super().set_params(**given)
+
+    def clone(self) -> Self:
+        """An unfitted estimator with the same parameters."""
+        return type(self)(**self.get_params(deep=False))
+
+    def trainer(self, **overrides: Any) -> TrainerOptions:
+        """The options with which EM is run, ``trainer_params`` applied."""
+        if not overrides:
+            return TrainerOptions.of(self.trainer_params)
+        return TrainerOptions.of({**(self.trainer_params or {}), **overrides})
+
+    def save(self, path: str | Path) -> None:
+        """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle.
+
+        A model that was saved there before is replaced as a whole, once the new one is written.
+        """
+        write_mixture(as_path(path), self, parameters=True, fit=hasattr(self, "model_"), whole=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The estimator that :meth:`save` wrote, with its fit if it has one.
+
+        Raises
+        ------
+        NoModelFileError
+            A file that is not there.
+        ModelFileError
+            A file that is truncated, damaged, of another program, class or version; says which.
+        """
+        saved = SavedMixture(as_path(path), cls)
+        estimator = cls(**saved.parameters(cls._get_param_names()))
+        if saved.has_fit():
+            saved.restore(estimator)
+        return estimator
+
+    def save_parameters(self, path: str | Path) -> None:
+        """Save what the constructor was given: ``params.json``."""
+        write_mixture(as_path(path), self, parameters=True)
+
+    @classmethod
+    def load_parameters(cls, path: str | Path) -> Self:
+        """An unfitted estimator with saved parameters."""
+        return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names()))
+
+    def save_attributes(self, path: str | Path) -> None:
+        """Save the fit: ``attributes.json`` and ``model/``."""
+        check_is_fitted(self, "model_")
+        write_mixture(as_path(path), self, fit=True)
+
+    def load_attributes(self, path: str | Path) -> None:
+        """Take over a saved fit."""
+        SavedMixture(as_path(path), type(self), FIT).restore(self)
+        self._stepwise = None
+
+    def _em_options(self) -> EMOptions:
+        trainer = self.trainer()
+        return EMOptions(
+            max_iter=trainer.max_epochs,
+            tolerance=float(self.convergence_tolerance),
+            progress=trainer.enable_progress_bar,
+        )
+
+    def _check_options(self) -> None:
+        check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
+        check_option("init_strategy", self.init_strategy, STRATEGIES)
+        check_option("missing", self.missing, ("error", "marginalize"))
+        check_option("warm_start", self.warm_start, (True, False))
+        for name in ("num_components", "n_init", "batch_size"):
+            if name != "batch_size" or self.batch_size is not None:
+                check_integer(name, getattr(self, name))
+        for name in ("convergence_tolerance", "covariance_regularization"):
+            check_number(name, getattr(self, name))
+        if not (self.prior is None or isinstance(self.prior, MixturePrior)):
+            raise InvalidArgumentError(f"prior: expected None or a MixturePrior, found {self.prior!r}.")
+        if not (self.use_rep is None or isinstance(self.use_rep, str)):
+            raise InvalidArgumentError(f"use_rep: expected a key of obsm or None, found {self.use_rep!r}.")
+
+
+def _seed(random_state: Any) -> int | None:
+    if random_state is None:
+        return None
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise InvalidArgumentError(f"random_state: {error}") from error

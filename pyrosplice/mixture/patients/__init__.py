@@ -1,0 +1,1 @@
+"""Mixtures of patients: data sets, fits, selection and distances."""

@@ -1,0 +1,84 @@
+"""The steps that mixtures of single patients and shared mixtures have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.mixture.em.many import Fit, fit_many
+from pyrosplice.mixture.em.pooled_prior import pooled_prior
+from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.patients.patient_options import GMMOptions
+from pyrosplice.mixture.patients.points import PatientCells
+from pyrosplice.mixture.patients.selection import Split, split_folds, split_once
+
+MOST_COMPONENTS = 8
+ROBUST_FACTOR = 100.0
+
+
+def candidates(patients: Sequence[PatientCells], options: GMMOptions) -> list[int]:
+    """Candidate numbers of components; an error where a patient has too few cells for them."""
+    given = options.k_comps
+    share = 1.0 if given is not None and len(given) == 1 else options.train_size
+    if options.n_folds is not None and share < 1:
+        share = 1 - 1 / options.n_folds
+    smallest = min(patients, key=lambda p: len(p.cells))
+    n_train = round(share * len(smallest.cells))
+    if given is None:
+        dim = smallest.cells.shape[1]
+        return list(range(1, max(1, min(MOST_COMPONENTS, n_train // (dim + 1))) + 1))
+    if n_train < max(given):
+        raise InvalidArgumentError(
+            f"k_comps: {max(given)} components, but patient {smallest.name!r} has {n_train} cells to fit; "
+            "give fewer components or leave the patient out."
+        )
+    return given
+
+
+def split_cells(n_cells: int, options: GMMOptions) -> list[Split]:
+    """The cells of one patient to fit candidates to and to judge them by."""
+    if options.n_folds is not None:
+        return split_folds(n_cells, options.n_folds, options.random_state)
+    return split_once(n_cells, options.train_size, options.random_state)
+
+
+def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> MixturePrior | None:
+    """The prior that was asked for; a pooled one is learned from ``sets``."""
+    if options.prior != "pooled":
+        return options.prior
+    return pooled_prior(
+        sets,
+        components,
+        covariance_type=options.covariance_type,
+        regularization=options.eps,
+        options=options.em,
+        seed=options.random_state,
+    )
+
+
+def fit_sets(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> list[dict[int, Fit]]:
+    """Every data set with every number of components, one program."""
+    return fit_many(
+        sets,
+        components,
+        covariance_type=options.covariance_type,
+        n_init=options.n_init,
+        prior=chosen_prior(sets, components, options),
+        regularization=options.eps,
+        options=options.em,
+        seed=options.random_state,
+    )
+
+
+def singular_components(fit: Fit, cells: Tensor, eps: float) -> list[int]:
+    """Components without cells, or whose covariance less ``eps`` has an eigenvalue of 0 relative to the data's."""
+    p = fit.parameters
+    smallest = torch.linalg.eigvalsh(p.covariance_matrices()).amin(-1) - eps
+    limit = 1e-8 * float(cells.var(0, correction=0).mean())
+    bad = (smallest <= max(limit, 1e-12 * eps)) | (p.weights <= 0)
+    if fit.singular or fit.distinct < p.n_components:
+        bad |= torch.ones_like(bad)
+    return [int(i) for i in bad.nonzero()[:, 0]]

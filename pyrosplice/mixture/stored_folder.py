@@ -1,0 +1,165 @@
+"""What a folder of a :class:`GaussianMixture` holds: JSON for what was asked, safetensors for what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.io.archive import AGAIN, Archive, damage_named
+from pyrosplice.io.codec import check_keys
+from pyrosplice.io.folder import Folder
+from pyrosplice.io.older import mixture_1
+from pyrosplice.io.stored_values import from_json, to_json
+from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice.mixture.fitted_state import MixtureState
+from pyrosplice.mixture.gaussian_mixture import MixturePrior
+
+PARAMETERS, ATTRIBUTES = "params.json", "attributes.json"
+CONFIG, TENSORS = "model/config.json", "model/parameters.safetensors"
+FIT = (ATTRIBUTES, CONFIG, TENSORS)
+WITH = "saved_with"  # the other files of a save, so that one that is gone is missed
+PRIOR = "MixturePrior"
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """A fit without its tensors; ``parameters``, ``config`` and ``tensors`` are the seals of what belongs to it."""
+
+    converged_: bool
+    num_iter_: int
+    nll_: float
+    n_features_in_: int
+    feature_names_in_: list[str] | None
+    named_by_anndata: bool
+    parameters: str | None
+    config: str
+    tensors: str
+
+
+def write_mixture(
+    path: Path, of: MixtureState, *, parameters: bool = False, fit: bool = False, whole: bool = False
+) -> None:
+    """Write the constructor's arguments, the fit, or both; ``whole`` takes away the fit of an older save.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A parameter that cannot be saved, or the folder is a file.
+    """
+    parts = _fit_to(of) if fit else {}
+    if parameters:
+        asked = _parameters_to(of)
+        parts[PARAMETERS] = Archive(asked.kind, {WITH: sorted(parts)} | asked.content)
+    Folder(path, (PARAMETERS, *FIT)).write(parts, absent=FIT if whole and not fit else ())
+
+
+class SavedMixture:
+    """Files of a mixture of a class, all or those of some ``names``, read at one time and verified."""
+
+    def __init__(self, path: Path, kind: type[MixtureState], names: Sequence[str] = (PARAMETERS, *FIT)) -> None:
+        self.kind, self.folder = kind, Folder(path, (PARAMETERS, *FIT))
+        self.parts = self.folder.read(kind.__name__, mixture_1, names)
+
+    def parameters(self, known: Collection[str]) -> dict[str, Any]:
+        """The constructor's arguments; refused where they are not the ``known`` ones."""
+        stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name != WITH}
+        with damage_named(self.folder.named(PARAMETERS)):
+            check_keys(stored, known, "")
+            if self._part(PARAMETERS).content.get(WITH) not in ([], sorted(FIT)):
+                raise ModelFileError(f"{WITH}: expected [] or {sorted(FIT)}.")
+            return {name: _given(from_json(value)) for name, value in stored.items()}
+
+    def has_fit(self) -> bool:
+        """Whether there is one; refused where a file of it is gone, or it is one of other parameters."""
+        asked = self._part(PARAMETERS).content
+        if not asked.get(WITH) and not any(name in self.parts for name in FIT):
+            return False
+        seal = Archive(self.kind.__name__, {name: value for name, value in asked.items() if name != WITH}).seal
+        if self._attributes().parameters not in (None, seal):
+            raise ModelFileError(
+                f"{self.folder.named(ATTRIBUTES)} is the fit of an estimator with other parameters than those of "
+                "params.json; save both with save(), or take them one by one with load_parameters() and "
+                "load_attributes()."
+            )
+        return True
+
+    def restore(self, estimator: MixtureState) -> None:
+        """Put the fit into ``estimator``."""
+        attributes, config, tensors = self._attributes(), self._part(CONFIG), self._part(TENSORS)
+        with damage_named(self.folder.named(TENSORS)):
+            if (config.seal, tensors.seal) != (attributes.config, attributes.tensors):
+                raise ModelFileError(f"damaged: it is not the model that was saved with {ATTRIBUTES}; {AGAIN}.")
+            model = GaussianMixtureModel(GaussianMixtureModelConfig(**config.content))
+            model = model.to(tensors.tensors["means"].dtype)
+            model.load_state_dict(tensors.tensors)
+            _check(model, attributes)
+        for name in ("converged_", "num_iter_", "nll_", "n_features_in_"):
+            setattr(estimator, name, getattr(attributes, name))
+        if attributes.feature_names_in_ is not None:
+            estimator.feature_names_in_ = np.array(attributes.feature_names_in_, dtype=object)
+        elif hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+        estimator.model_ = model
+        estimator.named_by_anndata_ = attributes.named_by_anndata
+
+    def _attributes(self) -> Attributes:
+        part = self._part(ATTRIBUTES)
+        with damage_named(self.folder.named(ATTRIBUTES)):
+            return part.to(Attributes)
+
+    def _part(self, name: str) -> Archive:
+        if name not in self.parts:
+            raise self.folder.missing(name)
+        return self.parts[name]
+
+
+def _parameters_to(estimator: MixtureState) -> Archive:
+    values = estimator.get_params(deep=False)
+    return Archive(type(estimator).__name__, {name: to_json(_plain(value), name) for name, value in values.items()})
+
+
+def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
+    model, kind = estimator.model_, type(estimator).__name__
+    config = Archive(kind, asdict(model.config))
+    tensors = Archive(kind, {}, {name: value.detach().cpu() for name, value in model.state_dict().items()})
+    names, seal = getattr(estimator, "feature_names_in_", None), None
+    with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
+        seal = _parameters_to(estimator).seal
+    attributes = Attributes(
+        estimator.converged_, estimator.num_iter_, estimator.nll_, estimator.n_features_in_,
+        None if names is None else [str(name) for name in names], estimator.named_by_anndata_,
+        seal, config.seal, tensors.seal,
+    )  # fmt: skip
+    return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
+
+
+def _plain(value: Any) -> Any:
+    """A prior as a dictionary; everything else as it is."""
+    if not isinstance(value, MixturePrior):
+        return dict(value) if isinstance(value, Mapping) else value
+    return {PRIOR: {part.name: getattr(value, part.name) for part in fields(value)}}
+
+
+def _given(value: Any) -> Any:
+    """Inverse of :func:`_plain`."""
+    if not isinstance(value, dict) or set(value) != {PRIOR}:
+        return value
+    check_keys(value[PRIOR], [part.name for part in fields(MixturePrior)], PRIOR)
+    return MixturePrior(**value[PRIOR])
+
+
+def _check(model: GaussianMixtureModel, attributes: Attributes) -> None:
+    """Raise unless the tensors are those of a mixture of the attributes' features."""
+    if model.config.num_features != attributes.n_features_in_:
+        raise ModelFileError(
+            f"means: expected {attributes.n_features_in_} features, found {model.config.num_features}."
+        )
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ModelFileError(f"{name}: expected finite numbers, found NaN or infinity.")

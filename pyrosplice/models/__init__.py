@@ -1,1 +1,0 @@
-"""The Pyro models, their priors and likelihoods: the specification of every family."""

@@ -1,0 +1,1 @@
+"""Isoform usage: GLM and GLMM of a gene's isoforms, and the analysis of a tissue."""

@@ -1,0 +1,254 @@
+"""How tests of covariates deal with variances that are not known: the law that they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyrosplice.hypothesis.coefficients.averaged_covariance import averaged
+from pyrosplice.hypothesis.coefficients.identified import Coverage, identified_rows
+from pyrosplice.hypothesis.coefficients.restricted_posterior import (
+    Posterior,
+    Prior,
+    Target,
+    Variances,
+    degrees_of_freedom,
+    half_normal,
+    regular_factor,
+    restricted_posterior,
+)
+from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.unequal_field import relative_deviations, slope_ratios
+from pyrosplice.hypothesis.coefficients.working_model import Spectra, WorkingModel
+from pyrosplice.priors.sites import log_prior
+from pyrosplice.usage.gene_tests.linearized import informed_spots, of_logits
+from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice.usage.reading.design import Design
+
+SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
+_AT_ONCE = 2**24  # numbers that the images of the leading eigenvectors of a batch may have
+
+
+@dataclass(frozen=True)
+class Law:
+    """What tests of covariates take as given.
+
+    Attributes
+    ----------
+    robust
+        Whether the variance between the logits is that of the residuals.
+    spectra
+        Steeper spectra of the spatial effect, over which and over its variances tests are averaged; None for the
+        covariance that was estimated.
+    unequal
+        Whether the standard deviation of the field may depend on the tested covariate.
+    """
+
+    robust: bool
+    spectra: Spectra | None = None
+    unequal: bool = False
+
+    def genes_at_once(self, n_spots: int, n_predictors: int) -> int:
+        """Genes that a test works on together within bounded memory."""
+        if self.spectra is None:
+            return 2**31
+        width = max(1, self.spectra.for_predictors(n_predictors).vectors.shape[1])
+        return max(1, _AT_ONCE // (n_spots * n_predictors**2 * width))
+
+
+MODEL = Law(robust=False)
+"""The variance that the fitted model says, at the estimates."""
+
+
+@dataclass(frozen=True)
+class AveragedFit:
+    """A batch at its posterior mean covariance.
+
+    Attributes
+    ----------
+    fit
+        As tests see it, of logits.
+    response
+        The working response, ``(B, N, Q)``, of logits.
+    posterior_df
+        Degrees of freedom with which the variance of what is tested is known, ``(B, T)``.
+    slope_ratio
+        Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
+    """
+
+    fit: Linearised
+    response: Tensor
+    posterior_df: Tensor
+    slope_ratio: Tensor
+
+
+def averaged_fit(
+    model: MultinomGLMM,
+    spectra: Spectra,
+    columns: Tensor,
+    kept: Tensor,
+    n_fixed: int,
+    target: Target,
+    tested: Sequence[Tensor | None] = (),
+    *,
+    unequal: bool = False,
+) -> AveragedFit:
+    """The model at the posterior mean of its covariance.
+
+    Parameters
+    ----------
+    model
+        A fit whose coefficients are of the first ``n_fixed`` ``columns`` ``(N, C)``, in any coding.
+    kept
+        Columns that a gene's spots tell from others
+        (:func:`~pyrosplice.hypothesis.coefficients.identified.independent_columns`), ``(B, C)``.
+    target
+        What it is whose variance matters.
+    tested
+        Covariates ``(N,)``, one for each of what is tested, that are looked at for a field whose standard deviation
+        depends on them; None for what is no single covariate.
+    unequal
+        Average over fields whose standard deviation depends on the one covariate that is tested.
+    """
+    mode = model.posterior_mode()
+    working, parameters = WorkingModel.at(mode, columns, spectra, kept), mode.step.parameters
+    largest, prior = (parameters.spatial.amax(1), parameters.white.amax((1, 2))), _variance_prior(model)
+
+    def posterior(model: WorkingModel) -> Posterior:
+        return restricted_posterior(model, n_fixed, target, largest=largest, prior=prior)
+
+    ratio = torch.zeros(len(working.response), len(tested), dtype=torch.float64)
+    if unequal and tested[0] is not None:
+        scales = [relative_deviations(tested[0], slope) for slope in SLOPES]
+        each = [posterior(working.scaled(scale)) for scale in scales]
+        working, variances, spread = _over_slopes(working, scales, each)
+    else:
+        found = posterior(working)
+        variances, spread = found.variances, found.uncertainty
+        single = {t: covariate for t, covariate in enumerate(tested) if covariate is not None}
+        if single:
+            ratio[:, list(single)] = slope_ratios(working, variances, n_fixed, list(single.values()))
+    basis = mode.step.model.basis
+    fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed_spots(model))
+    response = working.response if basis is None else basis.logits(working.response)
+    return AveragedFit(fit, response, degrees_of_freedom(spread), ratio)
+
+
+def single_covariates(design: Design, tested: Sequence[Sequence[int]]) -> list[Tensor | None]:
+    """The covariate ``(N,)`` of each test that is of one; None for the others."""
+    values = torch.from_numpy(design.values)
+    return [values[:, columns[0]] if len(columns) == 1 else None for columns in tested]
+
+
+def schur_target(kept: Tensor, n_fixed: int, n_predictors: int, widths: Sequence[int]) -> Target:
+    """Log variances of groups of columns that follow the fixed ones, each beside these alone.
+
+    The mean over the group's coefficients that are ``kept`` ``(B, C)``, ``−log |I_tt − I_tn I_nn⁻¹ I_nt|`` over their
+    number.
+    """
+
+    def target(information: Tensor, genes: Tensor) -> Tensor:
+        first = n_fixed * n_predictors
+        half = torch.linalg.solve_triangular(
+            regular_factor(information[..., :first, :first]), information[..., :first, first:], upper=False
+        )
+        beside = information[..., first:, first:] - half.mT @ half
+        found, start = [], 0
+        for number, width in zip(kept[genes, n_fixed:].split(list(widths), 1), widths, strict=True):
+            end = start + width * n_predictors
+            log_variance = -2 * _log_diagonal(regular_factor(beside[..., start:end, start:end]))
+            found.append(log_variance / (n_predictors * number.sum(1)))
+            start = end
+        return torch.stack(found, -1)
+
+    return target
+
+
+def contrast_target(contrasts: Sequence[Tensor], n_predictors: int, coverage: Coverage) -> Target:
+    """Log variances of orthonormal combinations ``(R, C)`` of coefficients, as far as the genes identify them.
+
+    Each contrast the mean over its rows and predictors.
+    """
+    eye = torch.eye(n_predictors, dtype=torch.float64)
+    rows = [torch.kron(contrast.contiguous(), eye) for contrast in contrasts]
+    parts = [_identified_part(contrast, coverage) for contrast in contrasts]
+    spreads = [torch.einsum("bij,qr->biqjr", part, eye).flatten(3).flatten(1, 2) for part in parts]
+    numbers = [torch.diagonal(spread, dim1=-2, dim2=-1).sum(-1) for spread in spreads]
+
+    def target(information: Tensor, genes: Tensor) -> Tensor:
+        factor, found = regular_factor(information), []
+        for row, spread, number in zip(rows, spreads, numbers, strict=True):
+            own = spread[genes]
+            half = torch.linalg.solve_triangular(factor, row.T.expand(len(factor), -1, -1), upper=False)
+            root = regular_factor(own @ (half.mT @ half) @ own + torch.eye(len(row)) - own)
+            found.append(2 * _log_diagonal(root) / number[genes])
+        return torch.stack(found, -1) if found else information.new_zeros(len(information), 0)
+
+    return target
+
+
+def _identified_part(contrast: Tensor, coverage: Coverage) -> Tensor:
+    """Projectors ``(B, R, R)`` on what each gene identifies of the orthonormal rows ``(R, C)``."""
+    every = torch.eye(len(contrast), dtype=torch.float64).repeat(len(coverage.informed), 1, 1)
+    for gene in coverage.deficient:
+        own = identified_rows(contrast, coverage.null_space(gene)) @ contrast.T
+        every[gene] = own.T @ own
+    return every
+
+
+def _log_diagonal(factor: Tensor) -> Tensor:
+    """Sum of the logs of a triangular matrix's diagonal ``(…,)``."""
+    return torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _variance_prior(model: MultinomGLMM) -> Prior:
+    """The model's own priors of σ and logit θ as one of a and c; where it has none, that of the law.
+
+    Without a prior of σ, a and c are half-normal; without one of θ, all directions of (a, c) are as likely.
+    """
+    given = model.variance_priors
+    if not given:
+        return half_normal
+    width = model.sigma.shape[1]
+
+    def density(field: Tensor, white: Tensor, genes: Tensor) -> Tensor:
+        field, white = torch.broadcast_tensors(field, white)
+        squares = (field.square() + white.square()).clamp_min(1e-12)
+        theta_logit = 2 * (field.clamp_min(1e-9).log() - white.clamp_min(1e-9).log())
+        values = {"sigma": squares.sqrt(), "theta_logit": theta_logit}
+        each = genes.repeat_interleave(field[0].numel())
+        flat = {name: values[name].reshape(-1, 1).expand(-1, width) for name in given}
+        out = log_prior(given, flat, genes=each).reshape(field.shape) / width
+        if "sigma" not in given:
+            out = out + half_normal(field, white, genes)
+        elif bool((field > 0).any()):  # from σ and the angle to a and c
+            out = out - 0.5 * squares.log()
+        if "theta_logit" in given:  # from an even density of logit θ to one of the angle
+            out = out + 0.5 * (softplus(theta_logit) + softplus(-theta_logit))
+        return out
+
+    return density
+
+
+def _over_slopes(
+    working: WorkingModel, scales: Sequence[Tensor], each: Sequence[Posterior]
+) -> tuple[WorkingModel, Variances, Tensor]:
+    """The working model, its variances and those of log variances given a slope, averaged over slopes.
+
+    The field's variance at each spot is its posterior mean; correlations between spots stay those of V.
+    """
+    share = torch.softmax(torch.stack([one.log_evidence for one in each]), 0)
+    field = torch.stack([one.variances.field for one in each])
+    mean_field = (share.unsqueeze(-1) * field).sum(0)
+    weight = share * field.sum(-1)
+    weight = weight / weight.sum(0).clamp_min(1e-300)
+    squares = torch.einsum("db,dni->bni", weight, torch.stack(list(scales)).square())
+    white = (share * torch.stack([one.variances.white for one in each])).sum(0)
+    within = torch.stack([one.uncertainty for one in each])
+    spread = (share.unsqueeze(-1) * within).sum(0)
+    return replace(working, spot_scale=squares.sqrt()), Variances(mean_field, white), spread

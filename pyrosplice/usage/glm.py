@@ -1,0 +1,400 @@
+"""``MultinomGLM``: isoform usage with covariates and without a random effect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+import xarray as xr
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrosplice.errors import check_option
+from pyrosplice.glmm.batches import MixedEngine, fit_without_effect
+from pyrosplice.glmm.fitted_guides import PointGuide
+from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation, covariance_from_information
+from pyrosplice.glmm.multinomial import MultinomialGLM
+from pyrosplice.glmm.objective import LogPrior, at_held
+from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.modes import works_in_any_mode
+from pyrosplice.optimize.bfgs import Minimiser
+from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.optimize.first_order import DescentOptions, descend
+from pyrosplice.optimize.newton import newton
+from pyrosplice.posterior.draws import DrawOptions, posterior_tree
+from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior.problem import PosteriorProblem
+from pyrosplice.priors.named import Priors
+from pyrosplice.priors.prior_tables import prior_table
+from pyrosplice.priors.sites import complete_priors, is_flat, log_prior
+from pyrosplice.usage.batched_model import BaseModel
+from pyrosplice.usage.configs import (
+    DEFAULTS,
+    complete_configs,
+    kept_history,
+    minimiser_of,
+    newton_options,
+    search_options,
+)
+from pyrosplice.usage.infinite import endless_coefficients
+from pyrosplice.usage.prior_terms import prior_information
+from pyrosplice.usage.reading.inputs import warn_if_collinear
+
+
+@works_in_any_mode
+class MultinomGLM(BaseModel):
+    r"""Multinomial generalized linear model of isoform usage.
+
+    .. math:: y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad \eta = X\beta + 1b'
+
+    The last isoform is the reference. Estimates are maximum a posteriori, that is maximum likelihood under the flat
+    default priors.
+
+    Parameters
+    ----------
+    fitting_method
+        ``"iwls"`` or ``"newton"``: Newton's method with step halving, closed-form derivatives where the likelihood
+        has them. With the softmax link, the canonical one, the two are the same algorithm. ``"gd"``: first-order, by
+        ``fitting_configs["optim"]``.
+    fitting_configs
+        Any of: ``lr`` (first step length of adam and sgd, 0.01), ``optim`` ("adam", "sgd" or "lbfgs"), ``tol``
+        (improvement in nats below which a gene has converged, 1e-5), ``tol_relative`` (False), ``max_epochs`` (1000;
+        −1 is 10,000, and 0 leaves the start values), ``patience`` (epochs without improvement before "gd" shortens its
+        steps: 5; 2 otherwise).
+    likelihood
+        Density of a spot's counts, any :class:`~pyrosplice.likelihoods.contract.Likelihood`; multinomial if None.
+    priors
+        Pyro distributions for ``beta`` and ``bias_eta``, see :mod:`pyrosplice.priors.sites`; ``"weak"`` for
+        :func:`~pyrosplice.priors.weak_priors` of the data at hand; flat if None.
+
+    Attributes
+    ----------
+    beta, bias_eta
+        Coefficients ``(G, P, Q)`` and intercepts ``(G, Q)`` on the log-odds scale, Q = K − 1.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An unknown option or a value that does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM()
+    >>> model.setup_data(counts)
+    >>> model.fit()
+    >>> model.get_isoform_ratio().shape
+    torch.Size([5, 100, 3])
+    """
+
+    beta: Tensor
+    bias_eta: Tensor
+    _methods: tuple[str, ...] = ("iwls", "newton", "gd")
+
+    def __init__(
+        self,
+        fitting_method: str = "iwls",
+        fitting_configs: Mapping[str, Any] | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+        priors: Priors = None,
+    ) -> None:
+        check_option("fitting_method", fitting_method, self._methods)
+        super().__init__(likelihood=likelihood, priors=priors)
+        self.fitting_method = fitting_method
+        self.fitting_configs = complete_configs(fitting_configs, self._default_configs())
+
+    def _default_configs(self) -> dict[str, Any]:
+        return {**DEFAULTS, "patience": 5 if self.fitting_method == "gd" else 2}
+
+    def setup_data(self, counts: Any, design_mtx: Any = None, device: str | torch.device = "cpu") -> None:
+        """Take the data; forgets an earlier fit.
+
+        Parameters
+        ----------
+        counts
+            ``(G, N, K)`` or ``(N, K)``: molecules of each isoform at each spot, whole numbers, in any container; also
+            a list of G tables ``(N, K)``.
+        design_mtx
+            Covariates ``(N, P)`` without intercept, which is always there; None for none. A table is paired with a
+            table of counts by the names of the spots, whatever their order.
+        device
+            ``"cpu"``, ``"cuda"``, or ``"mps"`` (which has no float64: computes on the CPU, with a warning).
+
+        Raises
+        ------
+        InvalidArgumentError
+            Counts, design or device that cannot be used; says where. The model keeps its earlier data.
+        NotImplementedError
+            One isoform.
+
+        Warns
+        -----
+        UserWarning
+            Covariates that are constant or collinear, when their prior is flat: ratios and likelihood are unique, the
+            coefficients are not (the smallest ones are reported, with infinite standard errors).
+        """
+        table, design = self._checked(counts, design_mtx, device)
+        shapes = self._site_shapes(table, design)
+        self._named_priors(shapes)
+        if is_flat(complete_priors(self.priors, shapes)["beta"]):
+            warn_if_collinear(design)
+        self._set_data(table, design)
+        self._set_parameters(self._start_values(table, shapes))
+
+    def fit(
+        self,
+        store_param_history: bool = False,
+        verbose: bool = False,
+        quiet: bool = False,
+        random_seed: int | None = None,
+        diagnose: bool | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Fit every gene; each stops on its own, see ``logger``.
+
+        Parameters
+        ----------
+        store_param_history
+            Return the parameters of every epoch, ``{"beta": (E, G, P, Q), ...}``.
+        verbose
+            Log the loss of every epoch (logger ``pyrosplice``, level INFO).
+        quiet
+            Leave out the log's closing line.
+        random_seed
+            Accepted for compatibility; fits are deterministic.
+        diagnose
+            Deprecated alias of ``store_param_history``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A subclass whose Pyro model, objective or predictor is another than that which is fitted.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        self._require_followed()
+        self._errors.clear()
+        keep = kept_history(store_param_history, diagnose)
+        began = time.perf_counter()
+        own = ("beta", "bias_eta", *self.likelihood.free)
+        if self.fitting_configs["max_epochs"] == 0:
+            record, steps = self._without_epochs(), [{name: getattr(self, name).detach().clone() for name in own}]
+        elif self.likelihood.free:
+            record, steps = fit_without_effect(
+                self._mixed_engine(), self._log_prior(), search_options(self.fitting_configs), self._minimiser()
+            )
+            self._set_parameters(steps[-1])
+        else:
+            objective = self._objective()
+            point, record, history = self._minimise(objective, keep)
+            steps = [dict(zip(own, objective.coefficients(past), strict=True)) for past in (*history, point)]
+            self._set_parameters(steps.pop())
+        self._name_trouble(record)
+        self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
+        return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} if keep else None
+
+    def forward(self) -> Tensor:
+        """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
+        self._require_data()
+        return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
+
+    def linear_predictor(self) -> Tensor:
+        """η ``(G, N, Q)`` at the present parameters."""
+        self._require_data()
+        return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1)
+
+    def get_isoform_ratio(self) -> Tensor:
+        """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
+        return self.bound_likelihood.expected(self.linear_predictor()).detach()
+
+    def vcov(self) -> Tensor:
+        """Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
+
+        The inverse of minus the full second derivative of the log posterior. Order: ``beta`` (covariate by covariate,
+        logits fastest), then ``bias_eta``. What the data do not identify has infinite variance.
+        """
+        information, scaling = self.observed_information()
+        return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
+
+    def observed_information(self) -> tuple[Tensor, Standardisation]:
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
+        self._require_data()
+        if self.likelihood.free:
+            engine, zero = self._mixed_engine(), self.bias_eta.new_zeros(self.n_genes, 1)
+            values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
+            return engine.information(values, fix_sigma=True, log_prior=self._log_prior()), engine.scaling
+        objective = self._objective()
+        return objective.derivatives(objective.point(self.beta, self.bias_eta))[1], objective.scaling
+
+    def prior_information(self) -> Tensor:
+        """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
+        self._require_data()
+        priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
+        return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
+
+    def standard_errors(self) -> dict[str, Tensor]:
+        """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
+        errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
+        return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    def prior_table(self) -> pd.DataFrame:
+        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        self._require_data()
+        return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
+
+    def posterior(
+        self,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        hyper: str = "plug-in",
+        genes: str | Sequence[int | str] | None = None,
+        names: Mapping[str, Sequence[Any]] | None = None,
+        groups: Sequence[str] | None = None,
+        usage: bool = False,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+        max_memory: str | float | None = None,
+    ) -> xr.DataTree:
+        r"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Parameters
+        ----------
+        num_samples
+            Draws a gene (and chain); NUTS makes four at least.
+        method
+            ``"laplace"``: Gaussians of the coefficients and of ν; with one count a spot they are off, and
+            :func:`~pyrosplice.posterior.laplace_check` says for which genes. ``"importance"``: these draws, resampled
+            by their Pareto-smoothed weights; exact as far as ``pareto_k`` (below 0.7) says. ``"nuts"``: the same Pyro
+            model by NUTS, gene by gene; seconds to minutes a gene.
+        hyper
+            σ, θ and the likelihood's hyper-parameters at their estimates (``"plug-in"``), or integrated over (proper
+            priors needed). ``"integrate"``: one or two on a grid, three to six by adaptive importance sampling of
+            their Laplace posterior. ``"ccd"``: up to twelve by a central composite design; faster from three on, with
+            rougher draws of them (see :mod:`pyrosplice.posterior.ccd`).
+        genes
+            Genes to draw from: positions, a mask, or names where ``names["gene"]`` gives them; all by default.
+        names
+            Coordinates by dimension: ``gene``, ``spot``, ``isoform``, ``covariate``.
+        groups
+            Optional groups to make (:mod:`pyrosplice.posterior.tree`); all by default.
+        usage
+            Whether to keep usage at every spot.
+        seed
+            Of all that is random.
+        nuts_options
+            Of NUTS.
+        max_memory
+            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
+            take is worked out, and logged, before anything is drawn.
+
+        Raises
+        ------
+        InvalidArgumentError
+            More memory needed than allowed; options or genes that do not exist; a joint fit; flat priors where a proper
+            one is needed; more hyper-parameters than ``hyper`` is for.
+        NotReadyError
+            Before ``setup_data``.
+        """
+        self._require_data()
+        self._require_followed()
+        asked = DrawOptions(
+            num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
+            seed=seed, nuts_options=nuts_options, max_memory=max_memory,
+        )  # fmt: skip
+        return posterior_tree(self.posterior_problem(), asked)
+
+    def posterior_problem(self) -> PosteriorProblem:
+        """What draws from the posterior depend on: data, priors and the present parameters."""
+        self._require_data()
+        shapes = self._site_shapes(self.counts, self.design_mtx)
+        return PosteriorProblem(
+            counts=self.counts,
+            design=self.design_mtx,
+            likelihood=self.likelihood,
+            priors=self.priors,
+            shapes=shapes,
+            estimates={name: getattr(self, name).detach() for name in shapes},
+            held=self._held(),
+            engine=self._mixed_engine(),
+            log_prior=self._log_prior(),
+            program=lambda: self.model,
+            no_mode=self._no_mode(),
+        )
+
+    @property
+    def model(self) -> MultinomialGLM:
+        """The Pyro model of the data: a callable without arguments, as ``pyro.infer`` takes them."""
+        self._require_data()
+        return MultinomialGLM(self.counts, self.design_mtx, likelihood=self.likelihood, priors=self.priors)
+
+    @property
+    def guide(self) -> Callable[[], dict[str, Tensor]]:
+        """A Pyro guide with every site at its fitted value (MAP)."""
+        self._require_data()
+        values = {name: getattr(self, name) for name in ("beta", "bias_eta", *self.likelihood.free)}
+        return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
+
+    def _minimise(self, objective: GLMObjective, keep: bool) -> tuple[Tensor, Convergence, list[Tensor]]:
+        configs, start = self.fitting_configs, objective.start()
+        if self.fitting_method == "gd":
+            options = DescentOptions(**configs, keep_history=keep)
+            descent = descend(objective, start, curvature=objective.curvature(start), options=options)
+            return descent.point, descent.convergence, descent.history
+        result = newton(objective, start, options=newton_options(configs, keep))
+        return result.point, result.convergence, result.history
+
+    def _objective(self) -> GLMObjective:
+        own = {name: getattr(self, name).detach() for name in self.likelihood.free}
+        return GLMObjective.of(self.counts, self.design_mtx, self.bound_likelihood, at_held(self._log_prior(), own))
+
+    def _mixed_engine(self) -> MixedEngine:
+        """The model as a mixed one without space, whose random effect is held at zero."""
+        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self._guarded)
+
+    def _start_values(self, counts: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        values = {name: counts.new_zeros(shape) for name, shape in shapes.items()}
+        return values | {name: values[name] + self.likelihood.hyperparameters[name] for name in self.likelihood.free}
+
+    def _minimiser(self) -> Minimiser:
+        return minimiser_of(self.fitting_method, self.fitting_configs)
+
+    def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
+        """Shape of each site that takes a prior, genes first."""
+        n_genes, _, n_isos = counts.shape
+        n_logits = self.likelihood.n_predictors(n_isos)
+        own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
+        return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
+
+    def _name_trouble(self, record: Convergence) -> None:
+        """Note the genes whose coefficients are at infinity, and those without counts."""
+        flat = {"beta", "bias_eta"} - set(self._free_priors())
+        given = (self.counts, self.design_mtx, self.beta.detach(), self.bias_eta.detach())
+        endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
+        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+
+    def _free_priors(self) -> dict[str, TorchDistribution]:
+        """Priors of the sites that a fit estimates, without the flat ones."""
+        priors = complete_priors(self.priors, self._site_shapes(self.counts, self.design_mtx))
+        return {name: prior for name, prior in priors.items() if not is_flat(prior)}
+
+    def _log_prior(self) -> LogPrior | None:
+        """What engines add to their log likelihood, or None if every prior is flat."""
+        priors = self._free_priors()
+        if not priors:
+            return None
+        return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
+
+    def log_prior_density(self) -> Tensor:
+        """Log prior density of each gene at the present parameters, ``(G,)``."""
+        priors = self._free_priors()
+        if not priors:
+            return self.bias_eta.new_zeros(self.n_genes)
+        return log_prior(priors, {name: getattr(self, name) for name in priors})

@@ -1,0 +1,1 @@
+"""What a person hands in, as the counts, covariates and tables of an analysis of usage."""
