@@ -4,7 +4,8 @@ r"""Products with the inverse of a well-conditioned sparse matrix, without a fac
 
 with T the Chebyshev polynomials and [a, b] an interval that holds the eigenvalues of P. The error relative to 1 / a is
 about :math:`2 r^d` at degree d, :math:`r = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)`, κ = b / a, so that a degree follows
-from the error wanted. Quadratic forms need half as many products, by :math:`T_{2k} = 2 T_k^2 - 1`.
+from the error wanted. Products are summed from the highest degree down (Clenshaw), which needs two columns beside x;
+quadratic forms need half as many products, by :math:`T_{2k} = 2 T_k^2 - 1`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from numpy.typing import NDArray
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.linalg.compiled import compiled
+from pyrosplice.linalg.lines import WIDTH, load_line, product_and, product_less, repeated, store_line
 
 Array = NDArray[np.floating]
-WIDTH = 16  # columns worked on together: one cache line of single precision
 RUN = 128  # rows summed in single precision before they are added in double
-_FAST = {"contract", "reassoc", "nsz"}
 
 
 class InversePolynomial:
@@ -45,49 +45,52 @@ class InversePolynomial:
     def __init__(self, matrix: sp.spmatrix, *, lower: float, tolerance: float) -> None:
         if not 0 < lower < np.inf:
             raise InvalidArgumentError(f"lower: expected a number > 0, found {lower!r}.")
-        self.matrix = sp.csr_matrix(matrix)
-        upper = float(abs(self.matrix).sum(1).max())  # Gershgorin
-        self.centre, self.half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
+        upper = float(abs(matrix).sum(1).max())  # Gershgorin
+        centre, half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
+        self.scaled = sp.csr_matrix((matrix - centre * sp.identity(matrix.shape[0])) / half)  # eigenvalues in [−1, 1]
         root = math.sqrt(max(upper / lower, 1.0))
         ratio = max((root - 1) / (root + 1), 1e-3)
         self.degree = max(4, 2 * math.ceil(math.log(tolerance / 2) / math.log(ratio) / 2))
-        self.coefficients = _coefficients(self.centre, self.half, self.degree)
+        self.coefficients = _coefficients(centre, half, self.degree)
 
     def product(self, x: Array) -> Array:
-        """``P⁻¹ x`` for columns ``(N, R)``, in the precision of x."""
-        return np.concatenate([self._product(block) for block in _blocks(x)], 1)[:, : x.shape[1]]
-
-    def _product(self, x: Array) -> Array:
-        kind, c = x.dtype.type, self.coefficients
-        pointers, columns, values = self.matrix.indptr, self.matrix.indices, self.matrix.data.astype(x.dtype)
-        old, new, spare, out = x, np.empty_like(x), np.empty_like(x), kind(c[0]) * x
-        _step(pointers, columns, values, x, np.zeros_like(x), new, kind(self.centre), kind(1 / self.half))
-        out += kind(c[1]) * new
-        for k in range(2, self.degree + 1):
-            _step(pointers, columns, values, new, old, spare, kind(self.centre), kind(2 / self.half))
-            old, new, spare = new, spare, (np.empty_like(x) if k == 2 else old)
-            out += kind(c[k]) * new
+        """``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
+        out, coefficients = np.empty_like(x), self.coefficients.astype(x.dtype)
+        once, twice, block = self._matrices(x)
+        new, old = np.empty_like(block), np.empty_like(block)
+        for first in range(0, x.shape[1], WIDTH):
+            size = _fill(block, x, first)
+            np.multiply(block, coefficients[-1], out=new)
+            old.fill(0)
+            for k in range(self.degree - 1, -1, -1):
+                _step(*(twice if k else once), new, old, block, coefficients[k])
+                new, old = old, new
+            out[:, first : first + size] = new[:, :size]
         return out
 
     def quadratic(self, x: Array) -> NDArray[np.float64]:
         """``x'P⁻¹x`` for every column of ``(N, R)``: ``(R,)``."""
-        return np.concatenate([self._quadratic(block) for block in _blocks(x)])[: x.shape[1]]
+        out = np.empty(x.shape[1])
+        once, twice, new = self._matrices(x)
+        old = np.empty_like(new)
+        for first in range(0, x.shape[1], WIDTH):
+            size = _fill(new, x, first)
+            old.fill(0)
+            crosses, squares = np.zeros((2, self.degree // 2 + 1, WIDTH))
+            squares[0] = np.square(new, dtype=np.float64).sum(0)
+            for k in range(1, len(squares)):
+                _step_with_sums(*(once if k == 1 else twice), new, old, crosses[k], squares[k])
+                new, old = old, new
+            moments = np.empty((self.degree + 1, WIDTH))
+            moments[::2] = 2 * squares - squares[0]
+            moments[1::2] = 2 * crosses[1:] - crosses[1]
+            out[first : first + size] = (self.coefficients @ moments)[:size]
+        return out
 
-    def _quadratic(self, x: Array) -> NDArray[np.float64]:
-        kind, moments = x.dtype.type, np.zeros((self.degree + 1, WIDTH))
-        pointers, columns, values = self.matrix.indptr, self.matrix.indices, self.matrix.data.astype(x.dtype)
-        moments[0] = np.square(x, dtype=np.float64).sum(0)
-        old, new, spare = x, np.empty_like(x), np.empty_like(x)
-        centre, scale = kind(self.centre), kind(1 / self.half)
-        cross, square = np.zeros(WIDTH), np.zeros(WIDTH)
-        _step_with_sums(pointers, columns, values, x, np.zeros_like(x), new, centre, scale, cross, square)
-        moments[1], moments[2] = cross, 2 * square - moments[0]
-        for k in range(2, self.degree // 2 + 1):
-            cross, square = np.zeros(WIDTH), np.zeros(WIDTH)
-            _step_with_sums(pointers, columns, values, new, old, spare, centre, kind(2) * scale, cross, square)
-            old, new, spare = new, spare, (np.empty_like(x) if k == 2 else old)
-            moments[2 * k - 1], moments[2 * k] = 2 * cross - moments[1], 2 * square - moments[0]
-        return self.coefficients @ moments
+    def _matrices(self, x: Array) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+        """The scaled matrix, twice that, both in the precision of x; place for a block of columns of x."""
+        pattern, values = (self.scaled.indptr, self.scaled.indices), self.scaled.data.astype(x.dtype)
+        return (*pattern, values), (*pattern, 2 * values), np.empty((len(x), WIDTH), x.dtype)
 
 
 def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64]:
@@ -98,49 +101,39 @@ def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64
     return found
 
 
-def _blocks(x: Array) -> list[Array]:
-    """Columns in groups of ``WIDTH``, each contiguous; the last is filled with zeros."""
-    missing = -x.shape[1] % WIDTH
-    filled = np.concatenate([x, np.zeros((len(x), missing), x.dtype)], 1) if missing else x
-    return [np.ascontiguousarray(filled[:, first : first + WIDTH]) for first in range(0, filled.shape[1], WIDTH)]
+def _fill(block: Array, x: Array, first: int) -> int:
+    """The columns from ``first`` on that a block has place for, and their number; zeros in the rest."""
+    columns = x[:, first : first + WIDTH]
+    block[:, : columns.shape[1]] = columns
+    block[:, columns.shape[1] :] = 0
+    return columns.shape[1]
 
 
-@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
-def _step(pointers, columns, values, x, old, out, centre, scale):  # type: ignore[no-untyped-def]
-    """``out = scale (P − centre) x − old``."""
-    total = np.empty(WIDTH, x.dtype)
+@compiled(nogil=True, error_model="numpy")
+def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-untyped-def]
+    """``old = P new − old + share x``."""
     for i in range(len(pointers) - 1):
-        for c in range(WIDTH):
-            total[c] = -centre * x[i, c]
+        total = product_less(repeated(share), load_line(x, i), load_line(old, i))
         for p in range(pointers[i], pointers[i + 1]):
-            value, j = values[p], columns[p]
-            for c in range(WIDTH):
-                total[c] += value * x[j, c]
-        for c in range(WIDTH):
-            out[i, c] = scale * total[c] - old[i, c]
+            total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+        store_line(old, i, total)
 
 
-@compiled(nogil=True, fastmath=_FAST, error_model="numpy")
-def _step_with_sums(pointers, columns, values, x, old, out, centre, scale, cross, square):  # type: ignore[no-untyped-def]
-    """The same, and the sums over rows of ``out x`` and ``out²``, added to ``cross`` and ``square``."""
-    total = np.empty(WIDTH, x.dtype)
-    by_run, squares = np.zeros(WIDTH, x.dtype), np.zeros(WIDTH, x.dtype)
-    n = len(pointers) - 1
+@compiled(nogil=True, error_model="numpy")
+def _step_with_sums(pointers, columns, values, new, old, cross, square):  # type: ignore[no-untyped-def]
+    """``old = P new − old``; its products with ``new`` and itself, summed over rows, are added to the last two."""
+    n, zero, run = len(pointers) - 1, repeated(values[0] - values[0]), np.empty((2, WIDTH), values.dtype)
     for first in range(0, n, RUN):
-        by_run[:] = 0
-        squares[:] = 0
+        crosses = squares = zero
         for i in range(first, min(first + RUN, n)):
-            for c in range(WIDTH):
-                total[c] = -centre * x[i, c]
+            total = product_less(zero, zero, load_line(old, i))
             for p in range(pointers[i], pointers[i + 1]):
-                value, j = values[p], columns[p]
-                for c in range(WIDTH):
-                    total[c] += value * x[j, c]
-            for c in range(WIDTH):
-                new = scale * total[c] - old[i, c]
-                out[i, c] = new
-                by_run[c] += new * x[i, c]
-                squares[c] += new * new
+                total = product_and(repeated(values[p]), load_line(new, columns[p]), total)
+            store_line(old, i, total)
+            crosses = product_and(total, load_line(new, i), crosses)
+            squares = product_and(total, total, squares)
+        store_line(run, 0, crosses)
+        store_line(run, 1, squares)
         for c in range(WIDTH):
-            cross[c] += by_run[c]
-            square[c] += squares[c]
+            cross[c] += run[0, c]
+            square[c] += run[1, c]

@@ -90,7 +90,7 @@ class GraphSums:
     @classmethod
     def of_vectors(cls, vectors: Tensor) -> GraphSums:
         """Of ``G = u u'`` for ``(..., n, k)`` with centred columns, without G."""
-        norm = torch.linalg.vector_norm(vectors, dim=-1).square()
+        norm = vectors.square().sum(-1)
         gram = vectors.mT @ vectors
         third = torch.einsum("...ni,...nj,...nk->...ijk", vectors, vectors, vectors)
         return cls(

@@ -37,7 +37,7 @@ from pyrosplice.glmm.glm_objective import GLMObjective
 from pyrosplice.hypothesis.variance.permutation_law import EXACT, Residuals, exact_law, product_law
 from pyrosplice.hypothesis.variance.spatial_kernel import SparseKernel, SpatialKernel
 from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.chebyshev import WIDTH
+from pyrosplice.linalg.lines import WIDTH
 from pyrosplice.optimize.newton import newton
 
 _BLOCK = 2**21
@@ -117,23 +117,27 @@ def _test_genes(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[T
     statistic, pvalue = torch.empty_like(overdispersion), torch.empty_like(overdispersion)
     for genes, law in ((torch.nonzero(small).squeeze(-1), exact_law), (torch.nonzero(~small).squeeze(-1), product_law)):
         if len(genes):
-            statistic[genes], pvalue[genes] = law(residuals.take(genes), kernel)
+            some = residuals if len(genes) == len(small) else residuals.take(genes)
+            statistic[genes], pvalue[genes] = law(some, kernel)
     return statistic, pvalue, overdispersion
 
 
 def standardized_residuals(counts: Tensor, basis: Tensor) -> tuple[Residuals, Tensor]:
     """Residuals u of the null model and ϱ ``(B,)``; counts ``(B, N, K)``, orthonormal covariates ``(N, P)``."""
-    totals = counts @ counts.new_ones(counts.shape[-1])  # several times as fast as a sum over a few isoforms
+    counts = counts.movedim(-1, 0).contiguous().movedim(0, -1)  # memory by isoform: long rows in all that follows
+    totals = counts.sum(-1)
     usage = _null_usage(counts, basis)
-    residual = counts - totals.unsqueeze(-1) * usage
+    residual = torch.addcmul(counts, totals.unsqueeze(-1), usage, value=-1)
     overdispersion = _overdispersion(residual, totals, usage)
     weight = 1 / (1 + (totals - 1).clamp_min(0.0) * overdispersion.unsqueeze(-1))
     size = weight * totals  # a, (B, N)
     root = _inverse_root_gram(size, basis)
-    residual = _project(weight.unsqueeze(-1) * residual, size, usage, basis, root)
+    residual = _project(residual.mul_(weight.unsqueeze(-1)), size, usage, basis, root)
     scale = size.sqrt()
-    vectors = torch.where(scale.unsqueeze(-1) > 0, residual / scale.unsqueeze(-1), 0.0) @ _contrasts(residual)
-    return Residuals(vectors, scale, scale.unsqueeze(-1) * (basis @ root)), overdispersion
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    planes = torch.tensordot(_contrasts(residual), residual.movedim(-1, 0), ([0], [0])).mul_(inverse)
+    loading = (scale.unsqueeze(-2) * (root.mT @ basis.T)).mT
+    return Residuals(planes.movedim(0, -1), scale, loading), overdispersion
 
 
 def _contrasts(residual: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def _project(residual: Tensor, size: Tensor, usage: Tensor, basis: Tensor, root:
     """Residuals with the covariates' effects removed, ``e − A X (X'AX)⁻¹ X'e``."""
     score = basis.T @ residual  # (B, P, K)
     if basis.shape[1] == 1:  # cov(e_i) is a multiple of one matrix, which cancels
-        return residual - size.unsqueeze(-1) * (basis @ (root @ (root.mT @ score)))
+        return torch.addcmul(residual, size.unsqueeze(-1), basis @ (root @ (root.mT @ score)), value=-1)
     n_isos = usage.shape[-1]
     each = torch.diag_embed(usage) - usage.unsqueeze(-1) * usage.unsqueeze(-2)
     each = size[..., None, None] * each  # (B, N, K, K), rows sum to zero
