@@ -206,9 +206,8 @@ class _Gate:
             found = self.density.by_unit(observed, site["log_prob"], plates_of(site)).sum(1)
             if not _close(found, own, AGREEMENT):
                 raise RefusedModelError(
-                    f"{observed}: its density is not that of the likelihood at eta: scaled, masked or overridden, "
-                    "or "
-                    " the likelihood depends on other sites otherwise than through its hyper-parameters."
+                    f"{observed}: its density is not that of the likelihood at eta: scaled, masked or overridden, or "
+                    "the likelihood depends on other sites otherwise than through its hyper-parameters."
                 )
         return likelihood, by_autograd
 
