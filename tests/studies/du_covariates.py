@@ -182,8 +182,9 @@ def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.
     method, law = options.get("method", "score"), model._law(options.get("law", "averaged"), options["variance"])
     if method == "score":
         terms = [Term(name, (i,), ()) for i, name in enumerate(kept)]
-        tests = refused(model._usage_score(terms, law, show=False), model._ready(), [term.columns for term in terms])
-        modes = np.array([model._modes(term.columns) for term in terms])
+        columns = [term.columns for term in terms]
+        modes = np.array([model._modes(some) for some in columns])
+        tests = refused(model._usage_score(terms, law, show=False), model._ready(), columns, modes)
         values = tests.pvalue, tests.posterior_df, reliable(tests, modes)
     else:
         each = [_by_itself(adata, name, options) for name in kept]

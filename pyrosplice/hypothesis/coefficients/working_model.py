@@ -42,44 +42,54 @@ SQUARE = STEEPER.index(2.0)
 RANK = 64  # leading eigenvectors of V that the steeper spectra are made of
 KEPT = 0.99  # share of a steeper spectrum within them that its own leading ones must have
 COLUMNS = 400  # eigenvectors times predictors that are used, at most; of 24 eigenvectors at least
+EQUAL = 1e-7  # share of the largest eigenvalue of V by which eigenvalues differ, at least
 _DENSE = 1_500  # spots up to which eigenvectors come from a dense decomposition
 _NEVER = 1e-10  # share of the largest information that is added before dividing by it
 
 
 @dataclass(frozen=True)
 class Spectra:
-    """Leading eigenvectors of V, ``(N, r)``, and eigenvalues of the steeper :math:`V_g`, ``(S, r)``."""
+    """Leading eigenvectors of V, ``(N, r)``, eigenvalues of the steeper :math:`V_g`, ``(S, r)``, and of V, ``(r,)``."""
 
     vectors: Tensor
     values: Tensor
+    leading: Tensor
 
     @classmethod
     def of(cls, solver: SpatialSolver | None, n_spots: int) -> Spectra:
         """Find the spectra of a spatial covariance; without one there are none."""
         if solver is None:
-            return cls(torch.zeros(n_spots, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
+            none = torch.zeros(0, dtype=torch.float64)
+            return cls(none.new_zeros(n_spots, 0), none.new_zeros(0, 0), none)
         values, vectors = _leading(solver, min(RANK, n_spots))
         powers = torch.stack([_leading_share(values**power) for power in STEEPER])
         around_mean = 1 - vectors.sum(0).square() / n_spots  # a constant is the intercept's
-        return cls(vectors, powers * n_spots / (powers @ around_mean)[:, None])
+        return cls(vectors, powers * n_spots / (powers @ around_mean)[:, None], values)
 
     def for_predictors(self, n_predictors: int) -> Spectra:
         """As many of the leading eigenvectors as that number of predictors leaves time for."""
         rank = max(24, COLUMNS // n_predictors)
-        return Spectra(self.vectors[:, :rank], self.values[:, :rank])
+        return Spectra(self.vectors[:, :rank], self.values[:, :rank], self.leading[:rank])
 
     def effective_modes(self, columns: Tensor) -> float:
-        """Over how many eigenvectors of V the columns ``(N, C)`` are spread, the constant left out.
+        """Over how many eigenspaces of V the columns ``(N, C)`` are spread, the constant left out.
 
-        The inverse participation ratio of their energy; what is beyond the leading eigenvectors counts as spread
-        evenly.
+        The inverse participation ratio of the energy of orthonormal columns of the same span. Neither the coding and
+        units of the columns make a difference, nor which eigenvectors of equal eigenvalues were found: a column has one
+        direction in each eigenspace. What is beyond the leading ones counts as spread evenly.
         """
-        centered = columns - columns.mean(0)
-        energy = (self.vectors.T @ centered).square().sum(1)
-        rest = (centered.square().sum() - energy.sum()).clamp_min(0.0)
-        left = len(columns) - len(energy)
-        squares = energy.square().sum() + (rest.square() / left if left else 0.0)
-        return float((energy.sum() + rest).square() / squares.clamp_min(1e-300))
+        left, sizes, _ = torch.linalg.svd(columns - columns.mean(0), full_matrices=False)
+        span = left[:, sizes > _NEVER * sizes.amax(0, keepdim=True).clamp_min(1e-300)]
+        apart = torch.nonzero(self.leading[:-1] - self.leading[1:] > EQUAL * self.leading[:1]).squeeze(-1) + 1
+        spaces = list(self.vectors.T.tensor_split(apart))
+        if self.vectors.shape[1] < len(columns):
+            spaces.pop()  # it may go on beyond the leading ones
+        grams = [(space @ span).T @ (space @ span) for space in spaces]
+        energy = torch.stack([torch.trace(gram) for gram in grams]).sum() if grams else span.new_zeros(())
+        rest = (span.shape[1] - energy).clamp_min(0.0)
+        others = len(columns) - sum(len(space) for space in spaces)
+        squares = sum((gram.square().sum() for gram in grams), rest.square() / others if others else rest * 0)
+        return float((energy + rest).square() / squares.clamp_min(1e-300))
 
 
 def _leading_share(values: Tensor) -> Tensor:

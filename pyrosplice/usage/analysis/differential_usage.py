@@ -165,7 +165,7 @@ class DifferentialUsage(UsageTests):
         tests = test(wanted, held_to, show=print_progress)
         if covariance == "averaged":
             modes = np.array([self._modes(columns) for columns in tested])
-            tests = refused(tests, prepared, tested)
+            tests = refused(tests, prepared, tested, modes)
             warn_of_few_modes(tests, names, modes, stacklevel=3)
         results = {
             "gene": self.gene_names,
