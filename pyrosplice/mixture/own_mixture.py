@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import FitOptions, init_to_center
-from pyrosplice.guides.agreement import SHARP, overridden
+from pyrosplice.guides.agreement import SHARP, overridden, same_support
 from pyrosplice.guides.first_points import Site, normal_numbers
 from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, log_density_of, observed_density
 from pyrosplice.guides.own_model import (
@@ -269,13 +269,17 @@ def _double_center(site: Site) -> Tensor:
 
 
 def _same(known: UnitDensity, other: UnitDensity) -> bool:
-    """Whether two models have the same continuous sites and, at two points, the same density."""
+    """Whether two models have the same continuous sites with the same supports and, at two points, the same density."""
     shapes = [{name: site.value_shape for name, site in one.latents.items()} for one in (known, other)]
     if shapes[0] != shapes[1]:
         return False
     for seed in (1, 2):
         values, _ = known.constrain(known.start + 0.3 * normal_numbers(known.start, seed))
         with torch.no_grad():
+            traces = [one.trace(values).nodes for one in (known, other)]
+            for name, value in values.items():
+                if not same_support(*(nodes[name]["fn"].support for nodes in traces), value):
+                    return False
             if not _close(log_density_of(other, values), log_density_of(known, values)):
                 return False
     return True

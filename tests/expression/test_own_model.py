@@ -217,3 +217,17 @@ def test_what_only_the_shipped_model_has_is_refused_and_an_earlier_fit_stays():
     for call in (other.summary, lambda: other.test(coefficient=EFFECT)):
         with pytest.raises(RefusedModelError, match="location: level_only has no site of this name"):
             call()
+
+
+class Bounded(ExpressionModel):
+    """Coefficients that the flat prior bounds."""
+
+    def __init__(self, location, scale, **options):
+        super().__init__(location, scale, **options)
+        bounds = dist.constraints.independent(dist.constraints.interval(-9.0, 0.1), 1)
+        self.location_prior = dist.ImproperUniform(bounds, (), (location.shape[1],))
+
+
+def test_a_bounded_flat_prior_is_another_model():
+    glm = fitted(model=Bounded)
+    assert "Bounded" in glm.engine and glm.sites["location"].max() <= 0.1

@@ -196,3 +196,20 @@ def test_what_is_not_followed_is_refused():
             GaussianMixture(2, random_state=0, **options).fit(CELLS)
     with pytest.raises(InvalidArgumentError, match="sample_weight: a model of your own"):
         GaussianMixture(2, model=sparse_means).fit(CELLS, sample_weight=np.ones(250))
+
+
+def test_a_bounded_flat_prior_is_another_model():
+    def bounded(x, n_components):
+        """The shipped model with variances that a flat prior bounds."""
+        weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(n_components)))
+        limits = dist.constraints.independent(dist.constraints.interval(0.01, 0.3), 1)
+        with pyro.plate("components", n_components, dim=-1):
+            variances = pyro.sample("covariances", dist.ImproperUniform(limits, (), (2,)))
+            flat = dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+            means = pyro.sample("means", flat)
+        with pyro.plate("cells", len(x), dim=-1):
+            z = pyro.sample("assignments", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(means[z], variances[z].sqrt()).to_event(1), obs=x)
+
+    mixture = GaussianMixture(2, random_state=0, model=bounded).fit(CELLS)
+    assert "bounded" in mixture.engine and mixture.sites["covariances"].max() <= 0.3
