@@ -137,9 +137,11 @@ class FollowedExpression:
             known = ExpressionModel(**model_arguments(inputs))
             values = latent_values(program, name, counts, n_genes=len(counts))
             sizes = zip(("location", "scale"), known.n_coefficients, strict=True)
-            shapes = {site: (len(counts), 1, size) for site, size in sizes if size}
+            shapes = {site: (len(counts), 1, size) for site, size in sizes}
             points = partial(random_values, shapes, lambda _: False)
-            if have_shapes(values, shapes) and difference_from(program, known, points, counts) is None:
+            filled = {site: shape for site, shape in shapes.items() if shape[-1]}
+            numbers = {site: value for site, value in values.items() if value.numel()}
+            if have_shapes(numbers, filled) and difference_from(program, known, points, counts) is None:
                 return None
             for words, changed in _without(inputs):
                 self._inputs = changed
