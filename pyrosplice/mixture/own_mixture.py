@@ -28,7 +28,7 @@ from pyrosplice.guides.own_model import (
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
 from pyrosplice.mixture.density_module import GaussianMixtureModel
-from pyrosplice.mixture.em.row_blocks import RowBlocks
+from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.gaussian_mixture import (
     CovarianceType,
     MixtureParameters,
@@ -256,7 +256,9 @@ def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:
             )
     if rows.device.type != "cpu":
         raise InvalidArgumentError(f"accelerator: {name} is fitted on the CPU, found {str(rows.device)!r}.")
-    return torch.cat([rows.block(a, b)[0] for a, b in rows.spans()]).double()
+    cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()]).double()
+    require_finite(cells)
+    return cells
 
 
 def _density(program: Program, cells: Tensor) -> UnitDensity:

@@ -190,12 +190,17 @@ def test_what_is_not_followed_is_refused():
         ({"model": 3}, "model: expected a Pyro model"),
         ({"model": lambda x, n_components: x}, "samples no latent site"),
         ({"model": sparse_means, "batch_size": 50}, "batch_size: a model of your own is fitted"),
+        ({"model": sparse_means, "covariance_regularization": 1.0}, "covariance_regularization: a model of your own"),
         ({"model": sparse_means, "missing": "marginalize"}, "missing: a model of your own is fitted"),
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             GaussianMixture(2, random_state=0, **options).fit(CELLS)
     with pytest.raises(InvalidArgumentError, match="sample_weight: a model of your own"):
         GaussianMixture(2, model=sparse_means).fit(CELLS, sample_weight=np.ones(250))
+    cells = CELLS.clone() if isinstance(CELLS, torch.Tensor) else CELLS.copy()
+    cells[7, 1] = np.nan
+    with pytest.raises(InvalidArgumentError, match="X: expected finite values .* NaN in row 7, feature 1"):
+        GaussianMixture(2, model=sparse_means).fit(cells)
 
 
 def test_a_bounded_flat_prior_is_another_model():
