@@ -152,18 +152,32 @@ class FollowedMixture:
         known, mine = (_density(one, cells) for one in (partial(gaussian_mixture, **self._arguments()), program))
         if _same(known, mine):
             return None
-        if self.prior is not None:
-            prior, self.prior = self.prior, None
+        self._refuse_unread(mine, name, cells)
+        return program, name
+
+    def _refuse_unread(self, mine: UnitDensity, name: str, cells: Tensor) -> None:
+        """Raise where the model is the same with another value of an option that was given."""
+        other_type = "diag" if self.covariance_type == "full" else "full"
+        others = {
+            "n_components": ("num_components", self.num_components + 1),
+            "covariance_type": ("covariance_type", other_type),
+            "prior": ("prior", None),
+        }
+        for argument, words in self._given_options().items():
+            option, other = others[argument]
+            before = getattr(self, option)
             try:
-                other = _density(self.model, cells)
+                setattr(self, option, other)
+                unread = _same(mine, _density(self.model, cells))
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+                unread = False  # it reads the value, and cannot do with the other one
             finally:
-                self.prior = prior
-            if _same(mine, other):
+                setattr(self, option, before)
+            if unread:
                 raise InvalidArgumentError(
-                    f"prior: the model {name} does not use it, so that the fit would not follow it. Use it in the "
+                    f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the "
                     "model, or leave it out."
                 )
-        return program, name
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""

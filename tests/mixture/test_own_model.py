@@ -185,6 +185,11 @@ def test_what_is_not_followed_is_refused():
     for options, words in (
         ({"model": sparse_means, "prior": prior}, "prior: sparse_means takes no argument 'prior'"),
         ({"model": deaf, "prior": prior}, "prior: the model deaf does not use it"),
+        ({"model": lambda x, **options: sparse_means(x, 2)}, "num_components=2: the model <lambda> does not use it"),
+        (
+            {"model": lambda x, n_components, **options: sparse_means(x, n_components), "covariance_type": "full"},
+            "covariance_type='full': the model <lambda> does not use it",
+        ),
         ({"model": sparse_means, "covariance_type": "full"}, "covariance_type='full': sparse_means takes no argument"),
         ({"model": lambda x: sparse_means(x, 2)}, "num_components=2: <lambda> takes no argument 'n_components'"),
         ({"model": 3}, "model: expected a Pyro model"),
