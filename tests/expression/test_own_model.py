@@ -284,3 +284,16 @@ def test_the_arguments_of_a_module_are_those_of_forward():
     for model, shift in ((Layer(), 0.0), (partial(Layer(), shift=1.0), 1.0)):
         level = fitted(noise_model="poisson", model=model).sites["location"][..., 0]
         torch.testing.assert_close(level, plain.sites["location"][..., 0] - shift, rtol=0, atol=1e-6)
+
+
+def test_estimates_at_infinity_are_not_converged():
+    def flat(counts, location, offset):
+        poisson(counts, location, None, None, offset)
+
+    counts = COUNTS.copy()
+    counts[:, 1] = 0
+    counts[CELLS.group == "b", 2] = 0
+    glm = fitted(counts, model=flat)
+    assert glm.summary()["code"].tolist()[::2] == ["converged", "all_zero", "separated"]
+    pval = glm.test(factor="group").pval
+    assert pval[0] < 0.5 and np.isnan(pval[1])

@@ -204,7 +204,7 @@ def test_what_is_not_followed_is_refused():
         GaussianMixture(2, model=sparse_means).fit(CELLS, sample_weight=np.ones(250))
     cells = CELLS.clone() if isinstance(CELLS, torch.Tensor) else CELLS.copy()
     cells[7, 1] = np.nan
-    with pytest.raises(InvalidArgumentError, match="X: expected finite values .* NaN in row 7, feature 1"):
+    with pytest.raises(InvalidArgumentError, match=r"X: expected finite values .* NaN in row 7, feature 1"):
         GaussianMixture(2, model=sparse_means).fit(cells)
 
 
