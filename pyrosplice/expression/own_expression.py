@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
@@ -42,6 +43,8 @@ OF_THE_ENGINE = {"train_args": None} | {
     if name in ("init_a", "init_b", "batch_size", "training_strategy", "quick_scale", "dtype", "device", "weights")
 }
 
+FLAT = 1e-6  # curvature of a direction of the linear predictor: standard errors above 1000
+STILL = 0.1  # length of a Newton step in it that is none at an optimum
 OF_THE_DATA = {*defaults_of(expression_fit.prepare)} - {"weights"}
 
 
@@ -137,9 +140,11 @@ class FollowedExpression:
             known = ExpressionModel(**model_arguments(inputs))
             values = latent_values(program, name, counts, n_genes=len(counts))
             sizes = zip(("location", "scale"), known.n_coefficients, strict=True)
-            shapes = {site: (len(counts), 1, size) for site, size in sizes if size}
+            shapes = {site: (len(counts), 1, size) for site, size in sizes}
             points = partial(random_values, shapes, lambda _: False)
-            if have_shapes(values, shapes) and difference_from(program, known, points, counts) is None:
+            filled = {site: shape for site, shape in shapes.items() if shape[-1]}
+            numbers = {site: value for site, value in values.items() if value.numel()}
+            if have_shapes(numbers, filled) and difference_from(program, known, points, counts) is None:
                 return None
             for words, changed in _without(inputs):
                 self._inputs = changed
@@ -229,14 +234,34 @@ def glm_fit_of(own: OwnFit, inputs: InputData) -> GlmFit:
     slope = torch.cat([found.gradient[:, latents[name].columns] for name in names], 1)
     information = own.information(own.values, names)
     fisher = own.information(own.values, ["location"])
+    code = np.where(found.converged.numpy(), FitCode.CONVERGED, FitCode.FAILED)
+    reach = np.abs(arguments["location"].numpy()).max(0)
+    endless = _endless(slope[:, :p].numpy() / reach, fisher.numpy() / np.outer(reach, reach)) & found.converged.numpy()
+    empty = np.asarray(inputs.counts.genes(np.arange(g))).sum(1) == 0
+    code[endless] = np.where(empty[endless], FitCode.ALL_ZERO, FitCode.SEPARATED)
+    theta = torch.cat([own.values[name].reshape(g, -1) for name in names], 1).double().numpy().copy()
+    theta[code == FitCode.ALL_ZERO] = np.nan  # as in a fit of the shipped model
     return GlmFit(
-        theta=torch.cat([own.values[name].reshape(g, -1) for name in names], 1).double().numpy(),
+        theta=theta,
         log_likelihood=found.value.numpy(),
-        code=np.where(found.converged.numpy(), FitCode.CONVERGED, FitCode.FAILED).astype(np.int64),
+        code=code.astype(np.int64),
         n_iter=found.evaluations.numpy(),
         gradient=slope.numpy(),
         inner_information=information.numpy(),
         inner_fisher=fisher.numpy(),
         basis=identity(information.shape[1]),
-        reach=np.abs(arguments["location"].numpy()).max(0),
+        reach=reach,
     )
+
+
+def _endless(slope: NDArray[np.float64], information: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Genes whose location is at infinity: nothing holds a direction in which Newton's step is still long.
+
+    Parameters
+    ----------
+    slope, information : (G, P), (G, P, P)
+        Of the log density, in the coordinates of the linear predictor.
+    """
+    curvature, directions = np.linalg.eigh(np.nan_to_num(information))
+    along = np.abs(np.einsum("gpk,gp->gk", directions, slope))
+    return np.asarray(((curvature < FLAT) & (along >= STILL * curvature)).any(1))

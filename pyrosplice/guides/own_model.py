@@ -91,8 +91,13 @@ def takes(model: Program, argument: str) -> bool:
 
 
 def _parameters(model: Program) -> list[Parameter]:
+    read: Any = model
+    if isinstance(model, partial) and isinstance(model.func, torch.nn.Module):
+        read = partial(model.func.forward, *model.args, **model.keywords)
+    elif isinstance(model, torch.nn.Module):  # its __call__ names no arguments
+        read = model.forward
     try:
-        return list(signature(model).parameters.values())
+        return list(signature(read).parameters.values())
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"model: the arguments of {name_of(model)} cannot be read ({error}).") from error
 

@@ -36,6 +36,8 @@ from pyrosplice.mixture.rows import as_given
 from pyrosplice.mixture.stored_folder import MixtureStorage
 from pyrosplice.mixture.trainer import TrainerOptions
 
+REGULARIZATION = 1e-6  # added to variances by default
+
 
 class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstimator):
     r"""Mixture of M Gaussians, :math:`p(x) = \sum_m w_m N(x \mid \mu_m, \Sigma_m)`, fitted by exact EM.
@@ -133,7 +135,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         init_strategy: Strategy = "kmeans",
         init_means: Tensor | None = None,
         convergence_tolerance: float = 1e-3,
-        covariance_regularization: float = 1e-6,
+        covariance_regularization: float = REGULARIZATION,
         batch_size: int | None = None,
         trainer_params: Mapping[str, Any] | None = None,
         init_weights: Tensor | None = None,
@@ -193,7 +195,11 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
 
     def _followed(self, rows: RowBlocks, *, weighted: bool) -> bool:
         """Fit a model of a person's own, from the fit of the shipped one; False where it has the same density."""
-        given = {"batch_size": self.batch_size is not None, "missing": self.missing == "marginalize"}
+        given = {
+            "batch_size": self.batch_size is not None,
+            "missing": self.missing == "marginalize",
+            "covariance_regularization": self.covariance_regularization not in (0.0, REGULARIZATION),
+        }
         cells = all_cells(rows, "a model of your own", {**given, "sample_weight": weighted})
         own = self._own_program(cells)
         if own is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import FitOptions, init_to_center
-from pyrosplice.guides.agreement import SHARP, overridden
+from pyrosplice.guides.agreement import SHARP, overridden, same_support
 from pyrosplice.guides.first_points import Site, normal_numbers
 from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, log_density_of, observed_density
 from pyrosplice.guides.own_model import (
@@ -28,7 +28,7 @@ from pyrosplice.guides.own_model import (
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
 from pyrosplice.mixture.density_module import GaussianMixtureModel
-from pyrosplice.mixture.em.row_blocks import RowBlocks
+from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.gaussian_mixture import (
     CovarianceType,
     MixtureParameters,
@@ -152,18 +152,32 @@ class FollowedMixture:
         known, mine = (_density(one, cells) for one in (partial(gaussian_mixture, **self._arguments()), program))
         if _same(known, mine):
             return None
-        if self.prior is not None:
-            prior, self.prior = self.prior, None
+        self._refuse_unread(mine, name, cells)
+        return program, name
+
+    def _refuse_unread(self, mine: UnitDensity, name: str, cells: Tensor) -> None:
+        """Raise where the model is the same with another value of an option that was given."""
+        other_type = "diag" if self.covariance_type == "full" else "full"
+        others = {
+            "n_components": ("num_components", self.num_components + 1),
+            "covariance_type": ("covariance_type", other_type),
+            "prior": ("prior", None),
+        }
+        for argument, words in self._given_options().items():
+            option, other = others[argument]
+            before = getattr(self, option)
             try:
-                other = _density(self.model, cells)
+                setattr(self, option, other)
+                unread = _same(mine, _density(self.model, cells))
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+                unread = False  # it reads the value, and cannot do with the other one
             finally:
-                self.prior = prior
-            if _same(mine, other):
+                setattr(self, option, before)
+            if unread:
                 raise InvalidArgumentError(
-                    f"prior: the model {name} does not use it, so that the fit would not follow it. Use it in the "
+                    f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the "
                     "model, or leave it out."
                 )
-        return program, name
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""
@@ -256,7 +270,9 @@ def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:
             )
     if rows.device.type != "cpu":
         raise InvalidArgumentError(f"accelerator: {name} is fitted on the CPU, found {str(rows.device)!r}.")
-    return torch.cat([rows.block(a, b)[0] for a, b in rows.spans()]).double()
+    cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()]).double()
+    require_finite(cells)
+    return cells
 
 
 def _density(program: Program, cells: Tensor) -> UnitDensity:
@@ -269,13 +285,17 @@ def _double_center(site: Site) -> Tensor:
 
 
 def _same(known: UnitDensity, other: UnitDensity) -> bool:
-    """Whether two models have the same continuous sites and, at two points, the same density."""
+    """Whether two models have the same continuous sites with the same supports and, at two points, the same density."""
     shapes = [{name: site.value_shape for name, site in one.latents.items()} for one in (known, other)]
     if shapes[0] != shapes[1]:
         return False
     for seed in (1, 2):
         values, _ = known.constrain(known.start + 0.3 * normal_numbers(known.start, seed))
         with torch.no_grad():
+            traces = [one.trace(values).nodes for one in (known, other)]
+            for name, value in values.items():
+                if not same_support(*(nodes[name]["fn"].support for nodes in traces), value):
+                    return False
             if not _close(log_density_of(other, values), log_density_of(known, values)):
                 return False
     return True

@@ -1,5 +1,7 @@
 """A Pyro model of a person's own is what ``ExpressionGLM`` fits: its optimum, sites and Wald tests, or a refusal."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pyro
@@ -217,3 +219,81 @@ def test_what_only_the_shipped_model_has_is_refused_and_an_earlier_fit_stays():
     for call in (other.summary, lambda: other.test(coefficient=EFFECT)):
         with pytest.raises(RefusedModelError, match="location: level_only has no site of this name"):
             call()
+
+
+class Bounded(ExpressionModel):
+    """Coefficients that the flat prior bounds."""
+
+    def __init__(self, location, scale, **options):
+        super().__init__(location, scale, **options)
+        bounds = dist.constraints.independent(dist.constraints.interval(-9.0, 0.1), 1)
+        self.location_prior = dist.ImproperUniform(bounds, (), (location.shape[1],))
+
+
+def test_a_bounded_flat_prior_is_another_model():
+    glm = fitted(model=Bounded)
+    assert "Bounded" in glm.engine and glm.sites["location"].max() <= 0.1
+
+
+def poisson(counts, location, noise, scale, offset):
+    """The shipped Poisson model, in the words of a function, without its empty site ``scale``."""
+    genes, cells = counts.shape
+    with pyro.plate("genes", genes, dim=-2):
+        flat = dist.ImproperUniform(dist.constraints.real_vector, (), (location.shape[1],))
+        eta = pyro.sample("location", flat).squeeze(-2) @ location.T + offset
+        with pyro.plate("cells", cells, dim=-1):
+            pyro.sample("counts", dist.Poisson(eta.exp()), obs=counts)
+
+
+def test_poisson_models_need_not_sample_the_empty_scale():
+    plain = fitted(noise_model="poisson")
+    for model in (poisson, ExpressionModel):
+        same = fitted(noise_model="poisson", model=model)
+        assert same.engine == plain.engine and torch.equal(same.sites["location"], plain.sites["location"])
+
+    def shifted(counts, location, noise, scale, offset):
+        poisson(counts, location, noise, scale, offset + 1.0)
+
+    mine = fitted(noise_model="poisson", model=shifted)
+    torch.testing.assert_close(mine.sites["location"][..., 0], plain.sites["location"][..., 0] - 1.0, rtol=0, atol=1e-6)
+
+
+def in_single_precision(counts, location, scale):
+    genes, cells = counts.shape
+    with pyro.plate("genes", genes, dim=-2):
+        values = [
+            pyro.sample(name, dist.Normal(torch.zeros(genes, 1, size), 3.0).to_event(1)).squeeze(-2)
+            for name, size in (("location", location.shape[1]), ("scale", scale.shape[1]))
+        ]
+        mean, spread = (v @ design.float().T for v, design in zip(values, (location, scale), strict=True))
+        with pyro.plate("cells", cells, dim=-1):
+            pyro.sample("counts", dist.NegativeBinomial(spread.exp(), logits=mean - spread), obs=counts.float())
+
+
+def test_a_model_in_single_precision_may_have_the_shipped_names():
+    glm = fitted(model=in_single_precision)
+    assert "in_single_precision" in glm.engine and glm.guide.converged.all()
+
+
+def test_the_arguments_of_a_module_are_those_of_forward():
+    class Layer(torch.nn.Module):
+        def forward(self, counts, location, noise, scale, offset, shift=0.0):
+            poisson(counts, location, noise, scale, offset + shift)
+
+    plain = fitted(noise_model="poisson")
+    for model, shift in ((Layer(), 0.0), (partial(Layer(), shift=1.0), 1.0)):
+        level = fitted(noise_model="poisson", model=model).sites["location"][..., 0]
+        torch.testing.assert_close(level, plain.sites["location"][..., 0] - shift, rtol=0, atol=1e-6)
+
+
+def test_estimates_at_infinity_are_not_converged():
+    def flat(counts, location, offset):
+        poisson(counts, location, None, None, offset)
+
+    counts = COUNTS.copy()
+    counts[:, 1] = 0
+    counts[CELLS.group == "b", 2] = 0
+    glm = fitted(counts, model=flat)
+    assert glm.summary()["code"].tolist()[::2] == ["converged", "all_zero", "separated"]
+    pval = glm.test(factor="group").pval
+    assert pval[0] < 0.5 and np.isnan(pval[1])

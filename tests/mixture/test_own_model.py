@@ -185,14 +185,41 @@ def test_what_is_not_followed_is_refused():
     for options, words in (
         ({"model": sparse_means, "prior": prior}, "prior: sparse_means takes no argument 'prior'"),
         ({"model": deaf, "prior": prior}, "prior: the model deaf does not use it"),
+        ({"model": lambda x, **options: sparse_means(x, 2)}, "num_components=2: the model <lambda> does not use it"),
+        (
+            {"model": lambda x, n_components, **options: sparse_means(x, n_components), "covariance_type": "full"},
+            "covariance_type='full': the model <lambda> does not use it",
+        ),
         ({"model": sparse_means, "covariance_type": "full"}, "covariance_type='full': sparse_means takes no argument"),
         ({"model": lambda x: sparse_means(x, 2)}, "num_components=2: <lambda> takes no argument 'n_components'"),
         ({"model": 3}, "model: expected a Pyro model"),
         ({"model": lambda x, n_components: x}, "samples no latent site"),
         ({"model": sparse_means, "batch_size": 50}, "batch_size: a model of your own is fitted"),
+        ({"model": sparse_means, "covariance_regularization": 1.0}, "covariance_regularization: a model of your own"),
         ({"model": sparse_means, "missing": "marginalize"}, "missing: a model of your own is fitted"),
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             GaussianMixture(2, random_state=0, **options).fit(CELLS)
     with pytest.raises(InvalidArgumentError, match="sample_weight: a model of your own"):
         GaussianMixture(2, model=sparse_means).fit(CELLS, sample_weight=np.ones(250))
+    cells = CELLS.clone() if isinstance(CELLS, torch.Tensor) else CELLS.copy()
+    cells[7, 1] = np.nan
+    with pytest.raises(InvalidArgumentError, match=r"X: expected finite values .* NaN in row 7, feature 1"):
+        GaussianMixture(2, model=sparse_means).fit(cells)
+
+
+def test_a_bounded_flat_prior_is_another_model():
+    def bounded(x, n_components):
+        """The shipped model with variances that a flat prior bounds."""
+        weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(n_components)))
+        limits = dist.constraints.independent(dist.constraints.interval(0.01, 0.3), 1)
+        with pyro.plate("components", n_components, dim=-1):
+            variances = pyro.sample("covariances", dist.ImproperUniform(limits, (), (2,)))
+            flat = dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+            means = pyro.sample("means", flat)
+        with pyro.plate("cells", len(x), dim=-1):
+            z = pyro.sample("assignments", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(means[z], variances[z].sqrt()).to_event(1), obs=x)
+
+    mixture = GaussianMixture(2, random_state=0, model=bounded).fit(CELLS)
+    assert "bounded" in mixture.engine and mixture.sites["covariances"].max() <= 0.3

@@ -378,3 +378,17 @@ def test_an_analysis_of_many_genes_fits_it(tmp_path):
     mine.setup_data(adata, design_mtx="half")
     with pytest.raises(RefusedModelError, match="design_mtx: expected columns of numbers with ShiftedGLM"):
         mine.fit(with_design_mtx=True, print_progress=False)
+
+
+@pytest.mark.parametrize("bounds", [dist.constraints.positive, dist.constraints.interval(-9.0, 0.1)])
+def test_a_bounded_flat_prior_is_another_model(bounds):
+    class Bounded(MultinomialGLM):
+        def _sample(self, name):
+            if name != "beta":
+                return super()._sample(name)
+            flat = dist.ImproperUniform(dist.constraints.independent(bounds, 2), (2,), self.priors["beta"].event_shape)
+            return pyro.sample("beta", flat)
+
+    for design in (DESIGN, -DESIGN):
+        model = fitted(MultinomGLM, design=design, model=Bounded)
+        assert "Bounded" in model.engine and bounds.check(model.beta).all()
