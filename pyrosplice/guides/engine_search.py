@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -21,13 +22,21 @@ from pyrosplice.glmm.mode import Latents
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, INNER_TOLERANCE, Linked
 from pyrosplice.guides.engine_problem import EngineProblem
 from pyrosplice.guides.marginal_density import MarginalValue
-from pyrosplice.guides.searches import FitOptions, Optimum, judged
-from pyrosplice.guides.site_coordinates import SearchLayout, SiteCoordinates, from_unconstrained
+from pyrosplice.guides.searches import FitOptions, Optimum, is_small, judged
+from pyrosplice.guides.site_coordinates import (
+    LARGEST_LOGIT,
+    SMALLEST_SIGMA,
+    SearchLayout,
+    SiteCoordinates,
+    from_unconstrained,
+)
 from pyrosplice.optimize.bfgs import Options, minimise
 from pyrosplice.optimize.convergence import Convergence
 
 FIRST_SIGMA = 0.5  # where searches begin
 NEAR, TIGHT = 1e-2, 1e-8  # gradient norm below which modes are found to the second decrement (or 0.01 tolerance)
+NEXT_TO = 1.0  # of an end, in log σ or logit θ: how near an estimate is taken to run to it
+END_SLOPE = 1e-6  # in these, at an end where a density rises: it is of the order of 1 there, or vanishes
 ROUGH = 1e-2  # gradient norm at which the search without space, which only gives a start, ends
 
 
@@ -68,6 +77,7 @@ class EngineDensity:
     def __init__(self, problem: EngineProblem) -> None:
         self.problem = problem
         self.latents = problem.mixed_model(torch.arange(len(problem.counts))).zeros()
+        self._own = SearchLayout.of(problem, scales=False)
 
     @property
     def batches(self) -> list[Tensor]:
@@ -79,45 +89,84 @@ class EngineDensity:
     def search(self, point: Tensor, rows: Tensor, options: FitOptions, *, informed: bool) -> Optimum:
         """The mode of some units from unconstrained coordinates ``(G, d)``, or from what the engine knows of them.
 
-        The point of the optimum is in σ and ψ, see :meth:`unconstrained`.
+        The search is in σ and ψ. Where σ is rounded off, or θ at an end, these do not tell an optimum: its end is
+        judged in the sites' own coordinates, which are those of the optimum's point, and goes on in them if need be.
         """
         layout = SearchLayout.of(self.problem, scales=True)
-        others = from_unconstrained(self.problem, layout, point)
+        others, outer = from_unconstrained(self.problem, layout, point), point[:, self._own.rest]
         n_units = len(point)
         optimum = Optimum(
-            point=others.clone(),
-            value=others.new_full((n_units,), torch.nan),
-            gradient=torch.full_like(others, torch.nan),
+            point=outer.clone(),
+            value=outer.new_full((n_units,), torch.nan),
+            gradient=torch.full_like(outer, torch.nan),
             reason=["running"] * n_units,
             identified=torch.zeros(n_units, dtype=torch.bool),
             evaluations=torch.zeros(n_units, dtype=torch.int64),
             attempts=torch.ones(n_units, dtype=torch.int64),
         )
         for units in rows.split(len(self.batches[0])):
-            found = _BatchSearch(self.problem, layout, units, others, options).run(optimum, informed=informed)
-            self.latents.field[units] = found.field.nan_to_num(posinf=0.0, neginf=0.0)
-            self.latents.noise[units] = found.noise.nan_to_num(posinf=0.0, neginf=0.0)
-        return judged(optimum, torch.zeros(n_units, dtype=torch.bool), options.tolerance)
+            self._keep(
+                units, _BatchSearch(self.problem, layout, units, others, options).run(optimum, informed=informed)
+            )
+            self._note(optimum, units)
+            _, ends = self._rises_to_an_end(optimum)  # beyond which θ is no number other than 0 and 1
+            more = units[(optimum.identified & ~ends & ~is_small(optimum, options.tolerance))[units]]
+            if len(more):
+                self._go_on(optimum, more, options)
+        optimum = judged(optimum, torch.zeros(n_units, dtype=torch.bool), options.tolerance)
+        vanishes, ends = self._rises_to_an_end(optimum)
+        unbounded = (vanishes | ends) & ~optimum.converged
+        reasons = zip(optimum.reason, unbounded.tolist(), strict=True)
+        return replace(optimum, reason=["unbounded" if rises else reason for reason, rises in reasons])
 
-    def unconstrained(self, point: Tensor) -> Tensor:
-        """Unconstrained coordinates of the sites but for the effect, ``(G, p)``, of an optimum's point."""
-        every = torch.arange(len(point))
-        return SiteCoordinates(self.problem, SearchLayout.of(self.problem, scales=True), every, point).unconstrained(
-            point
-        )
+    def _go_on(self, optimum: Optimum, units: Tensor, options: FitOptions) -> None:
+        """Search for some units in the sites' own coordinates from where they are, in place."""
+        objective, record = self._objective(units, optimum.point), Convergence.start(len(units))
+        limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
+        point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimise)
+        ends = torch.isin(self._own.rest, SearchLayout.of(self.problem, scales=True).angle)
+        optimum.point[units] = torch.where(ends, point.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), point)
+        optimum.evaluations[units] += objective.evaluations
+        for unit, reason in zip(units.tolist(), record.reason, strict=True):
+            optimum.reason[unit] = reason
+        self._keep(units, objective.latents)
+        self._note(optimum, units)
+
+    def _note(self, optimum: Optimum, units: Tensor) -> None:
+        """Put value and gradient of some units, at the point of an optimum, in it."""
+        at = self._at(optimum.point, units)
+        optimum.value[units], optimum.gradient[units], optimum.identified[units] = at.value, at.gradient, at.found
+        optimum.evaluations[units] += 1
+        for unit in units[~at.found].tolist():
+            optimum.reason[unit] = "no_mode"
+
+    def _keep(self, units: Tensor, found: Latents) -> None:
+        self.latents.field[units] = found.field.nan_to_num(posinf=0.0, neginf=0.0)
+        self.latents.noise[units] = found.noise.nan_to_num(posinf=0.0, neginf=0.0)
+
+    def _rises_to_an_end(self, optimum: Optimum) -> tuple[Tensor, Tensor]:
+        """Whether σ is next to zero, and whether θ is next to 0 or 1, and the density rises that way, ``(G,)`` each."""
+        layout, point, slope = SearchLayout.of(self.problem, scales=True), optimum.point, optimum.gradient
+        sigma, theta = (torch.isin(self._own.rest, columns) for columns in (layout.sigma, layout.angle))
+        vanishes = sigma & (point <= math.log(SMALLEST_SIGMA) + NEXT_TO) & (slope < 0)
+        ends = theta & (point.abs() >= LARGEST_LOGIT - NEXT_TO) & (slope * point > 0)
+        steep = slope.abs() > END_SLOPE
+        return (vanishes & steep).any(1), (ends & steep).any(1)
 
     def __call__(self, outer: Tensor) -> MarginalValue:
         """At unconstrained coordinates ``(G, p)`` of the sites but for the effect."""
-        found = []
-        for units in self.batches:
-            objective = self._objective(units, outer.detach())
-            loss, gradient = objective.evaluate(objective.model.genes, outer.detach()[units], tolerance=FINAL_TOLERANCE)
-            mode = objective.mode
-            assert mode is not None
-            there = mode.converged & torch.isfinite(loss)
-            nu = objective.model.effect(mode.step.parameters, mode.latents)
-            found.append((torch.where(there, -loss, -torch.inf), -gradient, nu.flatten(1), there))
-        return MarginalValue(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        found = [vars(self._at(outer.detach(), units)) for units in self.batches]
+        return MarginalValue(**{name: torch.cat([part[name] for part in found]) for name in found[0]})
+
+    def _at(self, outer: Tensor, units: Tensor) -> MarginalValue:
+        """Of some units, at coordinates of all."""
+        objective = self._objective(units, outer)
+        loss, gradient = objective.evaluate(objective.model.genes, outer[units], tolerance=FINAL_TOLERANCE)
+        mode = objective.mode
+        assert mode is not None
+        there = mode.converged & torch.isfinite(loss)
+        nu = objective.model.effect(mode.step.parameters, mode.latents)
+        return MarginalValue(torch.where(there, -loss, -torch.inf), -gradient, nu.flatten(1), there)
 
     def linked(self, outer: Tensor, units: Tensor) -> Linked:
         """What the effect of some units depends on, at coordinates of the other sites; runs the model."""
@@ -136,7 +185,7 @@ class EngineDensity:
         return RandomEffectPosterior(mode, validate_args=False)
 
     def _objective(self, units: Tensor, outer: Tensor) -> ModelObjective:
-        coordinates = SiteCoordinates(self.problem, SearchLayout.of(self.problem, scales=False), units, outer)
+        coordinates = SiteCoordinates(self.problem, self._own, units, outer)
         objective = ModelObjective(self.problem, coordinates)
         objective.latents = self.latents.select(units)
         return objective
@@ -216,20 +265,13 @@ class _BatchSearch:
             best[2].reason[gene] = record.reason[gene]
 
     def _finish(self, point: Tensor, record: Convergence, optimum: Optimum) -> None:
-        """Once more, tightly, with σ ≥ 0 and ψ in [0, π/2]."""
+        """With σ ≥ 0 and ψ in [0, π/2]."""
         rest, sigma, angle = point.split(self.layout.sizes, 1)
-        old = self.full.unknowns.linked(point, self.genes, None).parameters
+        old = self.full.coordinates.linked(point, self.genes, None).parameters
         point = torch.cat([rest, sigma.abs(), torch.atan2(angle.sin().abs(), angle.cos().abs())], 1)
         self.full.latents.field.mul_(torch.where(old.spatial < 0, -1.0, 1.0)[:, None])
         self.full.latents.noise.mul_(torch.where(old.white < 0, -1.0, 1.0))
-        self.full.mode = None
-        loss, gradient = self.full.evaluate(self.genes, point, tolerance=FINAL_TOLERANCE)
-        mode = self.full.mode
-        assert mode is not None
-        units, there = self.units, mode.converged & torch.isfinite(loss)
-        optimum.point[units], optimum.gradient[units] = point, -gradient
-        optimum.value[units] = torch.where(there, -loss, -torch.inf)
-        optimum.identified[units] = there
-        optimum.evaluations[units] = self.full.evaluations + self.null.evaluations
-        for gene, unit in enumerate(units.tolist()):
-            optimum.reason[unit] = record.reason[gene] if bool(there[gene]) else "no_mode"
+        optimum.point[self.units] = self.full.coordinates.unconstrained(point)
+        optimum.evaluations[self.units] = self.full.evaluations + self.null.evaluations
+        for unit, reason in zip(self.units.tolist(), record.reason, strict=True):
+            optimum.reason[unit] = reason

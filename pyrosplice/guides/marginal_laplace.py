@@ -173,9 +173,8 @@ class AutoMarginalLaplace(AutoUnits):
             return engine.search(self._first_point(attempt), rows, options, informed=informed)
 
         best = search_units(search, self.density.n_units, options)
-        outer = engine.unconstrained(best.point)
+        outer = best.point
         at = engine(outer)
-        best = replace(best, value=at.value)  # the search rounds a prior of σ off near zero
         normal = EffectNormal(at.inner, engine, outer) if bool(at.found.all()) else None
         self._path = self._describe(
             f"engine ({problem.describe()})",

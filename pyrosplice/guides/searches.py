@@ -192,6 +192,7 @@ def newton_optimum(
 def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
     """With the reasons of units corrected by what was found at their last point."""
     small = optimum.gradient.norm(dim=1) <= tolerance
+    at_rounding = is_small(optimum, tolerance)
     finite = torch.isfinite(optimum.value) & torch.isfinite(optimum.gradient).all(1)
     reasons = []
     for unit, reason in enumerate(optimum.reason):
@@ -201,15 +202,15 @@ def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
             reason = "saddle"
         elif reason == "stalled" and bool(small[unit]):
             reason = "converged"
-        elif reason == "converged" and not bool(small[unit]) and not bool(_at_rounding(optimum, unit)):
+        elif reason == "converged" and not bool(at_rounding[unit]):
             reason = "stalled"
         reasons.append(reason)
     return replace(optimum, reason=reasons)
 
 
-def _at_rounding(optimum: Optimum, unit: int) -> Tensor:
-    """Whether a gradient is as small as the rounding of a value of that size allows."""
-    return optimum.gradient[unit].norm() <= 1e-9 * (1 + optimum.value[unit].abs())
+def is_small(optimum: Optimum, tolerance: float) -> Tensor:
+    """Whether a gradient is within the tolerance, or as small as the rounding of its value allows, ``(G,)``."""
+    return optimum.gradient.norm(dim=1) <= (1e-9 * (1 + optimum.value.abs())).clamp_min(tolerance)
 
 
 def has_curvature(hessian: Tensor, least: float) -> Tensor:

@@ -324,3 +324,69 @@ def test_covariances_that_a_distribution_carries():
     assert lazy.event_shape == known.event_shape and SpatialEffect(car, sigma, logit, 2).space is lazy.space
     torch.testing.assert_close(lazy.log_prob(value), known.log_prob(value))
     assert lazy.rsample().shape == (2, 16, 2) and not lazy.space.is_lazy
+
+
+def direct(counts, space, *, sigma=None, theta_logit=None):
+    """A model of one's own, of one gene and two isoforms; its priors of σ and θ are given as functions."""
+    bias = pyro.sample("bias", dist.Normal(torch.zeros(1).double(), 3.0).to_event(1))
+    scale = sigma() if sigma else pyro.sample("sigma", dist.HalfNormal(torch.ones(1).double()).to_event(1))
+    share = theta_logit() if theta_logit else torch.zeros(1).double()
+    nu = pyro.sample("nu", SpatialEffect(space, scale, share, 1))
+    with pyro.plate("spots", len(counts)):
+        pyro.sample("counts", SpotCounts(Multinomial(), counts.sum(-1), bias + nu, 2), obs=counts)
+
+
+def even_counts():
+    """Less spread between spots than the multinomial's own: σ is estimated as zero."""
+    first = 15.0 + torch.arange(25).double() % 2
+    return torch.stack([first, 30 - first], -1), tissue(5, 1, isoforms=2, seed=4)[2]
+
+
+@pytest.mark.parametrize("center", [-6.0, -30.0])
+def test_a_mode_of_sigma_far_below_where_searches_round_it_off(center):
+    counts, car = even_counts()
+    prior = dist.LogNormal(torch.full((1,), center).double(), 1.0).to_event(1)
+    guide = AutoMarginalLaplace(lambda: direct(counts, car, sigma=lambda: pyro.sample("sigma", prior)), ["nu"])
+    guide.fit(path="engine")
+    assert guide.converged.all()
+    log_sigma = guide.median()["sigma"].log()
+    # the counts say nothing of so small a σ: the mode is the prior's
+    torch.testing.assert_close(log_sigma, torch.full((1,), center - 1.0).double(), rtol=0, atol=1e-3)
+    assert float(guide.optimum.gradient.abs().max()) < 1e-6
+
+
+def test_a_density_that_rises_to_no_effect_without_end():
+    counts, car = even_counts()
+    prior = dist.Gamma(torch.full((1,), 0.5).double(), torch.ones(1).double()).to_event(1)
+    guide = AutoMarginalLaplace(lambda: direct(counts, car, sigma=lambda: pyro.sample("sigma", prior)), ["nu"])
+    guide.fit(path="engine", options=FitOptions(restarts=0))
+    assert guide.optimum.reason == ["unbounded"]
+
+
+def test_a_density_that_rises_to_an_end_of_theta_without_end():
+    counts, _, car = tissue(5, 1, isoforms=2, seed=4)
+    prior = dist.Beta(*torch.full((2, 1), 0.5).double()).to_event(1)
+    model = lambda: direct(counts[0], car, theta_logit=lambda: pyro.sample("theta", prior).logit())  # noqa: E731
+    guide = AutoMarginalLaplace(model, ["nu"]).fit(path="engine", options=FitOptions(restarts=0))
+    assert guide.optimum.reason == ["unbounded"]
+
+
+@pytest.mark.parametrize("end", [-torch.inf, torch.inf])
+def test_theta_held_at_an_end(end):
+    counts, _, car = tissue(5, 1, isoforms=2, seed=4)
+    fits = [
+        AutoMarginalLaplace(
+            lambda at=at: direct(counts[0], car, theta_logit=lambda: torch.full((1,), at).double()), ["nu"]
+        ).fit(path="engine", options=SMALL)
+        for at in (end, 40.0 if end > 0 else -40.0)
+    ]
+    torch.testing.assert_close(fits[0].objective, fits[1].objective, rtol=0, atol=1e-9)
+
+
+def test_counts_that_are_integers():
+    counts, _, car = tissue(5, 1, isoforms=2, seed=4)
+    fits = [
+        AutoMarginalLaplace(lambda some=some: direct(some, car), ["nu"]).fit(path="engine")
+        for some in (counts[0], counts[0].long())
+    ]
+    torch.testing.assert_close(fits[0].objective, fits[1].objective, rtol=0, atol=1e-9)
