@@ -294,7 +294,8 @@ def _same(known: UnitDensity, other: UnitDensity) -> bool:
         with torch.no_grad():
             traces = [one.trace(values).nodes for one in (known, other)]
             for name, value in values.items():
-                if not same_support(*(nodes[name]["fn"].support for nodes in traces), value):
+                here, there = (nodes[name]["fn"].support for nodes in traces)
+                if not same_support(here, there, value):
                     return False
             if not _close(log_density_of(other, values), log_density_of(known, values)):
                 return False
