@@ -211,7 +211,7 @@ def test_steeper_spectra_are_of_waves_over_the_tissue_whatever_the_graph() -> No
                 model.setup_data(found, design_mtx=["gradient"], **how, **ALL)
             shares[len(how)] = float(model.covariate_modes()["modes"].iloc[0])
         modes[name] = shares
-    assert modes["grid"][0] == pytest.approx(modes["grid"][1], rel=0.05) and modes["grid"][0] < 2
+    assert modes["grid"][0] == pytest.approx(modes["grid"][1], rel=0.1) and modes["grid"][0] < 2
     assert modes["scattered"][0] < 2 and modes["scattered"][1] > 1.4 * modes["scattered"][0]
 
 
