@@ -171,7 +171,10 @@ class FollowedModel(Module):
     def _program_to_fit(self) -> Program | None:
         """The same, decided again: options and values that are held may have changed."""
         self._decided = None
-        return self._own_program()
+        program = self._own_program()
+        if program is None:
+            self._own = None  # an earlier fit of a model that is the shipped one by now
+        return program
 
     def _decide(self) -> Program | None:
         program, name = self.model, self._model_name()

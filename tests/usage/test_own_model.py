@@ -142,6 +142,24 @@ def test_a_second_random_effect_is_integrated_out():
             assert abs(float(ends[0] - ends[1]) / 2e-4) <= 1e-4
 
 
+def test_a_model_that_has_become_the_shipped_one_has_its_predictor():
+    moved = []
+
+    class Sometimes(MultinomialGLMM):
+        def linear_predictor(self, values):
+            return super().linear_predictor(values) + sum(moved)
+
+    plain, mine = (made(MultinomGLMM, priors=WEAK, fitting_method="joint_newton", model=m) for m in (None, Sometimes))
+    moved.append(2.0)
+    mine.fit(quiet=True)
+    assert "Sometimes" in mine.engine
+    moved.clear()
+    for model in (mine, plain):
+        model.fit(quiet=True)
+    assert mine.engine == plain.engine and repr(mine) == repr(plain).replace(plain._status(), mine._status())
+    torch.testing.assert_close(mine.linear_predictor(), plain.linear_predictor())
+
+
 def test_zero_inflated_usage():
     counts = COUNTS.clone()
     counts[:, ::3, 0] = 0
