@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
+from zlib import crc32
 
 import torch
 from pyro import poutine
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import init_to_center
+from pyrosplice.guides.bijections import bijection
+from pyrosplice.guides.first_points import normal_numbers
 from pyrosplice.guides.unit_density import ModelCall, sample_sites
 
 Program = Callable[..., Any]
 SHIPPED_ENGINE = "closed-form engine"
 NAMED = "random_effects"  # attribute of a model with the names of the sites that marginal methods integrate out
+OFF_CENTER = 0.3  # standard deviation of points at which densities are compared, in unconstrained coordinates
 
 
 def check_model(model: Any) -> None:
@@ -141,6 +145,16 @@ def _center(site: dict[str, Any]) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
+def _off_center(site: dict[str, Any]) -> Tensor:
+    """A point at which no two entries are alike; the same at every call, whatever the numbers that others draw."""
+    value = init_to_center(site)
+    if not value.is_floating_point():
+        return value
+    transform = bijection(site["fn"].support)
+    free = transform.inv(value.double())
+    return transform(free + OFF_CENTER * normal_numbers(free, crc32(site["name"].encode())))
+
+
 def random_effects(program: Program, name: str, values: Mapping[str, Tensor], apart: Collection[str]) -> list[str]:
     """Names of the sites to integrate out: what the model's ``random_effects`` says, or those that depend on others.
 
@@ -161,8 +175,10 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
     named = getattr(program.func if isinstance(program, partial) else program, NAMED, None)
     if named is not None:
         return [named] if isinstance(named, str) else list(named)
+    with torch.no_grad():  # off the centers, where the density of a normal about another site has no slope
+        point = sample_sites(ModelCall(program).trace(init=_off_center))
     with torch.enable_grad():
-        free = {key: value.detach().clone().requires_grad_(True) for key, value in values.items()}
+        free = {key: point[key]["value"].detach().clone().requires_grad_(True) for key in values}
         trace = poutine.block(poutine.trace(poutine.condition(program, data=free)).get_trace)()
         trace.compute_log_prob()
         found = [key for key in free if key not in apart and (key == "nu" or _depends(trace.nodes[key], key, free))]

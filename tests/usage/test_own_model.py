@@ -14,6 +14,7 @@ from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
 from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.guides.own_model import latent_values, random_effects
 from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
@@ -140,6 +141,18 @@ def test_a_second_random_effect_is_integrated_out():
                 moved.flatten()[place] += sign * 1e-4
                 ends.append(laplace(mine.model, {**sites, name: moved}, inner))
             assert abs(float(ends[0] - ends[1]) / 2e-4) <= 1e-4
+
+
+def test_a_random_effect_about_another_site_is_integrated_out():
+    class About(DonorsGLMM):
+        def sample_latents(self):
+            values, genes = MultinomialGLMM.sample_latents(self), len(self.counts)
+            mean = pyro.sample("mean", dist.Normal(torch.zeros(genes).double(), 2.0))
+            effect = pyro.sample("donor", dist.Normal(mean[..., None].expand(genes, 3), 0.7).to_event(1))
+            return {**values, "donor": effect}
+
+    model = About(COUNTS, DESIGN, CAR)
+    assert random_effects(model, "About", latent_values(model, "About"), ("beta", "bias_eta")) == ["nu", "donor"]
 
 
 def test_a_model_that_has_become_the_shipped_one_has_its_predictor():
