@@ -270,8 +270,10 @@ def test_what_is_no_model_is_refused():
 
     with pytest.raises(RefusedModelError, match=r"rate: shared has this latent site in no plate of the 2 genes"):
         made(MultinomGLM, model=shared).fit(quiet=True)
-    with pytest.raises(RefusedModelError, match="<lambda> has none"):
-        made(MultinomGLMM, **MARGINAL, model=lambda counts, design, covariance: zero_inflated(counts, design)).fit()
+    with pytest.raises(RefusedModelError, match="zero_inflated has none"):
+        apart = MultinomGLMM(**MARGINAL, model=zero_inflated)
+        apart.setup_data(COUNTS, IdentityCovariance(9), design_mtx=DESIGN)
+        apart.fit()
 
 
 def test_options_that_a_model_leaves_unread_are_refused():
@@ -309,6 +311,22 @@ def test_options_that_a_model_leaves_unread_are_refused():
     apart.setup_data(COUNTS, IdentityCovariance(9), design_mtx=DESIGN)
     apart.fit(quiet=True)
     assert slope(apart.model, apart.sites) <= 1e-4 and torch.isnan(apart.nu).all()
+
+
+@pytest.mark.parametrize("unread", ["counts", "design_mtx", "corr_sp", "share_variance"])
+def test_arguments_that_a_model_swallows_are_refused(unread):
+    counts, design, space = tissue(3, 2, isoforms=3, seed=4)
+    name = {"design_mtx": "design", "corr_sp": "covariance"}.get(unread, unread)
+    own = {"counts": counts, "design": design, "covariance": space, "share_variance": True, "fixed": {}}
+
+    def deaf(**given):
+        return ShiftedGLMM(**{**given, name: own[name]})()
+
+    options = {"share_variance": unread != "share_variance", "fitting_method": "joint_newton", "var_fix_sigma": False}
+    model = MultinomGLMM(model=deaf, **options)
+    model.setup_data(counts, space, design_mtx=design)
+    with pytest.raises(InvalidArgumentError, match=f"{unread}.*: the model deaf does not use it"):
+        model.fit()
 
 
 def test_options_of_the_search_are_followed_or_refused():
