@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
+from zlib import crc32
 
 import torch
 from pyro import poutine
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import init_to_center
+from pyrosplice.guides.bijections import bijection
+from pyrosplice.guides.first_points import SiteStart, normal_numbers
 from pyrosplice.guides.unit_density import ModelCall, sample_sites
 
 Program = Callable[..., Any]
 SHIPPED_ENGINE = "closed-form engine"
 NAMED = "random_effects"  # attribute of a model with the names of the sites that marginal methods integrate out
+OFF_CENTER = 0.3  # standard deviation of points at which densities are compared, in unconstrained coordinates
 
 
 def check_model(model: Any) -> None:
@@ -114,7 +118,7 @@ def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict
     """
     if not callable(program):
         raise InvalidArgumentError(f"model: expected a Pyro model, something to call, found {type(program).__name__}.")
-    sites = _sites(program, args)
+    sites = _sites(program, args, _center)
     latent = {key: site["value"] for key, site in sites.items() if not site["is_observed"]}
     if not latent:
         raise InvalidArgumentError(
@@ -133,17 +137,28 @@ def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict
     return {key: value for key, value in latent.items() if value.is_floating_point()}
 
 
-def _sites(program: Program, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Sites of one run, the latent ones at their centers, in float64 as the data are where it runs with that."""
+def _sites(program: Program, args: tuple[Any, ...], start: SiteStart) -> dict[str, Any]:
+    """Sites of one run, the latent ones at ``start``, in float64 as the data are where it runs with that."""
     try:
-        return sample_sites(ModelCall(program, args).trace(init=_center))
+        return sample_sites(ModelCall(program, args).trace(init=start))
     except RuntimeError:  # such as a product with a float32 matrix
-        return sample_sites(ModelCall(program, args).trace(init=init_to_center))
+        single = ModelCall(program, args).trace(init=lambda site: start(site).to(init_to_center(site).dtype))
+        return sample_sites(single)
 
 
 def _center(site: dict[str, Any]) -> Tensor:
     value = init_to_center(site)
     return value.double() if value.is_floating_point() else value
+
+
+def _off_center(site: dict[str, Any]) -> Tensor:
+    """A point at which no two entries are alike; the same at every call, whatever the numbers that others draw."""
+    value = init_to_center(site)
+    if not value.is_floating_point():
+        return value
+    transform = bijection(site["fn"].support)
+    free = transform.inv(value.double())
+    return transform(free + OFF_CENTER * normal_numbers(free, crc32(site["name"].encode())))
 
 
 def random_effects(program: Program, name: str, values: Mapping[str, Tensor], apart: Collection[str]) -> list[str]:
@@ -166,8 +181,10 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
     named = getattr(program.func if isinstance(program, partial) else program, NAMED, None)
     if named is not None:
         return [named] if isinstance(named, str) else list(named)
+    with torch.no_grad():  # off the centers, where the density of a normal about another site has no slope
+        point = _sites(program, (), _off_center)
     with torch.enable_grad():
-        free = {key: value.detach().clone().requires_grad_(True) for key, value in values.items()}
+        free = {key: point[key]["value"].detach().clone().requires_grad_(True) for key in values}
         trace = poutine.block(poutine.trace(poutine.condition(program, data=free)).get_trace)()
         trace.compute_log_prob()
         found = [key for key in free if key not in apart and (key == "nu" or _depends(trace.nodes[key], key, free))]
@@ -191,38 +208,53 @@ def _depends(site: Any, name: str, values: Mapping[str, Tensor]) -> bool:
 def refuse_ignored(
     words: str, name: str, models: tuple[Program, Program], shipped: tuple[Program, Program], *args: Any
 ) -> None:
-    """Raise where a model is the same whether an option is given or not, and the shipped one is not.
+    """Raise where a model is the same whatever an option is, and the shipped one is not; see :func:`ignores`.
 
     Parameters
     ----------
     words, name
         The option, and what the model is called.
-    models, shipped
-        The model with and without the option, and the shipped one.
-    *args
-        What the models are called with.
+    models, shipped, *args
+        As of :func:`ignores`.
     """
-    if _alike(*models, args) and not _alike(*shipped, args):
+    if ignores(models, shipped, *args):
         raise InvalidArgumentError(
             f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the model, or "
             "leave it out."
         )
 
 
+def ignores(models: tuple[Program, Program], shipped: tuple[Program, Program], *args: Any) -> bool:
+    """Whether a model has the same sites and densities with an option and without it, and the shipped one has not.
+
+    Parameters
+    ----------
+    models, shipped
+        The model with the option, and without it or with another value of it; and so the shipped one.
+    *args
+        What the models are called with.
+    """
+    return _alike(*models, args) and not _alike(*shipped, args)
+
+
 def _alike(program: Program, other: Program, args: tuple[Any, ...]) -> bool:
-    """Whether two models have the same sites and the same densities at a point."""
+    """Whether two models have the same sites and, at one point, the same densities in every unit and spot."""
     here = _densities(program, {}, args)
     values = {key: site["value"] for key, site in here.items() if not site["is_observed"]}
-    there = _densities(other, values, args)
+    try:
+        there = _densities(other, values, args)
+    except (RuntimeError, ValueError, TypeError, LookupError):  # it read what it cannot do with
+        return False
     return here.keys() == there.keys() and all(
-        float(site["log_prob"].sum()) == float(there[key]["log_prob"].sum()) for key, site in here.items()
+        site["fn"].shape() == there[key]["fn"].shape() and torch.equal(site["log_prob"], there[key]["log_prob"])
+        for key, site in here.items()
     )
 
 
 def _densities(program: Program, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> dict[str, Any]:
     with torch.no_grad():
         model = poutine.condition(program, data=dict(values)) if values else program
-        return _sites(model, args)
+        return _sites(model, args, _off_center)
 
 
 def have_shapes(values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -38,6 +38,7 @@ from pyrosplice.usage.reading.design import Design
 
 logger = logging.getLogger("pyrosplice")
 
+Pairs = tuple[tuple[Program, Program], tuple[Program, Program]]
 REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all others are positive
 
 
@@ -64,6 +65,7 @@ class FollowedModel(Module):
     ``_known_shapes``   yes       the sites that are attributes
     ``_asked``          no        arguments that a model may not leave unread
     ``_without``        no        options that it may not leave unused
+    ``_replaced``       no        arguments that it may not leave unused
     ``_effects``        no        sites that the fitting method integrates out
     ==================  ========  ==============================================
     """
@@ -72,6 +74,7 @@ class FollowedModel(Module):
     design_mtx: Tensor
     device: torch.device
     n_genes: int
+    n_spots: int
     fitting_configs: dict[str, Any]
     likelihood: Likelihood
     priors: dict[str, Any]
@@ -171,7 +174,10 @@ class FollowedModel(Module):
     def _program_to_fit(self) -> Program | None:
         """The same, decided again: options and values that are held may have changed."""
         self._decided = None
-        return self._own_program()
+        program = self._own_program()
+        if program is None:
+            self._own = None  # an earlier fit of a model that is the shipped one by now
+        return program
 
     def _decide(self) -> Program | None:
         program, name = self.model, self._model_name()
@@ -191,9 +197,18 @@ class FollowedModel(Module):
         points = partial(random_values, shapes, lambda site: site not in REAL)
         if have_shapes(values, shapes) and difference_from(program, known, points) is None:
             return None
-        for words, other in self._without(values):
-            refuse_ignored(words, name, (program, other.model), (known, other.shipped_model()))
+        for words, other in (*self._without(values), *self._replaced()):
+            refuse_ignored(words, name, *self._beside(program, known, other, held))
         return program
+
+    @staticmethod
+    def _beside(program: Program, known: Program, other: FollowedModel, held: Mapping[str, Tensor]) -> Pairs:
+        """A model and the shipped one, each beside that of another estimator, which is not made before it is run."""
+
+        def mine() -> Any:
+            return poutine.condition(other.model, data=dict(held))()
+
+        return (program, mine), (known, lambda: other.shipped_model()())
 
     def _model_name(self) -> str:
         return name_of(self.model if self._given is None else self._given)
@@ -208,6 +223,15 @@ class FollowedModel(Module):
         if type(self.likelihood) is not Multinomial:
             rest = {name: prior for name, prior in self.priors.items() if name not in self.likelihood.free}
             yield f"likelihood={self.likelihood!r}", self._changed(likelihood=Multinomial(), priors=rest)
+
+    def _replaced(self) -> Iterator[tuple[str, FollowedModel]]:
+        """Arguments of which something was asked for, in words, and an estimator with other numbers in each."""
+        asked = self._asked()
+        generator = torch.Generator().manual_seed(0)
+        spots = torch.randperm(self.n_spots, generator=generator).to(self.counts.device)
+        yield asked["counts"], self._changed(counts=2 * self.counts[:, spots])
+        if "design" in asked:
+            yield asked["design"], self._changed(design_mtx=1 + 2 * self.design_mtx[spots])
 
     def _changed(self, **options: Any) -> FollowedModel:
         other = self.clone()

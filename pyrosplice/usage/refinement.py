@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm.batches import MixedEngine, detached
+from pyrosplice.glmm.distributions import EigenCovariance
 from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm.glm_objective import Standardisation
 from pyrosplice.glmm.importance import importance
@@ -20,6 +22,7 @@ from pyrosplice.glmm.random_effect import logit_of
 from pyrosplice.glmm.refine import StartingPoint, refine
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.usage.glm import MultinomGLM
+from pyrosplice.usage.own_usage import FollowedModel
 
 FEWEST_DRAWS = 50  # below which a Pareto tail cannot be fitted
 
@@ -61,6 +64,7 @@ class ImportanceSampling(MultinomGLM):
     var_fix_sigma: bool
     pareto_k: Tensor | None
     _engine: MixedEngine
+    _eigen: EigenCovariance | None
 
     @property
     def is_marginal(self) -> bool:
@@ -210,6 +214,15 @@ class ImportanceSampling(MultinomGLM):
     def _held(self) -> tuple[str, ...]:
         sigma = ("sigma",) if self.var_fix_sigma else ()
         return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
+
+    def _replaced(self) -> Iterator[tuple[str, FollowedModel]]:
+        yield from super()._replaced()
+        asked, space = self._asked(), self._eigen
+        if "covariance" in asked and space is not None:
+            other = EigenCovariance(2 * space.eigenvalues, space.eigenvectors.flip(0))
+            yield asked["covariance"], self._changed(_eigen=other)
+        if "share_variance" in asked:
+            yield asked["share_variance"], self._changed(share_variance=True)
 
     def _free_priors(self) -> dict[str, TorchDistribution]:
         return {name: prior for name, prior in super()._free_priors().items() if name not in self._held()}

@@ -14,6 +14,7 @@ from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
 from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.guides.own_model import latent_values, random_effects
 from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
@@ -142,6 +143,36 @@ def test_a_second_random_effect_is_integrated_out():
             assert abs(float(ends[0] - ends[1]) / 2e-4) <= 1e-4
 
 
+def test_a_random_effect_about_another_site_is_integrated_out():
+    class About(DonorsGLMM):
+        def sample_latents(self):
+            values, genes = MultinomialGLMM.sample_latents(self), len(self.counts)
+            mean = pyro.sample("mean", dist.Normal(torch.zeros(genes).double(), 2.0))
+            effect = pyro.sample("donor", dist.Normal(mean[..., None].expand(genes, 3), 0.7).to_event(1))
+            return {**values, "donor": effect}
+
+    model = About(COUNTS, DESIGN, CAR)
+    assert random_effects(model, "About", latent_values(model, "About"), ("beta", "bias_eta")) == ["nu", "donor"]
+
+
+def test_a_model_that_has_become_the_shipped_one_has_its_predictor():
+    moved = []
+
+    class Sometimes(MultinomialGLMM):
+        def linear_predictor(self, values):
+            return super().linear_predictor(values) + sum(moved)
+
+    plain, mine = (made(MultinomGLMM, priors=WEAK, fitting_method="joint_newton", model=m) for m in (None, Sometimes))
+    moved.append(2.0)
+    mine.fit(quiet=True)
+    assert "Sometimes" in mine.engine
+    moved.clear()
+    for model in (mine, plain):
+        model.fit(quiet=True)
+    assert mine.engine == plain.engine and repr(mine) == repr(plain).replace(plain._status(), mine._status())
+    torch.testing.assert_close(mine.linear_predictor(), plain.linear_predictor())
+
+
 def test_zero_inflated_usage():
     counts = COUNTS.clone()
     counts[:, ::3, 0] = 0
@@ -239,8 +270,10 @@ def test_what_is_no_model_is_refused():
 
     with pytest.raises(RefusedModelError, match=r"rate: shared has this latent site in no plate of the 2 genes"):
         made(MultinomGLM, model=shared).fit(quiet=True)
-    with pytest.raises(RefusedModelError, match="<lambda> has none"):
-        made(MultinomGLMM, **MARGINAL, model=lambda counts, design, covariance: zero_inflated(counts, design)).fit()
+    with pytest.raises(RefusedModelError, match="zero_inflated has none"):
+        apart = MultinomGLMM(**MARGINAL, model=zero_inflated)
+        apart.setup_data(COUNTS, IdentityCovariance(9), design_mtx=DESIGN)
+        apart.fit()
 
 
 def test_options_that_a_model_leaves_unread_are_refused():
@@ -278,6 +311,22 @@ def test_options_that_a_model_leaves_unread_are_refused():
     apart.setup_data(COUNTS, IdentityCovariance(9), design_mtx=DESIGN)
     apart.fit(quiet=True)
     assert slope(apart.model, apart.sites) <= 1e-4 and torch.isnan(apart.nu).all()
+
+
+@pytest.mark.parametrize("unread", ["counts", "design_mtx", "corr_sp", "share_variance"])
+def test_arguments_that_a_model_swallows_are_refused(unread):
+    counts, design, space = tissue(3, 2, isoforms=3, seed=4)
+    name = {"design_mtx": "design", "corr_sp": "covariance"}.get(unread, unread)
+    own = {"counts": counts, "design": design, "covariance": space, "share_variance": True, "fixed": {}}
+
+    def deaf(**given):
+        return ShiftedGLMM(**{**given, name: own[name]})()
+
+    options = {"share_variance": unread != "share_variance", "fitting_method": "joint_newton", "var_fix_sigma": False}
+    model = MultinomGLMM(model=deaf, **options)
+    model.setup_data(counts, space, design_mtx=design)
+    with pytest.raises(InvalidArgumentError, match=f"{unread}.*: the model deaf does not use it"):
+        model.fit()
 
 
 def test_options_of_the_search_are_followed_or_refused():
