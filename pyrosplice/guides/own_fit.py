@@ -87,13 +87,16 @@ class OwnFit:
         """Information about ``beta`` and ``bias_eta`` in those of standardised covariates, and what these are."""
         scaling = Standardisation.of(design)
         names = ["beta", "bias_eta"] if design.shape[1] else ["bias_eta"]
+        shapes = {"beta": (design.shape[1], n_logits), "bias_eta": (n_logits,)}
+        for name in names:
+            found = tuple(self.values[name].shape) if name in self.values else None
+            if found is not None and _without_ones(found[1:]) != _without_ones(shapes[name]):
+                raise RefusedModelError(
+                    f"{name}: expected {shapes[name]} numbers a gene, covariates times logits, and {self.name} has it "
+                    f"of shape {found}."
+                )
         information = self.information(values, names)
         big = torch.kron(scaling.matrix, torch.eye(n_logits, dtype=torch.float64))
-        if information.shape[1] != len(big):
-            raise RefusedModelError(
-                f"beta: expected {len(big)} coefficients a gene, of {design.shape[1]} covariates, an intercept and "
-                f"{n_logits} logits, and {self.name} has {information.shape[1]}."
-            )
         return big.mT @ information @ big, scaling
 
     def information(self, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -255,6 +258,10 @@ class Task:
                 f"found {guide.density.unit_plate!r} of {guide.density.n_units}; call the plate of genes 'genes'."
             )
         return OwnFit(self.name, guide, guide.median())
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _span(columns: slice) -> range:

@@ -24,6 +24,7 @@ from pyrosplice.guides.own_model import (
     Program,
     bound_model,
     have_shapes,
+    ignores,
     latent_values,
     name_of,
     refuse_ignored,
@@ -201,6 +202,17 @@ class FollowedModel(Module):
             refuse_ignored(words, name, *self._beside(program, known, other, held))
         return program
 
+    def _unread(self) -> list[str]:
+        """Sites that are held at values of which a person's model knows nothing."""
+        values = latent_values(self.model, self._model_name(), n_genes=self.n_genes)
+        found = []
+        for site in (name for name in self._held() if name not in values):
+            other = self.clone()
+            place_parameters(other, {site: 1 + 2 * getattr(self, site).detach()})
+            if ignores(*self._beside(self.model, self.shipped_model(), other, {})):
+                found.append(site)
+        return found
+
     @staticmethod
     def _beside(program: Program, known: Program, other: FollowedModel, held: Mapping[str, Tensor]) -> Pairs:
         """A model and the shipped one, each beside that of another estimator, which is not made before it is run."""
@@ -262,12 +274,12 @@ class FollowedModel(Module):
 
     def _take_own(self, own: OwnFit) -> None:
         """Make estimates of the known sites the parameters; NaN where the model does not have a site."""
-        known = {}
+        known, unread = {}, self._unread()
         for name, shape in self._known_shapes().items():
             if name in own.values:
                 value = own.values[name]
                 known[name] = value.reshape(shape) if _same_numbers(value.shape, shape) else value
-            elif name not in self._held() and 0 not in shape:
+            elif (name not in self._held() or name in unread) and 0 not in shape:
                 known[name] = torch.full(shape, torch.nan, dtype=torch.float64)
         self._own = own
         self._set_parameters(known)

@@ -15,7 +15,7 @@ from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyErro
 from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides.own_model import latent_values, random_effects
-from pyrosplice.likelihoods import DirichletMultinomial
+from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
 
@@ -441,3 +441,42 @@ def test_a_bounded_flat_prior_is_another_model(bounds):
     for design in (DESIGN, -DESIGN):
         model = fitted(MultinomGLM, design=design, model=Bounded)
         assert "Bounded" in model.engine and bounds.check(model.beta).all()
+
+
+class RenamedSigma(MultinomialGLMM):
+    """σ under another name, so that one that is held is not read."""
+
+    def sample_latents(self):
+        values = {name: self._sample(name) for name in self.priors if name != "sigma"}
+        prior = dist.Exponential(torch.ones(len(self.counts), 1, dtype=torch.float64)).to_event(1)
+        values["sigma"] = pyro.sample("deviation", prior)
+        return {**values, "nu": pyro.sample("nu", self.effect(values))}
+
+
+def test_a_held_site_that_the_model_does_not_read_is_no_number():
+    model = MultinomGLMM(fitting_method="marginal_newton", model=RenamedSigma)
+    model.setup_data(COUNTS, CAR)
+    model.fit(quiet=True)
+    assert model.sigma.isnan().all() and model.var_total().isnan().all()
+    assert torch.isfinite(model.sites["deviation"]).all()
+
+
+def transposed(counts, design):
+    """Coefficients as logits times covariates."""
+    genes, _, isoforms = counts.shape
+    logits, covariates = isoforms - 1, design.shape[1]
+    with pyro.plate("genes", genes, dim=-1):
+        bias = pyro.sample("bias_eta", dist.Normal(torch.zeros(genes, logits).double(), 30.0).to_event(1))
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(genes, logits, covariates).double(), 30.0).to_event(2))
+    with pyro.plate("rows", genes, dim=-2), pyro.plate("spots", counts.shape[1], dim=-1):
+        eta = bias.unsqueeze(-2) + design @ beta.mT
+        pyro.sample("counts", SpotCounts(Multinomial(), counts.sum(-1), eta, isoforms), obs=counts)
+
+
+def test_coefficients_in_another_order_have_no_standard_errors():
+    counts = torch.poisson(torch.full((1, 30, 4), 5.0, dtype=torch.float64))
+    model = MultinomGLM(model=transposed)
+    model.setup_data(counts, design_mtx=torch.randn(30, 2, dtype=torch.float64))
+    model.fit(quiet=True)
+    with pytest.raises(RefusedModelError, match="beta: expected"):
+        model.vcov()
