@@ -48,6 +48,10 @@ def _same_numbers(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return [size for size in shape if size != 1] == [size for size in other if size != 1]
 
 
+FAR = 12.0  # logits beyond which an estimate may be at infinity
+FLAT = 1e-6  # curvature of a direction along which nothing holds it: standard errors above 1000
+
+
 def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
     """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
     for name, value in values.items():
@@ -270,7 +274,24 @@ class FollowedModel(Module):
         self._errors.clear()
         if verbose:
             logger.info("%s: %s\n%s", type(self).__name__, own.engine, own.guide.report().to_string())
-        self._finish(own.record(), time.perf_counter() - began, verbose=verbose, quiet=quiet)
+        record = own.record()
+        self._name_endless(own, record)
+        self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
+
+    def _name_endless(self, own: OwnFit, record: Convergence) -> None:
+        """Genes that a flat prior leaves without an optimum, in the words of the shipped fits."""
+        empty = (self.counts.sum((1, 2)) == 0) & ~own.guide.optimum.identified
+        record.finish(torch.nonzero(empty).squeeze(-1), "no_counts")
+        latents = own.guide.density.latents
+        names = [n for n in ("beta", "bias_eta") if n in latents and n not in own.integrated and latents[n].is_real()]
+        values = [own.values[name].flatten(1) for name in names if own.values[name].numel()]
+        names = [name for name in names if own.values[name].numel()]
+        if not values or not bool((torch.cat(values, 1).abs() > FAR).any()):
+            return
+        curvature, directions = torch.linalg.eigh(own.information(own.values, names))
+        along = (directions.mT @ torch.cat(values, 1).unsqueeze(-1)).squeeze(-1).abs()
+        endless = ((curvature < FLAT) & (along > FAR / 2)).any(1) & ~empty
+        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
 
     def _take_own(self, own: OwnFit) -> None:
         """Make estimates of the known sites the parameters; NaN where the model does not have a site."""

@@ -480,3 +480,13 @@ def test_coefficients_in_another_order_have_no_standard_errors():
     model.fit(quiet=True)
     with pytest.raises(RefusedModelError, match="beta: expected"):
         model.vcov()
+
+
+def test_genes_without_an_optimum_have_the_reason_of_the_shipped_fit():
+    counts = torch.poisson(torch.full((3, 30, 3), 5.0, dtype=torch.float64))
+    counts[1, :, 0], counts[2] = 0, 0
+    for kind in (None, ShiftedGLM):
+        model = MultinomGLM(model=kind)
+        model.setup_data(counts)
+        model.fit(quiet=True)
+        assert model.logger.reason == ["converged", "separated", "no_counts"], kind
