@@ -22,6 +22,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.joint_newton import FitCode
 from pyrosplice.expression.estimator import Estimator, InputData
 from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.guides import FitOptions
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
 from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, check_saved
@@ -198,11 +199,20 @@ def _asked(inputs: InputData) -> dict[str, str]:
 
 
 def _without(inputs: InputData) -> Iterator[tuple[str, InputData]]:
-    """Options that were given, in words, and the data without each."""
+    """Options that were given, in words, and the data without each, or with other numbers in it."""
     if np.any(inputs.offset):
         yield "size_factors, offsets", replace(inputs, offset=np.zeros_like(inputs.offset))
     if type(inputs.noise) is not NegativeBinomial and inputs.noise.has_scale:
         yield f"noise_model: {type(inputs.noise).__name__}", replace(inputs, noise=NegativeBinomial())
+    asked = _asked(inputs)
+    if "location" in asked:
+        yield asked["location"], replace(inputs, location=_with_other_numbers(inputs.location))
+    if "scale" in asked:
+        yield asked["scale"], replace(inputs, scale=_with_other_numbers(inputs.scale))
+
+
+def _with_other_numbers(design: DesignMatrix) -> DesignMatrix:
+    return replace(design, matrix=1 + 2 * design.matrix[::-1])
 
 
 def glm_fit_of(own: OwnFit, inputs: InputData) -> GlmFit:

@@ -212,7 +212,7 @@ def test_what_only_the_shipped_model_has_is_refused_and_an_earlier_fit_stays():
         with pyro.plate("genes", len(counts), dim=-2):
             level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1).double(), 5.0))
             with pyro.plate("cells", counts.shape[1], dim=-1):
-                pyro.sample("counts", dist.Poisson(level.exp().expand(counts.shape)), obs=counts)
+                pyro.sample("counts", dist.Poisson((level + 0.5 * location[:, -1]).exp()), obs=counts)
 
     other = fitted(model=level_only)
     assert slope(other) <= 1e-4 and "level_only" in repr(other)
@@ -297,3 +297,19 @@ def test_estimates_at_infinity_are_not_converged():
     assert glm.summary()["code"].tolist()[::2] == ["converged", "all_zero", "separated"]
     pval = glm.test(factor="group").pval
     assert pval[0] < 0.5 and np.isnan(pval[1])
+
+
+@pytest.mark.parametrize(
+    "formulas", [{"formula_loc": "~ 1 + group"}, {"formula_loc": "~ 1", "formula_scale": "~ 1 + group"}]
+)
+def test_a_design_that_the_model_leaves_unread_is_refused(formulas):
+    def one_level(counts, location, scale, **others):
+        with pyro.plate("genes", len(counts), dim=-2):
+            level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1).double(), 5.0))
+            with pyro.plate("cells", counts.shape[1], dim=-1):
+                pyro.sample("counts", dist.Poisson(level.exp().expand(counts.shape)), obs=counts)
+
+    cells = pd.DataFrame({"group": ["a", "b"] * 20})
+    counts = np.random.default_rng(0).poisson(4.0, (40, 2))
+    with pytest.raises(InvalidArgumentError, match="does not use it"):
+        ExpressionGLM(**formulas, model=one_level).fit(counts, sample_description=cells)
