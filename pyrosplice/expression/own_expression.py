@@ -11,7 +11,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
@@ -25,7 +24,7 @@ from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.guides import FitOptions
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
-from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, check_saved
+from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, check_saved, endless
 from pyrosplice.guides.own_model import (
     SHIPPED_ENGINE,
     Program,
@@ -44,8 +43,6 @@ OF_THE_ENGINE = {"train_args": None} | {
     if name in ("init_a", "init_b", "batch_size", "training_strategy", "quick_scale", "dtype", "device", "weights")
 }
 
-FLAT = 1e-6  # curvature of a direction of the linear predictor: standard errors above 1000
-STILL = 0.1  # length of a Newton step in it that is none at an optimum
 OF_THE_DATA = {*defaults_of(expression_fit.prepare)} - {"weights"}
 
 
@@ -246,9 +243,10 @@ def glm_fit_of(own: OwnFit, inputs: InputData) -> GlmFit:
     fisher = own.information(own.values, ["location"])
     code = np.where(found.converged.numpy(), FitCode.CONVERGED, FitCode.FAILED)
     reach = np.abs(arguments["location"].numpy()).max(0)
-    endless = _endless(slope[:, :p].numpy() / reach, fisher.numpy() / np.outer(reach, reach)) & found.converged.numpy()
+    away = endless(slope[:, :p] / torch.from_numpy(reach), fisher / torch.from_numpy(np.outer(reach, reach)))
+    lost = (away & found.converged).numpy()
     empty = np.asarray(inputs.counts.genes(np.arange(g))).sum(1) == 0
-    code[endless] = np.where(empty[endless], FitCode.ALL_ZERO, FitCode.SEPARATED)
+    code[lost] = np.where(empty[lost], FitCode.ALL_ZERO, FitCode.SEPARATED)
     theta = torch.cat([own.values[name].reshape(g, -1) for name in names], 1).double().numpy().copy()
     theta[code == FitCode.ALL_ZERO] = np.nan  # as in a fit of the shipped model
     return GlmFit(
@@ -262,16 +260,3 @@ def glm_fit_of(own: OwnFit, inputs: InputData) -> GlmFit:
         basis=identity(information.shape[1]),
         reach=reach,
     )
-
-
-def _endless(slope: NDArray[np.float64], information: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Genes whose location is at infinity: nothing holds a direction in which Newton's step is still long.
-
-    Parameters
-    ----------
-    slope, information : (G, P), (G, P, P)
-        Of the log density, in the coordinates of the linear predictor.
-    """
-    curvature, directions = np.linalg.eigh(np.nan_to_num(information))
-    along = np.abs(np.einsum("gpk,gp->gk", directions, slope))
-    return np.asarray(((curvature < FLAT) & (along >= STILL * curvature)).any(1))

@@ -23,6 +23,8 @@ from pyrosplice.guides.own_model import Program, name_of
 from pyrosplice.guides.unit_density import UnitDensity
 from pyrosplice.optimize.convergence import Convergence
 
+FLAT = 1e-6  # curvature of a direction of the linear predictor: standard errors above 1000
+STILL = 0.1  # length of a Newton step in it that is none at an optimum
 STEP = 1e-4  # of differences of the exact gradient, in unconstrained coordinates, as in the guides
 
 
@@ -90,7 +92,7 @@ class OwnFit:
         shapes = {"beta": (design.shape[1], n_logits), "bias_eta": (n_logits,)}
         for name in names:
             found = tuple(self.values[name].shape) if name in self.values else None
-            if found is not None and _without_ones(found[1:]) != _without_ones(shapes[name]):
+            if found is not None and not same_numbers(found[1:], shapes[name]):
                 raise RefusedModelError(
                     f"{name}: expected {shapes[name]} numbers a gene, covariates times logits, and {self.name} has it "
                     f"of shape {found}."
@@ -260,8 +262,22 @@ class Task:
         return OwnFit(self.name, guide, guide.median())
 
 
-def _without_ones(shape: Sequence[int]) -> list[int]:
-    return [size for size in shape if size != 1]
+def same_numbers(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes differ by dimensions of size one only."""
+    return [size for size in shape if size != 1] == [size for size in other if size != 1]
+
+
+def endless(slope: Tensor, information: Tensor) -> Tensor:
+    """Which genes have coefficients at infinity, ``(G,)``: in some direction nothing holds, Newton's step is still long.
+
+    Parameters
+    ----------
+    slope, information : (G, D), (G, D, D)
+        Of the log density, in coefficients of covariates of size one, so that units make no difference.
+    """
+    curvature, directions = torch.linalg.eigh(information.nan_to_num())
+    along = (directions.mT @ slope.unsqueeze(-1)).squeeze(-1).abs()
+    return ((curvature < FLAT) & (along >= STILL * curvature)).any(1)
 
 
 def _span(columns: slice) -> range:

@@ -16,9 +16,10 @@ from torch.nn import Module, Parameter
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
 from pyrosplice.glmm.distributions import SpotCounts
+from pyrosplice.glmm.glm_objective import Standardisation
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
-from pyrosplice.guides.own_fit import OwnFit, Task
+from pyrosplice.guides.own_fit import OwnFit, Task, endless, same_numbers
 from pyrosplice.guides.own_model import (
     SHIPPED_ENGINE,
     Program,
@@ -43,13 +44,7 @@ Pairs = tuple[tuple[Program, Program], tuple[Program, Program]]
 REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all others are positive
 
 
-def _same_numbers(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two shapes differ by dimensions of size one only."""
-    return [size for size in shape if size != 1] == [size for size in other if size != 1]
-
-
 FAR = 12.0  # logits beyond which an estimate may be at infinity
-FLAT = 1e-6  # curvature of a direction along which nothing holds it: standard errors above 1000
 
 
 def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
@@ -282,16 +277,25 @@ class FollowedModel(Module):
         """Genes that a flat prior leaves without an optimum, in the words of the shipped fits."""
         empty = (self.counts.sum((1, 2)) == 0) & ~own.guide.optimum.identified
         record.finish(torch.nonzero(empty).squeeze(-1), "no_counts")
-        latents = own.guide.density.latents
-        names = [n for n in ("beta", "bias_eta") if n in latents and n not in own.integrated and latents[n].is_real()]
-        values = [own.values[name].flatten(1) for name in names if own.values[name].numel()]
-        names = [name for name in names if own.values[name].numel()]
-        if not values or not bool((torch.cat(values, 1).abs() > FAR).any()):
+        shapes = self._known_shapes()
+        n_logits, sites = shapes["bias_eta"][1], {}
+        for name in ("beta", "bias_eta"):
+            site, shape = own.guide.density.latents.get(name), shapes[name]
+            if 0 in shape:
+                continue
+            if site is None or name in own.integrated or not (site.is_real() and same_numbers(site.value_shape, shape)):
+                return
+            sites[name] = own.values[name].double().clone().requires_grad_(True)
+        scale = Standardisation.of(self.design_mtx).matrix  # of covariates of size one, whatever their units
+        coefficients = torch.cat([site.detach().reshape(self.n_genes, -1, n_logits) for site in sites.values()], 1)
+        if not bool((torch.linalg.solve(scale, coefficients).abs() > FAR).any()):
             return
-        curvature, directions = torch.linalg.eigh(own.information(own.values, names))
-        along = (directions.mT @ torch.cat(values, 1).unsqueeze(-1)).squeeze(-1).abs()
-        endless = ((curvature < FLAT) & (along > FAR / 2)).any(1) & ~empty
-        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(own.log_density({**own.values, **sites}).sum(), list(sites.values()))
+        slope = torch.cat([part.reshape(self.n_genes, -1, n_logits) for part in slopes], 1)
+        information, _ = own.coefficient_information(own.values, self.design_mtx, n_logits)
+        away = endless((scale.mT @ slope).flatten(1), information)
+        record.finish(torch.nonzero(away & own.guide.converged & ~empty).squeeze(-1), "separated")
 
     def _take_own(self, own: OwnFit) -> None:
         """Make estimates of the known sites the parameters; NaN where the model does not have a site."""
@@ -299,7 +303,7 @@ class FollowedModel(Module):
         for name, shape in self._known_shapes().items():
             if name in own.values:
                 value = own.values[name]
-                known[name] = value.reshape(shape) if _same_numbers(value.shape, shape) else value
+                known[name] = value.reshape(shape) if same_numbers(value.shape, shape) else value
             elif (name not in self._held() or name in unread) and 0 not in shape:
                 known[name] = torch.full(shape, torch.nan, dtype=torch.float64)
         self._own = own

@@ -490,3 +490,14 @@ def test_genes_without_an_optimum_have_the_reason_of_the_shipped_fit():
         model.setup_data(counts)
         model.fit(quiet=True)
         assert model.logger.reason == ["converged", "separated", "no_counts"], kind
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0])
+def test_the_unit_of_a_covariate_separates_no_gene(unit):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson(torch.full((2, 60, 3), 5.0, dtype=torch.float64), generator=generator)
+    counts[1, :, 0] = 0
+    model = MultinomGLM(model=ShiftedGLM)
+    model.setup_data(counts, design_mtx=unit * torch.randn(60, 1, dtype=torch.float64, generator=generator))
+    model.fit(quiet=True)
+    assert model.logger.reason == ["converged", "separated"]
