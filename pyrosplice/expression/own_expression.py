@@ -103,10 +103,9 @@ class FollowedExpression:
     @property
     def sites(self) -> dict[str, Tensor]:
         """Estimate of every latent site of the model, those of a model of your own among them; copies."""
-        if self._own is not None:
-            return {name: value.clone() for name, value in self._own.values.items()}
-        if self._saved_own is not None:
-            return {name: torch.from_numpy(value.copy()) for name, value in self._saved_own.sites.items()}
+        own = self._saved_own if self._own is None else self._own
+        if own is not None:
+            return own.copies()
         return self._coefficients()
 
     def _coefficients(self) -> dict[str, Tensor]:

@@ -20,9 +20,7 @@ from pyrosplice.glmm.observed_information import observed_information, profiled_
 from pyrosplice.glmm.random_effect import unit_deviations
 from pyrosplice.glmm.snapshots import Snapshots
 from pyrosplice.likelihoods.contract import Likelihood
-from pyrosplice.linalg.lowrank import LowRankSolver
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.optimize.bfgs import Minimiser, Options
 from pyrosplice.optimize.convergence import Convergence
 
@@ -64,11 +62,7 @@ class MixedEngine:
     def batches(self) -> list[Tensor]:
         """Indices of the genes that are worked on together, within bounded memory."""
         n_genes, n_spots, _ = self.counts.shape
-        blocks = 0
-        if isinstance(self.solver, SparseSolver):
-            blocks = 2 * (self.solver.pattern.row.size + n_spots)
-        elif isinstance(self.solver, LowRankSolver):
-            blocks = 2 * self.solver.n_latent * (self.solver.n_latent + n_spots)
+        blocks = 0 if self.solver is None else self.solver.factor_blocks
         genes = torch.arange(n_genes, device=self.counts.device)
         return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
 

@@ -54,6 +54,11 @@ class Linked:
     log_hyper: Tensor
     log_prior: Tensor
 
+    def hyper_values(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The likelihood's hyper-parameters by name, (b, 1) each, without gradients."""
+        values = self.log_hyper.detach().exp()
+        return {name: values[:, [h]] for h, name in enumerate(names)}
+
 
 class SearchCoordinates(Protocol):
     """The unknowns of a search, one vector a gene, and what they are to the mixed model."""
@@ -284,8 +289,7 @@ class ModeObjective(ABC):
         if not torch.equal(genes, self.genes):
             self.batch, self.genes = self.model.select(genes), genes
         if self.unknowns.hyper:
-            values = linked.log_hyper.detach().exp()
-            self.batch = self.batch.bound({name: values[:, [h]] for h, name in enumerate(self.unknowns.hyper)})
+            self.batch = self.batch.bound(linked.hyper_values(self.unknowns.hyper))
         self.mode = mode = self.batch.mode(parameters, start, tolerance=tolerance)
         self.latents.field[genes], self.latents.noise[genes] = mode.latents.field, mode.latents.noise
         found = self.measure(mode)

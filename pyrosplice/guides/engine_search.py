@@ -77,7 +77,7 @@ class EngineDensity:
     def __init__(self, problem: EngineProblem) -> None:
         self.problem = problem
         self.latents = problem.mixed_model(torch.arange(len(problem.counts))).zeros()
-        self._own = SearchLayout.of(problem, scales=False)
+        self._own, self._scales = (SearchLayout.of(problem, scales=scales) for scales in (False, True))
 
     @property
     def batches(self) -> list[Tensor]:
@@ -92,8 +92,8 @@ class EngineDensity:
         The search is in σ and ψ. Where σ is rounded off, or θ at an end, these do not tell an optimum: its end is
         judged in the sites' own coordinates, which are those of the optimum's point, and goes on in them if need be.
         """
-        layout = SearchLayout.of(self.problem, scales=True)
-        others, outer = from_unconstrained(self.problem, layout, point), point[:, self._own.rest]
+        layout = self._scales
+        others, outer = from_unconstrained(layout, point), point[:, self._own.rest]
         n_units = len(point)
         optimum = Optimum(
             point=outer.clone(),
@@ -124,7 +124,7 @@ class EngineDensity:
         objective, record = self._objective(units, optimum.point), Convergence.start(len(units))
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
         point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimise)
-        ends = torch.isin(self._own.rest, SearchLayout.of(self.problem, scales=True).angle)
+        ends = torch.isin(self._own.rest, self._scales.angle)
         optimum.point[units] = torch.where(ends, point.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), point)
         optimum.evaluations[units] += objective.evaluations
         for unit, reason in zip(units.tolist(), record.reason, strict=True):
@@ -146,7 +146,7 @@ class EngineDensity:
 
     def _rises_to_an_end(self, optimum: Optimum) -> tuple[Tensor, Tensor]:
         """Whether σ is next to zero, and whether θ is next to 0 or 1, and the density rises that way, ``(G,)`` each."""
-        layout, point, slope = SearchLayout.of(self.problem, scales=True), optimum.point, optimum.gradient
+        layout, point, slope = self._scales, optimum.point, optimum.gradient
         sigma, theta = (torch.isin(self._own.rest, columns) for columns in (layout.sigma, layout.angle))
         vanishes = sigma & (point <= math.log(SMALLEST_SIGMA) + NEXT_TO) & (slope < 0)
         ends = theta & (point.abs() >= LARGEST_LOGIT - NEXT_TO) & (slope * point > 0)
@@ -176,9 +176,9 @@ class EngineDensity:
 
     def posterior(self, linked: Linked, units: Tensor) -> RandomEffectPosterior:
         """Of the effect in some units, given the other sites; does not run the model."""
-        model, values = self.problem.mixed_model(units), linked.log_hyper.exp()
+        model = self.problem.mixed_model(units)
         if self.problem.hyper:
-            model = model.bound({name: values[:, [h]] for h, name in enumerate(self.problem.hyper)})
+            model = model.bound(linked.hyper_values(self.problem.hyper))
         with torch.no_grad():
             proper = bounded_away_from_zero(linked.parameters)
             mode = model.mode(proper, self.latents.select(units), tolerance=FINAL_TOLERANCE)
@@ -248,9 +248,7 @@ class _BatchSearch:
         model = self.null.model
         with torch.no_grad():
             linked = self.null.coordinates.linked(point, self.genes, None)
-            values = linked.log_hyper.exp()
-            hyper = {name: values[:, [h]] for h, name in enumerate(self.problem.hyper)}
-            likelihood = model.likelihood.bind(hyper)
+            likelihood = model.likelihood.bind(linked.hyper_values(self.problem.hyper))
             return likelihood.log_prob(model.counts, linked.parameters.coefficients).sum(-1) + linked.log_prior
 
     def _without_space(self, genes: Tensor, begin: Tensor, best: tuple[Tensor, Tensor, Convergence]) -> None:

@@ -51,6 +51,10 @@ class OwnFit:
         """Which way the fit went."""
         return f"{type(self.guide).__name__} of {self.name}: {self.guide.path}"
 
+    def copies(self) -> dict[str, Tensor]:
+        """Estimates by site, copied."""
+        return {name: value.clone() for name, value in self.values.items()}
+
     @property
     def integrated(self) -> tuple[str, ...]:
         """Sites that were integrated out."""
@@ -165,6 +169,10 @@ class SavedSites:
         """Of a fit."""
         return cls(own.name, own.engine, {name: value.double().numpy() for name, value in own.values.items()})
 
+    def copies(self) -> dict[str, Tensor]:
+        """Estimates by site, copied."""
+        return {name: torch.from_numpy(value.copy()) for name, value in self.sites.items()}
+
 
 def check_saved(saved: SavedSites | None, model: Program | None, path: str, *, needed: bool) -> None:
     """Raise unless the model that was given with a file is the one that it was saved with.
@@ -268,7 +276,7 @@ def same_numbers(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def endless(slope: Tensor, information: Tensor) -> Tensor:
-    """Which genes have coefficients at infinity, ``(G,)``: in some direction nothing holds, Newton's step is still long.
+    """Which genes have coefficients at infinity: nothing holds a direction in which Newton's step is long, ``(G,)``.
 
     Parameters
     ----------

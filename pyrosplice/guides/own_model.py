@@ -218,10 +218,15 @@ def refuse_ignored(
         As of :func:`ignores`.
     """
     if ignores(models, shipped, *args):
-        raise InvalidArgumentError(
-            f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the model, or "
-            "leave it out."
-        )
+        raise unused(words, name)
+
+
+def unused(words: str, name: str) -> InvalidArgumentError:
+    """The error of an option, in words, that the model of that name does not use."""
+    return InvalidArgumentError(
+        f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the model, or "
+        "leave it out."
+    )
 
 
 def ignores(models: tuple[Program, Program], shipped: tuple[Program, Program], *args: Any) -> bool:

@@ -200,7 +200,7 @@ class SiteCoordinates:
         return whole[:, SearchLayout.of(self.problem, scales=False).rest]
 
 
-def from_unconstrained(problem: EngineProblem, layout: SearchLayout, point: Tensor) -> Tensor:
+def from_unconstrained(layout: SearchLayout, point: Tensor) -> Tensor:
     """Unknowns in a layout from the unconstrained coordinates ``(G, d)`` of all sites."""
     angle = (0.5 * point[:, layout.angle]).exp().atan()
     return torch.cat([point[:, layout.rest], point[:, layout.sigma].exp(), angle], 1)

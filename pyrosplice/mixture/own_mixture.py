@@ -24,6 +24,7 @@ from pyrosplice.guides.own_model import (
     check_model,
     latent_values,
     name_of,
+    unused,
 )
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
@@ -112,10 +113,9 @@ class FollowedMixture:
     @property
     def sites(self) -> dict[str, Tensor]:
         """Estimate of every continuous latent site of the model, those of a model of your own among them; copies."""
-        if self._own is not None:
-            return {name: value.clone() for name, value in self._own.values.items()}
-        if self._saved_own is not None:
-            return {name: torch.from_numpy(value.copy()) for name, value in self._saved_own.sites.items()}
+        own = self._saved_own if self._own is None else self._own
+        if own is not None:
+            return own.copies()
         check_is_fitted(self, "model_")
         fitted = self.model_.parameters_of()
         return {name: getattr(fitted, name).clone() for name in PARTS}
@@ -174,10 +174,7 @@ class FollowedMixture:
             finally:
                 setattr(self, option, before)
             if unread:
-                raise InvalidArgumentError(
-                    f"{words}: the model {name} does not use it, so that the fit would not follow it. Use it in the "
-                    "model, or leave it out."
-                )
+                raise unused(words, name)
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -152,8 +154,13 @@ def averaged_fit(
     fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed_spots(model))
     response = working.response if basis is None else basis.logits(working.response)
     posterior_df = degrees_of_freedom(spread)
-    patterns = torch.tensor([PATTERN_DF * spectra.effective_modes(covariates) for covariates in tested])
-    return AveragedFit(fit, response, posterior_df, joint_dof(posterior_df, patterns.to(posterior_df)), ratio)
+    modes = [spectra.effective_modes(covariates) for covariates in tested]
+    return AveragedFit(fit, response, posterior_df, law_df(posterior_df, modes), ratio)
+
+
+def law_df(posterior_df: Tensor, modes: Sequence[float] | NDArray[np.float64]) -> Tensor:
+    """Degrees of freedom ``(B, T)`` of the F law of what has these of its posterior, and these modes ``(T,)``."""
+    return joint_dof(posterior_df, PATTERN_DF * torch.as_tensor(modes, dtype=torch.float64))
 
 
 def tested_covariates(design: Design, tested: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from pyrosplice.errors import UnreliableWarning
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.usage.analysis.prepare import Prepared
-from pyrosplice.usage.gene_tests.covariate_law import PATTERN_DF
+from pyrosplice.usage.gene_tests.covariate_law import law_df
 from pyrosplice.usage.gene_tests.linearized import GeneTests
 
 FEWEST, ENOUGH = 5.0, 25.0
@@ -63,12 +64,12 @@ def refused(
 ) -> GeneTests:
     """Without the p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and why."""
     statistic, pvalue, reason = tests.statistic.copy(), tests.pvalue.copy(), tests.reason.copy()
-    law_df = 1 / (1 / tests.posterior_df + 1 / (PATTERN_DF * modes))
+    df = law_df(torch.from_numpy(tests.posterior_df), modes).numpy()
     for t, columns in enumerate(tested):
         undecided = np.isin(reason[:, t], ["", "few_spots"])
         few = undecided & (tests.posterior_df[:, t] < FEWEST)
         # too few degrees of freedom for many isoforms may be those of the posterior and the modes
-        few |= (reason[:, t] == "few_spots") & (law_df[:, t] < 2 * FEWEST)
+        few |= (reason[:, t] == "few_spots") & (df[:, t] < 2 * FEWEST)
         for rows, why in ((few, "few_modes"), (undecided & between_sections(prepared, columns), "between_sections")):
             statistic[rows, t] = pvalue[rows, t] = np.nan
             reason[rows, t] = why
