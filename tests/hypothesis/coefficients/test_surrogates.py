@@ -116,5 +116,5 @@ def test_pvalues_are_uniform_where_the_covariate_is_a_draw_of_what_varies_like_i
 def test_more_spots_than_patterns_are_worked_out_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_SPOTS", 8)
     graph = knn_graph(np.random.default_rng(0).uniform(size=(9, 2)), k_neighbors=3, graph="mutual")
-    with pytest.raises(InvalidArgumentError, match="at most 8 spots.*found 9"):
+    with pytest.raises(InvalidArgumentError, match=r"at most 8 spots.*found 9"):
         Patterns.of(SparseSolver(CarCovariance(graph).precision))
