@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrosplice.errors import InvalidArgumentError, check_number
-from pyrosplice.mixture.inverse_wishart import InverseWishart
+from pyrosplice.priors.inverse_wishart import InverseWishart
 
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
 COVARIANCE_TYPES: tuple[CovarianceType, ...] = get_args(CovarianceType)

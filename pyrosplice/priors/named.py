@@ -27,7 +27,7 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
         )
     for site, prior in (priors or {}).items():
         if prior is not None:
-            check_prior(site, prior, real=site in real)
+            check_prior(site, prior, "real" if site in real else "positive")
     return None
 
 

@@ -18,7 +18,7 @@ from pyrosplice.mixture.em.starts import nearest_mean_table
 from pyrosplice.mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
 from pyrosplice.mixture.em.triangular import TriangularExpectation
 from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
-from pyrosplice.mixture.inverse_wishart import InverseWishart
+from pyrosplice.priors.inverse_wishart import InverseWishart
 from tests.mixture.helpers import F64, brute_force, clouds, some_parameters
 from tests.paths import shared
 

@@ -11,7 +11,7 @@ from pyrosplice.mixture.em.loop import QuadraticExpectation
 from pyrosplice.mixture.em.m_step import Penalty, conditional_scatter
 from pyrosplice.mixture.em.sufficient_statistics import coefficients, moments_of, responsibilities_
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
-from pyrosplice.mixture.inverse_wishart import InverseWishart
+from pyrosplice.priors.inverse_wishart import InverseWishart
 
 
 class GibbsSampler:
