@@ -30,12 +30,15 @@ from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
-from pyrosplice.mixture.gaussian_mixture import (
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
+from pyrosplice.mixture.mixture_prior import (
     CovarianceType,
-    MixtureParameters,
     MixturePrior,
-    as_matrices,
-    gaussian_mixture,
+    MixturePriors,
+    SitePriors,
+    check_mixture_priors,
+    one_prior,
+    without_closed_form,
 )
 from pyrosplice.modes import works_in_any_mode
 
@@ -74,6 +77,7 @@ class FollowedMixture:
     num_components: int
     covariance_type: CovarianceType
     prior: MixturePrior | None
+    priors: MixturePriors
     model_: GaussianMixtureModel
     converged_: bool
     num_iter_: int
@@ -127,7 +131,8 @@ class FollowedMixture:
 
     def _arguments(self) -> dict[str, Any]:
         """What a Pyro model of cells is made with."""
-        return {"n_components": self.num_components, "covariance_type": self.covariance_type, "prior": self.prior}
+        shape = {"n_components": self.num_components, "covariance_type": self.covariance_type}
+        return {**shape, "prior": self.prior, "priors": self.priors}
 
     def _given_options(self) -> dict[str, str]:
         """Of these, those of which something was asked for, in words."""
@@ -138,7 +143,23 @@ class FollowedMixture:
             asked["covariance_type"] = f"covariance_type={self.covariance_type!r}"
         if self.prior is not None:
             asked["prior"] = "prior"
+        if self.priors is not None:
+            asked["priors"] = "priors"
         return asked
+
+    def _closed_priors(self, n_features: int) -> MixturePriors | SitePriors:
+        """The priors, but flat where an M-step has no closed form for what was given; raises for other shapes."""
+        given = one_prior(self.prior, self.priors)
+        if not isinstance(given, Mapping):
+            return given
+        known = SitePriors.of(given, self.num_components, n_features, self.covariance_type)
+        return known.without(known.not_conjugate)
+
+    def _without_closed_form(self) -> str:
+        """What was given that an M-step has no closed form for, in words."""
+        check_mixture_priors(self.priors, self.covariance_type)
+        given = self.priors if isinstance(self.priors, Mapping) else {}
+        return ", ".join(f"{site} ~ {name}" for site, name in without_closed_form(given, self.covariance_type).items())
 
     def _has_own(self) -> bool:
         return self.__dict__["model"] is not None or "model" in overridden(type(self))[1]
@@ -162,6 +183,7 @@ class FollowedMixture:
             "n_components": ("num_components", self.num_components + 1),
             "covariance_type": ("covariance_type", other_type),
             "prior": ("prior", None),
+            "priors": ("priors", None),
         }
         for argument, words in self._given_options().items():
             option, other = others[argument]

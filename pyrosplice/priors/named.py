@@ -16,7 +16,7 @@ NAMED = {"weak": weak_priors}
 Priors = Mapping[str, Any] | str | None
 
 
-def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str | None:
+def name_of_priors(priors: Priors) -> str | None:
     """The name, if it is one; raise unless it is, or a dictionary by site, or None."""
     if isinstance(priors, str) and priors in NAMED:
         return priors
@@ -25,10 +25,16 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
         raise InvalidArgumentError(
             f"priors: expected a dictionary of Pyro distributions by site, or a name ({names}), found {priors!r}."
         )
-    for site, prior in (priors or {}).items():
+    return None
+
+
+def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str | None:
+    """The name, if it is one; raise unless it is, or None, or a dictionary of distributions on their sites' values."""
+    name = name_of_priors(priors)
+    for site, prior in priors.items() if isinstance(priors, Mapping) else ():
         if prior is not None:
             check_prior(site, prior, "real" if site in real else "positive")
-    return None
+    return name
 
 
 def with_variance_prior(priors: Priors, name: str, params: Mapping[str, float] | None) -> Priors:

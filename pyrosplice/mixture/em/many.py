@@ -16,7 +16,8 @@ from pyrosplice.mixture.em.one_fit import Problem, first_best
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.starts import seed_means, uniforms
 from pyrosplice.mixture.em.sufficient_statistics import coefficients, n_features
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior
 
 MAX_PADDING = 1.3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from pyrosplice.mixture.em.missing import MissingExpectation, impute_means, obse
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.em.starts import from_means, from_total_covariance, lloyd, seed_means
 from pyrosplice.mixture.em.triangular import FEATURES_UP_TO, TriangularExpectation
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePriors, SitePriors, weak_prior
 
 Strategy = Literal["random", "kmeans", "kmeans++"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -53,7 +54,8 @@ class Problem:
         rows: RowBlocks,
         covariance_type: CovarianceType,
         *,
-        prior: MixturePrior | None = None,
+        prior: MixturePriors | SitePriors = None,
+        n_components: int = 1,
         regularization: float = 1e-6,
         missing: bool = False,
         features: bool = False,
@@ -61,6 +63,7 @@ class Problem:
     ) -> Problem:
         """Standardise ``rows``.
 
+        ``prior`` is one of ``n_components``, which matters where it has numbers for each or is the weak one;
         ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centred`` for the slower
         E-step that no tiny variance takes its digits.
         """
@@ -84,7 +87,10 @@ class Problem:
         whole = TriangularExpectation if triangular else QuadraticExpectation
         starter = (CentredExpectation if centred else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
-        penalty = Penalty.of(prior or MixturePrior(), regularization, to_standard, covariance_type)
+        weak = zip(covariance, mean, strict=True) if isinstance(prior, str) else ()
+        given: list[Any] = [weak_prior(*one, n_components) for one in weak] or [prior]
+        known = [SitePriors.of(one, n_components, rows.dim, covariance_type) for one in given]
+        penalty = Penalty.of(known, regularization, to_standard)
         return cls(rows, to_standard, expectation, starter, penalty)
 
     def start(self, means: Tensor, active: Tensor, *, max_lloyd: int = 0, total: bool = False) -> MixtureParameters:

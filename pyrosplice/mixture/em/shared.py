@@ -12,7 +12,8 @@ from pyrosplice.mixture.em.loop import FLOAT64_SMALLEST, EMOptions, QuadraticExp
 from pyrosplice.mixture.em.one_fit import Problem
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import MixturePrior
 
 
 @dataclass(frozen=True)

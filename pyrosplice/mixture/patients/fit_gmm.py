@@ -15,7 +15,8 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, own_options_only
 from pyrosplice.mixture.em.many import Fit, best_components
 from pyrosplice.mixture.em.pooled_prior import prior_of_mixtures
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior
 from pyrosplice.mixture.patients.patient_options import GMMOptions, Handling, Metric, Refit, Sharing, candidate_numbers
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.schema import FittedMixtures, schema_of, store
@@ -96,7 +97,7 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     verbose
         Show progress, log each patient.
     prior
-        None (maximum likelihood), a :class:`~pyrosplice.mixture.gaussian_mixture.MixturePrior`, or ``"pooled"``: an
+        None (maximum likelihood), a :class:`~pyrosplice.mixture.mixture_prior.MixturePrior`, or ``"pooled"``: an
         inverse-Wishart prior learned from all patients, for patients with few cells.
     n_folds
         Select by cross-validation with so many folds instead of one split; the best is then fitted to all cells.

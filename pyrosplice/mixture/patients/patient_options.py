@@ -18,7 +18,7 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.mixture.em.loop import EMOptions
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, CovarianceType, MixturePrior
 
 Sharing = Literal["global", "sample_specific", "auto"]
 Metric = Literal["bic", "aic", "heldout_nll"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.em.many import Fit, fit_many
 from pyrosplice.mixture.em.pooled_prior import pooled_prior
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.selection import Split, split_folds, split_once
