@@ -57,8 +57,8 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     Where a variance is too small for that (one number in all cells of a component, thousands elsewhere) the fit is
     made again with differences taken first.
 
-    :meth:`score` is a **loss**, smaller is better, as documented for this interface; scikit-learn's searches maximise:
-    give them ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
+    :meth:`score` is a **loss**, smaller is better, as documented for this interface; give scikit-learn's searches
+    ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
 
     Parameters
     ----------
@@ -228,7 +228,6 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             "sample_weight": weighted,
         }
         own, generic = None, self._without_closed_form()
-        self._closed_priors(rows.dim)  # raises for shapes
         if self._has_own():
             cells = all_cells(rows, "a model of your own", given)
             own = self._own_program(cells)
@@ -237,8 +236,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             own = self.model, f"{name_of(self.model)} with {generic}"
         if own is None:
             return False
-        first = (torch.tensor(0), torch.tensor(0))
-        self._fit_own(*own, cells, self._fit_rows(rows).parameters.select(first))
+        self._fit_own(*own, cells, self._fit_rows(rows).parameters.select((torch.tensor(0), torch.tensor(0))))
         self._saved_own = self._stepwise = None
         return True
 
@@ -248,8 +246,9 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
         self._shipped_only("partial_fit")
-        if self._without_closed_form():
-            raise RefusedModelError(f"partial_fit: stepwise EM has no closed form for {self._without_closed_form()}.")
+        check_options(self)
+        if generic := self._without_closed_form():
+            raise RefusedModelError(f"partial_fit: stepwise EM has no closed form for {generic}.")
         stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
         if stepwise is None:
             self.fit(X, sample_weight=sample_weight)
@@ -258,8 +257,8 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             self._asked = (self.covariance_regularization, self.prior, self.priors)
             return self
         check_model_fits(self, "partial_fit")
-        floor, prior, priors = self._asked
-        if floor != self.covariance_regularization or prior is not self.prior or priors is not self.priors:
+        floor, *given = self._asked
+        if floor != self.covariance_regularization or given[0] is not self.prior or given[1] is not self.priors:
             raise InvalidArgumentError("partial_fit: covariance_regularization, prior, priors: as in the first call.")
         rows = read_cells(self, X, reset=False, sample_weight=sample_weight)
         parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
@@ -284,12 +283,13 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return result
 
     def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
+        closed = self._closed_priors(rows.dim)
         return Problem.of(
             rows,
             self.covariance_type,
-            prior=self._closed_priors(rows.dim),
+            prior=closed,
             n_components=self.num_components,
-            regularization=0.0 if has_covariances(self.priors) else float(self.covariance_regularization),
+            regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
             centred=centred,
         )

@@ -271,14 +271,22 @@ def check_mixture_priors(given: Any, covariance_type: CovarianceType) -> None:
 
 def has_covariances(given: Any) -> bool:
     """Whether priors by site, or the weak ones, have one of the covariances."""
-    return (
-        given == "weak"
-        if isinstance(given, str)
-        else isinstance(given, Mapping) and given.get("covariances") is not None
-    )
+    if isinstance(given, SitePriors):
+        return given.covariances is not None
+    return given == "weak" or (isinstance(given, Mapping) and given.get("covariances") is not None)
 
 
-def without_closed_form(given: Mapping[str, Any], covariance_type: CovarianceType) -> dict[str, str]:
+def closed_priors(
+    given: MixturePriors, n_components: int, n_features: int, covariance_type: CovarianceType
+) -> MixturePriors | SitePriors:
+    """The priors, but flat where an M-step has no closed form for what was given; raises for other shapes."""
+    if not isinstance(given, Mapping):
+        return given
+    known = SitePriors.of(given, n_components, n_features, covariance_type)
+    return known.without(known.not_conjugate)
+
+
+def without_closed_form(given: Any, covariance_type: CovarianceType) -> dict[str, str]:
     """Sites whose priors are not conjugate, and the priors in words."""
     variances = InverseWishart if covariance_type in ("full", "tied") else dist.InverseGamma
     known: dict[str, tuple[type, ...]] = {
@@ -288,7 +296,7 @@ def without_closed_form(given: Mapping[str, Any], covariance_type: CovarianceTyp
     }
     return {  # by its very class: a subclass may have a density of its own
         name: describe(prior)
-        for name, prior in given.items()
+        for name, prior in (given.items() if isinstance(given, Mapping) else ())
         if prior is not None and type(without_events(prior)) not in known[name]
     }
 

@@ -36,7 +36,7 @@ from pyrosplice.mixture.mixture_prior import (
     MixturePrior,
     MixturePriors,
     SitePriors,
-    check_mixture_priors,
+    closed_priors,
     one_prior,
     without_closed_form,
 )
@@ -150,16 +150,11 @@ class FollowedMixture:
     def _closed_priors(self, n_features: int) -> MixturePriors | SitePriors:
         """The priors, but flat where an M-step has no closed form for what was given; raises for other shapes."""
         given = one_prior(self.prior, self.priors)
-        if not isinstance(given, Mapping):
-            return given
-        known = SitePriors.of(given, self.num_components, n_features, self.covariance_type)
-        return known.without(known.not_conjugate)
+        return closed_priors(given, self.num_components, n_features, self.covariance_type)
 
     def _without_closed_form(self) -> str:
         """What was given that an M-step has no closed form for, in words."""
-        check_mixture_priors(self.priors, self.covariance_type)
-        given = self.priors if isinstance(self.priors, Mapping) else {}
-        return ", ".join(f"{site} ~ {name}" for site, name in without_closed_form(given, self.covariance_type).items())
+        return in_words(without_closed_form(self.priors, self.covariance_type))
 
     def _has_own(self) -> bool:
         return self.__dict__["model"] is not None or "model" in overridden(type(self))[1]
@@ -200,16 +195,7 @@ class FollowedMixture:
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""
-        first = {part: getattr(start, part) for part in PARTS}
-
-        def begin(site: Site) -> Tensor:
-            value = first.get(site["name"])
-            fits = (
-                value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
-            )
-            return value.double() if value is not None and fits else init_to_center(site)
-
-        own = Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+        own = followed_from(start, program, name, cells)
         fitted = self._parameters_of(own, cells)
         self._own = own
         if fitted is None:
@@ -268,6 +254,23 @@ class FollowedMixture:
     def take_saved(self, saved: SavedSites | None) -> None:
         """Take what a file holds of one."""
         self._own, self._saved_own = None, saved
+
+
+def followed_from(start: MixtureParameters, program: Program, name: str, cells: Tensor) -> OwnFit:
+    """The mode of a Pyro model of cells ``(N, D)``, from a mixture where it has the same sites."""
+    first = {part: getattr(start, part) for part in PARTS}
+
+    def begin(site: Site) -> Tensor:
+        value = first.get(site["name"])
+        fits = value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
+        return value.double() if value is not None and fits else init_to_center(site)
+
+    return Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+
+
+def in_words(not_conjugate: Mapping[str, str]) -> str:
+    """Sites and their priors in one line."""
+    return ", ".join(f"{site} ~ {prior}" for site, prior in not_conjugate.items())
 
 
 def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:

@@ -17,7 +17,7 @@ from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.starts import seed_means, uniforms
 from pyrosplice.mixture.em.sufficient_statistics import coefficients, n_features
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
-from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, SitePriors
 
 MAX_PADDING = 1.3
 
@@ -55,7 +55,7 @@ def fit_many(
     *,
     covariance_type: CovarianceType = "full",
     n_init: int = 1,
-    prior: MixturePrior | None = None,
+    prior: MixturePriors | SitePriors = None,
     regularization: float = 1e-6,
     options: EMOptions | None = None,
     seed: int = 0,
@@ -94,18 +94,23 @@ def fit_many(
         means, active = _candidates(seeds, group)
         return problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
 
+    alike = prior is None or isinstance(prior, MixturePrior)  # for every number of components
+    groups = _component_groups(components) if alike else [[k] for k in sorted(set(components))]
     out: list[dict[int, Fit]] = [{} for _ in sets]
     buckets = _buckets(sets, components, covariance_type, n_init, memory)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
         rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem = of(rows, covariance_type)
+        problem = of(rows, covariance_type, n_components=groups[0][0])
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
-        for group in _component_groups(components):
+        for group in groups:
+            if not alike and group != groups[0]:
+                problem = of(rows, covariance_type, n_components=group[0])
             result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    alone = of(_rows([sets[b]], covariance_type), covariance_type, centred=True)
+                    rows_alone = _rows([sets[b]], covariance_type)
+                    alone = of(rows_alone, covariance_type, n_components=group[0], centred=True)
                     again = _best_fits(run(alone, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)
