@@ -265,7 +265,7 @@ def check_mixture_priors(given: Any, covariance_type: CovarianceType) -> None:
     for name, prior in given.items() if isinstance(given, Mapping) else ():
         check_option("priors", name, sites)
         if prior is not None:
-            check_prior(name, prior, sites[name].support)
+            check_prior(name, prior, sites[name].support, device=sites[name].device)
             _require_not_flat(name, prior)
 
 

@@ -144,9 +144,7 @@ def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
     InvalidArgumentError
         No distribution of the site's values (:func:`check_prior`), or one that does not broadcast to its shape.
     """
-    check_prior(name, prior, site.support)
-    if site.device is not None:
-        _require_device(name, prior, site.device)
+    check_prior(name, prior, site.support, device=site.device)
     prior, shape = converted(prior), site.shape
     if isinstance(prior, SymmetricNormal):  # which is of the number of isoforms that it is put to
         prior = prior.of_logits(shape[-1])
@@ -165,8 +163,8 @@ def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
     return expanded.to_event(n_batch - n_units)
 
 
-def check_prior(name: str, prior: Any, wanted: Support) -> None:
-    """Raise unless ``prior`` is a Pyro distribution of values that its site may have.
+def check_prior(name: str, prior: Any, wanted: Support, *, device: str | None = None) -> None:
+    """Raise unless ``prior`` is a Pyro distribution of values that its site may have, with numbers on ``device``.
 
     Raises
     ------
@@ -211,6 +209,8 @@ def check_prior(name: str, prior: Any, wanted: Support) -> None:
             "transformation, so that neither modes nor draws can be found; give a subclass of it whose ``support`` is "
             f"constraints.{wanted}."
         ) from error
+    if device is not None:
+        _require_device(name, prior, device)
     _require_density(name, prior, support, PLACES.get(wanted, (0.0,)))
 
 

@@ -88,7 +88,6 @@ def fit_many(
     draws = uniforms(n_init, max(components), seed)
     options = options or EMOptions()
     quiet = EMOptions(max_iter=options.max_iter, tolerance=options.tolerance)
-    of = partial(Problem.of, prior=prior, regularization=regularization)
 
     def run(problem: Problem, seeds: Tensor, group: Sequence[int]) -> EMResult:
         means, active = _candidates(seeds, group)
@@ -96,22 +95,23 @@ def fit_many(
 
     alike = prior is None or isinstance(prior, MixturePrior)  # for every number of components
     groups = _component_groups(components) if alike else [[k] for k in sorted(set(components))]
+    of = partial(Problem.of, covariance_type=covariance_type, prior=prior, regularization=regularization)
     out: list[dict[int, Fit]] = [{} for _ in sets]
     buckets = _buckets(sets, components, covariance_type, n_init, memory)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
         rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem = of(rows, covariance_type, n_components=groups[0][0])
+        problem = of(rows, n_components=1 if alike else groups[0][0])
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
         for group in groups:
             if not alike and group != groups[0]:
-                problem = of(rows, covariance_type, n_components=group[0])
+                problem = of(rows, n_components=group[0])
             result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    rows_alone = _rows([sets[b]], covariance_type)
-                    alone = of(rows_alone, covariance_type, n_components=group[0], centred=True)
-                    again = _best_fits(run(alone, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
+                    alone = _rows([sets[b]], covariance_type)
+                    careful = of(alone, n_components=1 if alike else group[0], centred=True)
+                    again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)
     return [{k: fits[k] for k in components} for fits in out]
