@@ -213,7 +213,8 @@ class SitePriors:
             return given
         if isinstance(given, MixturePrior):
             given = given.by_site(n_components, n_features, covariance_type)
-        check_mixture_priors(given, covariance_type)
+        else:
+            check_mixture_priors(given, covariance_type)
         assert not isinstance(given, str)
         sites = prior_sites(n_components, n_features, covariance_type)
         found: dict[str, Any] = dict.fromkeys(sites)
@@ -265,7 +266,7 @@ def check_mixture_priors(given: Any, covariance_type: CovarianceType) -> None:
     for name, prior in given.items() if isinstance(given, Mapping) else ():
         check_option("priors", name, sites)
         if prior is not None:
-            check_prior(name, prior, sites[name].support, device=sites[name].device)
+            check_prior(name, prior, sites[name])
             _require_not_flat(name, prior)
 
 

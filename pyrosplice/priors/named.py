@@ -9,7 +9,7 @@ from pyrosplice.effects.isoform_effect import IsoformEffect
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.priors.penalized_complexity import weak_priors
-from pyrosplice.priors.sites import REAL_SITES, check_prior, variance_prior
+from pyrosplice.priors.sites import REAL_SITES, PriorSite, check_prior, variance_prior
 
 NAMED = {"weak": weak_priors}
 
@@ -33,7 +33,7 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
     name = name_of_priors(priors)
     for site, prior in priors.items() if isinstance(priors, Mapping) else ():
         if prior is not None:
-            check_prior(site, prior, "real" if site in real else "positive")
+            check_prior(site, prior, PriorSite((), "real" if site in real else "positive"))
     return name
 
 

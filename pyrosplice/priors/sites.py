@@ -133,18 +133,19 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         start = dist.Normal(zero, one) if real else dist.LogNormal(zero, one)
         return start.expand(shape).to_event(len(shape) - 1).mask(False)
-    return completed(name, prior, PriorSite(shape, "real" if real else "positive"))
+    site = PriorSite(shape, "real" if real else "positive")
+    check_prior(name, prior, site)
+    return completed(name, prior, site)
 
 
 def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
-    """A prior in float64, expanded to its site: one batch dimension, that of the units, or none.
+    """A prior that :func:`check_prior` took in float64, expanded to its site: one batch dimension, of units, or none.
 
     Raises
     ------
     InvalidArgumentError
-        No distribution of the site's values (:func:`check_prior`), or one that does not broadcast to its shape.
+        It does not broadcast to the site's shape.
     """
-    check_prior(name, prior, site.support, device=site.device)
     prior, shape = converted(prior), site.shape
     if isinstance(prior, SymmetricNormal):  # which is of the number of isoforms that it is put to
         prior = prior.of_logits(shape[-1])
@@ -163,8 +164,8 @@ def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
     return expanded.to_event(n_batch - n_units)
 
 
-def check_prior(name: str, prior: Any, wanted: Support, *, device: str | None = None) -> None:
-    """Raise unless ``prior`` is a Pyro distribution of values that its site may have, with numbers on ``device``.
+def check_prior(name: str, prior: Any, site: PriorSite) -> None:
+    """Raise unless ``prior`` is a Pyro distribution of values that its site may have, whatever its shape.
 
     Raises
     ------
@@ -173,6 +174,7 @@ def check_prior(name: str, prior: Any, wanted: Support, *, device: str | None = 
         numbers for coefficients and logits, positive ones for σ and hyper-parameters (a prior on a part of them, such
         as a uniform one, is taken: the mode is then looked for within it).
     """
+    wanted = site.support
     if not isinstance(prior, torch.distributions.Distribution):
         raise InvalidArgumentError(
             f"priors[{name!r}]: expected a Pyro distribution on {SUPPORTS[wanted]}, found {type(prior).__name__}."
@@ -209,8 +211,8 @@ def check_prior(name: str, prior: Any, wanted: Support, *, device: str | None = 
             "transformation, so that neither modes nor draws can be found; give a subclass of it whose ``support`` is "
             f"constraints.{wanted}."
         ) from error
-    if device is not None:
-        _require_device(name, prior, device)
+    if site.device is not None:
+        _require_device(name, prior, site.device)
     _require_density(name, prior, support, PLACES.get(wanted, (0.0,)))
 
 
