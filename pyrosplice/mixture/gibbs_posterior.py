@@ -46,7 +46,8 @@ def sample_posterior(
     """Draws from the posterior given the cells, by Gibbs sampling from a fit.
 
     Components are exchangeable, so each draw's labels are permuted to agree best with the fit's (assignment problem on
-    shared cells, Stephens 2000). Chains start at the fit: they explore the posterior around its labelling.
+    shared cells, Stephens 2000), unless priors tell components apart. Chains start at the fit: they explore the
+    posterior around its labelling.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def sample_posterior(
     for sweep in tqdm(range(n_warmup + n_draws), desc="Gibbs", disable=not progress):
         state, log_likelihood, overlap = sampler.sweep(state)
         if sweep >= n_warmup:
-            aligned, moved = aligned_to(state, overlap)
+            aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
             kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
     return as_tree(kept, kind)
 
@@ -127,8 +128,15 @@ def component_labels(blocks: Sequence[Tensor], fitted: MixtureParameters) -> Ten
     return torch.cat([log_joint_of_cells([block], [[fitted]])[0][0].argmax(1) for block in blocks])
 
 
-def aligned_to(draws: MixtureParameters, overlap: Tensor) -> tuple[MixtureParameters, Tensor]:
-    """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``."""
+def aligned_to(
+    draws: MixtureParameters, overlap: Tensor, *, exchangeable: bool = True
+) -> tuple[MixtureParameters, Tensor]:
+    """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``.
+
+    Components that are not ``exchangeable`` are told apart by their priors, and stay as they are.
+    """
+    if not exchangeable:
+        return draws, torch.zeros(len(overlap), dtype=torch.bool)
     order = torch.stack([_permutation(own) for own in overlap])[None]
     chain = torch.arange(order.shape[1])[None, :, None]
     pick = (torch.zeros_like(chain), chain, order)

@@ -229,6 +229,17 @@ class SitePriors:
         given = {"weights": self.weights, "means": self.means, "covariances": self.covariances}
         return without_closed_form(given, self.covariance_type)
 
+    @property
+    def exchangeable(self) -> bool:
+        """Whether conjugate priors are the same for all components, which have no order then."""
+        known, alike = conjugate_kinds(self.covariance_type), True
+        for name in ("weights", "means") if self.covariance_type == "tied" else known:
+            prior = without_events(getattr(self, name))
+            for number in () if prior is None else known[name][type(prior)]:
+                values = getattr(prior, number)
+                alike &= bool((values == values[:1]).all())
+        return alike
+
     def without(self, sites: Collection[str]) -> SitePriors:
         """The same with flat priors of some sites."""
         return replace(self, **dict.fromkeys(sites))  # type: ignore[arg-type]
@@ -289,16 +300,25 @@ def closed_priors(
 
 def without_closed_form(given: Any, covariance_type: CovarianceType) -> dict[str, str]:
     """Sites whose priors are not conjugate, and the priors in words."""
-    variances = InverseWishart if covariance_type in ("full", "tied") else dist.InverseGamma
-    known: dict[str, tuple[type, ...]] = {
-        "weights": (dist.Dirichlet,),
-        "means": (ScaledNormal, dist.Normal, dist.MultivariateNormal),
-        "covariances": (variances,),
-    }
+    known = conjugate_kinds(covariance_type)
     return {  # by its very class: a subclass may have a density of its own
         name: describe(prior)
         for name, prior in (given.items() if isinstance(given, Mapping) else ())
         if prior is not None and type(without_events(prior)) not in known[name]
+    }
+
+
+def conjugate_kinds(covariance_type: CovarianceType) -> dict[str, dict[type, tuple[str, ...]]]:
+    """Priors that an M-step has a closed form for, by site, and the names of their numbers."""
+    variances: dict[type, tuple[str, ...]] = {dist.InverseGamma: ("concentration", "rate")}
+    return {
+        "weights": {dist.Dirichlet: ("concentration",)},
+        "means": {
+            ScaledNormal: ("loc", "cells"),
+            dist.Normal: ("loc", "scale"),
+            dist.MultivariateNormal: ("loc", "covariance_matrix"),
+        },
+        "covariances": {InverseWishart: ("dof", "scale")} if covariance_type in ("full", "tied") else variances,
     }
 
 

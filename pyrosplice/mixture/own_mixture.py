@@ -28,6 +28,7 @@ from pyrosplice.guides.own_model import (
 )
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
+from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
@@ -37,6 +38,7 @@ from pyrosplice.mixture.mixture_prior import (
     MixturePriors,
     SitePriors,
     closed_priors,
+    mixture_priors_of_cells,
     one_prior,
     without_closed_form,
 )
@@ -152,6 +154,10 @@ class FollowedMixture:
         given = one_prior(self.prior, self.priors)
         return closed_priors(given, self.num_components, n_features, self.covariance_type)
 
+    def _known_priors(self, cells: Tensor) -> SitePriors:
+        given = mixture_priors_of_cells(one_prior(self.prior, self.priors), cells, self.num_components)
+        return SitePriors.of(given, self.num_components, cells.shape[1], self.covariance_type)
+
     def _without_closed_form(self) -> str:
         """What was given that an M-step has no closed form for, in words."""
         return in_words(without_closed_form(self.priors, self.covariance_type))
@@ -195,7 +201,7 @@ class FollowedMixture:
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""
-        own = followed_from(start, program, name, cells)
+        own = followed_from(in_order_of(self._known_priors(cells), start), program, name, cells)
         fitted = self._parameters_of(own, cells)
         self._own = own
         if fitted is None:
@@ -265,7 +271,14 @@ def followed_from(start: MixtureParameters, program: Program, name: str, cells: 
         fits = value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
         return value.double() if value is not None and fits else init_to_center(site)
 
-    return Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+    try:
+        return Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+    except torch.linalg.LinAlgError as error:
+        raise InvalidArgumentError(
+            f"{name}: the search came to covariances that are not positive definite. A density with a corner at its "
+            "mode, such as Laplace's, has no derivative to follow there: give a smooth prior (such as StudentT), or "
+            "covariances a prior that holds them."
+        ) from error
 
 
 def in_words(not_conjugate: Mapping[str, str]) -> str:

@@ -175,7 +175,8 @@ def _nuts(
     state, n_chains = MixtureParameters(flat[0], flat[1], flat[2], kind), options.num_chains
     every = [state.select((torch.tensor(0), torch.tensor(j))) for j in range(n_draws * n_chains)]
     joints, labels = log_joint_of_cells([cells], [every])[0], component_labels([cells], fitted)
-    aligned, moved = aligned_to(state, torch.stack([_overlap(one, labels) for one in joints]))
+    overlap = torch.stack([_overlap(one, labels) for one in joints])
+    aligned, moved = aligned_to(state, overlap, exchangeable=prior.exchangeable)
     log_likelihood = torch.stack([one.logsumexp(1).sum() for one in joints])
     sweeps = [slice(s * n_chains, (s + 1) * n_chains) for s in range(n_draws)]
     every_chain = slice(None)

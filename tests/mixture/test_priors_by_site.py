@@ -1,5 +1,6 @@
 """Priors by site: what EM maximizes under them is the model's density, and what it cannot do goes the generic way."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -151,6 +152,22 @@ def test_features_and_rows_have_no_order(kind, weights, means, covariances, dim,
     other = GaussianMixture(2, priors=moved, init_means=start[:, order], **options).fit(x[rows][:, order])
     torch.testing.assert_close(other.sites["means"], plain.sites["means"][:, order], rtol=0, atol=1e-6)
     torch.testing.assert_close(other.sites["weights"], plain.sites["weights"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("form", [dist.Normal, partial(dist.StudentT, 3.0)])
+def test_components_are_those_that_priors_name(kind, form):
+    x = torch.from_numpy(clouds(150, 2, 3, seed=3, spread=5)[0])
+    options = {"covariance_type": kind, "random_state": 0}
+    means = GaussianMixture(3, **options).fit(x).model_.means
+    for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
+        mixture = GaussianMixture(3, priors={"means": form(means[order], 0.2).to_event(1)}, **options).fit(x)
+        torch.testing.assert_close(mixture.sites["means"], means[order], rtol=0, atol=0.1)
+    if form is dist.Normal:
+        proper = {"means": form(means[order], 0.2), **priors_of(kind, 2, 3, "none", "none", "same")}
+        tree = GaussianMixture(3, priors=proper, **options).fit(x).posterior(x, num_samples=50, groups=())
+        np.testing.assert_allclose(tree["posterior"].means.mean(("chain", "draw")), means[order], atol=0.2)
+        assert not tree["sample_stats"].relabelled.any()
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
@@ -339,57 +356,3 @@ def test_priors_of_models_of_ones_own():
     assert mixture.engine == "closed-form engine"  # the same density as the shipped one
     with pytest.raises(InvalidArgumentError, match=r"priors: .* takes no argument 'priors'"):
         GaussianMixture(2, model=lambda x, n_components: None, priors=priors).fit(x)
-
-
-SHARES = "shares that add up to one"
-WRONG = [
-    ({"scale": dist.LogNormal(0.0, 1.0)}, "expected one of 'covariances', 'means', 'weights', found 'scale'"),
-    ({"means": dist.HalfNormal(1.0)}, r"priors\['means'\]: expected a distribution on the real numbers"),
-    ({"weights": dist.Normal(0.0, 1.0)}, rf"priors\['weights'\]: expected a distribution on {SHARES}"),
-    ({"weights": dist.Dirichlet(torch.ones(3))}, rf"'weights'\]: .*{SHARES} that broadcasts to shape \(2,\)"),
-    ({"covariances": dist.Normal(0.0, 1.0)}, r"priors\['covariances'\]: expected a distribution on the positive numb"),
-    ({"covariances": InverseWishart(4.0, torch.eye(2))}, r"on the positive numbers, the support .*InverseWishart on"),
-    ({"means": dist.Normal(torch.zeros(3), 1.0)}, r"shape \(2, 2\) \(components first\), found Normal of batch shape"),
-    ({"means": dist.Normal(torch.zeros(3), 1.0).to_event(1)}, r"shape \(2, 2\) .*event shape \(3,\)"),
-    ({"means": ScaledNormal(torch.zeros(3), 1.0)}, r"shape \(2, 2\) .*event shape \(3,\)"),
-    ({"means": dist.Normal(0.0, 1.0).mask(False)}, r"priors\['means'\]: .*which is flat; leave the site out"),
-    (
-        {"means": dist.ImproperUniform(dist.constraints.real_vector, (), (2,))},
-        r"priors\['means'\]: expected a distribution with a density, found ImproperUniform",
-    ),
-    (
-        {"means": dist.Normal(torch.zeros(2, device="meta"), 1.0, validate_args=False)},
-        r"priors\['means'\]: expected Normal with numbers on 'cpu', .* found them on 'meta'",
-    ),
-    ({"means": 3.0}, r"priors\['means'\]: expected a Pyro distribution on the real numbers, found float"),
-    ({"means": torch.distributions.Normal(0.0, 1.0)}, "use pyro.distributions.Normal"),
-    ({"weights": dist.Poisson(1.0)}, r"priors\['weights'\]"),
-    ("strong", r"priors: expected a dictionary .*'weak'.*found 'strong'"),
-    (MixturePrior(), "priors: expected a dictionary"),
-]
-
-
-@pytest.mark.parametrize(("priors", "words"), WRONG)
-def test_what_is_no_prior_is_refused_by_name(priors, words):
-    with pytest.raises(InvalidArgumentError, match=words):
-        GaussianMixture(2, priors=priors).fit(clouds(30, 2, 2)[0])
-
-
-def test_what_contradicts_is_refused():
-    x = clouds(30, 2, 2)[0]
-    spread = {"covariances": dist.InverseGamma(2.0, 1.0)}
-    for options, words in (
-        ({"priors": spread, "prior": MixturePrior()}, "prior, priors: expected one of them, found both"),
-        ({"priors": spread, "covariance_regularization": 0.1}, "covariance_regularization: found 0.1 beside priors"),
-        ({"priors": "weak", "covariance_regularization": 0.1}, "covariance_regularization: found 0.1 beside priors"),
-        ({"priors": GENERIC["laplace"], "missing": "marginalize"}, r"missing: .*means ~ Laplace.*leave it out"),
-        ({"priors": GENERIC["laplace"], "batch_size": 9}, "batch_size: a mixture with priors that EM has no closed"),
-    ):
-        with pytest.raises(InvalidArgumentError, match=words):
-            GaussianMixture(2, **options).fit(x)
-    with pytest.raises(InvalidArgumentError, match="sample_weight: a mixture with priors"):
-        GaussianMixture(2, priors=GENERIC["laplace"]).fit(x, sample_weight=np.ones(30))
-    with pytest.raises(InvalidArgumentError, match="proper prior"):
-        GaussianMixture(2, priors=spread).fit(x).posterior(x)
-    floored = GaussianMixture(2, priors={"means": dist.Normal(0.0, 1.0)}, covariance_regularization=50.0).fit(x)
-    assert float(floored.model_.covariances.min()) >= 50

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.em.centered import CentredExpectation
 from pyrosplice.mixture.em.loop import EMOptions, EMResult, Expectation, QuadraticExpectation, run_em
 from pyrosplice.mixture.em.m_step import Penalty, Standardization
@@ -40,6 +41,8 @@ class Problem:
         The E-step of complete data that starts are made with: ``expectation``, unless values are missing.
     penalty
         Prior and floor.
+    named
+        Priors that tell components apart, so that starts number them by these; None where they are all alike.
     """
 
     rows: RowBlocks
@@ -47,6 +50,7 @@ class Problem:
     expectation: Expectation
     starter: QuadraticExpectation
     penalty: Penalty
+    named: SitePriors | None = None
 
     @classmethod
     def of(
@@ -91,15 +95,28 @@ class Problem:
         given: list[Any] = [weak_prior(*one, n_components) for one in weak] or [prior]
         known = [SitePriors.of(one, n_components, rows.dim, covariance_type) for one in given]
         penalty = Penalty.of(known, regularization, to_standard)
-        return cls(rows, to_standard, expectation, starter, penalty)
+        named = None if known[0].exchangeable else known[0]
+        return cls(rows, to_standard, expectation, starter, penalty, named)
 
     def start(self, means: Tensor, active: Tensor, *, max_lloyd: int = 0, total: bool = False) -> MixtureParameters:
         """Standardised starting parameters from means ``(B, J, M, D)`` in centred units of the data."""
         if total:
-            return from_total_covariance(self.starter, means, active, self.penalty)
+            return self._numbered(from_total_covariance(self.starter, means, active, self.penalty))
         if max_lloyd:
             means = lloyd(self.starter, means, active, max_iter=max_lloyd)
-        return from_means(self.starter, means, active, self.penalty)[0]
+        return self._numbered(from_means(self.starter, means, active, self.penalty)[0])
+
+    def _numbered(self, start: MixtureParameters) -> MixtureParameters:
+        if self.named is None:
+            return start
+        whole = self.standardization.backward(start)
+        sets, problems = start.weights.shape[:2]
+        index = [(torch.tensor(b), torch.tensor(j)) for b in range(sets) for j in range(problems)]
+        each = [in_order_of(self.named, whole.select(pick).to(torch.device("cpu"))) for pick in index]
+        parts = [[getattr(one, part) for one in each] for part in ("weights", "means", "covariances")]
+        shaped = [torch.stack(part).unflatten(0, (sets, problems)).to(start.means) for part in parts]
+        kind = start.covariance_type
+        return self.standardization.forward(MixtureParameters(shaped[0], shaped[1], shaped[2], kind))
 
     def run(self, start: MixtureParameters, options: EMOptions) -> EMResult:
         """EM; the parameters come back in units of the data."""

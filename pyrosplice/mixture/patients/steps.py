@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.guides.own_fit import log_density_of, observed_density
+from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.em.many import Fit, fit_many
 from pyrosplice.mixture.em.pooled_prior import pooled_prior
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters, gaussian_mixture
-from pyrosplice.mixture.mixture_prior import MixturePriors, closed_priors, has_covariances
+from pyrosplice.mixture.mixture_prior import MixturePriors, SitePriors, closed_priors, has_covariances
 from pyrosplice.mixture.own_mixture import PARTS, followed_from, in_words
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
@@ -93,7 +94,9 @@ def _followed(fit: Fit, cells: Tensor, options: GMMOptions) -> Fit:
     kind, k = options.covariance_type, fit.parameters.n_components
     priors: Any = options.prior
     program = partial(gaussian_mixture, n_components=k, covariance_type=kind, priors=priors)
-    own = followed_from(fit.parameters, program, f"a mixture with {in_words(options.not_conjugate)}", cells)
+    known = SitePriors.of(priors, k, cells.shape[1], kind)
+    start, name = in_order_of(known, fit.parameters), f"a mixture with {in_words(options.not_conjugate)}"
+    own = followed_from(start, program, name, cells)
     total = float(observed_density(own.guide.density, own.values))
     return Fit(
         MixtureParameters(**{part: own.values[part] for part in PARTS}, covariance_type=kind),
