@@ -98,8 +98,8 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Key of ``obsm`` when an AnnData is given; None is ``X``.
     model
         A Pyro model of your own in the place of :func:`~pyrosplice.mixture.gaussian_mixture.gaussian_mixture`: a
-        function of cells ``x`` ``(N, D)`` and those of ``n_components``, ``covariance_type`` and ``prior`` that it
-        names, or a class that is made with these and called with ``x``. It is fitted by
+        function of cells ``x`` ``(N, D)`` and those of ``n_components``, ``covariance_type``, ``prior`` and ``priors``
+        that it names, or a class that is made with these and called with ``x``. It is fitted by
         :class:`~pyrosplice.guides.AutoNewtonMAP` from EM's fit of the shipped model, which is what the options of EM
         are of; ``sites`` has all of its estimates. Where its cells have the density of a Gaussian mixture of sites
         ``weights``, ``means`` and ``covariances`` there is a ``model_``, and all that rests on it.
@@ -110,7 +110,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         :class:`~pyrosplice.priors.ScaledNormal`, :class:`~pyrosplice.priors.InverseWishart` or InverseGamma keep EM;
         any other is followed as ``model`` is, and ``engine`` says so. A prior of ``covariances`` takes the place of
         ``covariance_regularization``, which is flat covariances' floor and not added then. Draws need proper priors:
-        :meth:`posterior` puts weak ones in the place of None.
+        :meth:`posterior` puts weak ones in the place of None. Those that differ by component number the components.
 
     Attributes
     ----------

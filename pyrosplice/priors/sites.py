@@ -1,4 +1,4 @@
-r"""Priors of the isoform models: any Pyro distribution for any site, flat by default.
+r"""Priors by site: any Pyro distribution for any site of a model, flat by default. Those of the isoform models are
 
 ==============  ==================  ==========================  =====================================================
 site            shape of one gene   default                     meaning
@@ -16,6 +16,8 @@ entries, ``MultivariateNormal(zeros(Q), S)`` for ``beta`` couples the logits of 
 
 The flat priors are a normal (log-normal for σ) under ``mask(False)``, Pyro's idiom for a factor that is constant: the
 density is improper and zero on the log scale, while samplers and autoguides still find a point to start from.
+
+Mixtures have sites of their own (:func:`~pyrosplice.mixture.mixture_prior.prior_sites`).
 """
 
 from __future__ import annotations
@@ -200,7 +202,6 @@ def check_prior(name: str, prior: Any, site: PriorSite) -> None:
             f"priors[{name!r}]: expected a distribution on {SUPPORTS[wanted]}, the support of this site, found "
             f"{type(prior).__name__} on {support}."
         )
-
     if prior.is_discrete if hasattr(prior, "is_discrete") else support.is_discrete:
         raise InvalidArgumentError(f"priors[{name!r}]: {type(prior).__name__} is discrete; this site is continuous.")
     try:

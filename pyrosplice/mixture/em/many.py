@@ -93,24 +93,22 @@ def fit_many(
         means, active = _candidates(seeds, group)
         return problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
 
-    alike = prior is None or isinstance(prior, MixturePrior)  # for every number of components
-    groups = _component_groups(components) if alike else [[k] for k in sorted(set(components))]
+    alike = prior is None or isinstance(prior, MixturePrior)  # whatever the number of components
+    groups = [(1, group) for group in _component_groups(components)] if alike else [(k, [k]) for k in components]
     of = partial(Problem.of, covariance_type=covariance_type, prior=prior, regularization=regularization)
     out: list[dict[int, Fit]] = [{} for _ in sets]
     buckets = _buckets(sets, components, covariance_type, n_init, memory)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
         rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem = of(rows, n_components=1 if alike else groups[0][0])
+        problem, made_for = of(rows, n_components=groups[0][0]), groups[0][0]
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
-        for group in groups:
-            if not alike and group != groups[0]:
-                problem = of(rows, n_components=group[0])
+        for n, group in groups:
+            problem, made_for = (problem if n == made_for else of(rows, n_components=n)), n
             result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    alone = _rows([sets[b]], covariance_type)
-                    careful = of(alone, n_components=1 if alike else group[0], centred=True)
+                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centred=True)
                     again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)

@@ -91,11 +91,8 @@ class Problem:
         whole = TriangularExpectation if triangular else QuadraticExpectation
         starter = (CentredExpectation if centred else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
-        weak = zip(covariance, mean, strict=True) if isinstance(prior, str) else ()
-        given: list[Any] = [weak_prior(*one, n_components) for one in weak] or [prior]
-        known = [SitePriors.of(one, n_components, rows.dim, covariance_type) for one in given]
-        penalty = Penalty.of(known, regularization, to_standard)
-        named = None if known[0].exchangeable else known[0]
+        known = _priors_of(prior, n_components, covariance_type, mean, covariance)
+        penalty, named = Penalty.of(known, regularization, to_standard), None if known[0].exchangeable else known[0]
         return cls(rows, to_standard, expectation, starter, penalty, named)
 
     def start(self, means: Tensor, active: Tensor, *, max_lloyd: int = 0, total: bool = False) -> MixtureParameters:
@@ -122,6 +119,15 @@ class Problem:
         """EM; the parameters come back in units of the data."""
         result = run_em(self.expectation, start, self.penalty, options)
         return replace(result, parameters=self.standardization.backward(result.parameters))
+
+
+def _priors_of(
+    prior: MixturePriors | SitePriors, n_components: int, kind: CovarianceType, mean: Tensor, covariance: Tensor
+) -> list[SitePriors]:
+    """Priors of all data sets, or those of each where they are the weak ones of its cells' moments."""
+    weak = zip(covariance, mean, strict=True) if isinstance(prior, str) else ()
+    given: list[Any] = [weak_prior(*one, n_components) for one in weak] or [prior]
+    return [SitePriors.of(one, n_components, mean.shape[-1], kind) for one in given]
 
 
 def run_carefully(
