@@ -99,7 +99,9 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
         if make is SpatialShare:
             return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
-        if not tensors.keys() <= make.arg_constraints.keys():
+        known = make.arg_constraints  # of Wishart's, each object has its own
+        known = known if isinstance(known, Mapping) else inspect.signature(make.__init__).parameters
+        if not tensors.keys() <= known.keys():
             raise ValueError(f"arguments {sorted(tensors)}")
         return make(**tensors)
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -139,8 +141,8 @@ def _class_of(name: Any) -> Any:
 
 def _arguments(prior: Any) -> dict[str, Any]:
     names = [name for name in inspect.signature(type(prior).__init__).parameters if name in prior.arg_constraints]
-    if isinstance(prior, torch.distributions.MultivariateNormal):
-        names = ["loc", "scale_tril"]
+    if "scale_tril" in names:  # of normal and Wishart distributions: one of three ways to say a matrix
+        names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
     chosen = [name for name in names if name != "logits" or "probs" not in names]
     return {name: getattr(prior, name) for name in chosen}
 

@@ -320,6 +320,12 @@ def test_files_of_other_priors(tmp_path):
     mixture.save(tmp_path / "laplace")
     again = GaussianMixture.load(tmp_path / "laplace")
     assert again.engine == mixture.engine and torch.equal(again.sites["means"], mixture.sites["means"])
+    spread = {"covariances": dist.Wishart(5.0, matrix(dim=2))}
+    wishart = GaussianMixture(2, covariance_type="full", priors=spread, random_state=0)
+    wishart.fit(x).save(tmp_path / "wishart")
+    again = GaussianMixture.load(tmp_path / "wishart")
+    assert "Wishart" in again.engine
+    torch.testing.assert_close(again.clone().fit(x).sites["covariances"], wishart.sites["covariances"])
     GaussianMixture(2, priors="weak").save(tmp_path / "weak")
     assert GaussianMixture.load(tmp_path / "weak").priors == "weak"
 
