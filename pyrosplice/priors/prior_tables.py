@@ -15,13 +15,14 @@ from pyrosplice.io.codec import check_keys
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods.normal import Normal
 from pyrosplice.priors.penalized_complexity import SpatialShare
 from pyrosplice.priors.sites import REAL_SITES, complete_priors, is_flat
 from pyrosplice.priors.symmetric_normal import SymmetricNormal
 
 SHIPPED: dict[str, type[Likelihood]] = {
     kind.__name__: kind
-    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
+    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial, Normal)
 }
 OURS = {kind.__name__: kind for kind in (SpatialShare, SymmetricNormal)}
 MOST_SHOWN = 8  # numbers of an argument that is written out
