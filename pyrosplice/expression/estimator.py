@@ -21,7 +21,7 @@ from pyrosplice.errors import (
     check_option,
     check_switches,
 )
-from pyrosplice.expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
+from pyrosplice.expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, is_default, known_options
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
@@ -29,6 +29,7 @@ from pyrosplice.expression.engine.joint_newton import NewtonOptions
 from pyrosplice.expression.engine.row_source import Design, RowSource
 from pyrosplice.expression.fit_rows import describe_codes
 from pyrosplice.expression.formula_design import DesignMatrix
+from pyrosplice.expression.noise_models import held_scale
 from pyrosplice.likelihoods.cell_counts import CellCounts
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
@@ -155,6 +156,8 @@ class Estimator(Described):
         p, r = self.source.design.x.shape[1], self.source.design.z.shape[1]
         how = {"init_a": self.init_a, "init_b": self.init_b}
         inputs = self.input_data
+        if held_scale(inputs.likelihood) is not None and not is_default(self.init_b, "AUTO"):
+            raise InvalidArgumentError(f"init_b: {inputs.likelihood!r} holds its scale; leave one of the two out.")
         free = inputs.constraints_loc.free_names, inputs.constraints_scale.free_names
         genes = inputs.counts.gene_names
         given = {k: _given_start(k, v, names, genes) for (k, v), names in zip(how.items(), free, strict=True)}

@@ -62,8 +62,8 @@ def _unfit(likelihood: Likelihood) -> str | None:
         value = getattr(likelihood, name)
         if value is not None and not (is_number(value) and 0 < value < math.inf):
             return (
-                f"holds {name} at {value!r}: expression holds it at one positive number for all genes; None estimates "
-                "it for each."
+                f"holds {name}, and expression holds it at one positive number for all genes (None estimates it for "
+                f"each): found {value!r}."
             )
     return None
 
