@@ -304,8 +304,8 @@ class ExpressionGLM(FollowedExpression, Described):
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``
-        where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
+        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; the
+        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
 
         Parameters
         ----------

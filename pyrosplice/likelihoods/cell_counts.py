@@ -39,7 +39,7 @@ class CellCounts(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each count."""
-        return self.likelihood.at_scale(self.zeta).log_prob(value.to(self.eta).unsqueeze(-1), self.eta.unsqueeze(-1))
+        return self.likelihood.cell_log_prob(value.to(self.eta).unsqueeze(-1), self.eta.unsqueeze(-1), self.zeta)
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Counts ``(*sample_shape, ..., G, N)``."""

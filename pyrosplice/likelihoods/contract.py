@@ -277,9 +277,15 @@ class Likelihood(Extensible):
         """The same with the hyper-parameter that is free at ``exp(± zeta)`` of each cell, ``(..., G, N)``."""
         return self.bind({name: (self.scale_sign * zeta).exp() for name in self.free})
 
+    def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
+        """:meth:`log_prob` ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
+        found = self.at_scale(zeta).log_prob(counts, eta)
+        shape = torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
+        return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
+
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
         """Weighted log density and derivatives of rows of one count, ``total`` = weight × count: all ``(G, N)``."""
-        return terms_by_autograd(lambda y, e, z: self.at_scale(z).log_prob(y, e), total, weight, eta, zeta)
+        return terms_by_autograd(self.cell_log_prob, total, weight, eta, zeta)
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
         """Weighted information of each row on its location predictor, expected where that is known: ``(G, N)``."""

@@ -271,6 +271,11 @@ class TwoHyperparameters(SizeDistribution):
     gate = None
 
 
+class WrongTerms(SizeDistribution):
+    def terms(self, total, weight, eta, zeta):
+        return super().terms(total, weight, eta, zeta)._replace(g_zeta=0 * eta)
+
+
 class GivenTotals(GeometricDensity):
     conditional = True
 
@@ -283,6 +288,7 @@ class GivenTotals(GeometricDensity):
         (TwoPredictors(), r"has 2 predictors of one count \(location, scale\)"),
         (TwoHyperparameters(), "2 hyper-parameters to estimate .size, gate.*hold the others"),
         (GivenTotals(), "conditional = False"),
+        (WrongTerms(), r"terms of which g_zeta do not follow from its log_prob"),
         (NegativeBinomial(exposure=torch.ones(100)), "give them as size_factors"),
         (NegativeBinomial(dispersion=torch.full((3, 1), 0.3)), "one positive number for all genes"),
         (NegativeBinomial(dispersion=-1.0), "holds dispersion.*found -1.0"),
@@ -310,6 +316,22 @@ def test_contradictions_are_refused():
         expression("nb", COUNTS - 5)
     with pytest.raises(InvalidArgumentError, match="counts: expected non-negative"):
         usage(Poisson(), COUNTS - 5)
+
+
+def test_a_density_that_is_not_of_each_cell_is_refused():
+    class Unsummed(OneCount):
+        def log_prob(self, counts, eta):
+            return counts * eta - eta.exp()
+
+    class Flat(OneCount):
+        def distribution(self, eta):
+            return dist.Poisson(eta[..., 0].exp())
+
+    for kind in (Unsummed, Flat):
+        with pytest.raises(
+            InvalidArgumentError, match=f"expected (log_prob|mean) of {kind.__name__} to be a Tensor of shape"
+        ):
+            expression(kind())
 
 
 def test_what_follows_from_a_distribution():
