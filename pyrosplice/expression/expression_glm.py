@@ -305,7 +305,8 @@ class ExpressionGLM(FollowedExpression, Described):
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
         posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; the
-        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
+        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``,
+        ``scale_coefficient``.
 
         Parameters
         ----------

@@ -79,9 +79,8 @@ def _wrong_terms(likelihood: Likelihood) -> list[str]:
     """Closed forms of a person's own, of cells one by one, that are not the density's, at five counts."""
     if is_ours(type(likelihood)) or likelihood.by_totals or type(likelihood).terms is Likelihood.terms:
         return []
-    y, eta, zeta = torch.tensor(
-        [[[0.0, 1.0, 2.0, 4.0, 30.0]], [[0.3, -1.0, 0.0, 1.0, 2.0]], [[0.5, 1.0, 0.0, 0.4, -1.0]]]
-    ).double()
+    y = torch.tensor([[0.0, 1.0, 2.0, 4.0, 30.0]], dtype=torch.float64)
+    eta, zeta = (y + 0.4).log(), (y / 4).sin()
     rows = (2 * y, torch.full_like(y, 2.0), eta, zeta)
     found, exact = likelihood.terms(*rows), terms_by_autograd(likelihood.cell_log_prob, *rows)
     parts = Terms._fields if likelihood.free else ("value", "g_eta", "h_eta")

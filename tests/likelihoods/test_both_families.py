@@ -328,9 +328,7 @@ def test_a_density_that_is_not_of_each_cell_is_refused():
             return dist.Poisson(eta[..., 0].exp())
 
     for kind in (Unsummed, Flat):
-        with pytest.raises(
-            InvalidArgumentError, match=f"expected (log_prob|mean) of {kind.__name__} to be a Tensor of shape"
-        ):
+        with pytest.raises(InvalidArgumentError, match=f"expected (log_prob|mean) of {kind.__name__} to be a Tensor"):
             expression(kind())
 
 
