@@ -15,6 +15,7 @@ from pyrosplice.io.codec import check_keys
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods.normal import Normal
 from pyrosplice.priors.inverse_wishart import InverseWishart
 from pyrosplice.priors.penalized_complexity import SpatialShare
 from pyrosplice.priors.scaled_normal import ScaledNormal
@@ -23,7 +24,7 @@ from pyrosplice.priors.symmetric_normal import SymmetricNormal
 
 SHIPPED: dict[str, type[Likelihood]] = {
     kind.__name__: kind
-    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
+    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial, Normal)
 }
 OURS = {kind.__name__: kind for kind in (SpatialShare, SymmetricNormal, ScaledNormal, InverseWishart)}
 MOST_SHOWN = 8  # numbers of an argument that is written out

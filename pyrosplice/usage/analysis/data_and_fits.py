@@ -183,6 +183,7 @@ class UsageModels:
             covariance=covariance,
             section_key=section_key,
             missing=missing,
+            n_isos=self.likelihood.n_categories,
         )
         prepared = prepare(adata, options)
         if self.model_type != "glm":

@@ -15,7 +15,7 @@ from pyrosplice.hypothesis.coefficients.identified import TOUCHED
 from pyrosplice.hypothesis.coefficients.wald import Effects
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.usage.analysis.differential_usage import DifferentialUsage
-from pyrosplice.usage.analysis.options import law_name
+from pyrosplice.usage.analysis.options import check_of_isoforms, law_name
 from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import Law
@@ -80,6 +80,7 @@ class UsageEffects(DifferentialUsage):
             A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
         """
         self._shipped_only("get_effects")
+        check_of_isoforms(self.likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
         check_share("level", level)
         check_option("variance", variance, ("robust", "model"))
         if law is not None:

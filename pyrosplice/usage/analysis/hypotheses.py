@@ -15,7 +15,7 @@ from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.usage.analysis.data_and_fits import TEST_BATCH, UsageModels
-from pyrosplice.usage.analysis.options import permutation_null_of, variability_settings
+from pyrosplice.usage.analysis.options import check_of_isoforms, permutation_null_of, variability_settings
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.gene_tests import linearized as gene_tests
 from pyrosplice.usage.gene_tests import variability_ratio
@@ -106,6 +106,8 @@ class UsageTests(UsageModels):
             raise NoResultsError(
                 f"model_type={self.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
             )
+        if method == "score":
+            check_of_isoforms(self.likelihood, "method='score' takes a spot's total as given; use method='llr'")
         settings = variability_settings(method, use_perm_null, importance, n_bootstrap, kwargs)
         check_switches(adjust_for_design=adjust_for_design)
         null = permutation_null_of(n_perms_per_gene, settings, use_perm_null)

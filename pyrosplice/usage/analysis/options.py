@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from pyrosplice.effects.isoform_effect import check_isoform_effect
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_integer, check_option, check_switches
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.usage.gene_tests.linearized import PermutationNull
 from pyrosplice.usage.gene_tests.terms import By, TestLaw, Variance
@@ -41,6 +41,12 @@ def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[T
     """Raise unless the effect has a meaning for genes ``(N, K)`` of each number of isoforms."""
     for gene in {table.shape[1]: table for table in counts}.values():
         check_isoform_effect(isoform_effect, share_variance=True, likelihood=likelihood, counts=gene.unsqueeze(0))
+
+
+def check_of_isoforms(likelihood: Likelihood, what: str) -> None:
+    """Raise where the likelihood is of one count a spot, which has no usage of isoforms."""
+    if likelihood.n_categories[1] == 1:
+        raise NoResultsError(f"likelihood: {likelihood!r} is of one count a spot, and {what}.")
 
 
 def check_usage_options(covariates: Sequence[str], **given: str) -> None:

@@ -229,6 +229,8 @@ class DataOptions:
     ----------
     model_type, space
         What the covariance is for.
+    n_isos
+        Of how many isoforms the likelihood is, at least and at most.
     """
 
     model_type: str
@@ -247,6 +249,7 @@ class DataOptions:
     covariance: Any
     section_key: str | None
     missing: str
+    n_isos: tuple[int, int | None] = (2, None)
 
     def __post_init__(self) -> None:
         if not is_whole(self.min_component_size, 1):
@@ -304,6 +307,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         min_counts=options.min_counts,
         min_bin_pct=options.min_bin_pct,
         spots=kept,
+        n_isos=options.n_isos,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
