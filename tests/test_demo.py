@@ -30,7 +30,7 @@ def simulated(tmp_path_factory):
 def test_simulated_tissue_leaves_every_table(simulated):
     sv = pd.read_csv(simulated / "spatial_variability.csv")
     du = pd.read_csv(simulated / "differential_usage.csv")
-    assert list(sv.columns) == ["gene", "statistic", "pvalue", "pvalue_adj"]
+    assert list(sv.columns) == ["gene", "statistic", "pvalue", "pvalue_adj", "reason"]
     assert len(sv) == 8 and len(du) == 16
     assert set(du["covariate"]) == {"smooth", "iid"}
     genes = pd.read_csv(simulated / "genes.csv")

@@ -21,13 +21,12 @@ from pyrosplice.expression.engine.endless_contrasts import identified_contrasts,
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.shrink import prior_scale, shrink_coefficient
 from pyrosplice.expression.estimator import Estimator, gene_means
-from pyrosplice.expression.fit_rows import describe_codes, describe_reasons
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
 from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice.expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice.expression.quasi_test import QuasiFit, fit_at, quasi_fit
-from pyrosplice.expression.results import ExpressionTest
+from pyrosplice.expression.results import LOG_2, ExpressionTest
 from pyrosplice.expression.stored_fit import SavedExpression, saved_design, saved_design_of
 from pyrosplice.expression.tests import (
     FIT_OPTIONS,
@@ -35,13 +34,14 @@ from pyrosplice.expression.tests import (
     contrast_test,
 )
 from pyrosplice.guides.own_model import Program, check_model, takes
+from pyrosplice.hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.priors.named import Priors
+from pyrosplice.reasons import FitCode, Reason, describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.tables.names import places_of, text_names
 
@@ -103,8 +103,8 @@ class ExpressionGLM(FollowedExpression, Described):
         if own is not None:
             rows |= {"model": own.name, "engine": own.engine}
         if self._own is not None:
-            reasons = describe_reasons(self._own.guide.optimum.reason)
-            return {"data": f"{len(self._location.matrix)} cells, {len(self.gene_names)} genes", **rows, "fit": reasons}
+            ended = describe_reasons(self._own.guide.optimum.reason)
+            return {"data": f"{len(self._location.matrix)} cells, {len(self.gene_names)} genes", **rows, "fit": ended}
         if self._fit is None:
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
@@ -113,7 +113,7 @@ class ExpressionGLM(FollowedExpression, Described):
             "data": f"{cells}{len(self.gene_names)} genes",
             **rows,
             "coefficients": ", ".join(self.coefficient_names),
-            "fit": describe_codes(self._fit.code) + loaded,
+            "fit": describe_reasons(self._fit.reason) + loaded,
         }
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
@@ -230,7 +230,7 @@ class ExpressionGLM(FollowedExpression, Described):
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
             warn_of_noise(self.estimator, stacklevel=4)
-        if method == "wald" or (self.results.code == FitCode.ALL_ZERO).all():
+        if method == "wald" or (self.results.reason == Reason.NO_COUNTS.value).all():
             return wald
         return apply_method(method, self._data(), wald, rows, donors=donors, quasi=self.quasi)
 
@@ -245,7 +245,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Fold changes of one coefficient shrunken by a Cauchy prior: gene, log2fc, its posterior SD, the prior scale.
+        """Fold changes of one coefficient shrunken by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Root mean squared errors of log2
@@ -266,10 +266,11 @@ class ExpressionGLM(FollowedExpression, Described):
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        return pd.DataFrame(
-            {"gene": self.gene_names, "log2fc": mode / np.log(2), "log2fc_sd": sd / np.log(2),
-             "log2fc_mle": self.results.theta[:, k] / np.log(2), "prior_scale": scale}
-        )  # fmt: skip
+        mle = self.results.theta[:, k] / LOG_2
+        return TestTable(
+            labels={"gene": self.gene_names}, effect=mode / LOG_2, se=sd / LOG_2,
+            why=unless_ended(fit.reason, Reason.NOT_FINITE.value), more={"effect_mle": mle, "prior_scale": scale},
+        ).to_frame()  # fmt: skip
 
     def adjusted_dispersion(self) -> Array:
         """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
@@ -345,10 +346,10 @@ class ExpressionGLM(FollowedExpression, Described):
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
-        """One row a gene and location coefficient: estimate, standard error (natural log) and code.
+        """One row a gene and location coefficient: its estimate (``effect``, natural log), standard error and why not.
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
-        or its estimate is at infinity.
+        or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
         """
         fit, c = self.results, self._constraints
         p = fit.n_location
@@ -359,15 +360,15 @@ class ExpressionGLM(FollowedExpression, Described):
         variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
         for gene, kept in identified_contrasts(fit, c.matrix).items():
             variance[gene, ~in_span(kept)] = np.inf
-        return pd.DataFrame(
-            {
-                "gene": np.repeat(self.gene_names, full.shape[1]),
-                "coefficient": np.tile(self.coefficient_names, len(full)),
-                "estimate": full.ravel(),
-                "se": np.sqrt(variance).ravel(),
-                "code": np.repeat([FitCode(k).name.lower() for k in fit.code], full.shape[1]),
-            }
-        )
+        labels = {
+            "gene": np.repeat(self.gene_names, full.shape[1]),
+            "coefficient": np.tile(self.coefficient_names, len(full)),
+        }
+        ended = np.repeat(fit.reason, full.shape[1])
+        return TestTable(
+            labels=labels, effect=full, se=np.sqrt(variance), why=unless_ended(ended, Reason.NOT_IDENTIFIED.value),
+            more={"fit_ended": ended},
+        ).to_frame()  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write coefficients, information and design to one safetensors file; the counts are not saved.

@@ -1,15 +1,12 @@
-"""What fits and tests of expression say about themselves, in rows."""
+"""What tests of expression say about themselves, in rows."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from pyrosplice.hypothesis.fdr import adjust_jointly
-from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.representation import FDR
 
 
@@ -23,15 +20,3 @@ def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
         "found": f"{found} at FDR {FDR:.0%}",
         "smallest p": smallest or "none",
     }
-
-
-def describe_reasons(reasons: Iterable[str]) -> str:
-    """How the fits of a model of one's own ended: ``298 converged, 2 stalled``."""
-    return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())
-
-
-def describe_codes(codes: Any) -> str:
-    """How the fits of expression ended: ``298 converged, 2 separated``."""
-    kinds, counts = np.unique(np.asarray(codes), return_counts=True)
-    order = np.argsort(-counts)
-    return ", ".join(f"{counts[i]} {FitCode(kinds[i]).name.lower().replace('_', ' ')}" for i in order)

@@ -96,7 +96,7 @@ def test_the_convergence_table_has_reasons(glm):
     y = np.zeros((20, 2))
     y[::2, 1] = 3
     empty = ExpressionGLM("~1+group").fit(y, sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
-    assert convergence_table(empty)["reason"].tolist() == ["all_zero", "separated"]
+    assert convergence_table(empty)["reason"].tolist() == ["no_counts", "separated"]
     assert convergence_table(empty)["means"].str.contains("no counts|infinity").all()
 
 

@@ -27,7 +27,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit, safe_inverse
 from pyrosplice.expression.engine.joint_newton import Derivatives, Newton, NewtonOptions, derivatives
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import FitCode
 
 Array = NDArray[np.float64]
 LOG_TAU = np.linspace(math.log(1e-3), math.log(4.0), 22)
@@ -172,14 +172,14 @@ class _Block:
         best = fine[CubicSpline(LOG_TAU, np.nan_to_num(values, nan=-1e300))(fine).argmax(0)]
         near = np.abs(LOG_TAU[:, None] - best).argmin(0)
         theta = torch.stack(modes)[near, torch.arange(len(which))]
-        value, theta, information, ok = self.laplace(theta, torch.as_tensor(best, device=start.device))
+        value, theta, information, code = self.laplace(theta, torch.as_tensor(best, device=start.device))
         found, location = self.source.basis.outward(theta.cpu().numpy()), self.source.basis.part(slice(0, p))
         out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
         out.scale[which] = found[:, p + j :]
         out.covariance[which] = location.covariance(safe_inverse(information.cpu().numpy())[:, :p, :p])
         out.tau[which] = np.exp(best)
         out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
-        found_code = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+        found_code = code.cpu().numpy()
         # a donor's effect, which has a prior, bounds no coefficient: what is at infinity without donors is with them
         out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
@@ -197,7 +197,7 @@ class _Block:
             profile.variance[which, k] = np.einsum("p,gpq,q->g", contrast, inverse, contrast)
 
     def laplace(self, start: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Restricted log likelihood at τ, the mode, the information of (β, u) there, and whether it was found."""
+        """Restricted log likelihood at τ, the mode, the information of (β, u) there, and how the search ended."""
         p, j, noise = self.p, self.j, self.source.noise
         penalty = _DonorPrior(torch.exp(-2 * log_tau), p, j, start.shape[1])
         solution = Newton(self.rows, noise, prior=penalty.derivatives, options=OPTIONS).run(start)
@@ -206,7 +206,8 @@ class _Block:
         information = d.information[:, : p + j, : p + j]
         value = d.value - j * log_tau - 0.5 * torch.linalg.slogdet(information)[1]
         ok = (solution.code == int(FitCode.CONVERGED)) | (solution.code == int(FitCode.POISSON_BOUNDARY))
-        return value, solution.theta, information, ok
+        code = torch.where(ok, int(FitCode.CONVERGED), solution.code.clamp_min(int(FitCode.FAILED)))
+        return value, solution.theta, information, code
 
 
 @dataclass(frozen=True)

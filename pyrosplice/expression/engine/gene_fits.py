@@ -26,7 +26,7 @@ from pyrosplice.expression.engine.joint_newton import (
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.likelihoods.noise import Noise
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import FitCode, reasons_of_codes
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -92,6 +92,11 @@ class GlmFit:
     def inner_covariance(self) -> Array:
         """Covariance of the location coefficients in the coordinates of ``basis`` ``(G, P, P)``."""
         return safe_inverse(self.inner_fisher)
+
+    @cached_property
+    def reason(self) -> NDArray[np.object_]:
+        """Why the fit of each gene ended ``(G,)``: words of :class:`~pyrosplice.reasons.Reason`."""
+        return reasons_of_codes(self.code)
 
     @property
     def n_location(self) -> int:
@@ -165,6 +170,7 @@ def _fit_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions 
         _solve_block(fit, block, noise, options)
     except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         if len(block.which) == 1:
+            fit.code[block.which] = int(FitCode.RAISED)
             return [error]
         return [e for half in block.halves() for e in _fit_block(fit, half, noise, options)]
     return []
@@ -183,7 +189,7 @@ def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOption
     fit.log_likelihood[which] = solution.value.cpu().numpy()
     lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
     # an overflow of the predictor, or nothing that identifies a coefficient
-    fit.code[which[lost]] = int(FitCode.FAILED)
+    fit.code[which[lost]] = int(FitCode.NOT_FINITE)
 
 
 def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:
