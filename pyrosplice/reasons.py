@@ -57,10 +57,7 @@ class Reason(StrEnum):
         "the integrated sites have no mode, or no Gaussian curvature at it, so that there is no Laplace value",
     )
     NOT_FINITE = "not_finite", "the objective or its gradient is not finite"
-    RAISED = (
-        "raised",
-        "the likelihood raised an error for this gene, which has its start values, the last good ones or none",
-    )
+    RAISED = "raised", "the likelihood raised an error for this gene, which keeps a start, the last good values or none"
     NOT_REFINED = (
         "not_refined",
         "converged by Laplace's method, whose estimates these are; refine() found no optimum from there",
@@ -70,6 +67,7 @@ class Reason(StrEnum):
         "singular",
         "a covariance is singular, or too small against the spread of the data; the last sound parameters are kept",
     )
+    FEW_CELLS = "few_cells", "fewer distinct cells than components, some of which have none"
     ONE_ISOFORM = "one_isoform", "one isoform of the gene is seen, so that its usage does not vary"
     NOT_IDENTIFIED = (
         "not_identified",
