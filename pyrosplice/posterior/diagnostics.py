@@ -66,8 +66,8 @@ def predictive_check(
     Returns
     -------
     DataFrame
-        ``gene``, ``statistic``, ``observed``, ``mean``, ``low``, ``high`` (90 %), and ``p``: chance that the statistic
-        is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
+        ``gene``, ``statistic``, ``observed``, ``mean``, ``lower``, ``upper`` (90 %), and ``pvalue``: chance that the
+        statistic is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
     require(tree, group)
     if is_padded(tree):
@@ -81,7 +81,7 @@ def predictive_check(
         here, there = statistic(observed), statistic(drawn)
         low, high = np.nanquantile(there, (0.05, 0.95), axis=0)
         chance = (there > here).mean(0) + 0.5 * (there == here).mean(0)
-        columns = {"observed": here, "mean": np.nanmean(there, 0), "low": low, "high": high, "p": chance}
+        columns = {"observed": here, "mean": np.nanmean(there, 0), "lower": low, "upper": high, "pvalue": chance}
         rows.append(pd.DataFrame({"gene": units_of(tree), "statistic": label, **columns}))
     return pd.concat(rows, ignore_index=True)
 

@@ -47,7 +47,7 @@ def test_groups_dims_and_diagnostics(tree):
     np.testing.assert_allclose(posterior.dispersion, np.exp(-posterior.scale.isel(scale_coefficient=0)))
     assert tree["posterior_predictive"].counts.dims == ("chain", "draw", "gene", "cell")
     assert leave_one_out(tree)["verdict"].eq("fine").all()
-    assert predictive_check(tree)["p"].between(0.01, 0.99).all()
+    assert predictive_check(tree)["pvalue"].between(0.01, 0.99).all()
     assert set(prior_sensitivity(tree)["site"]) == {"location", "scale"}
     assert np.isfinite(tree["prior_predictive"].counts).all()
 

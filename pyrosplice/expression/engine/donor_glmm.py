@@ -32,6 +32,7 @@ from pyrosplice.reasons import FitCode
 Array = NDArray[np.float64]
 LOG_TAU = np.linspace(math.log(1e-3), math.log(4.0), 22)
 OPTIONS = NewtonOptions(tol=1e-8, max_iter=60)
+UNLIKELY = -1e100  # log likelihood of a τ at which it is not finite; a spline through it does not overflow
 FINE = 401  # points between which τ is found: log τ to 0.02
 
 
@@ -169,7 +170,8 @@ class _Block:
             if out.profile is not None and contrast is not None:
                 self._profile(out.profile, which, k, values[-1], information, contrast)
         fine = np.linspace(LOG_TAU[0], LOG_TAU[-1], FINE)
-        best = fine[CubicSpline(LOG_TAU, np.nan_to_num(values, nan=-1e300))(fine).argmax(0)]
+        known = np.where(np.isfinite(values), values, UNLIKELY)
+        best = fine[CubicSpline(LOG_TAU, known)(fine).argmax(0)]
         near = np.abs(LOG_TAU[:, None] - best).argmin(0)
         theta = torch.stack(modes)[near, torch.arange(len(which))]
         value, theta, information, code = self.laplace(theta, torch.as_tensor(best, device=start.device))
