@@ -66,7 +66,7 @@ def test_effect_labels_of_numbers_and_of_counts_say_what_they_are():
 def test_forest_fills_what_does_not_cover_zero_and_names_each_gene_once():
     table = pd.DataFrame(
         {"gene": ["g", "g", "h"], "label": ["x", "y", "x"], "mean": [1.0, 0.2, -2.0], "lower": [0.5, -1.0, -3.0]}
-    ).assign(high=[1.5, 1.4, -1.0])
+    ).assign(upper=[1.5, 1.4, -1.0])
     ax = effect_forest(table, name="log odds")
     assert [label.get_text().split() for label in ax.get_yticklabels()] == [["g", "x"], ["y"], ["h", "x"]]
     intervals, points = ax.lines[0:6:2], ax.lines[1:6:2]
