@@ -29,7 +29,8 @@ from pyrosplice.expression.engine.joint_newton import NewtonOptions
 from pyrosplice.expression.engine.row_source import Design, RowSource
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.likelihoods.noise import Noise
-from pyrosplice.reasons import FitCode, describe_reasons
+from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.tables.cells import Cells, as_numbers
 from pyrosplice.tables.names import by_name, places_of

@@ -17,10 +17,10 @@ from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import known_options
 from pyrosplice.expression.conditions import condition_row
 from pyrosplice.expression.engine.dispersion import cox_reid
-from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.shrink import prior_scale, shrink_coefficient
 from pyrosplice.expression.estimator import Estimator, gene_means
+from pyrosplice.expression.fit_rows import coefficient_rows
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
 from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
@@ -39,9 +39,10 @@ from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
 from pyrosplice.modes import works_in_any_mode
+from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.priors.named import Priors
-from pyrosplice.reasons import FitCode, Reason, describe_reasons
+from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.tables.names import places_of, text_names
 
@@ -351,24 +352,7 @@ class ExpressionGLM(FollowedExpression, Described):
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
         or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
         """
-        fit, c = self.results, self._constraints
-        p = fit.n_location
-        full = c.full(fit.theta[:, :p].T).T
-        inner, rows = fit.inner_covariance, c.matrix @ fit.basis.matrix[:p, :p]
-        known, infinite = (np.asarray(v) for v in (np.isfinite(inner).all((1, 2)), np.isinf(inner).any((1, 2))))
-        variance = (rows @ np.where(known[:, None, None], inner, 0.0) * rows).sum(2)
-        variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
-        for gene, kept in identified_contrasts(fit, c.matrix).items():
-            variance[gene, ~in_span(kept)] = np.inf
-        labels = {
-            "gene": np.repeat(self.gene_names, full.shape[1]),
-            "coefficient": np.tile(self.coefficient_names, len(full)),
-        }
-        ended = np.repeat(fit.reason, full.shape[1])
-        return TestTable(
-            labels=labels, effect=full, se=np.sqrt(variance), why=unless_ended(ended, Reason.NOT_IDENTIFIED.value),
-            more={"fit_ended": ended},
-        ).to_frame()  # fmt: skip
+        return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names)
 
     def save(self, path: str | Path) -> None:
         """Write coefficients, information and design to one safetensors file; the counts are not saved.

@@ -35,7 +35,7 @@ from pyrosplice.guides.own_model import (
 )
 from pyrosplice.likelihoods.noise import NOISE, NegativeBinomial
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 OF_THE_ENGINE = {"train_args": None} | {
     name: default

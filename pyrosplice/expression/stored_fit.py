@@ -14,7 +14,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.own_expression import SavedSites
 from pyrosplice.io.codec import NEW, check_sizes
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.tables.formula_files import check_plain, pack, unpack
 from pyrosplice.tables.formula_grammar import is_plain
 

@@ -27,7 +27,8 @@ from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.results import ExpressionTest
 from pyrosplice.expression.statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice.hypothesis.test_table import unless_ended
-from pyrosplice.reasons import FitCode, Reason
+from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import Reason
 from pyrosplice.tables.cells import as_numbers
 from pyrosplice.tables.names import by_name, text_names
 

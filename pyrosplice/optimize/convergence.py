@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.reasons import Reason
+
+
+class FitCode(IntEnum):
+    """The reasons of fits of expression as the numbers that tensors and files hold; from ``FAILED`` on it failed."""
+
+    CONVERGED = 0
+    POISSON_BOUNDARY = 1
+    SEPARATED = 2
+    ALL_ZERO = 3
+    FAILED = 4
+    MAX_EPOCHS = 5
+    STALLED = 6
+    NOT_FINITE = 7
+    RAISED = 8
+    SADDLE = 9
+    UNBOUNDED = 10
+    NO_MODE = 11
+
+    @classmethod
+    def of(cls, reason: Reason) -> FitCode:
+        """The number of a reason; ``FAILED`` where it has none of its own."""
+        return next((code for code in cls if code.reason == reason), cls.FAILED)
+
+    @property
+    def reason(self) -> Reason:
+        """The same in the words of every family."""
+        own = {FitCode.POISSON_BOUNDARY: Reason.BOUNDARY, FitCode.ALL_ZERO: Reason.NO_COUNTS}
+        return own.get(self) or Reason(self.name.lower())
+
+
+def reasons_of_codes(codes: Any) -> NDArray[np.object_]:
+    """The words of an array of :class:`FitCode`, in its shape."""
+    return np.array([code.reason.value for code in FitCode], dtype=object)[np.asarray(codes)]
 
 
 @dataclass

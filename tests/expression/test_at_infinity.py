@@ -12,7 +12,7 @@ import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods.noise import NOISE
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 N = 120
 RNG = np.random.default_rng(3)

@@ -23,7 +23,7 @@ from pyrosplice.expression.quasi_likelihood import (
 )
 from pyrosplice.expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
 from pyrosplice.likelihoods.noise import NOISE
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 

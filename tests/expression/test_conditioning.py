@@ -18,7 +18,7 @@ from pyrosplice.expression.expression_glm import ExpressionGLM
 from pyrosplice.expression.formula_design import check_full_rank
 from pyrosplice.io.archive import Archive
 from pyrosplice.likelihoods.noise import NOISE, Noise
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 N = 90
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from pyrosplice.expression.engine.laplace_guide import fit_mode, gene_log_densit
 from pyrosplice.expression.engine.row_source import Design, RowSource
 from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.likelihoods.noise import NOISE, Noise
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 

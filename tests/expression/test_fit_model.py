@@ -12,7 +12,7 @@ from pyrosplice.expression.constraints import parse_constraint
 from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.formula_design import from_formula
 from pyrosplice.expression.size_factors import median_of_ratios, normed_sum
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.expression.estimator import Estimator
-from pyrosplice.reasons import FitCode, Reason, reasons_of_codes
+from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
+from pyrosplice.reasons import Reason
 from tests.expression.conftest import every_test
 from tests.missing_results import check_reasons
 

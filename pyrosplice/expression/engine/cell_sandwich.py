@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.likelihoods.noise import LOG_LINK_LIMIT
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from pyrosplice.expression.engine.joint_newton import DIRECT_ZETA, Newton, Newto
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.likelihoods.noise import Noise
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
 LOWEST_ZETA = -8.0

@@ -27,7 +27,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit, safe_inverse
 from pyrosplice.expression.engine.joint_newton import Derivatives, Newton, NewtonOptions, derivatives
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
 LOG_TAU = np.linspace(math.log(1e-3), math.log(4.0), 22)

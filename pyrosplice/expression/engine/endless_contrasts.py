@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrosplice.expression.engine.gene_fits import GlmFit
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
 MOVES = 0.1  # of a predictor, by Newton's next step: one where the estimate is at infinity, else below 0.01

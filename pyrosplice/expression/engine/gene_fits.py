@@ -26,7 +26,7 @@ from pyrosplice.expression.engine.joint_newton import (
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.likelihoods.noise import Noise
-from pyrosplice.reasons import FitCode, reasons_of_codes
+from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrosplice.expression.engine.pseudo_cells import Rows, weighted_gram
 from pyrosplice.likelihoods.noise import Noise
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 BOUNDARY_ZETA = 28.0  # dispersion 7e-13: Poisson to the last digit of any likelihood
 DIRECT_ZETA = 20.0  # beyond it, straight to the boundary

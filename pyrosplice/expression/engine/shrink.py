@@ -17,7 +17,7 @@ from torch import Tensor
 from pyrosplice.expression.engine.gene_fits import GlmFit, fit_glm
 from pyrosplice.expression.engine.joint_newton import Derivatives, LogPrior, NewtonOptions
 from pyrosplice.expression.engine.row_source import RowSource
-from pyrosplice.reasons import FitCode
+from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
 SCALE_RANGE = (1e-3, 10.0)
