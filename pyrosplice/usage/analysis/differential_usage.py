@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.usage.analysis.data_and_fits import TEST_BATCH
 from pyrosplice.usage.analysis.hypotheses import UsageTests
-from pyrosplice.usage.analysis.options import check_usage_options, law_name
+from pyrosplice.usage.analysis.options import check_usage_options, law_name, surrogate_settings
 from pyrosplice.usage.gene_tests import covariate_tests
 from pyrosplice.usage.gene_tests.covariate_law import Law
 from pyrosplice.usage.gene_tests.linearized import GeneTests, run_batches
@@ -33,8 +34,8 @@ from pyrosplice.usage.gene_tests.reliability import (
 from pyrosplice.usage.gene_tests.terms import (
     By,
     Contrast,
-    CovarianceLaw,
     Term,
+    TestLaw,
     Variance,
     contrasts_of,
     same_nuisance,
@@ -55,8 +56,10 @@ class DifferentialUsage(UsageTests):
         *,
         by: By = "covariate",
         contrasts: Any = None,
-        variance: Variance = "robust",
-        law: CovarianceLaw | None = None,
+        variance: Variance | None = None,
+        law: TestLaw | None = None,
+        n_surrogates: int | None = None,
+        random_seed: int | None = None,
     ) -> dict[str, Any] | None:
         """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
@@ -91,7 +94,7 @@ class DifferentialUsage(UsageTests):
             factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
             covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
         variance
-            Of the score, and so of estimates. ``"robust"`` (default): from the residuals
+            Of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
             (:mod:`pyrosplice.hypothesis.coefficients.residual_variance`). With a random effect, the model's with the
             dispersion that they have between the logits, which one variance for all logits does not give. In a GLM,
             with the excess variance that counts have where usage varies between spots, more in deep spots than in
@@ -116,6 +119,12 @@ class DifferentialUsage(UsageTests):
             tissue; where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for
             which there is no other): at the estimates, as if they were known; right where usage follows the model and
             the covariate varies like noise, and faster; no reliability is told. None for ``"glm"``.
+            ``"surrogates"``, for ``method="score"``, a check beside the default that takes no model of usage for
+            right: the statistic at the averaged covariance among those of covariates redrawn with the same energy at
+            every scale (:mod:`pyrosplice.hypothesis.coefficients.surrogates`); up to 4,000 spots.
+        n_surrogates, random_seed
+            For ``law="surrogates"``: how many (default 999, least 19; the smallest p-value is one over one more), and
+            their seed (default 0). The same surrogates serve all genes.
 
         Returns
         -------
@@ -142,6 +151,9 @@ class DifferentialUsage(UsageTests):
         """
         self._shipped_only("test_differential_usage")
         prepared = self._ready()
+        drawn = {"n_surrogates": n_surrogates, "random_seed": random_seed}
+        redrawn = surrogate_settings(law, method, variance, drawn)
+        variance = variance or ("model" if redrawn else "robust")
         check_usage_options(self.covariate_names, method=method, by=by, variance=variance, law=law or "averaged")
         if prepared.design is None:
             raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
@@ -155,6 +167,8 @@ class DifferentialUsage(UsageTests):
             raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={method!r}.")
         covariance = law_name(law, variance, self.model_type)
         held_to = self._law(covariance, variance)
+        if redrawn:
+            held_to = replace(held_to, surrogates=Surrogates(prepared.patterns(), *redrawn.values()))
         wanted: Sequence[Any] = (
             contrasts_of(prepared.design, by, contrasts) if method == "wald" else terms_of(prepared.design, by)
         )
@@ -163,9 +177,9 @@ class DifferentialUsage(UsageTests):
         kinds: dict[str, Callable[..., GeneTests]] = {"score": self._usage_score, "lrt": self._usage_ratio}
         test = kinds.get(method, self._usage_wald)
         tests = test(wanted, held_to, show=print_progress)
-        if covariance == "averaged":
+        if held_to.spectra is not None:
             modes = np.array([self._modes(columns) for columns in tested])
-            tests = refused(tests, prepared, tested, modes)
+            tests = refused(tests, prepared, tested, modes, of_posterior=not redrawn)
             warn_of_few_modes(tests, names, modes, stacklevel=3)
         results = {
             "gene": self.gene_names,
@@ -180,7 +194,7 @@ class DifferentialUsage(UsageTests):
             "variance": variance,
             "law": covariance,
         }
-        if covariance == "averaged":
+        if held_to.spectra is not None:
             known = {"posterior_df": tests.posterior_df, "unequal_field": unequal_field(tests)}
             results |= {**known, "reliable": reliable(tests, modes)}
         if return_results:
@@ -233,7 +247,7 @@ class DifferentialUsage(UsageTests):
 
     def _law(self, covariance: str | None, variance: Variance) -> Law:
         """What tests are held to."""
-        spectra = self._spectra() if covariance == "averaged" else None
+        spectra = self._spectra() if covariance in ("averaged", "surrogates") else None
         return Law(robust=variance != "model", spectra=spectra, unequal=variance == "het")
 
     def _spectra(self) -> Spectra:

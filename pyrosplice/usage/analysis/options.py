@@ -12,7 +12,7 @@ from pyrosplice.effects.isoform_effect import check_isoform_effect
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.usage.gene_tests.linearized import PermutationNull
-from pyrosplice.usage.gene_tests.terms import By, CovarianceLaw, Variance
+from pyrosplice.usage.gene_tests.terms import By, TestLaw, Variance
 
 EFFECT = (
     "share_variance",
@@ -28,7 +28,7 @@ USAGE_OPTIONS = {
     "method": ("score", "wald", "lrt"),
     "by": get_args(By),
     "variance": get_args(Variance),
-    "law": get_args(CovarianceLaw),
+    "law": get_args(TestLaw),
 }
 NEEDED = {
     "n_draws": "importance=True",
@@ -67,9 +67,32 @@ def law_name(law: str | None, variance: str, model_type: str) -> str | None:
         )
     if variance == "het" and law == "plugin":
         raise InvalidArgumentError("variance='het': expected law='averaged' with it, found law='plugin'.")
-    if law == "averaged" and model_type != "glmm-full":
-        raise InvalidArgumentError(f"law: model_type={model_type!r} has no field to average over; expected 'plugin'.")
+    if law in ("averaged", "surrogates") and model_type != "glmm-full":
+        raise InvalidArgumentError(f"law={law!r}: model_type={model_type!r} has no field; expected law='plugin'.")
     return None if model_type == "glm" else law or ("averaged" if model_type == "glmm-full" else "plugin")
+
+
+def surrogate_settings(
+    law: str | None, method: str, variance: str | None, given: dict[str, int | None]
+) -> dict[str, int] | None:
+    """``n_surrogates`` and ``random_seed`` of ``law="surrogates"``, 999 and 0 if not ``given``; None for other laws.
+
+    Raises where they, the method or the variance exclude each other.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    if law != "surrogates":
+        for name in asked:
+            raise InvalidArgumentError(f"{name}: expected law='surrogates' with it, found law={law!r}.")
+        return None
+    if method != "score":
+        raise InvalidArgumentError(f"law='surrogates': expected method='score' with it, found {method!r}.")
+    if variance not in (None, "model"):
+        raise InvalidArgumentError(
+            f"law='surrogates': expected no variance, or 'model', as p-values are ranks; found {variance!r}."
+        )
+    for name, least in (("n_surrogates", 19), ("random_seed", 0)):
+        check_integer(name, asked.get(name, least), least=least)
+    return {"n_surrogates": 999, "random_seed": 0, **asked}
 
 
 def variability_settings(
