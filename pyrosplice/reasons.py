@@ -63,7 +63,7 @@ class Reason(StrEnum):
         "singular",
         "a covariance is singular, or too small against the spread of the data; the last sound parameters are kept",
     )
-    FEW_CELLS = "few_cells", "fewer distinct cells than components, some of which have none"
+    FEW_CELLS = "few_cells", "too few distinct cells: fewer than components, or hardly any left out to judge by"
     ONE_ISOFORM = "one_isoform", "one isoform of the gene is seen, so that its usage does not vary"
     NOT_IDENTIFIED = (
         "not_identified",

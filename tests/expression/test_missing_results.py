@@ -1,11 +1,13 @@
 """Every missing p-value and standard error of expression has a reason, whatever the gene, the design and the test."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice.errors import ModelFileError
 from pyrosplice.expression.estimator import Estimator
 from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
 from pyrosplice.reasons import Reason
@@ -36,8 +38,7 @@ def awkward_counts():
 
 
 @pytest.fixture(scope="module")
-def cells(request):
-    ad = pytest.importorskip("anndata")
+def cells():
     return ad.AnnData(awkward_counts(), obs=CELLS.copy(), var=pd.DataFrame(index=[f"G{i}" for i in range(8)]))
 
 
@@ -70,6 +71,10 @@ def test_tables_of_every_method(cells, method):
     check_reasons(table, least=1)
     assert table.loc[2, ["reason", "fit_ended"]].tolist() == ["no_counts"] * 2
     assert table.loc[7, "fit_ended"] == "separated"
+    if method == "glmm":  # whose law is pooled over fifty genes and more
+        alone = ExpressionGLM("~1+half").fit(cells[:, :2].copy())
+        alone = alone.test(coefficient="half[T.v]", method=method, **donors).summary()
+        np.testing.assert_allclose(table[["pvalue", "effect", "se"]][:2], alone[["pvalue", "effect", "se"]], rtol=1e-6)
     check_reasons(glm.summary(), least=3)
     check_reasons(glm.shrink("half[T.v]"), least=1)
     assert glm.summary().groupby("gene")["fit_ended"].first().tolist() == glm.results.reason.tolist()
@@ -97,3 +102,11 @@ def test_codes_and_words_are_one_vocabulary():
     assert FitCode.of(Reason.NOT_REFINED) == FitCode.FAILED
     assert len({reason.text for reason in Reason}) == len(Reason) and all(reason.text for reason in Reason)
     assert Reason("boundary") == "boundary" and f"{Reason.BOUNDARY}" == "boundary"
+
+
+def test_a_file_with_codes_that_there_are_not_is_refused(cells, tmp_path):
+    glm = ExpressionGLM("~1+half").fit(cells)
+    glm.results.code[:] = 99
+    glm.save(tmp_path / "glm")
+    with pytest.raises(ModelFileError, match="code: expected numbers from 0 to 11, found 99 to 99"):
+        ExpressionGLM.load(tmp_path / "glm")

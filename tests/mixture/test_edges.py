@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.selection import selection_table
 from pyrosplice.mixture.patients.triplets import TripletDataset
 
 
@@ -56,3 +57,7 @@ def test_every_patient_has_the_reason_why_its_fit_ended():
         assert dataset.gmm["distribution_reasons"].tolist() == [expected, "few_cells"]
     shared = fit_gmm(TripletDataset(cells[:1] * 2, [0, 1]), component_sharing="global", max_iter=1, **options)
     assert shared.gmm["distribution_reasons"].tolist() == ["max_epochs"] * 2
+    fit_gmm(dataset, k_comps=[1, 2], train_size=0.99, verbose=False)
+    assert (selection_table(dataset.gmm)["reason"] == "few_cells").all()
+    fit_gmm(dataset, k_comps=[1, 2], verbose=False)
+    assert (selection_table(dataset.gmm)["reason"] == "").all()
