@@ -109,7 +109,7 @@ class ContinuousTest(ExpressionTest):
         super().__init__(**result)
         self.covariate, self.columns = covariate, columns
         self.logfc = self.max() - self.min()
-        self.logfc_se = np.full(len(self.logfc), np.nan)
+        self.logfc_se = None
 
     def curve(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log fitted effect of the covariate at each cell ``(N, g)``."""

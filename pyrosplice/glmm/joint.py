@@ -23,6 +23,7 @@ from pyrosplice.glmm.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
 from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 SMALLEST_SIGMA = 1e-3  # below it the joint density is running to infinity
 JITTER = 1e-10  # added to V, so that Σ stays invertible at θ = 1 also where V is singular
@@ -178,7 +179,7 @@ def _assemble(objective: JointObjective, point: Tensor, convergence: Convergence
         raise AssertionError("evaluate sets the mode")
     coefficients, sigma, angle = unknowns.unpack(point, genes)
     if unknowns.fixed_sigma is None:
-        convergence.finish(genes[(sigma.abs() < 10 * SMALLEST_SIGMA).any(-1)], "unbounded")
+        convergence.finish(genes[(sigma.abs() < 10 * SMALLEST_SIGMA).any(-1)], Reason.UNBOUNDED)
     return JointFit(
         coefficients=coefficients,
         sigma=sigma.abs(),

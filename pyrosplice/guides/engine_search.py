@@ -32,6 +32,7 @@ from pyrosplice.guides.site_coordinates import (
 )
 from pyrosplice.optimize.bfgs import Options, minimise
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 FIRST_SIGMA = 0.5  # where searches begin
 NEAR, TIGHT = 1e-2, 1e-8  # gradient norm below which modes are found to the second decrement (or 0.01 tolerance)
@@ -99,7 +100,7 @@ class EngineDensity:
             point=outer.clone(),
             value=outer.new_full((n_units,), torch.nan),
             gradient=torch.full_like(outer, torch.nan),
-            reason=["running"] * n_units,
+            reason=[Reason.RUNNING] * n_units,
             identified=torch.zeros(n_units, dtype=torch.bool),
             evaluations=torch.zeros(n_units, dtype=torch.int64),
             attempts=torch.ones(n_units, dtype=torch.int64),
@@ -117,7 +118,7 @@ class EngineDensity:
         vanishes, ends = self._rises_to_an_end(optimum)
         unbounded = (vanishes | ends) & ~optimum.converged
         reasons = zip(optimum.reason, unbounded.tolist(), strict=True)
-        return replace(optimum, reason=["unbounded" if rises else reason for reason, rises in reasons])
+        return replace(optimum, reason=[Reason.UNBOUNDED if rises else reason for reason, rises in reasons])
 
     def _go_on(self, optimum: Optimum, units: Tensor, options: FitOptions) -> None:
         """Search for some units in the sites' own coordinates from where they are, in place."""
@@ -138,7 +139,7 @@ class EngineDensity:
         optimum.value[units], optimum.gradient[units], optimum.identified[units] = at.value, at.gradient, at.found
         optimum.evaluations[units] += 1
         for unit in units[~at.found].tolist():
-            optimum.reason[unit] = "no_mode"
+            optimum.reason[unit] = Reason.NO_MODE
 
     def _keep(self, units: Tensor, found: Latents) -> None:
         self.latents.field[units] = found.field.nan_to_num(posinf=0.0, neginf=0.0)
@@ -208,7 +209,7 @@ class _BatchSearch:
         """Search, and write what was found to the rows of these units; returns the random effects there."""
         if not self.start.shape[1]:
             point, record = self.start, Convergence.start(len(self.genes))
-            record.finish(self.genes, "converged")
+            record.finish(self.genes, Reason.CONVERGED)
         elif informed:
             point, record = self._informed()
         else:

@@ -119,6 +119,9 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     converged_, num_iter_
         Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
         no change counts.
+    reason_
+        The same in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
+        ``partial_fit``.
     nll_
         Mean negative log likelihood of the cells at ``model_``.
     n_features_in_, feature_names_in_

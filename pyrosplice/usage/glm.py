@@ -28,6 +28,7 @@ from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.priors.named import Priors
 from pyrosplice.priors.sites import complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.batched_model import BaseModel
 from pyrosplice.usage.configs import (
     DEFAULTS,
@@ -397,5 +398,5 @@ class MultinomGLM(BaseModel):
         flat = {"beta", "bias_eta"} - set(self._free_priors())
         given = (self.counts, self.design_mtx, self.beta.detach(), self.bias_eta.detach())
         endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
-        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
-        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+        record.finish(torch.nonzero(endless).squeeze(-1), Reason.SEPARATED)
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), Reason.NO_COUNTS)

@@ -37,6 +37,7 @@ from pyrosplice.optimize.bfgs import Minimiser
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.priors.named import Priors, with_variance_prior
 from pyrosplice.priors.sites import SITES, complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.configs import kept_history, search_options
 from pyrosplice.usage.infinite import endless_variance
 from pyrosplice.usage.own_usage import FollowedModel
@@ -397,5 +398,5 @@ class MultinomGLMM(ImportanceSampling):
     def _name_trouble(self, record: Convergence) -> None:
         if self.is_marginal and "sigma" not in (*self._held(), *self._free_priors()) and len(record.loss_history) > 1:
             endless = endless_variance(self.counts, self.sigma.detach(), record.converged)
-            record.finish(torch.nonzero(endless).squeeze(-1), "all_or_nothing")
+            record.finish(torch.nonzero(endless).squeeze(-1), Reason.ALL_OR_NOTHING)
         super()._name_trouble(record)

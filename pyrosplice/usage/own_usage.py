@@ -35,6 +35,7 @@ from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.priors.sites import complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.configs import guide_options
 from pyrosplice.usage.reading.design import Design
 
@@ -276,7 +277,7 @@ class FollowedModel(Module):
     def _name_endless(self, own: OwnFit, record: Convergence) -> None:
         """Genes that a flat prior leaves without an optimum, in the words of the shipped fits."""
         empty = (self.counts.sum((1, 2)) == 0) & ~own.guide.optimum.identified
-        record.finish(torch.nonzero(empty).squeeze(-1), "no_counts")
+        record.finish(torch.nonzero(empty).squeeze(-1), Reason.NO_COUNTS)
         shapes = self._known_shapes()
         n_logits, sites = shapes["bias_eta"][1], {}
         for name in ("beta", "bias_eta"):
@@ -295,7 +296,7 @@ class FollowedModel(Module):
         slope = torch.cat([part.reshape(self.n_genes, -1, n_logits) for part in slopes], 1)
         information, _ = own.coefficient_information(own.values, self.design_mtx, n_logits)
         away = endless((scale.mT @ slope).flatten(1), information)
-        record.finish(torch.nonzero(away & own.guide.converged & ~empty).squeeze(-1), "separated")
+        record.finish(torch.nonzero(away & own.guide.converged & ~empty).squeeze(-1), Reason.SEPARATED)
 
     def _take_own(self, own: OwnFit) -> None:
         """Make estimates of the known sites the parameters; NaN where the model does not have a site."""

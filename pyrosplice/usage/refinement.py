@@ -21,6 +21,7 @@ from pyrosplice.glmm.objective import LogPrior
 from pyrosplice.glmm.random_effect import logit_of
 from pyrosplice.glmm.refine import StartingPoint, refine
 from pyrosplice.modes import works_in_any_mode
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.own_usage import FollowedModel
 
@@ -208,8 +209,8 @@ class ImportanceSampling(MultinomGLM):
         for name, value in {**values, "theta_logit": logit_of(theta)}.items():
             getattr(self, name).data[genes[done]] = value[done]
         for gene in genes[~found.converged].tolist():
-            if self.logger.reason[gene] == "converged":
-                self.logger.reason[gene] = "not_refined"
+            if self.logger.reason[gene] == Reason.CONVERGED:
+                self.logger.reason[gene] = Reason.NOT_REFINED
 
     def _held(self) -> tuple[str, ...]:
         sigma = ("sigma",) if self.var_fix_sigma else ()

@@ -193,6 +193,7 @@ def test_partial_fit_approaches_the_full_fit():
     model = GaussianMixture(3, covariance_type="full", random_state=0)
     for block in np.array_split(x, 20):
         model.partial_fit(block)
+    assert model.reason_ == "running"
     assert model.score(x) == pytest.approx(fitted(x, covariance_type="full").score(x), abs=2e-2)
 
 

@@ -25,6 +25,7 @@ from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.priors.named import Priors, check_priors, named_priors
 from pyrosplice.priors.sites import SITES
+from pyrosplice.reasons import Reason
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.spatial.graph import Graph
 from pyrosplice.usage.analysis.options import EFFECT, OPTIONS, check_logits
@@ -36,7 +37,8 @@ from pyrosplice.usage.records import MODELS, FitPlan, FittedGene, ModelSpec, Usa
 APPROX_RANK_AUTO = "auto"
 GLM_METHODS = ("iwls", "newton", "gd")
 TEST_BATCH = 32  # genes at a time in fits that only tests need
-SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
+# fits that another search would not better
+SETTLED = (Reason.CONVERGED, Reason.SEPARATED, Reason.NO_COUNTS, Reason.ALL_OR_NOTHING)
 
 
 @works_in_any_mode

@@ -138,7 +138,7 @@ class DifferentialUsage(UsageTests):
             field (tests/studies/du_covariates.py has the sizes behind these limits). A gene need not have counts
             wherever a covariate varies: what its spots identify is tested, with its own ``df``. ``reason``, G lists of
             T: "" or why there is no p-value, among
-            :data:`~pyrosplice.usage.gene_tests.missing_results.TEST_REASONS`.
+            :class:`~pyrosplice.reasons.Reason`.
 
         Raises
         ------

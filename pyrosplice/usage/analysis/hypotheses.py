@@ -89,7 +89,7 @@ class UsageTests(UsageModels):
         dict or None
             ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``method``, ``df``,
             ``use_perm_null``, and ``reason``: "" or why there is no p-value, among
-            :data:`~pyrosplice.usage.gene_tests.missing_results.TEST_REASONS`; where asked for, ``statistic_se`` and
+            :class:`~pyrosplice.reasons.Reason`; where asked for, ``statistic_se`` and
             ``pareto_k``, ``(G,)`` (above 0.7 not reliable).
 
         Raises

@@ -120,7 +120,7 @@ class SplisosmGLMM(UsageCalibration, Described):
     >>> model.fit(batch_size=20, print_progress=False)
     >>> model.test_spatial_variability(method="score", print_progress=False)
     >>> list(model.get_formatted_test_results("sv").columns)
-    ['gene', 'statistic', 'pvalue', 'pvalue_adj']
+    ['gene', 'statistic', 'pvalue', 'pvalue_adj', 'reason']
     """
 
     def extract_feature_summary(
@@ -179,8 +179,9 @@ class SplisosmGLMM(UsageCalibration, Described):
         Parameters
         ----------
         test_type
-            ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``. ``"du"``: one row a gene and
-            covariate (covariates within genes), with ``covariate``.
+            ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` and ``reason``: "" or why
+            there is no p-value, a word of :class:`~pyrosplice.reasons.Reason`. ``"du"``: one row a gene and covariate
+            (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too.
         with_gene_summary
             Add the columns of ``extract_feature_summary("gene")``.
 
@@ -195,7 +196,7 @@ class SplisosmGLMM(UsageCalibration, Described):
         if not results:
             test = "test_spatial_variability" if test_type == "sv" else "test_differential_usage"
             raise NoResultsError(f"test_type={test_type!r}: there are no results yet; call {test}() first.")
-        table = tables.sv_table(results) if test_type == "sv" else tables.du_table(results)
+        table = tables.test_table(results).to_frame()
         if not with_gene_summary:
             return table
         return table.merge(

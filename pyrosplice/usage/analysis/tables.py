@@ -8,28 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyrosplice.hypothesis.test_table import TestTable
 from pyrosplice.usage.records import FittedGene
 
 
-def sv_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Spatial variability: ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``; ``reason`` if some are missing."""
-    table = pd.DataFrame({name: results[name] for name in ("gene", "statistic", "pvalue", "pvalue_adj")})
-    return _with_reasons(table, results)
-
-
-def du_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Differential usage: ``gene``, ``covariate`` (within genes) and the same, ``posterior_df`` and ``reliable``."""
-    genes, covariates = results["gene"], results["covariate"]
-    index = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
-    names = ["statistic", "pvalue", "pvalue_adj", *(n for n in ("posterior_df", "reliable") if n in results)]
-    values = {name: np.asarray(results[name]).reshape(-1) for name in names}
-    return _with_reasons(pd.DataFrame(index | values), results)
-
-
-def _with_reasons(table: pd.DataFrame, results: dict[str, Any]) -> pd.DataFrame:
-    """With a column ``reason`` if p-values are missing: why, or "" (files of earlier versions do not know)."""
-    reasons = np.asarray(results.get("reason", []), dtype=object).reshape(-1)
-    return table.assign(reason=reasons) if len(reasons) == len(table) and (reasons != "").any() else table
+def test_table(results: dict[str, Any]) -> TestTable:
+    """What a test of usage found: a row a gene, or a gene and covariate (covariates within genes)."""
+    genes, covariates = results["gene"], results.get("covariate")
+    labels = {"gene": genes}
+    if covariates is not None:
+        labels = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
+    found = {name: np.ravel(results[name]) for name in ("statistic", "pvalue", "pvalue_adj")}
+    more: dict[str, Any] = {n: np.ravel(results[n]) for n in ("posterior_df", "reliable") if n in results}
+    return TestTable(labels=labels, **found, why=np.ravel(np.asarray(results["reason"], dtype=object)), more=more)
 
 
 def training_table(model_type: str, genes: Sequence[str], fitted: Sequence[FittedGene]) -> pd.DataFrame:
@@ -42,7 +33,7 @@ def training_table(model_type: str, genes: Sequence[str], fitted: Sequence[Fitte
             "best_epoch": state.best_epoch,
             "fitting_time_s": state.fitting_time_s,
             "n_iter": state.n_iter,
-            "reason": state.reason,
+            "reason": state.reason.value,
         }
         for state in fitted
     ]

@@ -15,6 +15,7 @@ from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof
 from pyrosplice.hypothesis.coefficients.score import Linearised, ScoreVariance, score_variance
 from pyrosplice.hypothesis.coefficients.wald import contrast_test
 from pyrosplice.optimize.newton import solve_curvature
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.gene_tests.covariate_law import AveragedFit, Law, averaged_fit, contrast_target, tested_covariates
 from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
 from pyrosplice.usage.gene_tests.terms import Contrast
@@ -23,7 +24,7 @@ from pyrosplice.usage.glmm import MultinomGLMM
 from pyrosplice.usage.reading.design import Design
 from pyrosplice.usage.records import FittedGene, ModelSpec, stacked
 
-ENDLESS = ("separated", "no_counts")  # fits without finite coefficients
+ENDLESS = (Reason.SEPARATED, Reason.NO_COUNTS)  # fits without finite coefficients
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pyrosplice.hypothesis.coefficients.score import (
 )
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates, surrogate_test
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import (
     MODEL,
@@ -134,7 +135,7 @@ def _adjusted_ratio(
         base = found if law.spectra is None else estimates(counts, spec.with_design(own), larger, own, MODEL)
         quotient = (found.wald(rows)[0] / base.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-        away = lost[:, t] | torch.tensor([fit.reason == "separated" for fit in larger])
+        away = lost[:, t] | torch.tensor([fit.reason == Reason.SEPARATED for fit in larger])
         adjusted[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
     return adjusted, score.residual_dof, posterior_df, slope_ratio
 
