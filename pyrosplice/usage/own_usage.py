@@ -31,7 +31,7 @@ REAL = {"beta", "bias_eta", "theta_logit", "nu"}  # sites on the real line; all 
 FAR = 12.0  # logits beyond which an estimate may be at infinity
 
 
-class Estimator(Protocol):
+class UsageEstimator(Protocol):
     """An estimator of isoform usage, as the comparison of its two models sees it."""
 
     n_genes: int
@@ -111,10 +111,10 @@ def with_another_effect(asked: Mapping[str, str], space: EigenCovariance | None)
 
 
 def own_program(
-    estimator: Estimator,
+    estimator: UsageEstimator,
     name: str,
     held: Mapping[str, Tensor],
-    others: Callable[[Mapping[str, Tensor]], Iterable[tuple[str, Estimator]]],
+    others: Callable[[Mapping[str, Tensor]], Iterable[tuple[str, UsageEstimator]]],
 ) -> Program | None:
     """The estimator's Pyro model, called ``name``, where its density is not that of the shipped one; else None.
 
@@ -152,7 +152,7 @@ def own_program(
     return program
 
 
-def unread_sites(estimator: Estimator, name: str, held: Mapping[str, Tensor]) -> list[str]:
+def unread_sites(estimator: UsageEstimator, name: str, held: Mapping[str, Tensor]) -> list[str]:
     """Held sites of which the estimator's own model knows nothing."""
     values, unread = latent_values(estimator.model, name, n_genes=estimator.n_genes), []
     for site in (site for site in held if site not in values):
@@ -163,7 +163,7 @@ def unread_sites(estimator: Estimator, name: str, held: Mapping[str, Tensor]) ->
     return unread
 
 
-def _beside(program: Program, known: Program, other: Estimator, held: Mapping[str, Tensor]) -> Pairs:
+def _beside(program: Program, known: Program, other: UsageEstimator, held: Mapping[str, Tensor]) -> Pairs:
     """A model and the shipped one, each beside that of another estimator, which is not made before it is run."""
 
     def mine() -> Any:
@@ -216,7 +216,7 @@ def _endless_coefficients(own: OwnFit, design: Tensor, shapes: Mapping[str, tupl
     return endless((scale.mT @ slope).flatten(1), information)
 
 
-def require_fittable(estimator: Estimator) -> None:
+def require_fittable(estimator: UsageEstimator) -> None:
     """Raise where a model of a person's own could not be fitted, or not alone."""
     if "forward" in overridden(type(estimator))[1]:
         raise InvalidArgumentError(
@@ -227,7 +227,7 @@ def require_fittable(estimator: Estimator) -> None:
         raise InvalidArgumentError(f"device: a model of your own is fitted on 'cpu', found {str(estimator.device)!r}.")
 
 
-def require_followed(estimator: Estimator) -> None:
+def require_followed(estimator: UsageEstimator) -> None:
     """Raise where a subclass has an objective or a predictor of its own, which no fit would follow."""
     shipped, names = overridden(type(estimator))
     for name in sorted({"forward", "linear_predictor"} & {*names}):
