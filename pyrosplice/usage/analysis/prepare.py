@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +20,8 @@ from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.graph import (
-    Graph,
     adjacency_graph,
     check_coords,
     check_k_neighbors,
@@ -36,56 +34,13 @@ from pyrosplice.tables.columns import complete_cells, one_column
 from pyrosplice.tables.containers import as_dense
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.tables.names import by_name
+from pyrosplice.usage.analysis.options import SpatialOptions
 from pyrosplice.usage.reading.design import Design, build_design, complete_spots
 from pyrosplice.usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
-
-
-@dataclass(frozen=True)
-class SpatialOptions:
-    """How space enters: the documented constructor arguments, checked where they are given.
-
-    Attributes
-    ----------
-    k_neighbors, graph, rho
-        k-NN graph of the coordinates and strength of the CAR dependence.
-    approx_rank
-        ``"auto"``, None (full) or the number of leading eigenpairs.
-    """
-
-    k_neighbors: int = 4
-    graph: Graph = "mutual"
-    rho: float = 0.99
-    approx_rank: int | str | None = "auto"
-
-    def __post_init__(self) -> None:
-        check_k_neighbors(self.k_neighbors)
-        check_option("graph", self.graph, get_args(Graph))
-        check_rho(self.rho)
-        rank = self.approx_rank
-        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
-            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
-
-    def rank(self, n_spots: int, device: str) -> int | None:
-        """Number of eigenpairs to keep; None for the exact covariance.
-
-        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
-        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
-        """
-        if self.approx_rank is None:
-            if device != "cpu" and n_spots > 5000:
-                warnings.warn(
-                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {device!r} is expensive; "
-                    "leave approx_rank out, or give a rank.",
-                    stacklevel=5,
-                )
-            return None
-        if self.approx_rank == "auto":
-            return None if device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
-        return min(int(self.approx_rank), n_spots)
 
 
 @dataclass(frozen=True)
@@ -145,6 +100,10 @@ class Prepared:
     def design_tensor(self) -> Tensor | None:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
+
+    def isoform_names(self, gene: int) -> list[str]:
+        """Names in ``var`` of the isoforms of a gene."""
+        return list(self.data.adata.var_names[self.data.columns[gene]])
 
     def solver(self, rank: int | None, device: str) -> SpatialSolver:
         """Solver for the covariance, exact or its ``rank`` leading eigenpairs; made once."""
