@@ -180,9 +180,10 @@ def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.
     )
     model.setup_data(adata, design_mtx=kept, section_key="section_name", **ALL)
     model.fit(print_progress=False, batch_size=SET)
-    method, analysis = options.get("method", "score"), model.analysis
-    law = law_of(analysis, options.get("law", "averaged"), options["variance"])
-    if method == "score":
+    method, covariance = options.get("method", "score"), options.get("law", "averaged")
+    if method == "score" and covariance != "surrogates":
+        analysis = model.analysis
+        law = law_of(analysis, covariance, options["variance"])
         terms = [Term(name, (i,), ()) for i, name in enumerate(kept)]
         columns = [term.columns for term in terms]
         modes = np.array([modes_of(analysis, some) for some in columns])
@@ -208,7 +209,8 @@ def run(cell: Cell, n_genes: int, seed: int, options: dict[str, str]) -> None:
     """One cell: a row a covariate."""
     started, tissue = time.process_time(), Tissue(cell.layout)
     rng = np.random.default_rng([seed, CELLS.index(cell) if cell in CELLS else 99])
-    asked = {"law": "averaged", "method": "score", "variance": "robust", **options}
+    usual = "model" if options.get("law") == "surrogates" else "robust"
+    asked = {"law": "averaged", "method": "score", "variance": usual, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of covariates with few modes
         found = pd.concat([one_set(tissue, cell, asked, rng) for _ in range(n_genes // SET)])

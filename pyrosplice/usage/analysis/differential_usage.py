@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import NoResultsError
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
 from pyrosplice.usage.analysis.options import UsageTestOptions, law_name
@@ -30,8 +31,8 @@ from pyrosplice.usage.gene_tests.reliability import (
 from pyrosplice.usage.gene_tests.terms import (
     By,
     Contrast,
-    CovarianceLaw,
     Term,
+    TestLaw,
     Variance,
     contrasts_of,
     same_nuisance,
@@ -48,8 +49,10 @@ def test_differential_usage(
     *,
     by: By = "covariate",
     contrasts: Any = None,
-    variance: Variance = "robust",
-    law: CovarianceLaw | None = None,
+    variance: Variance | None = None,
+    law: TestLaw | None = None,
+    n_surrogates: int | None = None,
+    random_seed: int | None = None,
 ) -> dict[str, Any] | None:
     """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
@@ -84,7 +87,7 @@ def test_differential_usage(
         factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
         covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
     variance
-        Of the score, and so of estimates. ``"robust"`` (default): from the residuals
+        Of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
         (:mod:`pyrosplice.hypothesis.coefficients.residual_variance`). With a random effect, the model's with the
         dispersion that they have between the logits, which one variance for all logits does not give. In a GLM,
         with the excess variance that counts have where usage varies between spots, more in deep spots than in
@@ -109,6 +112,12 @@ def test_differential_usage(
         tissue; where graph or covariance were given, of these. ``"plugin"`` (default with ``"glmm-null"``, for
         which there is no other): at the estimates, as if they were known; right where usage follows the model and
         the covariate varies like noise, and faster; no reliability is told. None for ``"glm"``.
+        ``"surrogates"``, for ``method="score"``, a check beside the default that takes no model of usage for
+        right: the statistic at the averaged covariance among those of covariates redrawn with the same energy at
+        every scale (:mod:`pyrosplice.hypothesis.coefficients.surrogates`); up to 4,000 spots.
+    n_surrogates, random_seed
+        For ``law="surrogates"``: how many (default 999, least 19; the smallest p-value is one over one more), and
+        their seed (default 0). The same surrogates serve all genes.
 
     Returns
     -------
@@ -135,7 +144,10 @@ def test_differential_usage(
     """
     analysis = self.analysis
     analysis.shipped_only("test_differential_usage")
-    options = UsageTestOptions(method=method, by=by, contrasts=contrasts, variance=variance, law=law)
+    options = UsageTestOptions(
+        method=method, by=by, contrasts=contrasts, variance=variance, law=law, n_surrogates=n_surrogates,
+        random_seed=random_seed,
+    )  # fmt: skip
     results = usage_tests(analysis, options, show=print_progress)
     if return_results:
         return results
@@ -150,7 +162,8 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
     if design is None:
         raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
     options.check_fit(with_design=analysis.fit.with_design)
-    covariance = law_name(options.law, options.variance, analysis.model_type)
+    covariance = law_name(options.law, options.variance_used, analysis.model_type)
+    law = law_of(analysis, covariance, options.variance_used, options.surrogates)
     wanted: Sequence[Any] = (
         contrasts_of(design, options.by, options.contrasts) if method == "wald" else terms_of(design, options.by)
     )
@@ -161,11 +174,11 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
         "lrt": usage_ratio_tests,
         "wald": usage_wald_tests,
     }
-    tests = kinds[method](analysis, wanted, law_of(analysis, covariance, options.variance), show=show)
+    tests = kinds[method](analysis, wanted, law, show=show)
     more: dict[str, Any] = {}
-    if covariance == "averaged":
+    if law.spectra is not None:
         modes = np.array([modes_of(analysis, columns) for columns in tested])
-        tests = refused(tests, prepared, tested, modes)
+        tests = refused(tests, prepared, tested, modes, of_posterior=law.surrogates is None)
         warn_of_few_modes(tests, names, modes, stacklevel=4)
         more = {"posterior_df": tests.posterior_df, "unequal_field": unequal_field(tests)}
         more |= {"reliable": reliable(tests, modes)}
@@ -179,7 +192,7 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
         "reason": tests.reason.tolist(),
         "method": method,
         "by": options.by if options.contrasts is None else "contrast",
-        "variance": options.variance,
+        "variance": options.variance_used,
         "law": covariance,
         **more,
     }
@@ -232,10 +245,13 @@ def modes_of(analysis: UsageAnalysis, columns: Sequence[int]) -> float:
     return analysis.spectra().effective_modes(torch.from_numpy(design.values[:, list(columns)]))
 
 
-def law_of(analysis: UsageAnalysis, covariance: str | None, variance: Variance) -> Law:
-    """What tests are held to."""
-    spectra = analysis.spectra() if covariance == "averaged" else None
-    return Law(robust=variance != "model", spectra=spectra, unequal=variance == "het")
+def law_of(
+    analysis: UsageAnalysis, covariance: str | None, variance: Variance, surrogates: tuple[int, int] | None = None
+) -> Law:
+    """What tests are held to; ``surrogates`` are how many covariates are redrawn, and their seed."""
+    spectra = analysis.spectra() if covariance in ("averaged", "surrogates") else None
+    redrawn = None if surrogates is None else Surrogates(analysis.prepared.patterns(), *surrogates)
+    return Law(robust=variance != "model", spectra=spectra, unequal=variance == "het", surrogates=redrawn)
 
 
 def usage_score_tests(analysis: UsageAnalysis, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:

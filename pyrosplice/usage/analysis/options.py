@@ -28,7 +28,7 @@ from pyrosplice.priors.sites import SITES
 from pyrosplice.spatial.car import check_rho
 from pyrosplice.spatial.graph import Graph, check_k_neighbors
 from pyrosplice.usage.gene_tests.linearized import PermutationNull
-from pyrosplice.usage.gene_tests.terms import By, CovarianceLaw, Variance
+from pyrosplice.usage.gene_tests.terms import By, TestLaw, Variance
 from pyrosplice.usage.glmm import MultinomGLMM
 from pyrosplice.usage.records import MODELS
 
@@ -47,7 +47,7 @@ USAGE_OPTIONS = {
     "method": ("score", "wald", "lrt"),
     "by": get_args(By),
     "variance": get_args(Variance),
-    "law": get_args(CovarianceLaw),
+    "law": get_args(TestLaw),
 }
 NEEDED = {
     "n_draws": "importance=True",
@@ -241,13 +241,27 @@ class UsageTestOptions:
     method: str
     by: By
     contrasts: Any
-    variance: Variance
-    law: CovarianceLaw | None
+    variance: Variance | None
+    law: TestLaw | None
+    n_surrogates: int | None
+    random_seed: int | None
+
+    @property
+    def variance_used(self) -> Variance:
+        """Of the score: of surrogates, whose p-values are ranks, the model's, else by default from the residuals."""
+        return self.variance or ("model" if self.law == "surrogates" else "robust")
+
+    @property
+    def surrogates(self) -> tuple[int, int] | None:
+        """Number and seed of the surrogates; None for other laws."""
+        n_surrogates = 999 if self.n_surrogates is None else self.n_surrogates
+        return (n_surrogates, self.random_seed or 0) if self.law == "surrogates" else None
 
     def check(self, covariates: Sequence[str]) -> None:
-        """Raise unless the options exist; says so where one names a covariate."""
+        """Raise unless the options exist, and go together; says so where one names a covariate."""
+        self._check_surrogates()
         for name, known in USAGE_OPTIONS.items():
-            value = getattr(self, name)
+            value = self.variance_used if name == "variance" else getattr(self, name)
             if isinstance(value, str) and value in covariates and value not in known:
                 raise InvalidArgumentError(
                     f"{name}: expected one of {', '.join(map(repr, known))}, found {value!r}, a covariate. "
@@ -255,6 +269,21 @@ class UsageTestOptions:
                 )
             if name != "law" or value is not None:
                 check_option(name, value, known)
+
+    def _check_surrogates(self) -> None:
+        given = {"n_surrogates": (self.n_surrogates, 19), "random_seed": (self.random_seed, 0)}
+        for name, (value, least) in given.items():
+            if value is not None and self.law != "surrogates":
+                raise InvalidArgumentError(f"{name}: expected law='surrogates' with it, found law={self.law!r}.")
+            check_integer(name, least if value is None else value, least=least)
+        if self.law != "surrogates":
+            return
+        if self.method != "score":
+            raise InvalidArgumentError(f"law='surrogates': expected method='score' with it, found {self.method!r}.")
+        if self.variance not in (None, "model"):
+            raise InvalidArgumentError(
+                f"law='surrogates': expected no variance, or 'model', as p-values are ranks; found {self.variance!r}."
+            )
 
     def check_fit(self, *, with_design: bool) -> None:
         """Raise where the models were not fitted for this method."""
@@ -299,6 +328,6 @@ def law_name(law: str | None, variance: str, model_type: str) -> str | None:
         )
     if variance == "het" and law == "plugin":
         raise InvalidArgumentError("variance='het': expected law='averaged' with it, found law='plugin'.")
-    if law == "averaged" and model_type != "glmm-full":
-        raise InvalidArgumentError(f"law: model_type={model_type!r} has no field to average over; expected 'plugin'.")
+    if law in ("averaged", "surrogates") and model_type != "glmm-full":
+        raise InvalidArgumentError(f"law={law!r}: model_type={model_type!r} has no field; expected law='plugin'.")
     return None if model_type == "glm" else law or ("averaged" if model_type == "glmm-full" else "plugin")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.hypothesis.coefficients.surrogates import Patterns
 from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
@@ -75,6 +76,7 @@ class Prepared:
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
+    _patterns: list[Patterns] = field(default_factory=list)
 
     @property
     def n_spots(self) -> int:
@@ -123,10 +125,21 @@ class Prepared:
         graph without bottlenecks: in few links between clusters of spots there are no waves over the tissue.
         """
         if rank not in self._spectra:
-            spatial = self.covariance is not None and not isinstance(self.covariance, IdentityCovariance)
-            solver = self._wide_solver() or (self.solver(rank, "cpu") if spatial else None)
-            self._spectra[rank] = Spectra.of(solver, self.n_spots)
+            self._spectra[rank] = Spectra.of(self._pattern_solver(rank), self.n_spots)
         return self._spectra[rank]
+
+    def patterns(self) -> Patterns:
+        """All patterns of space, of which surrogates of covariates are made, once; those of the same covariance."""
+        if not self._patterns:
+            solver = self._pattern_solver(None)
+            if solver is None:
+                raise InvalidArgumentError("law='surrogates': expected a spatial covariance, found independent spots.")
+            self._patterns.append(Patterns.of(solver))
+        return self._patterns[0]
+
+    def _pattern_solver(self, rank: int | None) -> SpatialSolver | None:
+        spatial = self.covariance is not None and not isinstance(self.covariance, IdentityCovariance)
+        return self._wide_solver() or (self.solver(rank, "cpu") if spatial else None)
 
     def _wide_solver(self) -> SpatialSolver | None:
         """Solve with the CAR covariance of the positions' wide graph; None where they are not known."""

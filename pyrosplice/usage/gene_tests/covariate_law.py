@@ -25,6 +25,7 @@ from pyrosplice.hypothesis.coefficients.restricted_posterior import (
     restricted_posterior,
 )
 from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.coefficients.unequal_field import relative_deviations, slope_ratios
 from pyrosplice.hypothesis.coefficients.working_model import Spectra, WorkingModel
 from pyrosplice.priors.sites import log_prior
@@ -61,11 +62,14 @@ class Law:
         covariance that was estimated.
     unequal
         Whether the standard deviation of the field may depend on the tested covariate.
+    surrogates
+        How covariates are redrawn, with which p-values are ranks; None for those of an F law.
     """
 
     robust: bool
     spectra: Spectra | None = None
     unequal: bool = False
+    surrogates: Surrogates | None = None
 
     def genes_at_once(self, n_spots: int, n_predictors: int) -> int:
         """Genes that a test works on together within bounded memory."""

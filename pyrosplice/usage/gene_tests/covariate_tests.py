@@ -18,6 +18,7 @@ from pyrosplice.hypothesis.coefficients.score import (
     orthonormal_terms,
     score_test,
 )
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates, surrogate_test
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import (
@@ -44,7 +45,7 @@ def score_of_terms(
     Statistics, p-values, ranks, posterior degrees of freedom and ratios for an unequal field, ``(B, T)`` each.
     """
     test, *known = _score_test(spec.rebuild(counts, genes), design, terms, law)
-    lost = _with_endless_sigma(genes) & (not law.robust)
+    lost = _with_endless_sigma(genes) & (not law.robust) & (law.surrogates is None)
     statistic, pvalue = (torch.where(lost[:, None], torch.nan, value) for value in (test.statistic, test.pvalue))
     return [statistic, pvalue, test.dof / genes[0].n_logits, *known]
 
@@ -177,7 +178,24 @@ def _score_test(
     dof = joint_dof(test.residual_dof, torch.cat([one.law_df for one in found], -1))
     pvalue = trace_sf(test.statistic, test.dof / n_logits, n_logits, dof)
     slope_ratio = torch.cat([one.slope_ratio for one in found], -1)
-    return replace(test, pvalue=pvalue, residual_dof=dof), posterior_df, slope_ratio
+    test = replace(test, pvalue=pvalue, residual_dof=dof)
+    if law.surrogates is not None:
+        test = _among_surrogates(test, found[0].fit, design, terms, law.surrogates)
+    return test, posterior_df, slope_ratio
+
+
+def _among_surrogates(
+    test: CovariateTest, fit: Linearised, design: Design, terms: Sequence[Term], surrogates: Surrogates
+) -> CovariateTest:
+    """The tests with p-values that are ranks; NaN where a gene's spots do not tell all columns of a term apart."""
+    columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
+    _, bases = orthonormal_terms(torch.from_numpy(design.values), columns, nuisance)
+    groups = [group for _, group in bases]
+    statistic, pvalue = surrogate_test(fit, bases[0][0], groups, surrogates)
+    widths = torch.tensor([group.shape[1] for group in groups]) * fit.residual.shape[-1]
+    whole = torch.isfinite(test.statistic) & (test.dof == widths)
+    statistic, pvalue = (torch.where(whole, value, torch.nan) for value in (statistic, pvalue))
+    return replace(test, statistic=statistic, pvalue=pvalue, dof=torch.where(whole, test.dof, 0))
 
 
 def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], law: Law) -> AveragedFit:

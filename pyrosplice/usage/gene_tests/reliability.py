@@ -60,16 +60,24 @@ def shares_of_genes(table: pd.DataFrame, df: NDArray[np.float64], closed: NDArra
 
 
 def refused(
-    tests: GeneTests, prepared: Prepared, tested: Sequence[Sequence[int]], modes: NDArray[np.float64]
+    tests: GeneTests,
+    prepared: Prepared,
+    tested: Sequence[Sequence[int]],
+    modes: NDArray[np.float64],
+    *,
+    of_posterior: bool = True,
 ) -> GeneTests:
-    """Without the p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and why."""
+    """Without the p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and why.
+
+    Few degrees of freedom matter to p-values ``of_posterior`` variances only, not to ranks among surrogates.
+    """
     statistic, pvalue, reason = tests.statistic.copy(), tests.pvalue.copy(), tests.reason.copy()
     df = law_df(torch.from_numpy(tests.posterior_df), modes).numpy()
     for t, columns in enumerate(tested):
         undecided = np.isin(reason[:, t], ["", "few_spots"])
-        few = undecided & (tests.posterior_df[:, t] < FEWEST)
+        few = undecided & (tests.posterior_df[:, t] < FEWEST) & of_posterior
         # too few degrees of freedom for many isoforms may be those of the posterior and the modes
-        few |= (reason[:, t] == "few_spots") & (df[:, t] < 2 * FEWEST)
+        few |= (reason[:, t] == "few_spots") & (df[:, t] < 2 * FEWEST) & of_posterior
         for rows, why in ((few, "few_modes"), (undecided & between_sections(prepared, columns), "between_sections")):
             statistic[rows, t] = pvalue[rows, t] = np.nan
             reason[rows, t] = why
