@@ -73,6 +73,8 @@ class MultinomGLM(BaseModel):
     sites, engine
         Value of every latent site, those of your own model too; which way fits go.
 
+    Raises :class:`InvalidArgumentError` for an unknown option or a value that does not fit.
+
     Examples
     --------
     >>> import torch

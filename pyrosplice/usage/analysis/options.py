@@ -127,7 +127,7 @@ class AnalysisOptions:
         check_option("model_type", self.model_type, MODELS)
         check_option("isoform_effect", self.isoform_effect, get_args(IsoformEffect))
         as_device(self.device)  # raises where there is none
-        assert self.space  # which checks itself
+        SpatialOptions(**{name: getattr(self, name) for name in SPACE})  # which checks itself
         MODELS[self.model_type](**self.model_options())
         if self.model_type == "glm":  # which takes those of a GLMM too, for compatibility
             method = "joint_gd" if self.fitting_method in GLM_METHODS else self.fitting_method

@@ -114,6 +114,8 @@ class SplisosmGLMM(Described):
         Display names.
     sp_kernel : CarCovariance, IdentityCovariance or None
         Spatial covariance of ``"glmm-full"``, ``"glmm-null"`` and ``"glm"``.
+    analysis : UsageAnalysis
+        Options, data, fits and results in one, as the functions of :mod:`pyrosplice.usage.analysis` take them.
 
     Raises
     ------
@@ -258,7 +260,7 @@ class SplisosmGLMM(Described):
         self.adata = adata
         self.hold(prepared)
 
-    # each in the file of its subject
+    # methods that stand in the file of their subject
     fit = fits.fit
     get_fitted_models = fits.get_fitted_models
     get_gene_model = fits.get_gene_model
