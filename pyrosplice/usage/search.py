@@ -41,20 +41,10 @@ def search_coefficients(
 
 @dataclass(frozen=True)
 class MixedOptimum:
-    """What a search found: values of the sites of G genes, and how it went.
+    """What a search found: estimates by site, ν among them, how each gene's search went, and what else is known.
 
-    Attributes
-    ----------
-    values
-        Estimates by site, ν among them.
-    record
-        How each gene's search went.
-    gradient_norm
-        Norm of the objective's gradient at the estimates, ``(G,)``.
-    log_marginal_null
-        Log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)``; None for joint fits.
-    history
-        Values of the sites along the search, ``(E, G, ...)``; empty where they were not kept.
+    ``log_marginal_null`` is None for joint fits; ``history``, values of the sites along the search ``(E, G, ...)``, is
+    empty where it was not kept.
     """
 
     values: dict[str, Tensor]

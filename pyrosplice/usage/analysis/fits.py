@@ -100,7 +100,7 @@ class UsageAnalysis:
 
     def spectra(self) -> Spectra:
         """Steeper spectra of the spatial covariance."""
-        return self.prepared.spectra(self.options.space.rank(self.prepared.n_spots, self.options.device))
+        return self.prepared.spectra(self.options.rank(self.prepared.n_spots))
 
     def spec(self, model_type: str, *, with_design: bool, device: str | None = None, **changed: Any) -> ModelSpec:
         """How to make models, here or on another ``device``; ``changed`` constructor arguments go before the user's."""
@@ -115,8 +115,7 @@ class UsageAnalysis:
             return {}
         if model_type == "glmm-null":
             return {"corr_sp": IdentityCovariance(self.prepared.n_spots)}
-        rank = self.options.space.rank(self.prepared.n_spots, self.options.device)
-        return {"corr_sp": self.prepared.solver(rank, device)}
+        return {"corr_sp": self.prepared.solver(self.options.rank(self.prepared.n_spots), device)}
 
     def rebuilt(self, gene: int) -> Any:
         """The fitted model of one gene, with all that such a model has."""
@@ -183,54 +182,6 @@ class UsageAnalysis:
         return fitted
 
 
-@dataclass(frozen=True)
-class UsageFitOptions:
-    """Arguments of ``fit``, which documents them."""
-
-    n_jobs: int
-    batch_size: int
-    quiet: bool
-    print_progress: bool
-    with_design_mtx: bool
-    from_null: bool
-    refit_null: bool
-    random_seed: int | None
-
-    def check(self, analysis: UsageAnalysis) -> None:
-        """Raise where one of them does not fit, or not this analysis."""
-        switches = ("quiet", "print_progress", "with_design_mtx", "from_null", "refit_null")
-        check_switches(**{name: getattr(self, name) for name in switches})
-        design, model = analysis.prepared.design, analysis.options.model
-        if self.with_design_mtx and design is None:
-            raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
-        if model is not None and self.with_design_mtx:
-            require_plain(design, name_of(model))
-        if not is_whole(self.batch_size, 1):
-            raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {self.batch_size!r}.")
-        seed = self.random_seed
-        if not (seed is None or is_whole(seed, 0)):
-            raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {seed!r}.")
-
-
-def fit_analysis(analysis: UsageAnalysis, options: UsageFitOptions) -> UsageFit:
-    """Fit every gene of an analysis."""
-    options.check(analysis)
-    n_jobs, kind = analysis.jobs(options.n_jobs), analysis.model_type
-    with_design = options.with_design_mtx
-    both = options.from_null and kind == "glmm-full"
-    plan = FitPlan(
-        full=analysis.spec(kind, with_design=with_design),
-        null=analysis.spec("glmm-null", with_design=with_design) if both else None,
-        random_seed=options.random_seed,
-        quiet=options.quiet,
-    )
-    batches = analysis.prepared.batches(int(options.batch_size))
-    genes, null = fit_genes(
-        plan, analysis.prepared.counts, batches, n_jobs=n_jobs, print_progress=options.print_progress
-    )
-    return UsageFit(genes, null, with_design, n_jobs)
-
-
 class Analysed(Protocol):
     """A :class:`~pyrosplice.SplisosmGLMM`, as its methods that stand in a file of their own see it."""
 
@@ -239,15 +190,17 @@ class Analysed(Protocol):
         """What there is to read; raises before ``setup_data``."""
 
 
-class Fittable(Analysed, Protocol):
-    """The same, as ``fit`` changes it."""
+class Holder(Analysed, Protocol):
+    """The same, whose data and fits are changed."""
 
-    def hold(self, prepared: Prepared, fitted: UsageFit | None) -> None:
-        """Take data and fits in place of earlier ones."""
+    def __init__(self, **options: Any) -> None: ...
+
+    def hold(self, prepared: Prepared, fitted: UsageFit | None, results: Results | None = None) -> None:
+        """Take data, fits and results in place of earlier ones."""
 
 
 def fit(
-    self: Fittable,
+    self: Holder,
     n_jobs: int = 1,
     batch_size: int = 1,
     quiet: bool = True,
@@ -277,10 +230,25 @@ def fit(
     random_seed
         Passed to the models.
     """
-    options = UsageFitOptions(
-        n_jobs, batch_size, quiet, print_progress, with_design_mtx, from_null, refit_null, random_seed
-    )
-    self.hold(self.analysis.prepared, fit_analysis(self.analysis, options))
+    analysis = self.analysis
+    check_switches(quiet=quiet, print_progress=print_progress, from_null=from_null, refit_null=refit_null)
+    check_switches(with_design_mtx=with_design_mtx)
+    prepared, kind, model = analysis.prepared, analysis.model_type, analysis.options.model
+    if with_design_mtx and prepared.design is None:
+        raise InvalidArgumentError("with_design_mtx=True: expected a design; setup_data was called without one.")
+    if model is not None and with_design_mtx:
+        require_plain(prepared.design, name_of(model))
+    if not is_whole(batch_size, 1):
+        raise InvalidArgumentError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}.")
+    if not (random_seed is None or is_whole(random_seed, 0)):
+        raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
+    n_jobs, both = check_jobs(n_jobs, analysis.options.device), from_null and kind == "glmm-full"
+    full = analysis.spec(kind, with_design=with_design_mtx)
+    null_spec = analysis.spec("glmm-null", with_design=with_design_mtx) if both else None
+    plan = FitPlan(full, null_spec, random_seed=random_seed, quiet=quiet)
+    batches = prepared.batches(int(batch_size))
+    genes, null = fit_genes(plan, prepared.counts, batches, n_jobs=n_jobs, print_progress=print_progress)
+    self.hold(prepared, UsageFit(genes, null, with_design_mtx, n_jobs))
 
 
 def get_fitted_models(self: Analysed) -> list[Any]:

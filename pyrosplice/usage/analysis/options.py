@@ -42,7 +42,7 @@ EFFECT = (
     "isoform_effect",
 )
 SPACE = ("k_neighbors", "rho", "approx_rank", "graph")
-OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")
+OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")  # of a file
 USAGE_OPTIONS = {
     "method": ("score", "wald", "lrt"),
     "by": get_args(By),
@@ -54,50 +54,6 @@ NEEDED = {
     "early_stop": "use_perm_null=True",
     "null_law": "method='llr', neither permuted nor bootstrapped,",
 }
-
-
-@dataclass(frozen=True)
-class SpatialOptions:
-    """How space enters: the documented constructor arguments, checked where they are given.
-
-    Attributes
-    ----------
-    k_neighbors, graph, rho
-        k-NN graph of the coordinates and strength of the CAR dependence.
-    approx_rank
-        ``"auto"``, None (full) or the number of leading eigenpairs.
-    """
-
-    k_neighbors: int = 4
-    graph: Graph = "mutual"
-    rho: float = 0.99
-    approx_rank: int | str | None = "auto"
-
-    def __post_init__(self) -> None:
-        check_k_neighbors(self.k_neighbors)
-        check_option("graph", self.graph, get_args(Graph))
-        check_rho(self.rho)
-        rank = self.approx_rank
-        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
-            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
-
-    def rank(self, n_spots: int, device: str) -> int | None:
-        """Number of eigenpairs to keep; None for the exact covariance.
-
-        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
-        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
-        """
-        if self.approx_rank is None:
-            if device != "cpu" and n_spots > 5000:
-                warnings.warn(
-                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {device!r} is expensive; "
-                    "leave approx_rank out, or give a rank.",
-                    stacklevel=5,
-                )
-            return None
-        if self.approx_rank == "auto":
-            return None if device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
-        return min(int(self.approx_rank), n_spots)
 
 
 @dataclass(frozen=True)
@@ -127,16 +83,34 @@ class AnalysisOptions:
         check_option("model_type", self.model_type, MODELS)
         check_option("isoform_effect", self.isoform_effect, get_args(IsoformEffect))
         as_device(self.device)  # raises where there is none
-        SpatialOptions(**{name: getattr(self, name) for name in SPACE})  # which checks itself
+        check_k_neighbors(self.k_neighbors)
+        check_option("graph", self.graph, get_args(Graph))
+        check_rho(self.rho)
+        rank = self.approx_rank
+        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
+            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
         MODELS[self.model_type](**self.model_options())
         if self.model_type == "glm":  # which takes those of a GLMM too, for compatibility
             method = "joint_gd" if self.fitting_method in GLM_METHODS else self.fitting_method
             MultinomGLMM(**{name: getattr(self, name) for name in EFFECT}, fitting_method=method)
 
-    @property
-    def space(self) -> SpatialOptions:
-        """How space enters."""
-        return SpatialOptions(**{name: getattr(self, name) for name in SPACE})
+    def rank(self, n_spots: int) -> int | None:
+        """Number of eigenpairs of the spatial covariance to keep; None for all of it.
+
+        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
+        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
+        """
+        if self.approx_rank is None:
+            if self.device != "cpu" and n_spots > 5000:
+                warnings.warn(
+                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {self.device!r} is "
+                    "expensive; leave approx_rank out, or give a rank.",
+                    stacklevel=6,
+                )
+            return None
+        if self.approx_rank == "auto":
+            return None if self.device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
+        return min(int(self.approx_rank), n_spots)
 
     @property
     def is_marginal(self) -> bool:

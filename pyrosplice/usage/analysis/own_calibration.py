@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrosplice.errors import UnreliableWarning
+from pyrosplice.errors import UnreliableWarning, check_switches
 from pyrosplice.spatial.domains import Domains
 from pyrosplice.spatial.graph import knn_graph
 from pyrosplice.tables.containers import as_dense
 from pyrosplice.tables.names import by_name
 from pyrosplice.usage.analysis.calibration_check import CalibrationCheck
-from pyrosplice.usage.analysis.calibration_request import Asked, Request, read_request
+from pyrosplice.usage.analysis.calibration_request import Request, domains_of, methods_of
 from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
 from pyrosplice.usage.analysis.null_genes import Space, Truth, graph_of, observed_isoforms
 from pyrosplice.usage.analysis.prepare import Prepared
@@ -139,8 +140,11 @@ def check_calibration(
     analysis = self.analysis
     analysis.shipped_only("check_calibration")
     fit = analysis.fit
-    asked = Asked(test, n_genes, truth, method, effect, confidence, seed, print_progress, options)
-    request = read_request(asked, analysis.prepared, analysis.model_type)
+    check_switches(print_progress=print_progress)
+    about = (analysis.prepared, analysis.model_type)
+    methods, domains = methods_of(test, method, *about), domains_of(truth, *about)
+    name = "domains" if isinstance(truth, Domains) else truth
+    request = Request(methods, name, domains, n_genes, effect, confidence, seed, deepcopy(options))
     n_jobs = analysis.jobs(n_jobs)
     analysis.options.likelihood.require("sample")
     check = Simulation(self._like, request, n_jobs, print_progress)

@@ -35,7 +35,7 @@ from pyrosplice.tables.columns import complete_cells, one_column
 from pyrosplice.tables.containers import as_dense
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.tables.names import by_name
-from pyrosplice.usage.analysis.options import SpatialOptions
+from pyrosplice.usage.analysis.options import AnalysisOptions
 from pyrosplice.usage.reading.design import Design, build_design, complete_spots
 from pyrosplice.usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 
@@ -186,12 +186,11 @@ class DataOptions:
 
     Attributes
     ----------
-    model_type, space
-        What the covariance is for.
+    model
+        Options of the models, which say what the covariance is for.
     """
 
-    model_type: str
-    space: SpatialOptions
+    model: AnalysisOptions
     spatial_key: str
     adj_key: str | None
     layer: str | None
@@ -222,15 +221,16 @@ class DataOptions:
             raise InvalidArgumentError(
                 "adj_key: expected None beside a covariance, which is used instead of the graph's."
             )
-        if self.covariance is not None and self.model_type != "glmm-full":
+        kind = self.model.model_type
+        if self.covariance is not None and kind != "glmm-full":
             raise InvalidArgumentError(
-                f"covariance: a {self.model_type!r} has no spatial effect; expected None, or model_type='glmm-full'."
+                f"covariance: a {kind!r} has no spatial effect; expected None, or model_type='glmm-full'."
             )
 
     @property
     def needs_graph(self) -> bool:
         """Whether who is whose neighbour has to be known."""
-        return (self.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
+        return (self.model.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
 
 
 def prepare(adata: AnnData, options: DataOptions) -> Prepared:
@@ -266,22 +266,22 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
-    ours = options.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
+    ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
     keys = options.section_key, options.spatial_key if ours else None
     return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
 
 
 def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:
     """Covariance of the spots that are left."""
-    if options.model_type == "glmm-null":
+    if options.model.model_type == "glmm-null":
         return IdentityCovariance(adata.n_obs)
-    if options.model_type == "glm":
+    if options.model.model_type == "glm":
         return None
     if options.covariance is not None:
         check_size(options.covariance, adata.n_obs)
         return options.covariance
     warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
-    return CarCovariance(adjacency, rho=options.space.rho)
+    return CarCovariance(adjacency, rho=options.model.rho)
 
 
 def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
@@ -333,7 +333,7 @@ def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> N
 
 def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
     """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
-    space = options.space
+    model = options.model
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
@@ -343,15 +343,15 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sect
     name = f"adata.obsm[{options.spatial_key!r}]"
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
     coords = check_coords(coords[spots], name=name)
-    check_k_neighbors(space.k_neighbors, len(coords))
+    check_k_neighbors(model.k_neighbors, len(coords))
     _check_apart(coords, sections, name)
     if sections is None:
-        return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
+        return knn_graph(coords, k_neighbors=model.k_neighbors, graph=model.graph)
     return section_graph(
         coords,
         sections,
-        k_neighbors=space.k_neighbors,
-        graph=space.graph,
+        k_neighbors=model.k_neighbors,
+        graph=model.graph,
         name="section_key",
         least=options.min_component_size,
     )

@@ -247,13 +247,13 @@ class SplisosmGLMM(Described):
             Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
             ``save`` could not write (an object in ``uns`` or in a column).
         """
-        given, kind = self._given, self.model_type
+        given = self._given
         options = DataOptions(
-            kind, given.space, spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx,
+            given, spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx,
             covariate_names, min_counts, min_bin_pct, min_component_size, covariance, section_key, missing,
         )  # fmt: skip
         prepared = prepare(adata, options)
-        if kind != "glm":
+        if self.model_type != "glm":
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
@@ -304,8 +304,8 @@ class SplisosmGLMM(Described):
         ModelFileError
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
-        given = storage.Given(map_location, likelihood, priors, covariance, model)
-        return storage.loaded_analysis(cls, os.fspath(path), given)
+        given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "model": model}
+        return storage.loaded_analysis(cls, os.fspath(path), map_location, given)
 
     @property
     def n_spots(self) -> int:

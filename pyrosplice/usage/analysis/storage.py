@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from anndata import AnnData
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.guides.own_model import Program, takes
+from pyrosplice.guides.own_model import takes
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import NEW, check_keys, check_sizes
 from pyrosplice.io.older import usage_1
-from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
-from pyrosplice.usage.analysis.fits import Analysed, Results
+from pyrosplice.usage.analysis.fits import Analysed, Holder
 from pyrosplice.usage.analysis.options import OPTIONS
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.reading.design import Design
@@ -77,41 +76,21 @@ def _saved_data(prepared: Prepared) -> SavedData:
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
 
 
-class Loadable(Protocol):
-    """A :class:`SplisosmGLMM`, as the reading of its file sees it."""
-
-    def __init__(self, **options: Any) -> None: ...
-
-    def hold(self, prepared: Prepared, fitted: UsageFit | None, results: Results) -> None:
-        """Take these data and fits."""
+Kind = TypeVar("Kind", bound=Holder)
 
 
-Kind = TypeVar("Kind", bound=Loadable)
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a person hands to ``load`` beside the file, which documents it."""
-
-    map_location: str | None
-    likelihood: Likelihood | None
-    priors: Mapping[str, Any] | None
-    covariance: Any
-    model: Program | None
-
-
-def loaded_analysis(kind: type[Kind], path: str, given: Given) -> Kind:
-    """An analysis as ``save`` wrote it."""
+def loaded_analysis(kind: type[Kind], path: str, map_location: str | None, given: Mapping[str, Any]) -> Kind:
+    """An analysis as ``save`` wrote it, with the objects that a person has ``given``."""
     archive = Archive.load(path, kind.__name__, {1: usage_1})
-    helped = any(value is not None for value in vars(given).values())
+    helped = map_location is not None or any(value is not None for value in given.values())
     with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):
         saved = archive.to(SavedUsage)
-        own = unpack(saved.extensions, given.likelihood, given.priors, given.covariance, path=path)
-        own |= own_model(saved.extensions, given.model, path=path)
-        device = {} if given.map_location is None else {"device": str(given.map_location)}
+        own = unpack(saved.extensions, given["likelihood"], given["priors"], given["covariance"], path=path)
+        own |= own_model(saved.extensions, given["model"], path=path)
+        device = {} if map_location is None else {"device": str(map_location)}
         analysis = kind(**saved.options | device, **own)
         check_keys(saved.options, OPTIONS, "options")
-        analysis.hold(_prepared_of(saved, given.covariance), saved.fit, {"sv": saved.sv, "du": saved.du})
+        analysis.hold(_prepared_of(saved, given["covariance"]), saved.fit, {"sv": saved.sv, "du": saved.du})
         return analysis
 
 

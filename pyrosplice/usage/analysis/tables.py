@@ -12,6 +12,7 @@ from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.usage.analysis.fits import Analysed
 from pyrosplice.usage.reading.summary import feature_summary
 
+TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter", "reason")
 TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
 
 
@@ -48,16 +49,8 @@ def get_training_summary(self: Analysed) -> pd.DataFrame:
     """
     analysis = self.analysis
     rows = [
-        {
-            "model_type": analysis.model_type,
-            "converged": state.converged,
-            "best_loss": state.best_loss,
-            "best_epoch": state.best_epoch,
-            "fitting_time_s": state.fitting_time_s,
-            "n_iter": state.n_iter,
-            "reason": state.reason,
-        }
-        for state in analysis.fit.genes
+        {"model_type": analysis.model_type, **{name: getattr(gene, name) for name in TRAINING}}
+        for gene in analysis.fit.genes
     ]
     return pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
 
