@@ -303,7 +303,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
     moved = design.x @ fixed
     offset = design.offset + (moved if design.offset.ndim == 1 else moved[:, None])
     under = replace(design, x=design.x @ kept, offset=offset)
-    return fit_glm(RowSource(source.counts, under, source.noise, source.device, source.block_size)), rank
+    return fit_glm(RowSource(source.counts, under, source.likelihood, source.device, source.block_size)), rank
 
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:

@@ -22,7 +22,7 @@ from pyrosplice.expression.quasi_likelihood import (
     squeeze_variance,
 )
 from pyrosplice.expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
-from pyrosplice.likelihoods.noise import NOISE
+from pyrosplice.likelihoods import NegativeBinomial
 from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
@@ -39,7 +39,7 @@ def samples(n=8, g=400, *, seed=0, disp=0.2, effect=0.0, log_mean=3.0, spread=0.
 def test_cox_reid_matches_gold(name):
     z = np.load(shared("gold", "nb", f"{name}.npz"))
     y, x, offset = z["counts"].astype(float), z["design"].astype(float), np.log(z["size_factors"])
-    source = RowSource(CountMatrix(y), Design(x, np.ones((len(x), 1)), offset, np.zeros(len(x))), NOISE["nb"]())
+    source = RowSource(CountMatrix(y), Design(x, np.ones((len(x), 1)), offset, np.zeros(len(x))), NegativeBinomial())
     fit = fit_glm(source)
     theta, _ = cox_reid(source, fit)
     table = pd.read_csv(shared("gold", "nb", f"{name}_cr.csv.gz")).query("ok == 1")
@@ -49,7 +49,7 @@ def test_cox_reid_matches_gold(name):
     worse = i[off > 1e-3]
     assert len(worse) <= 1
     for gene in worse:
-        one = RowSource(CountMatrix(y[:, [gene]]), source.design, source.noise)
+        one = RowSource(CountMatrix(y[:, [gene]]), source.design, source.likelihood)
         ours = adjusted_profile(one, fit_glm(one), np.array([theta[gene, -1]]))[0, 0]
         assert ours > table.loc[table["index"] == gene, "cr_apl"].item() + 1e-3
 
@@ -144,7 +144,7 @@ def test_quasi_f_statistic_is_the_formula():
     quasi = quasi_fit(glm.estimator, adjusted=False)
     statistic, pval, df = quasi_test(glm.estimator, quasi, np.array([[0.0, 1.0]]))
     trend, k = quasi.dispersions.trend, 7
-    one = RowSource(CountMatrix(y[:, [k]]), glm.estimator.source.design, NOISE["nb"]()).with_location(
+    one = RowSource(CountMatrix(y[:, [k]]), glm.estimator.source.design, NegativeBinomial()).with_location(
         np.array([[1.0], [0]])
     )
     null = np.log(y[:, k].mean())

@@ -14,7 +14,7 @@ from safetensors.torch import load as tensors_of
 
 from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.mixture_prior import MixturePrior
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from tests.mixture.helpers import F64, brute_force, clouds
 
 SHAPES = {"full": (3, 4, 4), "tied": (4, 4), "diag": (3, 4), "spherical": (3,)}

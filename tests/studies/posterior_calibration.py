@@ -31,7 +31,8 @@ from pyrosplice.likelihoods import (
     NegativeBinomial,
     Poisson,
 )
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior, mixture_sites
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, mixture_sites
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from pyrosplice.priors.penalized_complexity import weak_priors
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import calibrate

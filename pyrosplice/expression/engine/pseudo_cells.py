@@ -91,7 +91,7 @@ class Rows:
     level_z, level_offset : Tensor (E, R), (E,)
         Distinct rows of the scale design, for ``table``.
     table : CountTable or None
-        Counts a gene; None where the noise needs none.
+        Counts a gene; None where the likelihood needs none.
     """
 
     design: Designs

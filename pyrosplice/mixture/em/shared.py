@@ -12,7 +12,8 @@ from pyrosplice.mixture.em.loop import FLOAT64_SMALLEST, EMOptions, QuadraticExp
 from pyrosplice.mixture.em.one_fit import Problem
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import MixturePriors, SitePriors
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def fit_shared(
     groups: Tensor,
     start: MixtureParameters,
     *,
-    prior: MixturePrior | None,
+    prior: MixturePriors | SitePriors,
     regularization: float,
     options: EMOptions,
     weights: Tensor | None = None,
@@ -123,7 +124,13 @@ def fit_shared(
     lead = start.select((None, None))  # type: ignore[arg-type]
     for centred, shared in ((False, SharedExpectation), (True, CentredSharedExpectation)):
         problem = Problem.of(
-            rows, kind, prior=prior, regularization=regularization, features=not centred, centred=centred
+            rows,
+            kind,
+            prior=prior,
+            n_components=start.n_components,
+            regularization=regularization,
+            features=not centred,
+            centred=centred,
         )
         expectation = shared(problem.starter, groups, start.n_components)  # type: ignore[arg-type]
         result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)

@@ -15,7 +15,7 @@ from pyrosplice.hypothesis.coefficients.identified import TOUCHED
 from pyrosplice.hypothesis.coefficients.wald import Effects
 from pyrosplice.usage.analysis.differential_usage import batches_under, effect_fits, law_of
 from pyrosplice.usage.analysis.fits import Analysed
-from pyrosplice.usage.analysis.options import law_name
+from pyrosplice.usage.analysis.options import check_of_isoforms, law_name
 from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import Law
@@ -77,6 +77,8 @@ def get_effects(
     """
     analysis = self.analysis
     analysis.shipped_only("get_effects")
+    likelihood = analysis.options.likelihood
+    check_of_isoforms(likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
     check_share("level", level)
     check_option("variance", variance, ("robust", "model"))
     if law is not None:

@@ -289,6 +289,12 @@ def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[T
         check_isoform_effect(isoform_effect, share_variance=True, likelihood=likelihood, counts=gene.unsqueeze(0))
 
 
+def check_of_isoforms(likelihood: Likelihood, what: str) -> None:
+    """Raise where the likelihood is of one count a spot, which has no usage of isoforms."""
+    if likelihood.n_categories[1] == 1:
+        raise NoResultsError(f"likelihood: {likelihood!r} is of one count a spot, and {what}.")
+
+
 def law_name(law: str | None, variance: str, model_type: str) -> str | None:
     """What the tests take the covariance to be: ``"averaged"`` by default with a spatial effect, None without any.
 

@@ -263,6 +263,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         min_counts=options.min_counts,
         min_bin_pct=options.min_bin_pct,
         spots=kept,
+        n_isos=options.model.likelihood.n_categories,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)

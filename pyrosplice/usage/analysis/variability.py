@@ -14,7 +14,7 @@ from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
-from pyrosplice.usage.analysis.options import VariabilityOptions
+from pyrosplice.usage.analysis.options import VariabilityOptions, check_of_isoforms
 from pyrosplice.usage.gene_tests import linearized as gene_tests
 from pyrosplice.usage.gene_tests import variability_ratio
 from pyrosplice.usage.gene_tests.linearized import GeneTests, run_batches
@@ -105,6 +105,9 @@ def test_spatial_variability(
         raise NoResultsError(
             f"model_type={analysis.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
         )
+    if method == "score":
+        what = "method='score' takes a spot's total as given; use method='llr'"
+        check_of_isoforms(analysis.options.likelihood, what)
     if n_perms_per_gene is not None and not use_perm_null:
         warnings.warn("n_perms_per_gene: nothing is permuted without use_perm_null=True.", stacklevel=3)
     test = variability_score_tests if method == "score" else variability_ratio_tests
