@@ -13,7 +13,7 @@ from pyrosplice.glmm.design_information import covariate_information
 from pyrosplice.glmm.effect_density import effect_density
 from pyrosplice.glmm.glm_objective import Standardisation
 from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.glmm.marginal import MarginalObjective, fit_marginal, genes_at_once
+from pyrosplice.glmm.marginal import MarginalObjective, batches_of, fit_marginal
 from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Unknowns
 from pyrosplice.glmm.observed_information import observed_information, profiled_information
@@ -61,10 +61,7 @@ class MixedEngine:
 
     def batches(self) -> list[Tensor]:
         """Indices of the genes that are worked on together, within bounded memory."""
-        n_genes, n_spots, _ = self.counts.shape
-        blocks = 0 if self.solver is None else self.solver.factor_blocks
-        genes = torch.arange(n_genes, device=self.counts.device)
-        return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
+        return batches_of(self.counts, self.n_logits, self.solver)
 
     def coefficients(self, beta: Tensor, bias_eta: Tensor, genes: Tensor | None = None) -> Tensor:
         """The engine's coefficients ``(G, P + 1, Q)`` of all genes, or of those listed; differentiable.

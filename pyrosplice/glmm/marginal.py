@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.glmm.mode import Latents, MixedModel, Mode
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
+from pyrosplice.linalg.solver import SpatialSolver
 from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
 from pyrosplice.optimize.convergence import Convergence
 
@@ -187,6 +188,13 @@ def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memo
     """
     per_gene = 8.0 * n_predictors**2 * (n_latent_blocks + 30 * n_spots)
     return int(min(max(memory / per_gene // 8, 1), 8)) * 8
+
+
+def batches_of(counts: Tensor, n_predictors: int, solver: SpatialSolver | None) -> list[Tensor]:
+    """Indices of the genes of ``counts`` ``(G, N, K)`` that are worked on together, within bounded memory."""
+    blocks = 0 if solver is None else solver.factor_blocks
+    genes = torch.arange(len(counts), device=counts.device)
+    return list(genes.split(genes_at_once(counts.shape[1], n_predictors, blocks)))
 
 
 def start_coefficients(model: MixedModel) -> Tensor:

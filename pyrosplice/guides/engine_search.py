@@ -14,7 +14,7 @@ from pyrosplice.glmm.marginal import (
     PREFERENCE,
     SMALLEST_START,
     MarginalObjective,
-    genes_at_once,
+    batches_of,
     search,
     search_spatial,
 )
@@ -83,9 +83,7 @@ class EngineDensity:
     @property
     def batches(self) -> list[Tensor]:
         """Units that are worked on together, within bounded memory."""
-        problem, n_units = self.problem, len(self.problem.counts)
-        size = genes_at_once(problem.counts.shape[1], problem.n_logits, problem.solver.factor_blocks)
-        return list(torch.arange(n_units).split(size))
+        return batches_of(self.problem.counts, self.problem.n_logits, self.problem.solver)
 
     def search(self, point: Tensor, rows: Tensor, options: FitOptions, *, informed: bool) -> Optimum:
         """The mode of some units from unconstrained coordinates ``(G, d)``, or from what the engine knows of them.

@@ -73,7 +73,7 @@ def of_usage(model: SplisosmGLMM) -> list[Any]:
     fits, table = model.get_fitted_models(), model.get_formatted_test_results("du")
     numbers = [gene.beta.numpy() for gene in fits] + [table[c].to_numpy() for c in ("gene", "pvalue", "pvalue_adj")]
     data = model.filtered_adata
-    options = [str(value) for value in model._options().values()]
+    options = [str(value) for value in model.analysis.options.saved().values()]
     return [*numbers, data.layers["counts"].toarray(), data.obs_names, data.var_names, model.gene_names, options]
 
 
