@@ -241,3 +241,12 @@ def test_a_field_of_two_sizes_is_seen_and_told_from_one_of_one_size() -> None:
         assert not (found["reliable"] & found["unequal_field"]).any()
     assert seen["halves"][0] > 0.35 and seen["halves"][1] < 0.15
     assert (seen["model"] < 0.1).all()
+
+
+def test_a_strong_effect_is_not_taken_for_a_field_of_two_sizes() -> None:
+    beta = np.full((12, 1, 2), [1.0, -1.0])
+    found = simulate_isoforms(
+        n_spots=900, n_genes=12, theta=0.0, covariates=("smooth",), beta=beta, sigma=0.5, depth=5.0, seed=2
+    )
+    results = results_of(fitted(found, ["smooth"], setup={"group_gene_by_n_iso": True}))
+    assert (results["pvalue"] < 1e-6).all() and not results["unequal_field"].any()
