@@ -24,8 +24,8 @@ SLOPE = 0.75
 SHARES = 1.0, 0.7, 0.5, 0.25, 0.0
 """Of the field's standard deviation that are looked at: the field of a null fit has taken up the covariate's effect.
 
-With that field as it is, 2 and 18 % of 150 genes on 400 spots whose log-odds follow a smooth covariate with β = .5 and 1
-were taken for ones with an unequal field, and 22 and 52 % of 60 on 1,600 spots; with its best share none of these, and
+With that field as it is, of genes whose log-odds follow a smooth covariate with β = .5 and 1, 2 and 18 % of 150 on 400
+spots were taken for ones with an unequal field, and 22 and 52 % of 60 on 1,600; with its best share none of them, and
 59 instead of 62 % of 240 genes with a field of .2 in one half and 1.6 in the other (256 spots, five counts each).
 """
 FURTHEST = 2.0  # standard deviations of a covariate at which its effect on the field ends
