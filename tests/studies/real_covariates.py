@@ -1,14 +1,15 @@
 """Size of the tests of covariates on real tissue, by covariates that cannot have an effect on it.
 
-    python -m tests.studies.real_covariates [--replicates 100] [--only "bulb raw"] [--keep FOLDER]
+    python -m tests.studies.real_covariates [--replicates 100] [--only "bulb raw"] [--parts FOLDER]
 
 Counts are as they are: families of two to four members in the olfactory bulb (25 of 30: the largest cost as much as a
 hundred of them) and in four sections of a breast cancer (33). Covariates are surrogates of real ones (``depth``, log
 total counts; ``pc1``, first principal component of the expression of the other genes), new for every replicate and
 centred in each section, by :mod:`tests.studies.surrogates`. Each is tested alone, at a null fit that all share. Shares
-below .05 and .01 of the p-values, and of those called reliable, with exact 99 % intervals; ``se`` is that of the
-replicates' means, as genes share the covariate of a replicate. Rows go to tests/studies/results/real_covariates.csv
-with seed and commit. Without the shared data nothing is done.
+below .05 and .01 of the p-values, of those called reliable, and of these without the surrogates that happen to be like
+the covariate itself (a correlation above .35: the layers of the bulb are the same left and right), with exact 99 %
+intervals; ``se`` is that of the replicates' means, as genes share the covariate of a replicate. Rows go to
+tests/studies/results/real_covariates.csv with seed and commit. Without the shared data nothing is done.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tests.studies.surrogates import SURROGATES, Array, Section
 
 TABLE, KEY = "real_covariates", ["tissue", "depth", "surrogate", "covariate", "method"]
 LARGEST = 4  # members of a family
+ALIKE = 0.35  # correlation with the real covariate above which a surrogate may have its effect
 TOGETHER = 20  # covariates that the posterior of the variances is worked out for at once
 KINDS = [(how, name) for how in ("shifted", "waves") for name in ("depth", "pc1")]
 KINDS = [("permuted", "pc1"), ("drawn", "none"), *KINDS]
@@ -154,25 +156,38 @@ def sizes(found: pd.DataFrame, suffix: str = "") -> dict[str, float]:
     return row
 
 
-def run(tissue: Tissue, n_replicates: int, seed: int, keep: Path | None) -> None:
-    """All kinds of covariates of one tissue."""
+def likeness(tissue: Tissue, covariate: str, values: Array) -> Array:
+    """Absolute correlations ``(n,)`` of surrogates with the real covariate, ``pc1`` where there is none."""
+    real = tissue.adata.obs["pc1" if covariate == "none" else covariate].to_numpy()
+    return np.abs(np.corrcoef(values.T, real)[-1, :-1])
+
+
+def run(tissue: Tissue, n_replicates: int, seed: int, parts: Path | None) -> None:
+    """All kinds of covariates of one tissue; p-values that ``parts`` has already are read."""
     rng = np.random.default_rng([seed, *map(ord, tissue.name + tissue.depth)])
     values = np.concatenate([tissue.surrogates(*kind, n_replicates, rng) for kind in KINDS], 1)
-    model, at = null_fit(tissue, values), commit()
+    model, at = None, commit()
     for number, (surrogate, covariate) in enumerate(KINDS):
-        started = time.perf_counter()
-        found = tested(model, range(number * n_replicates, (number + 1) * n_replicates))
+        started, own = time.perf_counter(), range(number * n_replicates, (number + 1) * n_replicates)
         row = {"tissue": tissue.name, "depth": tissue.depth, "surrogate": surrogate, "covariate": covariate}
-        row |= {"method": "score", "genes": model.n_genes, "replicates": n_replicates}
-        row |= {"modes": found["modes"].median(), "df": found["posterior_df"].median()}
-        row |= {"without": int(found["pvalue"].isna().sum()), "unequal": found["unequal"].mean()}
-        row |= sizes(found[found["pvalue"].notna()]) | sizes(found[found["reliable"]], "_reliable")
+        row |= {"method": "score", "replicates": n_replicates}
+        path = None if parts is None else parts / f"{'_'.join(str(row[key]) for key in KEY)}.csv"
+        if path is not None and path.exists():
+            found = pd.read_csv(path)
+        else:
+            model = model or null_fit(tissue, values)
+            found = tested(model, own)
+        if path is not None:
+            found.to_csv(path, index=False)
+        alike = likeness(tissue, covariate, values[:, own]) > ALIKE
+        unlike = ~alike[found["replicate"] - own.start] & found["reliable"]
+        row |= {"genes": found["gene"].nunique(), "alike": alike.mean(), "modes": found["modes"].median()}
+        row |= {"df": found["posterior_df"].median(), "without": int(found["pvalue"].isna().sum())}
+        row |= {"unequal": found["unequal"].mean(), **sizes(found[found["pvalue"].notna()])}
+        row |= sizes(found[found["reliable"]], "_reliable") | sizes(found[unlike], "_unlike")
         row |= {"seconds": round(time.perf_counter() - started), "seed": seed, "commit": at}
         save_row(TABLE, row, KEY)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-        if keep is not None:
-            name = "_".join(str(row[part]) for part in KEY)
-            found.to_csv(keep / f"{name}.csv", index=False)
+        print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
 if __name__ == "__main__":
@@ -180,11 +195,11 @@ if __name__ == "__main__":
     parser.add_argument("--replicates", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="part of a tissue and depth, such as 'bulb raw'")
-    parser.add_argument("--keep", type=Path, help="folder for the p-values themselves")
+    parser.add_argument("--parts", type=Path, help="folder of p-values that are there, and for those that are not")
     given = parser.parse_args()
     if not all((SHARED / "data" / name).exists() for name in FILES):
         parser.exit(message="The shared data are not there; nothing was done.\n")
     warnings.simplefilter("ignore")  # of covariates with few modes
     for read, depth in CASES:
         if given.only in f"{read.__name__} {depth}":
-            run(read(depth), given.replicates, given.seed, given.keep)
+            run(read(depth), given.replicates, given.seed, given.parts)
