@@ -156,12 +156,6 @@ def sizes(found: pd.DataFrame, suffix: str = "") -> dict[str, float]:
     return row
 
 
-def likeness(tissue: Tissue, covariate: str, values: Array) -> Array:
-    """Absolute correlations ``(n,)`` of surrogates with the real covariate, ``pc1`` where there is none."""
-    real = tissue.adata.obs["pc1" if covariate == "none" else covariate].to_numpy()
-    return np.abs(np.corrcoef(values.T, real)[-1, :-1])
-
-
 def run(tissue: Tissue, n_replicates: int, seed: int, parts: Path | None) -> None:
     """All kinds of covariates of one tissue; p-values that ``parts`` has already are read."""
     rng = np.random.default_rng([seed, *map(ord, tissue.name + tissue.depth)])
@@ -179,7 +173,8 @@ def run(tissue: Tissue, n_replicates: int, seed: int, parts: Path | None) -> Non
             found = tested(model, own)
         if path is not None:
             found.to_csv(path, index=False)
-        alike = likeness(tissue, covariate, values[:, own]) > ALIKE
+        real = tissue.adata.obs["pc1" if covariate == "none" else covariate].to_numpy()
+        alike = np.abs(np.corrcoef(values[:, own].T, real)[-1, :-1]) > ALIKE
         unlike = ~alike[found["replicate"] - own.start] & found["reliable"]
         row |= {"genes": found["gene"].nunique(), "alike": alike.mean(), "modes": found["modes"].median()}
         row |= {"df": found["posterior_df"].median(), "without": int(found["pvalue"].isna().sum())}
