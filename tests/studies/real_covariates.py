@@ -1,6 +1,6 @@
 """Size of the tests of covariates on real tissue, by covariates that cannot have an effect on it.
 
-    python -m tests.studies.real_covariates [--replicates 100] [--only "bulb raw"] [--parts FOLDER]
+    python -m tests.studies.real_covariates [--replicates 100] [--only "bulb raw" ...] [--parts FOLDER]
 
 Counts are as they are: families of two to four members in the olfactory bulb (25 of 30: the largest cost as much as a
 hundred of them) and in four sections of a breast cancer (33). Covariates are surrogates of real ones (``depth``, log
@@ -96,8 +96,7 @@ def breast(depth: str) -> Tissue:
     counts, family = as_dense(genes.X, "X"), genes.var["family"].astype(str)
     own = (family != "").to_numpy()
     obs, var = genes.obs[["slice"]].rename(columns={"slice": "section"}), pd.DataFrame({"gene_symbol": family[own]})
-    adata = ad.AnnData(counts[:, own], obs=obs, var=var, obsm={"spatial": genes.obsm["spatial"]})
-    adata.layers["counts"] = adata.X
+    adata = ad.AnnData(obs=obs, var=var, obsm={"spatial": genes.obsm["spatial"]}, layers={"counts": counts[:, own]})
     return Tissue("breast", depth, with_covariates(adata, counts[:, ~own]))
 
 
@@ -156,13 +155,15 @@ def sizes(found: pd.DataFrame, suffix: str = "") -> dict[str, float]:
     return row
 
 
-def run(tissue: Tissue, n_replicates: int, seed: int, parts: Path | None) -> None:
-    """All kinds of covariates of one tissue; p-values that ``parts`` has already are read."""
+def run(tissue: Tissue, only: list[str], n_replicates: int, seed: int, parts: Path | None) -> None:
+    """Kinds of covariates of one tissue; p-values that ``parts`` has already are read."""
     rng = np.random.default_rng([seed, *map(ord, tissue.name + tissue.depth)])
     values = np.concatenate([tissue.surrogates(*kind, n_replicates, rng) for kind in KINDS], 1)
     model, at = None, commit()
     for number, (surrogate, covariate) in enumerate(KINDS):
         started, own = time.perf_counter(), range(number * n_replicates, (number + 1) * n_replicates)
+        if not any(part in f"{tissue.name} {tissue.depth} {surrogate} {covariate}" for part in only):
+            continue
         row = {"tissue": tissue.name, "depth": tissue.depth, "surrogate": surrogate, "covariate": covariate}
         row |= {"method": "score", "replicates": n_replicates}
         path = None if parts is None else parts / f"{'_'.join(str(row[key]) for key in KEY)}.csv"
@@ -189,12 +190,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicates", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="part of a tissue and depth, such as 'bulb raw'")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of rows' names, such as 'bulb raw waves'")
     parser.add_argument("--parts", type=Path, help="folder of p-values that are there, and for those that are not")
     given = parser.parse_args()
     if not all((SHARED / "data" / name).exists() for name in FILES):
         parser.exit(message="The shared data are not there; nothing was done.\n")
     warnings.simplefilter("ignore")  # of covariates with few modes
     for read, depth in CASES:
-        if given.only in f"{read.__name__} {depth}":
-            run(read(depth), given.replicates, given.seed, given.parts)
+        run(read(depth), given.only, given.replicates, given.seed, given.parts)
