@@ -68,7 +68,13 @@ class Spectra:
 
     def for_predictors(self, n_predictors: int) -> Spectra:
         """As many of the leading eigenvectors as that number of predictors leaves time for."""
-        rank = max(24, COLUMNS // n_predictors)
+        return self._first(max(24, COLUMNS // n_predictors))
+
+    def leading_along(self, steeper: int) -> Spectra:
+        """The eigenvectors that one of the steeper spectra has anything of."""
+        return self._first(int((self.values[steeper] > 0).sum()))
+
+    def _first(self, rank: int) -> Spectra:
         return Spectra(self.vectors[:, :rank], self.values[:, :rank], self.leading[:rank])
 
     def effective_modes(self, columns: Tensor) -> float:
