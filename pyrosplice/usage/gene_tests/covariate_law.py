@@ -35,7 +35,7 @@ from pyrosplice.usage.reading.design import Design
 
 SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
-PATTERN_DF = 4.0
+PATTERN_DF = 3.0
 """Degrees of freedom that each mode of what is tested gives to its variance, beside those of the posterior.
 
 A contrast over few patterns meets whatever field a gene has in just these. Where that is Gaussian the posterior says
