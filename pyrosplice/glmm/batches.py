@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrosplice.effects.isoform_effect import SoftmaxBasis
 from pyrosplice.glmm.design_information import covariate_information
 from pyrosplice.glmm.effect_density import effect_density
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.glmm.marginal import MarginalObjective, batches_of, fit_marginal
 from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
@@ -44,7 +44,7 @@ class MixedEngine:
     """
 
     counts: Tensor
-    scaling: Standardisation
+    scaling: StandardCoordinates
     solver: SpatialSolver | None
     likelihood: Likelihood
     basis: SoftmaxBasis | None = None

@@ -65,7 +65,7 @@ class SparsePattern:
         diagonal, below = np.array(values), np.zeros(self.row.size)
         below[self.at] = entries
         start, column, at = self.updates
-        selected_inverse.factorize(self.column_start, self.row, start, column, at, diagonal, below)
+        selected_inverse.factorize_one(self.column_start, self.row, start, column, at, diagonal, below)
         out = np.empty(self.n)
         out[self.order] = selected_inverse.invert(self.column_start, self.row, diagonal, below)
         return out
@@ -81,7 +81,7 @@ class SparsePattern:
             diagonal[:, a, a] += self.diagonal[:, None]
             below[self.at, a, a] = self.below[:, None]
         start, column, at = self.updates
-        kernels.factorise(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
+        kernels.factorize_lanes(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
         return LaneFactor(self, diagonal, below)
 
 

@@ -76,7 +76,7 @@ def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
-def factorise(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
+def factorize_lanes(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
     """Cholesky factor in place. A lane that is not positive definite ends as NaN, the others unharmed."""
     n, q = column_start.size - 1, len(width)
     where = np.zeros(n, np.int64)

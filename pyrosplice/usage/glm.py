@@ -14,7 +14,7 @@ from pyrosplice.errors import check_option
 from pyrosplice.glmm.batches import MixedEngine, fit_without_effect
 from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.fitted_guides import PointGuide
-from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation, covariance_from_information
+from pyrosplice.glmm.glm_objective import GLMObjective, StandardCoordinates, covariance_from_information
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.glmm.objective import at_held
 from pyrosplice.guides.own_model import Program
@@ -143,7 +143,7 @@ class MultinomGLM(BaseModel):
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
-        self._engine = MixedEngine(table, Standardisation.of(design), None, self._guarded)  # ν held at zero
+        self._engine = MixedEngine(table, StandardCoordinates.of(design), None, self._guarded)  # ν held at zero
         self._set_parameters(self._start_values(table, shapes))
 
     def fit(
@@ -233,7 +233,7 @@ class MultinomGLM(BaseModel):
         information, scaling = self.observed_information()
         return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
 
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
+    def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         own = self._followed()

@@ -16,7 +16,7 @@ from pyrosplice.glmm.batches import MixedEngine, detached
 from pyrosplice.glmm.distributions import EigenCovariance
 from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm.fitted_guides import LaplaceGuide, PointGuide
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.mode import Mode, Parameters
 from pyrosplice.glmm.multinomial import MultinomialGLMM
 from pyrosplice.glmm.random_effect import INIT_RATIOS, spatial_solver, start_of_effect
@@ -183,7 +183,7 @@ class MultinomGLMM(MultinomGLM):
         solver = spatial_solver(*given, n_spots=table.shape[1], device=table.device)
         shapes, effect = self._site_shapes(table, design), self.isoform_effect
         check_isoform_effect(effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=table)
-        engine = MixedEngine(table, Standardisation.of(design), solver, self._guarded, basis_of(effect, table))
+        engine = MixedEngine(table, StandardCoordinates.of(design), solver, self._guarded, basis_of(effect, table))
         space = solver if solver is None or solver.remainder is None else engine.dense_covariance()
         self._named_priors(shapes, covariance=space, isoform_effect=effect)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
@@ -243,7 +243,7 @@ class MultinomGLMM(MultinomGLM):
         proper = bounded_away_from_zero(detached(parameters))
         return RandomEffectPosterior(engine.mode(proper, torch.arange(self.n_genes, device=self.device)))
 
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
+    def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         if self._followed() is not None:

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from pyrosplice.effects.isoform_effect import IsoformEffect
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.glmm.distributions import EigenCovariance
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
 from pyrosplice.guides.own_fit import OwnFit, endless, same_numbers
@@ -206,7 +206,7 @@ def _endless_coefficients(own: OwnFit, design: Tensor, shapes: Mapping[str, tupl
         if site is None or name in own.integrated or not (site.is_real() and same_numbers(site.value_shape, shape)):
             return None
         sites[name] = own.values[name].double().clone().requires_grad_(True)
-    scale = Standardisation.of(design).matrix  # of covariates of size one, whatever their units
+    scale = StandardCoordinates.of(design).matrix  # of covariates of size one, whatever their units
     coefficients = torch.cat([site.detach().reshape(n_genes, -1, n_logits) for site in sites.values()], 1)
     if not bool((torch.linalg.solve(scale, coefficients).abs() > FAR).any()):
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.glmm.design_information import covariate_information
-from pyrosplice.glmm.glm_objective import Standardisation, covariance_from_information
+from pyrosplice.glmm.glm_objective import StandardCoordinates, covariance_from_information
 from pyrosplice.hypothesis.coefficients.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof
 from pyrosplice.hypothesis.coefficients.score import Linearised, ScoreVariance, score_variance
@@ -145,13 +145,13 @@ def estimates(
 class _CodedBasis:
     """Orthonormal columns of a design, the fitted coefficients of them, and the way back to ``[β; b]``."""
 
-    scaling: Standardisation
+    scaling: StandardCoordinates
     coefficients: Tensor
     back: Tensor
 
     @classmethod
     def of(cls, model: MultinomGLM, design: Design) -> _CodedBasis:
-        scaling = Standardisation.of(model.design_mtx)
+        scaling = StandardCoordinates.of(model.design_mtx)
         weights = torch.cat([model.beta, model.bias_eta.unsqueeze(1)], 1).detach()
         back = torch.from_numpy(design.coding) @ scaling.matrix
         back[-1] = torch.eye(back.shape[1], dtype=back.dtype)[-1]
