@@ -55,13 +55,13 @@ class StandardCoordinates:
         """
         n_spots, n_factors = covariates.shape
         mean = covariates.mean(0)
-        centred = covariates - mean
-        shift = centred.mean(0)  # of rounding, where the mean is large
-        mean, centred = mean + shift, centred - shift
-        spread = centred.square().mean(0).sqrt()
+        centered = covariates - mean
+        shift = centered.mean(0)  # of rounding, where the mean is large
+        mean, centered = mean + shift, centered - shift
+        spread = centered.square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
         inverse = 1 / torch.where(constant, 1.0, spread)
-        scaled = torch.where(constant, 0.0, centred * inverse)
+        scaled = torch.where(constant, 0.0, centered * inverse)
         basis, combinations = _orthogonal(scaled)
         design = torch.cat([basis, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
@@ -73,10 +73,10 @@ class StandardCoordinates:
         """That of the orthonormal columns themselves."""
         return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
-    def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
+    def covariance(self, standardized: Tensor, n_logits: int) -> Tensor:
         """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""
         big = torch.kron(self.matrix, torch.eye(n_logits, dtype=self.matrix.dtype, device=self.matrix.device))
-        return big @ standardised @ big.mT
+        return big @ standardized @ big.mT
 
 
 @dataclass(frozen=True)

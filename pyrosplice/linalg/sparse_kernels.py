@@ -99,7 +99,7 @@ def factorize_lanes(column_start, row, update_start, update_column, update_at, d
                             diagonal[j, a, b, lane] -= pivot[a, c, lane] * pivot[b, c, lane]
             for p in range(at + 1, end):
                 _subtract_outer(below[p], pivot, below[where[row[p]]], width)
-        _factorise_block(diagonal[j], q)
+        _factorize_block(diagonal[j], q)
         for p in range(first, column_start[j + 1]):
             for a in range(q):
                 for b in range(q):
@@ -111,7 +111,7 @@ def factorize_lanes(column_start, row, update_start, update_column, update_at, d
 
 
 @compiled(nogil=True, inline="always", error_model="numpy")
-def _factorise_block(block, q):  # type: ignore[no-untyped-def]
+def _factorize_block(block, q):  # type: ignore[no-untyped-def]
     for b in range(q):
         for c in range(b):
             for lane in range(LANES):

@@ -274,7 +274,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     def _fit_rows(self, rows: RowBlocks) -> EMResult:
         draws = uniforms(self.n_init, self.num_components, seed_of(self.random_state))
         result = run_carefully(
-            lambda centred: self._problem(rows, centred=centred),
+            lambda centered: self._problem(rows, centered=centered),
             lambda problem: self._start(problem, draws),
             self._em_options(),
         )
@@ -285,7 +285,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             )
         return result
 
-    def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
+    def _problem(self, rows: RowBlocks, *, centered: bool = False) -> Problem:
         closed = self._closed_priors(rows.dim)
         return Problem.of(
             rows,
@@ -294,7 +294,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             n_components=self.num_components,
             regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
-            centred=centred,
+            centered=centered,
         )
 
     def _start(self, problem: Problem, draws: Tensor) -> MixtureParameters:

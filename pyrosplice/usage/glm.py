@@ -28,7 +28,7 @@ from pyrosplice.priors.named import Priors
 from pyrosplice.priors.sites import complete_priors, is_flat
 from pyrosplice.reasons import Reason
 from pyrosplice.usage.batched_model import BaseModel
-from pyrosplice.usage.configs import DEFAULTS, complete_configs, kept_history, minimiser_of, search_options
+from pyrosplice.usage.configs import DEFAULTS, complete_configs, kept_history, minimizer_of, search_options
 from pyrosplice.usage.infinite import endless_coefficients
 from pyrosplice.usage.own_usage import require_followed
 from pyrosplice.usage.prior_terms import prior_information
@@ -371,8 +371,8 @@ class MultinomGLM(BaseModel):
         """Fit all genes; with ``keep`` also the values of the sites at every epoch."""
         method, configs = self.fitting_method, self.fitting_configs
         if self.likelihood.free:
-            engine, minimiser = self._engine, minimiser_of(method, configs)
-            record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimiser)
+            engine, minimizer = self._engine, minimizer_of(method, configs)
+            record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimizer)
             self._set_parameters(steps[-1])
         else:
             record, steps = search_coefficients(self._objective(), method, configs, keep=keep)

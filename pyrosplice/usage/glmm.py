@@ -29,7 +29,7 @@ from pyrosplice.priors.named import Priors, with_variance_prior
 from pyrosplice.priors.sites import SITES, complete_priors, is_flat
 from pyrosplice.reasons import Reason
 from pyrosplice.usage import own_usage
-from pyrosplice.usage.configs import minimiser_of, search_options
+from pyrosplice.usage.configs import minimizer_of, search_options
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.infinite import endless_variance
 from pyrosplice.usage.reading.inputs import as_covariance, spot_names, warn_if_collinear
@@ -385,7 +385,7 @@ class MultinomGLMM(MultinomGLM):
         search = MixedSearch(
             engine=self._engine, marginal=self.is_marginal, share_variance=self.share_variance,
             fix_sigma=self.var_fix_sigma, log_prior=self._log_prior(), options=search_options(configs),
-            minimiser=minimiser_of(method, configs),
+            minimizer=minimizer_of(method, configs),
         )  # fmt: skip
         found = search.run(self.sigma.detach(), keep=keep)
         self.gradient_norm, self.log_marginal_null = found.gradient_norm, found.log_marginal_null

@@ -58,9 +58,9 @@ def test_cox_reid_is_less_biased_than_maximum_likelihood():
     y, obs = samples(n=6, g=1500, disp=0.3, log_mean=4.0, spread=0.3)
     glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
     ml, adjusted = (np.maximum(v, 1e-9) for v in (np.exp(-glm.results.theta[:, -1]), glm.adjusted_dispersion()))
-    centre = np.median(-np.log(stats.f.rvs(4, 1e6, size=20_000, random_state=0)))  # a variance on 4 df, about its mean
-    assert abs(np.median(np.log(adjusted / 0.3)) + centre) < 0.08
-    assert np.median(np.log(ml / 0.3)) + centre < -0.3
+    center = np.median(-np.log(stats.f.rvs(4, 1e6, size=20_000, random_state=0)))  # a variance on 4 df, about its mean
+    assert abs(np.median(np.log(adjusted / 0.3)) + center) < 0.08
+    assert np.median(np.log(ml / 0.3)) + center < -0.3
 
 
 def test_trend_and_shrunken_dispersions_recover_the_truth():

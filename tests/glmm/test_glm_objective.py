@@ -76,7 +76,7 @@ def test_selected_genes_keep_their_own_prior(data):
         torch.testing.assert_close(part, whole[rows])
 
 
-def test_standardisation_is_undone():
+def test_standardization_is_undone():
     design = torch.tensor([[1e6, 5.0], [1e6 + 1, 5.0], [1e6 + 5, 5.0]], dtype=torch.float64)
     scaling = StandardCoordinates.of(design)
     assert torch.equal(scaling.design[:, 1], torch.zeros(3, dtype=torch.float64))  # constant

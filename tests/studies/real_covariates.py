@@ -73,8 +73,8 @@ def with_covariates(adata: ad.AnnData, expression: Array) -> ad.AnnData:
     """``adata`` with the covariates that the counts ``(N, D)`` of all other genes give."""
     total = expression.sum(1, keepdims=True)
     logs = pd.DataFrame(np.log1p(1e4 * expression / total), index=adata.obs_names)
-    centred = (logs - logs.groupby(adata.obs["section"], observed=True).transform("mean")).to_numpy()
-    adata.obs["depth"], adata.obs["pc1"] = np.log(total[:, 0]), np.linalg.svd(centred, full_matrices=False)[0][:, 0]
+    centered = (logs - logs.groupby(adata.obs["section"], observed=True).transform("mean")).to_numpy()
+    adata.obs["depth"], adata.obs["pc1"] = np.log(total[:, 0]), np.linalg.svd(centered, full_matrices=False)[0][:, 0]
     return adata
 
 
@@ -132,7 +132,7 @@ def tested(model: SplisosmGLMM, columns: range) -> pd.DataFrame:
         terms = [Term(str(i), (i,), ()) for i in columns[start - columns.start :][:TOGETHER]]
         each = [term.columns for term in terms]
         modes = np.array([model._modes(some) for some in each])
-        tests = model._linearised_tests(alone, spec, fits, terms, law, description="", show=False)
+        tests = model._linearized_tests(alone, spec, fits, terms, law, description="", show=False)
         tests = refused(tests, model._ready(), each, modes)
         index = pd.MultiIndex.from_product([model.gene_names, np.ravel(each)], names=["gene", "replicate"])
         found = {"pvalue": tests.pvalue, "posterior_df": tests.posterior_df, "reliable": reliable(tests, modes)}

@@ -86,7 +86,7 @@ def simulated():
 
 
 @pytest.mark.parametrize("kind", real_covariates.KINDS)
-def test_surrogates_are_new_each_time_and_centred_in_each_section(simulated, kind):
+def test_surrogates_are_new_each_time_and_centered_in_each_section(simulated, kind):
     values = simulated.surrogates(*kind, 3, np.random.default_rng(0))
     sections = values.reshape(2, SIDE**2, 3)
     np.testing.assert_allclose(sections.mean(1), 0, atol=1e-9)

@@ -386,7 +386,7 @@ def test_a_covariate_may_be_called_as_an_option_is(name):
     np.testing.assert_array_equal(*found)
 
 
-def test_a_covariate_in_the_place_of_an_option_is_recognised(tissue):
+def test_a_covariate_in_the_place_of_an_option_is_recognized(tissue):
     model = fitted(tissue[:, :5].copy(), design_mtx="iid")
     for option in ("method", "by", "variance"):
         with pytest.raises(InvalidArgumentError, match=f"{option}: .*'iid', a covariate"):

@@ -33,8 +33,8 @@ FURTHEST = 2.0  # standard deviations of a covariate at which its effect on the 
 
 def relative_deviations(covariate: Tensor, slope: float) -> Tensor:
     """Relative standard deviations ``(N, 1)`` of the field, of mean square one."""
-    centred = covariate - covariate.mean()
-    standard = (centred / centred.square().mean().sqrt()).clamp(-FURTHEST, FURTHEST)
+    centered = covariate - covariate.mean()
+    standard = (centered / centered.square().mean().sqrt()).clamp(-FURTHEST, FURTHEST)
     scale = (slope * standard).exp()
     return (scale / scale.square().mean().sqrt()).unsqueeze(-1)
 
@@ -69,5 +69,5 @@ def _beside(design: Tensor, n_fixed: int, covariate: Tensor) -> Tensor:
     fixed = design[:, :n_fixed]
     if n_fixed == design.shape[1]:
         return fixed
-    centred = covariate - covariate.mean()
-    return torch.cat([fixed, (centred / centred.square().mean().sqrt()).unsqueeze(1)], 1)
+    centered = covariate - covariate.mean()
+    return torch.cat([fixed, (centered / centered.square().mean().sqrt()).unsqueeze(1)], 1)

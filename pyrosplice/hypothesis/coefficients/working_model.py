@@ -236,7 +236,7 @@ class GivenNoise:
         if solver is None:
             return self.products, self.logdet
         a = self.model.field_scale(deviation)
-        factor = solver.factorise(sandwich(a, self.precision, a))
+        factor = solver.factorize(sandwich(a, self.precision, a))
         pulled = a.unsqueeze(-1) * self.images
         shape = pulled.shape[2:]
         latent = solver.gather(pulled.flatten(2)).unflatten(2, shape)

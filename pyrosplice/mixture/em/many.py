@@ -115,7 +115,7 @@ def fit_many(
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centred=True)
+                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centered=True)
                     again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)

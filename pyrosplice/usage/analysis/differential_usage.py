@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosplice.errors import NoResultsError
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.fdr import adjust_pvalues
-from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice.usage.analysis.options import UsageTestOptions, law_name
 from pyrosplice.usage.gene_tests import covariate_tests
 from pyrosplice.usage.gene_tests.covariate_law import Law
@@ -42,7 +42,7 @@ from pyrosplice.usage.records import FittedGene, ModelSpec
 
 
 def test_differential_usage(
-    self: Analysed,
+    self: Analyzed,
     method: Literal["score", "wald", "lrt"] = "score",
     print_progress: bool = True,
     return_results: bool = False,
@@ -198,7 +198,7 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
     }
 
 
-def covariate_modes(self: Analysed) -> pd.DataFrame:
+def covariate_modes(self: Analyzed) -> pd.DataFrame:
     """How much a tissue can say of each covariate: a look before the tests.
 
     A covariate that varies like one wave over the tissue meets a field that does so too, once: whatever the number

@@ -16,9 +16,9 @@ from pyrosplice.hypothesis.coefficients.identified import TOUCHED
 from pyrosplice.hypothesis.coefficients.wald import Effects
 from pyrosplice.hypothesis.test_table import TestTable
 from pyrosplice.usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice.usage.analysis.fits import Analysed
+from pyrosplice.usage.analysis.fits import Analyzed
 from pyrosplice.usage.analysis.options import check_of_isoforms, law_name
-from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
+from pyrosplice.usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import Law
 from pyrosplice.usage.gene_tests.missing_results import reasons_of
@@ -31,7 +31,7 @@ POINTS = 100.0  # percentage points of usage
 
 
 def get_effects(
-    self: Analysed,
+    self: Analyzed,
     *,
     level: float = 0.95,
     variance: Literal["robust", "model"] = "robust",
@@ -126,7 +126,7 @@ def gene_effects(
     def both(some: slice, spots: Tensor, covariance: Tensor) -> tuple[Effects, Effects]:
         beta = found.beta[some]
         usage = average_usage_effects(eta[some][:, spots], beta, covariance, covariates[spots], changes)
-        return centred_log_odds(beta, covariance), usage
+        return centered_log_odds(beta, covariance), usage
 
     everywhere, covariance = torch.ones(len(given), dtype=torch.bool), found.of_coded(found.covariance)
     odds, usage = both(slice(None), everywhere, covariance)

@@ -184,7 +184,7 @@ class UsageAnalysis:
         return fitted
 
 
-class Analysed(Protocol):
+class Analyzed(Protocol):
     """A :class:`~pyrosplice.SplisosmGLMM`, as its methods that stand in a file of their own see it."""
 
     @property
@@ -192,7 +192,7 @@ class Analysed(Protocol):
         """What there is to read; raises before ``setup_data``."""
 
 
-class Holder(Analysed, Protocol):
+class Holder(Analyzed, Protocol):
     """The same, whose data and fits are changed."""
 
     def __init__(self, **options: Any) -> None: ...
@@ -253,7 +253,7 @@ def fit(
     self.hold(prepared, UsageFit(genes, null, with_design_mtx, n_jobs))
 
 
-def get_fitted_models(self: Analysed) -> list[Any]:
+def get_fitted_models(self: Analyzed) -> list[Any]:
     """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here.
 
     Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
@@ -262,7 +262,7 @@ def get_fitted_models(self: Analysed) -> list[Any]:
     return [analysis.rebuilt(gene) for gene in range(len(analysis.fit.genes))]
 
 
-def get_gene_model(self: Analysed, gene_name: str) -> Any:
+def get_gene_model(self: Analyzed, gene_name: str) -> Any:
     """Model of one gene, with all that such a model has. For draws of many genes see :meth:`posterior`.
 
     Raises KeyError for a name that is not in ``gene_names``.

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.hypothesis.test_table import TestTable
-from pyrosplice.usage.analysis.fits import Analysed
+from pyrosplice.usage.analysis.fits import Analyzed
 from pyrosplice.usage.reading.summary import feature_summary
 
 TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter")
@@ -18,7 +18,7 @@ TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
 
 
 def extract_feature_summary(
-    self: Analysed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
+    self: Analyzed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
 ) -> pd.DataFrame:
     """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
 
@@ -42,7 +42,7 @@ def extract_feature_summary(
     return prepared.summaries[level]
 
 
-def get_training_summary(self: Analysed) -> pd.DataFrame:
+def get_training_summary(self: Analyzed) -> pd.DataFrame:
     """How each gene's fit went, indexed by gene name.
 
     ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
@@ -62,7 +62,7 @@ def get_training_summary(self: Analysed) -> pd.DataFrame:
     return table
 
 
-def get_fitted_ratios_anndata(self: Analysed, layer_name: str = "fitted_ratios") -> AnnData:
+def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
     """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
 
     Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
@@ -81,7 +81,7 @@ def get_fitted_ratios_anndata(self: Analysed, layer_name: str = "fitted_ratios")
 
 
 def get_formatted_test_results(
-    self: Analysed, test_type: Literal["sv", "du"], with_gene_summary: bool = False
+    self: Analyzed, test_type: Literal["sv", "du"], with_gene_summary: bool = False
 ) -> pd.DataFrame:
     """Results of the last test as a table.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice.usage.analysis.options import VariabilityOptions, check_of_isoforms
 from pyrosplice.usage.gene_tests import linearized as gene_tests
 from pyrosplice.usage.gene_tests import variability_ratio
@@ -26,7 +26,7 @@ MORE = ("random_seed", "early_stop", "n_jobs", "n_draws", "null_law")  # options
 
 
 def test_spatial_variability(
-    self: Analysed,
+    self: Analyzed,
     method: Literal["llr", "score"] = "llr",
     use_perm_null: bool = False,
     return_results: bool = False,

@@ -24,7 +24,7 @@ from pyrosplice.hypothesis.coefficients.restricted_posterior import (
     regular_factor,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.score import Linearized
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.coefficients.unequal_field import relative_deviations, slope_ratios
 from pyrosplice.hypothesis.coefficients.working_model import Spectra, WorkingModel
@@ -101,7 +101,7 @@ class AveragedFit:
         Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """
 
-    fit: Linearised
+    fit: Linearized
     response: Tensor
     posterior_df: Tensor
     law_df: Tensor
