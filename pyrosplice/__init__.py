@@ -8,16 +8,18 @@ with warnings.catch_warnings():  # in a notebook without ipywidgets its bars are
     warnings.filterwarnings("ignore", "IProgress not found")
     import_module("tqdm.auto")
 
-from pyrosplice.expression.expression_glm import ExpressionGLM
-from pyrosplice.mixture.criteria import log_likelihood_scorer
-from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
-from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
-from pyrosplice.usage.glm import MultinomGLM
-from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._mixture.criteria import log_likelihood_scorer
+from pyrosplice._mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice._mixture.em_estimator import GaussianMixture
+from pyrosplice._mixture.patients.distances import patient_distances
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
+from pyrosplice._mixture.patients.selection import selection_table
+from pyrosplice._mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
+from pyrosplice._usage.glm import MultinomGLM
+from pyrosplice._usage.glmm import MultinomGLMM
 
 __all__ = [
     "AnnData_TripletDataset",
@@ -33,6 +35,8 @@ __all__ = [
     "evaluate_holdout_nll",
     "fit_gmm",
     "log_likelihood_scorer",
+    "patient_distances",
+    "selection_table",
     "summarize_holdout_nll",
     "validate_gmm",
 ]

@@ -5,13 +5,13 @@
 
 from types import SimpleNamespace
 
-from pyrosplice.expression import array_tests as _arrays
-from pyrosplice.expression import continuous as _continuous
-from pyrosplice.expression import fit as _fit
-from pyrosplice.expression import groups as _groups
-from pyrosplice.expression import partition as _partition
-from pyrosplice.expression import tests as _tests
-from pyrosplice.expression import utils as _utils
+from pyrosplice._expression import array_tests as _arrays
+from pyrosplice._expression import continuous as _continuous
+from pyrosplice._expression import fit as _fit
+from pyrosplice._expression import groups as _groups
+from pyrosplice._expression import partition as _partition
+from pyrosplice._expression import tests as _tests
+from pyrosplice._expression import utils as _utils
 
 fit = SimpleNamespace(model=_fit.model, residuals=_fit.residuals, partition=_fit.partition)
 test = SimpleNamespace(

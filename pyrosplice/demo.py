@@ -25,7 +25,7 @@ from anndata import AnnData
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM, plotting
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.effects.isoform_effect import IsoformEffect
+from pyrosplice.effects._isoform_effect import IsoformEffect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

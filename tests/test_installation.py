@@ -14,8 +14,8 @@ import pathlib, torch
 import pyrosplice
 assert pathlib.Path(pyrosplice.__file__).is_relative_to({folder!r}), pyrosplice.__file__
 from pyrosplice import MultinomGLM
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial._graph import knn_graph
 space = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(4.), torch.arange(4.))))
 model = MultinomGLM()
 model.setup_data(torch.poisson(torch.full((1, 16, 2), 4.0)))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pyrosplice import ExpressionGLM, MultinomGLM, MultinomGLMM, SplisosmGLMM, plotting
+from pyrosplice._devices import as_device
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.devices import as_device
 from pyrosplice.errors import InvalidArgumentError, UnknownOptionError, check_share
 
 NO_SHARES = [0.0, 1.0, -0.1, 95, float("nan"), "0.5", True, None, [0.5], np.array([0.5])]

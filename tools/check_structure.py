@@ -67,8 +67,8 @@ def imports_inside_functions(files: Mapping[str, ast.Module]) -> Iterator[str]:
 
 
 def file_names(files: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Public names of files, and where each is."""
-    yield from ((Path(file).stem, file) for file in files if not Path(file).stem.startswith("_"))
+    """Names of files, without the underscore of private ones, and where each is."""
+    yield from ((Path(file).stem.lstrip("_"), file) for file in files if not Path(file).stem.startswith("__"))
 
 
 def public_names(files: Mapping[str, ast.Module]) -> Iterator[tuple[str, str]]:

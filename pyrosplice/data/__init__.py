@@ -1,13 +1,13 @@
 """AnnData and arrays in: layers, isoform groups, designs; simulators."""
 
-from pyrosplice.data.patterns import spatial_patterns
-from pyrosplice.data.simulate import simulate_isoforms
-from pyrosplice.data.simulate_expression import simulate_expression
-from pyrosplice.data.usage_counts import simulate_counts
-from pyrosplice.data.usage_totals import simulate_totals
-from pyrosplice.usage.reading.design import Design, build_design
-from pyrosplice.usage.reading.isoforms import IsoformData, read_isoforms
-from pyrosplice.usage.reading.summary import feature_summary
+from pyrosplice._usage.reading.design import Design, build_design
+from pyrosplice._usage.reading.isoforms import IsoformData, read_isoforms
+from pyrosplice._usage.reading.summary import feature_summary
+from pyrosplice.data._patterns import spatial_patterns
+from pyrosplice.data._simulate import simulate_isoforms
+from pyrosplice.data._simulate_expression import simulate_expression
+from pyrosplice.data._usage_counts import simulate_counts
+from pyrosplice.data._usage_totals import simulate_totals
 
 __all__ = [
     "Design",

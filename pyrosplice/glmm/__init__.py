@@ -1,6 +1,6 @@
 """Generalized linear mixed models of counts: the Pyro model, the mode of its random effects, Laplace's method."""
 
-from pyrosplice.glmm.distributions import EigenCovariance, SpatialEffect, SpotCounts
-from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM, log_density
+from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect, SpotCounts
+from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM, log_density
 
 __all__ = ["EigenCovariance", "MultinomialGLM", "MultinomialGLMM", "SpatialEffect", "SpotCounts", "log_density"]

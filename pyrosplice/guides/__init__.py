@@ -40,12 +40,12 @@ sites are summed out; flat priors and constrained supports are taken; a model in
 torch.Size([5, 2, 40])
 """
 
-from pyrosplice.guides.auto_units import AutoUnits
-from pyrosplice.guides.first_points import init_to_center
-from pyrosplice.guides.marginal_laplace import AutoMarginalLaplace
-from pyrosplice.guides.newton_map import AutoNewtonMAP, AutoUnitNormal
-from pyrosplice.guides.precisions import DiagonalPrecision, MatrixPrecision, precision
-from pyrosplice.guides.searches import FitOptions
+from pyrosplice.guides._auto_units import AutoUnits
+from pyrosplice.guides._first_points import init_to_center
+from pyrosplice.guides._marginal_laplace import AutoMarginalLaplace
+from pyrosplice.guides._newton_map import AutoNewtonMAP, AutoUnitNormal
+from pyrosplice.guides._precisions import DiagonalPrecision, MatrixPrecision, precision
+from pyrosplice.guides._searches import FitOptions
 
 __all__ = [
     "AutoMarginalLaplace",

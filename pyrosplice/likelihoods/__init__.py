@@ -1,10 +1,11 @@
 """Every shipped likelihood, and the class to extend."""
 
-from pyrosplice.likelihoods.cell_counts import CellCounts
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial
-from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
-from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
-from pyrosplice.likelihoods.normal import Normal
+from pyrosplice.likelihoods._cell_counts import CellCounts
+from pyrosplice.likelihoods._contract import Likelihood, Multinomial
+from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
+from pyrosplice.likelihoods._isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods._normal import Normal
+from pyrosplice.likelihoods._softmax import draw_multinomial
 
 __all__ = [
     "BetaBinomial",
@@ -16,4 +17,5 @@ __all__ = [
     "NegativeBinomial",
     "Normal",
     "Poisson",
+    "draw_multinomial",
 ]

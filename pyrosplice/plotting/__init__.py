@@ -3,10 +3,10 @@
 Matplotlib is optional: ``pip install 'pyrosplice[plot]'``.
 """
 
-from pyrosplice.plotting.calibration import rank_ecdf
-from pyrosplice.plotting.expression import dispersion, heatmap
-from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
-from pyrosplice.plotting.posterior import (
+from pyrosplice.plotting._calibration import rank_ecdf
+from pyrosplice.plotting._expression import dispersion, heatmap
+from pyrosplice.plotting._mixture import criterion_curve, mixture_components, patient_distance_map
+from pyrosplice.plotting._posterior import (
     convergence_traces,
     effect_forest,
     effect_table,
@@ -15,10 +15,10 @@ from pyrosplice.plotting.posterior import (
     rootogram,
     variance_grid,
 )
-from pyrosplice.plotting.pvalues import pvalue_histogram, qq
-from pyrosplice.plotting.recovery import estimate_vs_truth
-from pyrosplice.plotting.usage import posterior_usage_table, usage_map, usage_table
-from pyrosplice.plotting.volcano import ma, volcano
+from pyrosplice.plotting._pvalues import pvalue_histogram, qq
+from pyrosplice.plotting._recovery import estimate_vs_truth
+from pyrosplice.plotting._usage import posterior_usage_table, usage_map, usage_table
+from pyrosplice.plotting._volcano import ma, volcano
 
 __all__ = [
     "convergence_traces",

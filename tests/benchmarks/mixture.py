@@ -27,13 +27,13 @@ import torch
 from sklearn.mixture import GaussianMixture as ScikitLearn
 from threadpoolctl import threadpool_limits
 
-from pyrosplice.mixture.em.loop import EMOptions, block_size, run_em
-from pyrosplice.mixture.em.one_fit import Problem
-from pyrosplice.mixture.em.row_blocks import RowBlocks
-from pyrosplice.mixture.em.sufficient_statistics import coefficients
-from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.triplets import TripletDataset
+from pyrosplice._mixture.em.loop import EMOptions, block_size, run_em
+from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.row_blocks import RowBlocks
+from pyrosplice._mixture.em.sufficient_statistics import coefficients
+from pyrosplice._mixture.em_estimator import GaussianMixture
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.triplets import TripletDataset
 
 CASES = {
     "full_100k_10_10": ("full", 100_000, 10, 10),

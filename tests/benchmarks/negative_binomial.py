@@ -37,9 +37,9 @@ def simulated(n: int, g: int, *, seed: int, low: float = 0.1, high: float = 10.0
 def ours(data: dict, *, repeats: int = 3, sparse: bool = False) -> dict:
     import scipy.sparse as sp
 
-    from pyrosplice.expression.count_matrix import CountMatrix
-    from pyrosplice.expression.engine.gene_fits import fit_glm
-    from pyrosplice.expression.engine.row_source import Design, RowSource
+    from pyrosplice._expression.count_matrix import CountMatrix
+    from pyrosplice._expression.engine.gene_fits import fit_glm
+    from pyrosplice._expression.engine.row_source import Design, RowSource
     from pyrosplice.likelihoods import NegativeBinomial
 
     x, n = data["design"].astype(float), len(data["design"])

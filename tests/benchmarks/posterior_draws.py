@@ -10,7 +10,7 @@ import time
 import torch
 
 from pyrosplice import MultinomGLMM
-from pyrosplice.posterior.sampling import sample_posterior
+from pyrosplice.posterior._sampling import sample_posterior
 from tests.studies.simulation import grid, simulate_counts
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pyrosplice.expression.expression_glm import ExpressionGLM
+from pyrosplice._expression.expression_glm import ExpressionGLM
 
 R_SCRIPT = """
 suppressMessages(library(DESeq2)); a <- commandArgs(TRUE)

@@ -19,9 +19,9 @@ import torch
 from anndata import AnnData
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._hypothesis.variance.score_test import variance_component_test
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.hypothesis.variance.score_test import variance_component_test
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
 from tests.studies.simulation import grid, simulate_counts
 from tests.studies.sv_score import peer_pvalues
 

@@ -14,7 +14,7 @@ from pyrosplice.data import (
     simulate_totals,
     spatial_patterns,
 )
-from pyrosplice.data.patterns import LEVELS, MASKS
+from pyrosplice.data._patterns import LEVELS, MASKS
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial import CarCovariance
 from tests.studies.simulation import grid

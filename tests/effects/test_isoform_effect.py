@@ -12,10 +12,10 @@ from torch.distributions import MultivariateNormal
 from torch.nn.functional import pad
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
-from pyrosplice.effects.isoform_effect import SoftmaxBasis, check_isoform_effect
+from pyrosplice.effects._isoform_effect import SoftmaxBasis, check_isoform_effect
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm.distributions import EigenCovariance, SpatialEffect
-from pyrosplice.glmm.multinomial import MultinomialGLMM, log_density
+from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect
+from pyrosplice.glmm._multinomial import MultinomialGLMM, log_density
 from pyrosplice.likelihoods import (
     BetaBinomial,
     DirichletMultinomial,
@@ -24,9 +24,9 @@ from pyrosplice.likelihoods import (
     NegativeBinomial,
     Poisson,
 )
-from pyrosplice.likelihoods.recombined import Recombined, of_every_isoform
+from pyrosplice.likelihoods._recombined import Recombined, of_every_isoform
 from pyrosplice.priors import SymmetricNormal, weak_priors
-from pyrosplice.priors.prior_tables import describe, prior_from_json, prior_to_json
+from pyrosplice.priors._prior_tables import describe, prior_from_json, prior_to_json
 from tests.usage.conftest import tissue_of
 
 G, N = 3, 6

@@ -10,9 +10,9 @@ from scipy.special import gammaln
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods import CellCounts, NegativeBinomial
-from pyrosplice.optimize.convergence import FitCode
 
 N = 120
 RNG = np.random.default_rng(3)

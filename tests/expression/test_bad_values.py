@@ -10,9 +10,9 @@ import scipy.sparse as sp
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.fit import model
+from pyrosplice._expression.results import ExpressionTest, ExpressionTests
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression.fit import model
-from pyrosplice.expression.results import ExpressionTest, ExpressionTests
 
 N = 24
 RNG = np.random.default_rng(0)

@@ -6,24 +6,24 @@ import pytest
 from scipy import stats
 from scipy.special import digamma, polygamma
 
-from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError
-from pyrosplice.expression.count_matrix import CountMatrix
-from pyrosplice.expression.donor_variance import donor_variance_law
-from pyrosplice.expression.donors import Donors
-from pyrosplice.expression.engine.dispersion import adjusted_profile, cox_reid, trend_and_shrink
-from pyrosplice.expression.engine.gene_fits import fit_glm
-from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.expression.engine.shrink import prior_scale
-from pyrosplice.expression.expression_glm import ExpressionGLM
-from pyrosplice.expression.quasi_likelihood import (
+from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.donor_variance import donor_variance_law
+from pyrosplice._expression.donors import Donors
+from pyrosplice._expression.engine.dispersion import adjusted_profile, cox_reid, trend_and_shrink
+from pyrosplice._expression.engine.gene_fits import fit_glm
+from pyrosplice._expression.engine.row_source import Design, RowSource
+from pyrosplice._expression.engine.shrink import prior_scale
+from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._expression.quasi_likelihood import (
     expected_unit_deviance,
     inverse_trigamma,
     natural_spline,
     squeeze_variance,
 )
-from pyrosplice.expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
+from pyrosplice._expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
+from pyrosplice._optimize.convergence import FitCode
+from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError
 from pyrosplice.likelihoods import NegativeBinomial
-from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 

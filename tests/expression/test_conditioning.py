@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
+from pyrosplice._expression import fit
+from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.engine.basis import conditioned
+from pyrosplice._expression.engine.gene_fits import fit_glm
+from pyrosplice._expression.engine.row_source import Design, RowSource
+from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._expression.formula_design import check_full_rank
+from pyrosplice._io.archive import Archive
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.expression import fit
-from pyrosplice.expression.count_matrix import CountMatrix
-from pyrosplice.expression.engine.basis import conditioned
-from pyrosplice.expression.engine.gene_fits import fit_glm
-from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.expression.expression_glm import ExpressionGLM
-from pyrosplice.expression.formula_design import check_full_rank
-from pyrosplice.io.archive import Archive
 from pyrosplice.likelihoods import NegativeBinomial
-from pyrosplice.optimize.convergence import FitCode
 
 N = 90
 RNG = np.random.default_rng(0)

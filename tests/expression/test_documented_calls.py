@@ -14,7 +14,7 @@ import pytest
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior._nuts import NutsOptions
 from tests.expression.conftest import EMPTY, N_GENES, every_test
 
 CALLS = sorted(every_test(None))

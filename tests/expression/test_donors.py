@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy import stats
 
-from pyrosplice.expression.donor_variance import donor_variance_law
-from pyrosplice.expression.engine.donor_glmm import TauProfile
-from pyrosplice.expression.engine.donor_sandwich import _law, _tail
-from pyrosplice.expression.expression_glm import ExpressionGLM
-from pyrosplice.expression.quasi_likelihood import inverse_trigamma
+from pyrosplice._expression.donor_variance import donor_variance_law
+from pyrosplice._expression.engine.donor_glmm import TauProfile
+from pyrosplice._expression.engine.donor_sandwich import _law, _tail
+from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._expression.quasi_likelihood import inverse_trigamma
 
 SIZES = np.array([10, 13, 17, 23, 30, 39, 51, 67, 88, 115, 152, 200])
 

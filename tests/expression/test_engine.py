@@ -9,16 +9,16 @@ import scipy.sparse as sp
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyrosplice.expression.count_matrix import CountMatrix
-from pyrosplice.expression.engine.count_table import rising_terms
-from pyrosplice.expression.engine.gene_fits import fit_glm
-from pyrosplice.expression.engine.joint_newton import derivatives
-from pyrosplice.expression.engine.laplace_guide import fit_mode, gene_log_density, log_prior
-from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.expression.expression_model import ExpressionModel
-from pyrosplice.expression.noise_models import NOISE_MODELS
+from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.engine.count_table import rising_terms
+from pyrosplice._expression.engine.gene_fits import fit_glm
+from pyrosplice._expression.engine.joint_newton import derivatives
+from pyrosplice._expression.engine.laplace_guide import fit_mode, gene_log_density, log_prior
+from pyrosplice._expression.engine.row_source import Design, RowSource
+from pyrosplice._expression.expression_model import ExpressionModel
+from pyrosplice._expression.noise_models import NOISE_MODELS
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.likelihoods import Likelihood, NegativeBinomial, Poisson
-from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
 
@@ -187,7 +187,7 @@ def test_sparse_and_dense_input_agree(kind, monkeypatch):
     y, design = simulate(n=400, g=9)
     reference = fit_glm(RowSource(CountMatrix(y), design, NegativeBinomial()))
     data = y if kind == "blocks" else sp.coo_matrix(y).asformat(kind)
-    monkeypatch.setattr("pyrosplice.expression.count_matrix.BLOCK_ENTRIES", 500)
+    monkeypatch.setattr("pyrosplice._expression.count_matrix.BLOCK_ENTRIES", 500)
     source = RowSource(CountMatrix(data), design, NegativeBinomial(), block_size=2)
     np.testing.assert_allclose(fit_glm(source).theta, reference.theta, atol=1e-9)
 

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from pyrosplice._expression import fit
+from pyrosplice._expression.constraints import parse_constraint
+from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.formula_design import from_formula
+from pyrosplice._expression.size_factors import median_of_ratios, normed_sum
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.expression import fit
-from pyrosplice.expression.constraints import parse_constraint
-from pyrosplice.expression.count_matrix import CountMatrix
-from pyrosplice.expression.formula_design import from_formula
-from pyrosplice.expression.size_factors import median_of_ratios, normed_sum
-from pyrosplice.optimize.convergence import FitCode
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_input_gives_the_same_fit(kind, data, reference, tmp_path):
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_data_on_disk_is_read_rarely_where_genes_are_wanted(sparse, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrosplice.expression.count_matrix.HELD_ENTRIES", 3 * 120)
+    monkeypatch.setattr("pyrosplice._expression.count_matrix.HELD_ENTRIES", 3 * 120)
     ad.AnnData(sp.csr_matrix(data.X) if sparse else data.X, data.obs, data.var).write_h5ad(tmp_path / "a.h5ad")
     reads = []
     original = CountMatrix.cell_blocks

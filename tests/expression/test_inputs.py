@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._expression import fit
+from pyrosplice._expression import tests as expression_tests
+from pyrosplice._expression.expression_glm import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression import fit
-from pyrosplice.expression import tests as expression_tests
-from pyrosplice.expression.expression_glm import ExpressionGLM
 
 N, GENES = 60, list("wxyz")
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyrosplice.api as de
+from pyrosplice._expression.expression_glm import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression.expression_glm import ExpressionGLM
 
 RUNS = {
     "two_sample": lambda data, labels, **o: de.test.two_sample(data, labels, **o),

@@ -7,9 +7,9 @@ import pytest
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.estimator import Estimator
+from pyrosplice._optimize.convergence import FitCode, reasons_of_codes
 from pyrosplice.errors import ModelFileError
-from pyrosplice.expression.estimator import Estimator
-from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
 from pyrosplice.reasons import Reason
 from tests.expression.conftest import every_test
 from tests.missing_results import check_reasons

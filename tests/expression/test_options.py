@@ -10,10 +10,10 @@ import torch
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.call_options import TRAINING_WITHOUT_EFFECT, WITHOUT_EFFECT, defaults_of
+from pyrosplice._expression.groups import FITTED, PLAIN
+from pyrosplice._expression.tests import FIT_OPTIONS
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression.call_options import TRAINING_WITHOUT_EFFECT, WITHOUT_EFFECT, defaults_of
-from pyrosplice.expression.groups import FITTED, PLAIN
-from pyrosplice.expression.tests import FIT_OPTIONS
 from tests.expression.conftest import N_CELLS, N_GENES, every_test
 
 CALLS = sorted(every_test(None))

@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
-from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.likelihoods import CellCounts
 
 RNG = np.random.default_rng(3)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.engine.laplace_guide import gene_log_density
+from pyrosplice._expression.posterior import data_of
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.expression.engine.laplace_guide import gene_log_density
-from pyrosplice.expression.posterior import data_of
 from pyrosplice.posterior import (
     NutsOptions,
     compare_posteriors,
@@ -18,7 +18,7 @@ from pyrosplice.posterior import (
     predictive_check,
     prior_sensitivity,
 )
-from pyrosplice.posterior.tree import GROUPS
+from pyrosplice.posterior._tree import GROUPS
 
 
 def fitted(noise="nb", n=80, g=3, constraints=None):

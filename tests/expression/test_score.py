@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pyrosplice._expression.count_score import NullScore, saddlepoint_test
+from pyrosplice._expression.expression_glm import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression.count_score import NullScore, saddlepoint_test
-from pyrosplice.expression.expression_glm import ExpressionGLM
 from tests.benchmarks.shrinkage import simulated
 
 

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from scipy import stats
 
 import pyrosplice.api as de
+from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.fdr import adjust_jointly
 
 
 @pytest.fixture(scope="module")

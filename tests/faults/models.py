@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load as tensors_of
 
 from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM
+from pyrosplice._mixture.mixture_prior import MixturePrior
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.mixture.mixture_prior import MixturePrior
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save as bytes_of
 
 from pyrosplice import GaussianMixture
+from pyrosplice._io.archive import FORMAT_VERSION, Archive
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NoModelFileError
-from pyrosplice.io.archive import FORMAT_VERSION, Archive
 from tests.faults.models import FAMILIES, content_of, put, tensors_and_header
 
 EXECUTED = []

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrosplice.glmm.effect_density import effect_density, split_effect
-from pyrosplice.glmm.effect_posterior import RandomEffectPosterior
-from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.glmm.mode import MixedModel, Parameters
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.glmm._effect_density import effect_density, split_effect
+from pyrosplice.glmm._effect_posterior import RandomEffectPosterior
+from pyrosplice.glmm._laplace import Laplace
+from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.likelihoods._contract import Multinomial
+from pyrosplice.spatial._car import CarCovariance
 
 G, SIDE, Q = 2, 4, 2
 N = SIDE**2

@@ -4,10 +4,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrosplice.glmm.glm_objective import GLMObjective, StandardCoordinates
-from pyrosplice.glmm.multinomial import MultinomialGLM, log_density
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial
-from pyrosplice.priors.sites import log_prior
+from pyrosplice.glmm._glm_objective import GLMObjective, StandardCoordinates
+from pyrosplice.glmm._multinomial import MultinomialGLM, log_density
+from pyrosplice.likelihoods._contract import Likelihood, Multinomial
+from pyrosplice.priors._sites import log_prior
 
 G, N, P, K = 3, 40, 2, 4
 

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pyrosplice.glmm.importance import Importance, importance, pareto_k, posterior_deviations
-from pyrosplice.glmm.marginal import fit_marginal
-from pyrosplice.glmm.mode import MixedModel, Parameters
-from pyrosplice.glmm.refine import refine
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.glmm._importance import Importance, importance, pareto_k, posterior_deviations
+from pyrosplice.glmm._marginal import fit_marginal
+from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._refine import refine
+from pyrosplice.likelihoods._contract import Multinomial
 from tests.glmm.test_laplace import edges, from_sigma2_theta, grid, small_problem
 from tests.glmm.test_marginal import intercept
 from tests.paths import shared

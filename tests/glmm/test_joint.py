@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm.joint import JITTER, JointObjective, fit_joint
-from pyrosplice.glmm.mode import MixedModel
-from pyrosplice.glmm.multinomial import MultinomialGLMM
-from pyrosplice.glmm.objective import Unknowns
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.sparse import SparseSolver
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.glmm._joint import JITTER, JointObjective, fit_joint
+from pyrosplice.glmm._mode import MixedModel
+from pyrosplice.glmm._multinomial import MultinomialGLMM
+from pyrosplice.glmm._objective import Unknowns
+from pyrosplice.likelihoods._contract import Multinomial
 from tests.glmm.test_laplace import grid
 from tests.glmm.test_marginal import intercept, simulate
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.glmm.mode import Latents, MixedModel, Parameters
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial
-from pyrosplice.likelihoods.counts import NegativeBinomial
-from pyrosplice.likelihoods.isoform_shares import DirichletMultinomial
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.solver import SpatialSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.glmm._laplace import Laplace
+from pyrosplice.glmm._mode import Latents, MixedModel, Parameters
+from pyrosplice.likelihoods._contract import Likelihood, Multinomial
+from pyrosplice.likelihoods._counts import NegativeBinomial
+from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
+from pyrosplice.spatial._car import CarCovariance
 from tests.paths import shared
 
 N_SPOTS, N_ISOS = 25, 3

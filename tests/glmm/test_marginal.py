@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm.marginal import MarginalFit, fit_marginal, genes_at_once
-from pyrosplice.glmm.mode import MixedModel
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.optimize.bfgs import Options
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice._optimize.bfgs import Options
+from pyrosplice.glmm._marginal import MarginalFit, fit_marginal, genes_at_once
+from pyrosplice.glmm._mode import MixedModel
+from pyrosplice.likelihoods._contract import Multinomial
 from tests.glmm.test_laplace import edges, grid
 from tests.paths import shared
 

@@ -10,10 +10,10 @@ from torch.distributions import Multinomial as TorchMultinomial
 from torch.distributions import MultivariateNormal
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm.distributions import EigenCovariance, SpatialEffect, SpotCounts
-from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM, log_density
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.priors.sites import complete_priors, is_flat, log_prior, variance_prior
+from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect, SpotCounts
+from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM, log_density
+from pyrosplice.likelihoods._contract import Multinomial
+from pyrosplice.priors._sites import complete_priors, is_flat, log_prior, variance_prior
 
 G, N, P, Q = 3, 12, 2, 2
 

@@ -8,7 +8,7 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoNormal, init_to_value
 from scipy.stats import kstest
 
-from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP
 from tests.guides.simulated import tissue
 from tests.guides.test_closed_forms import draws, normal_normal, poisson_mixture

@@ -10,8 +10,8 @@ import torch
 from pyro.infer.autoguide import init_to_value
 from sklearn.mixture import GaussianMixture
 
+from pyrosplice._mixture.gaussian_mixture import gaussian_mixture
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
-from pyrosplice.mixture.gaussian_mixture import gaussian_mixture
 from tests.guides.simulated import blobs, inflated
 
 flat = dist.ImproperUniform

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyrosplice import MultinomGLMM
-from pyrosplice.glmm.distributions import EigenCovariance, LazyCovariance, SpatialEffect, SpotCounts
-from pyrosplice.glmm.multinomial import MultinomialGLMM
+from pyrosplice.glmm._distributions import EigenCovariance, LazyCovariance, SpatialEffect, SpotCounts
+from pyrosplice.glmm._multinomial import MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, FitOptions
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 from tests.guides.simulated import tissue

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyrosplice.errors import RefusedModelError
-from pyrosplice.glmm.distributions import SpotCounts
-from pyrosplice.glmm.multinomial import MultinomialGLMM
+from pyrosplice.glmm._distributions import SpotCounts
+from pyrosplice.glmm._multinomial import MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace
 from pyrosplice.likelihoods import Multinomial
 from tests.guides.simulated import tissue

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
-from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP
 from pyrosplice.likelihoods import DirichletMultinomial
 from tests.guides.simulated import tissue

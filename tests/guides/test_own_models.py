@@ -8,12 +8,12 @@ import pytest
 import torch
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 
-from pyrosplice.expression.expression_model import ExpressionModel
-from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
+from pyrosplice._expression.expression_model import ExpressionModel
+from pyrosplice._mixture.gaussian_mixture import mixture_sites
+from pyrosplice._mixture.mixture_prior import MixturePrior
+from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
 from pyrosplice.likelihoods import CellCounts, Multinomial
-from pyrosplice.mixture.gaussian_mixture import mixture_sites
-from pyrosplice.mixture.mixture_prior import MixturePrior
 from tests.guides.simulated import blobs, inflated, tissue
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, DiagonalPrecision, FitOptions, precision
-from pyrosplice.guides.bijections import bijection
-from pyrosplice.guides.curvature import Curvature
-from pyrosplice.guides.first_points import init_to_center
-from pyrosplice.guides.sparsity import dependence
-from pyrosplice.guides.unit_checks import unit_density
-from pyrosplice.guides.unit_density import ModelCall
+from pyrosplice.guides._bijections import bijection
+from pyrosplice.guides._curvature import Curvature
+from pyrosplice.guides._first_points import init_to_center
+from pyrosplice.guides._sparsity import dependence
+from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._unit_density import ModelCall
 from tests.guides.test_closed_forms import draws
 
 

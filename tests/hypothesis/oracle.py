@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrosplice.likelihoods.contract import Multinomial
+from pyrosplice.likelihoods._contract import Multinomial
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:

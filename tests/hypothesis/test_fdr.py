@@ -1,6 +1,6 @@
 import numpy as np
 
-from pyrosplice.hypothesis.fdr import adjust_pvalues
+from pyrosplice._hypothesis.fdr import adjust_pvalues
 
 
 def test_by_hand_and_per_column():

@@ -3,12 +3,12 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.likelihood_ratio import (
+from pyrosplice._hypothesis.likelihood_ratio import (
     chi2_sf,
     likelihood_ratio_test,
     spatial_likelihood_ratio_test,
 )
+from pyrosplice.errors import InvalidArgumentError
 
 
 def test_tail_probabilities():

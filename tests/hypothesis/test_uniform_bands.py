@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, kstest
 
-from pyrosplice.hypothesis.uniform_bands import exact_interval, order_band, rank_band, rank_pvalue, staying_probability
+from pyrosplice._hypothesis.uniform_bands import exact_interval, order_band, rank_band, rank_pvalue, staying_probability
 
 
 @pytest.mark.parametrize(("rejected", "tests"), [(0, 7), (3, 100), (50, 1000), (1000, 1000), (1, 2)])

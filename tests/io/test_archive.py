@@ -18,12 +18,12 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrosplice._io.archive import Archive
+from pyrosplice._io.atomic import DAY, PREFIX, write_whole
+from pyrosplice._io.codec import check_sizes
+from pyrosplice._io.folder import UNFINISHED, Folder
+from pyrosplice._io.storable import anndata_from_bytes, anndata_to_bytes
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.io.archive import Archive
-from pyrosplice.io.atomic import DAY, PREFIX, write_whole
-from pyrosplice.io.codec import check_sizes
-from pyrosplice.io.folder import UNFINISHED, Folder
-from pyrosplice.io.storable import anndata_from_bytes, anndata_to_bytes
 from pyrosplice.reasons import Reason
 
 

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._io.storable import anndata_from_bytes, anndata_to_bytes, split
+from pyrosplice._io.stored_values import column_from_json, column_to_json, from_json, to_json
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.io.storable import anndata_from_bytes, anndata_to_bytes, split
-from pyrosplice.io.stored_values import column_from_json, column_to_json, from_json, to_json
 
 DAY = datetime.date(2024, 2, 29)
 COLUMNS = {

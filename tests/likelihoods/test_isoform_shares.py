@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrosplice.likelihoods.contract import Likelihood
-from pyrosplice.likelihoods.isoform_shares import DirichletMultinomial
+from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
 
 
 class Plain(Likelihood):

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
+from pyrosplice._expression.engine.laplace_guide import fit_mode
+from pyrosplice._expression.expression_model import ExpressionModel
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice._linalg.select import solver_for
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotStatedError
-from pyrosplice.expression.engine.laplace_guide import fit_mode
-from pyrosplice.expression.expression_model import ExpressionModel
-from pyrosplice.glmm.distributions import SpotCounts
-from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice.glmm._distributions import SpotCounts
+from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.likelihoods import (
     BetaBinomial,
     Binomial,
@@ -23,11 +24,10 @@ from pyrosplice.likelihoods import (
     Normal,
     Poisson,
 )
-from pyrosplice.likelihoods.contract import Likelihood
-from pyrosplice.linalg.select import solver_for
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
-from pyrosplice.spatial.covariance import GraphMatern, SpatialCovariance
-from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial._covariance import GraphMatern, SpatialCovariance
+from pyrosplice.spatial._graph import knn_graph
 from pyrosplice.testing import check_likelihood
 
 LIKELIHOODS = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosplice.likelihoods.rising import LARGE, log_rising, rising_bend, rising_slope, rising_twist
+from pyrosplice.likelihoods._rising import LARGE, log_rising, rising_bend, rising_slope, rising_twist
 
 ALPHAS = (1e-9, 0.1, 3.0, LARGE - 0.5, LARGE + 0.5, 1e5, 1e8, 1e15)
 COUNTS = (0, 1, 2, 7, 60)

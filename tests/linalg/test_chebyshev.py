@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pyrosplice.linalg.chebyshev import InversePolynomial
+from pyrosplice._linalg.chebyshev import InversePolynomial
 
 N = 150
 

@@ -1,6 +1,6 @@
 import torch
 
-from pyrosplice.linalg.rank import collinear_columns, constant_columns
+from pyrosplice._linalg.rank import collinear_columns, constant_columns
 
 
 def test_constant_and_dependent_columns_are_found_whatever_their_unit():

@@ -5,14 +5,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from pyrosplice._linalg.blocks import inverse_and_logdet, matmul, matvec, planar
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.select import solver_for, sparse_inverse
+from pyrosplice._linalg.solver import SpatialSolver
+from pyrosplice._linalg.sparse import SparseSolver, inverse_diagonal
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.linalg.blocks import inverse_and_logdet, matmul, matvec, planar
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.select import solver_for, sparse_inverse
-from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.linalg.sparse import SparseSolver, inverse_diagonal
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial._graph import knn_graph
 
 N_SPOTS = 60
 

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice._mixture.gaussian_mixture import MixtureParameters
 
 F64 = torch.float64
 

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.selection import selection_table
-from pyrosplice.mixture.patients.triplets import TripletDataset
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.selection import selection_table
+from pyrosplice._mixture.patients.triplets import TripletDataset
 
 
 def patients(numbers, *, seed=0):

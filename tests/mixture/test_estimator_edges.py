@@ -16,8 +16,8 @@ from sklearn.mixture import GaussianMixture as Reference
 from torch.utils.data import Subset, TensorDataset
 
 from pyrosplice import GaussianMixture
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES
 from tests.mixture.helpers import clouds
 
 X = clouds(80, 2, 2, spread=8)[0]

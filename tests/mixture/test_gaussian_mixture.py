@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyrosplice._mixture.em_estimator import GaussianMixture
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from tests.mixture.helpers import F64, brute_force, clouds
 
 SHAPES = {"full": (3, 4, 4), "tied": (4, 4), "diag": (3, 4), "spherical": (3,)}

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from pyrosplice import AnnData_TripletDataset, evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
+from pyrosplice._mixture.patients.selection import selection_table
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.patients.selection import selection_table
 from tests.mixture.helpers import clouds
 
 

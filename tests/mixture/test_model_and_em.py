@@ -9,17 +9,17 @@ import pytest
 import torch
 from scipy.stats import invwishart
 
+from pyrosplice._mixture.em.loop import EMOptions
+from pyrosplice._mixture.em.missing import missing_log_joint
+from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.row_blocks import RowBlocks
+from pyrosplice._mixture.em.starts import nearest_mean_table
+from pyrosplice._mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
+from pyrosplice._mixture.em.triangular import TriangularExpectation
+from pyrosplice._mixture.gaussian_mixture import log_joint, log_prior
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.em.loop import EMOptions
-from pyrosplice.mixture.em.missing import missing_log_joint
-from pyrosplice.mixture.em.one_fit import Problem
-from pyrosplice.mixture.em.row_blocks import RowBlocks
-from pyrosplice.mixture.em.starts import nearest_mean_table
-from pyrosplice.mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
-from pyrosplice.mixture.em.triangular import TriangularExpectation
-from pyrosplice.mixture.gaussian_mixture import log_joint, log_prior
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
-from pyrosplice.priors.inverse_wishart import InverseWishart
+from pyrosplice.priors._inverse_wishart import InverseWishart
 from tests.mixture.helpers import F64, brute_force, clouds, some_parameters
 from tests.paths import shared
 

@@ -11,11 +11,11 @@ import torch
 from pyro import poutine
 
 from pyrosplice import GaussianMixture
+from pyrosplice._mixture.gaussian_mixture import gaussian_mixture
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, RefusedModelError
-from pyrosplice.guides.unit_checks import unit_density
-from pyrosplice.guides.unit_density import ModelCall
-from pyrosplice.mixture.gaussian_mixture import gaussian_mixture
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._unit_density import ModelCall
 from tests.guides.simulated import blobs
 
 CELLS = blobs()

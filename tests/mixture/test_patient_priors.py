@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pyrosplice import GaussianMixture, TripletDataset, fit_gmm
+from pyrosplice._mixture.gaussian_mixture import log_prior
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice._mixture.posterior_tree import posterior_of_patients
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
-from pyrosplice.mixture.gaussian_mixture import log_prior
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
-from pyrosplice.mixture.posterior_tree import posterior_of_patients
 from pyrosplice.priors import InverseWishart, ScaledNormal
 from tests.mixture.helpers import F64, brute_force, clouds
 

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 import torch
 
 from pyrosplice import AnnData_TripletDataset, TripletDataset, fit_gmm
+from pyrosplice._mixture.patients.selection import selection_table
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.patients.selection import selection_table
 from tests.mixture.helpers import clouds, doubled
 
 X = np.round(clouds(90, 3, 2, spread=6)[0])

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.schema import key_of
+from pyrosplice._mixture.patients.selection import selection_table
+from pyrosplice._mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.schema import key_of
-from pyrosplice.mixture.patients.selection import selection_table
-from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
 
 SIZES = {"s1": 60, "s2": 20, "s3": 45}
 COLUMNS = {"patient_col": "sample", "label_col": "patient_group", "group_by": "state"}

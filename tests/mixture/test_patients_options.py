@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._mixture.patients.distances import patient_distances
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.patient_options import candidate_numbers
+from pyrosplice._mixture.patients.triplets import TripletDataset
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.patients.distances import patient_distances
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.patient_options import candidate_numbers
-from pyrosplice.mixture.patients.triplets import TripletDataset
 
 INTEGERS = [int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
 CONTAINERS = [

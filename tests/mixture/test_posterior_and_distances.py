@@ -12,15 +12,15 @@ from scipy.linalg import sqrtm
 from scipy.optimize import linprog
 from scipy.special import gammaln
 
+from pyrosplice._mixture.em_estimator import GaussianMixture
+from pyrosplice._mixture.gibbs_posterior import sample_posterior
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice._mixture.patients.distances import patient_distances, squared_bures_wasserstein
+from pyrosplice._mixture.patients.fit_gmm import fit_gmm
+from pyrosplice._mixture.patients.selection import selection_table
+from pyrosplice._mixture.patients.triplets import TripletDataset
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.gibbs_posterior import sample_posterior
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
-from pyrosplice.mixture.patients.distances import patient_distances, squared_bures_wasserstein
-from pyrosplice.mixture.patients.fit_gmm import fit_gmm
-from pyrosplice.mixture.patients.selection import selection_table
-from pyrosplice.mixture.patients.triplets import TripletDataset
-from pyrosplice.plotting.mixture import criterion_curve, mixture_components, patient_distance_map
+from pyrosplice.plotting._mixture import criterion_curve, mixture_components, patient_distance_map
 from tests.mixture.helpers import F64, clouds
 
 mpl.use("Agg")

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from pyrosplice import GaussianMixture, fit_gmm
+from pyrosplice._mixture.gaussian_mixture import MixtureParameters, log_joint
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior, weak_prior
+from pyrosplice._mixture.patients.triplets import TripletDataset
+from pyrosplice._mixture.posterior_tree import PackedCovariance, posterior_of_patients
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, log_joint
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior, weak_prior
-from pyrosplice.mixture.patients.triplets import TripletDataset
-from pyrosplice.mixture.posterior_tree import PackedCovariance, posterior_of_patients
 from pyrosplice.posterior import compare_posteriors, leave_one_out, predictive_check, prior_sensitivity
-from pyrosplice.posterior.tree import GROUPS
+from pyrosplice.posterior._tree import GROUPS
 from tests.mixture.helpers import clouds
 
 

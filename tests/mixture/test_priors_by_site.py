@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrosplice import GaussianMixture
+from pyrosplice._mixture.gaussian_mixture import log_joint
+from pyrosplice._mixture.gibbs_posterior import sample_posterior
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import AutoNewtonMAP
-from pyrosplice.guides.unit_checks import unit_density
-from pyrosplice.guides.unit_density import ModelCall
-from pyrosplice.mixture.gaussian_mixture import log_joint
-from pyrosplice.mixture.gibbs_posterior import sample_posterior
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._unit_density import ModelCall
 from pyrosplice.priors import InverseWishart, ScaledNormal
 from tests.mixture.helpers import F64, clouds
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyrosplice import GaussianMixture
+from pyrosplice._mixture.mixture_prior import MixturePrior
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.mixture_prior import MixturePrior
 from pyrosplice.priors import InverseWishart, ScaledNormal
 from tests.mixture.helpers import clouds
 

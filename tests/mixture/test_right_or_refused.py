@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorData
 
 import pyrosplice
 from pyrosplice import GaussianMixture, TripletDataset, fit_gmm, log_likelihood_scorer
+from pyrosplice._mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
+from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice._mixture.trainer import WITHOUT_EFFECT, WITHOUT_EFFECT_AT
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
-from pyrosplice.mixture.trainer import WITHOUT_EFFECT, WITHOUT_EFFECT_AT
 from tests.mixture.helpers import clouds, doubled
 
 X = np.round(clouds(90, 3, 2, spread=6)[0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyrosplice.optimize.first_order import DescentOptions, descend
+from pyrosplice._optimize.first_order import DescentOptions, descend
 
 OPTIMS = ["adam", "sgd", "lbfgs"]
 SCALE = torch.tensor([[1.0, 40.0, 9.0], [4.0, 1.0, 30.0]], dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyrosplice.optimize.newton import NewtonOptions, newton, solve_curvature
+from pyrosplice._optimize.newton import NewtonOptions, newton, solve_curvature
 
 
 class Sum:

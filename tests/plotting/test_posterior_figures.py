@@ -22,7 +22,7 @@ from pyrosplice.plotting import (
     usage_map,
     variance_grid,
 )
-from pyrosplice.plotting.style import OKABE_ITO
+from pyrosplice.plotting._style import OKABE_ITO
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@
 
 import torch
 
-from pyrosplice.glmm.multinomial import MultinomialGLMM
-from pyrosplice.priors.penalized_complexity import weak_priors
+from pyrosplice.glmm._multinomial import MultinomialGLMM
+from pyrosplice.priors._penalized_complexity import weak_priors
 from tests.glmm.test_laplace import grid
 
 

@@ -9,7 +9,7 @@ import torch
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.posterior import NutsOptions, compare_posteriors
-from pyrosplice.posterior.ccd import F0, MOST_HYPER, corners, design, hyper_design
+from pyrosplice.posterior._ccd import F0, MOST_HYPER, corners, design, hyper_design
 from tests.posterior.test_posterior import data, mixed
 
 
@@ -46,9 +46,9 @@ class Bowl:
 
 def test_a_split_normal_density_is_found_and_drawn_from(monkeypatch):
     bowl = Bowl()
-    monkeypatch.setattr("pyrosplice.posterior.ccd.evaluated", bowl)
+    monkeypatch.setattr("pyrosplice.posterior._ccd.evaluated", bowl)
     limits = torch.full((1, 2), 9.0).double()
-    monkeypatch.setattr("pyrosplice.posterior.ccd.plausible", lambda target, phi: (-limits, limits))
+    monkeypatch.setattr("pyrosplice.posterior._ccd.plausible", lambda target, phi: (-limits, limits))
     found = hyper_design(None, torch.zeros(1, 2, 1).double(), torch.tensor([[2.0, 2.0]]).double())
     torch.testing.assert_close(found.mode, bowl.mode, atol=0.05, rtol=0)
     phi, log_density, coefficients = found.sample(20_000, torch.Generator().manual_seed(0))

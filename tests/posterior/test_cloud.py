@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from pyrosplice.posterior import ccd, cloud
-from pyrosplice.posterior.cloud import Mixture, effective, flattened, hyper_cloud
-from pyrosplice.posterior.grid import COARSE, nodes_of
+from pyrosplice.posterior import _ccd as ccd
+from pyrosplice.posterior import _cloud as cloud
+from pyrosplice.posterior._cloud import Mixture, effective, flattened, hyper_cloud
+from pyrosplice.posterior._grid import COARSE, nodes_of
 
 LOW, HIGH = torch.tensor([-6.5, -8.0, -1.0]).double(), torch.tensor([1.7, 8.0, 7.0]).double()
 LOG_2PI = math.log(2 * math.pi)

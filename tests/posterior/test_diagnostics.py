@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from pyrosplice.errors import InvalidArgumentError, NoResultsError
-from pyrosplice.glmm.importance import pareto_k
+from pyrosplice.glmm._importance import pareto_k
 from pyrosplice.plotting import (
     convergence_traces,
     effect_forest,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pyrosplice.glmm.importance import importance, pareto_k
-from pyrosplice.posterior.gaussian import _effects, draw_integrated
-from pyrosplice.posterior.grid import evaluated, hyper_grid, nodes_of
-from pyrosplice.posterior.problem import target_of
+from pyrosplice.glmm._importance import importance, pareto_k
+from pyrosplice.posterior._gaussian import _effects, draw_integrated
+from pyrosplice.posterior._grid import evaluated, hyper_grid, nodes_of
+from pyrosplice.posterior._problem import target_of
 from tests.posterior.test_posterior import data, mixed
 
 

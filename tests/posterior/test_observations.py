@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrosplice import ExpressionGLM, GaussianMixture, MultinomGLM, MultinomGLMM, SplisosmGLMM
+from pyrosplice._expression import posterior as expression_draws
+from pyrosplice._mixture import posterior_tree as mixture_draws
+from pyrosplice._usage.analysis import posterior_draws as usage_posterior
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.expression import posterior as expression_draws
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial, Poisson
-from pyrosplice.mixture import posterior_tree as mixture_draws
-from pyrosplice.posterior import draws as usage_draws
+from pyrosplice.posterior import _draws as usage_draws
 from pyrosplice.posterior import leave_one_out, one_gene
-from pyrosplice.posterior.tree import GROUPS
-from pyrosplice.spatial.car import get_cov_sp
-from pyrosplice.usage.analysis import posterior_draws as usage_posterior
+from pyrosplice.posterior._tree import GROUPS
+from pyrosplice.spatial._car import get_cov_sp
 
 GRID = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))
 

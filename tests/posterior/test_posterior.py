@@ -7,16 +7,16 @@ import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm.distributions import SpatialEffect
-from pyrosplice.glmm.importance import pareto_k
-from pyrosplice.glmm.multinomial import log_density
+from pyrosplice.glmm._distributions import SpatialEffect
+from pyrosplice.glmm._importance import pareto_k
+from pyrosplice.glmm._multinomial import log_density
 from pyrosplice.likelihoods import DirichletMultinomial, NegativeBinomial, Poisson
-from pyrosplice.posterior.comparison import compare_posteriors
-from pyrosplice.posterior.grid import hyper_grid
-from pyrosplice.posterior.nuts import NutsOptions
-from pyrosplice.posterior.problem import target_of
-from pyrosplice.posterior.sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed
-from pyrosplice.priors.penalized_complexity import weak_priors
+from pyrosplice.posterior._comparison import compare_posteriors
+from pyrosplice.posterior._grid import hyper_grid
+from pyrosplice.posterior._nuts import NutsOptions
+from pyrosplice.posterior._problem import target_of
+from pyrosplice.posterior._sampling import WeightedSites, _say_which_to_doubt, resampled, smoothed
+from pyrosplice.priors._penalized_complexity import weak_priors
 from tests.glmm.test_laplace import grid
 from tests.posterior.one_gene import one_gene
 

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import torch
 
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning
-from pyrosplice.spatial.graph import adjacency_graph, component_labels, knn_graph, warn_if_disconnected
+from pyrosplice.spatial._graph import adjacency_graph, component_labels, knn_graph, warn_if_disconnected
 from tests.paths import shared
 
 

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from scipy.stats import zscore
 
 from pyrosplice import SplisosmGLMM
-from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.spatial._graph import knn_graph
 from tests.paths import SHARED
 
 LAYERS = {"raw": "counts", "thinned": "counts_thinned"}

@@ -11,14 +11,14 @@ from scipy.optimize import minimize
 from scipy.stats import chi2, norm
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
-from pyrosplice.glmm.design_information import covariate_information
-from pyrosplice.hypothesis.coefficients.score import (
+from pyrosplice._hypothesis.coefficients.score import (
     information_product,
     score_test,
 )
-from pyrosplice.hypothesis.variance.score_test import variance_component_test
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.usage.gene_tests.linearized import linearized
+from pyrosplice._hypothesis.variance.score_test import variance_component_test
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice._usage.gene_tests.linearized import linearized
+from pyrosplice.glmm._design_information import covariate_information
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
 from tests.studies.chi2_mixture import chi2_mixture_sf
 

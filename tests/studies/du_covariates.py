@@ -28,15 +28,15 @@ import torch
 from anndata import AnnData
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._usage.analysis.differential_usage import law_of, modes_of, usage_score_tests
+from pyrosplice._usage.gene_tests.reliability import refused, reliable
+from pyrosplice._usage.gene_tests.terms import Term
 from pyrosplice.data import simulate_totals
 from pyrosplice.likelihoods import Multinomial
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.spatial.domains import graph_domains
-from pyrosplice.spatial.graph import knn_graph
-from pyrosplice.spatial.sections import section_graph
-from pyrosplice.usage.analysis.differential_usage import law_of, modes_of, usage_score_tests
-from pyrosplice.usage.gene_tests.reliability import refused, reliable
-from pyrosplice.usage.gene_tests.terms import Term
+from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial._domains import graph_domains
+from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial._sections import section_graph
 from tests.studies.simulation import commit, save_row
 
 COVARIATES = ("iid", "smooth", "domain", "gradient", "half", "eig2", "section")

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm.marginal import MarginalFit, fit_marginal
-from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
-from pyrosplice.hypothesis.coefficients.score import CovariateTest, score_test
-from pyrosplice.hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
-from pyrosplice.hypothesis.variance.ratio_null import spatial_ratio_null
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.usage.gene_tests.linearized import linearized_at
+from pyrosplice._hypothesis.coefficients.score import CovariateTest, score_test
+from pyrosplice._hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
+from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice._usage.gene_tests.linearized import linearized_at
+from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
+from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
+from pyrosplice.likelihoods._contract import Multinomial
+from pyrosplice.spatial._car import CarCovariance
 from tests.studies.simulation import commit, save_row, simulate_counts
 from tests.studies.sv_score import DEPTHS, layouts
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice import MultinomGLMM
-from pyrosplice.glmm.importance import RELIABLE
+from pyrosplice.glmm._importance import RELIABLE
 from tests.studies.simulation import commit, grid, save_row, simulate_counts
 
 CELLS = ((2, 0.0), (2, 0.5), (2, 0.9), (3, 0.0), (3, 0.5), (3, 0.9))  # isoforms, θ

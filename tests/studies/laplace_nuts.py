@@ -18,7 +18,7 @@ import pandas as pd
 from pyrosplice import MultinomGLMM
 from pyrosplice.data import simulate_counts, simulate_totals
 from pyrosplice.posterior import compare_posteriors
-from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior._nuts import NutsOptions
 from tests.studies.posterior_calibration import FAMILIES, priors
 from tests.studies.simulation import RESULTS, commit, grid
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from pyrosplice import ExpressionGLM, GaussianMixture, GaussianMixtureModel
+from pyrosplice._mixture.gaussian_mixture import MixtureParameters, mixture_sites
+from pyrosplice._mixture.mixture_prior import MixturePrior
 from pyrosplice.data import simulate_expression
 from pyrosplice.likelihoods import (
     BetaBinomial,
@@ -31,12 +33,10 @@ from pyrosplice.likelihoods import (
     NegativeBinomial,
     Poisson,
 )
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, mixture_sites
-from pyrosplice.mixture.mixture_prior import MixturePrior
-from pyrosplice.priors.penalized_complexity import weak_priors
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.priors._penalized_complexity import weak_priors
+from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.testing import calibrate
-from pyrosplice.testing.rank_statistics import chi2_pvalue
+from pyrosplice.testing._rank_statistics import chi2_pvalue
 from tests.studies.simulation import commit, grid, save_row
 
 SIDE, DEPTH, EXPOSURE = 6, 50.0, 20.0

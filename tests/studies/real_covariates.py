@@ -25,16 +25,16 @@ import pandas as pd
 from torch import Tensor
 
 from pyrosplice import SplisosmGLMM
-from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof, trace_sf
-from pyrosplice.hypothesis.coefficients.score import joined
-from pyrosplice.hypothesis.uniform_bands import exact_interval
-from pyrosplice.tables.containers import as_dense
-from pyrosplice.usage.gene_tests import covariate_tests
-from pyrosplice.usage.gene_tests.covariate_law import Law
-from pyrosplice.usage.gene_tests.reliability import refused, reliable, unequal_field
-from pyrosplice.usage.gene_tests.terms import Term
-from pyrosplice.usage.reading.design import Design
-from pyrosplice.usage.records import FittedGene, ModelSpec
+from pyrosplice._hypothesis.coefficients.residual_variance import joint_dof, trace_sf
+from pyrosplice._hypothesis.coefficients.score import joined
+from pyrosplice._hypothesis.uniform_bands import exact_interval
+from pyrosplice._tables.containers import as_dense
+from pyrosplice._usage.gene_tests import covariate_tests
+from pyrosplice._usage.gene_tests.covariate_law import Law
+from pyrosplice._usage.gene_tests.reliability import refused, reliable, unequal_field
+from pyrosplice._usage.gene_tests.terms import Term
+from pyrosplice._usage.reading.design import Design
+from pyrosplice._usage.records import FittedGene, ModelSpec
 from tests.paths import SHARED
 from tests.studies import bulb
 from tests.studies.simulation import commit, save_row

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
+from pyrosplice._hypothesis.variance.score_test import variance_component_test
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.data import simulate_counts, simulate_totals, spatial_patterns
-from pyrosplice.hypothesis.variance.score_test import variance_component_test
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
 from tests.studies.simulation import commit, grid, places, save_row
 from tests.studies.sv_score import LEVELS, peer_pvalues, rejections
 

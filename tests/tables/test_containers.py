@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pyrosplice._tables.containers import well_formed
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.tables.containers import well_formed
 
 counts = arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.integers(0, 200))
 SPARSE = [

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._tables.formula_grammar import is_plain
+from pyrosplice._tables.formulas import complete_rows, read_formula
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.tables.formula_grammar import is_plain
-from pyrosplice.tables.formulas import complete_rows, read_formula
 
 N = 24
 GROUP = np.array(["a", "b", "c"] * (N // 3))

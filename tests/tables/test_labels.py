@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._tables.labels import read_labels
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.tables.labels import read_labels
 
 codes = st.lists(st.integers(0, 3), min_size=1, max_size=15)
 TEXT = {

@@ -7,8 +7,8 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._tables.names import by_name, names_of, places_of
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.tables.names import by_name, names_of, places_of
 
 KINDS = {
     "text": lambda numbers: pd.Index([f"cell{i}" for i in numbers]),

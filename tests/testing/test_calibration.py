@@ -16,8 +16,8 @@ from pyrosplice.likelihoods import Binomial, DirichletMultinomial, Likelihood, M
 from pyrosplice.plotting import rank_ecdf
 from pyrosplice.posterior import NutsOptions
 from pyrosplice.testing import calibrate
-from pyrosplice.testing.calibration import _of_likelihood
-from pyrosplice.testing.rank_statistics import PosteriorCalibration, chi2_pvalue
+from pyrosplice.testing._calibration import _of_likelihood
+from pyrosplice.testing._rank_statistics import PosteriorCalibration, chi2_pvalue
 from tests.studies.simulation import grid
 
 SOON = {"print_progress": False}

@@ -11,13 +11,13 @@ from joblib import parallel_config
 from scipy.stats import binomtest
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._usage.analysis.null_genes import Space, Truth, observed_isoforms
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, NotStatedError
 from pyrosplice.likelihoods import DirichletMultinomial, Likelihood, Multinomial
-from pyrosplice.spatial.covariance import SpatialCovariance
-from pyrosplice.spatial.domains import graph_domains
+from pyrosplice.spatial._covariance import SpatialCovariance
+from pyrosplice.spatial._domains import graph_domains
 from pyrosplice.testing import Domains
-from pyrosplice.usage.analysis.null_genes import Space, Truth, observed_isoforms
 from tests.studies.simulation import grid
 from tests.usage.conftest import tissue_of
 

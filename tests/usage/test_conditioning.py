@@ -7,7 +7,7 @@ import torch
 
 from pyrosplice import MultinomGLM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.glmm.glm_objective import StandardCoordinates
+from pyrosplice.glmm._glm_objective import StandardCoordinates
 from pyrosplice.priors import weak_priors
 
 QUIET = {"print_progress": False}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 
 FACTORS = ("x", "kind", "kind", "kind", "flag")
 

@@ -9,8 +9,8 @@ from pyrosplice import SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.likelihoods import DirichletMultinomial, Likelihood
 from pyrosplice.posterior import NutsOptions, leave_one_out
-from pyrosplice.priors.penalized_complexity import weak_priors
-from pyrosplice.spatial.covariance import GraphMatern, SpatialCovariance
+from pyrosplice.priors._penalized_complexity import weak_priors
+from pyrosplice.spatial._covariance import GraphMatern, SpatialCovariance
 
 QUIET = {"print_progress": False}
 

@@ -10,10 +10,10 @@ from anndata import AnnData, read_h5ad
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.glmm.multinomial import log_density
+from pyrosplice.glmm._multinomial import log_density
 from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial, Likelihood, Multinomial
 from pyrosplice.posterior import compare_posteriors
-from pyrosplice.posterior.nuts import NutsOptions
+from pyrosplice.posterior._nuts import NutsOptions
 from tests.glmm.test_laplace import grid
 from tests.paths import shared
 

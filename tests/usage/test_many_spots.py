@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._hypothesis.variance import spatial_kernel
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.hypothesis.variance import spatial_kernel
 
 N_SPOTS = 5184  # 72 × 72
 ROOM = N_SPOTS**2 // 8  # numbers: an eighth of a dense matrix

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pyrosplice import SplisosmGLMM
-from pyrosplice.hypothesis.test_table import COLUMNS
+from pyrosplice._hypothesis.test_table import COLUMNS
 from pyrosplice.reasons import Reason
 from tests.missing_results import check_reasons
 

@@ -7,9 +7,9 @@ import pyro.poutine as poutine
 import pytest
 import torch
 
+from pyrosplice._usage.glm import MultinomGLM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial
-from pyrosplice.usage.glm import MultinomGLM
+from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from tests.paths import shared
 
 GOLD = ["mn_sim1", "mn_haber", "mn_lung_cd47", "mn_anes96"]

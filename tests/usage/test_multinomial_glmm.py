@@ -8,13 +8,13 @@ import pytest
 import torch
 from pyro.infer import Predictive
 
+from pyrosplice._linalg.select import solver_for
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.glmm.multinomial import log_density
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial
-from pyrosplice.linalg.select import solver_for
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
-from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice.glmm._multinomial import log_density
+from pyrosplice.likelihoods._contract import Likelihood, Multinomial
+from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
 from tests.paths import shared
 
 SIDE, G = 8, 4

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._io.archive import Archive
+from pyrosplice._io.codec import pack
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import ModelFileError
-from pyrosplice.io.archive import Archive
-from pyrosplice.io.codec import pack
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial._car import CarCovariance
 
 NO_PRIORS = [
     *("enable_validation", "validation_enabled", "constraints", "kl_divergence", "biject_to", "transforms", "__name__"),

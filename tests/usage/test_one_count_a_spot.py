@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._usage.analysis.options import check_of_isoforms
 from pyrosplice.errors import InvalidArgumentError, NoResultsError
 from pyrosplice.likelihoods import NegativeBinomial, Normal, Poisson
-from pyrosplice.usage.analysis.options import check_of_isoforms
 
 COORDS = torch.cartesian_prod(torch.arange(7.0), torch.arange(7.0))
 

@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 
 import pyrosplice.api as de
 from pyrosplice import GaussianMixture, MultinomGLM, MultinomGLMM, SplisosmGLMM
-from pyrosplice.expression.expression_glm import ExpressionGLM
-from pyrosplice.representation import as_html
+from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._representation import as_html
 
 
 @pytest.fixture(scope="module")

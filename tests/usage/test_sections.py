@@ -4,8 +4,8 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
 from tests.usage.conftest import tissue_of
 
 MARGINAL = {"fitting_method": "marginal_newton", "var_fix_sigma": False}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning, NotReadyError
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
 from tests.paths import shared
 
 QUIET = {"print_progress": False}

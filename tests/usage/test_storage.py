@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 
 
 def saved(tissue, path, model_type="glm", **setup):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
 
 QUIET = {"print_progress": False}
 MARGINAL = {"fitting_method": "marginal_newton", "var_fix_sigma": False}

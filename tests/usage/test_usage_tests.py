@@ -6,13 +6,13 @@ import pytest
 import torch
 from scipy import stats
 
+from pyrosplice._hypothesis.variance.score_test import variance_component_test
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice._usage.analysis.options import USAGE_OPTIONS
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.hypothesis.variance.score_test import variance_component_test
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.usage.analysis.options import USAGE_OPTIONS
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
+from pyrosplice.glmm._laplace import Laplace
 from tests.paths import shared
 
 QUIET = {"print_progress": False}
@@ -424,7 +424,7 @@ def test_fits_that_tests_need_are_made_once(tissue, monkeypatch):
     model = fitted(tissue[:, :5].copy(), design_mtx=["iid", "smooth"])
     model.test_differential_usage("lrt", **QUIET)
     fits = len(model.analysis.test_fits)
-    monkeypatch.setattr("pyrosplice.usage.analysis.fits.fit_genes", None)
+    monkeypatch.setattr("pyrosplice._usage.analysis.fits.fit_genes", None)
     for method, variance in (("score", "robust"), ("lrt", "model")):
         model.test_differential_usage(method, variance=variance, **QUIET)
     assert len(model.analysis.test_fits) == fits

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from pyrosplice._usage.analysis.splisosm import SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.analysis.splisosm import SplisosmGLMM
 
 QUIET = {"print_progress": False, "return_results": True}
 MARGINAL = {"fitting_method": "marginal_newton", "var_fix_sigma": False}

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosplice.hypothesis.coefficients.averaged_covariance import AveragedPrecision, averaged
-from pyrosplice.hypothesis.coefficients.identified import Coverage, independent_columns
-from pyrosplice.hypothesis.coefficients.restricted_posterior import (
+from pyrosplice._hypothesis.coefficients.averaged_covariance import AveragedPrecision, averaged
+from pyrosplice._hypothesis.coefficients.identified import Coverage, independent_columns
+from pyrosplice._hypothesis.coefficients.restricted_posterior import (
     PRIOR_DEVIATION,
     Variances,
     restricted_likelihood,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.coefficients.working_model import SQUARE, STEEPER, GivenNoise, Spectra, WorkingModel
-from pyrosplice.linalg.lowrank import LowRankSolver
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.spatial.graph import knn_graph
-from pyrosplice.usage.gene_tests.covariate_law import contrast_target, schur_target
+from pyrosplice._hypothesis.coefficients.working_model import SQUARE, STEEPER, GivenNoise, Spectra, WorkingModel
+from pyrosplice._linalg.lowrank import LowRankSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice._usage.gene_tests.covariate_law import contrast_target, schur_target
+from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial._graph import knn_graph
 
 N_GENES = 3
 
@@ -190,7 +190,7 @@ def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, m
     through = GivenNoise.through_field
     monkeypatch.setattr(GivenNoise, "through_field", lambda *a: factorized.append(len(a[1])) or through(*a))
     for many in (10**6, 100):
-        monkeypatch.setattr("pyrosplice.hypothesis.coefficients.restricted_posterior._MANY_SPOTS", many)
+        monkeypatch.setattr("pyrosplice._hypothesis.coefficients.restricted_posterior._MANY_SPOTS", many)
         factorized.clear()
         found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorized)))
     (whole, all_of_them), (some, fewer) = found

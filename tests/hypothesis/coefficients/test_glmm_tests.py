@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.hypothesis.coefficients.score import score_test
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.usage.gene_tests.linearized import linearized_at
+from pyrosplice._hypothesis.coefficients.score import score_test
+from pyrosplice._usage.gene_tests.linearized import linearized_at
+from pyrosplice.glmm._laplace import Laplace
+from pyrosplice.likelihoods._contract import Multinomial
 from tests.studies.glmm_tests import covariates, null_fit, pvalues, rates
 from tests.studies.simulation import grid, simulate_counts
 

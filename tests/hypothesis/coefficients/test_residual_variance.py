@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom, f
 
-from pyrosplice.hypothesis.coefficients.residual_variance import dispersed, dispersion_of, excess_of, trace_sf
+from pyrosplice._hypothesis.coefficients.residual_variance import dispersed, dispersion_of, excess_of, trace_sf
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 
 N_GENES, N_SPOTS, Q = 4, 50, 3

@@ -5,18 +5,18 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm.design_information import covariate_information
-from pyrosplice.glmm.glm_objective import GLMObjective
-from pyrosplice.hypothesis.coefficients.score import (
+from pyrosplice._hypothesis.coefficients.score import (
     Linearized,
     information_product,
     score_test,
     score_variance,
 )
-from pyrosplice.hypothesis.coefficients.wald import contrast_test
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.optimize.newton import newton
+from pyrosplice._hypothesis.coefficients.wald import contrast_test
+from pyrosplice._optimize.newton import newton
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._design_information import covariate_information
+from pyrosplice.glmm._glm_objective import GLMObjective
+from pyrosplice.likelihoods._contract import Multinomial
 from tests.hypothesis.oracle import dense_product, random_effect_fit
 from tests.studies.simulation import grid, simulate_counts
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from pyrosplice._hypothesis.coefficients import surrogates as module
+from pyrosplice._hypothesis.coefficients.averaged_covariance import averaged
+from pyrosplice._hypothesis.coefficients.restricted_posterior import Variances
+from pyrosplice._hypothesis.coefficients.score import score_test
+from pyrosplice._hypothesis.coefficients.surrogates import Patterns, Surrogates, surrogate_test
+from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.coefficients import surrogates as module
-from pyrosplice.hypothesis.coefficients.averaged_covariance import averaged
-from pyrosplice.hypothesis.coefficients.restricted_posterior import Variances
-from pyrosplice.hypothesis.coefficients.score import score_test
-from pyrosplice.hypothesis.coefficients.surrogates import Patterns, Surrogates, surrogate_test
-from pyrosplice.linalg.sparse import SparseSolver
-from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.spatial.graph import knn_graph
+from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial._graph import knn_graph
 from tests.hypothesis.coefficients.test_averaged_covariance import N_GENES, working
 
 Layout = tuple[Patterns, torch.Tensor]

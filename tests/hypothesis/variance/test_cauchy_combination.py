@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from pyrosplice._hypothesis.variance.cauchy_combination import cauchy_combination
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.variance.cauchy_combination import cauchy_combination
 
 
 def test_one_or_equal_pvalues_stay_what_they_are():

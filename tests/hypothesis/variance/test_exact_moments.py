@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyrosplice.hypothesis.variance.exact_moments import GraphSums, permutation_cumulants
-from pyrosplice.hypothesis.variance.permutation_law import gamma_sf
+from pyrosplice._hypothesis.variance.exact_moments import GraphSums, permutation_cumulants
+from pyrosplice._hypothesis.variance.permutation_law import gamma_sf
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6, 7])

@@ -6,13 +6,13 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from pyrosplice.hypothesis.variance import ratio_null
-from pyrosplice.hypothesis.variance.noise_freedom import NoiseFreedom, freely_scaled, noise_freedom
-from pyrosplice.hypothesis.variance.ratio_null import spatial_ratio_null
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.likelihoods.isoform_shares import BetaBinomial, DirichletMultinomial
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice._hypothesis.variance import ratio_null
+from pyrosplice._hypothesis.variance.noise_freedom import NoiseFreedom, freely_scaled, noise_freedom
+from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice.likelihoods._contract import Multinomial
+from pyrosplice.likelihoods._isoform_shares import BetaBinomial, DirichletMultinomial
+from pyrosplice.spatial._car import CarCovariance
 from tests.hypothesis.variance.test_ratio_null import LAYOUT, dense_log_likelihood, draws_of
 from tests.studies.simulation import grid
 

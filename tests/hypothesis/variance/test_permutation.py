@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from pyrosplice._hypothesis.variance.permutation import permutation_test
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.variance.permutation import permutation_test
 
 
 def first_minus_second_half(values):

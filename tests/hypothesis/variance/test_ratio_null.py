@@ -4,13 +4,13 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import chi2
 
+from pyrosplice._hypothesis.variance import ratio_null as module
+from pyrosplice._hypothesis.variance.ratio_null import RatioNull, spatial_ratio_null
+from pyrosplice._hypothesis.variance.score_test import orthonormal_columns
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.variance import ratio_null as module
-from pyrosplice.hypothesis.variance.ratio_null import RatioNull, spatial_ratio_null
-from pyrosplice.hypothesis.variance.score_test import orthonormal_columns
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.likelihoods._contract import Multinomial
+from pyrosplice.spatial._car import CarCovariance
 from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = CarCovariance(grid(7).adjacency, rho=0.7)

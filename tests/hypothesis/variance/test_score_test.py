@@ -6,13 +6,13 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from pyrosplice._hypothesis.variance import permutation_law as laws
+from pyrosplice._hypothesis.variance import score_test as module
+from pyrosplice._hypothesis.variance import spatial_kernel as kernel_module
+from pyrosplice._hypothesis.variance.score_test import variance_component_test
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.variance import permutation_law as laws
-from pyrosplice.hypothesis.variance import score_test as module
-from pyrosplice.hypothesis.variance import spatial_kernel as kernel_module
-from pyrosplice.hypothesis.variance.score_test import variance_component_test
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial._car import CarCovariance
 from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = grid(10)

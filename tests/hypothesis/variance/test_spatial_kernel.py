@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from pyrosplice._hypothesis.variance import spatial_kernel as module
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.hypothesis.variance import spatial_kernel as module
-from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.spatial.car import CarCovariance
+from pyrosplice.spatial._car import CarCovariance
 from tests.studies.simulation import grid, scattered
 
 

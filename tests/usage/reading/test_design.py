@@ -7,8 +7,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrosplice._usage.reading.design import build_design, complete_spots
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.reading.design import build_design, complete_spots
 
 
 @pytest.fixture

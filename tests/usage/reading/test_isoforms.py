@@ -6,8 +6,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from pyrosplice._usage.reading.isoforms import read_isoforms
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.reading.isoforms import read_isoforms
 
 
 def test_genes_in_order_of_appearance_isoforms_in_the_order_of_var(tissue):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from pyrosplice._usage.reading.isoforms import read_isoforms
+from pyrosplice._usage.reading.summary import feature_summary
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.reading.isoforms import read_isoforms
-from pyrosplice.usage.reading.summary import feature_summary
 
 
 def test_gene_table_by_hand(tissue):

@@ -1,0 +1,142 @@
+"""What a file of a fitted :class:`ExpressionGLM` holds, and how its design is made again without evaluating code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.gene_fits import GlmFit
+from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.own_expression import SavedSites
+from pyrosplice._io.codec import NEW, check_keys, check_sizes
+from pyrosplice._optimize.convergence import FitCode
+from pyrosplice._tables.formula_files import check_plain, pack, unpack
+from pyrosplice._tables.formula_grammar import is_plain
+from pyrosplice.errors import ModelFileError
+from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.priors._prior_tables import likelihood_from_json, likelihood_to_json
+
+FORMULAS = ("formula_loc", "formula_scale")
+
+
+@dataclass(frozen=True)
+class SavedDesign:
+    """A design without its rows; ``recipe`` makes those of other cells, None where a formula is more than one."""
+
+    names: list[str]
+    terms: list[str]
+    variables: list[frozenset[str]]
+    every_level: tuple[str, ...]
+    recipe: Any
+
+
+@dataclass(frozen=True)
+class SavedExpression:
+    """Everything that a loaded model has.
+
+    Attributes
+    ----------
+    settings
+        Arguments of the model's constructor.
+    fit, constraints, design, genes, mean
+        The engine's result, how all coefficients follow from the free ones, the location design, names of the genes
+        and mean of each.
+    own
+        Of a model of a person's own.
+    """
+
+    settings: dict[str, Any]
+    fit: GlmFit
+    constraints: Constraints
+    design: SavedDesign
+    genes: list[str]
+    mean: NDArray[np.float64]
+    own: SavedSites | None = field(default=None, metadata={NEW: True})
+
+
+def saved_noise(noise_model: str | Likelihood) -> Any:
+    """A name as it is; of a likelihood its own name, and what makes a shipped one of plain numbers again."""
+    if isinstance(noise_model, str):
+        return noise_model
+    return {"name": repr(noise_model), "content": likelihood_to_json(noise_model)}
+
+
+def noise_again(saved: Any, given: Likelihood | None, path: str) -> str | Likelihood:
+    """Inverse of :func:`saved_noise`; one of a person's own is the ``given``.
+
+    Raises
+    ------
+    ModelFileError
+        It is needed and was not given, or is not the one that was saved.
+    """
+    if isinstance(saved, str):
+        name, content = saved, {}
+    else:
+        check_keys(saved, ("name", "content"), "noise_model")
+        name, content = str(saved["name"]), saved["content"]
+    if given is None and content is None:
+        raise ModelFileError(
+            f"{path} was saved with a likelihood that is not pyrosplice's, and files hold no code: call "
+            f"load(path, likelihood={name})."
+        )
+    if given is not None and (content is not None or name.partition("(")[0] != type(given).__name__):
+        raise ModelFileError(f"likelihood: {path} was saved with {name}, found {given!r}.")
+    if given is not None:
+        return given
+    return likelihood_from_json(content) if content else name
+
+
+def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedDesign, dict[str, Any]]:
+    """A design, and the constructor's arguments, without formulas that are more than formulas."""
+    recipe = None if design.recipe is None else pack(design.recipe, design.reference)
+    columns = [*settings["as_numeric"], *(() if design.recipe is None else design.recipe.columns)]
+    code = [name for name in FORMULAS if settings[name] is not None and not is_plain(settings[name], columns)]
+    settings = settings | dict.fromkeys(code)
+    if recipe is not None and recipe["formula"] != settings["formula_loc"]:
+        recipe = None  # the design was given, or the formula is more than one
+    return SavedDesign(design.names, design.terms, design.variables, design.every_level, recipe), settings
+
+
+def saved_design_of(saved: SavedExpression) -> DesignMatrix:
+    """The design, without rows.
+
+    Raises
+    ------
+    ModelFileError
+        A formula that holds code or does not make the design's columns; parts of different sizes.
+    """
+    design, recipe, settings = saved.design, saved.design.recipe, saved.settings
+    used = [] if recipe is None else [*recipe["levels"], *recipe["numeric"]]
+    for part in FORMULAS:
+        if settings[part] is not None:
+            check_plain(settings[part], [*used, *settings["as_numeric"]])
+    if recipe is not None and recipe["formula"] != settings["formula_loc"]:
+        raise ModelFileError("design.recipe: the file holds two formulas of the same design.")
+    _check(saved)
+    made = DesignMatrix(
+        np.zeros((0, len(design.names))), design.names, None, design.every_level, design.terms, design.variables
+    )
+    return made if recipe is None else replace(made, recipe=unpack(recipe), reference=recipe["reference"])
+
+
+def _check(saved: SavedExpression) -> None:
+    """Raise where parts are of different numbers of genes, coefficients or free coefficients."""
+    fit, bound, design = saved.fit, saved.constraints, saved.design
+    check_sizes(
+        genes=(saved.genes, "G"), mean=(saved.mean, "G"), theta=(fit.theta, "GD"), gradient=(fit.gradient, "GD"),
+        log_likelihood=(fit.log_likelihood, "G"), code=(fit.code, "G"), n_iter=(fit.n_iter, "G"),
+        inner_information=(fit.inner_information, "GDD"), inner_fisher=(fit.inner_fisher, "GFF"),
+        basis=(fit.basis.matrix, "DD"), inverse=(fit.basis.inverse, "DD"), reach=(fit.reach, "F"),
+        constraint=(bound.matrix, "PF"), shift=(bound.shift, "P"), free=(bound.free_names, "F"),
+        names=(design.names, "P"), terms=(design.terms, "P"), variables=(design.variables, "P"),
+    )  # fmt: skip
+    if not np.isin(fit.code, list(FitCode)).all():
+        found = f"{fit.code.min()} to {fit.code.max()}"
+        raise ModelFileError(f"code: expected numbers from 0 to {max(FitCode):d}, found {found}.")
+    for name, array in (("constraint", bound.matrix), ("shift", bound.shift), ("basis", fit.basis.matrix)):
+        if not np.isfinite(array).all():
+            raise ModelFileError(f"{name}: expected finite numbers, found NaN or infinity.")

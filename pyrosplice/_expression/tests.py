@@ -1,0 +1,334 @@
+"""``test.*``: differential expression tests, from one coefficient to all pairs of groups, as documented for diffxpy.
+
+Every function takes the arguments of :func:`pyrosplice._expression.fit.model` that it does not name itself,
+by keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pyrosplice._expression import fit as expression_fit
+from pyrosplice._expression.call_options import defaults_of, known_options
+from pyrosplice._expression.conditions import check_canceled
+from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
+from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
+from pyrosplice._expression.engine.row_source import RowSource
+from pyrosplice._expression.estimator import Estimator, InputData
+from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.results import ExpressionTest
+from pyrosplice._expression.statistics import likelihood_ratio, wald_chi2, wald_z
+from pyrosplice._hypothesis.test_table import unless_ended
+from pyrosplice._optimize.convergence import FitCode
+from pyrosplice._tables.cells import as_numbers
+from pyrosplice._tables.names import by_name, text_names
+from pyrosplice.errors import InvalidArgumentError, listed
+from pyrosplice.reasons import Reason
+
+Array = NDArray[np.float64]
+Names = str | Sequence[str]
+FITTING = ("init_a", "init_b", "batch_size", "training_strategy", "train_args", "quick_scale", "dtype", "device")
+FIT_OPTIONS = ({*defaults_of(expression_fit.model)} | {"train_args"}) - {"data", "formula_loc", "formula_scale"}
+
+
+def wald(
+    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
+    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
+) -> ExpressionTest:  # fmt: skip
+    """Wald test of location coefficients: z for one, χ² for several.
+
+    A gene that is separated (no counts in a group, or a group's counts alone) has its optimum at infinity, where a
+    Wald statistic says nothing: what its counts identify of the coefficients is tested, with as many degrees of
+    freedom, and where that is none the p-value is NaN. :func:`lrt` and :func:`score` test such genes too. The p-value
+    of a gene whose fit failed is NaN in every test.
+
+    Parameters
+    ----------
+    data, formula_loc, formula_scale, fit_options
+        As for ``fit.model``.
+    factor_loc_totest
+        Factor(s) of the formula whose coefficients are tested together.
+    coef_to_test
+        Columns of the location design, instead of factors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where neither or both are given, or they name nothing.
+    """
+    fit_options = known_options("test.wald", fit_options, FIT_OPTIONS)
+    estimator = expression_fit.model(data, formula_loc, formula_scale, **fit_options)
+    return wald_repeated(estimator, factor_loc_totest, coef_to_test)
+
+
+def wald_repeated(
+    det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
+) -> ExpressionTest:
+    """Wald test of other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
+    estimator = det.estimator if isinstance(det, ExpressionTest) else det
+    if not isinstance(estimator, Estimator):
+        raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
+    tested = tested_columns(estimator.input_data.location, factor_loc_totest, coef_to_test)
+    return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
+
+
+def linear_test(
+    estimator: Estimator, contrast: Array, *, covariance: Array | None = None, df: Any = None
+) -> ExpressionTest:
+    """Wald test of ``L a = 0`` for rows L ``(k, P)`` of contrasts of the full location coefficients.
+
+    Parameters
+    ----------
+    covariance
+        Of the free location coefficients ``(G, F, F)`` where not the inverse expected information (a sandwich, say).
+    df
+        Residual degrees of freedom, for t and F in place of normal and χ².
+    """
+    fit, data = estimator.fit, estimator.input_data
+    result = contrast_test(
+        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=estimator.gene_means,
+        covariance=covariance, df=df,
+    )  # fmt: skip
+    result.estimator = estimator
+    return result
+
+
+def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient: Any) -> Array:
+    """Rows ``(k, P)`` of a contrast, of a factor's coefficients, or of coefficients by name; exactly one is given."""
+    if sum(v is not None for v in (contrast, factor, coefficient)) != 1:
+        raise InvalidArgumentError("contrast: expected exactly one of contrast, factor and coefficient.")
+    names = design.names
+    if contrast is None:
+        chosen = tested_columns(design, factor, coefficient, ("factor", "coefficient"))
+        return unit_rows(chosen, names)
+    if isinstance(contrast, (pd.Series, pd.DataFrame)):
+        turned = by_name(contrast.T, pd.Index(names), "contrast", what="coefficient")
+        contrast = turned.to_numpy().T
+    try:
+        rows = np.atleast_2d(as_numbers(contrast, "contrast"))
+    except InvalidArgumentError as error:
+        terms = listed(dict.fromkeys(t for t in design.terms if t != "1"))
+        raise InvalidArgumentError(
+            f"contrast: expected numbers, as from cond, found {contrast!r}; terms are tested with factor= (among "
+            f"{terms}), coefficients with coefficient= (among {listed(names, near=str(contrast))})."
+        ) from error
+    if rows.ndim != 2 or rows.shape[1] != len(names) or not np.isfinite(rows).all() or not np.abs(rows).max(1).all():
+        raise InvalidArgumentError(
+            f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
+        )
+    check_canceled(contrast, rows, design)
+    return rows
+
+
+def contrast_test(
+    fit: GlmFit, constraints: Constraints, contrast: Array, *, gene_ids: NDArray[np.object_], mean: Array,
+    covariance: Array | None = None, df: Any = None,
+) -> ExpressionTest:  # fmt: skip
+    """:func:`linear_test` from its parts."""
+    p = fit.n_location
+    rows = contrast @ constraints.matrix
+    estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
+    v = fit.inner_covariance if covariance is None else covariance
+    inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
+    v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
+    v_l[~np.isfinite(v).all((1, 2))] = np.nan
+    identified = identified_contrasts(fit, rows)
+    with np.errstate(invalid="ignore"):
+        se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
+    for gene, kept in identified.items():
+        se[gene, ~in_span(kept)] = np.inf
+    largest = np.argmax(np.abs(np.nan_to_num(estimate)), axis=1)
+    genes = np.arange(len(estimate))
+    if len(rows) == 1:
+        statistic, pval = wald_z(estimate[:, 0], se[:, 0], df=df)
+    else:
+        statistic, pval = wald_chi2(estimate, v_l, df=df)
+    for gene, kept in identified.items():
+        statistic[gene] = pval[gene] = np.nan
+        if len(kept):
+            found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
+            statistic[gene], pval[gene] = (value[0] for value in found)
+    statistic, pval = (np.where(fit.code >= FitCode.FAILED, np.nan, value) for value in (statistic, pval))
+    logfc, logfc_se = estimate[genes, largest], se[genes, largest]
+    gradient = np.abs(fit.gradient[:, :p]).max(1)
+    extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
+    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.reason, extra=extra, df=df)
+
+
+def lrt(
+    data: Any, full_formula_loc: str, reduced_formula_loc: str, full_formula_scale: str = "~1",
+    reduced_formula_scale: str = "~1", **fit_options: Any,
+) -> ExpressionTest:  # fmt: skip
+    """Likelihood-ratio test of two nested models.
+
+    Parameters
+    ----------
+    data, fit_options
+        As for ``fit.model``, without designs.
+    full_formula_loc, full_formula_scale
+        Of the larger model.
+    reduced_formula_loc, reduced_formula_scale
+        Of the smaller model.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For models that are not nested, and options that do not exist.
+    """
+    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale"})
+    full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
+    fit_options |= same_cells(full.input_data)
+    reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
+    _check_nested(full, reduced)
+    return compare_fits(full, reduced)
+
+
+def same_cells(inputs: InputData) -> dict[str, Any]:
+    """The option that makes another fit leave out the cells that were left out of this one."""
+    return {} if inputs.cells.used is None else {"missing": inputs.cells.used}
+
+
+def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
+    """Likelihood-ratio test of two estimators, the second nested in the first."""
+    df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
+    statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
+    new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
+    result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
+    if not new:  # the models differ in their scales only: there is no fold change
+        none = np.full(len(pval), np.nan)
+        result = replace(result, logfc=none, logfc_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
+    return with_statistic(result, statistic, pval, otherwise=reduced.reason)
+
+
+def _check_nested(full: Estimator, reduced: Estimator) -> None:
+    for part in ("location", "scale"):
+        big, small = (getattr(e.source.design, {"location": "x", "scale": "z"}[part]) for e in (full, reduced))
+        residual = small - big @ np.linalg.lstsq(big, small, rcond=None)[0]
+        if np.abs(residual).max() > 1e-8 * max(np.abs(small).max(), 1.0):
+            raise InvalidArgumentError(f"reduced_formula: its {part} design is not nested in the full model's.")
+
+
+def score(
+    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
+    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
+) -> ExpressionTest:  # fmt: skip
+    """Score test of location coefficients: only the model without them is fitted.
+
+    The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
+    model that is fitted.
+    """
+    fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
+    inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
+    full = expression_fit.prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
+    if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
+        raise InvalidArgumentError("constraints_loc: the score test takes no constraints; use test.wald or test.lrt.")
+    tested = tested_columns(full.location, factor_loc_totest, coef_to_test)
+    kept = [n for n in full.location.names if n not in tested]
+    if not kept:
+        raise InvalidArgumentError("coef_to_test: the score test needs a coefficient that is not tested.")
+    dmat = pd.DataFrame(full.location.matrix, columns=full.location.names, index=full.cells.index)
+    options = {k: v for k, v in fit_options.items() if k not in ("dmat_loc", "constraints_loc")}
+    options |= same_cells(full)
+    reduced = expression_fit.model(data, None, formula_scale, dmat_loc=dmat[kept], **options)
+    how = {k: v for k, v in fit_options.items() if k in ("batch_size", "device")}
+    big = Estimator(full, **how)
+    which = [full.location.names.index(n) for n in tested]
+    where = [full.location.names.index(n) for n in kept]
+    n_all = len(full.location.names)
+    theta = np.zeros((len(reduced.fit.theta), n_all + reduced.fit.theta.shape[1] - len(kept)))
+    theta[:, where], theta[:, n_all:] = reduced.fit.theta[:, : len(kept)], reduced.fit.theta[:, len(kept) :]
+    statistic, pval, step, se = score_statistic(big.source, theta, np.array(which))
+    largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
+    return ExpressionTest(
+        gene_ids=full.counts.gene_names, pval=pval, statistic=statistic, logfc=step[genes, largest],
+        logfc_se=se[genes, largest], mean=big.gene_means, fit_ended=reduced.fit.reason, estimator=None,
+    )  # fmt: skip
+
+
+def tested_columns(
+    design: DesignMatrix, factors: Names | None, coefficients: Names | None,
+    arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
+) -> list[str]:  # fmt: skip
+    """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
+    if (factors is None) == (coefficients is None):
+        raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")
+    names = text_names(factors if coefficients is None else coefficients, arguments[coefficients is not None])
+    if not names:
+        raise InvalidArgumentError(f"{arguments[coefficients is not None]}: expected at least one name, found none.")
+    if coefficients is None:
+        return list(dict.fromkeys(c for f in names for c in design.columns_of(f, arguments[0])))
+    unknown = [n for n in names if n not in design.names]
+    if unknown:
+        factor = any(n.startswith(f"{unknown[0]}[") for n in design.names)
+        hint = f" {unknown[0]!r} is a factor: name it in {arguments[0]}." if factor else ""
+        raise InvalidArgumentError(
+            f"{arguments[1]}: no coefficient {unknown[0]!r}; expected some of "
+            f"{listed(design.names, near=str(unknown[0]))}.{hint}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def unit_rows(chosen: Sequence[str], names: Sequence[str]) -> Array:
+    """A contrast ``(k, P)`` of some of the coefficients ``names``, each alone."""
+    rows = np.zeros((len(chosen), len(names)))
+    rows[np.arange(len(chosen)), [names.index(name) for name in chosen]] = 1.0
+    return rows
+
+
+def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tuple[GlmFit, int]:
+    """The fit under ``L a = 0`` for rows L ``(k, P)`` of the full coefficients, and how many it takes away.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where the null hypothesis leaves nothing to fit, or the constraints contradict it.
+    """
+    free, value = contrast @ constraints.matrix, -(contrast @ constraints.shift)
+    _, size, basis = np.linalg.svd(free)
+    rank = int((size > 1e-10).sum())
+    if rank == free.shape[1]:
+        raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")
+    kept = basis[rank:].T
+    if not np.abs(value).any():
+        return fit_glm(source.with_location(kept)), rank
+    fixed = np.linalg.lstsq(free, value, rcond=None)[0]
+    if np.abs(free @ fixed - value).max() > 1e-8:
+        raise InvalidArgumentError("contrast: the constraints say that it is not zero.")
+    design = source.design
+    moved = design.x @ fixed
+    offset = design.offset + (moved if design.offset.ndim == 1 else moved[:, None])
+    under = replace(design, x=design.x @ kept, offset=offset)
+    return fit_glm(RowSource(source.counts, under, source.likelihood, source.device, source.block_size)), rank
+
+
+def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
+    """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
+    reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
+    return with_statistic(
+        result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason
+    )
+
+
+def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
+    """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
+    failed = (full.code >= FitCode.FAILED) | (reduced.code >= FitCode.FAILED)
+    return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood
+
+
+def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:
+    """``result`` with another statistic and p-value, NaN for genes without counts.
+
+    ``otherwise`` says why there is none where the fit behind ``result`` is at an optimum: a reason, or how another fit
+    that the statistic needs ended.
+    """
+    empty = result.fit_ended == Reason.NO_COUNTS.value
+    statistic, pval = (np.where(empty, np.nan, value) for value in (statistic, pval))
+    why = np.where(np.isnan(pval), unless_ended(otherwise, Reason.NOT_FINITE.value), result.otherwise)
+    return replace(result, statistic=statistic, pval=pval, otherwise=why)

@@ -1,0 +1,74 @@
+"""Numbers by which tables of results are made and cut: bases of logarithms, coverage, thresholds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pyrosplice._expression.call_options import known_options
+from pyrosplice.errors import InvalidArgumentError, check_share, is_number
+
+Array = NDArray[np.float64]
+THRESHOLDS = ("qval_thres", "fc_upper_thres", "fc_lower_thres", "mean_thres")
+
+
+def log_of(base: Any) -> float:
+    """Natural logarithm of the base of a logarithm.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For anything but a finite number above zero other than one.
+    """
+    if not is_number(base) or not 0 < base < math.inf or base == 1:
+        raise InvalidArgumentError(f"base: expected a positive number other than 1, found {base!r}.")
+    return math.log(base)
+
+
+def tail_of(level: Any) -> float:
+    """Probability beyond each end of an interval of coverage ``level``."""
+    return (1 - check_share("level", level)) / 2
+
+
+def clean_log10(pval: Array, threshold: Any) -> Array:
+    """Log₁₀ of p-values, not below ``threshold``; undefined ones are zero."""
+    check_log10("log10_threshold", threshold)
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.nan_to_num(np.log10(pval), nan=0.0, neginf=threshold), threshold)
+
+
+def check_log10(name: str, threshold: Any) -> None:
+    """Raise unless ``threshold`` is the logarithm of a p-value."""
+    if not is_number(threshold) or not threshold <= 0:
+        raise InvalidArgumentError(f"{name}: expected a number of at most 0, found {threshold!r}.")
+
+
+def rows_within(table: pd.DataFrame, **thresholds: Any) -> pd.DataFrame:
+    """The rows of a table of genes that are within the :data:`THRESHOLDS` given; None asks nothing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Thresholds that do not exist, that are no numbers, or fold changes that are not positive.
+    """
+    given = {n: v for n, v in known_options("summary", thresholds, THRESHOLDS, {}).items() if v is not None}
+    for name, value in given.items():
+        if not is_number(value) or math.isnan(value):
+            raise InvalidArgumentError(f"{name}: expected a number, found {value!r}.")
+        if name.startswith("fc_") and value <= 0:
+            raise InvalidArgumentError(f"{name}: expected a positive fold change, found {value}.")
+    keep, bounds = np.ones(len(table), dtype=bool), []
+    if "qval_thres" in given:
+        keep &= (table["qval"] <= given["qval_thres"]).to_numpy()
+    if "mean_thres" in given:
+        keep &= (table["mean"] >= given["mean_thres"]).to_numpy()
+    for name, sign in (("fc_upper_thres", 1), ("fc_lower_thres", -1)):
+        if name in given:
+            bounds.append((sign * table["log2fc"] >= sign * np.log2(given[name])).to_numpy())
+    if bounds:
+        keep &= np.logical_or.reduce(bounds)
+    return table[keep].reset_index(drop=True)

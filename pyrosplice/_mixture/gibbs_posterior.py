@@ -1,0 +1,173 @@
+"""Gibbs draws from the posterior of a mixture, for ArviZ: weights, means and covariances, labels aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from tqdm import tqdm
+
+from pyrosplice._mixture.em.gibbs import GibbsSampler
+from pyrosplice._mixture.em.loop import block_size
+from pyrosplice._mixture.em.many import log_joint_of_cells
+from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.row_blocks import RowBlocks, require_finite
+from pyrosplice._mixture.gaussian_mixture import MixtureParameters
+from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors, weak_prior
+from pyrosplice._mixture.rows import as_rows
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer
+
+_SHAPES = {
+    "full": ("component", "feature", "feature_other"),
+    "tied": ("feature", "feature_other"),
+    "diag": ("component", "feature"),
+    "spherical": ("component",),
+}
+
+
+def sample_posterior(
+    X: Any,
+    fitted: MixtureParameters,
+    *,
+    prior: MixturePriors | SitePriors = None,
+    n_draws: int = 500,
+    n_warmup: int = 200,
+    n_chains: int = 4,
+    seed: int = 0,
+    use_rep: str | None = None,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Draws from the posterior given the cells, by Gibbs sampling from a fit.
+
+    Components are exchangeable, so each draw's labels are permuted to agree best with the fit's (assignment problem on
+    shared cells, Stephens 2000), unless priors tell components apart. Chains start at the fit: they explore the
+    posterior around its labelling.
+
+    Parameters
+    ----------
+    X
+        Cells ``(N, D)``; whatever ``GaussianMixture.fit`` takes.
+    fitted
+        Where to start, ``model_.parameters_of()`` of a ``GaussianMixture``.
+    prior
+        Conjugate, with a mean and a covariance part; :func:`~pyrosplice._mixture.mixture_prior.weak_prior` when None.
+    n_draws, n_warmup, n_chains
+        Draws kept of a chain, sweeps before them, chains.
+    seed
+        Of the draws.
+    use_rep
+        Key of ``obsm`` for an AnnData.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Groups ``posterior`` (``weights``, ``means``, ``covariances``) and ``sample_stats`` (``lp``: log likelihood,
+    ``relabelled``), dimensions ``chain``, ``draw`` first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The prior is improper or not conjugate, or a number is not positive.
+    """
+    check_integer("n_draws", n_draws)
+    check_integer("n_chains", n_chains)
+    check_integer("n_warmup", n_warmup, least=0)
+    check_integer("seed", seed, least=0)
+    kind = fitted.covariance_type
+    rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
+    known = proper_prior(rows, fitted, prior)
+    problem = Problem.of(rows, kind, prior=known, regularization=0.0, features=True)
+    labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
+    generator = torch.Generator().manual_seed(int(seed))
+    sampler = GibbsSampler(problem.starter, problem.penalty, labels, generator, fitted.n_components)
+    index = (torch.zeros(1, n_chains, dtype=torch.int64), torch.zeros(1, n_chains, dtype=torch.int64))
+    lead = fitted.select((None, None))  # type: ignore[arg-type]
+    state = problem.standardization.forward(lead).select(index)
+    kept: list[tuple[MixtureParameters, Tensor, Tensor]] = []
+    for sweep in tqdm(range(n_warmup + n_draws), desc="Gibbs", disable=not progress):
+        state, log_likelihood, overlap = sampler.sweep(state)
+        if sweep >= n_warmup:
+            aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
+            kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
+    return as_tree(kept, kind)
+
+
+def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePriors | SitePriors) -> SitePriors:
+    """The priors, weak ones for None; refused where one is improper or not conjugate, or cells have other features."""
+    dim, kind = fitted.means.shape[1], fitted.covariance_type
+    if rows.dim != dim:
+        raise InvalidArgumentError(f"X: expected {dim} features, as the fit has, found {rows.dim}.")
+    for a, b in rows.spans():
+        require_finite(rows.block(a, b)[0], a)
+    if prior is None or isinstance(prior, str):
+        mean, covariance = rows.mean_and_covariance()
+        prior = weak_prior(covariance[0], mean[0], fitted.n_components)
+    known = SitePriors.of(prior, fitted.n_components, dim, kind)
+    if known.not_conjugate:
+        raise RefusedModelError(
+            f"priors: Gibbs draws need conjugate ones, and these are not: {known.not_conjugate}. Draw by "
+            "pyro.infer.NUTS of the model, or give Dirichlet weights, Normal means and inverse-Wishart (of variances: "
+            "InverseGamma) covariances."
+        )
+    spread = known.covariances
+    proper = spread is not None and (kind not in ("full", "tied") or bool((spread.dof > dim - 1).all()))
+    if known.means is None or not proper:
+        raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
+    return known
+
+
+def component_labels(blocks: Sequence[Tensor], fitted: MixtureParameters) -> Tensor:
+    """The likeliest component of every cell, ``(N,)``."""
+    return torch.cat([log_joint_of_cells([block], [[fitted]])[0][0].argmax(1) for block in blocks])
+
+
+def aligned_to(
+    draws: MixtureParameters, overlap: Tensor, *, exchangeable: bool = True
+) -> tuple[MixtureParameters, Tensor]:
+    """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``.
+
+    Components that are not ``exchangeable`` are told apart by their priors, and stay as they are.
+    """
+    if not exchangeable:
+        return draws, torch.zeros(len(overlap), dtype=torch.bool)
+    order = torch.stack([_permutation(own) for own in overlap])[None]
+    chain = torch.arange(order.shape[1])[None, :, None]
+    pick = (torch.zeros_like(chain), chain, order)
+    covariances = draws.covariances if draws.covariance_type == "tied" else draws.covariances[pick]
+    moved = (order[0] != torch.arange(order.shape[2])).any(1)
+    return replace(draws, weights=draws.weights[pick], means=draws.means[pick], covariances=covariances), moved
+
+
+def _permutation(overlap: Tensor) -> Tensor:
+    """For each reference label (column) the drawn label (row) that is matched to it."""
+    rows, columns = linear_sum_assignment(overlap.numpy(), maximize=True)
+    return torch.from_numpy(rows[np.argsort(columns)])
+
+
+def as_tree(kept: list[tuple[MixtureParameters, Tensor, Tensor]], kind: str) -> xr.DataTree:
+    """Parameters, log likelihoods and label moves of every sweep, chains within, as a tree."""
+
+    def stacked(name: str) -> np.ndarray:
+        return torch.stack([getattr(p, name)[0] for p, _, _ in kept], 1).numpy()
+
+    lead = ("chain", "draw")
+    posterior = {
+        "weights": ((*lead, "component"), stacked("weights")),
+        "means": ((*lead, "component", "feature"), stacked("means")),
+        "covariances": ((*lead, *_SHAPES[kind]), stacked("covariances")),
+    }
+    stats = {
+        "lp": (lead, torch.stack([lp for _, lp, _ in kept], 1).numpy()),
+        "relabelled": (lead, torch.stack([moved for _, _, moved in kept], 1).numpy()),
+    }
+    chains, draws = stats["lp"][1].shape
+    coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
+    groups = {"posterior": xr.Dataset(posterior, coords), "sample_stats": xr.Dataset(stats, coords)}
+    return xr.DataTree.from_dict(groups)

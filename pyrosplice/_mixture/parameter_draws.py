@@ -1,0 +1,89 @@
+"""The part of :class:`~pyrosplice.GaussianMixture` that draws from the posterior of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+from sklearn.utils.validation import check_is_fitted
+
+from pyrosplice._mixture.given_cells import check_cells_of_draws
+from pyrosplice._mixture.own_mixture import FollowedMixture
+from pyrosplice._mixture.posterior_tree import MixtureDrawOptions, mixture_posterior
+from pyrosplice._modes import works_in_any_mode
+
+
+@works_in_any_mode
+class MixturePosterior(FollowedMixture):
+    """The method ``posterior`` of a fitted mixture."""
+
+    use_rep: str | None
+
+    def posterior(
+        self,
+        X: Any,
+        *,
+        num_samples: int = 500,
+        method: str = "gibbs",
+        num_chains: int = 4,
+        warmup_steps: int = 200,
+        groups: Sequence[str] | None = None,
+        names: Mapping[str, Sequence[Any]] | None = None,
+        seed: int = 0,
+        progress: bool = False,
+        max_memory: str | float | None = None,
+    ) -> xr.DataTree:
+        """Posterior draws given the cells as an ``xarray.DataTree`` with the groups that ArviZ reads.
+
+        Posterior: ``weights``, ``means``, ``covariances`` and ``sd`` of every component and feature, components in the
+        order of the fit (each draw's labels are permuted to agree best with it).
+
+        Parameters
+        ----------
+        X
+            Cells ``(N, D)``, those of the fit; whatever :meth:`fit` takes.
+        num_samples
+            Draws a chain.
+        method
+            ``"gibbs"`` draws from the posterior itself, at the price of an EM step a sweep, so there is no Laplace's
+            method to approximate it. ``"nuts"``: the Pyro model, assignments summed out; small data only.
+        num_chains, warmup_steps
+            Chains and iterations of each before its draws are kept.
+        groups
+            Optional groups (:mod:`pyrosplice.posterior._tree`), all by default. The predictive ones have chains ×
+            draws × cells × features numbers, the log likelihood one a cell and draw.
+        names
+            Coordinates by dimension: ``cell``, ``feature``, ``component``.
+        seed
+            Of all that is random.
+        progress
+            Show a progress bar (Gibbs).
+        max_memory
+            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A prior of the estimator is improper, or not conjugate; weak ones
+            (:func:`~pyrosplice._mixture.mixture_prior.weak_prior`) stand in where it has none. An option that does not
+            exist, cells with other feature names than the fit's, or missing values.
+        """
+        self._shipped_only("posterior")
+        check_is_fitted(self, "model_")
+        check_cells_of_draws(self, X)  # type: ignore[arg-type]
+        asked = MixtureDrawOptions(
+            num_samples=num_samples,
+            method=method,
+            prior=self.prior,
+            priors=self.priors,
+            num_chains=num_chains,
+            warmup_steps=warmup_steps,
+            groups=groups,
+            names=names,
+            seed=seed,
+            use_rep=self.use_rep,
+            progress=progress,
+            max_memory=max_memory,
+        )
+        return mixture_posterior(X, self.model_.parameters_of(), asked)

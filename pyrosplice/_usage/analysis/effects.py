@@ -1,0 +1,162 @@
+"""How large effects of covariates on usage are: a table of all genes and isoforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice._hypothesis.coefficients.identified import TOUCHED
+from pyrosplice._hypothesis.coefficients.wald import Effects
+from pyrosplice._hypothesis.test_table import TestTable
+from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
+from pyrosplice._usage.analysis.fits import Analyzed
+from pyrosplice._usage.analysis.options import check_of_isoforms, law_name
+from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
+from pyrosplice._usage.gene_tests.coefficients import estimates
+from pyrosplice._usage.gene_tests.covariate_law import Law
+from pyrosplice._usage.gene_tests.missing_results import reasons_of
+from pyrosplice._usage.gene_tests.terms import Contrast, CovarianceLaw
+from pyrosplice._usage.reading.design import Design
+from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice.errors import NoResultsError, check_option, check_share
+
+Floats = NDArray[np.float64]
+POINTS = 100.0  # percentage points of usage
+
+
+def get_effects(
+    self: Analyzed,
+    *,
+    level: float = 0.95,
+    variance: Literal["robust", "model"] = "robust",
+    law: CovarianceLaw | None = None,
+) -> pd.DataFrame:
+    """How much each covariate changes each isoform, with standard errors and intervals.
+
+    After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
+    estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
+    last one is that of the GLMM's random effect, whose fit it changes a little, unless this is ``"symmetric"``.
+
+    Parameters
+    ----------
+    level
+        Of the confidence intervals.
+    variance
+        ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
+        freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
+    law
+        As there: ``"averaged"`` (default with a spatial effect), one generalised least-squares step from the fits
+        at the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
+        coefficients with the covariance that was estimated.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a gene, covariate, isoform (name in ``var``) and ``scale``:
+
+        ``"log_odds"``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
+        for a level of a factor, against the mean of the levels.
+
+        ``"usage_points"``: percentage points of usage, averaged over the spots; the derivative for a continuous
+        covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
+        With two levels that is half their difference. Levels that a formula coded are against the one it left out.
+
+        Columns ``effect``, ``se``, ``lower`` and ``upper``, from the covariance of β and intercept with (σ, θ)
+        estimated too; the last three are NaN where a coefficient is at infinity, or no degrees of freedom are left.
+        An effect that the gene's spots do not identify (a level in which it has no molecules, and so the mean of
+        the levels) is NaN altogether; the others of such a gene are averages over the spots where its usage is
+        identified. ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``setup_data`` or ``fit``.
+    InvalidArgumentError
+        A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
+    """
+    analysis = self.analysis
+    analysis.shipped_only("get_effects")
+    likelihood = analysis.options.likelihood
+    check_of_isoforms(likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
+    check_share("level", level)
+    check_option("variance", variance, ("robust", "model"))
+    if law is not None:
+        check_option("law", law, get_args(CovarianceLaw))
+    held_to = law_of(analysis, law_name(law, variance, analysis.model_type), variance)
+    prepared, design = analysis.prepared, analysis.prepared.design
+    if design is None or not analysis.fit.with_design:
+        raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
+    genes, spec = effect_fits(analysis, held_to, show=False)
+    tables: dict[int, TestTable] = {}
+    for batch in batches_under(analysis, held_to):
+        some = [genes[g] for g in batch]
+        effects = gene_effects(analysis.counts(batch), spec, some, design, held_to)
+        each = [(e.estimate, e.standard_error, *e.interval(level)) for e in effects.values()]
+        found = [torch.stack(values, -1).numpy() for values in zip(*each, strict=True)]  # (B, P, K, scales)
+        for row, gene in enumerate(batch):
+            labels = {
+                "gene": [prepared.gene_names[gene]],
+                "covariate": design.names,
+                "isoform": prepared.isoform_names(gene),
+                "scale": [*effects],
+            }
+            own = [value[row].ravel() for value in found]
+            why = _reasons(own, prepared.counts[gene], some[row], from_residuals=held_to.robust)
+            tables[gene] = _gene_table(labels, own, why)
+    return pd.concat([tables[gene].to_frame() for gene in range(analysis.n_genes)], ignore_index=True)
+
+
+def gene_effects(
+    counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, law: Law
+) -> dict[str, Effects]:
+    """Effects ``(B, P, K)`` of a batch ``(B, N, K)`` by scale: ``log_odds`` and ``usage_points``."""
+    unit = np.eye(len(design.names))
+    contrasts = [Contrast(name, row[None]) for name, row in zip(design.names, unit, strict=True)]
+    found, given = estimates(counts, spec, genes, design, law, contrasts), torch.from_numpy(design.values)
+    eta = torch.stack([gene.linear_predictor(counts.shape[1], given) for gene in genes])
+    middle = given.mean(0)  # where the intercept of the estimates is
+    covariates, changes = given - middle, [change.moved(-middle) for change in changes_of(given, design.terms)]
+
+    def both(some: slice, spots: Tensor, covariance: Tensor) -> tuple[Effects, Effects]:
+        beta = found.beta[some]
+        usage = average_usage_effects(eta[some][:, spots], beta, covariance, covariates[spots], changes)
+        return centered_log_odds(beta, covariance), usage
+
+    everywhere, covariance = torch.ones(len(given), dtype=torch.bool), found.of_coded(found.covariance)
+    odds, usage = both(slice(None), everywhere, covariance)
+    for gene in found.coverage.deficient:
+        one, (spots, null) = slice(gene, gene + 1), found.coverage.identified(gene)
+        along, every = (found.along(directions) for directions in (null, torch.eye(len(null), dtype=null.dtype)))
+        parts = zip((odds, usage), *(both(one, spots, some) for some in (covariance[one], along, every)), strict=True)
+        for whole, own, loose, unit in parts:
+            known = loose.standard_error <= TOUCHED * unit.standard_error
+            whole.estimate[one] = torch.where(known, own.estimate, torch.nan)
+            whole.standard_error[one] = torch.where(known, own.standard_error, torch.nan)
+    each = [found.dof(found.rows(torch.from_numpy(one.rows)), t) for t, one in enumerate(contrasts)]
+    known = [one for one in each if one is not None]
+    dof = torch.stack(known, -1) if known else None
+    return {
+        "log_odds": Effects(odds.estimate, odds.standard_error, dof),
+        "usage_points": Effects(POINTS * usage.estimate, POINTS * usage.standard_error, dof),
+    }
+
+
+def _reasons(effect: Sequence[Floats], counts: Tensor, fit: FittedGene, *, from_residuals: bool) -> NDArray[Any]:
+    """Why effects, errors and ends of intervals ``(R,)`` of one gene are missing; "" where they are not."""
+    known = np.where(np.isfinite(effect).all(0), 1.0, np.nan)[None]
+    rank = np.isfinite(effect[0]).astype(np.float64)[None]
+    return reasons_of(known, [counts], rank=rank, fits=[[fit]], from_residuals=from_residuals)[0]
+
+
+def _gene_table(labels: dict[str, Any], effect: Sequence[Floats], why: NDArray[Any]) -> TestTable:
+    """Effects of one gene as rows, the last of the labels fastest."""
+    crossed = pd.MultiIndex.from_product(labels.values())
+    names = {name: crossed.get_level_values(i).to_numpy() for i, name in enumerate(labels)}
+    estimate, se, lower, upper = effect
+    return TestTable(labels=names, effect=estimate, se=se, lower=lower, upper=upper, why=why)

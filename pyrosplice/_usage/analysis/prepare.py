@@ -1,0 +1,388 @@
+"""What ``setup_data`` makes of an AnnData: counts by gene, covariates and the spatial covariance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice._hypothesis.coefficients.surrogates import Patterns
+from pyrosplice._hypothesis.coefficients.working_model import Spectra
+from pyrosplice._io.storable import split
+from pyrosplice._linalg.select import solver_for
+from pyrosplice._linalg.solver import SpatialSolver
+from pyrosplice._tables.columns import complete_cells, one_column
+from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.labels import read_labels
+from pyrosplice._tables.names import by_name
+from pyrosplice._usage.analysis.options import AnalysisOptions
+from pyrosplice._usage.reading.design import Design, build_design, complete_spots
+from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial._graph import (
+    adjacency_graph,
+    check_coords,
+    check_k_neighbors,
+    component_labels,
+    knn_graph,
+    warn_if_disconnected,
+)
+from pyrosplice.spatial._sections import section_graph, wide_section_graph, within_sections
+
+MISSING = ("raise", "drop")
+MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
+Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that fits and tests read; replaced as a whole by the next ``setup_data``.
+
+    Attributes
+    ----------
+    data
+        Filtered AnnData and the columns of each gene.
+    counts
+        Counts of each gene, ``(N, K_g)``, float64, on the CPU.
+    design
+        Covariates without intercept, or None.
+    covariance
+        CAR or identity; None for the GLM.
+    group_by_n_iso
+        Whether genes are sorted by isoform count before batching.
+    section_key
+        Column of ``obs`` with the spots' sections; None if they are one.
+    spatial_key
+        Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
+    """
+
+    data: IsoformData
+    counts: list[Tensor]
+    design: Design | None
+    covariance: Covariance | None
+    group_by_n_iso: bool
+    section_key: str | None = None
+    spatial_key: str | None = None
+    summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
+    _spectra: dict[int | None, Spectra] = field(default_factory=dict)
+    _patterns: list[Patterns] = field(default_factory=list)
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return self.data.adata.n_obs
+
+    @property
+    def n_sections(self) -> int:
+        """Sections with spots left in them; 1 where none were named."""
+        return _n_sections(self.data.adata.obs, self.section_key)
+
+    @property
+    def gene_names(self) -> tuple[str, ...]:
+        """Display names, unique."""
+        return self.data.gene_names
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """Names of the covariates."""
+        return () if self.design is None else self.design.names
+
+    @property
+    def design_tensor(self) -> Tensor | None:
+        """Covariates as a tensor ``(N, P)``, or None."""
+        return None if self.design is None else torch.from_numpy(self.design.values)
+
+    def isoform_names(self, gene: int) -> list[str]:
+        """Names in ``var`` of the isoforms of a gene."""
+        return list(self.data.adata.var_names[self.data.columns[gene]])
+
+    def solver(self, rank: int | None, device: str) -> SpatialSolver:
+        """Solver for the covariance, exact or its ``rank`` leading eigenpairs; made once."""
+        if self.covariance is None:
+            raise AssertionError("models without space need no solver")
+        if (rank, device) not in self._solvers:
+            values, vectors = (None, None) if rank is None else self.covariance.eigen(rank)
+            covariance = self.covariance if rank is None else None
+            solver = solver_for(covariance, eigenvalues=values, eigenvectors=vectors, device=device)
+            self._solvers[rank, device] = solver
+        return self._solvers[rank, device]
+
+    def spectra(self, rank: int | None) -> Spectra:
+        """Steeper spectra of space, made once.
+
+        Those of the covariance, or of its ``rank`` leading eigenpairs; where the spots' positions are known, those of a
+        graph without bottlenecks: in few links between clusters of spots there are no waves over the tissue.
+        """
+        if rank not in self._spectra:
+            self._spectra[rank] = Spectra.of(self._pattern_solver(rank), self.n_spots)
+        return self._spectra[rank]
+
+    def patterns(self) -> Patterns:
+        """All patterns of space, of which surrogates of covariates are made, once; those of the same covariance."""
+        if not self._patterns:
+            solver = self._pattern_solver(None)
+            if solver is None:
+                raise InvalidArgumentError("law='surrogates': expected a spatial covariance, found independent spots.")
+            self._patterns.append(Patterns.of(solver))
+        return self._patterns[0]
+
+    def _pattern_solver(self, rank: int | None) -> SpatialSolver | None:
+        spatial = self.covariance is not None and not isinstance(self.covariance, IdentityCovariance)
+        return self._wide_solver() or (self.solver(rank, "cpu") if spatial else None)
+
+    def _wide_solver(self) -> SpatialSolver | None:
+        """Solve with the CAR covariance of the positions' wide graph; None where they are not known."""
+        if self.spatial_key is None or not isinstance(self.covariance, CarCovariance):
+            return None
+        adata = self.data.adata
+        sections = None if self.section_key is None else adata.obs[self.section_key]
+        graph = wide_section_graph(as_dense(adata.obsm[self.spatial_key], self.spatial_key), sections)
+        return solver_for(CarCovariance(graph, rho=self.covariance.rho))
+
+    def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
+        """Copy with the same spots, covariates and space, and other genes, ``(N, K)`` each, called by their numbers."""
+        columns = np.split(np.arange(sum(table.shape[1] for table in counts)), np.cumsum([c.shape[1] for c in counts]))
+        names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
+        matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
+        isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
+        places = {} if self.spatial_key is None else {self.spatial_key: self.data.adata.obsm[self.spatial_key]}
+        adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms), obsm=places)
+        data = IsoformData(adata, None, names, tuple(columns[:-1]))
+        prepared = replace(self, data=data, counts=list(counts), group_by_n_iso=True, summaries={})
+        return replace(prepared, _solvers=dict(self._solvers), _spectra=dict(self._spectra))
+
+    def batches(self, batch_size: int, *, group: bool | None = None) -> list[list[int]]:
+        """Positions of genes by batch: at most ``batch_size`` genes, one isoform count each.
+
+        Sorted by isoform count if ``group``, by default as ``setup_data`` was told.
+        """
+        order = list(range(len(self.counts)))
+        if self.group_by_n_iso if group is None else group:
+            order.sort(key=lambda gene: self.data.n_isos[gene])
+        batches: list[list[int]] = []
+        for gene in order:
+            fits = batches and len(batches[-1]) < batch_size
+            if fits and self.data.n_isos[batches[-1][0]] == self.data.n_isos[gene]:
+                batches[-1].append(gene)
+            else:
+                batches.append([gene])
+        return batches
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Arguments of ``setup_data`` beside the data, which documents them; checked where they are given.
+
+    Attributes
+    ----------
+    model
+        Options of the models, which say what the covariance is for.
+    """
+
+    model: AnalysisOptions
+    spatial_key: str
+    adj_key: str | None
+    layer: str | None
+    group_iso_by: str
+    gene_names: str | None
+    group_gene_by_n_iso: bool
+    design_mtx: Any
+    covariate_names: Sequence[str] | None
+    min_counts: float
+    min_bin_pct: float
+    min_component_size: int
+    covariance: Any
+    section_key: str | None
+    missing: str
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.min_component_size, 1):
+            raise InvalidArgumentError(
+                f"min_component_size: expected a whole number ≥ 1, found {self.min_component_size!r}."
+            )
+        check_switches(group_gene_by_n_iso=self.group_gene_by_n_iso)
+        check_option("missing", self.missing, MISSING)
+        if self.design_mtx is None and self.covariate_names is not None:
+            raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
+        if isinstance(self.covariate_names, str):
+            raise InvalidArgumentError(f"covariate_names: expected a list of names, found {self.covariate_names!r}.")
+        if self.covariance is not None and self.adj_key is not None and self.min_component_size == 1:
+            raise InvalidArgumentError(
+                "adj_key: expected None beside a covariance, which is used instead of the graph's."
+            )
+        kind = self.model.model_type
+        if self.covariance is not None and kind != "glmm-full":
+            raise InvalidArgumentError(
+                f"covariance: a {kind!r} has no spatial effect; expected None, or model_type='glmm-full'."
+            )
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether who is whose neighbour has to be known."""
+        return (self.model.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
+
+
+def prepare(adata: AnnData, options: DataOptions) -> Prepared:
+    """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
+    check_anndata(adata)
+    obs = table_of(adata, "obs")
+    check_key(adata, "section_key", options.section_key, "obs")
+    check_key(adata, "adj_key", options.adj_key, "obsp")
+    spots = _complete(obs, options)
+    sections = _sections(obs, spots, options.section_key)
+    adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
+    if adjacency is not None and options.min_component_size > 1:
+        large = _large_components(adjacency, options.min_component_size)
+        adjacency = adjacency[large][:, large]
+        spots[spots] = large
+        if not large.any():
+            raise InvalidArgumentError(
+                f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
+            )
+    kept = None if spots.all() else spots
+    design = None
+    if options.design_mtx is not None:
+        design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=kept)
+        design.check()
+    data = read_isoforms(
+        adata,
+        layer=options.layer,
+        group_iso_by=options.group_iso_by,
+        gene_names=options.gene_names,
+        min_counts=options.min_counts,
+        min_bin_pct=options.min_bin_pct,
+        spots=kept,
+        n_isos=options.model.likelihood.n_categories,
+    )
+    split(data.adata)  # raises now, not after the fit, where something cannot be saved
+    covariance = _covariance(data.adata, adjacency, options)
+    ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
+    keys = options.section_key, options.spatial_key if ours else None
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
+
+
+def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:
+    """Covariance of the spots that are left."""
+    if options.model.model_type == "glmm-null":
+        return IdentityCovariance(adata.n_obs)
+    if options.model.model_type == "glm":
+        return None
+    if options.covariance is not None:
+        check_size(options.covariance, adata.n_obs)
+        return options.covariance
+    warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
+    return CarCovariance(adjacency, rho=options.model.rho)
+
+
+def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
+    """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
+    complete = np.ones(len(obs), dtype=bool)
+    if options.missing == "raise":
+        return complete
+    if options.design_mtx is not None:
+        complete &= complete_spots(options.design_mtx, obs)
+    if options.section_key is not None:
+        complete &= complete_cells(obs, [options.section_key], "section_key")
+    if not complete.any():
+        raise InvalidArgumentError(
+            f"missing='drop': none of {len(complete)} spots has every label and number of design_mtx and section_key."
+        )
+    if not complete.all():
+        warnings.warn(
+            f"missing='drop': {int((~complete).sum())} of {len(complete)} spots have no label or number in design_mtx "
+            "or section_key and are left out.",
+            stacklevel=4,
+        )
+    return complete
+
+
+def check_size(covariance: Any, n_spots: int) -> None:
+    """Raise unless a given covariance is one of ``n_spots`` spots."""
+    if getattr(covariance, "precision", None) is None and not hasattr(covariance, "dense"):
+        raise InvalidArgumentError(
+            f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
+        )
+    precision = getattr(covariance, "precision", None)
+    size = covariance.dense().shape[0] if precision is None else precision.shape[0]
+    found = getattr(covariance, "n_spots", size)
+    if found != n_spots:
+        raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
+
+
+def _n_sections(obs: pd.DataFrame, key: str | None) -> int:
+    """Sections that have spots; 1 where none are named."""
+    return 1 if key is None else len(read_labels(one_column(obs, key, "section_key"), "section_key").levels)
+
+
+def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:
+    """Name of the section of some spots."""
+    if key is None:
+        return None
+    return read_labels(one_column(obs, key, "section_key")[spots], f"section_key: adata.obs[{key!r}]").names
+
+
+def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
+    """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
+    model = options.model
+    if options.adj_key is not None:
+        given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
+        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
+    if options.spatial_key is None:
+        raise InvalidArgumentError(f"spatial_key: expected a key of adata.obsm, one of {sorted(adata.obsm.keys())}.")
+    check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
+    name = f"adata.obsm[{options.spatial_key!r}]"
+    coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
+    coords = check_coords(coords[spots], name=name)
+    check_k_neighbors(model.k_neighbors, len(coords))
+    _check_apart(coords, sections, name)
+    if sections is None:
+        return knn_graph(coords, k_neighbors=model.k_neighbors, graph=model.graph)
+    return section_graph(
+        coords,
+        sections,
+        k_neighbors=model.k_neighbors,
+        graph=model.graph,
+        name="section_key",
+        least=options.min_component_size,
+    )
+
+
+def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | None, name: str) -> None:
+    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
+    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
+    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
+    if shared.max() == 1:
+        return
+    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
+    if shared.max() > MOST_AT_ONE_POSITION:
+        raise InvalidArgumentError(
+            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
+        )
+    warnings.warn(
+        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
+        stacklevel=5,
+    )
+
+
+def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_]:
+    """Mask of the spots whose component has at least ``least`` spots."""
+    labels = component_labels(adjacency)[1]
+    kept = np.bincount(labels)[labels] >= least
+    if not kept.all():
+        warnings.warn(
+            f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "
+            "spatial graph and are left out.",
+            stacklevel=4,
+        )
+    return kept

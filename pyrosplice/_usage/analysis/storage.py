@@ -1,0 +1,130 @@
+"""What a file of a fitted :class:`SplisosmGLMM` holds, and the model that it is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from anndata import AnnData
+
+from pyrosplice._io.archive import Archive, check_arguments, damage_named
+from pyrosplice._io.codec import NEW, check_keys, check_sizes
+from pyrosplice._io.older import usage_1
+from pyrosplice._usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
+from pyrosplice._usage.analysis.fits import Analyzed, Holder
+from pyrosplice._usage.analysis.options import OPTIONS
+from pyrosplice._usage.analysis.prepare import Prepared
+from pyrosplice._usage.reading.design import Design
+from pyrosplice._usage.reading.isoforms import IsoformData
+from pyrosplice._usage.records import UsageFit
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.guides._own_model import takes
+
+CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
+RESULTS = ("gene", "statistic", "pvalue", "pvalue_adj", "method", "reason")  # of every test
+
+
+@dataclass(frozen=True)
+class SavedData:
+    """What ``setup_data`` made: filtered counts, positions of each gene's isoforms, covariates."""
+
+    adata: AnnData
+    layer: str | None
+    gene_names: tuple[str, ...]
+    columns: list[list[int]]
+    group_by_n_iso: bool
+    section_key: str | None
+    design: Design | None
+    spatial_key: str | None = field(default=None, metadata={NEW: True})
+
+
+@dataclass(frozen=True)
+class SavedUsage:
+    """The constructor's options, the data, classes that may be a person's own, the fit, results of the tests."""
+
+    options: dict[str, Any]
+    data: SavedData
+    extensions: Extensions
+    fit: UsageFit | None
+    sv: dict[str, Any]
+    du: dict[str, Any]
+
+
+def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
+    """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
+
+    The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
+    file cannot hold is refused by ``setup_data``.
+    """
+    analysis = self.analysis
+    options, prepared = analysis.options, analysis.prepared
+    kept, priors = options.saved(), options.priors if isinstance(options.priors, Mapping) else {}
+    check_arguments(type(self), {*kept, *CLASSES, *(["model"] if takes(type(self), "model") else [])})
+    extensions = pack(options.likelihood, priors, prepared.covariance, options.model)
+    results = (analysis.results.get(test, {}) for test in ("sv", "du"))
+    saved = SavedUsage(kept, _saved_data(prepared), extensions, analysis.fitted, *results)
+    Archive.of(type(self).__name__, saved).save(path)
+
+
+def _saved_data(prepared: Prepared) -> SavedData:
+    """What is saved of the data."""
+    data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
+    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
+    return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
+
+
+Kind = TypeVar("Kind", bound=Holder)
+
+
+def loaded_analysis(kind: type[Kind], path: str, map_location: str | None, given: Mapping[str, Any]) -> Kind:
+    """An analysis as ``save`` wrote it, with the objects that a person has ``given``."""
+    archive = Archive.load(path, kind.__name__, {1: usage_1})
+    helped = map_location is not None or any(value is not None for value in given.values())
+    with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):
+        saved = archive.to(SavedUsage)
+        own = unpack(saved.extensions, given["likelihood"], given["priors"], given["covariance"], path=path)
+        own |= own_model(saved.extensions, given["model"], path=path)
+        device = {} if map_location is None else {"device": str(map_location)}
+        analysis = kind(**saved.options | device, **own)
+        check_keys(saved.options, OPTIONS, "options")
+        analysis.hold(_prepared_of(saved, given["covariance"]), saved.fit, {"sv": saved.sv, "du": saved.du})
+        return analysis
+
+
+def _prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
+    """The data as ``setup_data`` had made them; a ``covariance`` of the user's own has to be given."""
+    stored, n_spots = saved.data, saved.data.adata.n_obs
+    _check(saved, n_spots)
+    columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
+    data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
+    space = covariance_of(saved.extensions.covariance, covariance, n_spots)
+    keys = stored.section_key, stored.spatial_key
+    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
+
+
+def _check(saved: SavedUsage, n_spots: int) -> None:
+    """Raise where parts are of different numbers of genes, spots or covariates."""
+    data, design, spots = saved.data, saved.data.design, range(n_spots)
+    check_sizes(gene_names=(data.gene_names, "G"), columns=(data.columns, "G"))
+    if any(position < 0 for positions in data.columns for position in positions):
+        raise ModelFileError("data.columns: expected positions in adata, found a negative one.")
+    if design is not None:
+        check_sizes(
+            spots=(spots, "N"), design=(design.values, "NP"), names=(design.names, "P"), factors=(design.factors, "P")
+        )
+    if data.spatial_key is not None and data.spatial_key not in data.adata.obsm:
+        raise ModelFileError(
+            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
+        )
+    for name, results in (("sv", saved.sv), ("du", saved.du)):
+        lacking = [column for column in RESULTS if results and column not in results]
+        if lacking:
+            raise ModelFileError(f"{name}: {lacking} of the test are missing.")
+    for genes in () if saved.fit is None else (saved.fit.genes, saved.fit.null):
+        check_sizes(gene_names=(data.gene_names, "G"), fit=(data.gene_names if genes is None else genes, "G"))
+        for gene in genes or ():
+            effect = {"nu": (gene.values["nu"], "NQ")} if "nu" in gene.values else {}
+            check_sizes(spots=(spots, "N"), bias_eta=(gene.values["bias_eta"], "Q"), **effect)

@@ -1,0 +1,62 @@
+"""Where a search begins: the same point at every call, and others, as repeatable, for units that did not get there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosplice.guides._bijections import bijection
+
+Site = dict[str, Any]  # a node of a Pyro trace
+SiteStart = Callable[[Site], Tensor]
+JITTER = 0.1  # of the first point: sites alike, such as means of a mixture, would stay so on every step of Newton's
+_SEED = 20_011
+
+
+def init_to_center(site: Site) -> Tensor:
+    """Start of a site, for any Pyro guide: the mean of its prior, or the middle of its support; never a random draw."""
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        return fn.enumerate_support(expand=True)[0] if fn.has_enumerate_support else fn.sample()
+    transform, shape = bijection(fn.support), fn.shape()
+    try:
+        mean = fn.mean.detach().expand(shape)
+        if bool(fn.support.check(mean).all()) and bool(torch.isfinite(transform.inv(mean)).all()):
+            return mean.clone()
+    except (NotImplementedError, AttributeError, RuntimeError, ValueError):  # no mean, or none in the support
+        pass
+    return transform(torch.zeros(transform.inverse_shape(torch.Size(shape)), dtype=_dtype(fn)))
+
+
+def shifted(point: Tensor, attempt: int, *, own: bool) -> Tensor:
+    """First point of an attempt, ``(G, d)``: 0 is the first one, and later ones are farther and farther from it.
+
+    Parameters
+    ----------
+    point
+        Unconstrained first point ``(G, d)``.
+    attempt
+        0, 1, 2, …
+    own
+        Whether the point was given by the person, and is not to be moved at attempt 0.
+    """
+    size = (0.0 if own else JITTER) if attempt == 0 else 0.5 * 2.0 ** (attempt - 1)
+    return point + size * normal_numbers(point, _SEED + attempt)
+
+
+def normal_numbers(like: Tensor, seed: int = _SEED) -> Tensor:
+    """Standard normal numbers of the shape of a tensor, the same at every call with that seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _dtype(fn: Any) -> torch.dtype:
+    """Floating point type of what a distribution draws."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    types = [v.dtype for v in vars(base).values() if isinstance(v, Tensor) and v.is_floating_point()]
+    return types[0] if types else torch.get_default_dtype()

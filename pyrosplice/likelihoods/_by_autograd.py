@@ -1,0 +1,103 @@
+"""Closed forms of a likelihood held against its ``log_prob`` by numbers; autograd in their place where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyrosplice._overrides import is_ours
+from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.likelihoods._guarded import guarded
+from pyrosplice.likelihoods._wrapped import Wrapped
+
+SHARP = 1e-6  # of the largest entry of a gene: up to which a closed form is the derivative that it says it is
+
+
+class ByAutograd(Wrapped):
+    """The density of another likelihood, with all derivatives from its ``log_prob``.
+
+    Parameters
+    ----------
+    inner
+        The other one.
+    """
+
+    def __init__(self, inner: Likelihood) -> None:
+        super().__init__(inner)
+        self.additive = self.log_concave = False
+
+    def bind(self, values: Mapping[str, Tensor]) -> ByAutograd:
+        """The same with hyper-parameters at ``values``."""
+        return ByAutograd(self.inner.bind(values))
+
+    def select(self, genes: Tensor) -> ByAutograd:
+        """The same for some of the genes."""
+        return ByAutograd(self.inner.select(genes))
+
+    def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """Log density of each spot's counts."""
+        return self.inner.log_prob(counts, eta)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Expected usage."""
+        return self.inner.mean(eta)
+
+    def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Counts drawn."""
+        return self.inner.sample(totals, eta, generator=generator)
+
+    def start(self, counts: Tensor) -> Tensor:
+        """Where searches start."""
+        return self.inner.start(counts)
+
+
+def as_fitted(likelihood: Likelihood, counts: Tensor, eta: Tensor) -> tuple[Likelihood, tuple[str, ...]]:
+    """The likelihood as engines use it, and the closed forms of its own that are not derivatives of its ``log_prob``.
+
+    A gene for which a likelihood that somebody wrote raises an error fails alone. With a wrong closed form, all of them
+    are worked out from ``log_prob``.
+
+    Parameters
+    ----------
+    likelihood
+        With its hyper-parameters bound.
+    counts, eta
+        Where they are compared, ``(G, N, K)`` and ``(G, N, Q)``.
+    """
+    if is_ours(type(likelihood)):
+        return likelihood, ()
+    safe = guarded(likelihood, [])
+    wrong = tuple(_wrong(safe, ByAutograd(safe), counts, eta))
+    return (ByAutograd(safe), wrong) if wrong else (safe, ())
+
+
+def _wrong(likelihood: Likelihood, exact: Likelihood, counts: Tensor, eta: Tensor) -> list[str]:
+    weight = torch.eye(eta.shape[-1]).to(eta).expand(*eta.shape, eta.shape[-1])
+    names = [name for name in likelihood.hyperparameters if isinstance(getattr(likelihood, name), Tensor)]
+    pairs = {
+        "log_kernel": (_rise(likelihood, counts, eta), _rise(exact, counts, eta)),
+        "score": (likelihood.score(counts, eta), exact.score(counts, eta)),
+        "information": (likelihood.information(counts, eta), exact.information(counts, eta)),
+        "information_gradient": (
+            likelihood.information_gradient(counts, eta, weight),
+            exact.information_gradient(counts, eta, weight),
+        ),
+    }
+    if names:
+        pairs["hyper_gradient"] = (
+            likelihood.hyper_gradient(counts, eta, names, eta, weight)[0],
+            exact.hyper_gradient(counts, eta, names, eta, weight)[0],
+        )
+    return [name for name, (found, expected) in pairs.items() if not _agree(found, expected)]
+
+
+def _rise(likelihood: Likelihood, counts: Tensor, eta: Tensor) -> Tensor:
+    """What the density is above that at η = 0."""
+    return likelihood.kernel(counts, eta) - likelihood.kernel(counts, torch.zeros_like(eta))
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    scale = expected.nan_to_num().flatten(1).abs().amax(1).reshape(-1, *[1] * (expected.ndim - 1))
+    return bool((((found - expected).abs() <= SHARP * (1 + scale)) | expected.isnan()).all())

@@ -1,0 +1,227 @@
+"""Isoform usage in space: what was counted, what was fitted, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.plotting._style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL = 2.3  # inches, width and height of one map
+
+
+def usage_table(
+    adata: AnnData,
+    isoforms: Sequence[str],
+    *,
+    counts_layer: str = "counts",
+    fitted_layer: str = "fitted_ratios",
+    spatial_key: str = "spatial",
+) -> pd.DataFrame:
+    r"""Raw and fitted usage ratios of one gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
+
+    Parameters
+    ----------
+    adata
+        What ``SplisosmGLMM.get_fitted_ratios_anndata()`` returns: spots × isoforms with both layers.
+    isoforms
+        The isoforms of one gene, all of them (the raw ratio is a spot's count over the sum over ``isoforms``).
+    counts_layer, fitted_layer
+        Layers with counts and with fitted ratios.
+    spatial_key
+        Coordinates in ``adata.obsm``; the first two columns are used.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``x``, ``y``, ``isoform``, ``raw`` (missing where the gene was not seen in the spot), ``fitted``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A layer, an isoform or the coordinates are not in ``adata``.
+    """
+    for argument, key, found in (
+        ("counts_layer", counts_layer, adata.layers),
+        ("fitted_layer", fitted_layer, adata.layers),
+        ("spatial_key", spatial_key, adata.obsm),
+    ):
+        if key not in found:
+            raise InvalidArgumentError(f"{argument}: expected one of {list(found)}, found {key!r}.")
+    unknown = [name for name in isoforms if name not in adata.var_names]
+    if unknown:
+        raise InvalidArgumentError(f"isoforms: not in adata.var_names: {unknown}.")
+    gene = adata[:, list(isoforms)]
+    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    return _long(coordinates, isoforms, _dense(gene.layers[counts_layer]), _dense(gene.layers[fitted_layer]))
+
+
+def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataFrame:
+    """Raw usage ratios of one gene with posterior means and standard deviations, for :func:`usage_map`.
+
+    Parameters
+    ----------
+    tree
+        Of ``model.posterior(usage=True)``.
+    coordinates
+        ``(N, 2)`` of the spots.
+    gene
+        Its name in the tree.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``x``, ``y``, ``isoform``, ``raw`` (missing where the gene was not seen), ``fitted`` (posterior mean)
+        and ``sd``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The tree has no usage or no such gene, or the coordinates are not those of its spots.
+    """
+    if "usage" not in tree["posterior"]:
+        raise InvalidArgumentError("tree: expected usage in the posterior; ask posterior(usage=True) for it.")
+    if gene not in tree["posterior"].gene.values:
+        raise InvalidArgumentError(f"gene: expected one of {list(tree['posterior'].gene.values)}, found {gene!r}.")
+    place = np.asarray(coordinates, dtype=np.float64)
+    usage = tree["posterior"]["usage"].sel(gene=gene).transpose("chain", "draw", "spot", "isoform")
+    if place.ndim != 2 or place.shape[0] != usage.sizes["spot"] or place.shape[1] < 2:
+        raise InvalidArgumentError(f"coordinates: expected ({usage.sizes['spot']}, 2), found {place.shape}.")
+    counts = np.asarray(tree["observed_data"]["counts"].sel(gene=gene), dtype=np.float64)
+    names = tree["observed_data"]["isoform"].values
+    return _long(place, names, counts, usage.mean(("chain", "draw")).values, usage.std(("chain", "draw")).values)
+
+
+def _long(
+    place: np.ndarray, names: Any, counts: np.ndarray, fitted: np.ndarray, sd: np.ndarray | None = None
+) -> pd.DataFrame:
+    """One row an isoform and spot, from coordinates (N, 2) and counts and fitted ratios (N, K)."""
+    total = counts.sum(1, keepdims=True)
+    raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    values = {"raw": raw, "fitted": fitted} | ({} if sd is None else {"sd": sd})
+    columns = {name: value.ravel(order="F") for name, value in values.items()}
+    x, y = np.tile(place[:, :2], (len(names), 1)).T
+    return pd.DataFrame({"x": x, "y": y, "isoform": np.repeat(np.asarray(names, object), len(place)), **columns})
+
+
+def _dense(layer: Any) -> np.ndarray:
+    return np.asarray(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float64)
+
+
+def usage_map(
+    table: pd.DataFrame,
+    *,
+    x: str = "x",
+    y: str = "y",
+    isoform: str = "isoform",
+    raw: str = "raw",
+    fitted: str = "fitted",
+    sd: str = "sd",
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> np.ndarray:
+    """Maps of one gene: a column an isoform; raw usage ratios, fitted ones on the same colours, and how sure.
+
+    Parameters
+    ----------
+    table
+        One row an isoform and spot (:func:`usage_table` or :func:`posterior_usage_table` makes it).
+    x, y, isoform, raw, fitted
+        Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+    sd
+        Column of posterior standard deviations of the usage, drawn in a third row if the table has it; from zero, on
+        one scale for all isoforms.
+    limits
+        Colour scale of raw and fitted maps. By default each isoform has its own, the range of its fitted ratios; raw
+        ratios beyond it (0 and 1 are common at low counts) get the end colours, which the arrows of the colour bar
+        say.
+    title
+        Title of the figure, for example the gene.
+
+    Returns
+    -------
+    ndarray of Axes
+        Shape (2, isoforms), or (3, isoforms) with ``sd``: raw in the first row, fitted in the second.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A column is missing or ``limits`` is not an increasing pair.
+    """
+    require_columns(table, x, y, isoform, raw, fitted)
+    if limits is not None and not limits[0] < limits[1]:
+        raise InvalidArgumentError(f"limits: expected (low, high) with low < high, found {limits!r}.")
+    names, n_rows = list(dict.fromkeys(table[isoform])), 3 if sd in table else 2
+    figure, axes = pyplot().subplots(
+        n_rows,
+        len(names),
+        figsize=(PANEL * len(names) + 0.4, (PANEL + 0.35) * n_rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, name in enumerate(names):
+        spots = table[table[isoform] == name]
+        low, high = limits or _range(spots[fitted].to_numpy(dtype=np.float64))
+        size = _marker_size(spots[[x, y]].to_numpy(dtype=np.float64))
+        for ax, values in zip(axes[:2, column], (spots[raw], spots[fitted]), strict=True):
+            image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
+        axes[0, column].set_title(str(name), fontsize="medium")
+        extend = _beyond(spots[raw], low, high)
+        figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend, label="usage")
+        if n_rows == 3:
+            widest = (0.0, float(table[sd].max()) or 1.0)
+            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colors=UNCERTAINTY)
+    if n_rows == 3:
+        figure.colorbar(
+            image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
+        )
+    seen_everywhere = bool(table[raw].notna().all())
+    rows = ("raw" if seen_everywhere else "raw (small: no molecules)", "fitted", "posterior sd")
+    for ax, name in zip(axes[:, 0], rows, strict=False):
+        ax.set_ylabel(name)
+    if title is not None:
+        figure.suptitle(title)
+    return axes
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    middle, half = (low + high) / 2, max((high - low) / 2, 0.025)  # a flat map is shown flat
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _beyond(values: pd.Series, low: float, high: float) -> str:
+    below, above = bool((values < low).any()), bool((values > high).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[below, above]
+
+
+def _marker_size(coordinates: np.ndarray) -> float:
+    """Area in points² at which a marker is as wide as the usual distance between neighbouring spots."""
+    if len(coordinates) < 2:
+        return 36.0
+    nearest = np.median(cKDTree(coordinates).query(coordinates, k=2)[0][:, 1])
+    extent = np.ptp(coordinates, axis=0).max() + nearest
+    return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
+
+
+def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
+    seen = values.notna()
+    ax.scatter(x[~seen], y[~seen], s=size / 9, color=GRAY, alpha=0.5, linewidth=0)
+    image = ax.scatter(
+        x[seen], y[seen], c=values[seen], s=size, cmap=colors, vmin=limits[0], vmax=limits[1], linewidth=0
+    )
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return image

@@ -1,0 +1,123 @@
+"""Several sections of tissue in one model: a graph whose edges stay within sections, so that V is block-diagonal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from pyrosplice._tables.labels import read_labels
+from pyrosplice._tables.names import by_name, names_of
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.spatial._graph import Graph, check_coords, knn_graph, wide_graph
+
+
+def section_graph(
+    coords: Any,
+    sections: Any,
+    *,
+    k_neighbors: int = 4,
+    graph: Graph = "mutual",
+    name: str = "sections",
+    least: int = 1,
+) -> sp.csr_matrix:
+    """k-NN graph within every section: spots of different sections are never neighbours, whatever their coordinates.
+
+    Parameters
+    ----------
+    coords
+        Positions ``(N, D)``; sections may overlap in them.
+    sections
+        Section of each spot, ``(N,)``, any labels; a Series goes by name where ``coords`` has the spots' names.
+    k_neighbors, graph
+        As for :func:`~pyrosplice.spatial._graph.knn_graph`, for each section by itself.
+    name
+        What errors call the sections.
+    least
+        Sections of fewer spots may be too small for a graph: they have no edges.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        0/1 adjacency ``(N, N)`` in the order of the spots.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A section with no more than ``k_neighbors`` spots; spots without a section; what ``knn_graph`` refuses.
+    """
+    points = check_coords(coords)
+    labels = read_labels(by_name(sections, names_of(coords), name, what="spot"), name)
+    if len(labels.codes) != len(points):
+        raise InvalidArgumentError(f"{name}: expected {len(points)} labels (spots), found {len(labels.codes)}.")
+    graphs = []
+    for code, section in enumerate(labels.levels):
+        spots = np.flatnonzero(labels.codes == code)
+        if len(spots) <= k_neighbors and len(spots) < least:
+            continue
+        if len(spots) <= k_neighbors:
+            raise InvalidArgumentError(
+                f"{name}: section {section!r} has {len(spots)} spots, too few for k_neighbors={k_neighbors}; leave the "
+                "section out or lower k_neighbors."
+            )
+        graphs.append((spots, knn_graph(points[spots], k_neighbors=k_neighbors, graph=graph)))
+    return _side_by_side(graphs, len(points))
+
+
+def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
+    """:func:`~pyrosplice.spatial._graph.wide_graph` of every section; ``sections`` is None for one."""
+    points = check_coords(coords)
+    if sections is None:
+        return wide_graph(points, k_neighbors=k_neighbors)
+    codes = np.asarray(read_labels(sections, "sections").codes)
+    members = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    return _side_by_side(
+        [(spots, wide_graph(points[spots], k_neighbors=k_neighbors)) for spots in members], len(points)
+    )
+
+
+def _side_by_side(graphs: Sequence[tuple[NDArray[np.intp], sp.csr_matrix]], n_spots: int) -> sp.csr_matrix:
+    """0/1 adjacency ``(N, N)`` of graphs of some of the spots each."""
+    rows, columns = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
+    for spots, graph in graphs:
+        edges = graph.tocoo()
+        rows.append(spots[edges.row])
+        columns.append(spots[edges.col])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    found = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=(n_spots, n_spots))
+    found.sort_indices()
+    return found
+
+
+def within_sections(
+    adjacency: sp.csr_matrix, sections: Any, *, name: str = "sections", stacklevel: int = 2
+) -> sp.csr_matrix:
+    """A symmetric adjacency without the edges between sections; warns how many there were.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Spots without a section.
+    """
+    labels = read_labels(sections, name)
+    if len(labels.codes) != adjacency.shape[0]:
+        raise InvalidArgumentError(f"{name}: expected {adjacency.shape[0]} labels (spots), found {len(labels.codes)}.")
+    codes, names = labels.codes, labels.levels
+    edges = adjacency.tocoo()
+    between = codes[edges.row] != codes[edges.col]
+    if not between.any():
+        return adjacency
+    n_between = int((between & (edges.row < edges.col)).sum())
+    n_edges = int((edges.row < edges.col).sum())
+    warnings.warn(
+        f"{name}: {n_between} of the graph's {n_edges} edges are between its {len(names)} sections and are left out.",
+        stacklevel=stacklevel + 1,
+    )
+    kept = (edges.data[~between], (edges.row[~between], edges.col[~between]))
+    found = sp.csr_matrix(kept, shape=adjacency.shape)
+    found.sort_indices()
+    return found

@@ -1,0 +1,84 @@
+"""What people import: the public rooms and their names, and nothing else without an underscore."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import pyrosplice
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ROOMS = {
+    "": {
+        "AnnData_TripletDataset", "ExpressionGLM", "GaussianMixture", "GaussianMixtureModel",
+        "GaussianMixtureModelConfig", "MultinomGLM", "MultinomGLMM", "SplisosmGLMM", "TripletDataset", "__version__",
+        "evaluate_holdout_nll", "fit_gmm", "log_likelihood_scorer", "patient_distances", "selection_table",
+        "summarize_holdout_nll", "validate_gmm",
+    },
+    "data": {
+        "Design", "IsoformData", "build_design", "feature_summary", "read_isoforms", "simulate_counts",
+        "simulate_expression", "simulate_isoforms", "simulate_totals", "spatial_patterns",
+    },
+    "effects": {"SoftmaxBasis"},
+    "glmm": {"EigenCovariance", "MultinomialGLM", "MultinomialGLMM", "SpatialEffect", "SpotCounts", "log_density"},
+    "guides": {
+        "AutoMarginalLaplace", "AutoNewtonMAP", "AutoUnitNormal", "AutoUnits", "DiagonalPrecision", "FitOptions",
+        "MatrixPrecision", "init_to_center", "precision",
+    },
+    "likelihoods": {
+        "BetaBinomial", "Binomial", "CellCounts", "DirichletMultinomial", "Likelihood", "Multinomial",
+        "NegativeBinomial", "Normal", "Poisson", "draw_multinomial",
+    },
+    "plotting": {
+        "convergence_traces", "criterion_curve", "dispersion", "effect_forest", "effect_table", "estimate_vs_truth",
+        "heatmap", "ma", "mixture_components", "patient_distance_map", "posterior_usage_table", "predictive_intervals",
+        "pvalue_histogram", "qq", "rank_ecdf", "rank_histogram", "rootogram", "usage_map", "usage_table",
+        "variance_grid", "volcano",
+    },
+    "posterior": {
+        "NutsOptions", "compare_posteriors", "convergence_table", "grid_table", "laplace_check", "laplace_shifts",
+        "leave_one_out", "one_gene", "predictive_check", "prior_sensitivity",
+    },
+    "priors": {"InverseWishart", "ScaledNormal", "SymmetricNormal", "pc_sigma", "pc_theta", "weak_priors"},
+    "spatial": {
+        "CarCovariance", "GraphMatern", "IdentityCovariance", "SpatialCovariance", "adjacency_graph",
+        "component_labels", "get_cov_sp", "knn_graph", "section_graph", "warn_if_disconnected", "within_sections",
+    },
+    "testing": {"Domains", "calibrate", "check_covariance", "check_likelihood"},
+}  # fmt: skip
+MODULES = {
+    "api",
+    "demo",
+    "errors",
+    "reasons",
+}  # public files without a list: what a script of diffxpy's takes, and names
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"tutorials/{path.name}" for path in (ROOT / "tutorials").glob("*.ipynb")))
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_has_these_names_and_no_others(room: str) -> None:
+    module = importlib.import_module(f"pyrosplice.{room}".rstrip("."))
+    assert set(module.__all__) == ROOMS[room]
+    assert len(module.__all__) == len(set(module.__all__))
+    for name in module.__all__:
+        assert getattr(module, name).__doc__ or name == "__version__", name
+
+
+def test_whatever_else_there_is_says_by_its_name_that_it_is_private() -> None:
+    found = {module.name for module in pkgutil.iter_modules(pyrosplice.__path__)}
+    assert {name for name in found if not name.startswith("_")} == {room for room in ROOMS if room} | MODULES
+    for room in filter(None, ROOMS):
+        inside = importlib.import_module(f"pyrosplice.{room}").__path__
+        assert all(module.name.startswith("_") for module in pkgutil.iter_modules(inside)), room
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_for_people_import_public_names_only(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    imports = re.findall(r"(?:from|import) (pyrosplice[\w.]*)", text)
+    assert not [name for name in imports if "._" in name]
