@@ -363,7 +363,8 @@ def _nearest_location(rows: Rows, level: Tensor) -> Tensor:
 
 
 def _observed(rows: Rows) -> Tensor:
-    return torch.where(rows.weight > 0, rows.total / rows.weight, torch.zeros_like(rows.total))
+    """Observation of each row, zero where its weight is."""
+    return rows.total / rows.weight.clamp_min(1e-300)
 
 
 def _solve_rows(design: Tensor, target: Tensor) -> Tensor:
