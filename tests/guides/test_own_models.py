@@ -12,7 +12,8 @@ from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
 from pyrosplice.likelihoods import CellCounts, Multinomial
-from pyrosplice.mixture.gaussian_mixture import MixturePrior, mixture_sites
+from pyrosplice.mixture.gaussian_mixture import mixture_sites
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from tests.guides.simulated import blobs, inflated, tissue
 
 

@@ -6,8 +6,8 @@ import torch
 
 from pyrosplice import GaussianMixture, fit_gmm
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior, log_joint
-from pyrosplice.mixture.gibbs_posterior import weak_prior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, log_joint
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior, weak_prior
 from pyrosplice.mixture.patients.triplets import TripletDataset
 from pyrosplice.mixture.posterior_tree import PackedCovariance, posterior_of_patients
 from pyrosplice.posterior import compare_posteriors, leave_one_out, predictive_check, prior_sensitivity
@@ -43,7 +43,7 @@ def test_diagnostics_take_the_tree():
     row = leave_one_out(tree).loc["all"]
     assert row["verdict"] == "fine" and 5 < row["p_loo"] < 20  # 11 free parameters
     assert row["elpd"] == pytest.approx(-model.nll_ * len(x), abs=40)
-    assert predictive_check(tree)["p"].between(0.01, 0.99).all()
+    assert predictive_check(tree)["pvalue"].between(0.01, 0.99).all()
     assert set(prior_sensitivity(tree)["site"]) == {"weights", "means"}
     spread = float(tree["prior"].means.std() / tree["posterior"].means.std(("chain", "draw")).mean())
     assert spread > 3

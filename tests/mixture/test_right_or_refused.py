@@ -23,7 +23,7 @@ import pyrosplice
 from pyrosplice import GaussianMixture, TripletDataset, fit_gmm, log_likelihood_scorer
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.mixture.trainer import WITHOUT_EFFECT, WITHOUT_EFFECT_AT
 from tests.mixture.helpers import clouds, doubled
 
@@ -244,6 +244,7 @@ def test_rounds_are_counted_as_scikit_learn_counts_them(most):
     x = np.array([[0.0], [1.0], [3.0], [4.0]])
     model = GaussianMixture(2, trainer_params={"max_epochs": most}).fit(x)
     assert (model.num_iter_, model.converged_) == (min(most, 2), most >= 2)
+    assert model.reason_ == ("converged" if most >= 2 else "max_epochs") and model.reason_.text
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)

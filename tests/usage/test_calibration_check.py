@@ -90,10 +90,10 @@ def test_the_same_seed_gives_the_same_numbers_for_any_number_of_processes(model,
 
 
 def state_of(model):
-    values = [value.clone() for gene in model._fitted.genes for value in gene.values.values()]
+    values = [value.clone() for gene in model.analysis.fit.genes for value in gene.values.values()]
     return (
         values,
-        dict(model._test_fits),
+        dict(model.analysis.test_fits),
         dict(model._sv_test_results),
         model.fitting_configs,
         set(model._prepared._solvers),
@@ -128,7 +128,7 @@ def test_pvalues_that_are_too_small_are_found_and_right_ones_hold():
     assert not found.holds and "rejects too often" in str(found)
     assert right.holds and ": holds" in str(right)
     low = found.table.iloc[0]
-    assert low["low"] > 0.05
+    assert low["lower"] > 0.05
     np.testing.assert_allclose(found.pvalues["pvalue"], right.pvalues["pvalue"] ** 1.5)  # the same genes
 
 
@@ -146,7 +146,7 @@ def test_table_counts_and_its_intervals_are_exact(model):
         assert row.rejected == (tested < row.level).sum() and row.genes == len(tested)
         assert row.genes + row.missing == 60
         expected = binomtest(row.rejected, row.genes).proportion_ci(0.9, method="exact")
-        np.testing.assert_allclose([row.low, row.high], expected, rtol=1e-9)
+        np.testing.assert_allclose([row.lower, row.upper], expected, rtol=1e-9)
 
 
 def test_every_test_and_method_gives_a_row_for_every_covariate(model, fixed):
@@ -202,7 +202,7 @@ def test_domains_are_size_for_covariates_and_power_for_space(model):
 def test_what_is_true_has_the_moments_of_the_fit():
     """Logits of a truth with many molecules: mean, variance, and correlation of neighbours."""
     model = fitted(tissue_of((3,), seed=1), design=None)
-    gene, covariance = model._fitted.genes[0], model.sp_kernel
+    gene, covariance = model.analysis.fit.genes[0], model.sp_kernel
     gene = gene.with_values(sigma=torch.tensor([0.8]).double(), theta_logit=torch.logit(torch.tensor([0.7])).double())
     totals = torch.full((36,), 2e3, dtype=torch.float64)
     truth = Truth([gene], [totals], None, Multinomial(), Space(model._prepared.solver(None, "cpu")))

@@ -113,8 +113,8 @@ def test_intervals_and_wald_tests_agree(fit_of: Callable[..., SplisosmGLMM]) -> 
     found, effects = results_of(model, "wald"), model.get_effects(level=0.95)
     for law in ("averaged", "plugin"):
         effects = model.get_effects(law=law)
-        assert np.isfinite(effects["log_odds"]).all()
-        assert (effects["log_odds_lower"] < effects["log_odds_upper"]).all()
+        assert np.isfinite(effects["effect"]).all() and (effects["reason"] == "").all()
+        assert (effects["lower"] < effects["upper"]).all()
     assert found["law"] == "averaged"
 
 
@@ -241,3 +241,49 @@ def test_a_field_of_two_sizes_is_seen_and_told_from_one_of_one_size() -> None:
         assert not (found["reliable"] & found["unequal_field"]).any()
     assert seen["halves"][0] > 0.35 and seen["halves"][1] < 0.15
     assert (seen["model"] < 0.1).all()
+
+
+def test_surrogates_are_a_check_beside_the_default(fit_of: Callable[..., SplisosmGLMM]) -> None:
+    model = fit_of("noise", "gradient")
+    found, default = results_of(model, law="surrogates", n_surrogates=199), results_of(model)
+    assert found["law"] == "surrogates" and found["variance"] == "model"
+    ranks = found["pvalue"] * 200
+    np.testing.assert_allclose(ranks, np.round(ranks), atol=1e-9)
+    assert np.abs(np.log10(found["pvalue"][:, 0] / default["pvalue"][:, 0])).max() < 1.0
+    assert not found["reliable"][:, 1].any()
+    np.testing.assert_array_equal(found["pvalue"], results_of(model, law="surrogates", n_surrogates=199)["pvalue"])
+    other = results_of(model, law="surrogates", n_surrogates=199, random_seed=1)["pvalue"]
+    assert (other != found["pvalue"]).any() and np.abs(np.log10(other / found["pvalue"])).max() < 0.6
+
+
+def test_surrogates_of_a_factor_are_drawn_together(fit_of: Callable[..., SplisosmGLMM]) -> None:
+    found = results_of(fit_of("noise", "kind"), law="surrogates", n_surrogates=99, by="factor")
+    assert found["covariate"] == ["noise", "kind"] and np.isfinite(found["pvalue"]).all()
+    assert (found["df"] == [[1, 2]] * 3).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "wald", "law": "surrogates"}, "law='surrogates': expected method='score'"),
+        ({"law": "surrogates", "variance": "robust"}, "law='surrogates': expected no variance"),
+        ({"law": "surrogates", "n_surrogates": 5}, "n_surrogates"),
+        ({"law": "surrogates", "random_seed": -1}, "random_seed"),
+        ({"n_surrogates": 99}, "n_surrogates: expected law='surrogates'"),
+        ({"law": "plugin", "random_seed": 1}, "random_seed: expected law='surrogates'"),
+    ],
+)
+def test_surrogates_refuse_what_they_have_no_use_for(
+    fit_of: Callable[..., SplisosmGLMM], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        fit_of("noise").test_differential_usage(**options)
+
+
+def test_a_strong_effect_is_not_taken_for_a_field_of_two_sizes() -> None:
+    beta = np.full((12, 1, 2), [1.0, -1.0])
+    found = simulate_isoforms(
+        n_spots=900, n_genes=12, theta=0.0, covariates=("smooth",), beta=beta, sigma=0.5, depth=5.0, seed=2
+    )
+    results = results_of(fitted(found, ["smooth"], setup={"group_gene_by_n_iso": True}))
+    assert (results["pvalue"] < 1e-6).all() and not results["unequal_field"].any()

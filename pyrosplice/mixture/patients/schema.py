@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrosplice.guides.own_model import SHIPPED_ENGINE
 from pyrosplice.mixture.em.many import log_joint_of_cells
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.selection import Curves
 from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset
+from pyrosplice.priors.prior_tables import describe
+from pyrosplice.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class FittedMixtures:
         Of each patient.
     n_fitted, n_train
         Cells that the kept mixtures, and the candidates, were fitted to.
+    reasons
+        How the fits of the kept mixtures ended.
     shared
         Whether components are shared.
     curves
@@ -43,6 +49,7 @@ class FittedMixtures:
     mixtures: tuple[MixtureParameters, ...]
     weights: tuple[Tensor, ...]
     n_fitted: tuple[int, ...]
+    reasons: tuple[Reason, ...]
     shared: bool
     curves: Curves | None
     chosen: tuple[int, ...]
@@ -97,19 +104,22 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
     """Everything that is known of the fit, as plain values and arrays that an h5ad file can hold."""
     means, covariances, weights = (t.numpy() for t in fitted.model())
     every = fitted.distribution_weights().numpy()
-    counts = list(fitted.chosen) * (len(fitted.patients) if fitted.shared else 1)
+    copies = len(fitted.patients) if fitted.shared else 1
+    counts, reasons = list(fitted.chosen) * copies, [reason.value for reason in fitted.reasons] * copies
     return {
         "component_sharing": "global" if fitted.shared else "sample_specific",
         "use_rep": representation,
         "covariance_type": options.covariance_type,
         "n_components": means.shape[1],
         "distribution_n_components": np.array(counts),
+        "distribution_reasons": np.array(reasons, dtype=object),
         "fit_params": {
             "max_iter": options.max_iter,
             "tol": options.tol,
             "n_init": options.n_init,
             "eps": options.eps,
             "singularity_handling": options.singularity_handling,
+            **_priors(options),
         },
         "selection": _selection(fitted, options),
         "backend": "pyrosplice",
@@ -124,6 +134,15 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
             "distribution_ids": np.array([p.name for p in fitted.patients], dtype=object),
         },
     }
+
+
+def _priors(options: GMMOptions) -> dict[str, Any]:
+    """Priors by site in words and how they were followed, where they were given so."""
+    given = options.prior
+    if not isinstance(given, Mapping):
+        return {"priors": "weak", "engine": SHIPPED_ENGINE} if given == "weak" else {}
+    words = {site: describe(prior) for site, prior in given.items() if prior is not None}
+    return {"priors": words, "engine": "AutoNewtonMAP" if options.not_conjugate else SHIPPED_ENGINE}
 
 
 def _refit(fitted: FittedMixtures, options: GMMOptions) -> str:

@@ -24,7 +24,8 @@ from pyrosplice.hypothesis.coefficients.restricted_posterior import (
     regular_factor,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.score import Linearized
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.coefficients.unequal_field import relative_deviations, slope_ratios
 from pyrosplice.hypothesis.coefficients.working_model import Spectra, WorkingModel
 from pyrosplice.priors.sites import log_prior
@@ -34,7 +35,7 @@ from pyrosplice.usage.reading.design import Design
 
 SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
-PATTERN_DF = 4.0
+PATTERN_DF = 3.0
 """Degrees of freedom that each mode of what is tested gives to its variance, beside those of the posterior.
 
 A contrast over few patterns meets whatever field a gene has in just these. Where that is Gaussian the posterior says
@@ -61,11 +62,14 @@ class Law:
         covariance that was estimated.
     unequal
         Whether the standard deviation of the field may depend on the tested covariate.
+    surrogates
+        How covariates are redrawn, with which p-values are ranks; None for those of an F law.
     """
 
     robust: bool
     spectra: Spectra | None = None
     unequal: bool = False
+    surrogates: Surrogates | None = None
 
     def genes_at_once(self, n_spots: int, n_predictors: int) -> int:
         """Genes that a test works on together within bounded memory."""
@@ -97,7 +101,7 @@ class AveragedFit:
         Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """
 
-    fit: Linearised
+    fit: Linearized
     response: Tensor
     posterior_df: Tensor
     law_df: Tensor

@@ -12,13 +12,15 @@ from pyrosplice.hypothesis.coefficients.identified import independent_columns
 from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof, trace_sf
 from pyrosplice.hypothesis.coefficients.score import (
     CovariateTest,
-    Linearised,
+    Linearized,
     identified_ranks,
     joined,
     orthonormal_terms,
     score_test,
 )
+from pyrosplice.hypothesis.coefficients.surrogates import Surrogates, surrogate_test
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import (
     MODEL,
@@ -28,7 +30,7 @@ from pyrosplice.usage.gene_tests.covariate_law import (
     schur_target,
     tested_covariates,
 )
-from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
+from pyrosplice.usage.gene_tests.linearized import informed_spots, linearized
 from pyrosplice.usage.gene_tests.terms import Contrast, Term
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.glmm import MultinomGLMM
@@ -44,7 +46,7 @@ def score_of_terms(
     Statistics, p-values, ranks, posterior degrees of freedom and ratios for an unequal field, ``(B, T)`` each.
     """
     test, *known = _score_test(spec.rebuild(counts, genes), design, terms, law)
-    lost = _with_endless_sigma(genes) & (not law.robust)
+    lost = _with_endless_sigma(genes) & (not law.robust) & (law.surrogates is None)
     statistic, pvalue = (torch.where(lost[:, None], torch.nan, value) for value in (test.statistic, test.pvalue))
     return [statistic, pvalue, test.dof / genes[0].n_logits, *known]
 
@@ -133,7 +135,7 @@ def _adjusted_ratio(
         base = found if law.spectra is None else estimates(counts, spec.with_design(own), larger, own, MODEL)
         quotient = (found.wald(rows)[0] / base.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-        away = lost[:, t] | torch.tensor([fit.reason == "separated" for fit in larger])
+        away = lost[:, t] | torch.tensor([fit.reason == Reason.SEPARATED for fit in larger])
         adjusted[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
     return adjusted, score.residual_dof, posterior_df, slope_ratio
 
@@ -166,7 +168,7 @@ def _score_test(
 ) -> tuple[CovariateTest, Tensor, Tensor]:
     """Score tests of terms with the same nuisance, posterior degrees of freedom and ratios for an unequal field."""
     if law.spectra is None or not isinstance(model, MultinomGLMM):
-        test = _test_at(linearised(model), design, terms, law.robust)
+        test = _test_at(linearized(model), design, terms, law.robust)
         unknown = torch.full_like(test.statistic, torch.nan)
         return test, unknown, unknown
     groups = [[term] for term in terms] if law.unequal else [terms]
@@ -177,7 +179,24 @@ def _score_test(
     dof = joint_dof(test.residual_dof, torch.cat([one.law_df for one in found], -1))
     pvalue = trace_sf(test.statistic, test.dof / n_logits, n_logits, dof)
     slope_ratio = torch.cat([one.slope_ratio for one in found], -1)
-    return replace(test, pvalue=pvalue, residual_dof=dof), posterior_df, slope_ratio
+    test = replace(test, pvalue=pvalue, residual_dof=dof)
+    if law.surrogates is not None:
+        test = _among_surrogates(test, found[0].fit, design, terms, law.surrogates)
+    return test, posterior_df, slope_ratio
+
+
+def _among_surrogates(
+    test: CovariateTest, fit: Linearized, design: Design, terms: Sequence[Term], surrogates: Surrogates
+) -> CovariateTest:
+    """The tests with p-values that are ranks; NaN where a gene's spots do not tell all columns of a term apart."""
+    columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
+    _, bases = orthonormal_terms(torch.from_numpy(design.values), columns, nuisance)
+    groups = [group for _, group in bases]
+    statistic, pvalue = surrogate_test(fit, bases[0][0], groups, surrogates)
+    widths = torch.tensor([group.shape[1] for group in groups]) * fit.residual.shape[-1]
+    whole = torch.isfinite(test.statistic) & (test.dof == widths)
+    statistic, pvalue = (torch.where(whole, value, torch.nan) for value in (statistic, pvalue))
+    return replace(test, statistic=statistic, pvalue=pvalue, dof=torch.where(whole, test.dof, 0))
 
 
 def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], law: Law) -> AveragedFit:
@@ -196,7 +215,7 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
 
 
-def _test_at(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
+def _test_at(fit: Linearized, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
     return score_test(
         fit,
         torch.from_numpy(design.values),

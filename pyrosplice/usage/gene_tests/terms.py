@@ -15,6 +15,7 @@ from pyrosplice.usage.reading.design import Design
 By = Literal["covariate", "factor"]
 Variance = Literal["robust", "model", "het"]
 CovarianceLaw = Literal["averaged", "plugin"]
+TestLaw = Literal["averaged", "plugin", "surrogates"]
 
 
 @dataclass(frozen=True)
