@@ -28,13 +28,7 @@ from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice.expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice.expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice.expression.results import LOG_2, ExpressionTest
-from pyrosplice.expression.stored_fit import (
-    SavedExpression,
-    noise_again,
-    saved_design,
-    saved_design_of,
-    saved_noise,
-)
+from pyrosplice.expression.stored_fit import SavedExpression, noise_again, saved_design, saved_design_of, saved_noise
 from pyrosplice.expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
 from pyrosplice.guides.own_model import Program, check_model, takes
 from pyrosplice.hypothesis.test_table import TestTable, unless_ended
