@@ -27,13 +27,7 @@ from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import LOG_2, ExpressionTest
-from pyrosplice._expression.stored_fit import (
-    SavedExpression,
-    noise_again,
-    saved_design,
-    saved_design_of,
-    saved_noise,
-)
+from pyrosplice._expression.stored_fit import SavedExpression, noise_again, saved_design, saved_design_of, saved_noise
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._io.archive import Archive, check_arguments, damage_named

@@ -63,4 +63,4 @@ class Normal(Likelihood):
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
         """``w / σ²``."""
-        return weight / torch.exp(2 * zeta).expand_as(eta)
+        return weight * torch.exp(-2 * zeta).expand_as(eta)

@@ -295,7 +295,7 @@ def test_a_pyro_model_of_expression():
             return drawn
 
     ones, counts = torch.ones(30, 1, dtype=torch.float64), counts_for(Poisson)[..., 0][:, :30]
-    with pytest.raises(InvalidArgumentError, match="Penalised overrides __call__"):
+    with pytest.raises(InvalidArgumentError, match="Penalized overrides __call__"):
         fit_mode(Penalized(ones, ones), counts)
     same = type("Same", (ExpressionModel,), {})
     found, expected = (fit_mode(kind(ones, ones), counts)[0].theta for kind in (same, ExpressionModel))

@@ -292,7 +292,12 @@ def default_starter(source: RowSource, *, location: str = "closed_form", scale: 
     link = mean_link(source.likelihood)
 
     def start(rows: Rows, _: Index) -> Tensor:
-        a = log_link_location(rows, group, location) if link == "log" else _first_location(rows, source.likelihood)
+        if link == "log":
+            a = log_link_location(rows, group, location)
+        else:
+            observed = _observed(rows)
+            level = observed if link == "identity" else source.likelihood.start(observed.unsqueeze(-1))
+            a = _nearest_location(rows, level)
         zeta = _first_zeta(rows, a, source.likelihood, scale)
         b = rows.z.new_zeros(rows.n_genes, rows.z.shape[1])
         b = b if zeta is None else _solve_rows(rows.z, zeta - rows.zeta_offset)
@@ -357,16 +362,15 @@ def _first_zeta(rows: Rows, a: Tensor, likelihood: Likelihood, how: str) -> Tens
     return None
 
 
-def _first_location(rows: Rows, likelihood: Likelihood) -> Tensor:
-    """Location coefficients ``(G, P)`` nearest to the observations where they are the predictor, else to its start."""
-    identity = mean_link(likelihood) == "identity"
+def _nearest_location(rows: Rows, level: Tensor) -> Tensor:
+    """Location coefficients ``(G, P)`` whose predictor is nearest to ``level``, ``(G, N)`` or ``(G, 1)``."""
     weight = rows.weight.mean(0).sqrt()
-    level = _observed(rows) if identity else likelihood.start(_observed(rows).unsqueeze(-1))
     return _solve_rows(rows.x * weight[:, None], (level - rows.offset) * weight)
 
 
 def _observed(rows: Rows) -> Tensor:
-    return torch.where(rows.weight > 0, rows.total / rows.weight, torch.zeros_like(rows.total))
+    """Observation of each row, zero where its weight is."""
+    return rows.total / rows.weight.clamp_min(1e-300)
 
 
 def _solve_rows(design: Tensor, target: Tensor) -> Tensor:
