@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -73,8 +73,15 @@ def get_fitted_ratios_anndata(self: Analysed, layer_name: str = "fitted_ratios")
     return adata
 
 
+class Summarized(Analysed, Protocol):
+    """An analysis with the summary that tables of results are merged with."""
+
+    def extract_feature_summary(self, level: Literal["gene", "isoform"], print_progress: bool) -> pd.DataFrame:
+        """One row a gene."""
+
+
 def get_formatted_test_results(
-    self: Analysed, test_type: Literal["sv", "du"], with_gene_summary: bool = False
+    self: Summarized, test_type: Literal["sv", "du"], with_gene_summary: bool = False
 ) -> pd.DataFrame:
     """Results of the last test as a table.
 
@@ -98,7 +105,7 @@ def get_formatted_test_results(
     table = sv_table(results) if test_type == "sv" else du_table(results)
     if not with_gene_summary:
         return table
-    summary = extract_feature_summary(self, "gene", print_progress=False)
+    summary = self.extract_feature_summary("gene", print_progress=False)
     return table.merge(summary, left_on="gene", right_index=True, how="left")
 
 
