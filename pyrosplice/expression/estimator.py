@@ -27,12 +27,12 @@ from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.expression.engine.joint_newton import NewtonOptions
 from pyrosplice.expression.engine.row_source import Design, RowSource
-from pyrosplice.expression.fit_rows import describe_codes
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.noise_models import held_scale
 from pyrosplice.likelihoods.cell_counts import CellCounts
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.tables.cells import Cells, as_numbers
 from pyrosplice.tables.names import by_name, places_of
@@ -112,7 +112,9 @@ class Estimator(Described):
         Covariance of the free coefficients: inverse expected information of location, the scale's block of the
         inverse observed information (the expected cross information is zero).
     error_codes, niter : (G,)
-        A :class:`FitCode` and the evaluations of the likelihood.
+        How each fit ended, a :class:`~pyrosplice.reasons.FitCode` up to ``FAILED``, and evaluations of the likelihood.
+    reason : (G,)
+        The same as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """
@@ -139,9 +141,7 @@ class Estimator(Described):
             "noise": repr(inputs.likelihood),
             "location": ", ".join(inputs.location.names),
             "scale": ", ".join(inputs.scale.names),
-            "fit": "not trained; call train_sequence or train"
-            if self._fit is None
-            else describe_codes(self.error_codes),
+            "fit": "not trained; call train_sequence or train" if self._fit is None else describe_reasons(self.reason),
         }
 
     def initialize(self) -> None:
@@ -255,7 +255,8 @@ class Estimator(Described):
     jacobian = property(lambda self: self._cast(self.fit.gradient))
     hessian = property(lambda self: self._cast(-self.fit.information))
     expected_information = property(lambda self: self._cast(self.fit.fisher))
-    error_codes = property(lambda self: self.fit.code)
+    error_codes = property(lambda self: np.minimum(self.fit.code, FitCode.FAILED))
+    reason = property(lambda self: self.fit.reason)
     niter = property(lambda self: self.fit.n_iter)
     x = property(lambda self: self.input_data.counts.matrix)
 

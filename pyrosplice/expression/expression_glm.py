@@ -20,14 +20,14 @@ from pyrosplice.expression.engine.dispersion import cox_reid
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.shrink import prior_scale, shrink_coefficient
 from pyrosplice.expression.estimator import Estimator, gene_means
-from pyrosplice.expression.fit_rows import coefficient_rows, describe_codes, describe_reasons
+from pyrosplice.expression.fit_rows import coefficient_rows
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
 from pyrosplice.expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice.expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice.expression.quasi_test import QuasiFit, fit_at, quasi_fit
-from pyrosplice.expression.results import ExpressionTest
+from pyrosplice.expression.results import LOG_2, ExpressionTest
 from pyrosplice.expression.stored_fit import (
     SavedExpression,
     noise_again,
@@ -37,6 +37,7 @@ from pyrosplice.expression.stored_fit import (
 )
 from pyrosplice.expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
 from pyrosplice.guides.own_model import Program, check_model, takes
+from pyrosplice.hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
@@ -45,6 +46,7 @@ from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.priors.named import Priors
+from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.tables.names import text_names
 
@@ -109,8 +111,8 @@ class ExpressionGLM(FollowedExpression, Described):
         if own is not None:
             rows |= {"model": own.name, "engine": own.engine}
         if self._own is not None:
-            reasons = describe_reasons(self._own.guide.optimum.reason)
-            return {"data": f"{len(self._location.matrix)} cells, {len(self.gene_names)} genes", **rows, "fit": reasons}
+            ended = describe_reasons(self._own.guide.optimum.reason)
+            return {"data": f"{len(self._location.matrix)} cells, {len(self.gene_names)} genes", **rows, "fit": ended}
         if self._fit is None:
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
@@ -119,7 +121,7 @@ class ExpressionGLM(FollowedExpression, Described):
             "data": f"{cells}{len(self.gene_names)} genes",
             **rows,
             "coefficients": ", ".join(self.coefficient_names),
-            "fit": describe_codes(self._fit.code) + loaded,
+            "fit": describe_reasons(self._fit.reason) + loaded,
         }
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
@@ -236,7 +238,7 @@ class ExpressionGLM(FollowedExpression, Described):
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
             warn_of_noise(self.estimator, stacklevel=4)
-        if method == "wald" or (self.results.code == FitCode.ALL_ZERO).all():
+        if method == "wald" or (self.results.reason == Reason.NO_COUNTS.value).all():
             return wald
         return apply_method(method, self._data(), wald, rows, donors=donors, quasi=self.quasi)
 
@@ -251,7 +253,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Fold changes of one coefficient shrunken by a Cauchy prior: gene, log2fc, its posterior SD, the prior scale.
+        """Fold changes of one coefficient shrunken by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Root mean squared errors of log2
@@ -272,10 +274,11 @@ class ExpressionGLM(FollowedExpression, Described):
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        return pd.DataFrame(
-            {"gene": self.gene_names, "log2fc": mode / np.log(2), "log2fc_sd": sd / np.log(2),
-             "log2fc_mle": self.results.theta[:, k] / np.log(2), "prior_scale": scale}
-        )  # fmt: skip
+        mle = self.results.theta[:, k] / LOG_2
+        return TestTable(
+            labels={"gene": self.gene_names}, effect=mode / LOG_2, se=sd / LOG_2,
+            why=unless_ended(fit.reason, Reason.NOT_FINITE.value), more={"effect_mle": mle, "prior_scale": scale},
+        ).to_frame()  # fmt: skip
 
     def adjusted_dispersion(self) -> Array:
         """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
@@ -346,10 +349,10 @@ class ExpressionGLM(FollowedExpression, Described):
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
-        """One row a gene and location coefficient: estimate, standard error (natural log) and code.
+        """One row a gene and location coefficient: its estimate (``effect``, natural log), standard error and why not.
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
-        or its estimate is at infinity.
+        or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
         """
         return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.hypothesis.fdr import adjust_jointly
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.hypothesis.test_table import TestTable, unless_ended
+from pyrosplice.reasons import Reason
 from pyrosplice.representation import FDR
 
 
@@ -30,18 +30,6 @@ def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
     }
 
 
-def describe_reasons(reasons: Iterable[str]) -> str:
-    """How the fits of a model of one's own ended: ``298 converged, 2 stalled``."""
-    return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())
-
-
-def describe_codes(codes: Any) -> str:
-    """How the fits of expression ended: ``298 converged, 2 separated``."""
-    kinds, counts = np.unique(np.asarray(codes), return_counts=True)
-    order = np.argsort(-counts)
-    return ", ".join(f"{counts[i]} {FitCode(kinds[i]).name.lower().replace('_', ' ')}" for i in order)
-
-
 def coefficient_rows(
     fit: GlmFit, constraints: Constraints, genes: NDArray[np.object_], names: Sequence[str]
 ) -> pd.DataFrame:
@@ -54,12 +42,11 @@ def coefficient_rows(
     variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
     for gene, kept in identified_contrasts(fit, constraints.matrix).items():
         variance[gene, ~in_span(kept)] = np.inf
-    return pd.DataFrame(
-        {
-            "gene": np.repeat(genes, full.shape[1]),
-            "coefficient": np.tile(names, len(full)),
-            "estimate": full.ravel(),
-            "se": np.sqrt(variance).ravel(),
-            "code": np.repeat([FitCode(k).name.lower() for k in fit.code], full.shape[1]),
-        }
-    )
+    ended = np.repeat(fit.reason, full.shape[1])
+    return TestTable(
+        labels={"gene": np.repeat(genes, full.shape[1]), "coefficient": np.tile(names, len(full))},
+        effect=full,
+        se=np.sqrt(variance),
+        why=unless_ended(ended, Reason.NOT_IDENTIFIED.value),
+        more={"fit_ended": ended},
+    ).to_frame()

@@ -27,7 +27,7 @@ from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.results import ExpressionTest, ExpressionTests
 from pyrosplice.expression.size_factors import resolve_size_factors
 from pyrosplice.expression.statistics import Moments, group_moments, mann_whitney, welch
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import Reason
 from pyrosplice.tables.cells import Cells
 
 Array = NDArray[np.float64]
@@ -213,9 +213,11 @@ def _plain_result(
             parts = [m.variance / m.n / m.mean**2 for m in (first, second)]
             se = np.sqrt(parts[0] + parts[1])
     mean = (first.n * first.mean + second.n * second.mean) / (first.n + second.n)
+    unseen = ((first.mean == 0) | (second.mean == 0)) & (not options.is_logged)
+    ended = np.where(empty, Reason.NO_COUNTS, np.where(unseen, Reason.SEPARATED, Reason.CONVERGED)).astype(object)
     return ExpressionTest(
         groups.counts.gene_names, np.where(empty, np.nan, pval), statistic, logfc, se, mean,
-        np.where(empty, FitCode.ALL_ZERO, FitCode.CONVERGED), constant,
+        ended, constant, otherwise=Reason.NOT_FINITE.value,
     )  # fmt: skip
 
 

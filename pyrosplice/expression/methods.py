@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pyrosplice.expression.quasi_test import QuasiFit, quasi_test
 from pyrosplice.expression.results import ExpressionTest
 from pyrosplice.expression.saddlepoint_test import score_test
 from pyrosplice.expression.tests import contrast_test, ratio_test, with_statistic
+from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
 METHODS = ("wald", "lrt", "score", "robust", "ql", "cluster", "glmm")
@@ -39,18 +41,19 @@ def apply_method(
     if method != "ql" and len(rows) > 1:
         raise InvalidArgumentError(f"contrast: method {method!r} tests one contrast at a time, found {len(rows)}.")
     if method == "score":
-        return with_statistic(wald, *score_test(estimator, rows))
+        return with_statistic(wald, *score_test(estimator, rows), otherwise=Reason.NOT_FINITE.value)
     constraints = estimator.input_data.constraints_loc
     if np.abs(rows @ constraints.shift).any():
         raise InvalidArgumentError(f"contrast: method {method!r} takes no coefficient bound to a constant.")
     free = rows @ constraints.matrix
     if method == "ql":
-        return with_statistic(wald, *quasi_test(estimator, quasi(), free)[:2])
+        return with_statistic(wald, *quasi_test(estimator, quasi(), free)[:2], otherwise=Reason.FEW_SPOTS.value)
 
     def linear(fit: GlmFit, covariance: Array, df: Array) -> ExpressionTest:
-        return contrast_test(
+        found = contrast_test(
             fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, covariance=covariance, df=df
         )
+        return replace(found, otherwise=Reason.FEW_SPOTS.value)
 
     if method == "robust":
         robust = robust_covariance(estimator.source, estimator.fit, free[0])
@@ -59,7 +62,8 @@ def apply_method(
         return linear(*Donors(estimator, donors).mixed(free[0]))
     cluster = Donors(estimator, donors).cluster(free[0])
     result = linear(estimator.fit, cluster.covariance, cluster.df)
-    return with_statistic(result, result.statistic, np.where(np.isnan(result.pval), np.nan, cluster.pval))
+    pval = np.where(np.isnan(result.pval), np.nan, cluster.pval)
+    return with_statistic(result, result.statistic, pval, otherwise=Reason.FEW_SPOTS.value)
 
 
 def noise_ratio(estimator: Estimator) -> Array:

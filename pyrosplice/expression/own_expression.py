@@ -18,7 +18,6 @@ from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import defaults_of, is_default
 from pyrosplice.expression.engine.basis import identity
 from pyrosplice.expression.engine.gene_fits import GlmFit
-from pyrosplice.expression.engine.joint_newton import FitCode
 from pyrosplice.expression.estimator import Estimator, InputData
 from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.expression.formula_design import DesignMatrix
@@ -38,6 +37,7 @@ from pyrosplice.guides.own_model import (
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.likelihoods.counts import NegativeBinomial
 from pyrosplice.modes import works_in_any_mode
+from pyrosplice.optimize.convergence import FitCode
 
 OF_THE_ENGINE = {"train_args": None} | {
     name: default
@@ -246,7 +246,7 @@ def glm_fit_of(own: OwnFit, inputs: InputData) -> GlmFit:
     slope = torch.cat([found.gradient[:, latents[name].columns] for name in names], 1)
     information = own.information(own.values, names)
     fisher = own.information(own.values, ["location"])
-    code = np.where(found.converged.numpy(), FitCode.CONVERGED, FitCode.FAILED)
+    code = np.array([FitCode.of(reason) for reason in found.reason])
     reach = np.abs(arguments["location"].numpy()).max(0)
     away = endless(slope[:, :p] / torch.from_numpy(reach), fisher / torch.from_numpy(np.outer(reach, reach)))
     lost = (away & found.converged).numpy()

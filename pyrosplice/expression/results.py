@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
-from pyrosplice.expression.fit_rows import describe_codes, describe_genes
+from pyrosplice.expression.fit_rows import describe_genes
 from pyrosplice.expression.thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
 from pyrosplice.hypothesis.fdr import adjust_jointly
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.plotting import ma, volcano
+from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import FDR, Described
 from pyrosplice.tables.labels import label_name
 
@@ -35,31 +36,35 @@ class ExpressionTest(Described):
     gene_ids, pval, statistic : (G,)
         Names, p-values and statistics.
     logfc, logfc_se : (G,)
-        Natural-log fold change (of a test of several coefficients: the largest in size) and its standard error.
+        Natural-log fold change (of a test of several coefficients: the largest in size) and its standard error; None
+        where there is none of any gene.
     mean : (G,)
         Mean of the data over the cells tested.
-    code : (G,)
-        :class:`FitCode` of the fit behind the test.
+    fit_ended : (G,)
+        How the fit behind the test ended: words of :class:`~pyrosplice.reasons.Reason`.
     extra : dict
         Further columns of the table.
     df : float or (G,), optional
         Degrees of freedom of Student's t behind the interval; normal where None.
+    otherwise : Reason or (G,)
+        Why a result is missing, should it be, where the fit is at an optimum.
     """
 
     gene_ids: NDArray[np.object_]
     pval: Array
     statistic: Array
     logfc: Array
-    logfc_se: Array
+    logfc_se: Array | None
     mean: Array
-    code: NDArray[np.int64]
+    fit_ended: NDArray[np.object_]
     zero_variance: NDArray[np.bool_] | None = None
     extra: dict[str, Array] = field(default_factory=dict)
     estimator: Any = None
     df: Any = None
+    otherwise: Any = Reason.NOT_IDENTIFIED.value
 
     def _rows(self) -> dict[str, str]:
-        return {**describe_genes(self.pval, self.gene_ids), "fits": describe_codes(self.code)}
+        return {**describe_genes(self.pval, self.gene_ids), "fits": describe_reasons(self.fit_ended)}
 
     @property
     def model_estim(self) -> Any:
@@ -70,6 +75,11 @@ class ExpressionTest(Described):
     def qval(self) -> Array:
         """Benjamini–Hochberg q-values ``(G,)``; NaN where there is no p-value."""
         return adjust_jointly(self.pval)
+
+    @property
+    def why(self) -> NDArray[np.object_]:
+        """Why each gene has no result, should it have none ``(G,)``; the table's ``reason`` is "" where it has."""
+        return unless_ended(self.fit_ended, self.otherwise)
 
     def log_fold_change(self, base: float = math.e) -> Array:
         """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
@@ -95,7 +105,11 @@ class ExpressionTest(Described):
         self, qval_thres: float | None = None, fc_upper_thres: float | None = None,
         fc_lower_thres: float | None = None, mean_thres: float | None = None, *, level: float = 0.95,
     ) -> pd.DataFrame:  # fmt: skip
-        """One row a gene.
+        """One row a gene, with the documented columns first.
+
+        ``effect``, ``se``, ``lower`` and ``upper`` are of the log₂ fold change; ``reason`` is "" or why the p-value or
+        the standard error is missing or infinite, ``fit_ended`` how the fit behind the test ended: words of
+        :class:`~pyrosplice.reasons.Reason`.
 
         Parameters
         ----------
@@ -106,25 +120,8 @@ class ExpressionTest(Described):
         level
             Coverage of the interval of the fold change.
         """
-        tail = tail_of(level)
-        quantile = stats.norm.isf(tail) if self.df is None else stats.t.isf(tail, self.df)
-        half = quantile * self.logfc_se / LOG_2
-        lfc = self.log2_fold_change()
-        table = pd.DataFrame(
-            {
-                "gene": self.gene_ids, "pval": self.pval, "qval": self.qval, "log2fc": lfc, "mean": self.mean,
-                "zero_mean": self.mean == 0, "statistic": self.statistic, "log2fc_se": self.logfc_se / LOG_2,
-                "log2fc_lower": lfc - half, "log2fc_upper": lfc + half,
-                "code": pd.Categorical([FitCode(c).name.lower() for c in self.code],
-                                       categories=[c.name.lower() for c in FitCode]), **self.extra,
-            }
-        )  # fmt: skip
-        if self.zero_variance is not None:
-            table.insert(6, "zero_variance", self.zero_variance)
-        return rows_within(
-            table, qval_thres=qval_thres, fc_upper_thres=fc_upper_thres, fc_lower_thres=fc_lower_thres,
-            mean_thres=mean_thres,
-        )  # fmt: skip
+        thresholds = {"qval_thres": qval_thres, "fc_upper_thres": fc_upper_thres, "fc_lower_thres": fc_lower_thres}
+        return rows_within(frame_of(self, self.qval, level=level), **thresholds, mean_thres=mean_thres)
 
     def plot_volcano(
         self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
@@ -149,6 +146,27 @@ class ExpressionTest(Described):
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
+
+
+def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.DataFrame:
+    """The table of a test with q-values ``(G,)`` that may be of more comparisons than its own."""
+    tail, lfc, interval = tail_of(level), test.log2_fold_change(), dict[str, Any]()
+    if test.logfc_se is not None:
+        se = test.logfc_se / LOG_2
+        half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
+        interval = {"se": se, "lower": lfc - half, "upper": lfc + half}
+    ours = TestTable(
+        labels={}, effect=None if np.isnan(lfc).all() else lfc, **interval, statistic=test.statistic,
+        pvalue=test.pval, pvalue_adj=qval, why=test.why, more={"fit_ended": test.fit_ended},
+    )  # fmt: skip
+    documented = _documented(test.gene_ids, test.pval, qval, lfc, test.mean) | {"zero_mean": test.mean == 0}
+    constant = {} if test.zero_variance is None else {"zero_variance": test.zero_variance}
+    return pd.DataFrame(documented | constant | test.extra).join(ours.to_frame())
+
+
+def _documented(genes: Any, pval: Array, qval: Array, log2fc: Array, mean: Array) -> dict[str, Any]:
+    """The columns that the documented interface has under names of its own."""
+    return {"gene": genes, "pval": pval, "qval": qval, "log2fc": log2fc, "mean": mean}
 
 
 def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
@@ -322,12 +340,10 @@ class ExpressionTests(Described):
         key, turned = (self.groups[i], self.groups[j]), (self.groups[j], self.groups[i])
         if key not in self.tests and turned not in self.tests:
             raise InvalidArgumentError(f"group1: {group1!r} and {group2!r} were not compared.")
-        table = self.tests[key if key in self.tests else turned].summary()
+        test = self.tests[key if key in self.tests else turned]
         if key not in self.tests:
-            table[["log2fc", "statistic"]] *= -1
-            table[["log2fc_lower", "log2fc_upper"]] = -table[["log2fc_upper", "log2fc_lower"]].to_numpy()
-        table["qval"] = self.qval[i, j]
-        return rows_within(table, **thresholds)
+            test = replace(test, logfc=-test.logfc, statistic=-test.statistic)
+        return rows_within(frame_of(test, self.qval[i, j]), **thresholds)
 
     def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
         """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
@@ -345,9 +361,7 @@ class ExpressionTests(Described):
     def summary_group(self, group: Any, **thresholds: Any) -> pd.DataFrame:
         """Table of one group or part, with the q-values of the whole family."""
         q = self.qval_group(group)
-        table = self.tests[(self.groups[self._index(group)],)].summary()
-        table["qval"] = q
-        return rows_within(table, **thresholds)
+        return rows_within(frame_of(self.tests[(self.groups[self._index(group)],)], q), **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
         """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
@@ -360,10 +374,9 @@ class ExpressionTests(Described):
         at = tuple(np.array(index) for index in zip(*places, strict=True))
         p, q, lfc = self.pval[at], self.qval[at], self.log2_fold_change()[at]
         best, genes = np.argmin(np.where(np.isnan(p), np.inf, p), axis=0), np.arange(p.shape[1])
-        table = pd.DataFrame(
-            {
-                "gene": self.gene_ids, "pval": p[best, genes], "qval": q[best, genes], "log2fc": lfc[best, genes],
-                "mean": self.mean, "comparison": [names[b] for b in best],
-            }
-        )  # fmt: skip
-        return rows_within(table, **thresholds)
+        found = {"pvalue": p[best, genes], "pvalue_adj": q[best, genes], "effect": lfc[best, genes]}
+        tests = {tuple(sorted(self._place(key))): test for key, test in self.tests.items()}
+        why = np.stack([tests[tuple(sorted(place))].why for place in places])[best, genes]
+        ours = TestTable(labels={"comparison": [names[b] for b in best]}, **found, why=why)
+        documented = _documented(self.gene_ids, found["pvalue"], found["pvalue_adj"], found["effect"], self.mean)
+        return rows_within(pd.DataFrame(documented).join(ours.to_frame()), **thresholds)

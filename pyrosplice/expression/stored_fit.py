@@ -15,6 +15,7 @@ from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.own_expression import SavedSites
 from pyrosplice.io.codec import NEW, check_keys, check_sizes
 from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.priors.prior_tables import likelihood_from_json, likelihood_to_json
 from pyrosplice.tables.formula_files import check_plain, pack, unpack
 from pyrosplice.tables.formula_grammar import is_plain
@@ -133,6 +134,9 @@ def _check(saved: SavedExpression) -> None:
         constraint=(bound.matrix, "PF"), shift=(bound.shift, "P"), free=(bound.free_names, "F"),
         names=(design.names, "P"), terms=(design.terms, "P"), variables=(design.variables, "P"),
     )  # fmt: skip
+    if not np.isin(fit.code, list(FitCode)).all():
+        found = f"{fit.code.min()} to {fit.code.max()}"
+        raise ModelFileError(f"code: expected numbers from 0 to {max(FitCode):d}, found {found}.")
     for name, array in (("constraint", bound.matrix), ("shift", bound.shift), ("basis", fit.basis.matrix)):
         if not np.isfinite(array).all():
             raise ModelFileError(f"{name}: expected finite numbers, found NaN or infinity.")

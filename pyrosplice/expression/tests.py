@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import defaults_of, known_options
-from pyrosplice.expression.conditions import check_cancelled
+from pyrosplice.expression.conditions import check_canceled
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
@@ -26,7 +26,9 @@ from pyrosplice.expression.estimator import Estimator, InputData
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.results import ExpressionTest
 from pyrosplice.expression.statistics import likelihood_ratio, wald_chi2, wald_z
+from pyrosplice.hypothesis.test_table import unless_ended
 from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.reasons import Reason
 from pyrosplice.tables.cells import as_numbers
 from pyrosplice.tables.names import by_name, text_names
 
@@ -121,7 +123,7 @@ def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient:
         raise InvalidArgumentError(
             f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
         )
-    check_cancelled(contrast, rows, design)
+    check_canceled(contrast, rows, design)
     return rows
 
 
@@ -153,11 +155,11 @@ def contrast_test(
         if len(kept):
             found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
             statistic[gene], pval[gene] = (value[0] for value in found)
-    statistic, pval = (np.where(fit.code == FitCode.FAILED, np.nan, value) for value in (statistic, pval))
+    statistic, pval = (np.where(fit.code >= FitCode.FAILED, np.nan, value) for value in (statistic, pval))
     logfc, logfc_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
     extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
-    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.code, extra=extra, df=df)
+    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.reason, extra=extra, df=df)
 
 
 def lrt(
@@ -201,8 +203,8 @@ def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
     if not new:  # the models differ in their scales only: there is no fold change
         none = np.full(len(pval), np.nan)
-        result = replace(result, logfc=none, logfc_se=none, extra=result.extra | {"coef_mle": none, "coef_sd": none})
-    return with_statistic(result, statistic, pval)
+        result = replace(result, logfc=none, logfc_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
+    return with_statistic(result, statistic, pval, otherwise=reduced.reason)
 
 
 def _check_nested(full: Estimator, reduced: Estimator) -> None:
@@ -246,7 +248,7 @@ def score(
     largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
     return ExpressionTest(
         gene_ids=full.counts.gene_names, pval=pval, statistic=statistic, logfc=step[genes, largest],
-        logfc_se=se[genes, largest], mean=big.gene_means, code=reduced.fit.code, estimator=None,
+        logfc_se=se[genes, largest], mean=big.gene_means, fit_ended=reduced.fit.reason, estimator=None,
     )  # fmt: skip
 
 
@@ -309,16 +311,24 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
-    return with_statistic(result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank))
+    return with_statistic(
+        result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason
+    )
 
 
 def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
     """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
-    failed = (full.code == FitCode.FAILED) | (reduced.code == FitCode.FAILED)
+    failed = (full.code >= FitCode.FAILED) | (reduced.code >= FitCode.FAILED)
     return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood
 
 
-def with_statistic(result: ExpressionTest, statistic: Array, pval: Array) -> ExpressionTest:
-    """``result`` with another statistic and p-value, NaN for genes without counts."""
-    empty = result.code == FitCode.ALL_ZERO
-    return replace(result, statistic=np.where(empty, np.nan, statistic), pval=np.where(empty, np.nan, pval))
+def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:
+    """``result`` with another statistic and p-value, NaN for genes without counts.
+
+    ``otherwise`` says why there is none where the fit behind ``result`` is at an optimum: a reason, or how another fit
+    that the statistic needs ended.
+    """
+    empty = result.fit_ended == Reason.NO_COUNTS.value
+    statistic, pval = (np.where(empty, np.nan, value) for value in (statistic, pval))
+    why = np.where(np.isnan(pval), unless_ended(otherwise, Reason.NOT_FINITE.value), result.otherwise)
+    return replace(result, statistic=statistic, pval=pval, otherwise=why)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrosplice.effects.isoform_effect import SoftmaxBasis
 from pyrosplice.glmm.design_information import covariate_information
 from pyrosplice.glmm.effect_density import effect_density
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.glmm.marginal import MarginalObjective, batches_of, fit_marginal
 from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
@@ -21,7 +21,7 @@ from pyrosplice.glmm.random_effect import unit_deviations
 from pyrosplice.glmm.snapshots import Snapshots
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.optimize.bfgs import Minimiser, Options
+from pyrosplice.optimize.bfgs import Minimizer, Options
 from pyrosplice.optimize.convergence import Convergence
 
 
@@ -44,7 +44,7 @@ class MixedEngine:
     """
 
     counts: Tensor
-    scaling: Standardisation
+    scaling: StandardCoordinates
     solver: SpatialSolver | None
     likelihood: Likelihood
     basis: SoftmaxBasis | None = None
@@ -182,16 +182,16 @@ class MixedEngine:
 
 
 def fit_without_effect(
-    engine: MixedEngine, prior: LogPrior | None, options: Options, minimiser: Minimiser
+    engine: MixedEngine, prior: LogPrior | None, options: Options, minimizer: Minimizer
 ) -> tuple[Convergence, list[dict[str, Tensor]]]:
     """Fit coefficients and the likelihood's hyper-parameters together, the random effect held at zero.
 
     Returns the record and the values of the sites at every evaluation, the estimates last.
     """
     genes, sigma = torch.arange(len(engine.counts)), engine.counts.new_zeros(len(engine.counts), 1)
-    snapshots = Snapshots(minimiser)
+    snapshots = Snapshots(minimizer)
     own = None if prior is None else engine.own_prior(prior, genes)
-    fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimiser=snapshots)
+    fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimizer=snapshots)
     steps = []
     for found in (*snapshots.epochs, {"coefficients": fit.coefficients, **fit.hyper}):
         hyper = {name: found[name] for name in engine.likelihood.free}

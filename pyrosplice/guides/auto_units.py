@@ -195,14 +195,14 @@ class AutoUnits(AutoGuide):
         Returns
         -------
         DataFrame
-            ``converged``, ``reason`` (of :data:`~pyrosplice.optimize.convergence.REASONS`), ``log_density``,
+            ``converged``, ``reason`` (a :class:`~pyrosplice.reasons.Reason`), ``log_density``,
             ``gradient_norm`` (nats per unit of the unconstrained coordinates), ``evaluations``, ``attempts`` (first
             points tried) and ``identified`` (whether the curvature is positive in every direction).
         """
         found = self.optimum
         table = {
             "converged": found.converged.numpy(),
-            "reason": found.reason,
+            "reason": [reason.value for reason in found.reason],
             "log_density": found.value.numpy(),
             "gradient_norm": found.gradient.norm(dim=1).numpy(),
             "evaluations": found.evaluations.numpy(),

@@ -30,8 +30,9 @@ from pyrosplice.guides.site_coordinates import (
     SiteCoordinates,
     from_unconstrained,
 )
-from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.bfgs import Options, minimize
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 FIRST_SIGMA = 0.5  # where searches begin
 NEAR, TIGHT = 1e-2, 1e-8  # gradient norm below which modes are found to the second decrement (or 0.01 tolerance)
@@ -97,7 +98,7 @@ class EngineDensity:
             point=outer.clone(),
             value=outer.new_full((n_units,), torch.nan),
             gradient=torch.full_like(outer, torch.nan),
-            reason=["running"] * n_units,
+            reason=[Reason.RUNNING] * n_units,
             identified=torch.zeros(n_units, dtype=torch.bool),
             evaluations=torch.zeros(n_units, dtype=torch.int64),
             attempts=torch.ones(n_units, dtype=torch.int64),
@@ -115,13 +116,13 @@ class EngineDensity:
         vanishes, ends = self._rises_to_an_end(optimum)
         unbounded = (vanishes | ends) & ~optimum.converged
         reasons = zip(optimum.reason, unbounded.tolist(), strict=True)
-        return replace(optimum, reason=["unbounded" if rises else reason for reason, rises in reasons])
+        return replace(optimum, reason=[Reason.UNBOUNDED if rises else reason for reason, rises in reasons])
 
     def _go_on(self, optimum: Optimum, units: Tensor, options: FitOptions) -> None:
         """Search for some units in the sites' own coordinates from where they are, in place."""
         objective, record = self._objective(units, optimum.point), Convergence.start(len(units))
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
-        point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimise)
+        point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimize)
         ends = torch.isin(self._own.rest, self._scales.angle)
         optimum.point[units] = torch.where(ends, point.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), point)
         optimum.evaluations[units] += objective.evaluations
@@ -136,7 +137,7 @@ class EngineDensity:
         optimum.value[units], optimum.gradient[units], optimum.identified[units] = at.value, at.gradient, at.found
         optimum.evaluations[units] += 1
         for unit in units[~at.found].tolist():
-            optimum.reason[unit] = "no_mode"
+            optimum.reason[unit] = Reason.NO_MODE
 
     def _keep(self, units: Tensor, found: Latents) -> None:
         self.latents.field[units] = found.field.nan_to_num(posinf=0.0, neginf=0.0)
@@ -206,12 +207,12 @@ class _BatchSearch:
         """Search, and write what was found to the rows of these units; returns the random effects there."""
         if not self.start.shape[1]:
             point, record = self.start, Convergence.start(len(self.genes))
-            record.finish(self.genes, "converged")
+            record.finish(self.genes, Reason.CONVERGED)
         elif informed:
             point, record = self._informed()
         else:
             record = Convergence.start(len(self.genes))
-            point, _ = search(self.full, self.genes, self.start, record, self.options, minimise)
+            point, _ = search(self.full, self.genes, self.start, record, self.options, minimize)
         self._finish(point, record, optimum)
         return self.full.latents
 
@@ -219,7 +220,7 @@ class _BatchSearch:
         """From the best fit without space, as the library's own fits go."""
         begin = self._first()
         rough = replace(self.options, tolerance=max(ROUGH, self.options.tolerance))
-        null, null_loss = search(self.null, self.genes, begin, Convergence.start(len(self.genes)), rough, minimise)
+        null, null_loss = search(self.null, self.genes, begin, Convergence.start(len(self.genes)), rough, minimize)
 
         def at(angle: float) -> Tensor:
             rest, sigma, psi = null.split(self.layout.sizes, 1)
@@ -254,7 +255,7 @@ class _BatchSearch:
         if not len(genes):
             return
         record = Convergence.start(len(self.genes))
-        point, loss = search(self.full, genes, begin[genes], record, self.options, minimise)
+        point, loss = search(self.full, genes, begin[genes], record, self.options, minimize)
         better = loss <= best[1][genes] + PREFERENCE
         best[0][genes[better]] = point[better]
         for gene in genes[better].tolist():

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyrosplice.guides.curvature import Curvature, Expansion
 from pyrosplice.guides.searches import newton_search
+from pyrosplice.reasons import Reason
 
 INNER_TOLERANCE = 1e-8  # Newton decrement; the step taken there, and one more without a factorization, leave far less
 CARRIED = 1e-4  # nats that this last step may be worth: more, and the inner search did not end at a mode
@@ -81,7 +82,7 @@ class MarginalDensity:
             at = curvature.expand(phi, nu, create_graph=True)
             root, info = torch.linalg.cholesky_ex(at.hessian.detach().nan_to_num())
             curved = (info == 0).all(1) & torch.isfinite(at.hessian.detach()).flatten(1).all(1)
-            found = curved & torch.tensor([reason != "not_finite" for reason in record.convergence.reason])
+            found = curved & torch.tensor([reason != Reason.NOT_FINITE for reason in record.convergence.reason])
             root = torch.where(curved[:, None, None, None], root, torch.eye(root.shape[-1]).to(root))
             gradient, rise, step = self._gradient(at, root, phi, nu)
         logs = 2 * torch.diagonal(root, dim1=-2, dim2=-1).log().sum((1, 2))
@@ -125,7 +126,7 @@ class MarginalFunction(torch.autograd.Function):
 
 
 class OuterLoss:
-    """Minus the marginal log density, as :func:`~pyrosplice.optimize.bfgs.minimise` takes it.
+    """Minus the marginal log density, as :func:`~pyrosplice.optimize.bfgs.minimize` takes it.
 
     Each search for a mode starts at that of the best point of its unit so far.
     """

@@ -10,8 +10,9 @@ from torch import Tensor
 from pyrosplice.guides.marginal_density import CurvedValue, Marginal, MarginalDensity, MarginalValue, OuterLoss
 from pyrosplice.guides.searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
 from pyrosplice.guides.sparsity import vector_products
-from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.bfgs import Options, minimize
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 STEP = 1e-4  # of differences of the exact gradient, in unconstrained coordinates
 LEAST = 1e-3  # of its largest eigenvalue, and of 1: least curvature of the first metric
@@ -42,14 +43,14 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
     point = begin
     if begin.shape[1]:
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
-        point, _, _ = minimise(loss, rows, begin, metric, first=first, convergence=record, options=limits)
+        point, _, _ = minimize(loss, rows, begin, metric, first=first, convergence=record, options=limits)
     else:
-        record.finish(rows, "converged")
+        record.finish(rows, Reason.CONVERGED)
     outer = loss.outer.index_copy(0, rows, point)
     end = density(outer, loss.inner)
     asked = set(rows.tolist())
     reasons = [
-        "running" if unit not in asked else reason if found else "no_mode"
+        Reason.RUNNING if unit not in asked else reason if found else Reason.NO_MODE
         for unit, (reason, found) in enumerate(zip(record.reason, end.found.tolist(), strict=True))
     ]
     optimum = Optimum(
@@ -102,7 +103,8 @@ def outer_normal(marginal: Marginal, outer: Tensor, at: MarginalValue, optimum: 
     curved = has_curvature(precision[:, None], IDENTIFIED)
     upward = ~has_curvature(precision[:, None], -UPWARD)
     reason = [
-        "saddle" if up and was == "converged" else was for up, was in zip(upward.tolist(), optimum.reason, strict=True)
+        Reason.SADDLE if up and was == Reason.CONVERGED else was
+        for up, was in zip(upward.tolist(), optimum.reason, strict=True)
     ]
     marked = replace(optimum, reason=reason, identified=optimum.identified & curved)
     return OuterNormal(precision, torch.stack(response, -1), (~curved).nonzero()[:, 0].tolist()), marked

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number
 from pyrosplice.guides.curvature import Curvature
 from pyrosplice.optimize.newton import NewtonOptions, NewtonResult, newton
+from pyrosplice.reasons import Reason
 
 IDENTIFIED = 1e-9  # of unit diagonal: least curvature that is no flat direction
 UPWARD = 1e-7  # of unit diagonal: negative curvature that is no rounding
@@ -64,7 +65,7 @@ class Optimum:
     gradient
         ``(G, p)``.
     reason
-        Why each search ended, by :data:`~pyrosplice.optimize.convergence.REASONS`.
+        Why each search ended.
     identified
         Whether the curvature is positive in every direction, ``(G,)``.
     evaluations
@@ -76,7 +77,7 @@ class Optimum:
     point: Tensor
     value: Tensor
     gradient: Tensor
-    reason: list[str]
+    reason: list[Reason]
     identified: Tensor
     evaluations: Tensor
     attempts: Tensor
@@ -84,7 +85,7 @@ class Optimum:
     @property
     def converged(self) -> Tensor:
         """``(G,)``."""
-        return torch.tensor([reason == "converged" for reason in self.reason])
+        return torch.tensor([reason == Reason.CONVERGED for reason in self.reason])
 
     def better(self, other: Optimum, rows: Tensor) -> Optimum:
         """The better of two for each of some units: one that converged, then the higher one."""
@@ -173,7 +174,7 @@ def newton_optimum(
     tolerance = min(1e-10, options.tolerance**2)
     point, found = newton_search(curvature, outer, start, rows, tolerance=tolerance, max_iter=options.max_iter)
     end = curvature.expand(outer, point)
-    reasons = ["running"] * len(point)
+    reasons = [Reason.RUNNING] * len(point)
     for row, reason in zip(rows.tolist(), found.convergence.reason, strict=True):
         reasons[row] = reason
     evaluations = torch.zeros(len(point), dtype=torch.int64).index_copy(0, rows, found.convergence.n_iter + 1)
@@ -197,13 +198,13 @@ def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
     reasons = []
     for unit, reason in enumerate(optimum.reason):
         if not bool(finite[unit]):
-            reason = reason if reason == "no_mode" else "not_finite"
+            reason = reason if reason == Reason.NO_MODE else Reason.NOT_FINITE
         elif bool(small[unit]) and bool(upward[unit]):
-            reason = "saddle"
-        elif reason == "stalled" and bool(small[unit]):
-            reason = "converged"
-        elif reason == "converged" and not bool(at_rounding[unit]):
-            reason = "stalled"
+            reason = Reason.SADDLE
+        elif reason == Reason.STALLED and bool(small[unit]):
+            reason = Reason.CONVERGED
+        elif reason == Reason.CONVERGED and not bool(at_rounding[unit]):
+            reason = Reason.STALLED
         reasons.append(reason)
     return replace(optimum, reason=reasons)
 

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
@@ -65,6 +66,8 @@ def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         return {key: pack(item, arguments[1], _at(name, key), tensors) for key, item in value.items()}
     if origin in SCALARS:
         return to_json(value, name)
+    if issubclass(origin, StrEnum):
+        return str(value)
     items = sorted(value) if origin is frozenset else value
     return [pack(item, arguments[0], _at(name, i), tensors) for i, item in enumerate(items)]
 
@@ -101,6 +104,10 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
     if origin in SCALARS:
         whole = origin is float and type(stored) is int
         return float(stored) if whole else _checked(stored, origin, name)
+    if issubclass(origin, StrEnum):
+        if _checked(stored, str, name) not in list(origin):
+            raise ModelFileError(f"{name}: expected one of {', '.join(origin)}, found {stored[:40]!r}.")
+        return origin(stored)
     items = [unpack(v, arguments[0], _at(name, i), tensors) for i, v in enumerate(_checked(stored, list, name))]
     return items if origin in (list, Sequence) else origin(items)
 

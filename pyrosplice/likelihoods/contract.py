@@ -353,8 +353,8 @@ class Multinomial(Likelihood):
         if link is not None:
             return torch.xlogy(counts, link(eta)).sum(-1)
         top = eta.amax(-1).clamp_min(0.0)
-        normaliser = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
-        return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normaliser
+        normalizer = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
+        return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normalizer
 
     def mean(self, eta: Tensor) -> Tensor:
         """``softmax([η, 0])``."""

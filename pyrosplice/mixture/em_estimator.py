@@ -119,6 +119,9 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     converged_, num_iter_
         Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
         no change counts.
+    reason_
+        The same in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
+        ``partial_fit``.
     nll_
         Mean negative log likelihood of the cells at ``model_``.
     n_features_in_, feature_names_in_
@@ -271,7 +274,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     def _fit_rows(self, rows: RowBlocks) -> EMResult:
         draws = uniforms(self.n_init, self.num_components, seed_of(self.random_state))
         result = run_carefully(
-            lambda centred: self._problem(rows, centred=centred),
+            lambda centered: self._problem(rows, centered=centered),
             lambda problem: self._start(problem, draws),
             self._em_options(),
         )
@@ -282,7 +285,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             )
         return result
 
-    def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
+    def _problem(self, rows: RowBlocks, *, centered: bool = False) -> Problem:
         closed = self._closed_priors(rows.dim)
         return Problem.of(
             rows,
@@ -291,7 +294,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             n_components=self.num_components,
             regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
-            centred=centred,
+            centered=centered,
         )
 
     def _start(self, problem: Problem, draws: Tensor) -> MixtureParameters:

@@ -30,6 +30,7 @@ from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
 from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.density_module import GaussianMixtureModel
+from pyrosplice.mixture.em.loop import why_ended
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
 from pyrosplice.mixture.mixture_prior import (
@@ -43,6 +44,7 @@ from pyrosplice.mixture.mixture_prior import (
     without_closed_form,
 )
 from pyrosplice.modes import works_in_any_mode
+from pyrosplice.reasons import Reason
 
 PARTS = ("weights", "means", "covariances")
 
@@ -86,6 +88,7 @@ class FollowedMixture:
     nll_: float
     _own: OwnFit | None = None
     _saved_own: SavedSites | None = None
+    _stepwise: Any = None
 
     @property
     def model(self) -> Program:
@@ -115,6 +118,16 @@ class FollowedMixture:
         """Which way a fit goes: the engine of the shipped model, or the guide of one of your own, and what it did."""
         own = self._saved_own if self._own is None else self._own
         return SHIPPED_ENGINE if own is None else own.engine
+
+    @property
+    def reason_(self) -> Reason:
+        """How the fit ended: ``converged_`` in a word, whose ``text`` is a sentence."""
+        check_is_fitted(self, "converged_")
+        if self._own is not None:
+            return next((r for r in self._own.guide.optimum.reason if r != Reason.CONVERGED), Reason.CONVERGED)
+        if self.converged_ or (self._stepwise is None and self._saved_own is None):
+            return why_ended(converged=self.converged_, singular=False)
+        return Reason.FAILED if self._stepwise is None else Reason.RUNNING
 
     @property
     def sites(self) -> dict[str, Tensor]:

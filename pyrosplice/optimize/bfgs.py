@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 SUFFICIENT_DECREASE = 1e-4
 MAX_HALVINGS = 25
 
 
 class Objective(Protocol):
-    """What :func:`minimise` needs to know of a problem with B genes and d unknowns each."""
+    """What :func:`minimize` needs to know of a problem with B genes and d unknowns each."""
 
     def evaluate(self, genes: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (b,) and gradient (b, d) of the listed genes (b,) at ``point`` (b, d)."""
@@ -26,8 +27,8 @@ class Objective(Protocol):
         ...
 
 
-class Minimiser(Protocol):
-    """Anything that searches as :func:`minimise` does, with the same arguments and results."""
+class Minimizer(Protocol):
+    """Anything that searches as :func:`minimize` does, with the same arguments and results."""
 
     def __call__(
         self,
@@ -79,7 +80,7 @@ class Search:
         return Search(**{name: value[rows] for name, value in vars(self).items()})
 
 
-def minimise(
+def minimize(
     objective: Objective,
     genes: Tensor,
     start: Tensor,
@@ -145,16 +146,16 @@ def minimise(
     return point, loss, gradient
 
 
-def _stopped(state: Search, options: Options, *, out_of_time: bool) -> dict[str, Tensor]:
+def _stopped(state: Search, options: Options, *, out_of_time: bool) -> dict[Reason, Tensor]:
     finite = torch.isfinite(state.loss) & torch.isfinite(state.gradient).all(-1)
     small = finite & (state.gradient.norm(dim=-1) <= options.tolerance)
     stuck = finite & ~small & (state.halvings > MAX_HALVINGS)
     promise = 0.5 * (state.gradient * (state.inverse_hessian @ state.gradient[..., None])[..., 0]).sum(-1)
     small = small | (stuck & (promise <= 10 * _rounding(state.loss)))  # huge counts: the gradient itself is rounding
     stuck = stuck & ~small
-    reasons = {"not_finite": ~finite, "converged": small, "stalled": stuck}
+    reasons = {Reason.NOT_FINITE: ~finite, Reason.CONVERGED: small, Reason.STALLED: stuck}
     if out_of_time:
-        reasons["max_epochs"] = finite & ~small & ~stuck
+        reasons[Reason.MAX_EPOCHS] = finite & ~small & ~stuck
     return reasons
 
 

@@ -4,37 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.errors import check_option
-
-REASONS: dict[str, str] = {
-    "running": "not finished",
-    "converged": "the promised further improvement is below the tolerance",
-    "separated": "the optimum is at infinity: an isoform never seen, or a covariate that separates the isoforms",
-    "no_counts": "the gene has no counts, so every parameter is a start value",
-    "max_epochs": "the number of iterations ran out",
-    "stalled": "no step improves the objective, yet its gradient is not small",
-    "unbounded": "the density has no maximum: σ ran to 0 in a joint fit; hold σ, give it a prior, or fit the marginal",
-    "all_or_nothing": "σ ran to infinity: no spot has molecules of two isoforms; hold σ, or give it a prior",
-    "saddle": "the gradient is zero, but the density rises in some direction: a symmetric start, or no maximum at all",
-    "no_mode": "the integrated sites have no mode, or no Gaussian curvature at it, so that there is no Laplace value",
-    "not_finite": "the objective or its gradient is not finite",
-    "raised": "the likelihood raised an error for this gene, which has its start values or the last good ones",
-    "not_refined": "converged by Laplace's method, whose estimates these are; refine() found no optimum from there",
-}
+from pyrosplice.reasons import Reason
 
 
 class FitCode(IntEnum):
-    """How the fit of a gene ended."""
+    """The reasons of fits of expression as the numbers that tensors and files hold; from ``FAILED`` on it failed."""
 
     CONVERGED = 0
     POISSON_BOUNDARY = 1
     SEPARATED = 2
     ALL_ZERO = 3
     FAILED = 4
+    MAX_EPOCHS = 5
+    STALLED = 6
+    NOT_FINITE = 7
+    RAISED = 8
+    SADDLE = 9
+    UNBOUNDED = 10
+    NO_MODE = 11
+
+    @classmethod
+    def of(cls, reason: Reason) -> FitCode:
+        """The number of a reason; ``FAILED`` where it has none of its own."""
+        return next((code for code in cls if code.reason == reason), cls.FAILED)
+
+    @property
+    def reason(self) -> Reason:
+        """The same in the words of every family."""
+        own = {FitCode.POISSON_BOUNDARY: Reason.BOUNDARY, FitCode.ALL_ZERO: Reason.NO_COUNTS}
+        return own.get(self) or Reason(self.name.lower())
+
+
+def reasons_of_codes(codes: Any) -> NDArray[np.object_]:
+    """The words of an array of :class:`FitCode`, in its shape."""
+    return np.array([code.reason.value for code in FitCode], dtype=object)[np.asarray(codes)]
 
 
 @dataclass
@@ -44,7 +54,7 @@ class Convergence:
     Attributes
     ----------
     reason
-        Why each gene stopped, one of :data:`REASONS`, length G.
+        Why each gene stopped, length G.
     n_iter
         Iterations made, ``(G,)``.
     best_loss
@@ -53,7 +63,7 @@ class Convergence:
         Epoch at which it was seen, ``(G,)``; epoch 0 is the start.
     """
 
-    reason: list[str]
+    reason: list[Reason]
     n_iter: Tensor
     best_loss: Tensor
     best_epoch: Tensor
@@ -64,12 +74,12 @@ class Convergence:
         """An empty record for ``n_genes`` genes."""
         zeros = torch.zeros(n_genes, dtype=torch.int64, device=device)
         best = torch.full((n_genes,), float("inf"), dtype=torch.float64, device=device)
-        return cls(["running"] * n_genes, zeros, best, zeros.clone())
+        return cls([Reason.RUNNING] * n_genes, zeros, best, zeros.clone())
 
     @property
     def converged(self) -> Tensor:
         """Whether each gene is at an optimum, ``(G,)`` bool."""
-        return torch.tensor([reason == "converged" for reason in self.reason])
+        return torch.tensor([reason == Reason.CONVERGED for reason in self.reason])
 
     @property
     def loss_history(self) -> Tensor:
@@ -101,8 +111,7 @@ class Convergence:
                 self._epochs.append(self._epochs[-1].clone() if epoch else torch.full_like(self.best_loss, torch.inf))
             self._epochs[epoch][genes] = part._epochs[min(epoch, len(part._epochs) - 1)]
 
-    def finish(self, genes: Tensor, reason: str) -> None:
+    def finish(self, genes: Tensor, reason: Reason) -> None:
         """Note why the listed genes stopped."""
-        check_option("reason", reason, REASONS)
         for gene in genes.tolist():
             self.reason[gene] = reason

@@ -18,6 +18,7 @@ from pyrosplice.errors import check_option
 from pyrosplice.optimize.bfgs import Objective, Options
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.optimize.step_rules import RULES
+from pyrosplice.reasons import Reason
 
 _MAX_PLATEAUS = 12
 _SHORTEST = 1e-12
@@ -114,7 +115,7 @@ def descend(
         if not len(run.genes):
             break
         run.epoch()
-    run.log.finish(run.genes, "max_epochs")
+    run.log.finish(run.genes, Reason.MAX_EPOCHS)
     return DescentResult(run.best, run.log, run.history)
 
 
@@ -178,9 +179,9 @@ class _Run:
         finite = torch.isfinite(self.loss) & torch.isfinite(self.gradient).all(-1)
         done = finite & (self.rule.promise(self.gradient) <= self._tolerance())
         stuck = finite & ~done & ((self.plateaus > _MAX_PLATEAUS) | (self.rule.rate < _SHORTEST))
-        self.log.finish(self.genes[~finite], "not_finite")
-        self.log.finish(self.genes[done], "converged")
-        self.log.finish(self.genes[stuck], "stalled")
+        self.log.finish(self.genes[~finite], Reason.NOT_FINITE)
+        self.log.finish(self.genes[done], Reason.CONVERGED)
+        self.log.finish(self.genes[stuck], Reason.STALLED)
         stay = torch.nonzero(finite & ~done & ~stuck).squeeze(-1)
         if len(stay) == len(self.genes):
             return
@@ -196,7 +197,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class Descent:
-    """First-order search of a mixed model's objective: a :class:`~pyrosplice.optimize.bfgs.Minimiser`.
+    """First-order search of a mixed model's objective: a :class:`~pyrosplice.optimize.bfgs.Minimizer`.
 
     The random effects follow their mode at every evaluation, so the search is over the other unknowns only.
     """

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 
 SINGULAR = 1e-10
 """Relative curvature, after scaling H to unit diagonal, below which a direction counts as flat."""
@@ -106,14 +107,14 @@ def newton(
         if options.keep_history:
             history.append(point.clone())
         done = finite & (decrement <= options.tol)
-        log.finish(genes[~finite], "not_finite")
-        log.finish(genes[done], "converged")
-        log.finish(genes[finite & ~done & ~moved], "stalled")
+        log.finish(genes[~finite], Reason.NOT_FINITE)
+        log.finish(genes[done], Reason.CONVERGED)
+        log.finish(genes[finite & ~done & ~moved], Reason.STALLED)
         stay = torch.nonzero(finite & ~done & moved).squeeze(-1)
         if len(stay) < len(genes):
             objective = objective.select(stay)
         genes, loss = genes[stay], new_loss[stay]
-    log.finish(genes, "max_epochs")
+    log.finish(genes, Reason.MAX_EPOCHS)
     return NewtonResult(point, log, history)
 
 

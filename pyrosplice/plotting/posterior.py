@@ -11,7 +11,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting.style import BLACK, GREY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
+from pyrosplice.plotting.style import BLACK, GRAY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
 from pyrosplice.posterior.genes import names_by_gene, one_gene, units_of
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ NEAR = 1e-8  # nats; closer to the best than this is not shown
 def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
     """Mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
 
-    ``gene``, ``label``, ``mean``, ``low``, ``high``; central intervals. A label is the covariate and the isoform; for
-    effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
+    ``gene``, ``label``, ``mean``, ``lower``, ``upper``; central intervals. A label is the covariate and the isoform;
+    for effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
     """
     if names_by_gene(tree):
         parts = (one_gene(tree, gene) for gene in units_of(tree))
@@ -34,14 +34,14 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
     edge = (1 - probability) / 2
     table = {
         "mean": array.mean(("chain", "draw")),
-        "low": array.quantile(edge, ("chain", "draw")).drop_vars("quantile"),
-        "high": array.quantile(1 - edge, ("chain", "draw")).drop_vars("quantile"),
+        "lower": array.quantile(edge, ("chain", "draw")).drop_vars("quantile"),
+        "upper": array.quantile(1 - edge, ("chain", "draw")).drop_vars("quantile"),
     }
     frame = pd.concat({name: value.to_series() for name, value in table.items()}, axis=1).reset_index()
     if "gene" not in frame:
         frame["gene"] = units_of(tree)[0]
     frame["label"] = _labels(tree, frame, [dim for dim in array.dims if dim not in ("chain", "draw", "gene")], site)
-    return frame[["gene", "label", "mean", "low", "high"]]
+    return frame[["gene", "label", "mean", "lower", "upper"]]
 
 
 def _labels(tree: Any, frame: pd.DataFrame, dims: list[str], site: str) -> Any:
@@ -67,13 +67,13 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
     Parameters
     ----------
     table
-        Columns ``gene``, ``label``, ``mean``, ``low``, ``high``; at most 60 rows (:func:`effect_table` makes it).
+        Columns ``gene``, ``label``, ``mean``, ``lower``, ``upper``; at most 60 rows (:func:`effect_table` makes it).
     name
         What is drawn, for the axis.
     ax
         Axes to draw on.
     """
-    require_columns(table, "gene", "label", "mean", "low", "high")
+    require_columns(table, "gene", "label", "mean", "lower", "upper")
     _require_legible(table)
     ax = new_axes(ax, figsize=(5.2, 0.26 * len(table) + 1.0))
     table = table.reset_index(drop=True)
@@ -82,8 +82,8 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
     for gene, rows in table.groupby("gene", sort=False):
         for row in rows.itertuples():
             which = labels.index(row.label) % len(OKABE_ITO)
-            sure = row.low > 0 or row.high < 0
-            ax.plot([row.low, row.high], [place, place], color=OKABE_ITO[which], linewidth=1.6)
+            sure = row.lower > 0 or row.upper < 0
+            ax.plot([row.lower, row.upper], [place, place], color=OKABE_ITO[which], linewidth=1.6)
             face = OKABE_ITO[which] if sure else "white"
             ax.plot(row.mean, place, MARKERS[which], color=OKABE_ITO[which], markerfacecolor=face, markersize=5)
             ticks.append((place, row.label if row.Index > rows.index[0] else f"{_worded('gene', gene)}    {row.label}"))
@@ -194,7 +194,7 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     ax.bar(counts, np.sqrt(seen), bottom=bottom, width=0.85, color=OKABE_ITO[5], label="observed, hung")
     ax.fill_between(counts, low, high, color=OKABE_ITO[1], alpha=0.3, linewidth=0, label="90 % of draws")
     ax.plot(counts, expected, color=OKABE_ITO[1], marker="o", markersize=3, linewidth=1.2, label="predicted")
-    ax.axhspan(-1, 1, color=GREY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
+    ax.axhspan(-1, 1, color=GRAY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("count")
@@ -208,7 +208,7 @@ def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str
     ax = new_axes(ax, figsize=(3.4, 2.4))
     counts, _ = np.histogram(ranks, np.linspace(0, n_draws + 1, bins + 1))
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / bins)
-    ax.axhspan(low, high, color=GREY, alpha=0.35, linewidth=0)
+    ax.axhspan(low, high, color=GRAY, alpha=0.35, linewidth=0)
     ax.bar((np.arange(bins) + 0.5) / bins, counts, width=0.9 / bins, color=OKABE_ITO[0])
     ax.axhline(len(ranks) / bins, color=BLACK, linewidth=0.8)
     ax.set_xlabel(f"rank of the truth{f', {name}' if name else ''}")
@@ -260,7 +260,7 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     ----------
     table
         Of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
-        ``low``, ``high``; at most 60 rows.
+        ``lower``, ``upper``; at most 60 rows.
     ax
         Axes to draw on.
 
@@ -269,27 +269,27 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     Axes
         One collection a statistic: position of the observed value, row. Values beyond ±4 are drawn there, as arrows.
     """
-    require_columns(table, "gene", "statistic", "observed", "mean", "low", "high")
+    require_columns(table, "gene", "statistic", "observed", "mean", "lower", "upper")
     _require_legible(table)
     names = list(dict.fromkeys(table["statistic"]))
     ax = new_axes(ax, figsize=(5.2, 0.22 * len(table) + 1.2))
     table = table.sort_values("gene", key=lambda genes: pd.factorize(genes)[0], kind="stable")
     gap = table["observed"] - table["mean"]
-    width = np.where(gap < 0, table["mean"] - table["low"], table["high"] - table["mean"])
+    width = np.where(gap < 0, table["mean"] - table["lower"], table["upper"] - table["mean"])
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.where(gap == 0, 0.0, gap / width)
     row = -np.arange(len(table)) - 0.6 * pd.factorize(table["gene"])[0]
-    ax.hlines(row, -1, 1, color=GREY, linewidth=5, alpha=0.35)
+    ax.hlines(row, -1, 1, color=GRAY, linewidth=5, alpha=0.35)
     for number, name in enumerate(names):
         which = (table["statistic"] == name).to_numpy()
-        colour, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
-        face = np.where(np.abs(place[which]) > 1, colour, "white")
+        color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
+        face = np.where(np.abs(place[which]) > 1, color, "white")
         inside = np.clip(place[which], -4, 4)
-        ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=colour, zorder=3)
+        ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=color, zorder=3)
         for beyond, y in zip(place[which], row[which], strict=True):
             if abs(beyond) > 4:
                 tip = (np.sign(beyond) * 4.5, y)
-                ax.annotate("", tip, (np.sign(beyond) * 4, y), arrowprops={"arrowstyle": "->", "color": colour})
+                ax.annotate("", tip, (np.sign(beyond) * 4, y), arrowprops={"arrowstyle": "->", "color": color})
     first = ~table["gene"].duplicated()
     labels = [
         f"{_worded('gene', gene)}    {name}" if head else name

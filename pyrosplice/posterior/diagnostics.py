@@ -12,9 +12,9 @@ import xarray as xr
 
 from pyrosplice.errors import NoResultsError
 from pyrosplice.glmm.importance import RELIABLE, pareto_k
-from pyrosplice.optimize.convergence import REASONS, FitCode
 from pyrosplice.posterior.genes import by_unit, is_padded, one_gene, units_of
 from pyrosplice.posterior.sampling import smoothed
+from pyrosplice.reasons import OPTIMA, Reason
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -45,13 +45,6 @@ def _tails(values: np.ndarray) -> np.ndarray:
 
 STATISTICS: dict[str, Statistic] = {"zeros": _zeros, "spread": _spread, "largest": _largest}
 MEASURED: dict[str, Statistic] = {"variance": _variance, "tails": _tails}
-FIT_CODES = {
-    FitCode.CONVERGED: "at a maximum of the likelihood",
-    FitCode.POISSON_BOUNDARY: "at a maximum with dispersion zero: no more variable than Poisson counts",
-    FitCode.SEPARATED: "the optimum is at infinity: a group of cells without a count",
-    FitCode.ALL_ZERO: "the gene has no counts",
-    FitCode.FAILED: "no maximum found within the iterations allowed",
-}
 
 
 def predictive_check(
@@ -73,8 +66,8 @@ def predictive_check(
     Returns
     -------
     DataFrame
-        ``gene``, ``statistic``, ``observed``, ``mean``, ``low``, ``high`` (90 %), and ``p``: chance that the statistic
-        is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
+        ``gene``, ``statistic``, ``observed``, ``mean``, ``lower``, ``upper`` (90 %), and ``pvalue``: chance that the
+        statistic is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
     """
     require(tree, group)
     if is_padded(tree):
@@ -88,7 +81,7 @@ def predictive_check(
         here, there = statistic(observed), statistic(drawn)
         low, high = np.nanquantile(there, (0.05, 0.95), axis=0)
         chance = (there > here).mean(0) + 0.5 * (there == here).mean(0)
-        columns = {"observed": here, "mean": np.nanmean(there, 0), "low": low, "high": high, "p": chance}
+        columns = {"observed": here, "mean": np.nanmean(there, 0), "lower": low, "upper": high, "pvalue": chance}
         rows.append(pd.DataFrame({"gene": units_of(tree), "statistic": label, **columns}))
     return pd.concat(rows, ignore_index=True)
 
@@ -156,25 +149,19 @@ def convergence_table(model: Any) -> pd.DataFrame:
     """
     if hasattr(model, "results"):  # ExpressionGLM
         fit = model.results
-        names = [FitCode(code) for code in fit.code]
-        parts: dict[str, Any] = {
-            "converged": np.isin(fit.code, [FitCode.CONVERGED, FitCode.POISSON_BOUNDARY]),
-            "n_iter": fit.n_iter,
-            "best_loss": -fit.log_likelihood,
-            "reason": [name.name.lower() for name in names],
-            "means": [FIT_CODES[name] for name in names],
-        }
-        return pd.DataFrame(parts, index=pd.Index(model.gene_names, name="gene"))
-    record = model.logger
-    return pd.DataFrame(
-        {
-            "converged": record.converged.numpy(),
-            "n_iter": record.n_iter.numpy(),
-            "best_loss": record.best_loss.numpy(),
-            "reason": record.reason,
-            "means": [REASONS[reason] for reason in record.reason],
-        }
-    ).rename_axis("gene")
+        names, words, n_iter, best_loss = model.gene_names, fit.reason, fit.n_iter, -fit.log_likelihood
+    else:
+        record = model.logger
+        names, words, n_iter, best_loss = None, record.reason, record.n_iter.numpy(), record.best_loss.numpy()
+    reasons = [Reason(word) for word in words]
+    parts = {
+        "converged": [reason in OPTIMA for reason in reasons],
+        "n_iter": n_iter,
+        "best_loss": best_loss,
+        "reason": [reason.value for reason in reasons],
+        "means": [reason.text for reason in reasons],
+    }
+    return pd.DataFrame(parts, index=names).rename_axis("gene")
 
 
 def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:

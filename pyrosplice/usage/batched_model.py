@@ -37,6 +37,7 @@ from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.priors.named import Priors, check_priors, named_priors
 from pyrosplice.priors.prior_tables import describe, prior_table
 from pyrosplice.priors.sites import complete_priors, is_flat, log_prior
+from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import Described
 from pyrosplice.usage import own_usage
 from pyrosplice.usage.configs import check_likelihood, guide_options
@@ -351,13 +352,13 @@ class BaseModel(Described, Module):
         genes = torch.arange(self.n_genes, device=self.device)
         record = Convergence.start(self.n_genes, device=self.device)
         record.record(-self(), genes)
-        record.finish(genes, "max_epochs")
+        record.finish(genes, Reason.MAX_EPOCHS)
         return record
 
     def _finish(self, record: Convergence, seconds: float, *, verbose: bool, quiet: bool) -> None:
         if self._errors:
-            failed = [gene for gene, reason in enumerate(record.reason) if reason == "not_finite"]
-            record.finish(torch.tensor(failed, dtype=torch.int64), "raised")
+            failed = [gene for gene, reason in enumerate(record.reason) if reason == Reason.NOT_FINITE]
+            record.finish(torch.tensor(failed, dtype=torch.int64), Reason.RAISED)
         self.logger, self.fitting_time = record, seconds
         if verbose:
             for epoch, loss in enumerate(record.loss_history.sum(1).tolist()):
@@ -368,11 +369,9 @@ class BaseModel(Described, Module):
     def _status(self) -> str:
         if not self.n_genes:
             return "no data; call setup_data()"
-        if "running" in self.logger.reason:
+        if Reason.RUNNING in self.logger.reason:
             return "not fitted; call fit()"
-        reasons = sorted({reason: self.logger.reason.count(reason) for reason in self.logger.reason}.items())
-        counted = ", ".join(f"{number} {reason}" for reason, number in reasons)
-        return f"fitted in {self.fitting_time:.3g} s: {counted}"
+        return f"fitted in {self.fitting_time:.3g} s: {describe_reasons(self.logger.reason)}"
 
     def _options(self) -> dict[str, Any]:
         """What the fit depends on: the Newton methods take no first-order options, and ν is always at its mode."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, check_option, is_number
 from pyrosplice.guides import FitOptions
 from pyrosplice.likelihoods.contract import Likelihood
-from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
+from pyrosplice.optimize.bfgs import Minimizer, Options, minimize
 from pyrosplice.optimize.first_order import Descent, DescentOptions
 from pyrosplice.optimize.newton import NewtonOptions
 from pyrosplice.optimize.step_rules import RULES
@@ -70,10 +70,10 @@ def _check_value(key: str, value: Any) -> None:
         raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")
 
 
-def minimiser_of(method: str, configs: Mapping[str, Any]) -> Minimiser:
+def minimizer_of(method: str, configs: Mapping[str, Any]) -> Minimizer:
     """What searches for the optimum of a mixed model: BFGS, or first-order steps for the ``*_gd`` methods."""
     own = {key: value for key, value in configs.items() if key != "update_nu_every_k"}
-    return Descent(DescentOptions(**own)) if method.endswith("gd") else minimise
+    return Descent(DescentOptions(**own)) if method.endswith("gd") else minimize
 
 
 def search_options(configs: Mapping[str, Any]) -> Options:

@@ -14,7 +14,7 @@ from pyrosplice.errors import check_option
 from pyrosplice.glmm.batches import MixedEngine, fit_without_effect
 from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.fitted_guides import PointGuide
-from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation, covariance_from_information
+from pyrosplice.glmm.glm_objective import GLMObjective, StandardCoordinates, covariance_from_information
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.glmm.objective import at_held
 from pyrosplice.guides.own_model import Program
@@ -26,8 +26,9 @@ from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.priors.named import Priors
 from pyrosplice.priors.sites import complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.batched_model import BaseModel
-from pyrosplice.usage.configs import DEFAULTS, complete_configs, kept_history, minimiser_of, search_options
+from pyrosplice.usage.configs import DEFAULTS, complete_configs, kept_history, minimizer_of, search_options
 from pyrosplice.usage.infinite import endless_coefficients
 from pyrosplice.usage.own_usage import require_followed
 from pyrosplice.usage.prior_terms import prior_information
@@ -142,7 +143,7 @@ class MultinomGLM(BaseModel):
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
-        self._engine = MixedEngine(table, Standardisation.of(design), None, self._guarded)  # ν held at zero
+        self._engine = MixedEngine(table, StandardCoordinates.of(design), None, self._guarded)  # ν held at zero
         self._set_parameters(self._start_values(table, shapes))
 
     def fit(
@@ -232,7 +233,7 @@ class MultinomGLM(BaseModel):
         information, scaling = self.observed_information()
         return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
 
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
+    def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         own = self._followed()
@@ -370,8 +371,8 @@ class MultinomGLM(BaseModel):
         """Fit all genes; with ``keep`` also the values of the sites at every epoch."""
         method, configs = self.fitting_method, self.fitting_configs
         if self.likelihood.free:
-            engine, minimiser = self._engine, minimiser_of(method, configs)
-            record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimiser)
+            engine, minimizer = self._engine, minimizer_of(method, configs)
+            record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimizer)
             self._set_parameters(steps[-1])
         else:
             record, steps = search_coefficients(self._objective(), method, configs, keep=keep)
@@ -394,5 +395,5 @@ class MultinomGLM(BaseModel):
         flat = {"beta", "bias_eta"} - set(self._free_priors())
         given = (self.counts, self.design_mtx, self.beta.detach(), self.bias_eta.detach())
         endless = endless_coefficients(*given, flat=flat, likelihood=self.likelihood)
-        record.finish(torch.nonzero(endless).squeeze(-1), "separated")
-        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), "no_counts")
+        record.finish(torch.nonzero(endless).squeeze(-1), Reason.SEPARATED)
+        record.finish(torch.nonzero(self.counts.sum((1, 2)) == 0).squeeze(-1), Reason.NO_COUNTS)

@@ -16,7 +16,7 @@ from pyrosplice.glmm.batches import MixedEngine, detached
 from pyrosplice.glmm.distributions import EigenCovariance
 from pyrosplice.glmm.effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm.fitted_guides import LaplaceGuide, PointGuide
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.mode import Mode, Parameters
 from pyrosplice.glmm.multinomial import MultinomialGLMM
 from pyrosplice.glmm.random_effect import INIT_RATIOS, spatial_solver, start_of_effect
@@ -27,8 +27,9 @@ from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.priors.named import Priors, with_variance_prior
 from pyrosplice.priors.sites import SITES, complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage import own_usage
-from pyrosplice.usage.configs import minimiser_of, search_options
+from pyrosplice.usage.configs import minimizer_of, search_options
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.infinite import endless_variance
 from pyrosplice.usage.reading.inputs import as_covariance, spot_names, warn_if_collinear
@@ -182,7 +183,7 @@ class MultinomGLMM(MultinomGLM):
         solver = spatial_solver(*given, n_spots=table.shape[1], device=table.device)
         shapes, effect = self._site_shapes(table, design), self.isoform_effect
         check_isoform_effect(effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=table)
-        engine = MixedEngine(table, Standardisation.of(design), solver, self._guarded, basis_of(effect, table))
+        engine = MixedEngine(table, StandardCoordinates.of(design), solver, self._guarded, basis_of(effect, table))
         space = solver if solver is None or solver.remainder is None else engine.dense_covariance()
         self._named_priors(shapes, covariance=space, isoform_effect=effect)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
@@ -242,7 +243,7 @@ class MultinomGLMM(MultinomGLM):
         proper = bounded_away_from_zero(detached(parameters))
         return RandomEffectPosterior(engine.mode(proper, torch.arange(self.n_genes, device=self.device)))
 
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
+    def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         if self._followed() is not None:
@@ -303,8 +304,8 @@ class MultinomGLMM(MultinomGLM):
         refined = sampling.refine(engine, values, self._log_prior())
         self.update_params_from_dict(refined.values)
         for gene in torch.nonzero(~refined.converged).squeeze(-1).tolist():
-            if self.logger.reason[gene] == "converged":
-                self.logger.reason[gene] = "not_refined"
+            if self.logger.reason[gene] == Reason.CONVERGED:
+                self.logger.reason[gene] = Reason.NOT_REFINED
         found = sampling.log_marginal(*self._present())
         self.pareto_k = found.pareto_k
         return found
@@ -384,7 +385,7 @@ class MultinomGLMM(MultinomGLM):
         search = MixedSearch(
             engine=self._engine, marginal=self.is_marginal, share_variance=self.share_variance,
             fix_sigma=self.var_fix_sigma, log_prior=self._log_prior(), options=search_options(configs),
-            minimiser=minimiser_of(method, configs),
+            minimizer=minimizer_of(method, configs),
         )  # fmt: skip
         found = search.run(self.sigma.detach(), keep=keep)
         self.gradient_norm, self.log_marginal_null = found.gradient_norm, found.log_marginal_null
@@ -395,5 +396,5 @@ class MultinomGLMM(MultinomGLM):
     def _name_trouble(self, record: Convergence) -> None:
         if self.is_marginal and "sigma" not in (*self._held(), *self._free_priors()) and len(record.loss_history) > 1:
             endless = endless_variance(self.counts, self.sigma.detach(), record.converged)
-            record.finish(torch.nonzero(endless).squeeze(-1), "all_or_nothing")
+            record.finish(torch.nonzero(endless).squeeze(-1), Reason.ALL_OR_NOTHING)
         super()._name_trouble(record)

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from pyrosplice.effects.isoform_effect import IsoformEffect
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.glmm.distributions import EigenCovariance
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
 from pyrosplice.guides.own_fit import OwnFit, endless, same_numbers
@@ -23,6 +23,7 @@ from pyrosplice.guides.own_model import Program, have_shapes, ignores, latent_va
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.priors.sites import complete_priors, is_flat
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.reading.design import Design
 
 Pairs = tuple[tuple[Program, Program], tuple[Program, Program]]
@@ -188,10 +189,10 @@ def record_of(own: OwnFit, counts: Tensor, design: Tensor, shapes: Mapping[str, 
     """How each gene's fit ended; those that a flat prior leaves without an optimum in the words of the shipped fits."""
     record = own.record()
     empty = (counts.sum((1, 2)) == 0) & ~own.guide.optimum.identified
-    record.finish(torch.nonzero(empty).squeeze(-1), "no_counts")
+    record.finish(torch.nonzero(empty).squeeze(-1), Reason.NO_COUNTS)
     away = _endless_coefficients(own, design, shapes)
     if away is not None:
-        record.finish(torch.nonzero(away & own.guide.converged & ~empty).squeeze(-1), "separated")
+        record.finish(torch.nonzero(away & own.guide.converged & ~empty).squeeze(-1), Reason.SEPARATED)
     return record
 
 
@@ -205,7 +206,7 @@ def _endless_coefficients(own: OwnFit, design: Tensor, shapes: Mapping[str, tupl
         if site is None or name in own.integrated or not (site.is_real() and same_numbers(site.value_shape, shape)):
             return None
         sites[name] = own.values[name].double().clone().requires_grad_(True)
-    scale = Standardisation.of(design).matrix  # of covariates of size one, whatever their units
+    scale = StandardCoordinates.of(design).matrix  # of covariates of size one, whatever their units
     coefficients = torch.cat([site.detach().reshape(n_genes, -1, n_logits) for site in sites.values()], 1)
     if not bool((torch.linalg.solve(scale, coefficients).abs() > FAR).any()):
         return None

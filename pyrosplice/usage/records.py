@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.optimize.convergence import Convergence
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.glmm import MultinomGLMM
 from pyrosplice.usage.infinite import ENDLESS_SIGMA
@@ -51,7 +52,7 @@ class FittedGene:
 
     values: Mapping[str, Tensor]
     converged: bool
-    reason: str
+    reason: Reason
     n_iter: int
     best_loss: float
     best_epoch: int
@@ -66,7 +67,7 @@ class FittedGene:
     def has_endless_sigma(self) -> bool:
         """Whether σ is at infinity or so near that Wald and ratio tests of coefficients are wrong."""
         sigma = self.values.get("sigma")
-        return self.reason == "all_or_nothing" or (sigma is not None and bool((sigma > ENDLESS_SIGMA).any()))
+        return self.reason == Reason.ALL_OR_NOTHING or (sigma is not None and bool((sigma > ENDLESS_SIGMA).any()))
 
     def with_values(self, **values: Tensor) -> FittedGene:
         """The same with other values of some sites."""

@@ -16,7 +16,7 @@ from pyrosplice.glmm.marginal import MarginalFit, fit_marginal
 from pyrosplice.glmm.objective import LogPrior
 from pyrosplice.glmm.random_effect import logit_of
 from pyrosplice.glmm.snapshots import Snapshots, joined
-from pyrosplice.optimize.bfgs import Minimiser, Options
+from pyrosplice.optimize.bfgs import Minimizer, Options
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.optimize.first_order import DescentOptions, descend
 from pyrosplice.optimize.newton import newton
@@ -78,15 +78,15 @@ class MixedSearch:
     fix_sigma: bool
     log_prior: LogPrior | None
     options: Options
-    minimiser: Minimiser
+    minimizer: Minimizer
 
     def run(self, sigma: Tensor, *, keep: bool) -> MixedOptimum:
         """Fit all genes, σ ``(G, 1 or Q)`` where it is held; with ``keep`` also note the way."""
         record = Convergence.start(len(sigma), device=sigma.device)
         fits, histories = [], []
         for genes in self.engine.batches():
-            snapshots = Snapshots(self.minimiser) if keep else None
-            fits.append(self._fit(genes, sigma[genes], snapshots or self.minimiser))
+            snapshots = Snapshots(self.minimizer) if keep else None
+            fits.append(self._fit(genes, sigma[genes], snapshots or self.minimizer))
             record.absorb(fits[-1].convergence, genes)
             if snapshots is not None:
                 histories.append(self._sites(snapshots.stacked(), genes))
@@ -102,16 +102,16 @@ class MixedSearch:
             history=joined(histories) if keep else {},
         )
 
-    def _fit(self, genes: Tensor, sigma: Tensor, minimiser: Minimiser) -> JointFit | MarginalFit:
+    def _fit(self, genes: Tensor, sigma: Tensor, minimizer: Minimizer) -> JointFit | MarginalFit:
         model = self.engine.model(genes)
         prior = None if self.log_prior is None else self.engine.own_prior(self.log_prior, genes)
         if not self.marginal:
             return fit_joint(
-                model, sigma=sigma, fix_sigma=self.fix_sigma, log_prior=prior, options=self.options, minimiser=minimiser
+                model, sigma=sigma, fix_sigma=self.fix_sigma, log_prior=prior, options=self.options, minimizer=minimizer
             )
         return fit_marginal(
             model, share_variance=self.share_variance, fixed_sigma=sigma if self.fix_sigma else None,
-            log_prior=prior, options=self.options, minimiser=minimiser,
+            log_prior=prior, options=self.options, minimizer=minimizer,
         )  # fmt: skip
 
     def _sites(self, found: Mapping[str, Tensor], genes: Tensor) -> dict[str, Tensor]:

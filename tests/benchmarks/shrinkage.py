@@ -81,7 +81,7 @@ def ours(y: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     glm = ExpressionGLM("~1+group").fit(y.to_numpy(float), sample_description=obs, size_factors="size")
     shrunk = glm.shrink("group[T.b]")
     held = glm.shrink("group[T.b]", dispersions="shrunken")["log2fc"]
-    out = pd.DataFrame({"ours_mle": shrunk["log2fc_mle"], "ours_fitted": shrunk["log2fc"], "ours_shrunken": held})
+    out = pd.DataFrame({"ours_mle": shrunk["effect_mle"], "ours_fitted": shrunk["effect"], "ours_shrunken": held})
     return out.assign(seconds=time.process_time() - start)
 
 

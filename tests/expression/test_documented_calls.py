@@ -139,8 +139,8 @@ def test_genes_without_counts_in_the_class(method, cells):
     nothing = ExpressionGLM("~1+treated").fit(ad.AnnData(np.zeros((cells.n_obs, 2)), cells.obs))
     assert np.isnan(nothing.test(factor="treated", method=method, **donors).pval).all()
     table = glm.summary().set_index("gene")
-    assert table.loc[f"G{EMPTY}", ["estimate", "se"]].isna().all(None)
-    assert table.drop(index=f"G{EMPTY}")[["estimate", "se"]].notna().all(None)
+    assert table.loc[f"G{EMPTY}", ["effect", "se"]].isna().all(None)
+    assert table.drop(index=f"G{EMPTY}")[["effect", "se"]].notna().all(None)
     assert np.isnan(glm.sample_counts(slice(None), seed=0)[:, EMPTY]).all()
 
 

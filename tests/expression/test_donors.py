@@ -57,7 +57,7 @@ def test_intervals_agree_with_p_values_and_few_genes_have_the_widest():
     glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
     test = glm.test(factor="group", method="cluster", donors="donor")
     table = test.summary()
-    covered = (table["log2fc_lower"] < 0) & (table["log2fc_upper"] > 0)
+    covered = (table["lower"] < 0) & (table["upper"] > 0)
     np.testing.assert_array_equal(covered, test.pval > 0.05)
     few = ExpressionGLM("~1+group").fit(y[:, :5], sample_description=obs)
     alone = few.test(factor="group", method="cluster", donors="donor")

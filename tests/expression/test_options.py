@@ -69,7 +69,7 @@ def test_a_misspelt_option_names_the_one_meant(cells):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.filterwarnings("ignore:.*fractional")
-def test_every_option_is_honoured_or_refused(call, cells):
+def test_every_option_is_honored_or_refused(call, cells):
     before = every_test(cells)[call]()
     for name, value in ASKING.items():
         try:

@@ -106,7 +106,7 @@ def test_a_zero_inflated_count():
     assert slope(glm, zeros) <= 1e-4 and glm.guide.converged.all()
     assert glm.sites["gate"].min() > 0.1 and glm.sites["gate"].max() < 0.5
     table = glm.summary()
-    assert table["code"].eq("converged").all() and table["se"].between(0.01, 0.3).all()
+    assert table["fit_ended"].eq("converged").all() and table["se"].between(0.01, 0.3).all()
     assert glm.test(factor="group").pval.shape == (3,)
 
 
@@ -295,7 +295,7 @@ def test_estimates_at_infinity_are_not_converged():
     counts[:, 1] = 0
     counts[CELLS.group == "b", 2] = 0
     glm = fitted(counts, model=flat)
-    assert glm.summary()["code"].tolist()[::2] == ["converged", "all_zero", "separated"]
+    assert glm.summary()["fit_ended"].tolist()[::2] == ["converged", "no_counts", "separated"]
     pval = glm.test(factor="group").pval
     assert pval[0] < 0.5 and np.isnan(pval[1])
 

@@ -123,8 +123,8 @@ def test_shrinkage_at_shrunken_dispersions_is_nearer_the_truth_with_few_samples(
     y, table, truth = simulated(600, 6, 0.2, False, seed=3)
     glm = ExpressionGLM("~1+group").fit(y.to_numpy(float), sample_description=table)
     fitted, shrunken = (glm.shrink("group[T.b]", dispersions=d) for d in ("fitted", "shrunken"))
-    error = [np.sqrt(np.nanmean(np.square(s["log2fc"] - truth))) for s in (fitted, shrunken)]
-    assert error[1] < error[0] < np.sqrt(np.nanmean(np.square(fitted["log2fc_mle"].clip(-20, 20) - truth)))
-    pd.testing.assert_series_equal(fitted["log2fc_mle"], shrunken["log2fc_mle"])
+    error = [np.sqrt(np.nanmean(np.square(s["effect"] - truth))) for s in (fitted, shrunken)]
+    assert error[1] < error[0] < np.sqrt(np.nanmean(np.square(fitted["effect_mle"].clip(-20, 20) - truth)))
+    pd.testing.assert_series_equal(fitted["effect_mle"], shrunken["effect_mle"])
     with pytest.raises(InvalidArgumentError, match="dispersions"):
         glm.shrink("group[T.b]", dispersions="trend")

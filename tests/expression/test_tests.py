@@ -79,13 +79,17 @@ def test_parts_of_data_on_disk(data, tmp_path):
 def test_summary_columns_and_filters(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     table = test.summary()
-    expected = ["gene", "pval", "qval", "log2fc", "mean", "zero_mean", "statistic", "log2fc_se", "log2fc_lower",
-                "log2fc_upper", "code", "grad", "coef_mle", "coef_sd", "ll"]  # fmt: skip
+    expected = ["gene", "pval", "qval", "log2fc", "mean", "zero_mean", "grad", "coef_mle", "coef_sd", "ll",
+                "effect", "se", "lower", "upper", "statistic", "pvalue", "pvalue_adj", "reason",
+                "fit_ended"]  # fmt: skip
     assert list(table.columns) == expected and len(table) == 12
-    assert table["zero_mean"].to_list() == [False] * 11 + [True] and table["code"].iloc[11] == "all_zero"
+    assert table["zero_mean"].to_list() == [False] * 11 + [True]
+    assert table["reason"].to_list() == [""] * 11 + ["no_counts"] and table["fit_ended"].iloc[11] == "no_counts"
+    for ours, documented in (("pvalue", "pval"), ("pvalue_adj", "qval"), ("effect", "log2fc")):
+        np.testing.assert_array_equal(table[ours], table[documented])
     np.testing.assert_allclose(table["mean"], data.X.mean(0))
-    half = stats.norm.isf(0.025) * table["log2fc_se"]
-    np.testing.assert_allclose(table["log2fc_upper"] - table["log2fc"], half)
+    half = stats.norm.isf(0.025) * table["se"]
+    np.testing.assert_allclose(table["upper"] - table["effect"], half)
     assert test.summary(qval_thres=0.01)["gene"].to_list() == ["G0"]
     assert test.summary(qval_thres=0.01, fc_lower_thres=0.5).empty
     assert test.summary(fc_upper_thres=1.5)["gene"].to_list() == ["G0"]
@@ -176,22 +180,22 @@ def test_continuous(data, basis, test):
     plt.close("all")
 
 
-def coloured(ax):
+def colored(ax):
     """Points lower and higher; those at the floor are drawn again as a fourth collection."""
     return sum(len(points.get_offsets()) for points in ax.collections[1:3])
 
 
-def test_figures_show_the_right_colours(data):
+def test_figures_show_the_right_colors(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     ax = test.plot_volcano(highlight_ids=["G0"])
-    assert coloured(ax) == (test.qval <= 0.05).sum() > 0
+    assert colored(ax) == (test.qval <= 0.05).sum() > 0
     assert [text.get_text() for text in ax.texts] == ["G0"]
     ax = test.plot_ma(corrected_pval=True)
-    assert coloured(ax) == (test.qval <= 0.05).sum()
+    assert colored(ax) == (test.qval <= 0.05).sum()
     ax = test.plot_ma(corrected_pval=False, alpha=0.3)
-    assert coloured(ax) == (test.pval <= 0.3).sum()
+    assert colored(ax) == (test.pval <= 0.3).sum()
     large = np.abs(test.log2_fold_change()) >= 1.0
-    assert coloured(test.plot_volcano(min_fc=2.0)) == (large & (test.qval <= 0.05)).sum()
+    assert colored(test.plot_volcano(min_fc=2.0)) == (large & (test.qval <= 0.05)).sum()
     with pytest.raises(InvalidArgumentError, match="nope"):
         test.plot_volcano(highlight_ids=["nope"])
     plt.close("all")

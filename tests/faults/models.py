@@ -79,7 +79,7 @@ def of_usage(model: SplisosmGLMM) -> list[Any]:
 
 def of_expression(model: ExpressionGLM) -> list[Any]:
     summary, table = model.summary(), model.test(factor="g").summary()
-    numbers = [summary[c].to_numpy() for c in ("gene", "coefficient", "estimate", "se", "code")]
+    numbers = [summary[c].to_numpy() for c in ("gene", "coefficient", "effect", "se", "fit_ended")]
     settings = [model.formula_loc, model.formula_scale, *model.as_numeric, model.noise_model]
     return [*numbers, table["pval"].to_numpy(), model.cond(g="b", t=0.3), settings, model._mean]
 

@@ -39,7 +39,7 @@ def of_old(name, path):
         return model, np.concatenate([*tables, model.get_training_summary()["best_loss"]])
     if name == "expression":
         model = ExpressionGLM.load(path)
-        return model, np.concatenate([model.summary()["estimate"][:3], model.cond(g="b", t=0.3)])
+        return model, np.concatenate([model.summary()["effect"][:3], model.cond(g="b", t=0.3)])
     model = GaussianMixture.load(path)
     assert model.feature_names_in_.tolist() == ["u", "v"] and model.trainer_params == {"max_epochs": 5}
     return model, torch.cat([model.model_.means, model.init_means]).numpy().ravel()

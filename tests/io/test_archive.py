@@ -24,12 +24,18 @@ from pyrosplice.io.atomic import DAY, PREFIX, write_whole
 from pyrosplice.io.codec import check_sizes
 from pyrosplice.io.folder import UNFINISHED, Folder
 from pyrosplice.io.storable import anndata_from_bytes, anndata_to_bytes
+from pyrosplice.reasons import Reason
 
 
 @dataclass(frozen=True)
 class Inner:
     values: dict[str, Tensor]
     done: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    why: list[Reason]
 
 
 @dataclass(frozen=True)
@@ -259,3 +265,11 @@ def test_an_anndata_that_reads_other_files_or_too_much_is_refused(spoil, words, 
     with pytest.raises(ModelFileError, match=rf"adata/obsm/it.*{words}"):
         anndata_from_bytes(buffer.getvalue(), rest)
     assert anndata_from_bytes(file, rest).uns["deep"] == {"none": None, "a": 1}
+
+
+def test_words_of_a_vocabulary_come_back_as_what_they_are():
+    stored = Archive.of("Kind", Ended([Reason.CONVERGED, Reason.NO_COUNTS]))
+    assert stored.content["why"] == ["converged", "no_counts"] and type(stored.content["why"][0]) is str
+    assert all(type(word) is Reason for word in stored.to(Ended).why)
+    with pytest.raises(ModelFileError, match=r"why.0: expected one of running, converged, .*found 'tired'"):
+        Archive("Kind", {"why": ["tired"]}).to(Ended)

@@ -288,7 +288,7 @@ def test_an_estimators_objective_and_predictor_too(space, name):
 
 
 def test_a_pyro_model_of_expression():
-    class Penalised(ExpressionModel):
+    class Penalized(ExpressionModel):
         def __call__(self, counts=None, *, n_genes=None):
             drawn = super().__call__(counts, n_genes=n_genes)
             pyro.factor("penalty", torch.tensor(-3.0))
@@ -296,7 +296,7 @@ def test_a_pyro_model_of_expression():
 
     ones, counts = torch.ones(30, 1, dtype=torch.float64), counts_for(Poisson)[..., 0][:, :30]
     with pytest.raises(InvalidArgumentError, match="Penalised overrides __call__"):
-        fit_mode(Penalised(ones, ones), counts)
+        fit_mode(Penalized(ones, ones), counts)
     same = type("Same", (ExpressionModel,), {})
     found, expected = (fit_mode(kind(ones, ones), counts)[0].theta for kind in (same, ExpressionModel))
     np.testing.assert_array_equal(found, expected)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pyrosplice.mixture.patients.fit_gmm import fit_gmm
+from pyrosplice.mixture.patients.selection import selection_table
 from pyrosplice.mixture.patients.triplets import TripletDataset
 
 
@@ -45,3 +46,18 @@ def test_one_candidate_or_shared_components():
     with pytest.warns(UserWarning, match="1 of 1 .*'all patients' \\(2\\)"):
         fit_gmm(dataset, k_comps=[1, 2], component_sharing="global", verbose=False)
     assert list(dataset.gmm["selection"]["at_edge_by_distribution"].values()) == [True, True]
+
+
+def test_every_patient_has_the_reason_why_its_fit_ended():
+    rng = np.random.default_rng(0)
+    cells = [rng.normal(size=(60, 2)), np.repeat(rng.normal(size=(2, 2)), 30, 0)]
+    options = {"k_comps": 3, "tol": 1e-9, "verbose": False}
+    for most, expected in ((1, "max_epochs"), (10_000, "converged")):
+        dataset = fit_gmm(TripletDataset(cells, [0, 1]), max_iter=most, **options)
+        assert dataset.gmm["distribution_reasons"].tolist() == [expected, "few_cells"]
+    shared = fit_gmm(TripletDataset(cells[:1] * 2, [0, 1]), component_sharing="global", max_iter=1, **options)
+    assert shared.gmm["distribution_reasons"].tolist() == ["max_epochs"] * 2
+    fit_gmm(dataset, k_comps=[1, 2], train_size=0.99, verbose=False)
+    assert (selection_table(dataset.gmm)["reason"] == "few_cells").all()
+    fit_gmm(dataset, k_comps=[1, 2], verbose=False)
+    assert (selection_table(dataset.gmm)["reason"] == "").all()

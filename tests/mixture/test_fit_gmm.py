@@ -147,6 +147,7 @@ def test_selection_finds_the_clouds_and_is_stored(metric, sharing, tmp_path):
         "n_components",
         "fit_params",
         "distribution_n_components",
+        "distribution_reasons",
         "selection",
         "backend",
         "model_family",

@@ -173,7 +173,7 @@ def test_start_from_parameters_and_warm_start():
         GaussianMixture(2, init_means=np.array([[0.0, 0.0], [1e6, 1e6]])).fit(x)
 
 
-def test_prior_pulls_and_regularises():
+def test_prior_pulls_and_regularizes():
     x, _ = clouds(40, 3, 2)
     prior = MixturePrior(mean=torch.zeros(3, dtype=F64), mean_strength=1e6)
     model = fitted(x, 2, prior=prior, covariance_type="full").model_
@@ -193,6 +193,7 @@ def test_partial_fit_approaches_the_full_fit():
     model = GaussianMixture(3, covariance_type="full", random_state=0)
     for block in np.array_split(x, 20):
         model.partial_fit(block)
+    assert model.reason_ == "running"
     assert model.score(x) == pytest.approx(fitted(x, covariance_type="full").score(x), abs=2e-2)
 
 

@@ -253,7 +253,7 @@ def test_many_dimensions_take_the_triangular_way():
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
-def test_missing_values_are_marginalised(kind):
+def test_missing_values_are_marginalized(kind):
     x, _ = clouds(60, 3, 2, seed=5)
     rng = np.random.default_rng(6)
     x[rng.random(x.shape) < 0.3] = np.nan

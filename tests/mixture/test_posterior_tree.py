@@ -43,7 +43,7 @@ def test_diagnostics_take_the_tree():
     row = leave_one_out(tree).loc["all"]
     assert row["verdict"] == "fine" and 5 < row["p_loo"] < 20  # 11 free parameters
     assert row["elpd"] == pytest.approx(-model.nll_ * len(x), abs=40)
-    assert predictive_check(tree)["p"].between(0.01, 0.99).all()
+    assert predictive_check(tree)["pvalue"].between(0.01, 0.99).all()
     assert set(prior_sensitivity(tree)["site"]) == {"weights", "means"}
     spread = float(tree["prior"].means.std() / tree["posterior"].means.std(("chain", "draw")).mean())
     assert spread > 3

@@ -244,6 +244,7 @@ def test_rounds_are_counted_as_scikit_learn_counts_them(most):
     x = np.array([[0.0], [1.0], [3.0], [4.0]])
     model = GaussianMixture(2, trainer_params={"max_epochs": most}).fit(x)
     assert (model.num_iter_, model.converged_) == (min(most, 2), most >= 2)
+    assert model.reason_ == ("converged" if most >= 2 else "max_epochs") and model.reason_.text
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)

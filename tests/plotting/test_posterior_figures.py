@@ -54,7 +54,7 @@ def test_effect_table_has_means_intervals_and_odds_in_words():
     table = effect_table(tree(), probability=0.8)
     assert table["gene"].tolist() == ["g1", "g1", "g2", "g2"]
     assert table["label"].tolist() == ["age: a vs c", "age: b vs c"] * 2
-    np.testing.assert_allclose(table[["low", "mean", "high"]].to_numpy()[:2], [[10, 50, 90], [20, 60, 100]])
+    np.testing.assert_allclose(table[["lower", "mean", "upper"]].to_numpy()[:2], [[10, 50, 90], [20, 60, 100]])
 
 
 def test_effect_labels_of_numbers_and_of_counts_say_what_they_are():
@@ -65,12 +65,12 @@ def test_effect_labels_of_numbers_and_of_counts_say_what_they_are():
 
 def test_forest_fills_what_does_not_cover_zero_and_names_each_gene_once():
     table = pd.DataFrame(
-        {"gene": ["g", "g", "h"], "label": ["x", "y", "x"], "mean": [1.0, 0.2, -2.0], "low": [0.5, -1.0, -3.0]}
-    ).assign(high=[1.5, 1.4, -1.0])
+        {"gene": ["g", "g", "h"], "label": ["x", "y", "x"], "mean": [1.0, 0.2, -2.0], "lower": [0.5, -1.0, -3.0]}
+    ).assign(upper=[1.5, 1.4, -1.0])
     ax = effect_forest(table, name="log odds")
     assert [label.get_text().split() for label in ax.get_yticklabels()] == [["g", "x"], ["y"], ["h", "x"]]
     intervals, points = ax.lines[0:6:2], ax.lines[1:6:2]
-    np.testing.assert_allclose([line.get_xdata() for line in intervals], table[["low", "high"]])
+    np.testing.assert_allclose([line.get_xdata() for line in intervals], table[["lower", "upper"]])
     np.testing.assert_allclose([point.get_xdata()[0] for point in points], table["mean"])
     assert [same_color(point.get_markerfacecolor(), "white") for point in points] == [False, True, False]
     assert points[0].get_color() == points[2].get_color() != points[1].get_color()
@@ -80,10 +80,10 @@ def test_forest_fills_what_does_not_cover_zero_and_names_each_gene_once():
         effect_forest(pd.concat([table] * 21))
 
 
-def grid(centre=0.0):
+def grid(center=0.0):
     """Log σ normal(−0.2, 0.1) and logit θ normal(centre, 0.5), independent, at 13 × 13 nodes."""
-    log_sigma, logit = np.meshgrid(np.linspace(-0.6, 0.2, 13), np.linspace(centre - 2.2, centre + 2.2, 13))
-    density = norm.logpdf(log_sigma, -0.2, 0.1) + norm.logpdf(logit, centre, 0.5)
+    log_sigma, logit = np.meshgrid(np.linspace(-0.6, 0.2, 13), np.linspace(center - 2.2, center + 2.2, 13))
+    density = norm.logpdf(log_sigma, -0.2, 0.1) + norm.logpdf(logit, center, 0.5)
     return pd.DataFrame(
         {"sigma": np.exp(log_sigma).ravel(), "theta": expit(logit).ravel(), "log_density": density.ravel()}
     ).sample(frac=1, random_state=0)
@@ -150,8 +150,8 @@ def test_predictive_intervals_are_in_units_of_the_interval():
             "statistic": ["zeros", "zeros", "largest", "largest"],
             "observed": [0.5, 0.2, 30.0, 12.0],
             "mean": [0.5, 0.4, 10.0, 10.0],
-            "low": [0.4, 0.3, 8.0, 8.0],
-            "high": [0.6, 0.5, 11.0, 12.0],
+            "lower": [0.4, 0.3, 8.0, 8.0],
+            "upper": [0.6, 0.5, 11.0, 12.0],
         }
     )
     ax = predictive_intervals(table)

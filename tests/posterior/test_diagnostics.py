@@ -103,9 +103,9 @@ def test_shifts_are_the_derivative_of_the_exact_posterior_mean():
 def test_predictive_check_finds_what_the_model_cannot_make():
     tree, _, _ = normal_tree()
     table = predictive_check(tree, statistics={"sd": lambda x: x.std((-2, -1))})
-    assert 0.02 < table["p"].iloc[0] < 0.98
+    assert 0.02 < table["pvalue"].iloc[0] < 0.98
     tree["observed_data"]["counts"][...] *= 3
-    assert predictive_check(tree, statistics={"sd": lambda x: x.std((-2, -1))})["p"].iloc[0] < 0.001
+    assert predictive_check(tree, statistics={"sd": lambda x: x.std((-2, -1))})["pvalue"].iloc[0] < 0.001
     with pytest.raises(NoResultsError, match="prior_predictive: the tree has only"):
         predictive_check(tree, group="prior_predictive")
 
@@ -219,7 +219,7 @@ def test_figures_of_a_posterior():
     model = mixed(*data(1))
     tree = model.posterior(num_samples=50, hyper="integrate")
     table = effect_table(tree)
-    assert len(table) == 2 and (table["low"] < table["mean"]).all()
+    assert len(table) == 2 and (table["lower"] < table["mean"]).all()
     axes = effect_forest(table)
     assert len(axes.get_yticklabels()) == 2
     assert variance_grid(grid_table(model, 0)).get_xlabel() == "σ"

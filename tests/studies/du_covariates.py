@@ -101,8 +101,8 @@ class Tissue:
         """A domain of each spot, ``(N,)``."""
         if self.regular:
             return graph_domains(self.car.adjacency, number, rng)
-        centres = self.xy[rng.choice(len(self.xy), number, replace=False)]
-        return np.linalg.norm(self.xy[:, None] - centres, axis=2).argmin(1)
+        centers = self.xy[rng.choice(len(self.xy), number, replace=False)]
+        return np.linalg.norm(self.xy[:, None] - centers, axis=2).argmin(1)
 
     def covariates(self, rng: np.random.Generator) -> pd.DataFrame:
         """One set of them, of mean square one."""

@@ -128,7 +128,7 @@ def test_pvalues_that_are_too_small_are_found_and_right_ones_hold():
     assert not found.holds and "rejects too often" in str(found)
     assert right.holds and ": holds" in str(right)
     low = found.table.iloc[0]
-    assert low["low"] > 0.05
+    assert low["lower"] > 0.05
     np.testing.assert_allclose(found.pvalues["pvalue"], right.pvalues["pvalue"] ** 1.5)  # the same genes
 
 
@@ -146,7 +146,7 @@ def test_table_counts_and_its_intervals_are_exact(model):
         assert row.rejected == (tested < row.level).sum() and row.genes == len(tested)
         assert row.genes + row.missing == 60
         expected = binomtest(row.rejected, row.genes).proportion_ci(0.9, method="exact")
-        np.testing.assert_allclose([row.low, row.high], expected, rtol=1e-9)
+        np.testing.assert_allclose([row.lower, row.upper], expected, rtol=1e-9)
 
 
 def test_every_test_and_method_gives_a_row_for_every_covariate(model, fixed):

@@ -7,7 +7,7 @@ import torch
 
 from pyrosplice import MultinomGLM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.priors import weak_priors
 
 QUIET = {"print_progress": False}
@@ -52,8 +52,8 @@ def everything(adata, model_type, design, column):
             found[method] = model.test_differential_usage(method, **ASK)["pvalue"][:, column]
     found["joint"] = model.test_differential_usage("wald", contrasts={"both": np.eye(2)}, **ASK)["pvalue"][:, 0]
     effects = model.get_effects()
-    for name in ("log_odds", "usage_points"):
-        found[name] = (effects[name] / effects[name + "_se"]).to_numpy().reshape(3, 2, 3)[:, column]
+    ratios = (effects["effect"] / effects["se"]).to_numpy().reshape(3, 2, 3, 2)[:, column]
+    found |= {"log_odds": ratios[..., 0], "usage_points": ratios[..., 1]}
     if model_type == "glmm-full":
         found["space"] = model.test_spatial_variability("score", **ASK)["pvalue"]
     return found
@@ -76,7 +76,7 @@ def test_the_basis_spans_what_the_covariates_do():
     columns = torch.randn(50, 4, generator=generator, dtype=torch.float64)
     columns[:, 1] = 1e8 + 3 * columns[:, 0] + 1e-3 * columns[:, 1]
     columns[:, 3] = columns[:, 0] - 2 * columns[:, 2] + 5  # dependent
-    basis = Standardisation.of(columns)
+    basis = StandardCoordinates.of(columns)
     gram = basis.design.T @ basis.design / 50
     expected = torch.diag(torch.tensor([1.0, 1, 1, 0, 1]).double())
     torch.testing.assert_close(gram, expected, rtol=0, atol=1e-9)

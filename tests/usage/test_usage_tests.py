@@ -177,13 +177,13 @@ def test_du_tables_are_gene_major_and_adjusted_by_covariate(tissue):
         table_of(model)
     assert model.test_differential_usage(**QUIET) is None
     table = table_of(model)
-    assert list(table.columns) == ["gene", "covariate", "statistic", "pvalue", "pvalue_adj"]
+    assert list(table.columns) == ["gene", "covariate", "statistic", "pvalue", "pvalue_adj", "reason"]
     assert list(table["gene"]) == list(np.repeat(model.gene_names, 2))
     assert list(table["covariate"]) == ["smooth", "iid"] * 6
     for _, some in table.groupby("covariate"):
         np.testing.assert_allclose(some["pvalue_adj"], stats.false_discovery_control(some["pvalue"]))
     wide = model.get_formatted_test_results("du", with_gene_summary=True)
-    assert list(wide.columns[5:]) == ["n_isos", "perplexity", "pct_bin_on", "count_avg", "count_std"]
+    assert list(wide.columns[6:]) == ["n_isos", "perplexity", "pct_bin_on", "count_avg", "count_std"]
     assert list(wide["gene"]) == list(table["gene"])
 
 
@@ -195,7 +195,7 @@ def test_sv_score_is_the_variance_component_test_gene_by_gene(tissue):
     model.setup_data(tissue)
     model.test_spatial_variability(method="score", **QUIET)  # needs no fit
     table = table_of(model, "sv")
-    assert list(table.columns) == ["gene", "statistic", "pvalue", "pvalue_adj"]
+    assert list(table.columns) == ["gene", "statistic", "pvalue", "pvalue_adj", "reason"]
     kernel = spatial_kernel(model.sp_kernel)
     for row in table.itertuples():
         expected = variance_component_test(torch.tensor(counts_of(model, row.gene))[None], kernel)
@@ -386,7 +386,7 @@ def test_a_covariate_may_be_called_as_an_option_is(name):
     np.testing.assert_array_equal(*found)
 
 
-def test_a_covariate_in_the_place_of_an_option_is_recognised(tissue):
+def test_a_covariate_in_the_place_of_an_option_is_recognized(tissue):
     model = fitted(tissue[:, :5].copy(), design_mtx="iid")
     for option in ("method", "by", "variance"):
         with pytest.raises(InvalidArgumentError, match=f"{option}: .*'iid', a covariate"):

@@ -54,7 +54,7 @@ def cox_reid(source: RowSource, fit: GlmFit) -> tuple[Array, NDArray[np.int64]]:
     theta, code = np.full_like(fit.theta, np.nan), fit.code.copy()
     for which, rows in source.conditioned.blocks(_estimable(fit)):
         start = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device)
-        found, at_boundary = _maximise_adjusted(rows, source.likelihood, start)
+        found, at_boundary = _maximize_adjusted(rows, source.likelihood, start)
         theta[which] = source.basis.outward(found.cpu().numpy())
         edge = at_boundary.cpu().numpy()
         kept = np.where(code[which] == FitCode.POISSON_BOUNDARY, int(FitCode.CONVERGED), code[which])
@@ -67,7 +67,7 @@ def _estimable(fit: GlmFit) -> NDArray[np.intp]:
     return np.flatnonzero(np.isin(fit.code, [FitCode.CONVERGED, FitCode.POISSON_BOUNDARY]))
 
 
-def _maximise_adjusted(rows: Rows, likelihood: Likelihood, start: Tensor) -> tuple[Tensor, Tensor]:
+def _maximize_adjusted(rows: Rows, likelihood: Likelihood, start: Tensor) -> tuple[Tensor, Tensor]:
     """Root of the profile derivative by secant steps, kept inside a bracket that halves when they are not trusted."""
     theta = start.clone()
     theta[:, -1] = theta[:, -1].clamp(-3.0, 6.0)
@@ -185,7 +185,7 @@ def _argmax(curves: Array, grid: Array) -> Array:
     values = spline(fine)
     best = np.clip(values.argmax(1), 1, len(fine) - 2)
     rows, step = np.arange(len(curves)), fine[1] - fine[0]
-    left, centre, right = (values[rows, best + k] for k in (-1, 0, 1))
-    bend = left - 2 * centre + right
+    left, center, right = (values[rows, best + k] for k in (-1, 0, 1))
+    bend = left - 2 * center + right
     shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, 1.0), 0.0)
     return np.clip(fine[best] + np.clip(shift, -1, 1) * step, grid[0], grid[-1])

@@ -33,6 +33,7 @@ from pyrosplice.optimize.convergence import FitCode
 Array = NDArray[np.float64]
 LOG_TAU = np.linspace(math.log(1e-3), math.log(4.0), 22)
 OPTIONS = NewtonOptions(tol=1e-8, max_iter=60)
+UNLIKELY = -1e100  # log likelihood of a τ at which it is not finite; a spline through it does not overflow
 FINE = 401  # points between which τ is found: log τ to 0.02
 
 
@@ -171,17 +172,18 @@ class _Block:
             if out.profile is not None and contrast is not None:
                 self._profile(out.profile, which, k, values[-1], information, contrast)
         fine = np.linspace(LOG_TAU[0], LOG_TAU[-1], FINE)
-        best = fine[CubicSpline(LOG_TAU, np.nan_to_num(values, nan=-1e300))(fine).argmax(0)]
+        known = np.where(np.isfinite(values), values, UNLIKELY)
+        best = fine[CubicSpline(LOG_TAU, known)(fine).argmax(0)]
         near = np.abs(LOG_TAU[:, None] - best).argmin(0)
         theta = torch.stack(modes)[near, torch.arange(len(which))]
-        value, theta, information, ok = self.laplace(theta, torch.as_tensor(best, device=start.device))
+        value, theta, information, code = self.laplace(theta, torch.as_tensor(best, device=start.device))
         found, location = self.source.basis.outward(theta.cpu().numpy()), self.source.basis.part(slice(0, p))
         out.location[which], out.donor_effect[which] = found[:, :p], found[:, p : p + j]
         out.scale[which] = found[:, p + j :]
         out.covariance[which] = location.covariance(safe_inverse(information.cpu().numpy())[:, :p, :p])
         out.tau[which] = np.exp(best)
         out.log_likelihood[which] = value.cpu().numpy() - location.log_determinant
-        found_code = np.where(ok.cpu().numpy(), int(FitCode.CONVERGED), int(FitCode.FAILED))
+        found_code = code.cpu().numpy()
         # a donor's effect, which has a prior, bounds no coefficient: what is at infinity without donors is with them
         out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
@@ -199,7 +201,7 @@ class _Block:
             profile.variance[which, k] = np.einsum("p,gpq,q->g", contrast, inverse, contrast)
 
     def laplace(self, start: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Restricted log likelihood at τ, the mode, the information of (β, u) there, and whether it was found."""
+        """Restricted log likelihood at τ, the mode, the information of (β, u) there, and how the search ended."""
         p, j, likelihood = self.p, self.j, self.source.likelihood
         penalty = _DonorPrior(torch.exp(-2 * log_tau), p, j, start.shape[1])
         solution = Newton(self.rows, likelihood, prior=penalty.derivatives, options=OPTIONS).run(start)
@@ -208,7 +210,8 @@ class _Block:
         information = d.information[:, : p + j, : p + j]
         value = d.value - j * log_tau - 0.5 * torch.linalg.slogdet(information)[1]
         ok = (solution.code == int(FitCode.CONVERGED)) | (solution.code == int(FitCode.POISSON_BOUNDARY))
-        return value, solution.theta, information, ok
+        code = torch.where(ok, int(FitCode.CONVERGED), solution.code.clamp_min(int(FitCode.FAILED)))
+        return value, solution.theta, information, code
 
 
 @dataclass(frozen=True)

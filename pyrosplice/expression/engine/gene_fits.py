@@ -29,7 +29,7 @@ from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.expression.noise_models import held_scale, mean_link
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.likelihoods.normal import Normal
-from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
 from pyrosplice.overrides import is_ours
 
 Array = NDArray[np.float64]
@@ -96,6 +96,11 @@ class GlmFit:
     def inner_covariance(self) -> Array:
         """Covariance of the location coefficients in the coordinates of ``basis`` ``(G, P, P)``."""
         return safe_inverse(self.inner_fisher)
+
+    @cached_property
+    def reason(self) -> NDArray[np.object_]:
+        """Why the fit of each gene ended ``(G,)``: words of :class:`~pyrosplice.reasons.Reason`."""
+        return reasons_of_codes(self.code)
 
     @property
     def n_location(self) -> int:
@@ -169,6 +174,7 @@ def _fit_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: Newt
         _solve_block(fit, block, likelihood, options)
     except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         if len(block.which) == 1:
+            fit.code[block.which] = int(FitCode.RAISED)
             return [error]
         return [e for half in block.halves() for e in _fit_block(fit, half, likelihood, options)]
     return []
@@ -187,7 +193,7 @@ def _solve_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: Ne
     fit.log_likelihood[which] = solution.value.cpu().numpy()
     lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
     # an overflow of the predictor, or nothing that identifies a coefficient
-    fit.code[which[lost]] = int(FitCode.FAILED)
+    fit.code[which[lost]] = int(FitCode.NOT_FINITE)
 
 
 def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:

@@ -148,8 +148,8 @@ class Newton:
     def run(self, start: Tensor) -> Solution:
         """Maximise from ``start`` ``(G, D)``; a gene whose density is not finite there fails."""
         g = start.shape[0]
-        failed = torch.full((g,), int(FitCode.FAILED), dtype=torch.long, device=start.device)
-        out = Solution(start.clone(), start.new_full((g,), -torch.inf), failed, torch.zeros_like(failed))
+        ran_out = torch.full((g,), int(FitCode.MAX_EPOCHS), dtype=torch.long, device=start.device)
+        out = Solution(start.clone(), start.new_full((g,), -torch.inf), ran_out, torch.zeros_like(ran_out))
         active, rows, point = _Active.at(start), self.rows, start
         for iteration in range(1, self.options.max_iter + 1):
             done = self._advance(active, rows, point)
@@ -240,7 +240,8 @@ class Newton:
         flat = self._length(step) * MAX_STEP > FLAT_STEP
         code[boundary | (flat[:, 1] & (not self.one_dispersion))] = int(FitCode.POISSON_BOUNDARY)
         code[flat[:, 0]] = int(FitCode.SEPARATED)
-        code[~optimal] = int(FitCode.FAILED)
+        code[~optimal] = int(FitCode.STALLED)
+        code[~optimal & ~torch.isfinite(active.value[done])] = int(FitCode.NOT_FINITE)
         final = optimal & ~flat.any(1) & (active.fraction[done] == 1)  # the last step is too short to need a look
         out.theta[which] = active.base[done] + torch.where(final[:, None], step, torch.zeros_like(step))
         out.value[which] = active.value[done] + torch.where(final, active.decrement[done] / 2, 0.0)

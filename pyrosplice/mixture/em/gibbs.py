@@ -83,8 +83,8 @@ class GibbsSampler:
         """Weights, covariances (given the previous means where the prior of means does not scale), means."""
         penalty, kind, dim = self._penalty, previous.covariance_type, previous.means.shape[-1]
         assert penalty.pull is not None and penalty.scale is not None
-        counts, centre, scatter = component_scatter(moments, previous)
-        scatter = pulled_scatter(scatter, penalty.pull, counts, centre, previous.means, kind)
+        counts, center, scatter = component_scatter(moments, previous)
+        scatter = pulled_scatter(scatter, penalty.pull, counts, center, previous.means, kind)
         concentration = 1.0 if penalty.concentration_excess is None else penalty.concentration_excess + 1
         gamma = torch._standard_gamma(counts + concentration, generator=self._generator)
         posterior_scale = scatter + penalty.scale
@@ -99,5 +99,5 @@ class GibbsSampler:
             covariances = posterior_scale / 2 / torch._standard_gamma(half, generator=self._generator)
         drawn = replace(previous, weights=gamma / gamma.sum(-1, keepdim=True), covariances=covariances)
         root = penalty.pull.roots(counts, drawn)
-        noise = torch.randn(centre.shape, dtype=centre.dtype, generator=self._generator)
-        return replace(drawn, means=penalty.pull.means(counts, centre, drawn) + (root @ noise[..., None])[..., 0])
+        noise = torch.randn(center.shape, dtype=center.dtype, generator=self._generator)
+        return replace(drawn, means=penalty.pull.means(counts, center, drawn) + (root @ noise[..., None])[..., 0])

@@ -24,6 +24,7 @@ from pyrosplice.mixture.em.sufficient_statistics import (
 )
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
 from pyrosplice.mixture.mixture_prior import CovarianceType
+from pyrosplice.reasons import Reason
 
 BLOCK_ELEMENTS = 2_400_000
 CACHE_BYTES = 128 * 2**20
@@ -79,6 +80,13 @@ class EMResult:
     n_iter: Tensor
     converged: Tensor
     singular: Tensor
+
+
+def why_ended(*, converged: bool, singular: bool) -> Reason:
+    """How EM ended for one mixture."""
+    if singular:
+        return Reason.SINGULAR
+    return Reason.CONVERGED if converged else Reason.MAX_EPOCHS
 
 
 class Expectation(Protocol):

@@ -197,8 +197,8 @@ def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) ->
     present = _present(moments.counts)
     counts, means, scatter = component_scatter(moments, previous, present)
     if penalty.pull is not None:
-        centre, means = means, penalty.pull.means(counts, means, previous)
-        scatter = pulled_scatter(scatter, penalty.pull, counts, centre, means, previous.covariance_type)
+        center, means = means, penalty.pull.means(counts, means, previous)
+        scatter = pulled_scatter(scatter, penalty.pull, counts, center, means, previous.covariance_type)
     raised = counts
     if penalty.concentration_excess is not None:
         raised = (counts + penalty.concentration_excess).clamp_min(0)
@@ -226,10 +226,10 @@ def component_scatter(
 
 
 def pulled_scatter(
-    scatter: Tensor, pull: MeanPull, counts: Tensor, centre: Tensor, means: Tensor, kind: CovarianceType
+    scatter: Tensor, pull: MeanPull, counts: Tensor, center: Tensor, means: Tensor, kind: CovarianceType
 ) -> Tensor:
-    """Sums of squares about the ``centre`` of the cells, with what a prior of the means adds at ``means``."""
-    return scatter + _pull(*pull.squares(counts, centre, means), kind)
+    """Sums of squares about the ``center`` of the cells, with what a prior of the means adds at ``means``."""
+    return scatter + _pull(*pull.squares(counts, center, means), kind)
 
 
 def _present(counts: Tensor) -> Tensor:
@@ -237,16 +237,16 @@ def _present(counts: Tensor) -> Tensor:
     return counts > 1e-10 * counts.sum(-1, keepdim=True)
 
 
-def _scatter(moments: Moments, centre: Tensor, kind: CovarianceType) -> Tensor:
-    """Sums of squares about the component means ``centre``, measured from where the moments are."""
+def _scatter(moments: Moments, center: Tensor, kind: CovarianceType) -> Tensor:
+    """Sums of squares about the component means ``center``, measured from where the moments are."""
     counts = moments.counts[..., None]
     if kind == "tied":
-        return moments.squares - centre.mT @ (counts * centre)
+        return moments.squares - center.mT @ (counts * center)
     if kind == "full":
-        return moments.squares - (counts * centre)[..., None] * centre[..., None, :]
+        return moments.squares - (counts * center)[..., None] * center[..., None, :]
     if kind == "diag":
-        return (moments.squares - counts * centre.square()).clamp_min(0)
-    return (moments.squares - moments.counts * centre.square().sum(-1)).clamp_min(0)
+        return (moments.squares - counts * center.square()).clamp_min(0)
+    return (moments.squares - moments.counts * center.square().sum(-1)).clamp_min(0)
 
 
 def _pull(spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrosplice.mixture.em.loop import CACHE_BYTES, EMOptions, EMResult, QuadraticExpectation, block_size
+from pyrosplice.mixture.em.loop import CACHE_BYTES, EMOptions, EMResult, QuadraticExpectation, block_size, why_ended
 from pyrosplice.mixture.em.m_step import Standardization
 from pyrosplice.mixture.em.one_fit import Problem, first_best
 from pyrosplice.mixture.em.row_blocks import RowBlocks
@@ -18,6 +18,7 @@ from pyrosplice.mixture.em.starts import seed_means, uniforms
 from pyrosplice.mixture.em.sufficient_statistics import coefficients, n_features
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
 from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, SitePriors
+from pyrosplice.reasons import Reason
 
 MAX_PADDING = 1.3
 
@@ -47,6 +48,12 @@ class Fit:
     converged: bool
     singular: bool
     distinct: int
+
+    @property
+    def reason(self) -> Reason:
+        """How the fit ended."""
+        few = self.distinct < self.parameters.n_components and not self.singular
+        return Reason.FEW_CELLS if few else why_ended(converged=self.converged, singular=self.singular)
 
 
 def fit_many(
@@ -108,7 +115,7 @@ def fit_many(
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centred=True)
+                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centered=True)
                     again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)

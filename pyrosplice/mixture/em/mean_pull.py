@@ -20,13 +20,13 @@ class MeanPull(Protocol):
     def select(self, sets: Tensor) -> Self:
         """Of some of the data sets."""
 
-    def means(self, counts: Tensor, centre: Tensor, parameters: MixtureParameters) -> Tensor:
-        """Conditional mean, and mode, given the covariances of ``parameters`` and cells with their ``centre``."""
+    def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
+        """Conditional mean, and mode, given the covariances of ``parameters`` and cells with their ``center``."""
 
     def roots(self, counts: Tensor, parameters: MixtureParameters) -> Tensor:
         """L with L Lᵀ the conditional covariance of the means, ``(B, J, M, D, D)``."""
 
-    def squares(self, counts: Tensor, centre: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    def squares(self, counts: Tensor, center: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """Weights ``(B, J, M, 1)`` and vectors whose squares add to those of the cells about their own centre."""
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
@@ -53,20 +53,20 @@ class ScaledPull:
         """Of some of the data sets."""
         return replace(self, mean=self.mean[sets])
 
-    def means(self, counts: Tensor, centre: Tensor, parameters: MixtureParameters) -> Tensor:
+    def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
         """Between the cells' centre and the prior's mean; the covariance has no say in it."""
         cells, kappa = counts[..., None], self.cells[:, None]
-        return (cells * centre + kappa * self.mean) / (cells + kappa)
+        return (cells * center + kappa * self.mean) / (cells + kappa)
 
     def roots(self, counts: Tensor, parameters: MixtureParameters) -> Tensor:
         """Root of the component's covariance over all cells."""
         spread = (counts + self.cells).rsqrt()
         return spread[..., None, None] * torch.linalg.cholesky(parameters.covariance_matrices())
 
-    def squares(self, counts: Tensor, centre: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    def squares(self, counts: Tensor, center: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """Of the distance to the prior's mean, the component's own mean maximized or integrated out."""
         cells, kappa = counts[..., None], self.cells[:, None]
-        return kappa * cells / (cells + kappa), centre - self.mean
+        return kappa * cells / (cells + kappa), center - self.mean
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
         """Of each component's mean, up to a constant: ``(B, J, M)``."""
@@ -99,12 +99,12 @@ class FixedPull:
         """Of some of the data sets."""
         return replace(self, mean=self.mean[sets], precision=self.precision[sets])
 
-    def means(self, counts: Tensor, centre: Tensor, parameters: MixtureParameters) -> Tensor:
+    def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
         """Weighted by the two precisions; written without the inverse of a covariance, which may be small."""
         cells = counts[..., None]
-        eye = torch.eye(centre.shape[-1], dtype=centre.dtype, device=centre.device)
+        eye = torch.eye(center.shape[-1], dtype=center.dtype, device=center.device)
         matrix = cells[..., None] * eye + parameters.covariance_matrices() @ self.precision
-        step, _ = torch.linalg.solve_ex(matrix, (cells * (centre - self.mean))[..., None])
+        step, _ = torch.linalg.solve_ex(matrix, (cells * (center - self.mean))[..., None])
         return self.mean + step[..., 0]
 
     def roots(self, counts: Tensor, parameters: MixtureParameters) -> Tensor:
@@ -114,9 +114,9 @@ class FixedPull:
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         return torch.linalg.solve_triangular(factor.mT, eye, upper=True)
 
-    def squares(self, counts: Tensor, centre: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    def squares(self, counts: Tensor, center: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """Of the distance from the cells' centre to the component's own mean."""
-        return counts[..., None], centre - means
+        return counts[..., None], center - means
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
         """Of each component's mean, up to a constant: ``(B, J, M)``."""

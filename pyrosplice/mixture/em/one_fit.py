@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.component_order import in_order_of
-from pyrosplice.mixture.em.centered import CentredExpectation
+from pyrosplice.mixture.em.centered import CenteredExpectation
 from pyrosplice.mixture.em.loop import EMOptions, EMResult, Expectation, QuadraticExpectation, run_em
 from pyrosplice.mixture.em.m_step import Penalty, Standardization
 from pyrosplice.mixture.em.missing import MissingExpectation, impute_means, observed_mean_and_variance
@@ -63,12 +63,12 @@ class Problem:
         regularization: float = 1e-6,
         missing: bool = False,
         features: bool = False,
-        centred: bool = False,
+        centered: bool = False,
     ) -> Problem:
         """Standardise ``rows``.
 
         ``prior`` is one of ``n_components``, which matters where it has numbers for each or is the weak one;
-        ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centred`` for the slower
+        ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centered`` for the slower
         E-step that no tiny variance takes its digits.
         """
         diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
@@ -79,7 +79,7 @@ class Problem:
             covariance = complete.mean_and_covariance()[1]
         else:
             mean, covariance = rows.mean_and_covariance()
-            scaled = diagonal if centred else covariance_type
+            scaled = diagonal if centered else covariance_type
             to_standard = Standardization.from_covariance(mean, covariance, scaled, regularization)
             complete = rows
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
@@ -89,7 +89,7 @@ class Problem:
             raise InvalidArgumentError("X: values so large that their variances overflow; rescale them.")
         triangular = covariance_type == "full" and rows.dim > FEATURES_UP_TO and not features
         whole = TriangularExpectation if triangular else QuadraticExpectation
-        starter = (CentredExpectation if centred else whole)(complete, to_standard, covariance_type, covariance)
+        starter = (CenteredExpectation if centered else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
         known = _priors_of(prior, n_components, covariance_type, mean, covariance)
         penalty, named = Penalty.of(known, regularization, to_standard), None if known[0].exchangeable else known[0]
@@ -182,8 +182,8 @@ def start_one(
     n_components = draws.shape[1]
     active = torch.ones(1, 1, n_components, dtype=torch.bool, device=shift.device)
     if means is not None:
-        centred = (means.to(shift) - shift)[None, None]
-        start, moments = from_means(problem.starter, centred, active, problem.penalty)
+        centered = (means.to(shift) - shift)[None, None]
+        start, moments = from_means(problem.starter, centered, active, problem.penalty)
         lost = (moments.counts[0, 0] == 0).nonzero()[:, 0].tolist()
         if lost:
             raise InvalidArgumentError(f"init_means: means {lost} are the nearest mean of no cell; give others.")

@@ -147,7 +147,8 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
 
     ``uns[gmm_key]["selection"]`` has ``scores`` (lists by name, one entry a candidate), the same for each patient in
     ``scores_by_distribution``, and ``best_k_by_distribution``; these are keyed by the patients' names, in which "/",
-    which no h5ad file takes, stands as "%2F".
+    which no h5ad file takes, stands as "%2F". ``uns[gmm_key]["distribution_reasons"]`` has how each patient's fit
+    ended, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs" after ``max_iter`` iterations, "few_cells".
 
     Returns
     -------
@@ -203,8 +204,9 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
         store(dataset, fitted, schema, gmm_key or f"gmm_{representation}")
     dataset.attach(*fitted.padded(), schema, identical_supports=shared)
     if verbose:
-        for patient, mixture in zip(patients, fitted.mixtures, strict=False):
-            logger.info("%s: %d components, %d cells", patient.name, mixture.n_components, len(patient.cells))
+        for patient, mixture, reason in zip(patients, fitted.mixtures, fitted.reasons, strict=False):
+            told = patient.name, mixture.n_components, len(patient.cells), reason
+            logger.info("%s: %d components, %d cells, %s", *told)
     return dataset
 
 
@@ -258,6 +260,7 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
         mixtures=tuple(f.parameters for f in fits),
         weights=tuple(f.parameters.weights for f in fits),
         n_fitted=tuple(len(x) for x in sets),
+        reasons=tuple(f.reason for f in fits),
         shared=False,
         curves=curves,
         chosen=tuple(chosen),

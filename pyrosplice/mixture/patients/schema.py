@@ -18,6 +18,7 @@ from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.selection import Curves
 from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset
 from pyrosplice.priors.prior_tables import describe
+from pyrosplice.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FittedMixtures:
         Of each patient.
     n_fitted, n_train
         Cells that the kept mixtures, and the candidates, were fitted to.
+    reasons
+        How the fits of the kept mixtures ended.
     shared
         Whether components are shared.
     curves
@@ -46,6 +49,7 @@ class FittedMixtures:
     mixtures: tuple[MixtureParameters, ...]
     weights: tuple[Tensor, ...]
     n_fitted: tuple[int, ...]
+    reasons: tuple[Reason, ...]
     shared: bool
     curves: Curves | None
     chosen: tuple[int, ...]
@@ -100,13 +104,15 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
     """Everything that is known of the fit, as plain values and arrays that an h5ad file can hold."""
     means, covariances, weights = (t.numpy() for t in fitted.model())
     every = fitted.distribution_weights().numpy()
-    counts = list(fitted.chosen) * (len(fitted.patients) if fitted.shared else 1)
+    copies = len(fitted.patients) if fitted.shared else 1
+    counts, reasons = list(fitted.chosen) * copies, [reason.value for reason in fitted.reasons] * copies
     return {
         "component_sharing": "global" if fitted.shared else "sample_specific",
         "use_rep": representation,
         "covariance_type": options.covariance_type,
         "n_components": means.shape[1],
         "distribution_n_components": np.array(counts),
+        "distribution_reasons": np.array(reasons, dtype=object),
         "fit_params": {
             "max_iter": options.max_iter,
             "tol": options.tol,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.em.many import Fit, log_joint_of_cells
+from pyrosplice.reasons import Reason
 
 Floats = NDArray[np.float64]
 MOST_NAMED = 6
@@ -64,7 +65,8 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``patient``, ``n_components``, ``aic``, ``bic``, ``train_nll``, ``heldout_nll``, ``heldout_se``, ``chosen``.
+    Columns ``patient``, ``n_components``, ``aic``, ``bic``, ``train_nll``, ``heldout_nll``, ``heldout_se``, ``chosen``,
+    ``reason``: "" or why there is no error of the held-out likelihood, a word of :class:`~pyrosplice.reasons.Reason`.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
         table[name] = np.asarray(values).ravel()
     chosen = np.repeat(np.asarray(gmm["distribution_n_components"])[: len(names)], len(candidates))
     table["chosen"] = table["n_components"].to_numpy() == chosen
-    return table
+    return table.assign(reason=np.where(np.isfinite(table["heldout_se"]), "", Reason.FEW_CELLS.value))
 
 
 def warn_of_edges(curves: Curves, chosen: Sequence[int], names: Sequence[str], *, stacklevel: int) -> None:

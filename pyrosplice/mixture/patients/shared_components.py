@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
+from pyrosplice.mixture.em.loop import why_ended
 from pyrosplice.mixture.em.many import Fit, best_components, log_joint_of_cells
 from pyrosplice.mixture.em.shared import SharedFit, fit_shared
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
@@ -88,6 +89,7 @@ def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions)
         mixtures=(fit.parameters,),
         weights=tuple(fit.group_weights),
         n_fitted=(len(used),),
+        reasons=(why_ended(converged=fit.converged, singular=fit.singular),),
         shared=True,
         curves=curves,
         chosen=(chosen,),

@@ -54,7 +54,7 @@ class CalibrationCheck:
 
         ``test``, ``covariate``, ``rate``, ``effect``, ``level`` (.05, .01, .001), ``genes`` (with a reliable p-value),
         ``unreliable`` (with one that the test itself does not call so) and ``share_unreliable`` (of these below the
-        level), ``missing`` (without), ``rejected``, ``share``, ``low`` and ``high`` (Clopper and Pearson's interval),
+        level), ``missing`` (without), ``rejected``, ``share``, ``lower``, ``upper`` (Clopper and Pearson's interval),
         and ``verdict``: for sizes "holds" where the interval has the level, else "rejects too often" or "rejects too
         rarely"; "" for powers, and where no gene has a p-value.
         """
@@ -135,7 +135,7 @@ class CalibrationCheck:
             row |= {"unreliable": len(doubtful), "share_unreliable": _part_below(doubtful, level)}
             row |= {"rejected": rejected, "share": _part_below(tested, level)}
             verdict = VERDICTS[int(low > level) - int(high < level)] if sized else ""
-            rows.append({**row, "low": low, "high": high, "verdict": verdict})
+            rows.append({**row, "lower": low, "upper": high, "verdict": verdict})
         return rows
 
     def _sentence(self, some: pd.DataFrame) -> str:
@@ -196,4 +196,4 @@ def _level(level: float) -> str:
 
 
 def _span(row: Mapping[str, Any]) -> str:
-    return f"{_percent(row['low'])[:-2]} to {_percent(row['high'])}"
+    return f"{_percent(row['lower'])[:-2]} to {_percent(row['upper'])}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosplice.errors import NoResultsError
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.fdr import adjust_pvalues
-from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice.usage.analysis.options import UsageTestOptions, law_name
 from pyrosplice.usage.gene_tests import covariate_tests
 from pyrosplice.usage.gene_tests.covariate_law import Law
@@ -42,7 +42,7 @@ from pyrosplice.usage.records import FittedGene, ModelSpec
 
 
 def test_differential_usage(
-    self: Analysed,
+    self: Analyzed,
     method: Literal["score", "wald", "lrt"] = "score",
     print_progress: bool = True,
     return_results: bool = False,
@@ -105,7 +105,7 @@ def test_differential_usage(
         mean over the restricted posterior of (σ, θ) and of the slope of the spatial spectrum, V, V^1.5, V² or V³,
         as usage in domains with sharp edges has a steeper one than V
         (:mod:`pyrosplice.hypothesis.coefficients.restricted_posterior`); p-values are of an F law whose degrees of
-        freedom are the residuals', ``posterior_df`` and four a mode of the covariate together (harmonically: a
+        freedom are the residuals', ``posterior_df`` and three a mode of the covariate together (harmonically: a
         covariate of few modes meets few patterns of a field that may have edges). Where σ or θ have a prior it is
         that, else a half-normal of standard deviation 1.5 for each part. The steeper ones are of the spots'
         positions (:func:`~pyrosplice.spatial.graph.wide_graph`), as a graph in pieces knows of no waves over the
@@ -131,7 +131,7 @@ def test_differential_usage(
         field (tests/studies/du_covariates.py has the sizes behind these limits). A gene need not have counts
         wherever a covariate varies: what its spots identify is tested, with its own ``df``. ``reason``, G lists of
         T: "" or why there is no p-value, among
-        :data:`~pyrosplice.usage.gene_tests.missing_results.TEST_REASONS`.
+        :class:`~pyrosplice.reasons.Reason`.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
     }
 
 
-def covariate_modes(self: Analysed) -> pd.DataFrame:
+def covariate_modes(self: Analyzed) -> pd.DataFrame:
     """How much a tissue can say of each covariate: a look before the tests.
 
     A covariate that varies like one wave over the tissue meets a field that does so too, once: whatever the number

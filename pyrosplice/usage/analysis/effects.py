@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.errors import NoResultsError, check_option, check_share
 from pyrosplice.hypothesis.coefficients.identified import TOUCHED
 from pyrosplice.hypothesis.coefficients.wald import Effects
+from pyrosplice.hypothesis.test_table import TestTable
 from pyrosplice.usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice.usage.analysis.fits import Analysed
+from pyrosplice.usage.analysis.fits import Analyzed
 from pyrosplice.usage.analysis.options import check_of_isoforms, law_name
-from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
+from pyrosplice.usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import Law
+from pyrosplice.usage.gene_tests.missing_results import reasons_of
 from pyrosplice.usage.gene_tests.terms import Contrast, CovarianceLaw
 from pyrosplice.usage.reading.design import Design
 from pyrosplice.usage.records import FittedGene, ModelSpec
 
+Floats = NDArray[np.float64]
 POINTS = 100.0  # percentage points of usage
 
 
 def get_effects(
-    self: Analysed,
+    self: Analyzed,
     *,
     level: float = 0.95,
     variance: Literal["robust", "model"] = "robust",
@@ -54,19 +58,20 @@ def get_effects(
     Returns
     -------
     pandas.DataFrame
-        One row a gene, covariate and isoform (name in ``var``):
+        One row a gene, covariate, isoform (name in ``var``) and ``scale``:
 
-        ``log_odds``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
+        ``"log_odds"``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
         for a level of a factor, against the mean of the levels.
 
-        ``usage_points``: percentage points of usage, averaged over the spots; the derivative for a continuous
+        ``"usage_points"``: percentage points of usage, averaged over the spots; the derivative for a continuous
         covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
         With two levels that is half their difference. Levels that a formula coded are against the one it left out.
 
-        Each with ``_se``, ``_lower`` and ``_upper``, from the covariance of β and intercept with (σ, θ) estimated
-        too; these are NaN where a coefficient is at infinity, or no degrees of freedom are left. An effect that
-        the gene's spots do not identify (a level in which it has no molecules, and so the mean of the levels) is
-        NaN altogether; the others of such a gene are averages over the spots where its usage is identified.
+        Columns ``effect``, ``se``, ``lower`` and ``upper``, from the covariance of β and intercept with (σ, θ)
+        estimated too; the last three are NaN where a coefficient is at infinity, or no degrees of freedom are left.
+        An effect that the gene's spots do not identify (a level in which it has no molecules, and so the mean of
+        the levels) is NaN altogether; the others of such a gene are averages over the spots where its usage is
+        identified. ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
 
     Raises
     ------
@@ -88,15 +93,23 @@ def get_effects(
     if design is None or not analysis.fit.with_design:
         raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
     genes, spec = effect_fits(analysis, held_to, show=False)
-    tables: dict[int, pd.DataFrame] = {}
+    tables: dict[int, TestTable] = {}
     for batch in batches_under(analysis, held_to):
-        effects = gene_effects(analysis.counts(batch), spec, [genes[g] for g in batch], design, held_to)
-        found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
+        some = [genes[g] for g in batch]
+        effects = gene_effects(analysis.counts(batch), spec, some, design, held_to)
+        each = [(e.estimate, e.standard_error, *e.interval(level)) for e in effects.values()]
+        found = [torch.stack(values, -1).numpy() for values in zip(*each, strict=True)]  # (B, P, K, scales)
         for row, gene in enumerate(batch):
-            isoforms = prepared.isoform_names(gene)
-            own = {name: [value[row] for value in values] for name, values in found.items()}
-            tables[gene] = effects_table(prepared.gene_names[gene], design.names, isoforms, own)
-    return pd.concat([tables[gene] for gene in range(analysis.n_genes)], ignore_index=True)
+            labels = {
+                "gene": [prepared.gene_names[gene]],
+                "covariate": design.names,
+                "isoform": prepared.isoform_names(gene),
+                "scale": [*effects],
+            }
+            own = [value[row].ravel() for value in found]
+            why = _reasons(own, prepared.counts[gene], some[row], from_residuals=held_to.robust)
+            tables[gene] = _gene_table(labels, own, why)
+    return pd.concat([tables[gene].to_frame() for gene in range(analysis.n_genes)], ignore_index=True)
 
 
 def gene_effects(
@@ -113,7 +126,7 @@ def gene_effects(
     def both(some: slice, spots: Tensor, covariance: Tensor) -> tuple[Effects, Effects]:
         beta = found.beta[some]
         usage = average_usage_effects(eta[some][:, spots], beta, covariance, covariates[spots], changes)
-        return centred_log_odds(beta, covariance), usage
+        return centered_log_odds(beta, covariance), usage
 
     everywhere, covariance = torch.ones(len(given), dtype=torch.bool), found.of_coded(found.covariance)
     odds, usage = both(slice(None), everywhere, covariance)
@@ -134,13 +147,16 @@ def gene_effects(
     }
 
 
-def effects_table(
-    gene: str, covariates: Sequence[str], isoforms: Sequence[str], effects: dict[str, list[Tensor]]
-) -> pd.DataFrame:
-    """Effects of one gene as rows, isoforms within covariates: estimate, error, lower and upper end ``(P, K)`` each."""
-    index = [(gene, covariate, isoform) for covariate in covariates for isoform in isoforms]
-    table = pd.DataFrame(index, columns=["gene", "covariate", "isoform"])
-    for name, values in effects.items():
-        for suffix, value in zip(("", "_se", "_lower", "_upper"), values, strict=True):
-            table[name + suffix] = value.flatten().numpy()
-    return table
+def _reasons(effect: Sequence[Floats], counts: Tensor, fit: FittedGene, *, from_residuals: bool) -> NDArray[Any]:
+    """Why effects, errors and ends of intervals ``(R,)`` of one gene are missing; "" where they are not."""
+    known = np.where(np.isfinite(effect).all(0), 1.0, np.nan)[None]
+    rank = np.isfinite(effect[0]).astype(np.float64)[None]
+    return reasons_of(known, [counts], rank=rank, fits=[[fit]], from_residuals=from_residuals)[0]
+
+
+def _gene_table(labels: dict[str, Any], effect: Sequence[Floats], why: NDArray[Any]) -> TestTable:
+    """Effects of one gene as rows, the last of the labels fastest."""
+    crossed = pd.MultiIndex.from_product(labels.values())
+    names = {name: crossed.get_level_values(i).to_numpy() for i, name in enumerate(labels)}
+    estimate, se, lower, upper = effect
+    return TestTable(labels=names, effect=estimate, se=se, lower=lower, upper=upper, why=why)

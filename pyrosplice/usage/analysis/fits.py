@@ -19,6 +19,7 @@ from pyrosplice.errors import (
 )
 from pyrosplice.guides.own_model import name_of
 from pyrosplice.hypothesis.coefficients.working_model import Spectra
+from pyrosplice.reasons import Reason
 from pyrosplice.spatial.car import IdentityCovariance
 from pyrosplice.usage.analysis.options import AnalysisOptions
 from pyrosplice.usage.analysis.prepare import Prepared
@@ -27,7 +28,8 @@ from pyrosplice.usage.records import FitPlan, FittedGene, ModelSpec, UsageFit, c
 
 Results = dict[str, dict[str, Any]]  # of the last test, by its kind
 TEST_BATCH = 32  # genes at a time in fits that only tests need
-SETTLED = ("converged", "separated", "no_counts", "all_or_nothing")  # fits that another search would not better
+# fits that another search would not better
+SETTLED = (Reason.CONVERGED, Reason.SEPARATED, Reason.NO_COUNTS, Reason.ALL_OR_NOTHING)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class UsageAnalysis:
         return fitted
 
 
-class Analysed(Protocol):
+class Analyzed(Protocol):
     """A :class:`~pyrosplice.SplisosmGLMM`, as its methods that stand in a file of their own see it."""
 
     @property
@@ -190,7 +192,7 @@ class Analysed(Protocol):
         """What there is to read; raises before ``setup_data``."""
 
 
-class Holder(Analysed, Protocol):
+class Holder(Analyzed, Protocol):
     """The same, whose data and fits are changed."""
 
     def __init__(self, **options: Any) -> None: ...
@@ -251,7 +253,7 @@ def fit(
     self.hold(prepared, UsageFit(genes, null, with_design_mtx, n_jobs))
 
 
-def get_fitted_models(self: Analysed) -> list[Any]:
+def get_fitted_models(self: Analyzed) -> list[Any]:
     """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here.
 
     Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
@@ -260,7 +262,7 @@ def get_fitted_models(self: Analysed) -> list[Any]:
     return [analysis.rebuilt(gene) for gene in range(len(analysis.fit.genes))]
 
 
-def get_gene_model(self: Analysed, gene_name: str) -> Any:
+def get_gene_model(self: Analyzed, gene_name: str) -> Any:
     """Model of one gene, with all that such a model has. For draws of many genes see :meth:`posterior`.
 
     Raises KeyError for a name that is not in ``gene_names``.

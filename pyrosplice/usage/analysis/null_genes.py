@@ -17,6 +17,7 @@ from pyrosplice.glmm.random_effect import LARGEST_LOGIT
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.linalg.select import sparse_precision
 from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.reasons import Reason
 from pyrosplice.spatial.domains import Domains, graph_domains
 from pyrosplice.usage.records import FittedGene
 
@@ -50,7 +51,7 @@ class Space:
         if self.solver is None:
             raise AssertionError("a model without space has no spatial variance")
         noise = torch.randn(1, self.solver.n_latent, len(scale), generator=generator, dtype=torch.float64)
-        return scale * self.solver.colour(noise)[0]
+        return scale * self.solver.color(noise)[0]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Truth:
         return {
             position: gene.reason
             for position, gene in enumerate(self.genes)
-            if gene.reason == "no_counts"
+            if gene.reason == Reason.NO_COUNTS
             or not all(bool(torch.isfinite(value).all()) for value in gene.values.values())
         }
 

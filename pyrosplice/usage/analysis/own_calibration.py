@@ -22,7 +22,7 @@ from pyrosplice.tables.containers import as_dense
 from pyrosplice.tables.names import by_name
 from pyrosplice.usage.analysis.calibration_check import CalibrationCheck
 from pyrosplice.usage.analysis.calibration_request import Request, domains_of, methods_of
-from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice.usage.analysis.null_genes import Space, Truth, graph_of, observed_isoforms
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.gene_tests.terms import same_nuisance, terms_of
@@ -166,7 +166,7 @@ def check_calibration(
     )
 
 
-class Testable(Analysed, Protocol):
+class Testable(Analyzed, Protocol):
     """An analysis whose tests are checked: by its own methods, on one like it of other genes."""
 
     def _like(self, counts: Sequence[Tensor]) -> Testable:

@@ -16,11 +16,11 @@ from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.tree import check_groups, numbers_per_draw
-from pyrosplice.usage.analysis.fits import Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import Analyzed, UsageAnalysis
 
 
 def posterior(
-    self: Analysed,
+    self: Analyzed,
     genes: str | Sequence[str] | None = None,
     *,
     num_samples: int = 1000,

@@ -132,7 +132,7 @@ class SplisosmGLMM(Described):
     >>> model.fit(batch_size=20, print_progress=False)
     >>> model.test_spatial_variability(method="score", print_progress=False)
     >>> list(model.get_formatted_test_results("sv").columns)
-    ['gene', 'statistic', 'pvalue', 'pvalue_adj']
+    ['gene', 'statistic', 'pvalue', 'pvalue_adj', 'reason']
     """
 
     def __init__(  # noqa: PLR0913 (a documented interface)

@@ -16,7 +16,7 @@ from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import NEW, check_keys, check_sizes
 from pyrosplice.io.older import usage_1
 from pyrosplice.usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
-from pyrosplice.usage.analysis.fits import Analysed, Holder
+from pyrosplice.usage.analysis.fits import Analyzed, Holder
 from pyrosplice.usage.analysis.options import OPTIONS
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.reading.design import Design
@@ -53,7 +53,7 @@ class SavedUsage:
     du: dict[str, Any]
 
 
-def save(self: Analysed, path: str | os.PathLike[str]) -> None:
+def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
     """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
 
     The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a

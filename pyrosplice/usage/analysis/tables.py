@@ -9,15 +9,16 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrosplice.errors import NoResultsError, check_option
-from pyrosplice.usage.analysis.fits import Analysed
+from pyrosplice.hypothesis.test_table import TestTable
+from pyrosplice.usage.analysis.fits import Analyzed
 from pyrosplice.usage.reading.summary import feature_summary
 
-TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter", "reason")
+TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter")
 TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
 
 
 def extract_feature_summary(
-    self: Analysed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
+    self: Analyzed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
 ) -> pd.DataFrame:
     """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
 
@@ -41,21 +42,22 @@ def extract_feature_summary(
     return prepared.summaries[level]
 
 
-def get_training_summary(self: Analysed) -> pd.DataFrame:
+def get_training_summary(self: Analyzed) -> pd.DataFrame:
     """How each gene's fit went, indexed by gene name.
 
     ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
     ``reason``.
     """
     analysis = self.analysis
+    kind = analysis.model_type
     rows = [
-        {"model_type": analysis.model_type, **{name: getattr(gene, name) for name in TRAINING}}
+        {"model_type": kind, **{name: getattr(gene, name) for name in TRAINING}, "reason": gene.reason.value}
         for gene in analysis.fit.genes
     ]
     return pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
 
 
-def get_fitted_ratios_anndata(self: Analysed, layer_name: str = "fitted_ratios") -> AnnData:
+def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
     """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
 
     Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
@@ -73,7 +75,7 @@ def get_fitted_ratios_anndata(self: Analysed, layer_name: str = "fitted_ratios")
     return adata
 
 
-class Summarized(Analysed, Protocol):
+class Summarized(Analyzed, Protocol):
     """An analysis with the summary that tables of results are merged with."""
 
     def extract_feature_summary(self, level: Literal["gene", "isoform"], print_progress: bool) -> pd.DataFrame:
@@ -88,8 +90,9 @@ def get_formatted_test_results(
     Parameters
     ----------
     test_type
-        ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``. ``"du"``: one row a gene and
-        covariate (covariates within genes), with ``covariate``.
+        ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` and ``reason``: "" or why there
+        is no p-value, a word of :class:`~pyrosplice.reasons.Reason`. ``"du"``: one row a gene and covariate
+        (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too.
     with_gene_summary
         Add the columns of ``extract_feature_summary("gene")``.
 
@@ -102,29 +105,19 @@ def get_formatted_test_results(
     results = self.analysis.results.get(test_type)
     if not results:
         raise NoResultsError(f"test_type={test_type!r}: there are no results yet; call {TESTS[test_type]}() first.")
-    table = sv_table(results) if test_type == "sv" else du_table(results)
+    table = test_table(results).to_frame()
     if not with_gene_summary:
         return table
     summary = self.extract_feature_summary("gene", print_progress=False)
     return table.merge(summary, left_on="gene", right_index=True, how="left")
 
 
-def sv_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Spatial variability: ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj``; ``reason`` if some are missing."""
-    table = pd.DataFrame({name: results[name] for name in ("gene", "statistic", "pvalue", "pvalue_adj")})
-    return _with_reasons(table, results)
-
-
-def du_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Differential usage: ``gene``, ``covariate`` (within genes) and the same, ``posterior_df`` and ``reliable``."""
-    genes, covariates = results["gene"], results["covariate"]
-    index = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
-    names = ["statistic", "pvalue", "pvalue_adj", *(n for n in ("posterior_df", "reliable") if n in results)]
-    values = {name: np.asarray(results[name]).reshape(-1) for name in names}
-    return _with_reasons(pd.DataFrame(index | values), results)
-
-
-def _with_reasons(table: pd.DataFrame, results: dict[str, Any]) -> pd.DataFrame:
-    """With a column ``reason`` if p-values are missing: why, or "" (files of earlier versions do not know)."""
-    reasons = np.asarray(results.get("reason", []), dtype=object).reshape(-1)
-    return table.assign(reason=reasons) if len(reasons) == len(table) and (reasons != "").any() else table
+def test_table(results: dict[str, Any]) -> TestTable:
+    """What a test of usage found: a row a gene, or a gene and covariate (covariates within genes)."""
+    genes, covariates = results["gene"], results.get("covariate")
+    labels = {"gene": genes}
+    if covariates is not None:
+        labels = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
+    found = {name: np.ravel(results[name]) for name in ("statistic", "pvalue", "pvalue_adj")}
+    more: dict[str, Any] = {n: np.ravel(results[n]) for n in ("posterior_df", "reliable") if n in results}
+    return TestTable(labels=labels, **found, why=np.ravel(np.asarray(results["reason"], dtype=object)), more=more)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.hypothesis.fdr import adjust_pvalues
 from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.usage.analysis.fits import TEST_BATCH, Analysed, UsageAnalysis
+from pyrosplice.usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice.usage.analysis.options import VariabilityOptions, check_of_isoforms
 from pyrosplice.usage.gene_tests import linearized as gene_tests
 from pyrosplice.usage.gene_tests import variability_ratio
@@ -26,7 +26,7 @@ MORE = ("random_seed", "early_stop", "n_jobs", "n_draws", "null_law")  # options
 
 
 def test_spatial_variability(
-    self: Analysed,
+    self: Analyzed,
     method: Literal["llr", "score"] = "llr",
     use_perm_null: bool = False,
     return_results: bool = False,
@@ -83,7 +83,7 @@ def test_spatial_variability(
     dict or None
         ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``method``, ``df``,
         ``use_perm_null``, and ``reason``: "" or why there is no p-value, among
-        :data:`~pyrosplice.usage.gene_tests.missing_results.TEST_REASONS`; where asked for, ``statistic_se`` and
+        :class:`~pyrosplice.reasons.Reason`; where asked for, ``statistic_se`` and
         ``pareto_k``, ``(G,)`` (above 0.7 not reliable).
 
     Raises

@@ -12,7 +12,7 @@ from pyrosplice.hypothesis.coefficients.identified import independent_columns
 from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof, trace_sf
 from pyrosplice.hypothesis.coefficients.score import (
     CovariateTest,
-    Linearised,
+    Linearized,
     identified_ranks,
     joined,
     orthonormal_terms,
@@ -20,6 +20,7 @@ from pyrosplice.hypothesis.coefficients.score import (
 )
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates, surrogate_test
 from pyrosplice.hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import (
     MODEL,
@@ -29,7 +30,7 @@ from pyrosplice.usage.gene_tests.covariate_law import (
     schur_target,
     tested_covariates,
 )
-from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
+from pyrosplice.usage.gene_tests.linearized import informed_spots, linearized
 from pyrosplice.usage.gene_tests.terms import Contrast, Term
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.glmm import MultinomGLMM
@@ -134,7 +135,7 @@ def _adjusted_ratio(
         base = found if law.spectra is None else estimates(counts, spec.with_design(own), larger, own, MODEL)
         quotient = (found.wald(rows)[0] / base.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-        away = lost[:, t] | torch.tensor([fit.reason == "separated" for fit in larger])
+        away = lost[:, t] | torch.tensor([fit.reason == Reason.SEPARATED for fit in larger])
         adjusted[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
     return adjusted, score.residual_dof, posterior_df, slope_ratio
 
@@ -167,7 +168,7 @@ def _score_test(
 ) -> tuple[CovariateTest, Tensor, Tensor]:
     """Score tests of terms with the same nuisance, posterior degrees of freedom and ratios for an unequal field."""
     if law.spectra is None or not isinstance(model, MultinomGLMM):
-        test = _test_at(linearised(model), design, terms, law.robust)
+        test = _test_at(linearized(model), design, terms, law.robust)
         unknown = torch.full_like(test.statistic, torch.nan)
         return test, unknown, unknown
     groups = [[term] for term in terms] if law.unequal else [terms]
@@ -185,7 +186,7 @@ def _score_test(
 
 
 def _among_surrogates(
-    test: CovariateTest, fit: Linearised, design: Design, terms: Sequence[Term], surrogates: Surrogates
+    test: CovariateTest, fit: Linearized, design: Design, terms: Sequence[Term], surrogates: Surrogates
 ) -> CovariateTest:
     """The tests with p-values that are ranks; NaN where a gene's spots do not tell all columns of a term apart."""
     columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
@@ -214,7 +215,7 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
 
 
-def _test_at(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
+def _test_at(fit: Linearized, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
     return score_test(
         fit,
         torch.from_numpy(design.values),

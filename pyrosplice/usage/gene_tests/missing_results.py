@@ -9,22 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.optimize.convergence import REASONS
+from pyrosplice.reasons import Reason
 from pyrosplice.usage.records import FittedGene
 
-TEST_REASONS: dict[str, str] = {
-    "no_counts": "the gene has no counts",
-    "one_isoform": "one isoform of the gene is seen, so that its usage does not vary",
-    "not_identified": "over the spots where the gene has counts, what is tested does not vary beside the rest",
-    "separated": REASONS["separated"],
-    "all_or_nothing": REASONS["all_or_nothing"],
-    "endless_sigma": "σ is above 5, nearly every spot has one isoform only: the score test is right, or give σ a prior",
-    "few_modes": "the covariate is like one or two waves over the tissue, which holds no replicate of them",
-    "between_sections": "the covariate is constant in every section, and sections are too few to replicate it",
-    "few_spots": "the spots leave no degrees of freedom for the variance of the residuals",
-    "not_finite": REASONS["not_finite"],
-    "raised": REASONS["raised"],
-}
+WITHOUT_TESTS = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.ALL_OR_NOTHING, Reason.NOT_FINITE, Reason.RAISED)
+"""Of fits that no test rests on."""
 
 
 def reasons_of(
@@ -35,7 +24,7 @@ def reasons_of(
     fits: Sequence[Sequence[FittedGene]] | None = None,
     from_residuals: bool = True,
 ) -> NDArray[Any]:
-    """Names among :data:`TEST_REASONS` where ``pvalue``, ``(G,)`` or ``(G, T)``, is missing, "" elsewhere.
+    """Words of :class:`~pyrosplice.reasons.Reason` where ``pvalue``, ``(G,)`` or ``(G, T)``, is missing, "" elsewhere.
 
     Parameters
     ----------
@@ -52,16 +41,16 @@ def reasons_of(
     for gene in np.unique(np.nonzero(np.isnan(pvalue))[0]):
         seen = int((counts[gene].sum(0) > 0).sum())
         missing = np.isnan(pvalue[gene])
-        reason = "few_spots" if from_residuals else "not_finite"
+        reason = Reason.FEW_SPOTS if from_residuals else Reason.NOT_FINITE
         if fits is not None:
-            reason = "endless_sigma" if any(fit.has_endless_sigma for fit in fits[gene]) else reason
-            reason = next((fit.reason for fit in fits[gene] if fit.reason in TEST_REASONS), reason)
-        found = np.full(missing.shape, reason, dtype=object)
+            reason = Reason.ENDLESS_SIGMA if any(fit.has_endless_sigma for fit in fits[gene]) else reason
+            reason = next((fit.reason for fit in fits[gene] if fit.reason in WITHOUT_TESTS), reason)
+        found = np.full(missing.shape, reason.value, dtype=object)
         if rank is not None:
-            found = np.where(rank[gene] == 0, "not_identified", found)
+            found = np.where(rank[gene] == 0, Reason.NOT_IDENTIFIED.value, found)
         if seen < min(2, counts[gene].shape[1]):
-            found = np.full(missing.shape, "one_isoform" if seen else "no_counts", dtype=object)
+            found = np.full(missing.shape, (Reason.ONE_ISOFORM if seen else Reason.NO_COUNTS).value, dtype=object)
         elif seen < counts[gene].shape[1]:
-            found = np.where(found == "not_identified", found, "separated")
+            found = np.where(found == Reason.NOT_IDENTIFIED, found, Reason.SEPARATED.value)
         reasons[gene, ...] = np.where(missing, found, "")
     return reasons

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice.errors import UnreliableWarning
+from pyrosplice.reasons import Reason
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.gene_tests.covariate_law import law_df
@@ -74,13 +75,14 @@ def refused(
     statistic, pvalue, reason = tests.statistic.copy(), tests.pvalue.copy(), tests.reason.copy()
     df = law_df(torch.from_numpy(tests.posterior_df), modes).numpy()
     for t, columns in enumerate(tested):
-        undecided = np.isin(reason[:, t], ["", "few_spots"])
+        undecided = np.isin(reason[:, t], ["", Reason.FEW_SPOTS.value])
         few = undecided & (tests.posterior_df[:, t] < FEWEST) & of_posterior
         # too few degrees of freedom for many isoforms may be those of the posterior and the modes
-        few |= (reason[:, t] == "few_spots") & (df[:, t] < 2 * FEWEST) & of_posterior
-        for rows, why in ((few, "few_modes"), (undecided & between_sections(prepared, columns), "between_sections")):
+        few |= (reason[:, t] == Reason.FEW_SPOTS.value) & (df[:, t] < 2 * FEWEST) & of_posterior
+        closed = undecided & between_sections(prepared, columns)
+        for rows, why in ((few, Reason.FEW_MODES), (closed, Reason.BETWEEN_SECTIONS)):
             statistic[rows, t] = pvalue[rows, t] = np.nan
-            reason[rows, t] = why
+            reason[rows, t] = why.value
     return replace(tests, statistic=statistic, pvalue=pvalue, reason=reason)
 
 
@@ -105,7 +107,7 @@ def warn_of_few_modes(tests: GeneTests, names: Sequence[str], modes: NDArray[np.
     """Say once which covariates have p-values that may not hold, or none at all."""
     n_genes = len(tests.pvalue)
     doubtful = (np.isfinite(tests.pvalue) & _few(tests, modes)).sum(0)
-    without = np.isin(tests.reason, ["few_modes", "between_sections"]).sum(0)
+    without = np.isin(tests.reason, [Reason.FEW_MODES.value, Reason.BETWEEN_SECTIONS.value]).sum(0)
     parts = [
         f"{name}: {', '.join(words)}"
         for name, words in zip(names, map(_counted, doubtful.tolist(), without.tolist()), strict=True)
