@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -49,17 +49,12 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
     ``reason``.
     """
     analysis = self.analysis
+    kind = analysis.model_type
     rows = [
-        {
-            "model_type": analysis.model_type,
-            **{name: getattr(gene, name) for name in TRAINING},
-            "reason": gene.reason.value,
-        }
+        {"model_type": kind, **{name: getattr(gene, name) for name in TRAINING}, "reason": gene.reason.value}
         for gene in analysis.fit.genes
     ]
-    table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
-    table.insert(0, "model_type", analysis.model_type)
-    return table
+    return pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
@@ -80,8 +75,15 @@ def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios")
     return adata
 
 
+class Summarized(Analyzed, Protocol):
+    """An analysis with the summary that tables of results are merged with."""
+
+    def extract_feature_summary(self, level: Literal["gene", "isoform"], print_progress: bool) -> pd.DataFrame:
+        """One row a gene."""
+
+
 def get_formatted_test_results(
-    self: Analyzed, test_type: Literal["sv", "du"], with_gene_summary: bool = False
+    self: Summarized, test_type: Literal["sv", "du"], with_gene_summary: bool = False
 ) -> pd.DataFrame:
     """Results of the last test as a table.
 
@@ -106,7 +108,7 @@ def get_formatted_test_results(
     table = test_table(results).to_frame()
     if not with_gene_summary:
         return table
-    summary = extract_feature_summary(self, "gene", print_progress=False)
+    summary = self.extract_feature_summary("gene", print_progress=False)
     return table.merge(summary, left_on="gene", right_index=True, how="left")
 
 
