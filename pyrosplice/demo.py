@@ -108,7 +108,7 @@ def simulated_tissue(*, n_spots: int, n_genes: int, seed: int) -> AnnData:
     return adata
 
 
-def analyse(adata: AnnData, options: Options) -> Analysis:
+def analyze(adata: AnnData, options: Options) -> Analysis:
     """Fit, test, and estimate effects."""
     model = _fitted(adata, options, with_design_mtx=False)
     spatial = differential = effects = None
@@ -196,9 +196,9 @@ def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:
     Effects are centred over the isoforms of the gene, which frees them from the choice of the reference isoform.
     """
     keys = ["gene", "covariate"]
-    centred = effects.assign(effect=effects["effect"] - effects.groupby(keys)["effect"].transform("mean"))
-    largest = centred["effect"].abs().groupby([centred[key] for key in keys], sort=False).idxmax()
-    return centred.loc[largest].reset_index(drop=True)
+    centered = effects.assign(effect=effects["effect"] - effects.groupby(keys)["effect"].transform("mean"))
+    largest = centered["effect"].abs().groupby([centered[key] for key in keys], sort=False).idxmax()
+    return centered.loc[largest].reset_index(drop=True)
 
 
 def discoveries(differential: pd.DataFrame) -> pd.Series:
@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = replace(options, covariates=SIMULATED_COVARIATES)
     else:
         adata = anndata.read_h5ad(options.data)
-    analysis = analyse(adata, options)
+    analysis = analyze(adata, options)
     written = write_tables(analysis, options.output) + draw_figures(analysis, options)
     log.info("%s", report(analysis))
     log.info("%d files in %s after %.0f s:", len(written), options.output, time.perf_counter() - start)

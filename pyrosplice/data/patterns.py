@@ -98,8 +98,8 @@ def _stripes(place: Array, n_genes: int, rng: np.random.Generator) -> Array:
 def _distance(place: Array, n_genes: int, rng: np.random.Generator) -> Array:
     """To the spot that is nearest to a point in the middle of the tissue."""
     middle = rng.uniform(*MIDDLE, (n_genes, 2)) * place.max(0)
-    centre = np.square(place - middle[:, None]).sum(-1).argmin(1)
-    return np.sqrt(np.square(place - place[centre, None]).sum(-1))
+    center = np.square(place - middle[:, None]).sum(-1).argmin(1)
+    return np.sqrt(np.square(place - place[center, None]).sum(-1))
 
 
 def _hot_spot(place: Array, n_genes: int, rng: np.random.Generator) -> Array:

@@ -13,7 +13,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.expression.formula_design import DesignMatrix
 
 Array = NDArray[np.float64]
-CANCELLED = 1e-10
+CANCELED = 1e-10
 
 
 class Condition(np.ndarray):
@@ -73,13 +73,13 @@ def condition_row(design: DesignMatrix, given: Mapping[str, Any]) -> Condition:
     return _assuming(row, assumed)
 
 
-def check_cancelled(contrast: Any, rows: Array, design: DesignMatrix) -> None:
+def check_canceled(contrast: Any, rows: Array, design: DesignMatrix) -> None:
     """Raise where a contrast depends on a variable that nobody gave and that could not be zero."""
     parts = contrast if isinstance(contrast, (list, tuple)) else [contrast]
     assumed = sorted(frozenset().union(*(getattr(part, "assumed", ()) for part in parts)))
     for name in assumed:
         columns = [i for i, used in enumerate(design.variables) if name in used]
-        if (np.abs(rows[:, columns]) > CANCELLED * np.abs(rows).max()).any():
+        if (np.abs(rows[:, columns]) > CANCELED * np.abs(rows).max()).any():
             raise InvalidArgumentError(
                 f"contrast: it depends on {name!r}, which has no value at zero in the formula and was not given; name "
                 f"it in every cond: cond({name}={design.reference.get(name, 1.0):.4g}, …) is its median."

@@ -90,8 +90,8 @@ def _with_basis(continuous: str, formula_loc: str | None, spline_basis: str, df:
     word = re.compile(rf"`{re.escape(continuous)}`|(?<![\w.`]){re.escape(continuous)}(?![\w.`])")
     if not word.search(formula):
         raise InvalidArgumentError(f"continuous: {continuous!r} does not occur in formula_loc {formula!r}.")
-    centre = "" if spline_basis == "bs" else ", constraints='center'"
-    basis = f"{spline_basis}({name}, df={df}{centre})"
+    center = "" if spline_basis == "bs" else ", constraints='center'"
+    basis = f"{spline_basis}({name}, df={df}{center})"
     return word.sub(lambda _: basis, formula), lambda term: word.sub(lambda _: basis, term)
 
 

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 STEPS = 60
 FARTHEST = 40.0  # of c t: a tilt of e⁴⁰ is beyond any count
 POISSON = 1e-9  # dispersion below which it changes no digit
-CENTRE = 1e-3  # |r| below which the correction is its limit
+CENTER = 1e-3  # |r| below which the correction is its limit
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _root(score: Array, c: Array, mean: Array, alpha: Array, cells: Array) -> Ar
     spread = mean * (1 + alpha * mean)
     skewness = (c**3 * spread * (1 + 2 * alpha * mean)) @ cells / ((c**2 * spread) @ cells) ** 1.5
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.abs(r) < CENTRE, r + skewness / 6, r + np.log(u / r) / r)
+        return np.where(np.abs(r) < CENTER, r + skewness / 6, r + np.log(u / r) / r)
 
 
 def _tilted(t: Array, c: Array, mean: Array, alpha: Array) -> Array:

@@ -49,7 +49,7 @@ class Donors:
     def _source(self, *, with_columns: bool) -> RowSource:
         design = donor_design(self.design) if with_columns else self.design
         old = self.estimator.source
-        return RowSource(old.counts, design, old.noise, device=old.device, block_size=old.block_size)
+        return RowSource(old.counts, design, old.likelihood, device=old.device, block_size=old.block_size)
 
     def cluster(self, contrast: Array) -> ClusterTest:
         """The sandwich covariance, and the p-value and degrees of freedom of a contrast ``(F,)``."""

@@ -21,14 +21,16 @@ from pyrosplice.errors import (
     check_option,
     check_switches,
 )
-from pyrosplice.expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, known_options
+from pyrosplice.expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, is_default, known_options
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice.expression.engine.joint_newton import NewtonOptions
 from pyrosplice.expression.engine.row_source import Design, RowSource
 from pyrosplice.expression.formula_design import DesignMatrix
-from pyrosplice.likelihoods.noise import Noise
+from pyrosplice.expression.noise_models import held_scale
+from pyrosplice.likelihoods.cell_counts import CellCounts
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.reasons import describe_reasons
 from pyrosplice.representation import Described
@@ -73,7 +75,7 @@ class InputData:
     offset: Array
     weights: Array | None
     cells: Cells
-    noise: Noise
+    likelihood: Likelihood
 
     @property
     def sample_description(self) -> pd.DataFrame | None:
@@ -126,7 +128,7 @@ class Estimator(Described):
         self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), bool(quick_scale)
         input_data.counts.block_cells, genes = block_sizes(batch_size)
         self.source = RowSource(
-            input_data.counts, input_data.design(), input_data.noise, device=as_device(device), block_size=genes
+            input_data.counts, input_data.design(), input_data.likelihood, device=as_device(device), block_size=genes
         )
         self.init_a, self.init_b = init_a, init_b
         self.lls: list[float] = []
@@ -136,7 +138,7 @@ class Estimator(Described):
         inputs = self.input_data
         return {
             "data": f"{len(inputs.location.matrix)} cells, {self._n_genes} genes",
-            "noise": type(inputs.noise).__name__,
+            "noise": repr(inputs.likelihood),
             "location": ", ".join(inputs.location.names),
             "scale": ", ".join(inputs.scale.names),
             "fit": "not trained; call train_sequence or train" if self._fit is None else describe_reasons(self.reason),
@@ -154,6 +156,8 @@ class Estimator(Described):
         p, r = self.source.design.x.shape[1], self.source.design.z.shape[1]
         how = {"init_a": self.init_a, "init_b": self.init_b}
         inputs = self.input_data
+        if held_scale(inputs.likelihood) is not None and not is_default(self.init_b, "AUTO"):
+            raise InvalidArgumentError(f"init_b: {inputs.likelihood!r} holds its scale; leave one of the two out.")
         free = inputs.constraints_loc.free_names, inputs.constraints_scale.free_names
         genes = inputs.counts.gene_names
         given = {k: _given_start(k, v, names, genes) for (k, v), names in zip(how.items(), free, strict=True)}
@@ -319,8 +323,7 @@ class FittedModel:
 
     def location_j(self, genes: Any) -> Array:
         """Fitted means of some genes ``(N, g)``."""
-        eta = self.eta_loc_j(genes)
-        return np.exp(eta) if self.input_data.noise.log_link else eta
+        return self._counts_j(genes).mean.T.numpy()
 
     def scale_j(self, genes: Any) -> Array:
         """``exp`` of the scale predictor: r = 1 / dispersion, or the standard deviation ``(N, g)``."""
@@ -328,10 +331,22 @@ class FittedModel:
 
     def ll_j(self, genes: Any) -> Array:
         """Log density of each count of some genes ``(N, g)``."""
+        y = torch.from_numpy(self.input_data.counts.genes(self._places(genes)).copy())
+        return self._counts_j(genes).log_prob(y).T.numpy()
+
+    def sample_j(self, genes: Any, *, seed: int) -> Array:
+        """Counts of some genes drawn from the fit ``(N, g)``; NaN without one."""
+        counts = self._counts_j(genes)
+        fitted = torch.isfinite(counts.eta) & torch.isfinite(counts.zeta)
+        known = CellCounts(counts.likelihood, *(torch.where(fitted, v, 0.0) for v in (counts.eta, counts.zeta)))
+        drawn = known.sample(generator=torch.Generator().manual_seed(seed))
+        return torch.where(fitted, drawn, torch.nan).T.numpy()
+
+    def _counts_j(self, genes: Any) -> CellCounts:
+        """The distribution of the counts of some genes ``(g, N)`` at the fit."""
         which = self._places(genes)
-        y = self.input_data.counts.genes(which).T
-        eta, zeta = (torch.as_tensor(m) for m in (self.eta_loc_j(which), self.eta_scale_j(which)))
-        return self.input_data.noise.distribution(eta, zeta).log_prob(torch.as_tensor(y.copy())).numpy()
+        eta, zeta = (torch.from_numpy(m.T) for m in (self.eta_loc_j(which), self.eta_scale_j(which)))
+        return CellCounts(self.input_data.likelihood, eta, zeta)
 
     eta_loc = property(lambda self: self.eta_loc_j(slice(None)))
     eta_scale = property(lambda self: self.eta_scale_j(slice(None)))

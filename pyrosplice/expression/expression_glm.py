@@ -23,28 +23,32 @@ from pyrosplice.expression.estimator import Estimator, gene_means
 from pyrosplice.expression.fit_rows import coefficient_rows
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
+from pyrosplice.expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice.expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice.expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice.expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice.expression.results import LOG_2, ExpressionTest
-from pyrosplice.expression.stored_fit import SavedExpression, saved_design, saved_design_of
-from pyrosplice.expression.tests import (
-    FIT_OPTIONS,
-    contrast_rows,
-    contrast_test,
+from pyrosplice.expression.stored_fit import (
+    SavedExpression,
+    noise_again,
+    saved_design,
+    saved_design_of,
+    saved_noise,
 )
+from pyrosplice.expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
 from pyrosplice.guides.own_model import Program, check_model, takes
 from pyrosplice.hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.io.archive import Archive, check_arguments, damage_named
 from pyrosplice.io.codec import check_keys
 from pyrosplice.io.older import expression_2
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.convergence import FitCode
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.priors.named import Priors
 from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import Described
-from pyrosplice.tables.names import places_of, text_names
+from pyrosplice.tables.names import text_names
 
 Array = NDArray[np.float64]
 OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
@@ -59,13 +63,15 @@ class ExpressionGLM(FollowedExpression, Described):
     ----------
     formula_loc, formula_scale, as_numeric, constraints_loc, constraints_scale, noise_model
         As for :func:`pyrosplice.api.fit.model`.
+    likelihood
+        Another name of ``noise_model``, the one that it has in the estimators of usage.
     model
         A Pyro model of your own in the place of :class:`~pyrosplice.expression.expression_model.ExpressionModel`: a
         class with its constructor, or a function of ``counts`` ``(G, N)`` and those of ``location``, ``scale``,
-        ``noise``, ``offset``, ``zeta_offset`` that it names. It is fitted by :class:`~pyrosplice.guides.AutoNewtonMAP`;
-        ``sites`` has all of its estimates. A site ``location`` ``(G, 1, P)`` of the free coefficients has ``summary``,
-        ``cond`` and Wald tests, from the observed information; what the engine works out for the shipped model is
-        refused.
+        ``likelihood``, ``offset``, ``zeta_offset`` that it names. It is fitted by
+        :class:`~pyrosplice.guides.AutoNewtonMAP`; ``sites`` has all of its estimates. A site ``location`` ``(G, 1, P)``
+        of the free coefficients has ``summary``, ``cond`` and Wald tests, from the observed information; what the
+        engine works out for the shipped model is refused.
 
     Attributes
     ----------
@@ -85,21 +91,22 @@ class ExpressionGLM(FollowedExpression, Described):
 
     def __init__(
         self, formula_loc: str | None = None, formula_scale: str = "~1", *, as_numeric: Sequence[str] | str = (),
-        constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
-        model: Program | None = None,
+        constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str | Likelihood = "nb",
+        likelihood: str | Likelihood | None = None, model: Program | None = None,
     ) -> None:  # fmt: skip
         check_model(model)
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
         self.as_numeric = text_names(as_numeric, "as_numeric")
-        self.constraints_loc, self.constraints_scale, self.noise_model = constraints_loc, constraints_scale, noise_model
+        self.constraints_loc, self.constraints_scale = constraints_loc, constraints_scale
+        self.noise_model = one_choice(noise_model, likelihood)
         self.estimator: Estimator | None = None
         self._fit: GlmFit | None = None
         self._quasi: QuasiFit | None = None
         self._noise_checked = False
 
     def _rows(self) -> dict[str, str]:
-        rows = {"noise": self.noise_model, "location": str(self.formula_loc), "scale": self.formula_scale}
+        rows = {"noise": str(self.noise_model), "location": str(self.formula_loc), "scale": self.formula_scale}
         own = self._saved_own if self._own is None else self._own
         if own is not None:
             rows |= {"model": own.name, "engine": own.engine}
@@ -276,8 +283,10 @@ class ExpressionGLM(FollowedExpression, Described):
     def adjusted_dispersion(self) -> Array:
         """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
         estimator = self._data()
-        if estimator.source.design.z.shape[1] != 1 or self.noise_model != "nb":
-            raise InvalidArgumentError("formula_scale: the adjusted dispersion needs negative-binomial noise and '~1'.")
+        if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
+            raise InvalidArgumentError(
+                "formula_scale: the adjusted dispersion needs negative-binomial noise, estimated, and '~1'."
+            )
         theta, code = cox_reid(estimator.source, self.results)
         return np.where(code == FitCode.POISSON_BOUNDARY, 0.0, np.exp(-theta[:, -1]))
 
@@ -288,15 +297,7 @@ class ExpressionGLM(FollowedExpression, Described):
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
         """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
-        model, rng = self._data().model, np.random.default_rng(seed)
-        genes = places_of(genes, self.gene_names, "genes")
-        mean, scale = model.location_j(genes), model.scale_j(genes)
-        if self.noise_model == "norm":
-            return rng.normal(mean, scale)
-        fitted = np.isfinite(mean)
-        mean, scale = np.where(fitted, mean, 0.0), np.where(np.isfinite(scale), scale, 1.0)
-        drawn = rng.poisson(mean if self.noise_model == "poisson" else rng.gamma(scale, mean / scale)).astype(float)
-        return np.where(fitted, drawn, np.nan)
+        return self._data().model.sample_j(genes, seed=seed)
 
     def posterior(
         self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
@@ -306,8 +307,9 @@ class ExpressionGLM(FollowedExpression, Described):
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``
-        where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
+        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; the
+        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``,
+        ``scale_coefficient``.
 
         Parameters
         ----------
@@ -361,18 +363,20 @@ class ExpressionGLM(FollowedExpression, Described):
         make designs of new cells, and says so.
         """
         fit = self.results
-        settings = {name: getattr(self, name) for name in SETTINGS}
-        check_arguments(type(self), {*settings, *(["model"] if takes(type(self), "model") else [])})
+        settings = {name: getattr(self, name) for name in SETTINGS} | {"noise_model": saved_noise(self.noise_model)}
+        check_arguments(type(self), {*settings, *(name for name in ("model", "likelihood") if takes(type(self), name))})
         design, settings = saved_design(self._location, settings)
         genes = list(self.gene_names)
         saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean, self._saved_sites())
         Archive.of(type(self).__name__, saved, part="about").save(path)
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Program | None = None) -> ExpressionGLM:
+    def load(
+        cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None
+    ) -> ExpressionGLM:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
 
-        ``model`` is that of your own, if it was saved with one.
+        ``model`` and ``likelihood`` are those of your own, if it was saved with them.
 
         Nothing in the file is evaluated but a formula of names, numbers, operators and known functions.
 
@@ -381,13 +385,15 @@ class ExpressionGLM(FollowedExpression, Described):
         NoModelFileError
             No such file.
         ModelFileError
-            For a file that is not one, from a newer version, or with a formula that holds code; for another ``model``.
+            For a file that is not one, from a newer version, or with a formula that holds code; for another ``model``
+            or ``likelihood``.
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
         with damage_named(repr(os.fspath(path))):
             saved = archive.to(SavedExpression)
             check_keys(saved.settings, SETTINGS, "settings")
-            settings = saved.settings if model is None else {**saved.settings, "model": model}
+            noise = noise_again(saved.settings["noise_model"], likelihood, repr(os.fspath(path)))
+            settings = saved.settings | {"noise_model": noise} | ({} if model is None else {"model": model})
             glm, design = cls(**settings), saved_design_of(saved)
             glm._take_saved(saved.own, repr(os.fspath(path)))
         glm._fit, glm._constraints, glm._location = saved.fit, saved.constraints, design

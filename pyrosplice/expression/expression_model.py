@@ -4,10 +4,10 @@ r"""The expression GLM as a Pyro model: one regression a gene, location and scal
 
     a_g &\sim p(a), \quad b_g \sim p(b) \\
     \eta_{gi} &= x_i' a_g + o_{gi}, \quad \zeta_{gi} = z_i' b_g + c_i \\
-    y_{gi} &\sim \operatorname{Noise}(\eta_{gi}, \zeta_{gi})
+    y_{gi} &\sim \operatorname{Likelihood}(\eta_{gi}, \zeta_{gi})
 
-With negative-binomial noise the mean is :math:`e^\eta` and the dispersion :math:`e^{-\zeta}`
-(:mod:`pyrosplice.likelihoods.noise`).
+For the negative binomial the mean is :math:`e^\eta` and the dispersion :math:`e^{-\zeta}`
+(:mod:`pyrosplice.likelihoods`).
 
 ====================  =========  ========================================================================
 what to override      required   for
@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods.noise import NegativeBinomial, Noise
+from pyrosplice.likelihoods.cell_counts import CellCounts
+from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.likelihoods.counts import NegativeBinomial
 
 
 class ExpressionModel:
@@ -37,8 +39,8 @@ class ExpressionModel:
     ----------
     location, scale : Tensor (N, P), (N, R)
         Designs.
-    noise : Noise
-        Density of a count given its predictors; negative binomial by default.
+    likelihood : Likelihood
+        Of one count given its predictors; negative binomial by default.
     location_prior, scale_prior : Distribution, optional
         Prior of each coefficient, batch shape () or (P,), (R,). Flat where None: the mode is then the maximum of
         the likelihood.
@@ -54,13 +56,13 @@ class ExpressionModel:
     """
 
     def __init__(
-        self, location: Tensor, scale: Tensor, *, noise: Noise | None = None,
+        self, location: Tensor, scale: Tensor, *, likelihood: Likelihood | None = None,
         location_prior: dist.TorchDistribution | None = None, scale_prior: dist.TorchDistribution | None = None,
         offset: Tensor | None = None, zeta_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
         if len(location) != len(scale):
             raise InvalidArgumentError(f"scale: expected {len(location)} rows as in location, found {len(scale)}.")
-        self.location, self.scale, self.noise = location, scale, noise or NegativeBinomial()
+        self.location, self.scale, self.likelihood = location, scale, likelihood or NegativeBinomial()
         self.location_prior = _coefficient_prior(location_prior, location)
         self.scale_prior = _coefficient_prior(scale_prior, scale)
         self.offset = location.new_zeros(len(location)) if offset is None else offset
@@ -79,7 +81,7 @@ class ExpressionModel:
             eta = a.squeeze(-2) @ self.location.T + self.offset
             zeta = b.squeeze(-2) @ self.scale.T + self.zeta_offset
             with cells:
-                return pyro.sample("counts", self.noise.distribution(eta, zeta), obs=counts)
+                return pyro.sample("counts", CellCounts(self.likelihood, eta, zeta), obs=counts)
 
     @property
     def n_coefficients(self) -> tuple[int, int]:

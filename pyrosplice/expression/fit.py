@@ -20,8 +20,9 @@ from pyrosplice.expression.constraints import Constraints, resolve_constraints
 from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.estimator import Estimator, InputData
 from pyrosplice.expression.formula_design import DesignMatrix, check_full_rank, from_formula, from_matrix
+from pyrosplice.expression.noise_models import likelihood_of
 from pyrosplice.expression.size_factors import resolve_size_factors
-from pyrosplice.likelihoods.noise import NOISE
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.tables.cells import Cells
 from pyrosplice.tables.formulas import complete_rows
 from pyrosplice.tables.names import by_name
@@ -42,7 +43,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     dmat_scale: Any = None,
     constraints_loc: Any = None,
     constraints_scale: Any = None,
-    noise_model: str = "nb",
+    noise_model: str | Likelihood = "nb",
     size_factors: Array | pd.Series | str | None = None,
     batch_size: int | tuple[int, int] | None = None,
     training_strategy: str | Sequence[Mapping[str, Any]] | Callable[[Estimator], Any] = "AUTO",
@@ -86,7 +87,10 @@ def model(  # noqa: PLR0913 (a documented interface)
         A matrix C (design columns × free coefficients), a dict ``{"batch": "condition"}`` (levels of batch sum to zero
         within each condition; ``"1"``: over all), or strings ``["batch1 + batch2 = 0"]``.
     noise_model
-        ``"nb"``, ``"poisson"`` or ``"norm"`` (identity link; scale is the log standard deviation).
+        ``"nb"``, ``"poisson"`` or ``"norm"`` (identity link; scale is the log standard deviation), or a likelihood of
+        one count a cell, shipped or your own (:class:`pyrosplice.likelihoods.Likelihood`): its free hyper-parameter is
+        :math:`e^{\pm\zeta}` with :math:`\zeta = X_b b`, and one that it holds, as
+        ``NegativeBinomial(dispersion=0.3)``, is held.
     size_factors
         Positive, one a cell, or the column that holds them; their logarithm is added to the location predictor.
     batch_size
@@ -158,20 +162,19 @@ def model(  # noqa: PLR0913 (a documented interface)
 def prepare(  # noqa: PLR0913 (what fit.model takes)
     data: Any, *, formula_loc: str | None, formula_scale: str | None = "~1", as_numeric: Sequence[str] | str = (),
     gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None, dmat_loc: Any = None,
-    dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str = "nb",
-    size_factors: Any = None, size_factors_logged: bool = True, offsets: Array | None = None,
-    weights: Array | None = None, layer: str | None = None, missing: str | NDArray[np.bool_] = "raise",
+    dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None,
+    noise_model: str | Likelihood = "nb", size_factors: Any = None, size_factors_logged: bool = True,
+    offsets: Array | None = None, weights: Array | None = None, layer: str | None = None,
+    missing: str | NDArray[np.bool_] = "raise",
 ) -> InputData:  # fmt: skip
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
-    check_option("noise_model", noise_model, NOISE)
     check_switches(size_factors_logged=size_factors_logged)
-    noise = NOISE[noise_model]()
-    if not noise.has_scale:
+    likelihood = likelihood_of(noise_model)
+    if not likelihood.free:
         given = {"formula_scale": formula_scale, "dmat_scale": dmat_scale, "constraints_scale": constraints_scale}
-        asked = {name: value for name, value in given.items() if not is_default(value, "~1")}
-        known_options("fit.model", asked, (), dict.fromkeys(given, f"{noise_model} noise has no scale"))
+        _check_no_scale(likelihood, {name: value for name, value in given.items() if not is_default(value, "~1")})
         formula_scale, dmat_scale, constraints_scale = "~1", None, None
-    counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=noise.log_link)
+    counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=likelihood.of_counts)
     cells = Cells.of(data, sample_description, counts.shape[0])
     formulas = {"loc": None if dmat_loc is not None else formula_loc,
                 "scale": None if dmat_scale is not None else formula_scale}  # fmt: skip
@@ -194,8 +197,18 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
     _check_identified(parts, observation_weights)
     return InputData(
         counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
-        observation_weights, cells, noise,
+        observation_weights, cells, likelihood,
     )  # fmt: skip
+
+
+def _check_no_scale(likelihood: Likelihood, asked: Mapping[str, Any]) -> None:
+    """Warn of options of a scale that the likelihood does not have; refuse those of one that it holds."""
+    if asked and likelihood.hyperparameters:
+        name = next(iter(asked))
+        raise InvalidArgumentError(
+            f"{name}: {likelihood!r} holds its scale, found {asked[name]!r}; leave one of the two out."
+        )
+    known_options("fit.model", asked, (), dict.fromkeys(asked, f"{likelihood.name} noise has no scale"))
 
 
 def _in_use(cells: Cells, missing: Any, formulas: Mapping[str, str | None], as_numeric: Sequence[str] | str) -> Cells:

@@ -244,15 +244,15 @@ def check_full_rank(matrix: Array, names: Sequence[str], argument: str) -> None:
     columns = matrix / scale
     ones = np.full(len(columns), 1 / np.sqrt(len(columns)))
     intercept = bool(np.abs(columns @ np.linalg.lstsq(columns, ones, rcond=None)[0] - ones).max() < 1e-10)
-    centred = columns - intercept * columns[0]  # a constant is 0: its mean over many cells would be rounded
-    centred -= intercept * centred.mean(0)
-    spread = np.sqrt(np.square(centred).sum(0))
+    centered = columns - intercept * columns[0]  # a constant is 0: its mean over many cells would be rounded
+    centered -= intercept * centered.mean(0)
+    spread = np.sqrt(np.square(centered).sum(0))
     noise = ROUNDING / np.maximum(spread, 1e-300)  # of a column of unit length after centring
     constant = spread < ROUNDING
     kept = np.flatnonzero(~constant)
     dependent = [int(i) for i in np.flatnonzero(constant)[1:]]
     if len(kept):
-        _, r, pivot = scipy.linalg.qr(centred[:, kept] / spread[kept], mode="economic", pivoting=True)
+        _, r, pivot = scipy.linalg.qr(centered[:, kept] / spread[kept], mode="economic", pivoting=True)
         size = np.abs(np.diag(r))
         tolerance = max(INDEPENDENT, float(noise[kept].max()))
         rank = int((size > tolerance).sum())

@@ -90,4 +90,4 @@ def warn_of_noise(estimator: Estimator | None, *, stacklevel: int) -> None:
 
 
 def _can_be_judged(estimator: Estimator) -> bool:
-    return estimator.source.noise.is_negative_binomial and estimator.source.design.weights is None
+    return estimator.source.likelihood.is_negative_binomial and estimator.source.design.weights is None

@@ -21,6 +21,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.estimator import Estimator, InputData
 from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.expression.formula_design import DesignMatrix
+from pyrosplice.expression.noise_models import held_scale, likelihood_of
 from pyrosplice.guides import FitOptions
 from pyrosplice.guides.agreement import difference_from, overridden, random_values
 from pyrosplice.guides.own_fit import OwnFit, SavedSites, Task, check_saved, endless
@@ -33,7 +34,8 @@ from pyrosplice.guides.own_model import (
     name_of,
     refuse_ignored,
 )
-from pyrosplice.likelihoods.noise import NOISE, NegativeBinomial
+from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.likelihoods.counts import NegativeBinomial
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.optimize.convergence import FitCode
 
@@ -70,7 +72,7 @@ class FollowedExpression:
     """Which Pyro model an expression GLM has, the fit of one of a person's own, and what is known of it."""
 
     estimator: Estimator | None
-    noise_model: str
+    noise_model: str | Likelihood
     _given: Program | None
     _fit: GlmFit | None
     _inputs: InputData | None = None
@@ -113,7 +115,7 @@ class FollowedExpression:
         if self._fit is None:
             raise NotReadyError("Call fit first.")
         theta, p = torch.from_numpy(self._fit.theta.copy()).unsqueeze(1), self._fit.n_location
-        last = theta.shape[-1] if NOISE[self.noise_model].has_scale else p
+        last = theta.shape[-1] if likelihood_of(self.noise_model).free else p
         return {"location": theta[..., :p], "scale": theta[..., p:last]}
 
     def _input_data(self) -> InputData:
@@ -175,9 +177,9 @@ def model_arguments(inputs: InputData) -> dict[str, Any]:
         torch.as_tensor(np.ascontiguousarray(part))
         for part in (design.x, design.z, design.offset.T, design.zeta_offset)
     )
-    if not inputs.noise.has_scale:
-        z = z[:, :0]
-    return {"location": x, "scale": z, "noise": inputs.noise, "offset": offset, "zeta_offset": shift}
+    if not inputs.likelihood.free:
+        z, shift = z[:, :0], torch.full_like(shift, held_scale(inputs.likelihood) or 0.0)
+    return {"location": x, "scale": z, "likelihood": inputs.likelihood, "offset": offset, "zeta_offset": shift}
 
 
 def _asked(inputs: InputData) -> dict[str, str]:
@@ -189,8 +191,8 @@ def _asked(inputs: InputData) -> dict[str, str]:
         asked["scale"] = f"formula_scale: {', '.join(inputs.scale.names)}"
     if np.any(inputs.offset):
         asked["offset"] = "size_factors, offsets"
-    if type(inputs.noise) is not NegativeBinomial:
-        asked["noise"] = f"noise_model: {type(inputs.noise).__name__}"
+    if not _is_default(inputs.likelihood):
+        asked["likelihood"] = f"noise_model: {inputs.likelihood!r}"
     return asked
 
 
@@ -198,13 +200,17 @@ def _without(inputs: InputData) -> Iterator[tuple[str, InputData]]:
     """Options that were given, in words, and the data without each, or with other numbers in it."""
     if np.any(inputs.offset):
         yield "size_factors, offsets", replace(inputs, offset=np.zeros_like(inputs.offset))
-    if type(inputs.noise) is not NegativeBinomial and inputs.noise.has_scale:
-        yield f"noise_model: {type(inputs.noise).__name__}", replace(inputs, noise=NegativeBinomial())
     asked = _asked(inputs)
+    if "likelihood" in asked and inputs.likelihood.free:
+        yield asked["likelihood"], replace(inputs, likelihood=NegativeBinomial())
     if "location" in asked:
         yield asked["location"], replace(inputs, location=_with_other_numbers(inputs.location))
     if "scale" in asked:
         yield asked["scale"], replace(inputs, scale=_with_other_numbers(inputs.scale))
+
+
+def _is_default(likelihood: Likelihood) -> bool:
+    return type(likelihood) is NegativeBinomial and bool(likelihood.free)
 
 
 def _with_other_numbers(design: DesignMatrix) -> DesignMatrix:

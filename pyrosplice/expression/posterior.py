@@ -22,6 +22,9 @@ from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.expression.engine.laplace_guide import fit_mode
 from pyrosplice.expression.estimator import Estimator
 from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice.expression.noise_models import mean_link
+from pyrosplice.expression.own_expression import model_arguments
+from pyrosplice.likelihoods.cell_counts import CellCounts
 from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import Coordinates, NutsOptions, run_chain
 from pyrosplice.posterior.sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
@@ -57,13 +60,13 @@ class Data:
         """``(..., G, N)`` at free coefficients ``(..., G, D)``."""
         return self.distribution(theta).log_prob(self.counts)
 
-    def distribution(self, theta: Tensor) -> dist.TorchDistribution:
+    def distribution(self, theta: Tensor) -> CellCounts:
         """Of the counts, ``(..., G, N)``."""
         p, _ = self.model.n_coefficients
         eta = theta[..., :p] @ self.model.location.T + self.model.offset
         zeta = theta[..., p:] @ self.model.scale.T + self.model.zeta_offset
-        limit = LARGEST_ETA if self.model.noise.log_link else torch.inf
-        return self.model.noise.distribution(eta.clamp_max(limit), zeta.clamp(-limit, limit))
+        limit = LARGEST_ETA if self.model.likelihood.of_counts else torch.inf
+        return CellCounts(self.model.likelihood, eta.clamp_max(limit), zeta.clamp(-limit, limit))
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """``(..., G)``."""
@@ -78,12 +81,15 @@ class Data:
             ("location", theta[..., :p], inputs.constraints_loc),
             ("scale", theta[..., p:], inputs.constraints_scale),
         ):
-            sites[name] = own @ torch.from_numpy(constraints.matrix.T.copy()) + torch.from_numpy(constraints.shift)
-        if self.model.noise.log_link:
+            if own.shape[-1]:
+                sites[name] = own @ torch.from_numpy(constraints.matrix.T.copy()) + torch.from_numpy(constraints.shift)
+        likelihood = self.model.likelihood
+        if mean_link(likelihood) == "log":
             sites["log2_effect"] = sites["location"] / np.log(2)
-        if self.model.noise.is_negative_binomial and sites["scale"].shape[-1] == 1:
-            sites["dispersion"] = torch.exp(-sites["scale"][..., 0])
-        return sites if self.model.noise.has_scale else {k: v for k, v in sites.items() if k != "scale"}
+        if "scale" in sites and sites["scale"].shape[-1] == 1:
+            name = likelihood.free[0]
+            sites[name] = torch.exp(likelihood.scale_sign * sites["scale"][..., 0])
+        return sites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +151,10 @@ def data_of(estimator: Estimator, priors: Priors, genes: str | Sequence[str | in
     which = places_of(genes, inputs.counts.gene_names, "genes")
     if not len(which):
         raise InvalidArgumentError("genes: expected at least one, found none.")
-    offset = design.offset if design.offset.ndim == 1 else design.offset[:, which].T
-    x, z, shift, zeta_shift = (
-        torch.as_tensor(np.ascontiguousarray(a)) for a in (design.x, design.z, offset, design.zeta_offset)
-    )
-    model = ExpressionModel(
-        x, z, noise=inputs.noise, offset=shift, zeta_offset=zeta_shift,
-        location_prior=given["location"], scale_prior=given["scale"],
-    )  # fmt: skip
+    arguments = model_arguments(inputs)
+    if arguments["offset"].ndim == 2:
+        arguments["offset"] = arguments["offset"][which]
+    model = ExpressionModel(**arguments, location_prior=given["location"], scale_prior=given["scale"])
     return Data(torch.from_numpy(inputs.counts.genes(which).copy()), model, estimator, torch.from_numpy(which))
 
 
@@ -189,7 +191,9 @@ def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Te
 
 def _single(model: ExpressionModel, row: int) -> ExpressionModel:
     offset = model.offset if model.offset.ndim == 1 else model.offset[[row]]
-    one = ExpressionModel(model.location, model.scale, noise=model.noise, offset=offset, zeta_offset=model.zeta_offset)
+    one = ExpressionModel(
+        model.location, model.scale, likelihood=model.likelihood, offset=offset, zeta_offset=model.zeta_offset
+    )
     one.location_prior, one.scale_prior = model.location_prior, model.scale_prior
     return one
 
@@ -251,5 +255,5 @@ def _drawn(data: Data, theta: Tensor) -> np.ndarray:
 
 def _prior_draws(data: Data, like: Tensor) -> Tensor:
     shape = like.shape[:-1]
-    parts = [prior.sample(shape) for prior in (data.model.location_prior, data.model.scale_prior)]
-    return torch.cat([part.reshape(*shape, -1) for part in parts], -1).to(like)
+    priors = zip((data.model.location_prior, data.model.scale_prior), data.model.n_coefficients, strict=True)
+    return torch.cat([prior.sample(shape).reshape(*shape, size) for prior, size in priors], -1).to(like)

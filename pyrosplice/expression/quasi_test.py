@@ -16,6 +16,7 @@ from pyrosplice.expression.engine.joint_newton import NewtonOptions
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
 from pyrosplice.expression.estimator import Estimator
+from pyrosplice.expression.noise_models import estimates_dispersion
 from pyrosplice.expression.quasi_likelihood import SqueezedVariance, expected_unit_deviance, quasi_f, squeeze_variance
 from pyrosplice.expression.tests import comparable
 
@@ -58,13 +59,15 @@ def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
     Raises
     ------
     InvalidArgumentError
-        For another noise than the negative binomial, a scale design beyond an intercept, observation weights, or no
-        residual degree of freedom.
+        For another noise than the negative binomial, a dispersion that is held, a scale design beyond an intercept,
+        observation weights, or no residual degree of freedom.
     """
     source, n = estimator.source, estimator.input_data.counts.shape[0]
     design = source.design
-    if not estimator.input_data.noise.is_negative_binomial or design.z.shape[1] != 1 or np.ptp(design.z) > 0:
-        raise InvalidArgumentError("formula_scale: the quasi-likelihood test needs negative-binomial noise and '~1'.")
+    if not estimates_dispersion(source.likelihood) or design.z.shape[1] != 1 or np.ptp(design.z) > 0:
+        raise InvalidArgumentError(
+            "formula_scale: the quasi-likelihood test needs negative-binomial noise, estimated, and '~1'."
+        )
     if design.weights is not None:
         raise InvalidArgumentError("weights: the quasi-likelihood test takes no observation weights.")
     if n <= design.x.shape[1]:
@@ -128,7 +131,7 @@ def deviances(source: RowSource, theta: Array) -> Array:
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
         at = torch.as_tensor(theta[which], device=rows.x.device)
         zeta = rows.zeta(at[:, p:])
-        fitted = source.noise.terms(rows.total, rows.weight, rows.eta(at[:, :p]), zeta).value.sum(1)
+        fitted = source.likelihood.terms(rows.total, rows.weight, rows.eta(at[:, :p]), zeta).value.sum(1)
         assert rows.table is not None
         out[which] = (2 * (rows.table.saturated(zeta) - fitted)).clamp_min(0.0).cpu().numpy()
     return out

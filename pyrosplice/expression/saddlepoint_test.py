@@ -29,7 +29,7 @@ def score_test(estimator: Estimator, contrast: Array) -> tuple[Array, Array]:
         For another noise than the negative binomial, observation weights, or several contrasts at once.
     """
     source, constraints = estimator.source, estimator.input_data.constraints_loc
-    if not estimator.input_data.noise.is_negative_binomial:
+    if not estimator.input_data.likelihood.is_negative_binomial:
         raise InvalidArgumentError("noise_model: the score test by saddlepoint needs negative-binomial noise.")
     if source.design.weights is not None:
         raise InvalidArgumentError("weights: the score test takes no observation weights.")
@@ -46,7 +46,7 @@ def score_test(estimator: Estimator, contrast: Array) -> tuple[Array, Array]:
     signed = np.full(len(fit.theta), np.nan)
     for which, rows in source.with_location(basis[1:].T).blocks(good):
         theta = torch.as_tensor(fit.theta[which], device=rows.x.device)
-        terms = source.noise.terms(rows.total, rows.weight, rows.eta(theta[:, :p]), rows.zeta(theta[:, p:]))
+        terms = source.likelihood.terms(rows.total, rows.weight, rows.eta(theta[:, :p]), rows.zeta(theta[:, p:]))
         column = tested if source.compression is None else source.compression.expand(tested)
         signed[which] = (terms.g_eta @ torch.as_tensor(column, device=rows.x.device)).cpu().numpy()
     for which in np.array_split(good, max(len(good) * len(kinds.first) // ENTRIES, 1)):

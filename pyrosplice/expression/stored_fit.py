@@ -13,8 +13,10 @@ from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.formula_design import DesignMatrix
 from pyrosplice.expression.own_expression import SavedSites
-from pyrosplice.io.codec import NEW, check_sizes
+from pyrosplice.io.codec import NEW, check_keys, check_sizes
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
+from pyrosplice.priors.prior_tables import likelihood_from_json, likelihood_to_json
 from pyrosplice.tables.formula_files import check_plain, pack, unpack
 from pyrosplice.tables.formula_grammar import is_plain
 
@@ -54,6 +56,38 @@ class SavedExpression:
     genes: list[str]
     mean: NDArray[np.float64]
     own: SavedSites | None = field(default=None, metadata={NEW: True})
+
+
+def saved_noise(noise_model: str | Likelihood) -> Any:
+    """A name as it is; of a likelihood its own name, and what makes a shipped one of plain numbers again."""
+    if isinstance(noise_model, str):
+        return noise_model
+    return {"name": repr(noise_model), "content": likelihood_to_json(noise_model)}
+
+
+def noise_again(saved: Any, given: Likelihood | None, path: str) -> str | Likelihood:
+    """Inverse of :func:`saved_noise`; one of a person's own is the ``given``.
+
+    Raises
+    ------
+    ModelFileError
+        It is needed and was not given, or is not the one that was saved.
+    """
+    if isinstance(saved, str):
+        name, content = saved, {}
+    else:
+        check_keys(saved, ("name", "content"), "noise_model")
+        name, content = str(saved["name"]), saved["content"]
+    if given is None and content is None:
+        raise ModelFileError(
+            f"{path} was saved with a likelihood that is not pyrosplice's, and files hold no code: call "
+            f"load(path, likelihood={name})."
+        )
+    if given is not None and (content is not None or name.partition("(")[0] != type(given).__name__):
+        raise ModelFileError(f"likelihood: {path} was saved with {name}, found {given!r}.")
+    if given is not None:
+        return given
+    return likelihood_from_json(content) if content else name
 
 
 def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedDesign, dict[str, Any]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.expression import fit as expression_fit
 from pyrosplice.expression.call_options import defaults_of, known_options
-from pyrosplice.expression.conditions import check_cancelled
+from pyrosplice.expression.conditions import check_canceled
 from pyrosplice.expression.constraints import Constraints
 from pyrosplice.expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice.expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
@@ -123,7 +123,7 @@ def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient:
         raise InvalidArgumentError(
             f"contrast: expected finite rows, not all zero, over {listed(names)}, found shape {rows.shape}."
         )
-    check_cancelled(contrast, rows, design)
+    check_canceled(contrast, rows, design)
     return rows
 
 
@@ -305,7 +305,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
     moved = design.x @ fixed
     offset = design.offset + (moved if design.offset.ndim == 1 else moved[:, None])
     under = replace(design, x=design.x @ kept, offset=offset)
-    return fit_glm(RowSource(source.counts, under, source.noise, source.device, source.block_size)), rank
+    return fit_glm(RowSource(source.counts, under, source.likelihood, source.device, source.block_size)), rank
 
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:

@@ -11,9 +11,9 @@ from torch import Tensor
 from pyrosplice.effects.isoform_effect import SoftmaxBasis
 from pyrosplice.glmm.design_information import covariate_information
 from pyrosplice.glmm.effect_density import effect_density
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.laplace import Laplace
-from pyrosplice.glmm.marginal import MarginalObjective, fit_marginal, genes_at_once
+from pyrosplice.glmm.marginal import MarginalObjective, batches_of, fit_marginal
 from pyrosplice.glmm.mode import MixedModel, Mode, Parameters
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Unknowns
 from pyrosplice.glmm.observed_information import observed_information, profiled_information
@@ -21,7 +21,7 @@ from pyrosplice.glmm.random_effect import unit_deviations
 from pyrosplice.glmm.snapshots import Snapshots
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.optimize.bfgs import Minimiser, Options
+from pyrosplice.optimize.bfgs import Minimizer, Options
 from pyrosplice.optimize.convergence import Convergence
 
 
@@ -44,7 +44,7 @@ class MixedEngine:
     """
 
     counts: Tensor
-    scaling: Standardisation
+    scaling: StandardCoordinates
     solver: SpatialSolver | None
     likelihood: Likelihood
     basis: SoftmaxBasis | None = None
@@ -61,10 +61,7 @@ class MixedEngine:
 
     def batches(self) -> list[Tensor]:
         """Indices of the genes that are worked on together, within bounded memory."""
-        n_genes, n_spots, _ = self.counts.shape
-        blocks = 0 if self.solver is None else self.solver.factor_blocks
-        genes = torch.arange(n_genes, device=self.counts.device)
-        return list(genes.split(genes_at_once(n_spots, self.n_logits, blocks)))
+        return batches_of(self.counts, self.n_logits, self.solver)
 
     def coefficients(self, beta: Tensor, bias_eta: Tensor, genes: Tensor | None = None) -> Tensor:
         """The engine's coefficients ``(G, P + 1, Q)`` of all genes, or of those listed; differentiable.
@@ -185,16 +182,16 @@ class MixedEngine:
 
 
 def fit_without_effect(
-    engine: MixedEngine, prior: LogPrior | None, options: Options, minimiser: Minimiser
+    engine: MixedEngine, prior: LogPrior | None, options: Options, minimizer: Minimizer
 ) -> tuple[Convergence, list[dict[str, Tensor]]]:
     """Fit coefficients and the likelihood's hyper-parameters together, the random effect held at zero.
 
     Returns the record and the values of the sites at every evaluation, the estimates last.
     """
     genes, sigma = torch.arange(len(engine.counts)), engine.counts.new_zeros(len(engine.counts), 1)
-    snapshots = Snapshots(minimiser)
+    snapshots = Snapshots(minimizer)
     own = None if prior is None else engine.own_prior(prior, genes)
-    fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimiser=snapshots)
+    fit = fit_marginal(engine.model(genes), fixed_sigma=sigma, log_prior=own, options=options, minimizer=snapshots)
     steps = []
     for found in (*snapshots.epochs, {"coefficients": fit.coefficients, **fit.hyper}):
         hyper = {name: found[name] for name in engine.likelihood.free}

@@ -314,15 +314,15 @@ class SpatialEffect(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Random effects ``(*sample_shape, ..., G, N, Q)``, differentiable in σ and θ."""
         like = self.eigen_variances
-        return self.coloured(torch.randn(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device))
+        return self.colored(torch.randn(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device))
 
-    def coloured(self, white: Tensor) -> Tensor:
+    def colored(self, white: Tensor) -> Tensor:
         """ν from standard normal numbers ``(..., G, N, Q)``."""
         effect = self.covariance.eigenvectors @ (white * self.eigen_variances.sqrt())
         return effect if self._basis is None else self._basis.logits(effect)
 
     def whitened(self, value: Tensor) -> Tensor:
-        """The standard normal numbers that :meth:`coloured` makes ν ``(..., G, N, Q)`` from."""
+        """The standard normal numbers that :meth:`colored` makes ν ``(..., G, N, Q)`` from."""
         return self._rotated(value) / self.eigen_variances.sqrt().clamp_min(1e-12)
 
     def _rotated(self, value: Tensor) -> Tensor:

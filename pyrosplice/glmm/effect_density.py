@@ -37,7 +37,7 @@ def split_effect(model: MixedModel, parameters: Parameters, nu: Tensor) -> Laten
     ratio = parameters.spatial[:, None] / white.square()
     columns = (ratio * nu).permute(0, 2, 1).reshape(-1, nu.shape[1], 1)  # each (gene, logit) is a problem of its own
     weights = (ratio * parameters.spatial[:, None]).permute(0, 2, 1).reshape(-1, nu.shape[1], 1, 1)
-    latent = model.solver.factorise(weights).solve(model.solver.gather(columns))
+    latent = model.solver.factorize(weights).solve(model.solver.gather(columns))
     latent = latent.reshape(len(nu), nu.shape[2], -1).permute(0, 2, 1)
     return Latents(latent, (nu - parameters.spatial[:, None] * model.solver.spread(latent)) / white)
 

@@ -76,7 +76,7 @@ class RandomEffectPosterior(TorchDistribution):
         root = nan_where_indefinite(step.white_covariance)
         draws = matvec(root, normal(n_draws, n_genes, n_spots, q)) * self._parameters.white
         if solver is not None and step.factor is not None:
-            latent = step.factor.colour(normal(n_genes, solver.n_latent, q, n_draws)).permute(3, 0, 1, 2)
+            latent = step.factor.color(normal(n_genes, solver.n_latent, q, n_draws)).permute(3, 0, 1, 2)
             field = solver.spread(latent.reshape(n_draws * n_genes, -1, q)).reshape(n_draws, n_genes, n_spots, q)
             draws = draws + matvec(step.transfer, field * self._parameters.spatial[:, None])
         if self._model.basis is not None:

@@ -34,7 +34,7 @@ LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Standardisation:
+class StandardCoordinates:
     r"""The linear map :math:`W = A W_c` from coefficients of orthonormal columns to those of the given covariates.
 
     The columns span what the covariates and the intercept do, so that neither origin nor unit nor collinearity of the
@@ -48,20 +48,20 @@ class Standardisation:
     design: Tensor
 
     @classmethod
-    def of(cls, covariates: Tensor) -> Standardisation:
+    def of(cls, covariates: Tensor) -> StandardCoordinates:
         """Centre, scale and orthogonalise ``(N, P)`` covariates in their order.
 
         One that is constant, or a combination of those before it, becomes a column of zeros.
         """
         n_spots, n_factors = covariates.shape
         mean = covariates.mean(0)
-        centred = covariates - mean
-        shift = centred.mean(0)  # of rounding, where the mean is large
-        mean, centred = mean + shift, centred - shift
-        spread = centred.square().mean(0).sqrt()
+        centered = covariates - mean
+        shift = centered.mean(0)  # of rounding, where the mean is large
+        mean, centered = mean + shift, centered - shift
+        spread = centered.square().mean(0).sqrt()
         constant = spread <= 1e-12 * mean.abs()
         inverse = 1 / torch.where(constant, 1.0, spread)
-        scaled = torch.where(constant, 0.0, centred * inverse)
+        scaled = torch.where(constant, 0.0, centered * inverse)
         basis, combinations = _orthogonal(scaled)
         design = torch.cat([basis, covariates.new_ones(n_spots, 1)], 1)
         matrix = torch.eye(n_factors + 1, dtype=covariates.dtype, device=covariates.device)
@@ -69,14 +69,14 @@ class Standardisation:
         matrix[n_factors, :n_factors] = -mean @ matrix[:n_factors, :n_factors]
         return cls(matrix, design)
 
-    def of_columns(self) -> Standardisation:
+    def of_columns(self) -> StandardCoordinates:
         """That of the orthonormal columns themselves."""
         return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
-    def covariance(self, standardised: Tensor, n_logits: int) -> Tensor:
+    def covariance(self, standardized: Tensor, n_logits: int) -> Tensor:
         """Covariance matrices ``(G, D, D)`` of the coefficients of the given covariates."""
         big = torch.kron(self.matrix, torch.eye(n_logits, dtype=self.matrix.dtype, device=self.matrix.device))
-        return big @ standardised @ big.mT
+        return big @ standardized @ big.mT
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class GLMObjective:
     """
 
     counts: Tensor
-    scaling: Standardisation
+    scaling: StandardCoordinates
     design: Tensor
     likelihood: Likelihood
     prior: LogPrior | None
@@ -116,7 +116,7 @@ class GLMObjective:
         """The problem of all genes ``(G, N, K)``, stored isoform by isoform for vectorised likelihoods."""
         level = counts.new_zeros(*counts.shape[:2], likelihood.n_predictors(counts.shape[-1]))
         full = likelihood.log_prob(counts, level).sum(-1)
-        scaling = Standardisation.of(covariates)
+        scaling = StandardCoordinates.of(covariates)
         counts, rows = _sufficient(counts, covariates, likelihood)
         constant = full - likelihood.kernel(counts, level[:, : counts.shape[1]]).sum(-1)
         planar = counts.movedim(-1, 0).contiguous().movedim(0, -1)
@@ -242,7 +242,7 @@ class GLMObjective:
 
 
 def covariance_from_information(
-    information: Tensor, scaling: Standardisation, n_logits: int, score_variance: Tensor | None = None
+    information: Tensor, scaling: StandardCoordinates, n_logits: int, score_variance: Tensor | None = None
 ) -> Tensor:
     """Covariance ``(A, D, D)`` of ``[beta; bias_eta]`` from the information of the standardised coefficients.
 

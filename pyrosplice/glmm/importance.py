@@ -102,7 +102,7 @@ def posterior_deviations(mode: Mode, n_draws: int, generator: torch.Generator) -
         count = min(_CHUNK, n_draws - first)
         fields = mode.latents.field.unsqueeze(-1).expand(-1, -1, -1, count) * 0
         if solver is not None and step.factor is not None:
-            fields = step.factor.colour(normal(*mode.latents.field.shape, count))
+            fields = step.factor.color(normal(*mode.latents.field.shape, count))
         for field in fields.unbind(-1):
             noise = planar(matvec(root, normal(*like.shape)))
             if solver is not None:

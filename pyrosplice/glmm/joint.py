@@ -21,7 +21,7 @@ from torch import Tensor
 from pyrosplice.glmm.marginal import NEUTRAL, start_coefficients
 from pyrosplice.glmm.mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
-from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
+from pyrosplice.optimize.bfgs import Minimizer, Options, minimize
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.reasons import Reason
 
@@ -116,7 +116,7 @@ def effect_logdet(model: MixedModel, parameters: Parameters) -> tuple[Tensor, Te
     width = 1 if shared else q
     ratio = parameters.spatial.square()[:, None, :width] / white[..., :width]
     columns = ratio.permute(0, 2, 1).reshape(-1, n_spots)  # each (gene, logit) is a problem of its own
-    factor = model.solver.factorise(columns[:, :, None, None])
+    factor = model.solver.factorize(columns[:, :, None, None])
     logdet = factor.logdet().reshape(n_genes, width) - model.solver.prior_logdet + white[..., :width].log().sum(1)
     spots = factor.spot_covariance()[..., 0, 0].reshape(n_genes, width, n_spots).permute(0, 2, 1)
     unexplained = 1 - ratio * spots
@@ -130,7 +130,7 @@ def fit_joint(
     fix_sigma: bool = True,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimiser: Minimiser = minimise,
+    minimizer: Minimizer = minimize,
 ) -> JointFit:
     """Joint mode of every gene.
 
@@ -167,7 +167,7 @@ def fit_joint(
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
     convergence = Convergence.start(len(genes), device=genes.device)
-    point, _, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, _, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
     return _assemble(objective, point, convergence)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.glmm.mode import Latents, MixedModel, Mode
 from pyrosplice.glmm.objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
-from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
+from pyrosplice.linalg.solver import SpatialSolver
+from pyrosplice.optimize.bfgs import Minimizer, Options, minimize
 from pyrosplice.optimize.convergence import Convergence
 
 NEUTRAL = math.pi / 4  # ψ of θ = 1/2
@@ -78,7 +79,7 @@ def fit_marginal(
     fixed_sigma: Tensor | None = None,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimiser: Minimiser = minimise,
+    minimizer: Minimizer = minimize,
 ) -> MarginalFit:
     """Maximise the Laplace marginal likelihood (plus log prior) of every gene.
 
@@ -118,7 +119,7 @@ def fit_marginal(
     null = MarginalObjective(model.without_field(), unknowns, None if spatial else log_prior)
     convergence = Convergence.start(len(genes), device=genes.device)
     begin = unknowns.pack(start_coefficients(model), sigma, None, hyper)
-    point, loss = search(null, genes, begin, convergence, options, minimiser)
+    point, loss = search(null, genes, begin, convergence, options, minimizer)
     if not spatial:
         return _assemble(null, unknowns, point, None, convergence)
     coefficients, sigma, _ = unknowns.unpack(point, genes)
@@ -131,7 +132,7 @@ def fit_marginal(
         size = sigma.abs().clamp_min(SMALLEST_START)
         return unknowns.pack(coefficients, size, torch.full_like(sigma, angle), hyper)
 
-    best, best_loss, convergence = search_spatial(full, genes, at, options, minimiser)
+    best, best_loss, convergence = search_spatial(full, genes, at, options, minimizer)
     if log_prior is None:
         at_zero = unknowns.pack(coefficients, sigma, torch.zeros_like(sigma), hyper)
         best = torch.where((best_loss < loss - PREFERENCE)[:, None], best, at_zero)
@@ -143,7 +144,7 @@ def search_spatial(
     genes: Tensor,
     at: Callable[[float], Tensor],
     options: Options,
-    minimiser: Minimiser = minimise,
+    minimizer: Minimizer = minimize,
 ) -> tuple[Tensor, Tensor, Convergence]:
     """The better optimum of each gene from θ = ½ and, where that falls back to θ ≈ 0, from θ = 0.95.
 
@@ -163,17 +164,17 @@ def search_spatial(
     Points (B, d), losses (B,) and the record, of all genes of the objective's model.
     """
     convergence, second = (Convergence.start(len(objective.model.genes), device=genes.device) for _ in range(2))
-    best, best_loss = search(objective, genes, at(NEUTRAL), convergence, options, minimiser)
+    best, best_loss = search(objective, genes, at(NEUTRAL), convergence, options, minimizer)
     fallen = (objective.unknowns.share(best, genes) < NEAR_ZERO).all(-1).nonzero()[:, 0]
     if len(fallen):
         begin = at(NEAR_ONE)[fallen]
         scouts = replace(options, max_iter=min(SCOUTING, options.max_iter))
-        begin, _ = search(objective, genes[fallen], begin, second, scouts, minimiser)
+        begin, _ = search(objective, genes[fallen], begin, second, scouts, minimizer)
         # below θ = ½ the search would only repeat the first one
         apart = (objective.unknowns.share(begin, genes[fallen]) > 0.5).any(-1)
         fallen, begin = fallen[apart], begin[apart]
     if len(fallen):
-        other, other_loss = search(objective, genes[fallen], begin, second, options, minimiser)
+        other, other_loss = search(objective, genes[fallen], begin, second, options, minimizer)
         better = other_loss < best_loss[fallen]
         best[fallen[better]], best_loss[fallen[better]] = other[better], other_loss[better]
         _adopt(convergence, second, genes[fallen], better)
@@ -189,6 +190,13 @@ def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memo
     return int(min(max(memory / per_gene // 8, 1), 8)) * 8
 
 
+def batches_of(counts: Tensor, n_predictors: int, solver: SpatialSolver | None) -> list[Tensor]:
+    """Indices of the genes of ``counts`` ``(G, N, K)`` that are worked on together, within bounded memory."""
+    blocks = 0 if solver is None else solver.factor_blocks
+    genes = torch.arange(len(counts), device=counts.device)
+    return list(genes.split(genes_at_once(counts.shape[1], n_predictors, blocks)))
+
+
 def start_coefficients(model: MixedModel) -> Tensor:
     """The likelihood's start as the intercept, zero for the covariates: (B, P, Q)."""
     coefficients = model.counts.new_zeros(len(model.counts), model.n_coefficients, model.n_predictors)
@@ -202,12 +210,12 @@ def search(
     begin: Tensor,
     convergence: Convergence,
     options: Options,
-    minimiser: Minimiser,
+    minimizer: Minimizer,
 ) -> tuple[Tensor, Tensor]:
     """Points (B, d) and losses (B,) of the listed genes, from their expected information at ``begin``."""
     first = objective.evaluate(genes, begin)
     inverse = torch.linalg.inv(objective.information())
-    point, loss, _ = minimiser(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, loss, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
     return point, loss
 
 

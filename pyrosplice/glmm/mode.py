@@ -281,7 +281,7 @@ class NewtonStep:
         self.effective = matmul(self.information, self.transfer)  # W̃
         self.factor: Factor | None = None
         if model.solver is not None:
-            self.factor = model.solver.factorise(sandwich(a, self.effective, a))
+            self.factor = model.solver.factorize(sandwich(a, self.effective, a))
         gradient = self.pull_back(self.score, latents)
         self.direction = self.solve(gradient)
         self.decrement = (gradient.field * self.direction.field).sum((1, 2)) + (

@@ -13,6 +13,7 @@ from pyrosplice.linalg.select import solver_for, sparse_precision
 from pyrosplice.linalg.solver import SpatialSolver
 
 START_THETA_LOGIT = -3.0
+INIT_RATIOS = ("observed", "uniform")
 LARGEST_LOGIT = 36.0
 """θ at a boundary is kept as this logit: 1 − θ = 2e-16."""
 _SMOOTHING = 1e-5
@@ -59,9 +60,17 @@ def observed_effect(counts: Tensor, n_logits: int) -> Tensor:
     return start
 
 
-def uniform_effect(counts: Tensor, n_logits: int) -> Tensor:
-    """Start of ν for ``init_ratio="uniform"``: zero, ``(G, N, Q)``."""
-    return counts.new_zeros(*counts.shape[:2], n_logits)
+def start_of_effect(
+    counts: Tensor, *, n_logits: int, n_components: int, spatial: bool, init_ratio: str
+) -> dict[str, Tensor]:
+    """Start of σ and logit θ, ``(G, n_components)``, and of ν, ``(G, N, Q)``: zero for ``init_ratio="uniform"``."""
+    logit = START_THETA_LOGIT if spatial else -LARGEST_LOGIT
+    observed, zero = init_ratio == "observed", counts.new_zeros(*counts.shape[:2], n_logits)
+    return {
+        "sigma": fano_sigma(counts).expand(-1, n_components),
+        "theta_logit": counts.new_full((len(counts), n_components), logit),
+        "nu": observed_effect(counts, n_logits) if observed else zero,
+    }
 
 
 def unit_deviations(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.glmm.objective import ModeObjective, Unknowns
-from pyrosplice.optimize.bfgs import Minimiser
+from pyrosplice.optimize.bfgs import Minimizer
 
 
 @dataclass
@@ -26,17 +26,17 @@ class Snapshots:
         that are not evaluated, those that start at their optimum among them, keep their values.
     """
 
-    minimiser: Minimiser
+    minimizer: Minimizer
     epochs: list[dict[str, Tensor]] = field(default_factory=list)
     _noted: _Noted | None = None
 
     def __call__(self, objective: ModeObjective, genes: Tensor, start: Tensor, *rest: Any, **options: Any) -> Any:
-        """Search as ``minimiser`` does."""
+        """Search as ``minimizer`` does."""
         if self._noted is None or self._noted.objective is not objective:  # else a second attempt for some genes
             self.epochs.clear()  # the first search of an objective is of all its genes, just evaluated at the start
             self._noted = _Noted(objective, self.epochs)
             self._noted.note(genes, start)
-        return self.minimiser(self._noted, genes, start, *rest, **options)
+        return self.minimizer(self._noted, genes, start, *rest, **options)
 
     def stacked(self) -> dict[str, Tensor]:
         """One tensor a name, epochs first."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrosplice.errors import RefusedModelError
 from pyrosplice.guides.first_points import normal_numbers
 from pyrosplice.guides.precisions import SiteEntries
-from pyrosplice.guides.sparsity import TooCoupledError, colours, components, dependence, meeting, vector_products
+from pyrosplice.guides.sparsity import TooCoupledError, colors, components, dependence, meeting, vector_products
 from pyrosplice.guides.unit_checks import probe
 from pyrosplice.guides.unit_density import Terms, UnitDensity
 from pyrosplice.optimize.newton import solve_curvature
@@ -55,14 +55,14 @@ class Layout:
 
     known: tuple[str, ...]
     reasons: dict[str, str]
-    colour: Tensor
+    color: Tensor
     blocks: Tensor
     meets: Tensor = field(repr=False)
 
     @property
     def n_products(self) -> int:
         """Products with the Hessian that give all of it."""
-        return int(self.colour.max()) + 1 if len(self.colour) else 0
+        return int(self.color.max()) + 1 if len(self.color) else 0
 
 
 class Curvature:
@@ -149,11 +149,11 @@ class Curvature:
     def _hessian(self, gradient: Tensor, inner: Tensor, trace: Any, *, create_graph: bool) -> Tensor:
         layout, blocks = self.layout, self.layout.blocks
         if layout.n_products:
-            seeds = torch.nn.functional.one_hot(layout.colour, layout.n_products).T.to(inner)
+            seeds = torch.nn.functional.one_hot(layout.color, layout.n_products).T.to(inner)
             seeds = seeds[:, None].expand(-1, *inner.shape)
             products = vector_products(gradient, inner, seeds, create_graph=create_graph)
             block, row, column = layout.meets.nonzero(as_tuple=True)
-            entries = products[layout.colour[blocks[block, column]], :, blocks[block, row]].T
+            entries = products[layout.color[blocks[block, column]], :, blocks[block, row]].T
             units = torch.arange(len(inner))[:, None]
             hessian = inner.new_zeros(len(inner), *layout.meets.shape).index_put((units, block, row, column), -entries)
         else:
@@ -201,8 +201,8 @@ class Curvature:
             blocks[place, : len(group)] = torch.from_numpy(group)
         self._padding = torch.zeros(len(groups), longest, longest, dtype=torch.float64)
         none = not any(jacobian.nnz for jacobian in found.values())
-        colour = torch.zeros(0, dtype=torch.long) if none else torch.from_numpy(colours(pattern))
-        return Layout(tuple(known), reasons, colour, blocks, self._meets(pattern, groups, longest))
+        color = torch.zeros(0, dtype=torch.long) if none else torch.from_numpy(colors(pattern))
+        return Layout(tuple(known), reasons, color, blocks, self._meets(pattern, groups, longest))
 
     def _known(self, point: Tensor, trace: Any, terms: Terms) -> tuple[list[str], dict[str, str]]:
         """Sites whose known precision is the curvature of their own term, and why those of others are not used."""

@@ -14,7 +14,7 @@ from pyrosplice.glmm.marginal import (
     PREFERENCE,
     SMALLEST_START,
     MarginalObjective,
-    genes_at_once,
+    batches_of,
     search,
     search_spatial,
 )
@@ -30,7 +30,7 @@ from pyrosplice.guides.site_coordinates import (
     SiteCoordinates,
     from_unconstrained,
 )
-from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.bfgs import Options, minimize
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.reasons import Reason
 
@@ -83,9 +83,7 @@ class EngineDensity:
     @property
     def batches(self) -> list[Tensor]:
         """Units that are worked on together, within bounded memory."""
-        problem, n_units = self.problem, len(self.problem.counts)
-        size = genes_at_once(problem.counts.shape[1], problem.n_logits, problem.solver.factor_blocks)
-        return list(torch.arange(n_units).split(size))
+        return batches_of(self.problem.counts, self.problem.n_logits, self.problem.solver)
 
     def search(self, point: Tensor, rows: Tensor, options: FitOptions, *, informed: bool) -> Optimum:
         """The mode of some units from unconstrained coordinates ``(G, d)``, or from what the engine knows of them.
@@ -124,7 +122,7 @@ class EngineDensity:
         """Search for some units in the sites' own coordinates from where they are, in place."""
         objective, record = self._objective(units, optimum.point), Convergence.start(len(units))
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
-        point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimise)
+        point, _ = search(objective, objective.model.genes, optimum.point[units], record, limits, minimize)
         ends = torch.isin(self._own.rest, self._scales.angle)
         optimum.point[units] = torch.where(ends, point.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), point)
         optimum.evaluations[units] += objective.evaluations
@@ -214,7 +212,7 @@ class _BatchSearch:
             point, record = self._informed()
         else:
             record = Convergence.start(len(self.genes))
-            point, _ = search(self.full, self.genes, self.start, record, self.options, minimise)
+            point, _ = search(self.full, self.genes, self.start, record, self.options, minimize)
         self._finish(point, record, optimum)
         return self.full.latents
 
@@ -222,7 +220,7 @@ class _BatchSearch:
         """From the best fit without space, as the library's own fits go."""
         begin = self._first()
         rough = replace(self.options, tolerance=max(ROUGH, self.options.tolerance))
-        null, null_loss = search(self.null, self.genes, begin, Convergence.start(len(self.genes)), rough, minimise)
+        null, null_loss = search(self.null, self.genes, begin, Convergence.start(len(self.genes)), rough, minimize)
 
         def at(angle: float) -> Tensor:
             rest, sigma, psi = null.split(self.layout.sizes, 1)
@@ -257,7 +255,7 @@ class _BatchSearch:
         if not len(genes):
             return
         record = Convergence.start(len(self.genes))
-        point, loss = search(self.full, genes, begin[genes], record, self.options, minimise)
+        point, loss = search(self.full, genes, begin[genes], record, self.options, minimize)
         better = loss <= best[1][genes] + PREFERENCE
         best[0][genes[better]] = point[better]
         for gene in genes[better].tolist():

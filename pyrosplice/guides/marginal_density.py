@@ -126,7 +126,7 @@ class MarginalFunction(torch.autograd.Function):
 
 
 class OuterLoss:
-    """Minus the marginal log density, as :func:`~pyrosplice.optimize.bfgs.minimise` takes it.
+    """Minus the marginal log density, as :func:`~pyrosplice.optimize.bfgs.minimize` takes it.
 
     Each search for a mode starts at that of the best point of its unit so far.
     """

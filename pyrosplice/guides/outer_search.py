@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrosplice.guides.marginal_density import CurvedValue, Marginal, MarginalDensity, MarginalValue, OuterLoss
 from pyrosplice.guides.searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
 from pyrosplice.guides.sparsity import vector_products
-from pyrosplice.optimize.bfgs import Options, minimise
+from pyrosplice.optimize.bfgs import Options, minimize
 from pyrosplice.optimize.convergence import Convergence
 from pyrosplice.reasons import Reason
 
@@ -43,7 +43,7 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
     point = begin
     if begin.shape[1]:
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
-        point, _, _ = minimise(loss, rows, begin, metric, first=first, convergence=record, options=limits)
+        point, _, _ = minimize(loss, rows, begin, metric, first=first, convergence=record, options=limits)
     else:
         record.finish(rows, Reason.CONVERGED)
     outer = loss.outer.index_copy(0, rows, point)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice.errors import ModelFileError, RefusedModelError
 from pyrosplice.glmm.distributions import SpotCounts
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.observed_information import profiled_information
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, AutoUnits, FitOptions
 from pyrosplice.guides.curvature import Curvature
@@ -89,9 +89,9 @@ class OwnFit:
 
     def coefficient_information(
         self, values: Mapping[str, Tensor], design: Tensor, n_logits: int
-    ) -> tuple[Tensor, Standardisation]:
+    ) -> tuple[Tensor, StandardCoordinates]:
         """Information about ``beta`` and ``bias_eta`` in those of standardised covariates, and what these are."""
-        scaling = Standardisation.of(design)
+        scaling = StandardCoordinates.of(design)
         names = ["beta", "bias_eta"] if design.shape[1] else ["bias_eta"]
         shapes = {"beta": (design.shape[1], n_logits), "bias_eta": (n_logits,)}
         for name in names:

@@ -111,7 +111,7 @@ def meeting(jacobians: list[csr_matrix], n_columns: int) -> csr_matrix:
     return (out != 0).tocsr()
 
 
-def colours(pattern: csr_matrix) -> NDArray[np.int64]:
+def colors(pattern: csr_matrix) -> NDArray[np.int64]:
     """A number for every column so that no two of the same number have a row in common; few numbers."""
     counted = pattern.astype(np.int64)
     near = (counted.T @ counted).tocsr()

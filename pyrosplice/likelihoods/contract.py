@@ -1,8 +1,10 @@
-"""Likelihoods: the density of one spot's counts given its linear predictor.
+r"""Likelihoods: the density of one spot's counts given its linear predictor.
 
 Shapes throughout: counts ``(..., N, K)``, linear predictor ``eta`` ``(..., N, Q)``; leading dimensions are
-genes (or draws) and never interact. The methods keep the memory layout of their inputs, so that a caller who
-stores predictors first (``eta.movedim(-1, 0)`` contiguous) gets vectorised code without another interface.
+genes (or draws) and never interact. Expression has one count a cell, K = 1 and Q = 1; there the hyper-parameter that is
+estimated has a design of its own: its log, with a sign, is a second predictor of each cell, the scale ζ ``(..., N)``.
+The methods keep the memory layout of their inputs, so that a caller who stores predictors first
+(``eta.movedim(-1, 0)`` contiguous) gets vectorised code without another interface.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError, NotStatedError
-from pyrosplice.overrides import Extensible, depth, is_current, is_ours
+from pyrosplice.likelihoods.by_distribution import drawn_from, each_spot, log_prob_of
+from pyrosplice.likelihoods.cell_terms import Terms, terms_by_autograd
+from pyrosplice.likelihoods.softmax import draw_multinomial, usage_of
+from pyrosplice.overrides import Extensible, is_current, is_ours
 
 UNIT = 1e-4  # how far a sum of usage may be from one
-DENSITY = ("log_prob", "log_kernel", "mean")  # what derivatives follow from, in the shipped classes too
+DENSITY = ("distribution", "log_prob", "log_kernel", "mean")  # what derivatives follow from, in the shipped classes too
+SCALE = ("hyperparameters", "scale_sign", "at_scale")
 
 
 class Likelihood(Extensible):
@@ -28,14 +35,20 @@ class Likelihood(Extensible):
     ======================== ======== ===================================================================
     what to override         required for
     ======================== ======== ===================================================================
-    ``log_prob``             yes      everything: fitting, tests and posteriors work from it by autograd
-    ``mean``                 no       fitted usage ratios
+    ``log_prob``             one of   everything: fitting, tests and posteriors work from it by autograd
+    ``distribution``         the two  the same as a Pyro distribution, and with it ``mean``, ``variance`` and ``sample``
+    ``mean``                 no       fitted usage ratios; fitted counts
     ``sample``               no       simulation and posterior predictive draws
-    ``n_predictors``         no       a likelihood whose predictor is not K − 1 logits
+    ``variance``             no       of counts whose total is random: what a fit is judged by
+    ``predictors``           no       names of the linear predictors, where they are not K − 1 logits:
+                                      ``("location",)`` for one count a cell, fitted by expression and usage
     ``start``                no       where searches start
     ``hyperparameters``      no       positive numbers of its own, one a gene (a concentration, a dispersion):
                                       names and start values. Each is an attribute: None to estimate it
-                                      (a site of that name, flat unless ``priors`` says otherwise), else its value
+                                      (a site of that name, flat unless ``priors`` says otherwise), else its value.
+                                      In expression the free one is :math:`e^{\pm\zeta}` of each cell, ζ = z'b
+    ``scale_sign``           no       the sign there: −1 where ζ is minus the log of it
+    ``of_counts``            no       False if observations are real numbers: negative ones and fractions are then taken
     ``conditional``          no       False if the total of a spot is random, so that empty spots inform
     ``n_categories``         no       least and greatest K (None: any) that it is for
     ``log_kernel``           no       speed: ``log_prob`` without the terms that do not depend on eta
@@ -47,6 +60,10 @@ class Likelihood(Extensible):
                                       likelihoods with hyper-parameters, which is differentiated in them)
     ``information_gradient`` no       speed: third derivative contracted with a matrix, closed form
     ``hyper_gradient``       no       speed: derivatives in the logs of hyper-parameters, closed form
+    ``terms``                no       speed: density and derivatives of one count a cell in (η, ζ), closed form
+    ``location_information`` no       speed: what is expected of those in η; the observed ones by default
+    ``by_totals``            no       speed: True if ``terms`` knows cells of equal (η, ζ) by their total and number
+                                      alone, ``−log y!`` left out
     ======================== ======== ===================================================================
 
     A subclass of a shipped likelihood that overrides ``log_prob`` has that density: closed forms and claims of its
@@ -65,6 +82,14 @@ class Likelihood(Extensible):
         "curvature": DENSITY,
         "information_gradient": (*DENSITY, "curvature", "information"),
         "hyper_gradient": (*DENSITY, "curvature", "hyperparameters"),
+        "log_prob": ("distribution",),
+        "mean": ("distribution",),
+        "sample": ("distribution",),
+        "variance": DENSITY,
+        "terms": (*DENSITY, *SCALE),
+        "location_information": (*DENSITY, *SCALE, "terms", "variance"),
+        "by_totals": (*DENSITY, *SCALE, "terms"),
+        "is_negative_binomial": (*DENSITY, *SCALE, "terms"),
     }
     name: str = "likelihood"
     additive: bool = False
@@ -72,14 +97,28 @@ class Likelihood(Extensible):
     log_concave: bool = False
     n_categories: tuple[int, int | None] = (2, None)
     hyperparameters: Mapping[str, float] = MappingProxyType({})
+    predictors: tuple[str, ...] = ()
+    scale_sign: int = 1
+    of_counts: bool = True
+    by_totals: bool = False
+    is_negative_binomial: bool = False  # its dispersion is exp(−ζ), and terms() are those of NegativeBinomial
 
     def n_predictors(self, n_isos: int) -> int:
         """Length Q of the linear predictor of a gene with ``n_isos`` isoforms."""
-        return n_isos - 1
+        return len(self.predictors) or n_isos - 1
+
+    def distribution(self, eta: Tensor) -> TorchDistribution:
+        """Of the counts at ``eta``: of a spot's, batch ``(..., N)``, event ``(K,)``, or of each, batch ``(..., N, K)``.
+
+        The density of the counts given their total, where that is not random (whatever the ``total_count``).
+        """
+        raise NotStatedError(
+            f"{type(self).__name__} has no log density; override Likelihood.log_prob or Likelihood.distribution."
+        )
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of each spot's counts, constants included: ``(..., N)``."""
-        raise NotStatedError(f"{type(self).__name__} has no log density; override Likelihood.log_prob.")
+        return log_prob_of(self.distribution, counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
@@ -87,18 +126,34 @@ class Likelihood(Extensible):
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``(..., N, K)``, summing to one; expected counts if not ``conditional``."""
-        raise NotStatedError(self._unstated("mean"))
+        mean = self._stated_by_distribution("mean", eta).mean
+        return mean / mean.sum(-1, keepdim=True) if self.conditional else mean
+
+    def variance(self, eta: Tensor) -> Tensor:
+        """Variance of each count whose total is random, ``(..., N, K)``."""
+        return self._stated_by_distribution("variance", eta).variance
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules (unused if not conditional)."""
-        raise NotStatedError(self._unstated("sample"))
+        return drawn_from(self._stated_by_distribution("sample", eta), generator)
 
     def states(self, method: str) -> bool:
-        """Whether ``mean`` or ``sample`` is this density's: given, and not by a class whose density was replaced."""
+        """Whether ``mean``, ``sample`` or ``variance`` is this density's: given, and not by a class it replaced.
+
+        What a ``distribution`` has of its own, which for given totals are no samples, counts as given.
+        """
         kind = type(self)
-        return depth(kind, method) < depth(kind, "closed_forms") and is_current(
-            kind, method, ("log_prob", "log_kernel")
-        )
+        if self._gives(method):
+            return is_current(kind, method, ("log_prob", "log_kernel", "distribution"))
+        follows = method == "mean" or not self.conditional
+        return follows and self._gives("distribution") and is_current(kind, "distribution", ("log_prob", "log_kernel"))
+
+    def _gives(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Likelihood, method)
+
+    def _stated_by_distribution(self, method: str, eta: Tensor) -> TorchDistribution:
+        self.require(method)
+        return each_spot(self.distribution, eta)
 
     def require(self, method: str) -> None:
         """Raise :class:`~pyrosplice.errors.NotStatedError` unless it :meth:`states` that method."""
@@ -106,9 +161,8 @@ class Likelihood(Extensible):
             raise NotStatedError(self._unstated(method))
 
     def _unstated(self, method: str) -> str:
-        what = {"mean": "what it expects", "sample": "how to sample"}[method]
-        given = depth(type(self), method) < depth(type(self), "closed_forms")
-        why = " (that of its parent belongs to the parent's density)" if given else ""
+        what = {"mean": "what it expects", "sample": "how to sample", "variance": "how it varies"}[method]
+        why = " (that of its parent belongs to the parent's density)" if self._gives(method) else ""
         return f"likelihood: {type(self).__name__} does not say {what}; override Likelihood.{method}{why}."
 
     def expected(self, eta: Tensor) -> Tensor:
@@ -219,6 +273,24 @@ class Likelihood(Extensible):
         own = {name: getattr(self, name) for name in self.hyperparameters}
         return self.bind({name: v[genes] for name, v in own.items() if isinstance(v, Tensor) and v.ndim >= 2})
 
+    def at_scale(self: Self, zeta: Tensor) -> Self:
+        """The same with the hyper-parameter that is free at ``exp(± zeta)`` of each cell, ``(..., G, N)``."""
+        return self.bind({name: (self.scale_sign * zeta).exp() for name in self.free})
+
+    def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
+        """:meth:`log_prob` ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
+        found = self.at_scale(zeta).log_prob(counts, eta)
+        shape = torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
+        return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
+
+    def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
+        """Weighted log density and derivatives of rows of one count, ``total`` = weight × count: all ``(G, N)``."""
+        return terms_by_autograd(self.cell_log_prob, total, weight, eta, zeta)
+
+    def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
+        """Weighted information of each row on its location predictor, expected where that is known: ``(G, N)``."""
+        return self.terms(total, weight, eta, zeta).h_eta
+
     def hyper_score(self, counts: Tensor, eta: Tensor, names: Sequence[str]) -> Tensor:
         """First derivative of each spot's ``log_prob`` in the logs of hyper-parameters: ``(B, N, H)``."""
         with torch.enable_grad():
@@ -281,8 +353,8 @@ class Multinomial(Likelihood):
         if link is not None:
             return torch.xlogy(counts, link(eta)).sum(-1)
         top = eta.amax(-1).clamp_min(0.0)
-        normaliser = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
-        return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normaliser
+        normalizer = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
+        return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normalizer
 
     def mean(self, eta: Tensor) -> Tensor:
         """``softmax([η, 0])``."""
@@ -326,28 +398,3 @@ def shaped(what: str, found: Any, shape: tuple[int, ...]) -> Tensor:
             f"likelihood: expected {what} to be a Tensor of shape {tuple(shape)}, found {other}."
         )
     return found
-
-
-def usage_of(eta: Tensor) -> Tensor:
-    """``softmax([η, 0])``, ``(..., K)``: elementwise, which for few isoforms is several times faster than softmax."""
-    top = eta.amax(-1, keepdim=True).clamp_min(0.0)
-    odds, reference = torch.exp(eta - top), torch.exp(-top)
-    outermost = eta.ndim > 1 and eta.stride(-1) >= max(eta.stride())  # keeps a layout with predictors first
-    if outermost:
-        order = sorted(range(eta.ndim), key=eta.stride, reverse=True)
-        order.insert(0, order.pop(order.index(eta.ndim - 1)))
-        both = torch.cat([odds.permute(order), reference.permute(order)])
-        both = both.permute([order.index(d) for d in range(eta.ndim)])
-    else:
-        both = torch.cat([odds, reference], -1)
-    return both / (odds.sum(-1, keepdim=True) + reference)
-
-
-def draw_multinomial(totals: Tensor, usage: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms with chances ``usage``."""
-    draws = torch.multinomial(
-        usage.reshape(-1, usage.shape[-1]), max(int(totals.max()), 1), replacement=True, generator=generator
-    )
-    kept = torch.arange(draws.shape[-1], device=draws.device) < totals.reshape(-1, 1)
-    counts = torch.zeros(draws.shape[0], usage.shape[-1], dtype=usage.dtype, device=usage.device)
-    return counts.scatter_add_(1, draws, kept.to(usage.dtype)).reshape(usage.shape)

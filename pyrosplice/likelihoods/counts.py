@@ -4,6 +4,10 @@ r"""Likelihoods of one count a spot (K = 1, Q = 1) with log link and known expos
 
 The exposure :math:`s_i` (a size factor) belongs to the spot and is part of the likelihood object. A count of zero is
 information here: no spot is left out.
+
+Their ``terms`` leave out what depends on a count and the scale alone, which a table of counts serves better
+(:class:`pyrosplice.expression.engine.count_table.CountTable`): :math:`-\log y!`, and for the negative binomial
+:math:`\log\Gamma(y + r) - \log\Gamma(r) - y\zeta`. What is left knows a row by its total and its weight alone.
 """
 
 from __future__ import annotations
@@ -12,8 +16,11 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.likelihoods.cell_terms import LOG_LINK_LIMIT, Terms
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.likelihoods.rising import log_rising
+
+SERIES_FROM = 8.0  # ζ from which differences of like terms are taken by series
 
 
 class Poisson(Likelihood):
@@ -29,15 +36,13 @@ class Poisson(Likelihood):
     conditional = False
     log_concave = True
     n_categories = (1, 1)
+    predictors = ("location",)
+    by_totals = True
 
     def __init__(self, exposure: Tensor | None = None) -> None:
         if exposure is not None and not bool(((exposure > 0) & torch.isfinite(exposure)).all()):
             raise InvalidArgumentError("exposure: expected positive finite numbers, one a spot.")
         self.exposure = None if exposure is None else torch.as_tensor(exposure, dtype=torch.float64)
-
-    def n_predictors(self, n_isos: int) -> int:
-        """One."""
-        return 1
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """``y log μ − μ − log y!``."""
@@ -47,6 +52,10 @@ class Poisson(Likelihood):
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""
         return self._exposed(eta).exp().unsqueeze(-1)
+
+    def variance(self, eta: Tensor) -> Tensor:
+        """The mean."""
+        return self.mean(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Poisson counts; ``totals`` are not used."""
@@ -65,6 +74,17 @@ class Poisson(Likelihood):
         """``μ``."""
         return self._exposed(eta).exp()[..., None, None]
 
+    def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
+        """``t η − w e^η``."""
+        eta = self._exposed(eta.unsqueeze(-1))
+        mu = weight * eta.clamp_max(LOG_LINK_LIMIT).exp()
+        zero = torch.zeros_like(mu)
+        return Terms(total * eta - mu, total - mu, zero, mu, zero, zero)
+
+    def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
+        """``w μ``."""
+        return weight * self._exposed(eta.unsqueeze(-1)).clamp_max(LOG_LINK_LIMIT).exp()
+
     def _log_mean(self, eta: Tensor, kind: type[Poisson]) -> Tensor:
         """Log of the mean that the density of ``kind`` is taken around."""
         link = self.link_of(kind)
@@ -81,7 +101,8 @@ class NegativeBinomial(Poisson):
     ----------
     dispersion
         α, one a gene: a number, ``(G, 1)``, or None to estimate it (site ``dispersion``). 0 excluded; α → 0 is the
-        Poisson, and where data show no over-dispersion the estimate is a small number.
+        Poisson, and where data show no over-dispersion the estimate is a small number. In expression its scale
+        predictor is :math:`\zeta = -\log\alpha`, the log of :math:`r = 1 / \alpha`.
     exposure
         As for :class:`Poisson`.
     """
@@ -89,6 +110,9 @@ class NegativeBinomial(Poisson):
     name = "negative binomial"
     log_concave = True
     hyperparameters = {"dispersion": 0.3}  # noqa: RUF012 (read-only by its annotation)
+    scale_sign = -1
+    by_totals = True
+    is_negative_binomial = True
 
     def __init__(self, dispersion: float | Tensor | None = None, exposure: Tensor | None = None) -> None:
         super().__init__(exposure)
@@ -106,6 +130,11 @@ class NegativeBinomial(Poisson):
         """Expected counts ``s e^η``."""
         return super().mean(eta)
 
+    def variance(self, eta: Tensor) -> Tensor:
+        """``μ + α μ²``."""
+        mean = self.mean(eta)
+        return mean + mean.square() * self._alpha(eta).unsqueeze(-1)
+
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A rate from the gamma distribution, then a Poisson count; ``totals`` are not used."""
         size = (1 / self._alpha(eta)).expand(eta.shape[:-1]).contiguous()
@@ -122,6 +151,33 @@ class NegativeBinomial(Poisson):
         alpha, share, rest = self._shares(eta)
         return ((1 / alpha + counts) * share * rest).unsqueeze(-1)
 
+    def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
+        """``t η − (t + w r) log(1 + μ/r)`` for row totals t and weights w, free of cancellation as r → ∞."""
+        eta = self._exposed(eta.unsqueeze(-1))
+        r = zeta.clamp_max(LOG_LINK_LIMIT).exp()
+        u = (eta - zeta).clamp_(max=LOG_LINK_LIMIT).exp_()
+        log1p, shrink = torch.log1p(u), torch.reciprocal(u + 1)
+        odds = u * shrink
+        wr = weight * r
+        both = total + wr
+        fitted = both * odds
+        spread = total * odds
+        wr_gap = _gap(u, log1p, odds, zeta).mul_(wr)
+        cross = torch.mul(wr, u).sub_(total).mul_(odds).mul_(shrink)
+        return Terms(
+            value=total * eta - both.mul_(log1p),
+            g_eta=total - fitted,
+            g_zeta=spread - wr_gap,
+            h_eta=fitted.mul_(shrink),
+            h_cross=cross,
+            h_zeta=spread.mul_(shrink).add_(wr_gap).sub_(odds.square_().mul_(wr)),
+        )
+
+    def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
+        """``w μ / (1 + μ / r)``."""
+        mean = self._exposed(eta.unsqueeze(-1)).clamp_max(LOG_LINK_LIMIT).exp()
+        return weight * (mean / (1 + mean * torch.exp(-zeta)))
+
     def _shares(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """α, t and 1 − t, against ``(..., N, 1)``."""
         alpha = self._alpha(eta)
@@ -130,3 +186,14 @@ class NegativeBinomial(Poisson):
 
     def _alpha(self, eta: Tensor) -> Tensor:
         return torch.as_tensor(self.dispersion, dtype=eta.dtype, device=eta.device)
+
+
+def _gap(u: Tensor, log1p: Tensor, odds: Tensor, zeta: Tensor) -> Tensor:
+    """``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion so small that it matters."""
+    gap = log1p - odds
+    nearly_poisson = (zeta > SERIES_FROM).any(1).nonzero()[:, 0]
+    if len(nearly_poisson):
+        v = u[nearly_poisson]
+        series = v * v * (0.5 - v * (2 / 3 - v * (0.75 - v * (0.8 - v * (5 / 6 - v * (6 / 7 - v * 0.875))))))
+        gap[nearly_poisson] = torch.where(v < 1e-2, series, gap[nearly_poisson])
+    return gap

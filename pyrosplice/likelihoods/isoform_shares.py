@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyrosplice.likelihoods.contract import Likelihood, Multinomial, draw_multinomial, usage_of
+from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.rising import log_rising, rising_bend, rising_slope, rising_twist
+from pyrosplice.likelihoods.softmax import draw_multinomial, usage_of
 from pyrosplice.linalg.blocks import matvec
 
 

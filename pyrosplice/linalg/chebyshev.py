@@ -46,12 +46,12 @@ class InversePolynomial:
         if not 0 < lower < np.inf:
             raise InvalidArgumentError(f"lower: expected a number > 0, found {lower!r}.")
         upper = float(abs(matrix).sum(1).max())  # Gershgorin
-        centre, half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
-        self.scaled = sp.csr_matrix((matrix - centre * sp.identity(matrix.shape[0])) / half)  # eigenvalues in [−1, 1]
+        center, half = (upper + lower) / 2, max((upper - lower) / 2, 1e-12 * upper)
+        self.scaled = sp.csr_matrix((matrix - center * sp.identity(matrix.shape[0])) / half)  # eigenvalues in [−1, 1]
         root = math.sqrt(max(upper / lower, 1.0))
         ratio = max((root - 1) / (root + 1), 1e-3)
         self.degree = max(4, 2 * math.ceil(math.log(tolerance / 2) / math.log(ratio) / 2))
-        self.coefficients = _coefficients(centre, half, self.degree)
+        self.coefficients = _coefficients(center, half, self.degree)
 
     def product(self, x: Array) -> Array:
         """``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
@@ -93,9 +93,9 @@ class InversePolynomial:
         return (*pattern, values), (*pattern, 2 * values), np.empty((len(x), WIDTH), x.dtype)
 
 
-def _coefficients(centre: float, half: float, degree: int) -> NDArray[np.float64]:
+def _coefficients(center: float, half: float, degree: int) -> NDArray[np.float64]:
     nodes = np.pi * (np.arange(4 * degree) + 0.5) / (4 * degree)
-    values = 1 / (centre + half * np.cos(nodes))
+    values = 1 / (center + half * np.cos(nodes))
     found = 2 / len(nodes) * np.array([(values * np.cos(k * nodes)).sum() for k in range(degree + 1)])
     found[0] /= 2
     return found

@@ -46,7 +46,7 @@ class LowRankSolver(SpatialSolver):
         """Latents are independent a priori."""
         return latent
 
-    def factorise(self, blocks: Tensor) -> LowRankFactor:
+    def factorize(self, blocks: Tensor) -> LowRankFactor:
         """Dense Cholesky of ``I + F' blockdiag(blocks) F``, one (rQ, rQ) matrix a gene."""
         q, matrix = blocks.shape[-1], quadratic_forms(self.root, blocks)
         torch.diagonal(matrix, dim1=1, dim2=2).add_(1.0)
@@ -54,7 +54,7 @@ class LowRankSolver(SpatialSolver):
         cholesky[info > 0] = torch.nan
         return LowRankFactor(self, cholesky, q)
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``F noise``."""
         return self.spread(noise)
 
@@ -88,7 +88,7 @@ class LowRankFactor(Factor):
         half = half.reshape(len(self.cholesky), -1, self.solver.n_spots, q)
         return torch.einsum("bkna,bknc->bnac", half, half)
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``L⁻ᵀ noise``."""
         columns = noise.reshape(noise.shape[0], self.cholesky.shape[-1], -1)
         return torch.linalg.solve_triangular(self.cholesky.mT, columns, upper=True).reshape(noise.shape)

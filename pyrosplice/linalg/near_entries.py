@@ -36,38 +36,38 @@ class NearEntries:
     Attributes
     ----------
     spots
-        ``(N, colours)``, int32; −1 where the spot itself has the colour, or none can be reached.
+        ``(N, colors)``, int32; −1 where the spot itself has the colour, or none can be reached.
     values
-        ``(N, colours)``, float32; 0 there.
+        ``(N, colors)``, float32; 0 there.
     colour
         Colour of each spot, ``(N,)``.
     """
 
     spots: NDArray[np.int32]
     values: NDArray[np.float32]
-    colour: NDArray[np.int32]
+    color: NDArray[np.int32]
 
     @classmethod
     def of(cls, inverse: Inverse, matrix: sp.spmatrix, *, spacing: int, seed: int = 0) -> NearEntries:
         """Of the inverse of ``matrix``, by as many products as colours (76 on a grid at spacing 11)."""
         graph = sp.csr_matrix(matrix)
         n = graph.shape[0]
-        colour, n_colours = _colours(graph.indptr, graph.indices, spacing)
+        color, n_colors = _colors(graph.indptr, graph.indices, spacing)
         sign = np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), n)
-        probes = np.zeros((n, n_colours), np.float32)
-        probes[np.arange(n), colour] = sign
+        probes = np.zeros((n, n_colors), np.float32)
+        probes[np.arange(n), color] = sign
         values = inverse.product(probes)
-        spots = _nearest(graph.indptr, graph.indices, colour, n_colours)
-        spots[np.arange(n), colour] = -1
+        spots = _nearest(graph.indptr, graph.indices, color, n_colors)
+        spots[np.arange(n), color] = -1
         values *= np.where(spots >= 0, sign[spots], 0)
-        return cls(spots, values, colour)
+        return cls(spots, values, color)
 
     def between(self, spots: NDArray[np.intp]) -> NDArray[np.float64]:
         """Entries between all pairs of some spots ``(B, m)``: ``(B, m, m)``, 0 if far; without the diagonal."""
         rows, columns = spots[..., :, None], spots[..., None, :]
-        colour = self.colour[columns]
-        near = self.spots[rows, colour] == columns
-        entries = np.where(near, self.values[rows, colour], 0).astype(np.float64)
+        color = self.color[columns]
+        near = self.spots[rows, color] == columns
+        entries = np.where(near, self.values[rows, color], 0).astype(np.float64)
         known = near.astype(np.int8) + np.swapaxes(near, -1, -2)
         return (entries + np.swapaxes(entries, -1, -2)) / np.maximum(known, 1)
 
@@ -101,12 +101,12 @@ class PairSums:
 
 
 @compiled()
-def _colours(pointers, columns, spacing):  # type: ignore[no-untyped-def]
+def _colors(pointers, columns, spacing):  # type: ignore[no-untyped-def]
     """Greedy colouring in which equal colours are ``spacing`` steps apart or more."""
     n = len(pointers) - 1
-    colour, seen, queue = np.full(n, -1, np.int32), np.full(n, -1, np.int32), np.empty(n, np.int32)
+    color, seen, queue = np.full(n, -1, np.int32), np.full(n, -1, np.int32), np.empty(n, np.int32)
     taken = np.full(n + 1, -1, np.int32)
-    n_colours = 0
+    n_colors = 0
     for i in range(n):
         seen[i], queue[0] = i, i
         head, tail = 0, 1
@@ -121,30 +121,30 @@ def _colours(pointers, columns, spacing):  # type: ignore[no-untyped-def]
                         seen[j] = i
                         queue[tail] = j
                         tail += 1
-                        if colour[j] >= 0:
-                            taken[colour[j]] = i
+                        if color[j] >= 0:
+                            taken[color[j]] = i
         c = 0
         while taken[c] == i:
             c += 1
-        colour[i] = c
-        n_colours = max(n_colours, c + 1)
-    return colour, n_colours
+        color[i] = c
+        n_colors = max(n_colors, c + 1)
+    return color, n_colors
 
 
 @compiled()
-def _nearest(pointers, columns, colour, n_colours):  # type: ignore[no-untyped-def]
+def _nearest(pointers, columns, color, n_colors):  # type: ignore[no-untyped-def]
     """The nearest spot of every colour, by a search from all spots of the colour at once."""
     n = len(pointers) - 1
-    nearest, queue = np.empty((n, n_colours), np.int32), np.empty(n, np.int32)
+    nearest, queue = np.empty((n, n_colors), np.int32), np.empty(n, np.int32)
     some = np.empty((_LINE, n), np.int32)  # searches in memory of their own, written as whole cache lines
-    order, at = np.argsort(colour, kind="mergesort"), 0
-    for first in range(0, n_colours, _LINE):
-        size = min(_LINE, n_colours - first)
+    order, at = np.argsort(color, kind="mergesort"), 0
+    for first in range(0, n_colors, _LINE):
+        size = min(_LINE, n_colors - first)
         for c in range(size):
             found = some[c]
             found[:] = -1
             tail = 0
-            while at < n and colour[order[at]] == first + c:
+            while at < n and color[order[at]] == first + c:
                 i = order[at]
                 found[i], queue[tail] = i, i
                 tail += 1
@@ -167,7 +167,7 @@ def _nearest(pointers, columns, colour, n_colours):  # type: ignore[no-untyped-d
 
 @compiled(nogil=True, fastmath=_FAST, error_model="numpy")
 def _pair_sums(spots, values, a, root, small, rows, cubes, triples):  # type: ignore[no-untyped-def]
-    n, n_colours = spots.shape
+    n, n_colors = spots.shape
     n_genes = a.shape[1]
     once, cube, squares = np.empty(n_genes, a.dtype), np.empty(n_genes, a.dtype), np.empty(n_genes, a.dtype)
     for i in range(n):
@@ -175,9 +175,9 @@ def _pair_sums(spots, values, a, root, small, rows, cubes, triples):  # type: ig
         cube[:] = 0
         squares[:] = 0
         near = near_twice = largest = np.float32(0)
-        for c in range(n_colours):
+        for c in range(n_colors):
             largest = max(largest, abs(values[i, c]))
-        for c in range(n_colours):
+        for c in range(n_colors):
             j = spots[i, c]
             if j < 0:
                 continue

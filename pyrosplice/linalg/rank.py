@@ -27,11 +27,11 @@ def collinear_columns(design: Tensor) -> list[int]:
         return list(range(design.shape[1]))
     constant = set(constant_columns(design))
     shifted = design - design[:1]  # exact for numbers that are near each other
-    centred = shifted - shifted.mean(0)
-    length = centred.norm(dim=0)
+    centered = shifted - shifted.mean(0)
+    length = centered.norm(dim=0)
     rounding = ROUNDING * design.norm(dim=0)  # error of each column, as a length
-    basis, errors, found = centred[:, :0], length[:0], []
-    for i, column in enumerate(centred.T):
+    basis, errors, found = centered[:, :0], length[:0], []
+    for i, column in enumerate(centered.T):
         weights = basis.T @ column
         rest = column - basis @ weights
         rest = rest - basis @ (basis.T @ rest)  # once more, against rounding

@@ -23,8 +23,8 @@ class SpatialSolver(ABC):
     ``spread``   yes      F z
     ``gather``   yes      F' x
     ``prior``    yes      P z
-    ``factorise`` yes     the Newton matrix P ⊗ I + F' M F for a block-diagonal M
-    ``colour``   yes      draws of the field from standard normal numbers
+    ``factorize`` yes     the Newton matrix P ⊗ I + F' M F for a block-diagonal M
+    ``color``   yes      draws of the field from standard normal numbers
     ============ ======== ===============================================================
     """
 
@@ -51,11 +51,11 @@ class SpatialSolver(ABC):
         """``P z``: (B, r, Q) to (B, r, Q)."""
 
     @abstractmethod
-    def factorise(self, blocks: Tensor) -> Factor:
+    def factorize(self, blocks: Tensor) -> Factor:
         """Factor ``P ⊗ I_Q + F' blockdiag(blocks) F``; ``blocks`` is (B, N, Q, Q), symmetric."""
 
     @abstractmethod
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``F P^{-1/2} noise``: (B, r, Q) standard normal numbers to a field (B, N, Q) with covariance F P⁻¹ F'."""
 
     def covariance_product(self, field: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class SpatialSolver(ABC):
         blocks = field.new_zeros(1, self.n_spots, 1, 1)
         flat = field.transpose(1, 2).reshape(1, -1, self.n_spots).transpose(1, 2)  # one gene, B·Q right-hand sides
         latent = self.gather(flat)
-        out = self.spread(self.factorise(blocks).solve(latent.unsqueeze(2)).squeeze(2))
+        out = self.spread(self.factorize(blocks).solve(latent.unsqueeze(2)).squeeze(2))
         out = out.transpose(1, 2).reshape(field.shape[0], width, self.n_spots).transpose(1, 2)
         return out if self.remainder is None else out + self.remainder[:, None] * field
 
@@ -85,5 +85,5 @@ class Factor(ABC):
         """``F_i S⁻¹ F_i'``, the posterior covariance of the field at every spot: (B, N, Q, Q)."""
 
     @abstractmethod
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``S^{-1/2} noise`` for (B, r, Q, R) standard normal numbers: R posterior draws of the latents."""

@@ -65,12 +65,12 @@ class SparsePattern:
         diagonal, below = np.array(values), np.zeros(self.row.size)
         below[self.at] = entries
         start, column, at = self.updates
-        selected_inverse.factorize(self.column_start, self.row, start, column, at, diagonal, below)
+        selected_inverse.factorize_one(self.column_start, self.row, start, column, at, diagonal, below)
         out = np.empty(self.n)
         out[self.order] = selected_inverse.invert(self.column_start, self.row, diagonal, below)
         return out
 
-    def factorise(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
+    def factorize(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
         """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for up to eight genes; ``blocks`` is (Q, Q, N, lanes ≤ 8)."""
         diagonal = np.zeros((self.n, q, q, LANES))
         if blocks is not None:
@@ -81,7 +81,7 @@ class SparsePattern:
             diagonal[:, a, a] += self.diagonal[:, None]
             below[self.at, a, a] = self.below[:, None]
         start, column, at = self.updates
-        kernels.factorise(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
+        kernels.factorize_lanes(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
         return LaneFactor(self, diagonal, below)
 
 
@@ -151,7 +151,7 @@ class SparseSolver(SpatialSolver):
         self.precision = precision
         self.pattern = SparsePattern(precision)
         self.n_spots = self.n_latent = precision.shape[0]
-        self._prior_factor = self.pattern.factorise(None, 1)
+        self._prior_factor = self.pattern.factorize(None, 1)
         self.prior_logdet = float(self._prior_factor.logdet()[0])
         if not np.isfinite(self.prior_logdet):
             raise InvalidArgumentError("precision: expected a positive definite matrix, found one that is not.")
@@ -175,14 +175,14 @@ class SparseSolver(SpatialSolver):
         flat = memory.reshape(self.n_spots, -1).numpy()
         return torch.from_numpy(self.precision @ flat).reshape(memory.shape).permute(2, 0, 1)
 
-    def factorise(self, blocks: Tensor) -> SparseFactor:
+    def factorize(self, blocks: Tensor) -> SparseFactor:
         """Sparse Cholesky of ``P ⊗ I + blockdiag(blocks)``."""
         memory = planar(blocks).permute(2, 3, 1, 0).numpy()  # (Q, Q, N, B)
         q, n_genes = memory.shape[0], memory.shape[-1]
         groups = [memory[..., g : g + LANES] for g in range(0, n_genes, LANES)]
-        return SparseFactor(_in_threads(lambda group: self.pattern.factorise(group, q), groups), n_genes)
+        return SparseFactor(_in_threads(lambda group: self.pattern.factorize(group, q), groups), n_genes)
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``L⁻ᵀ noise``: one factor for all genes, so genes and logits are right-hand sides."""
         memory = noise.permute(2, 0, 1).reshape(-1, 1, self.n_spots, 1).numpy()
         draws = torch.from_numpy(self._prior_factor.solve(memory, lower=False))
@@ -203,7 +203,7 @@ class SparseFactor(Factor):
         """``S⁻¹ rhs``."""
         return self._solve(rhs, lower=True)
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def color(self, noise: Tensor) -> Tensor:
         """``L⁻ᵀ noise``."""
         return self._solve(noise, lower=False)
 

@@ -76,7 +76,7 @@ def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
-def factorise(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
+def factorize_lanes(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
     """Cholesky factor in place. A lane that is not positive definite ends as NaN, the others unharmed."""
     n, q = column_start.size - 1, len(width)
     where = np.zeros(n, np.int64)
@@ -99,7 +99,7 @@ def factorise(column_start, row, update_start, update_column, update_at, diagona
                             diagonal[j, a, b, lane] -= pivot[a, c, lane] * pivot[b, c, lane]
             for p in range(at + 1, end):
                 _subtract_outer(below[p], pivot, below[where[row[p]]], width)
-        _factorise_block(diagonal[j], q)
+        _factorize_block(diagonal[j], q)
         for p in range(first, column_start[j + 1]):
             for a in range(q):
                 for b in range(q):
@@ -111,7 +111,7 @@ def factorise(column_start, row, update_start, update_column, update_at, diagona
 
 
 @compiled(nogil=True, inline="always", error_model="numpy")
-def _factorise_block(block, q):  # type: ignore[no-untyped-def]
+def _factorize_block(block, q):  # type: ignore[no-untyped-def]
     for b in range(q):
         for c in range(b):
             for lane in range(LANES):

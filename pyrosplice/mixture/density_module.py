@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, CovarianceType
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,27 @@ from typing import Any, Literal, Self
 
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, own_options_only
-from pyrosplice.guides.own_model import Program, check_model
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    RefusedModelError,
+    check_integer,
+    check_option,
+    own_options_only,
+)
+from pyrosplice.guides.own_model import Program, name_of
 from pyrosplice.mixture.criteria import information_criterion
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.em.loop import EMOptions, EMResult
-from pyrosplice.mixture.em.one_fit import STRATEGIES, Problem, Strategy, run_carefully, start_one
+from pyrosplice.mixture.em.one_fit import Problem, Strategy, run_carefully, start_one
 from pyrosplice.mixture.em.row_blocks import RowBlocks
-from pyrosplice.mixture.em.starts import uniforms
+from pyrosplice.mixture.em.starts import seed_of, uniforms
 from pyrosplice.mixture.em.stepwise import StepwiseEM
-from pyrosplice.mixture.evaluation import evaluate
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.estimator_options import REGULARIZATION, check_options
+from pyrosplice.mixture.evaluation import drawn_cells, evaluate
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
 from pyrosplice.mixture.given_cells import (
     check_feature_names,
     check_model_fits,
@@ -30,13 +36,17 @@ from pyrosplice.mixture.given_cells import (
     given_parameters,
     read_cells,
 )
+from pyrosplice.mixture.mixture_prior import (
+    CovarianceType,
+    MixturePrior,
+    MixturePriors,
+    has_covariances,
+)
 from pyrosplice.mixture.own_mixture import all_cells
 from pyrosplice.mixture.parameter_draws import MixturePosterior
 from pyrosplice.mixture.rows import as_given
 from pyrosplice.mixture.stored_folder import MixtureStorage
 from pyrosplice.mixture.trainer import TrainerOptions
-
-REGULARIZATION = 1e-6  # added to variances by default
 
 
 class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstimator):
@@ -47,8 +57,8 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     Where a variance is too small for that (one number in all cells of a component, thousands elsewhere) the fit is
     made again with differences taken first.
 
-    :meth:`score` is a **loss**, smaller is better, as documented for this interface; scikit-learn's searches maximise,
-    so give them ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
+    :meth:`score` is a **loss**, smaller is better, as documented for this interface; give scikit-learn's searches
+    ``GridSearchCV(..., scoring=pyrosplice.log_likelihood_scorer)``, or compare :meth:`aic` or :meth:`bic`.
 
     Parameters
     ----------
@@ -74,8 +84,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     init_weights, init_covariances
         With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
     prior
-        :class:`~pyrosplice.mixture.gaussian_mixture.MixturePrior`; flat when None (maximum likelihood), as in every
-        family. Draws need a proper prior: :meth:`posterior` puts a weak one in the place of None, and says which.
+        :class:`~pyrosplice.mixture.mixture_prior.MixturePrior`: conjugate ``priors`` in numbers.
     missing
         ``"error"`` (default) or ``"marginalize"``: NaN is a value missing at random.
     n_init
@@ -89,11 +98,19 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Key of ``obsm`` when an AnnData is given; None is ``X``.
     model
         A Pyro model of your own in the place of :func:`~pyrosplice.mixture.gaussian_mixture.gaussian_mixture`: a
-        function of cells ``x`` ``(N, D)`` and those of ``n_components``, ``covariance_type`` and ``prior`` that it
-        names, or a class that is made with these and called with ``x``. It is fitted by
+        function of cells ``x`` ``(N, D)`` and those of ``n_components``, ``covariance_type``, ``prior`` and ``priors``
+        that it names, or a class that is made with these and called with ``x``. It is fitted by
         :class:`~pyrosplice.guides.AutoNewtonMAP` from EM's fit of the shipped model, which is what the options of EM
         are of; ``sites`` has all of its estimates. Where its cells have the density of a Gaussian mixture of sites
         ``weights``, ``means`` and ``covariances`` there is a ``model_``, and all that rests on it.
+    priors
+        Pyro distributions of ``weights``, ``means`` and ``covariances`` (variances of ``"diag"`` and ``"spherical"``),
+        ``"weak"`` (:func:`~pyrosplice.mixture.mixture_prior.weak_prior` of the cells), or None: flat (maximum
+        likelihood), as in every family. Dirichlet, Normal, MultivariateNormal or
+        :class:`~pyrosplice.priors.ScaledNormal`, :class:`~pyrosplice.priors.InverseWishart` or InverseGamma keep EM;
+        any other is followed as ``model`` is, and ``engine`` says so. A prior of ``covariances`` takes the place of
+        ``covariance_regularization``, which is flat covariances' floor and not added then. Draws need proper priors:
+        :meth:`posterior` puts weak ones in the place of None. Those that differ by component number the components.
 
     Attributes
     ----------
@@ -117,6 +134,13 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
     >>> np.bincount(GaussianMixture(2, random_state=0).fit(x).predict(x)).tolist()
     [100, 100]
+
+    Means that a prior holds near zero, each feature with a standard deviation of one:
+
+    >>> import pyro.distributions as dist
+    >>> held = GaussianMixture(2, random_state=0, priors={"means": dist.Normal(0.0, 1.0)}).fit(x)
+    >>> bool(held.model_.means.abs().max() < GaussianMixture(2, random_state=0).fit(x).model_.means.abs().max())
+    True
     """
 
     model_: GaussianMixtureModel
@@ -124,7 +148,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     num_iter_: int
     nll_: float
     _stepwise: StepwiseEM | None
-    _asked: tuple[float, MixturePrior | None]
+    _asked: tuple[float, MixturePrior | None, MixturePriors]
     named_by_anndata_ = False
 
     persistent_attributes = ("model_", "converged_", "num_iter_", "nll_")
@@ -150,6 +174,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         random_state: Any = None,
         use_rep: str | None = None,
         model: Program | None = None,
+        priors: MixturePriors = None,
     ) -> None:
         self.num_components = num_components
         self.covariance_type = covariance_type
@@ -168,6 +193,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self.random_state = random_state
         self.use_rep = use_rep
         self.__dict__["model"] = model
+        self.priors = priors
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Fit the mixture to cells ``X`` ``(N, D)``.
@@ -186,29 +212,34 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         InvalidArgumentError
             An option, a start or a value of ``X`` is not possible; a covariance became singular.
         """
-        self._check_options()
+        check_options(self)
         if self.warm_start and hasattr(self, "model_"):
             check_model_fits(self, "warm_start")
             check_feature_names(self, X)
         with features_kept_on_failure(self):
             rows = read_cells(self, X, reset=True, sample_weight=sample_weight)
-            if not (self._has_own() and self._followed(rows, weighted=sample_weight is not None)):
+            if not self._followed(rows, weighted=sample_weight is not None):
                 self._keep(self._fit_rows(rows), rows)
         return self
 
     def _followed(self, rows: RowBlocks, *, weighted: bool) -> bool:
-        """Fit a model of a person's own, from the fit of the shipped one; False where it has the same density."""
+        """Fit a model of a person's own, or priors without a closed form, from EM's fit; False where EM is all."""
         given = {
             "batch_size": self.batch_size is not None,
             "missing": self.missing == "marginalize",
             "covariance_regularization": self.covariance_regularization not in (0.0, REGULARIZATION),
+            "sample_weight": weighted,
         }
-        cells = all_cells(rows, "a model of your own", {**given, "sample_weight": weighted})
-        own = self._own_program(cells)
+        own, generic = None, self._without_closed_form()
+        if self._has_own():
+            cells = all_cells(rows, "a model of your own", given)
+            own = self._own_program(cells)
+        if own is None and generic:
+            cells = all_cells(rows, f"a mixture with priors that EM has no closed form for ({generic})", given)
+            own = self.model, f"{name_of(self.model)} with {generic}"
         if own is None:
             return False
-        first = (torch.tensor(0), torch.tensor(0))
-        self._fit_own(*own, cells, self._fit_rows(rows).parameters.select(first))
+        self._fit_own(*own, cells, self._fit_rows(rows).parameters.select((torch.tensor(0), torch.tensor(0))))
         self._saved_own = self._stepwise = None
         return True
 
@@ -218,16 +249,20 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
         self._shipped_only("partial_fit")
+        check_options(self)
+        if generic := self._without_closed_form():
+            raise RefusedModelError(f"partial_fit: stepwise EM has no closed form for {generic}.")
         stepwise: StepwiseEM | None = getattr(self, "_stepwise", None)
         if stepwise is None:
             self.fit(X, sample_weight=sample_weight)
             problem = self._problem(read_cells(self, X, reset=False, sample_weight=sample_weight))
             self._stepwise = StepwiseEM.of(problem, self.model_.parameters_of())
-            self._asked = (self.covariance_regularization, self.prior)
+            self._asked = (self.covariance_regularization, self.prior, self.priors)
             return self
         check_model_fits(self, "partial_fit")
-        if self._asked[0] != self.covariance_regularization or self._asked[1] is not self.prior:
-            raise InvalidArgumentError("partial_fit: covariance_regularization and prior are those of the first call.")
+        floor, *given = self._asked
+        if floor != self.covariance_regularization or given[0] is not self.prior or given[1] is not self.priors:
+            raise InvalidArgumentError("partial_fit: covariance_regularization, prior, priors: as in the first call.")
         rows = read_cells(self, X, reset=False, sample_weight=sample_weight)
         parameters, log_likelihood = stepwise.step(rows, missing=self.missing == "marginalize")
         self.model_ = GaussianMixtureModel.from_parameters(parameters, self.model_.means.dtype)
@@ -237,9 +272,9 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return self
 
     def _fit_rows(self, rows: RowBlocks) -> EMResult:
-        draws = uniforms(self.n_init, self.num_components, _seed(self.random_state))
+        draws = uniforms(self.n_init, self.num_components, seed_of(self.random_state))
         result = run_carefully(
-            lambda centred: self._problem(rows, centred=centred),
+            lambda centered: self._problem(rows, centered=centered),
             lambda problem: self._start(problem, draws),
             self._em_options(),
         )
@@ -250,14 +285,16 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             )
         return result
 
-    def _problem(self, rows: RowBlocks, *, centred: bool = False) -> Problem:
+    def _problem(self, rows: RowBlocks, *, centered: bool = False) -> Problem:
+        closed = self._closed_priors(rows.dim)
         return Problem.of(
             rows,
             self.covariance_type,
-            prior=self.prior,
-            regularization=float(self.covariance_regularization),
+            prior=closed,
+            n_components=self.num_components,
+            regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
-            centred=centred,
+            centered=centered,
         )
 
     def _start(self, problem: Problem, draws: Tensor) -> MixtureParameters:
@@ -318,15 +355,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
         self._require_gaussian()
         check_is_fitted(self, "model_")
-        num_datapoints = check_integer("num_datapoints", num_datapoints)
-        generator = torch.Generator()
-        seed = _seed(self.random_state)
-        _ = generator.seed() if seed is None else generator.manual_seed(seed)
-        model = self.model_
-        labels = torch.multinomial(model.component_probs.cpu(), num_datapoints, replacement=True, generator=generator)
-        shape = (num_datapoints, model.means.shape[1])
-        noise = torch.randn(shape, dtype=model.means.dtype, generator=generator)
-        return model.place(labels.to(model.means.device), noise.to(model.means.device))
+        return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
 
     def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
         self._require_gaussian()
@@ -372,28 +401,3 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
             tolerance=float(self.convergence_tolerance),
             progress=trainer.enable_progress_bar,
         )
-
-    def _check_options(self) -> None:
-        check_model(self.__dict__["model"])
-        check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
-        check_option("init_strategy", self.init_strategy, STRATEGIES)
-        check_option("missing", self.missing, ("error", "marginalize"))
-        check_option("warm_start", self.warm_start, (True, False))
-        for name in ("num_components", "n_init", "batch_size"):
-            if name != "batch_size" or self.batch_size is not None:
-                check_integer(name, getattr(self, name))
-        for name in ("convergence_tolerance", "covariance_regularization"):
-            check_number(name, getattr(self, name))
-        if not (self.prior is None or isinstance(self.prior, MixturePrior)):
-            raise InvalidArgumentError(f"prior: expected None or a MixturePrior, found {self.prior!r}.")
-        if not (self.use_rep is None or isinstance(self.use_rep, str)):
-            raise InvalidArgumentError(f"use_rep: expected a key of obsm or None, found {self.use_rep!r}.")
-
-
-def _seed(random_state: Any) -> int | None:
-    if random_state is None:
-        return None
-    try:
-        return int(check_random_state(random_state).randint(2**31 - 1))
-    except ValueError as error:
-        raise InvalidArgumentError(f"random_state: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -51,3 +52,12 @@ def evaluate(model: GaussianMixtureModel, rows: RowBlocks, *, marginalize: bool)
 def _marginal(model: GaussianMixtureModel, cells: Tensor) -> tuple[Tensor, Tensor]:
     joint = missing_log_joint(model.parameters_of(), cells)
     return joint.log_softmax(1), joint.logsumexp(1)
+
+
+def drawn_cells(model: GaussianMixtureModel, n_cells: int, seed: int | None) -> Tensor:
+    """Cells ``(n, D)`` drawn from a mixture; the same ones each time for a seed."""
+    generator = torch.Generator()
+    _ = generator.seed() if seed is None else generator.manual_seed(seed)
+    labels = torch.multinomial(model.component_probs.cpu(), n_cells, replacement=True, generator=generator)
+    noise = torch.randn((n_cells, model.means.shape[1]), dtype=model.means.dtype, generator=generator)
+    return model.place(labels.to(model.means.device), noise.to(model.means.device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrosplice.guides.own_fit import SavedSites
 from pyrosplice.mixture.density_module import GaussianMixtureModel
-from pyrosplice.mixture.gaussian_mixture import CovarianceType
+from pyrosplice.mixture.mixture_prior import CovarianceType
 from pyrosplice.mixture.trainer import TrainerOptions
 
 

@@ -13,13 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrosplice.errors import InvalidArgumentError, check_integer
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer
 from pyrosplice.mixture.em.gibbs import GibbsSampler
 from pyrosplice.mixture.em.loop import block_size
 from pyrosplice.mixture.em.many import log_joint_of_cells
 from pyrosplice.mixture.em.one_fit import Problem
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import MixturePriors, SitePriors, weak_prior
 from pyrosplice.mixture.rows import as_rows
 
 _SHAPES = {
@@ -30,30 +31,11 @@ _SHAPES = {
 }
 
 
-def weak_prior(covariance: Tensor, mean: Tensor, n_components: int) -> MixturePrior:
-    """The weakly informative prior of Fraley & Raftery (2007): a hundredth of a cell for the mean, D + 2 degrees.
-
-    Parameters
-    ----------
-    covariance, mean
-        Of all cells, ``(D, D)`` and ``(D,)``.
-    n_components
-        M; the prior covariance is that of all cells over M^(2/D).
-    """
-    dim = len(mean)
-    return MixturePrior(
-        mean=mean,
-        mean_strength=0.01,
-        covariance_dof=dim + 2.0,
-        covariance_scale=covariance / n_components ** (2 / dim),
-    )
-
-
 def sample_posterior(
     X: Any,
     fitted: MixtureParameters,
     *,
-    prior: MixturePrior | None = None,
+    prior: MixturePriors | SitePriors = None,
     n_draws: int = 500,
     n_warmup: int = 200,
     n_chains: int = 4,
@@ -64,7 +46,8 @@ def sample_posterior(
     """Draws from the posterior given the cells, by Gibbs sampling from a fit.
 
     Components are exchangeable, so each draw's labels are permuted to agree best with the fit's (assignment problem on
-    shared cells, Stephens 2000). Chains start at the fit: they explore the posterior around its labelling.
+    shared cells, Stephens 2000), unless priors tell components apart. Chains start at the fit: they explore the
+    posterior around its labelling.
 
     Parameters
     ----------
@@ -73,7 +56,7 @@ def sample_posterior(
     fitted
         Where to start, ``model_.parameters_of()`` of a ``GaussianMixture``.
     prior
-        With a mean and a covariance part; :func:`weak_prior` when None.
+        Conjugate, with a mean and a covariance part; :func:`~pyrosplice.mixture.mixture_prior.weak_prior` when None.
     n_draws, n_warmup, n_chains
         Draws kept of a chain, sweeps before them, chains.
     seed
@@ -91,7 +74,7 @@ def sample_posterior(
     Raises
     ------
     InvalidArgumentError
-        The prior is improper, or a number is not positive.
+        The prior is improper or not conjugate, or a number is not positive.
     """
     check_integer("n_draws", n_draws)
     check_integer("n_chains", n_chains)
@@ -99,11 +82,11 @@ def sample_posterior(
     check_integer("seed", seed, least=0)
     kind = fitted.covariance_type
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
-    prior = proper_prior(rows, fitted, prior)
-    problem = Problem.of(rows, kind, prior=prior, regularization=0.0, features=True)
+    known = proper_prior(rows, fitted, prior)
+    problem = Problem.of(rows, kind, prior=known, regularization=0.0, features=True)
     labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
     generator = torch.Generator().manual_seed(int(seed))
-    sampler = GibbsSampler(problem.starter, problem.penalty, prior, labels, generator, fitted.n_components)
+    sampler = GibbsSampler(problem.starter, problem.penalty, labels, generator, fitted.n_components)
     index = (torch.zeros(1, n_chains, dtype=torch.int64), torch.zeros(1, n_chains, dtype=torch.int64))
     lead = fitted.select((None, None))  # type: ignore[arg-type]
     state = problem.standardization.forward(lead).select(index)
@@ -111,24 +94,33 @@ def sample_posterior(
     for sweep in tqdm(range(n_warmup + n_draws), desc="Gibbs", disable=not progress):
         state, log_likelihood, overlap = sampler.sweep(state)
         if sweep >= n_warmup:
-            aligned, moved = aligned_to(state, overlap)
+            aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
             kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
     return as_tree(kept, kind)
 
 
-def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePrior | None) -> MixturePrior:
-    """The prior, :func:`weak_prior` for None; refused where it is improper, or the cells have other features."""
-    if rows.dim != fitted.means.shape[1]:
-        raise InvalidArgumentError(f"X: expected {fitted.means.shape[1]} features, as the fit has, found {rows.dim}.")
+def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePriors | SitePriors) -> SitePriors:
+    """The priors, weak ones for None; refused where one is improper or not conjugate, or cells have other features."""
+    dim, kind = fitted.means.shape[1], fitted.covariance_type
+    if rows.dim != dim:
+        raise InvalidArgumentError(f"X: expected {dim} features, as the fit has, found {rows.dim}.")
     for a, b in rows.spans():
         require_finite(rows.block(a, b)[0], a)
-    if prior is None:
+    if prior is None or isinstance(prior, str):
         mean, covariance = rows.mean_and_covariance()
         prior = weak_prior(covariance[0], mean[0], fitted.n_components)
-    least = fitted.means.shape[1] - 1 if fitted.covariance_type in ("full", "tied") else 0
-    if prior.mean is None or prior.covariance_dof is None or prior.covariance_dof <= least:
+    known = SitePriors.of(prior, fitted.n_components, dim, kind)
+    if known.not_conjugate:
+        raise RefusedModelError(
+            f"priors: Gibbs draws need conjugate ones, and these are not: {known.not_conjugate}. Draw by "
+            "pyro.infer.NUTS of the model, or give Dirichlet weights, Normal means and inverse-Wishart (of variances: "
+            "InverseGamma) covariances."
+        )
+    spread = known.covariances
+    proper = spread is not None and (kind not in ("full", "tied") or bool((spread.dof > dim - 1).all()))
+    if known.means is None or not proper:
         raise InvalidArgumentError("prior: draws need a proper prior; give it a mean and a covariance part.")
-    return prior
+    return known
 
 
 def component_labels(blocks: Sequence[Tensor], fitted: MixtureParameters) -> Tensor:
@@ -136,8 +128,15 @@ def component_labels(blocks: Sequence[Tensor], fitted: MixtureParameters) -> Ten
     return torch.cat([log_joint_of_cells([block], [[fitted]])[0][0].argmax(1) for block in blocks])
 
 
-def aligned_to(draws: MixtureParameters, overlap: Tensor) -> tuple[MixtureParameters, Tensor]:
-    """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``."""
+def aligned_to(
+    draws: MixtureParameters, overlap: Tensor, *, exchangeable: bool = True
+) -> tuple[MixtureParameters, Tensor]:
+    """Draws ``(1, J, M, ...)`` with components ordered as the reference's, and whether that moved any ``(J,)``.
+
+    Components that are not ``exchangeable`` are told apart by their priors, and stay as they are.
+    """
+    if not exchangeable:
+        return draws, torch.zeros(len(overlap), dtype=torch.bool)
     order = torch.stack([_permutation(own) for own in overlap])[None]
     chain = torch.arange(order.shape[1])[None, :, None]
     pick = (torch.zeros_like(chain), chain, order)

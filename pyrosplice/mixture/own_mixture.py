@@ -28,15 +28,20 @@ from pyrosplice.guides.own_model import (
 )
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall, UnitDensity
+from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.density_module import GaussianMixtureModel
 from pyrosplice.mixture.em.loop import why_ended
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
-from pyrosplice.mixture.gaussian_mixture import (
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
+from pyrosplice.mixture.mixture_prior import (
     CovarianceType,
-    MixtureParameters,
     MixturePrior,
-    as_matrices,
-    gaussian_mixture,
+    MixturePriors,
+    SitePriors,
+    closed_priors,
+    mixture_priors_of_cells,
+    one_prior,
+    without_closed_form,
 )
 from pyrosplice.modes import works_in_any_mode
 from pyrosplice.reasons import Reason
@@ -76,6 +81,7 @@ class FollowedMixture:
     num_components: int
     covariance_type: CovarianceType
     prior: MixturePrior | None
+    priors: MixturePriors
     model_: GaussianMixtureModel
     converged_: bool
     num_iter_: int
@@ -140,7 +146,8 @@ class FollowedMixture:
 
     def _arguments(self) -> dict[str, Any]:
         """What a Pyro model of cells is made with."""
-        return {"n_components": self.num_components, "covariance_type": self.covariance_type, "prior": self.prior}
+        shape = {"n_components": self.num_components, "covariance_type": self.covariance_type}
+        return {**shape, "prior": self.prior, "priors": self.priors}
 
     def _given_options(self) -> dict[str, str]:
         """Of these, those of which something was asked for, in words."""
@@ -151,7 +158,22 @@ class FollowedMixture:
             asked["covariance_type"] = f"covariance_type={self.covariance_type!r}"
         if self.prior is not None:
             asked["prior"] = "prior"
+        if self.priors is not None:
+            asked["priors"] = "priors"
         return asked
+
+    def _closed_priors(self, n_features: int) -> MixturePriors | SitePriors:
+        """The priors, but flat where an M-step has no closed form for what was given; raises for other shapes."""
+        given = one_prior(self.prior, self.priors)
+        return closed_priors(given, self.num_components, n_features, self.covariance_type)
+
+    def _known_priors(self, cells: Tensor) -> SitePriors:
+        given = mixture_priors_of_cells(one_prior(self.prior, self.priors), cells, self.num_components)
+        return SitePriors.of(given, self.num_components, cells.shape[1], self.covariance_type)
+
+    def _without_closed_form(self) -> str:
+        """What was given that an M-step has no closed form for, in words."""
+        return in_words(without_closed_form(self.priors, self.covariance_type))
 
     def _has_own(self) -> bool:
         return self.__dict__["model"] is not None or "model" in overridden(type(self))[1]
@@ -175,6 +197,7 @@ class FollowedMixture:
             "n_components": ("num_components", self.num_components + 1),
             "covariance_type": ("covariance_type", other_type),
             "prior": ("prior", None),
+            "priors": ("priors", None),
         }
         for argument, words in self._given_options().items():
             option, other = others[argument]
@@ -191,16 +214,7 @@ class FollowedMixture:
 
     def _fit_own(self, program: Program, name: str, cells: Tensor, start: MixtureParameters) -> None:
         """Fit a model of a person's own from a fit of the shipped one, and keep it."""
-        first = {part: getattr(start, part) for part in PARTS}
-
-        def begin(site: Site) -> Tensor:
-            value = first.get(site["name"])
-            fits = (
-                value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
-            )
-            return value.double() if value is not None and fits else init_to_center(site)
-
-        own = Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+        own = followed_from(in_order_of(self._known_priors(cells), start), program, name, cells)
         fitted = self._parameters_of(own, cells)
         self._own = own
         if fitted is None:
@@ -259,6 +273,30 @@ class FollowedMixture:
     def take_saved(self, saved: SavedSites | None) -> None:
         """Take what a file holds of one."""
         self._own, self._saved_own = None, saved
+
+
+def followed_from(start: MixtureParameters, program: Program, name: str, cells: Tensor) -> OwnFit:
+    """The mode of a Pyro model of cells ``(N, D)``, from a mixture where it has the same sites."""
+    first = {part: getattr(start, part) for part in PARTS}
+
+    def begin(site: Site) -> Tensor:
+        value = first.get(site["name"])
+        fits = value is not None and value.shape == site["fn"].shape() and bool(site["fn"].support.check(value).all())
+        return value.double() if value is not None and fits else init_to_center(site)
+
+    try:
+        return Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
+    except torch.linalg.LinAlgError as error:
+        raise InvalidArgumentError(
+            f"{name}: the search came to covariances that are not positive definite. A density with a corner at its "
+            "mode, such as Laplace's, has no derivative to follow there: give a smooth prior (such as StudentT), or "
+            "covariances a prior that holds them."
+        ) from error
+
+
+def in_words(not_conjugate: Mapping[str, str]) -> str:
+    """Sites and their priors in one line."""
+    return ", ".join(f"{site} ~ {prior}" for site, prior in not_conjugate.items())
 
 
 def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:

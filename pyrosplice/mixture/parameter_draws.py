@@ -65,7 +65,8 @@ class MixturePosterior(FollowedMixture):
         Raises
         ------
         InvalidArgumentError
-            The estimator's prior is improper; :func:`weak_prior` stands in where it has none. An option that does not
+            A prior of the estimator is improper, or not conjugate; weak ones
+            (:func:`~pyrosplice.mixture.mixture_prior.weak_prior`) stand in where it has none. An option that does not
             exist, cells with other feature names than the fit's, or missing values.
         """
         self._shipped_only("posterior")
@@ -75,6 +76,7 @@ class MixturePosterior(FollowedMixture):
             num_samples=num_samples,
             method=method,
             prior=self.prior,
+            priors=self.priors,
             num_chains=num_chains,
             warmup_steps=warmup_steps,
             groups=groups,

@@ -18,13 +18,7 @@ from torch.distributions.transforms import Transform
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option, check_switches
 from pyrosplice.mixture.em.loop import block_size
 from pyrosplice.mixture.em.many import log_joint_of_cells
-from pyrosplice.mixture.gaussian_mixture import (
-    CovarianceType,
-    MixtureParameters,
-    MixturePrior,
-    as_matrices,
-    gaussian_mixture,
-)
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
 from pyrosplice.mixture.gibbs_posterior import (
     aligned_to,
     as_tree,
@@ -32,6 +26,7 @@ from pyrosplice.mixture.gibbs_posterior import (
     proper_prior,
     sample_posterior,
 )
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, SitePriors, one_prior
 from pyrosplice.mixture.patients.triplets import TripletDataset
 from pyrosplice.mixture.rows import as_rows
 from pyrosplice.posterior.memory import require_memory
@@ -52,6 +47,7 @@ class MixtureDrawOptions:
     num_samples: int
     method: str = "gibbs"
     prior: MixturePrior | None = None
+    priors: MixturePriors = None
     num_chains: int = 4
     warmup_steps: int = 200
     groups: Sequence[str] | None = None
@@ -84,7 +80,7 @@ def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptio
     kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=asked.use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
-    prior = proper_prior(rows, fitted, asked.prior)
+    prior = proper_prior(rows, fitted, one_prior(asked.prior, asked.priors))
     _check_names({} if asked.names is None else asked.names, cells, fitted)
     require_memory(_numbers_per_draw(cells, fitted, asked.made), n_chains * n_draws, asked.max_memory)
     if asked.method == "gibbs":
@@ -163,13 +159,13 @@ def _mixtures(dataset: TripletDataset) -> list[MixtureParameters]:
 
 
 def _nuts(
-    cells: Tensor, fitted: MixtureParameters, prior: MixturePrior, n_draws: int, options: NutsOptions, seed: int
+    cells: Tensor, fitted: MixtureParameters, prior: SitePriors, n_draws: int, options: NutsOptions, seed: int
 ) -> xr.DataTree:
     """NUTS on the Pyro model, assignments summed out, in coordinates from Gibbs draws."""
     kind = fitted.covariance_type
     pilot = sample_posterior(cells, fitted, prior=prior, n_draws=N_PILOT, seed=seed)["posterior"]
     draws = {name: torch.from_numpy(np.array(pilot[name])).flatten(0, 1) for name in SITES}
-    program = partial(gaussian_mixture, cells, n_components=fitted.n_components, covariance_type=kind, prior=prior)
+    program = partial(gaussian_mixture, cells, n_components=fitted.n_components, covariance_type=kind, priors=prior)
     with seeded(seed):
         coordinates = Coordinates(program, draws, _transforms(kind))
         chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]
@@ -179,7 +175,8 @@ def _nuts(
     state, n_chains = MixtureParameters(flat[0], flat[1], flat[2], kind), options.num_chains
     every = [state.select((torch.tensor(0), torch.tensor(j))) for j in range(n_draws * n_chains)]
     joints, labels = log_joint_of_cells([cells], [every])[0], component_labels([cells], fitted)
-    aligned, moved = aligned_to(state, torch.stack([_overlap(one, labels) for one in joints]))
+    overlap = torch.stack([_overlap(one, labels) for one in joints])
+    aligned, moved = aligned_to(state, overlap, exchangeable=prior.exchangeable)
     log_likelihood = torch.stack([one.logsumexp(1).sum() for one in joints])
     sweeps = [slice(s * n_chains, (s + 1) * n_chains) for s in range(n_draws)]
     every_chain = slice(None)
@@ -245,7 +242,7 @@ def _overlap(joint: Tensor, labels: Tensor) -> Tensor:
 
 
 def _completed(
-    tree: xr.DataTree, cells: Tensor, fitted: MixtureParameters, prior: MixturePrior, asked: MixtureDrawOptions
+    tree: xr.DataTree, cells: Tensor, fitted: MixtureParameters, prior: SitePriors, asked: MixtureDrawOptions
 ) -> xr.DataTree:
     """The tree with the groups asked for, derived quantities, observed cells and coordinates."""
     groups = asked.made
@@ -316,20 +313,21 @@ def _log_likelihood(sites: Mapping[str, Tensor], kind: CovarianceType, cells: Te
     return torch.stack(out).numpy()
 
 
-def _log_prior(sites: Mapping[str, Tensor], prior: MixturePrior, kind: CovarianceType) -> Tensor:
+def _log_prior(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> Tensor:
     """(C, S)."""
     like, m = sites["means"], sites["weights"].shape[-1]
     density = prior.weight_distribution(like, m).log_prob(sites["weights"])
-    covariances = prior.covariance_distribution(like, kind).log_prob(sites["covariances"])
+    covariances = prior.covariance_distribution(like).log_prob(sites["covariances"])
     means = prior.mean_distribution(_matrices(sites, kind)).log_prob(like).sum(-1)
     return density + means + (covariances if kind == "tied" else covariances.sum(-1))
 
 
-def _prior_draws(sites: Mapping[str, Tensor], prior: MixturePrior, kind: CovarianceType) -> dict[str, Tensor]:
+def _prior_draws(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> dict[str, Tensor]:
     """As many draws of the prior as of the posterior."""
     like, (chains, draws, m) = sites["means"], sites["weights"].shape
-    shape = torch.Size([chains, draws] if kind == "tied" else [chains, draws, m])
-    covariances = prior.covariance_distribution(like, kind).sample(shape)
-    means = prior.mean_distribution(as_matrices(covariances, like, kind)).sample()
-    weights = prior.weight_distribution(like, m).sample(torch.Size([chains, draws]))
+    shape = torch.Size([chains, draws])
+    covariances = prior.covariance_distribution(like).sample(shape)
+    given = prior.mean_distribution(as_matrices(covariances, like, kind))
+    means = given.sample(torch.Size([]) if len(given.batch_shape) > 1 else shape)
+    weights = prior.weight_distribution(like, m).sample(shape)
     return {"weights": weights, "means": means, "covariances": covariances}

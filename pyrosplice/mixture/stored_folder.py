@@ -23,13 +23,14 @@ from pyrosplice.io.older import mixture_1
 from pyrosplice.io.stored_values import from_json, to_json
 from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice.mixture.fitted_state import MixtureState
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.mixture_prior import MixturePrior
+from pyrosplice.priors.prior_tables import prior_from_json, prior_to_json
 
 PARAMETERS, ATTRIBUTES = "params.json", "attributes.json"
 CONFIG, TENSORS = "model/config.json", "model/parameters.safetensors"
 FIT = (ATTRIBUTES, CONFIG, TENSORS)
 WITH = "saved_with"  # the other files of a save, so that one that is gone is missed
-PRIOR = "MixturePrior"
+PRIOR, PRIORS = "MixturePrior", "distributions"  # one of numbers, and priors by site
 MODEL = "model"
 SITE = "site."  # before the names of the sites of a model of one's own
 
@@ -77,7 +78,8 @@ class SavedMixture:
 
     def parameters(self, known: Collection[str], model: Program | None = None) -> dict[str, Any]:
         """The constructor's arguments; refused where they are not the ``known`` ones, or of another ``model``."""
-        stored = {name: value for name, value in self._part(PARAMETERS).content.items() if name not in (WITH, MODEL)}
+        given = self._part(PARAMETERS).content.items()
+        stored = {"priors": None} | {name: value for name, value in given if name not in (WITH, MODEL)}  # new: priors
         name = self._part(PARAMETERS).content.get(MODEL)
         saved = None if name is None else SavedSites(str(name), "", {})
         check_saved(saved, model, self.folder.named(PARAMETERS), needed=True)
@@ -85,8 +87,8 @@ class SavedMixture:
             check_keys(stored, [name for name in known if name != MODEL], "")
             if self._part(PARAMETERS).content.get(WITH) not in ([], sorted(FIT)):
                 raise ModelFileError(f"{WITH}: expected [] or {sorted(FIT)}.")
-            given = {name: _given(from_json(value)) for name, value in stored.items()}
-            return given if model is None else {**given, MODEL: model}
+            arguments = {name: _given(from_json(value)) for name, value in stored.items()}
+            return arguments if model is None else {**arguments, MODEL: model}
 
     def has_fit(self) -> bool:
         """Whether there is one; refused where a file of it is gone, or it is one of other parameters."""
@@ -193,7 +195,7 @@ def _parameters_to(estimator: MixtureState) -> Archive:
     values = estimator.get_params(deep=False)
     model = values.pop(MODEL, None)
     own = {} if model is None else {MODEL: name_of(model)}
-    plain = {name: to_json(_plain(value), name) for name, value in values.items()}
+    plain = {name: to_json(_plain(value, name), name) for name, value in values.items()}
     return Archive(type(estimator).__name__, plain | own)
 
 
@@ -214,8 +216,17 @@ def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
 
 
-def _plain(value: Any) -> Any:
-    """A prior as a dictionary; everything else as it is."""
+def _plain(value: Any, name: str) -> Any:
+    """Priors as dictionaries; everything else as it is."""
+    if name == "priors" and isinstance(value, Mapping):
+        stored = {site: None if prior is None else prior_to_json(prior) for site, prior in value.items()}
+        lost = {site: value[site] for site, prior in stored.items() if prior is None and value[site] is not None}
+        if lost:
+            raise InvalidArgumentError(
+                f"priors: {lost} are not pyrosplice's or Pyro's, and files hold no code; expected distributions of "
+                "pyro.distributions, untransformed."
+            )
+        return {PRIORS: stored}
     if not isinstance(value, MixturePrior):
         return dict(value) if isinstance(value, Mapping) else value
     return {PRIOR: {part.name: getattr(value, part.name) for part in fields(value)}}
@@ -223,6 +234,8 @@ def _plain(value: Any) -> Any:
 
 def _given(value: Any) -> Any:
     """Inverse of :func:`_plain`."""
+    if isinstance(value, dict) and set(value) == {PRIORS}:
+        return {site: None if prior is None else prior_from_json(prior) for site, prior in value[PRIORS].items()}
     if not isinstance(value, dict) or set(value) != {PRIOR}:
         return value
     check_keys(value[PRIOR], [part.name for part in fields(MixturePrior)], PRIOR)

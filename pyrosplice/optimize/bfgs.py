@@ -16,7 +16,7 @@ MAX_HALVINGS = 25
 
 
 class Objective(Protocol):
-    """What :func:`minimise` needs to know of a problem with B genes and d unknowns each."""
+    """What :func:`minimize` needs to know of a problem with B genes and d unknowns each."""
 
     def evaluate(self, genes: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (b,) and gradient (b, d) of the listed genes (b,) at ``point`` (b, d)."""
@@ -27,8 +27,8 @@ class Objective(Protocol):
         ...
 
 
-class Minimiser(Protocol):
-    """Anything that searches as :func:`minimise` does, with the same arguments and results."""
+class Minimizer(Protocol):
+    """Anything that searches as :func:`minimize` does, with the same arguments and results."""
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class Search:
         return Search(**{name: value[rows] for name, value in vars(self).items()})
 
 
-def minimise(
+def minimize(
     objective: Objective,
     genes: Tensor,
     start: Tensor,

@@ -197,7 +197,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class Descent:
-    """First-order search of a mixed model's objective: a :class:`~pyrosplice.optimize.bfgs.Minimiser`.
+    """First-order search of a mixed model's objective: a :class:`~pyrosplice.optimize.bfgs.Minimizer`.
 
     The random effects follow their mode at every evaluation, so the search is over the other unknowns only.
     """

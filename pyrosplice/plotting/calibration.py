@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrosplice.errors import InvalidArgumentError, check_share
 from pyrosplice.hypothesis.uniform_bands import rank_band
-from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, new_axes
+from pyrosplice.plotting.style import BLACK, GRAY, OKABE_ITO, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,15 +52,15 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
         low, high = rank_band(len(values), n_draws + 1, confidence)
         line = np.concatenate([[0.0], below / len(values) - place[1:-1], [0.0]])
         if ((below < low) | (below > high)).any():
-            colour = OKABE_ITO[outside % len(OKABE_ITO)]
-            ax.plot(place, line, color=colour, linewidth=1.6, label=name, zorder=3)
+            color = OKABE_ITO[outside % len(OKABE_ITO)]
+            ax.plot(place, line, color=color, linewidth=1.6, label=name, zorder=3)
             outside += 1
         else:
-            ax.plot(place, line, color=GREY, linewidth=1.0, zorder=2)
+            ax.plot(place, line, color=GRAY, linewidth=1.0, zorder=2)
     for size in sorted({len(values) for values in seen.values()}):
         low, high = rank_band(size, n_draws + 1, confidence)
         least, most = (np.concatenate([[0.0], edge / size - place[1:-1], [0.0]]) for edge in (low, high))
-        ax.fill_between(place, least, most, color=GREY, alpha=0.25, linewidth=0, zorder=0)
+        ax.fill_between(place, least, most, color=GRAY, alpha=0.25, linewidth=0, zorder=0)
     ax.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
     ax.set_xlim(0, 1)
     ax.set_xlabel("rank of the truth among the draws, as a share")

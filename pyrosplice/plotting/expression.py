@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrosplice.plotting.style import DIVERGING, GREY, OKABE_ITO, new_axes
+from pyrosplice.plotting.style import DIVERGING, GRAY, OKABE_ITO, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ def dispersion(
 ) -> Axes:
     """Dispersions against the mean: each gene's own, the trend, and the shrunken ones; all ``(G,)``."""
     ax = new_axes(ax, figsize=(5.0, 3.8))
-    ax.scatter(mean, gene_wise, s=9, color=GREY, label="gene-wise", linewidths=0)
+    ax.scatter(mean, gene_wise, s=9, color=GRAY, label="gene-wise", linewidths=0)
     if shrunk is not None:
         ax.scatter(mean, shrunk, s=9, color=OKABE_ITO[0], label="shrunken", linewidths=0)
     if trend is not None:

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, SEQUENTIAL, new_axes, pyplot, require_columns
+from pyrosplice.plotting.style import BLACK, GRAY, OKABE_ITO, SEQUENTIAL, new_axes, pyplot, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     ax = new_axes(ax, figsize=(4.8, 3.6))
     candidates = excess.columns.to_numpy()
     if len(excess) > 1:
-        ax.plot(candidates, excess.to_numpy().T, color=GREY, linewidth=0.6, alpha=0.7)
+        ax.plot(candidates, excess.to_numpy().T, color=GRAY, linewidth=0.6, alpha=0.7)
         error = excess.std(ddof=1).to_numpy() / np.sqrt(len(excess))
     else:
         error = table["heldout_se"].to_numpy() if criterion == "heldout_nll" else np.zeros(len(candidates))
@@ -113,20 +113,20 @@ def mixture_components(
             "types, parameters_of().covariance_matrices() makes them."
         )
     ax = new_axes(ax, figsize=(4.2, 4.0))
-    ax.scatter(x[:, i], x[:, j], s=4, color=GREY, alpha=0.5, linewidths=0)
+    ax.scatter(x[:, i], x[:, j], s=4, color=GRAY, alpha=0.5, linewidths=0)
     parts = zip(np.asarray(weights), np.asarray(means), covariances, strict=True)
     for number, (weight, mean, covariance) in enumerate(parts):
         if weight <= 0:
             continue
         values, vectors = np.linalg.eigh(covariance[np.ix_([i, j], [i, j])])
         angle = float(np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1])))
-        colour = OKABE_ITO[number % len(OKABE_ITO)]
+        color = OKABE_ITO[number % len(OKABE_ITO)]
         for share in (0.5, 0.9):
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
-            centre = (float(mean[i]), float(mean[j]))
-            ax.add_patch(Ellipse(centre, width, height, angle=angle, fill=False, color=colour, linewidth=1.4))
-        paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 0.6}
-        ax.annotate(f"{weight:.2f}", centre, ha="center", va="center", color=BLACK, fontsize=8, bbox=paper)
+            center = (float(mean[i]), float(mean[j]))
+            ax.add_patch(Ellipse(center, width, height, angle=angle, fill=False, color=color, linewidth=1.4))
+        paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": color, "linewidth": 0.6}
+        ax.annotate(f"{weight:.2f}", center, ha="center", va="center", color=BLACK, fontsize=8, bbox=paper)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
     if title is not None:

@@ -11,7 +11,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting.style import BLACK, GREY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
+from pyrosplice.plotting.style import BLACK, GRAY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
 from pyrosplice.posterior.genes import names_by_gene, one_gene, units_of
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     ax.bar(counts, np.sqrt(seen), bottom=bottom, width=0.85, color=OKABE_ITO[5], label="observed, hung")
     ax.fill_between(counts, low, high, color=OKABE_ITO[1], alpha=0.3, linewidth=0, label="90 % of draws")
     ax.plot(counts, expected, color=OKABE_ITO[1], marker="o", markersize=3, linewidth=1.2, label="predicted")
-    ax.axhspan(-1, 1, color=GREY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
+    ax.axhspan(-1, 1, color=GRAY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("count")
@@ -208,7 +208,7 @@ def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str
     ax = new_axes(ax, figsize=(3.4, 2.4))
     counts, _ = np.histogram(ranks, np.linspace(0, n_draws + 1, bins + 1))
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / bins)
-    ax.axhspan(low, high, color=GREY, alpha=0.35, linewidth=0)
+    ax.axhspan(low, high, color=GRAY, alpha=0.35, linewidth=0)
     ax.bar((np.arange(bins) + 0.5) / bins, counts, width=0.9 / bins, color=OKABE_ITO[0])
     ax.axhline(len(ranks) / bins, color=BLACK, linewidth=0.8)
     ax.set_xlabel(f"rank of the truth{f', {name}' if name else ''}")
@@ -279,17 +279,17 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.where(gap == 0, 0.0, gap / width)
     row = -np.arange(len(table)) - 0.6 * pd.factorize(table["gene"])[0]
-    ax.hlines(row, -1, 1, color=GREY, linewidth=5, alpha=0.35)
+    ax.hlines(row, -1, 1, color=GRAY, linewidth=5, alpha=0.35)
     for number, name in enumerate(names):
         which = (table["statistic"] == name).to_numpy()
-        colour, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
-        face = np.where(np.abs(place[which]) > 1, colour, "white")
+        color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
+        face = np.where(np.abs(place[which]) > 1, color, "white")
         inside = np.clip(place[which], -4, 4)
-        ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=colour, zorder=3)
+        ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=color, zorder=3)
         for beyond, y in zip(place[which], row[which], strict=True):
             if abs(beyond) > 4:
                 tip = (np.sign(beyond) * 4.5, y)
-                ax.annotate("", tip, (np.sign(beyond) * 4, y), arrowprops={"arrowstyle": "->", "color": colour})
+                ax.annotate("", tip, (np.sign(beyond) * 4, y), arrowprops={"arrowstyle": "->", "color": color})
     first = ~table["gene"].duplicated()
     labels = [
         f"{_worded('gene', gene)}    {name}" if head else name

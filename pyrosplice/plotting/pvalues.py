@@ -11,7 +11,7 @@ from pyrosplice.errors import InvalidArgumentError, check_option, check_share
 from pyrosplice.hypothesis.uniform_bands import order_band
 from pyrosplice.plotting.style import (
     BLACK,
-    GREY,
+    GRAY,
     MARKERS,
     OKABE_ITO,
     checked_pvalues,
@@ -71,7 +71,7 @@ def qq(
     split = groups(table, by)
     ax = new_axes(ax, figsize=(4.6, 4.2))
     sizes = set()
-    for (name, group), colour, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
+    for (name, group), color, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
         values = group[pvalue].to_numpy(dtype=np.float64)
         seen = np.sort(values[~np.isnan(values)])
         sizes.add(seen.size)
@@ -82,7 +82,7 @@ def qq(
             marker=marker,
             markersize=4,
             markeredgewidth=0,
-            color=colour,
+            color=color,
             label=counted(name, seen.size, values.size - seen.size),
         )
     for size in sorted(sizes - {0}):
@@ -103,7 +103,7 @@ def expected_quantiles(size: int) -> np.ndarray:
 def _uniform_band(ax: Axes, size: int, confidence: float, *, simultaneous: bool) -> None:
     lower, upper = order_band(size, confidence, simultaneous=simultaneous)
     expected = -np.log10(expected_quantiles(size))
-    ax.fill_between(expected, -np.log10(upper), -np.log10(lower), color=GREY, alpha=0.3, linewidth=0, zorder=0)
+    ax.fill_between(expected, -np.log10(upper), -np.log10(lower), color=GRAY, alpha=0.3, linewidth=0, zorder=0)
     ax.plot([0, expected[0]], [0, expected[0]], color=BLACK, linewidth=1, zorder=1)
 
 

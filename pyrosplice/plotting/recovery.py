@@ -62,10 +62,10 @@ def estimate_vs_truth(
     levels = np.unique(shown[truth])
     gaps = np.diff(levels) if len(levels) > 1 else np.array([np.ptp(shown[estimate])])
     width = 0.5 * gaps.min() if len(levels) <= MAX_LEVELS else 0.0
-    for (group_name, group), colour, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
+    for (group_name, group), color, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
         points = group.dropna(subset=[estimate, truth])
         x = points[truth].to_numpy(dtype=np.float64) + width * _spread(len(points))
-        ax.scatter(x, points[estimate], s=16, color=colour, marker=marker, alpha=0.65, linewidth=0, label=group_name)
+        ax.scatter(x, points[estimate], s=16, color=color, marker=marker, alpha=0.65, linewidth=0, label=group_name)
     ends = [min(shown[truth].min(), shown[estimate].min()), max(shown[truth].max(), shown[estimate].max())]
     ax.plot(ends, ends, color=BLACK, linewidth=1, zorder=0)
     if width > 0:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), the order in which groups get their colours.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#9A9A9A"
+GRAY = "#9A9A9A"
 BLACK = "#222222"
 #: Sequential and perceptually uniform, readable without red–green vision and in grey.
 SEQUENTIAL = "viridis"

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting.style import GREY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
+from pyrosplice.plotting.style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +180,7 @@ def usage_map(
         figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend, label="usage")
         if n_rows == 3:
             widest = (0.0, float(table[sd].max()) or 1.0)
-            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colours=UNCERTAINTY)
+            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colors=UNCERTAINTY)
     if n_rows == 3:
         figure.colorbar(
             image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
@@ -214,11 +214,11 @@ def _marker_size(coordinates: np.ndarray) -> float:
     return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
 
 
-def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colours: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
+def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
     seen = values.notna()
-    ax.scatter(x[~seen], y[~seen], s=size / 9, color=GREY, alpha=0.5, linewidth=0)
+    ax.scatter(x[~seen], y[~seen], s=size / 9, color=GRAY, alpha=0.5, linewidth=0)
     image = ax.scatter(
-        x[seen], y[seen], c=values[seen], s=size, cmap=colours, vmin=limits[0], vmax=limits[1], linewidth=0
+        x[seen], y[seen], c=values[seen], s=size, cmap=colors, vmin=limits[0], vmax=limits[1], linewidth=0
     )
     ax.set_aspect("equal")
     ax.set_xticks([])

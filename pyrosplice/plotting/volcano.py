@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pyrosplice.errors import InvalidArgumentError, check_share
-from pyrosplice.plotting.style import BLACK, GREY, OKABE_ITO, checked_pvalues, new_axes, require_columns
+from pyrosplice.plotting.style import BLACK, GRAY, OKABE_ITO, checked_pvalues, new_axes, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +78,8 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     _draw(ax, shown)
     below = shown[shown[pvalue] < floor]
     if floor > SMALLEST and len(below):
-        colours = [OKABE_ITO[0] if row == "lower" else OKABE_ITO[1] if row == "higher" else GREY for row in below.group]
-        ax.scatter(below["_x"], below["_y"], s=26, marker="^", color=colours, linewidth=0, label=f"p < {floor:g}")
+        colors = [OKABE_ITO[0] if row == "lower" else OKABE_ITO[1] if row == "higher" else GRAY for row in below.group]
+        ax.scatter(below["_x"], below["_y"], s=26, marker="^", color=colors, linewidth=0, label=f"p < {floor:g}")
     ax.axvline(0, color=BLACK, linewidth=0.6, zorder=0)
     found = shown[shown["group"] != "not significant"]
     if len(found):
@@ -140,9 +140,9 @@ def _sorted(
 
 def _draw(ax: Axes, shown: pd.DataFrame) -> None:
     size = 18.0 if len(shown) <= 3000 else 9.0
-    for name, colour in (("not significant", GREY), ("lower", OKABE_ITO[0]), ("higher", OKABE_ITO[1])):
+    for name, color in (("not significant", GRAY), ("lower", OKABE_ITO[0]), ("higher", OKABE_ITO[1])):
         points = shown[shown["group"] == name]
-        ax.scatter(points["_x"], points["_y"], s=size, color=colour, linewidth=0, label=f"{name}: {len(points):,}")
+        ax.scatter(points["_x"], points["_y"], s=size, color=color, linewidth=0, label=f"{name}: {len(points):,}")
 
 
 def _legend(ax: Axes, alpha: float) -> None:
@@ -182,7 +182,7 @@ def _name_points(ax: Axes, shown: pd.DataFrame, points: pd.DataFrame, label: str
             textcoords="offset points",
             va="center",
             fontsize=LABEL_POINTS,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )
         taken.append(_free_place(ax, note, outwards, taken, pixels))
 

@@ -166,12 +166,12 @@ def _stencil(d: int) -> Tensor:
 def _derivatives(values: Tensor, d: int) -> tuple[Tensor, Tensor]:
     """Gradient (B, d) and second derivatives (B, d, d) from values at the stencil (T, B); failed ones are flat."""
     values = torch.where(torch.isfinite(values), values, torch.nan_to_num(values[0], neginf=0.0))
-    centre, up, down = values[0], values[1 : d + 1], values[d + 1 : 2 * d + 1]
+    center, up, down = values[0], values[1 : d + 1], values[d + 1 : 2 * d + 1]
     rest = values[2 * d + 1 :]
     plus, minus = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-    curvature = torch.diag_embed(((up + down - 2 * centre) / STEP**2).T)
+    curvature = torch.diag_embed(((up + down - 2 * center) / STEP**2).T)
     for row, (i, j) in enumerate(itertools.combinations(range(d), 2)):
-        mixed = plus[row] + minus[row] - up[i] - down[i] - up[j] - down[j] + 2 * centre
+        mixed = plus[row] + minus[row] - up[i] - down[i] - up[j] - down[j] + 2 * center
         curvature[:, i, j] = curvature[:, j, i] = mixed / (2 * STEP**2)
     return ((up - down) / (2 * STEP)).T, curvature
 

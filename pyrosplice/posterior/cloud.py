@@ -33,8 +33,8 @@ BROAD_WIDTH = 0.5  # sd of its kernels, in steps of the coarse grid
 MOST_IN_CLOUD = 6  # hyper-parameters
 SCATTERED = 512  # points over the plausible range where there is no coarse grid
 FEWEST = 30.0  # effective centres of a mixture, by flattening the weights; and effective points in the end
-CENTRES = 512  # most of a mixture
-NEIGHBOURHOOD = 1.0  # distance of neighbours, in sds of all points
+CENTERS = 512  # most of a mixture
+NEIGHBORHOOD = 1.0  # distance of neighbours, in sds of all points
 WIDTH, NARROWEST = 0.9, 0.05  # sd of a kernel, in sds of its neighbours; and of all points at least
 ENOUGH, AGAIN = 0.2, 3  # share of effective points below which the last round is made again; times at most
 LOWEST = 60.0  # nats below the top at which log weights are cut
@@ -44,11 +44,11 @@ LOWEST = 60.0  # nats below the top at which log weights are cut
 class Mixture:
     """Gaussian kernels of a batch of genes.
 
-    ``centres`` (B, M, d), ``roots`` (B, M, d, d) of their covariances, ``log_shares`` (B, M), and what is known at
+    ``centers`` (B, M, d), ``roots`` (B, M, d, d) of their covariances, ``log_shares`` (B, M), and what is known at
     the centres, ``coefficients`` (B, M, P, Q).
     """
 
-    centres: Tensor
+    centers: Tensor
     roots: Tensor
     log_shares: Tensor
     coefficients: Tensor
@@ -60,18 +60,18 @@ class Mixture:
     def sample(self, n_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Points (B, S, d), and the coefficients of their centres (B, S, P, Q)."""
         which = torch.multinomial(self.log_shares.exp(), n_points, replacement=True, generator=generator)
-        noise = torch.randn(*which.shape, self.centres.shape[-1], generator=generator, dtype=self.centres.dtype)
+        noise = torch.randn(*which.shape, self.centers.shape[-1], generator=generator, dtype=self.centers.dtype)
         gene = torch.arange(len(which))[:, None]
         away = (self.roots[gene, which] @ noise.unsqueeze(-1)).squeeze(-1)
-        return self.centres[gene, which] + away, self.coefficients[gene, which]
+        return self.centers[gene, which] + away, self.coefficients[gene, which]
 
     def log_prob(self, points: Tensor) -> Tensor:
         """Log density (B, S) at points (B, S, d)."""
         inverse = torch.linalg.inv(self.roots)
         constant = torch.linalg.slogdet(inverse)[1] + self.log_shares - 0.5 * points.shape[-1] * math.log(2 * math.pi)
-        turned = (inverse @ self.centres.unsqueeze(-1)).squeeze(-1).unsqueeze(1)
+        turned = (inverse @ self.centers.unsqueeze(-1)).squeeze(-1).unsqueeze(1)
         found = []
-        for part in points.split(CENTRES, 1):
+        for part in points.split(CENTERS, 1):
             scaled = torch.einsum("bmij,bsj->bsmi", inverse, part) - turned
             found.append(torch.logsumexp(constant.unsqueeze(1) - 0.5 * scaled.square().sum(-1), 2))
         return torch.cat(found, 1)
@@ -135,14 +135,14 @@ def flattened(log_weights: Tensor) -> Tensor:
 
 def kernels_at(cloud: HyperCloud) -> Mixture:
     """Kernels at the heaviest points."""
-    kept = cloud.log_weights.topk(min(cloud.points.shape[1], CENTRES), 1).indices
+    kept = cloud.log_weights.topk(min(cloud.points.shape[1], CENTERS), 1).indices
     gene = torch.arange(len(kept))[:, None]
     points, log_shares = cloud.points[gene, kept], flattened(cloud.log_weights[gene, kept])
     share, eye = log_shares.exp().unsqueeze(-1), torch.eye(points.shape[-1], dtype=points.dtype)
     away = points - (share * points).sum(1, keepdim=True)
     root = torch.linalg.cholesky((share * away).mT @ away + 1e-8 * eye)
     white = torch.linalg.solve_triangular(root, away.mT, upper=False).mT
-    near = torch.softmax(log_shares.unsqueeze(1) - 0.5 * (torch.cdist(white, white) / NEIGHBOURHOOD).square(), 2)
+    near = torch.softmax(log_shares.unsqueeze(1) - 0.5 * (torch.cdist(white, white) / NEIGHBORHOOD).square(), 2)
     squares = (white.unsqueeze(-1) * white.unsqueeze(-2)).flatten(2)
     mean = near @ white
     local = (near @ squares).unflatten(-1, eye.shape) - mean.unsqueeze(-1) * mean.unsqueeze(-2)

@@ -45,23 +45,23 @@ def draw_plugged_in(
 ) -> Draws:
     """Draws at the estimated φ: one Gaussian of coefficients and random effects together, factorised once a gene."""
     profile = target.profile(coefficients, phi)
-    centred, _ = profile.optimum()
+    centered, _ = profile.optimum()
     mode, model = profile.mode, profile.mode.step.model
     away, log_coefficients = _coefficient_draws(profile, n_draws, generator)
     responses = _responses(mode, coefficients.shape[1:])
     logdet = _logdet(mode)
     nu, weights = [], []
     for s, deviation in enumerate(posterior_deviations(mode, n_draws, generator)):
-        shift = (away[s] + centred - coefficients).flatten(1)
-        centre = mode.latents
+        shift = (away[s] + centered - coefficients).flatten(1)
+        center = mode.latents
         for j, response in enumerate(responses):
-            centre = centre.moved(response, shift[:, j])
-        latents = centre.moved(deviation)
+            center = center.moved(response, shift[:, j])
+        latents = center.moved(deviation)
         base = mode.step.parameters
-        here = Parameters(centred + away[s], base.spatial, base.white)
+        here = Parameters(centered + away[s], base.spatial, base.white)
         nu.append(model.effect(here, latents))
         weights.append(_log_ratio(mode, here, latents, deviation, logdet))
-    drawn = centred + away
+    drawn = centered + away
     prior = torch.stack([target.prior(one, phi) for one in drawn])
     log_weights = torch.stack(weights) + prior - log_coefficients
     return Draws(drawn, phi.expand(n_draws, *phi.shape), torch.stack(nu), log_weights)

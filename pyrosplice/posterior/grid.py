@@ -108,8 +108,8 @@ def plausible(target: Target, phi: Tensor) -> tuple[Tensor, Tensor]:
     limits = torch.tensor(ranges, dtype=phi.dtype).reshape(-1, 2).expand(len(phi), -1, 2)
     names, given = target.hyper, target.engine.likelihood.hyperparameters
     start = phi.new_tensor([given[name] for name in names]).log()  # an estimate may have run to zero or infinity
-    centre = phi[:, limits.shape[1] :].clamp(start + HYPER_RANGE[0] / 2, start + HYPER_RANGE[1] / 2)
-    own = centre[..., None] + torch.tensor(HYPER_RANGE, dtype=phi.dtype)
+    center = phi[:, limits.shape[1] :].clamp(start + HYPER_RANGE[0] / 2, start + HYPER_RANGE[1] / 2)
+    own = center[..., None] + torch.tensor(HYPER_RANGE, dtype=phi.dtype)
     return torch.cat([limits, own], 1).unbind(-1)  # type: ignore[return-value]
 
 

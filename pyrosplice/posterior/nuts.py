@@ -47,7 +47,7 @@ class WhitenedEffect(Reparam):
         effect: SpatialEffect = msg["fn"]
         zeros = torch.zeros(effect.event_shape, dtype=effect.sigma.dtype)
         white = pyro.sample(WHITE, dist.Normal(zeros, 1.0).to_event(2).expand(effect.batch_shape))
-        value = effect.coloured(white)
+        value = effect.colored(white)
         return {"fn": dist.Delta(value, event_dim=2).mask(False), "value": value, "is_observed": True}
 
 
@@ -204,7 +204,7 @@ def _sites(model: MultinomialGLM, values: dict[str, Tensor], diverging: Tensor) 
     num_samples = len(diverging)
     if isinstance(model, MultinomialGLMM):
         values |= {name: value.expand(num_samples, *value.shape) for name, value in model.fixed.items()}
-        values["nu"] = model.effect(values).coloured(values.pop(WHITE))
+        values["nu"] = model.effect(values).colored(values.pop(WHITE))
     if "beta" not in values:
         values["beta"] = values["bias_eta"].new_zeros(num_samples, 1, 0, values["bias_eta"].shape[-1])
     return {**{name: value.squeeze(1) for name, value in values.items()}, "diverging": diverging}

@@ -9,14 +9,14 @@ from pyrosplice.effects.isoform_effect import IsoformEffect
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.priors.penalized_complexity import weak_priors
-from pyrosplice.priors.sites import REAL_SITES, check_prior, variance_prior
+from pyrosplice.priors.sites import REAL_SITES, PriorSite, check_prior, variance_prior
 
 NAMED = {"weak": weak_priors}
 
 Priors = Mapping[str, Any] | str | None
 
 
-def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str | None:
+def name_of_priors(priors: Priors) -> str | None:
     """The name, if it is one; raise unless it is, or a dictionary by site, or None."""
     if isinstance(priors, str) and priors in NAMED:
         return priors
@@ -25,10 +25,16 @@ def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str |
         raise InvalidArgumentError(
             f"priors: expected a dictionary of Pyro distributions by site, or a name ({names}), found {priors!r}."
         )
-    for site, prior in (priors or {}).items():
-        if prior is not None:
-            check_prior(site, prior, real=site in real)
     return None
+
+
+def check_priors(priors: Priors, *, real: Collection[str] = REAL_SITES) -> str | None:
+    """The name, if it is one; raise unless it is, or None, or a dictionary of distributions on their sites' values."""
+    name = name_of_priors(priors)
+    for site, prior in priors.items() if isinstance(priors, Mapping) else ():
+        if prior is not None:
+            check_prior(site, prior, PriorSite((), "real" if site in real else "positive"))
+    return name
 
 
 def with_variance_prior(priors: Priors, name: str, params: Mapping[str, float] | None) -> Priors:

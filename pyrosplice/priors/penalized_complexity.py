@@ -54,7 +54,7 @@ def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) ->
     """
     solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
-    factor = solver.factorise(odds[:, None, None, None].expand(-1, solver.n_spots, 1, 1).contiguous())
+    factor = solver.factorize(odds[:, None, None, None].expand(-1, solver.n_spots, 1, 1).contiguous())
     explained = (factor.logdet() - solver.prior_logdet).numpy()  # log |I + r V|, r = θ / (1 − θ)
     trace = factor.spot_covariance().sum((1, 2, 3)).numpy()
     double = np.maximum(solver.n_spots * np.log1p(odds.numpy()) - explained, 1e-300)  # 2 KLD

@@ -15,15 +15,18 @@ from pyrosplice.io.codec import check_keys
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods.normal import Normal
+from pyrosplice.priors.inverse_wishart import InverseWishart
 from pyrosplice.priors.penalized_complexity import SpatialShare
+from pyrosplice.priors.scaled_normal import ScaledNormal
 from pyrosplice.priors.sites import REAL_SITES, complete_priors, is_flat
 from pyrosplice.priors.symmetric_normal import SymmetricNormal
 
 SHIPPED: dict[str, type[Likelihood]] = {
     kind.__name__: kind
-    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial)
+    for kind in (Multinomial, Binomial, DirichletMultinomial, BetaBinomial, Poisson, NegativeBinomial, Normal)
 }
-OURS = {kind.__name__: kind for kind in (SpatialShare, SymmetricNormal)}
+OURS = {kind.__name__: kind for kind in (SpatialShare, SymmetricNormal, ScaledNormal, InverseWishart)}
 MOST_SHOWN = 8  # numbers of an argument that is written out
 ROLES = {
     "beta": "covariate effects on the linear predictor",
@@ -68,12 +71,11 @@ def prior_to_json(prior: Any) -> dict[str, Any] | None:
         return {"class": "SpatialShare", "distance": prior.distance.tolist(), "slope": prior.slope.tolist()} | {
             "rate": prior.rate
         }
+    if type(prior) is dist.Independent:
+        base = prior_to_json(prior.base_dist)
+        return base and {"class": "Independent", "base": base, "event": prior.reinterpreted_batch_ndims}
     kind = type(prior).__name__
-    wrapper = isinstance(prior, torch.distributions.Independent) or kind in (
-        "TransformedDistribution",
-        "MaskedDistribution",
-    )
-    if wrapper or _class_of(kind) is not type(prior):
+    if kind in ("TransformedDistribution", "MaskedDistribution") or _class_of(kind) is not type(prior):
         return None
     return {"class": kind} | {key: torch.as_tensor(value).tolist() for key, value in _arguments(prior).items()}
 
@@ -93,10 +95,14 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
         raise ModelFileError(f"priors: the file names {name!r}, which is no distribution of Pyro's.")
     make: Any = kind
     try:
+        if make is dist.Independent:
+            return make(prior_from_json(arguments["base"]), arguments["event"])
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in arguments.items()}
         if make is SpatialShare:
             return SpatialShare(tensors["distance"], tensors["slope"], content["rate"])
-        if not tensors.keys() <= make.arg_constraints.keys():
+        known = make.arg_constraints  # of Wishart's, each object has its own
+        known = known if isinstance(known, Mapping) else inspect.signature(make.__init__).parameters
+        if not tensors.keys() <= known.keys():
             raise ValueError(f"arguments {sorted(tensors)}")
         return make(**tensors)
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -136,8 +142,8 @@ def _class_of(name: Any) -> Any:
 
 def _arguments(prior: Any) -> dict[str, Any]:
     names = [name for name in inspect.signature(type(prior).__init__).parameters if name in prior.arg_constraints]
-    if isinstance(prior, torch.distributions.MultivariateNormal):
-        names = ["loc", "scale_tril"]
+    if "scale_tril" in names:  # of normal and Wishart distributions: one of three ways to say a matrix
+        names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
     chosen = [name for name in names if name != "logits" or "probs" not in names]
     return {name: getattr(prior, name) for name in chosen}
 

@@ -1,4 +1,4 @@
-r"""Priors of the isoform models: any Pyro distribution for any site, flat by default.
+r"""Priors by site: any Pyro distribution for any site of a model, flat by default. Those of the isoform models are
 
 ==============  ==================  ==========================  =====================================================
 site            shape of one gene   default                     meaning
@@ -16,13 +16,16 @@ entries, ``MultivariateNormal(zeros(Q), S)`` for ``beta`` couples the logits of 
 
 The flat priors are a normal (log-normal for σ) under ``mask(False)``, Pyro's idiom for a factor that is constant: the
 density is improper and zero on the log scale, while samplers and autoguides still find a point to start from.
+
+Mixtures have sites of their own (:func:`~pyrosplice.mixture.mixture_prior.prior_sites`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -36,6 +39,15 @@ from pyrosplice.priors.symmetric_normal import SymmetricNormal
 
 SITES = ("beta", "bias_eta", "sigma", "theta_logit")
 REAL_SITES = ("beta", "bias_eta", "theta_logit")  # every other site is positive
+Support = Literal["real", "positive", "simplex", "positive_definite"]
+SUPPORTS: dict[Support, str] = {
+    "real": "the real numbers",
+    "positive": "the positive numbers",
+    "simplex": "shares that add up to one",
+    "positive_definite": "covariance matrices",
+}
+PLACES: dict[Support, tuple[float, ...]] = {"real": (-100.0, -1.0, 1.0, 100.0), "positive": (-3.0, -1.0, 1.0, 3.0)}
+"""Where a density is asked for, in unconstrained coordinates; the middle where there is no other."""
 VARIANCE_PRIORS: dict[str, dict[str, float]] = {
     "none": {},
     "gamma": {"alpha": 2.0, "beta": 0.3},
@@ -72,6 +84,28 @@ def variance_prior(name: str, params: Mapping[str, float] | None = None) -> dist
     return dist.TransformedDistribution(dist.InverseGamma(alpha, beta), [root])
 
 
+@dataclass(frozen=True)
+class PriorSite:
+    """What a prior is compared with: a site's shape, what its values are, and its units.
+
+    Attributes
+    ----------
+    shape
+        Of all values, units first.
+    support
+        What each of them may be.
+    units
+        What its leading dimension counts, ``"genes"`` or ``"components"``; None for a site that is of all of them.
+    device
+        Where the numbers of a prior have to be; None for anywhere.
+    """
+
+    shape: tuple[int, ...]
+    support: Support
+    units: str | None = "genes"
+    device: str | None = None
+
+
 def complete_priors(
     priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dist.TorchDistribution]:
@@ -95,18 +129,58 @@ def complete_priors(
     return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
 
 
-def check_prior(name: str, prior: Any, *, real: bool) -> None:
-    """Raise unless ``prior`` is a Pyro distribution of values that its site, ``real`` or else positive, may have.
+def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
+    real = name in REAL_SITES
+    if prior is None:
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        start = dist.Normal(zero, one) if real else dist.LogNormal(zero, one)
+        return start.expand(shape).to_event(len(shape) - 1).mask(False)
+    site = PriorSite(shape, "real" if real else "positive")
+    check_prior(name, prior, site)
+    return completed(name, prior, site)
+
+
+def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
+    """A prior that :func:`check_prior` took in float64, expanded to its site: one batch dimension, of units, or none.
 
     Raises
     ------
     InvalidArgumentError
-        No distribution; one of torch's own, which lacks what Pyro needs; a support that is not the site's, real numbers
-        for coefficients and logits, positive ones for σ and hyper-parameters (a prior on a part of them, such as a
-        uniform one, is taken: the mode is then looked for within it).
+        It does not broadcast to the site's shape.
     """
+    prior, shape = converted(prior), site.shape
+    if isinstance(prior, SymmetricNormal):  # which is of the number of isoforms that it is put to
+        prior = prior.of_logits(shape[-1])
+    n_batch, n_units = len(shape) - len(prior.event_shape), int(site.units is not None)
+    try:
+        if n_batch < n_units or tuple(prior.event_shape) != shape[n_batch:]:
+            raise RuntimeError
+        expanded = prior.expand(torch.Size(shape[:n_batch]))
+    except RuntimeError as error:
+        first = "" if site.units is None else f" ({site.units} first)"
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: expected a distribution on {SUPPORTS[site.support]} that broadcasts to shape "
+            f"{shape}{first}, found {type(prior).__name__} of batch shape {tuple(prior.batch_shape)} and event shape "
+            f"{tuple(prior.event_shape)}."
+        ) from error
+    return expanded.to_event(n_batch - n_units)
+
+
+def check_prior(name: str, prior: Any, site: PriorSite) -> None:
+    """Raise unless ``prior`` is a Pyro distribution of values that its site may have, whatever its shape.
+
+    Raises
+    ------
+    InvalidArgumentError
+        No distribution; one of torch's own, which lacks what Pyro needs; a support that is not the site's, such as real
+        numbers for coefficients and logits, positive ones for σ and hyper-parameters (a prior on a part of them, such
+        as a uniform one, is taken: the mode is then looked for within it).
+    """
+    wanted = site.support
     if not isinstance(prior, torch.distributions.Distribution):
-        raise InvalidArgumentError(f"priors[{name!r}]: expected a Pyro distribution, found {type(prior).__name__}.")
+        raise InvalidArgumentError(
+            f"priors[{name!r}]: expected a Pyro distribution on {SUPPORTS[wanted]}, found {type(prior).__name__}."
+        )
     if not isinstance(prior, TorchDistributionMixin):
         kind = type(prior).__name__
         own = kind if hasattr(dist, kind) else "TorchDistribution"
@@ -123,13 +197,11 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
     whole = support
     while hasattr(support, "base_constraint"):  # of independent entries, and of mixtures
         support = support.base_constraint
-    wanted = "the real numbers" if real else "the positive numbers"
-    if not (_is_real(support) if real else _is_positive(support)):
+    if not _is_within(support, wanted):
         raise InvalidArgumentError(
-            f"priors[{name!r}]: expected a distribution on {wanted}, the support of this site, found "
+            f"priors[{name!r}]: expected a distribution on {SUPPORTS[wanted]}, the support of this site, found "
             f"{type(prior).__name__} on {support}."
         )
-
     if prior.is_discrete if hasattr(prior, "is_discrete") else support.is_discrete:
         raise InvalidArgumentError(f"priors[{name!r}]: {type(prior).__name__} is discrete; this site is continuous.")
     try:
@@ -138,9 +210,11 @@ def check_prior(name: str, prior: Any, *, real: bool) -> None:
         raise InvalidArgumentError(
             f"priors[{name!r}]: {type(prior).__name__} says its support is {whole}, to which torch knows no "
             "transformation, so that neither modes nor draws can be found; give a subclass of it whose ``support`` is "
-            f"constraints.{'real' if real else 'positive'}."
+            f"constraints.{wanted}."
         ) from error
-    _require_density(name, prior, support, (-100.0, -1.0, 1.0, 100.0) if real else (-3.0, -1.0, 1.0, 3.0))
+    if site.device is not None:
+        _require_device(name, prior, site.device)
+    _require_density(name, prior, support, PLACES.get(wanted, (0.0,)))
 
 
 def _require_density(name: str, prior: Any, support: Any, places: Sequence[float]) -> None:
@@ -151,7 +225,7 @@ def _require_density(name: str, prior: Any, support: Any, places: Sequence[float
         point = torch.full((*prior.batch_shape, *prior.event_shape), place, dtype=torch.float64)
         point = torch.distributions.transform_to(support)(point)
         try:
-            density = _double(prior).log_prob(point)
+            density = converted(prior).log_prob(point)
         except ValueError:  # torch's own check of the support
             density = point.new_tensor(-torch.inf)
         if not bool(torch.isfinite(density).all()):
@@ -161,13 +235,24 @@ def _require_density(name: str, prior: Any, support: Any, places: Sequence[float
             )
 
 
-def _is_real(support: Any) -> bool:
-    return support is constraints.real or type(support) is type(constraints.real)
+def _is_within(support: Any, wanted: Support) -> bool:
+    """Whether values of one support are of the other; positive ones with zero or not, or of an interval of them."""
+    if wanted == "positive":
+        return float(torch.as_tensor(getattr(support, "lower_bound", -1.0)).min()) >= 0
+    site: Any = getattr(constraints, wanted)
+    return support is site or type(support) is type(site)
 
 
-def _is_positive(support: Any) -> bool:
-    """The positive half-line, zero or not, or an interval of it."""
-    return float(torch.as_tensor(getattr(support, "lower_bound", -1.0)).min()) >= 0
+def _require_device(name: str, prior: Any, device: str) -> None:
+    """Raise unless all numbers of a prior are where they have to be."""
+    for value in vars(prior).values():
+        if isinstance(value, torch.distributions.Distribution):
+            _require_device(name, value, device)
+        elif isinstance(value, Tensor) and value.device.type != device:
+            raise InvalidArgumentError(
+                f"priors[{name!r}]: expected {type(prior).__name__} with numbers on {device!r}, from where they are "
+                f"moved to the data, found them on {str(value.device)!r}; make it of tensors on {device!r}."
+            )
 
 
 def log_prior(
@@ -225,34 +310,15 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
     )
 
 
-def _double(prior: Any) -> Any:
-    """The same distribution with float64 parameters: ``Normal(0., 1.)`` has torch's default of float32."""
+def converted(prior: Any, like: Tensor | None = None) -> Any:
+    """The same distribution with float64 parameters, or with those of the type and device of ``like``.
+
+    ``Normal(0., 1.)`` has torch's default of float32.
+    """
     changed = copy(prior)
     for name, value in vars(prior).items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(changed, name, ordinary(value.double()))
+            setattr(changed, name, ordinary(value.double() if like is None else value.to(like)))
         elif isinstance(value, torch.distributions.Distribution):
-            setattr(changed, name, _double(value))
+            setattr(changed, name, converted(value, like))
     return changed
-
-
-def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
-    if prior is None:
-        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-        start = dist.Normal(zero, one) if name in REAL_SITES else dist.LogNormal(zero, one)
-        return start.expand(shape).to_event(len(shape) - 1).mask(False)
-    check_prior(name, prior, real=name in REAL_SITES)
-    prior = _double(prior)
-    if isinstance(prior, SymmetricNormal):  # which is of the number of isoforms that it is put to
-        prior = prior.of_logits(shape[-1])
-    n_batch = len(shape) - len(prior.event_shape)
-    try:
-        if n_batch < 1 or tuple(prior.event_shape) != shape[n_batch:]:
-            raise RuntimeError
-        expanded = prior.expand(torch.Size(shape[:n_batch]))
-    except RuntimeError as error:
-        raise InvalidArgumentError(
-            f"priors[{name!r}]: expected a distribution that broadcasts to shape {shape} (genes first), found batch "
-            f"shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}."
-        ) from error
-    return expanded.to_event(n_batch - 1)

@@ -55,8 +55,8 @@ class CarCovariance(SpatialCovariance):
         check_rho(rho)
         self.rho = float(rho)
         self.adjacency = adjacency_graph(adjacency)
-        normalised = _normalised(self.adjacency)
-        unscaled = sp.csc_matrix(sp.identity(self.adjacency.shape[0]) - self.rho * normalised)
+        normalized = _normalized(self.adjacency)
+        unscaled = sp.csc_matrix(sp.identity(self.adjacency.shape[0]) - self.rho * normalized)
         self.pattern = SparsePattern(unscaled)
         scale = sp.diags(np.sqrt(self.pattern.inverse_diagonal()))
         self.precision: sp.csc_matrix = sp.csc_matrix(scale @ unscaled @ scale)
@@ -85,7 +85,7 @@ class CarCovariance(SpatialCovariance):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` fields from N(0, V), by back-substitution with the sparse factor of V⁻¹: ``(n, N)``."""
         noise = torch.randn(1, self.n_spots, n, generator=generator, dtype=torch.float64)
-        return SparseSolver(self.precision).colour(noise)[0].T.contiguous()
+        return SparseSolver(self.precision).color(noise)[0].T.contiguous()
 
     def __repr__(self) -> str:
         return f"CarCovariance(n_spots={self.n_spots}, n_edges={sp.triu(self.adjacency, 1).nnz}, rho={self.rho:g})"
@@ -147,7 +147,7 @@ def check_rank(rank: int | None) -> None:
         raise InvalidArgumentError(f"rank: expected None or a whole number ≥ 1, found {rank!r}.")
 
 
-def _normalised(adjacency: sp.csr_matrix) -> sp.csr_matrix:
+def _normalized(adjacency: sp.csr_matrix) -> sp.csr_matrix:
     """D^-½ W D^-½ with a self-loop for every spot without neighbours."""
     degree = np.asarray(adjacency.sum(1)).ravel()
     alone = (degree == 0).astype(np.float64)

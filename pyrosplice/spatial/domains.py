@@ -61,9 +61,9 @@ def graph_domains(adjacency: Any, number: int, rng: np.random.Generator) -> NDAr
     n_spots = edges.shape[0]
     if number > n_spots:
         raise InvalidArgumentError(f"domains: expected at most one a spot, found {number} of {n_spots} spots.")
-    centres = rng.choice(n_spots, number, replace=False)
+    centers = rng.choice(n_spots, number, replace=False)
     lengths = sp.csr_matrix((rng.uniform(*LENGTHS, edges.nnz), (edges.row, edges.col)), shape=edges.shape)
-    nearest = dijkstra(lengths, directed=False, indices=centres, min_only=True, return_predecessors=True)[2]
+    nearest = dijkstra(lengths, directed=False, indices=centers, min_only=True, return_predecessors=True)[2]
     alone = nearest < 0
     if alone.any():
         nearest = np.where(alone, n_spots + connected_components(lengths, directed=False)[1], nearest)

@@ -80,7 +80,7 @@ def _solver(problems: Problems, solver: SpatialSolver, dense: Tensor) -> None:
     weights = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
     field = torch.randn(1, n, 1, generator=generator, dtype=torch.float64)
     core = dense if solver.remainder is None else dense - torch.diag(solver.remainder)
-    factor = solver.factorise(weights[None, :, None, None])
+    factor = solver.factorize(weights[None, :, None, None])
     whole = torch.eye(n, dtype=torch.float64) + weights[:, None] * core
     problems.close(
         "solver: log determinant of I + W V",

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.testing.cell_likelihood import LOST_MASS, SHARP, check_cells, check_moments
 from pyrosplice.testing.problems import Problems
 
 N_GENES, N_SPOTS = 3, 7
-LOST_MASS = 1e-3
-SHARP = 1e-6  # derivatives that claim to be closed forms, relative
+MOLECULES = 4
 
 
 def check_likelihood(likelihood: Likelihood, *, n_isos: int | None = None, seed: int = 0) -> None:
-    """Test a likelihood against its own log density.
+    """Test a likelihood against its own log density, as usage and, where it is of one count a cell, expression use it.
 
     Shapes; finite values and derivatives, at extreme predictors too; genes that do not interact; a density that sums to
     one over the counts of a spot; ``log_kernel``, ``mean``, ``sample`` and the derivatives against ``log_prob``;
     ``conditional``, ``additive`` and ``log_concave`` where they are claimed; derivatives in the hyper-parameters.
+    Of one count a cell: ``variance``, ``terms`` in location and scale, those of summed rows (``by_totals``), and
+    ``location_information``.
 
     Parameters
     ----------
@@ -54,6 +56,8 @@ def check_likelihood(likelihood: Likelihood, *, n_isos: int | None = None, seed:
         _total_mass(problems, bound, k, eta)
         _mean_and_sample(problems, bound, eta, generator)
         _hyperparameters(problems, likelihood, counts, eta)
+        if k == 1 and eta.shape[-1] == 1 and not likelihood.conditional and len(likelihood.hyperparameters) <= 1:
+            check_cells(problems, likelihood, counts, eta, generator)
     problems.finish()
 
 
@@ -135,15 +139,16 @@ def _compositions(total: int, k: int) -> list[list[int]]:
 
 
 def _total_mass(problems: Problems, likelihood: Likelihood, k: int, eta: Tensor) -> None:
-    total = 4 if likelihood.conditional else 400
-    table: Sequence[Sequence[int]] = _compositions(total, k) if likelihood.conditional else [[n] for n in range(total)]
-    if not likelihood.conditional and k != 1:
+    if not likelihood.conditional:
+        if k == 1:
+            check_moments(problems, likelihood, eta)
         return
+    table: Sequence[Sequence[int]] = _compositions(MOLECULES, k)
     counts = torch.tensor(table, dtype=torch.float64)[:, None, None].expand(-1, *eta.shape[:-1], -1)
     masses = likelihood.log_prob(counts, eta.expand(len(table), *eta.shape)).exp().sum(0)
     mass = float(masses.flatten()[(masses - 1).abs().argmax()])
     if not math.isclose(mass, 1.0, abs_tol=LOST_MASS):
-        which = f"all counts of {total} molecules" if likelihood.conditional else f"counts up to {total}"
+        which = f"all counts of {MOLECULES} molecules"
         problems.add(f"log_prob: its probabilities of {which} add up to {mass:.4g}, expected 1 (constants included).")
 
 

@@ -4,66 +4,68 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import pandas as pd
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.nn import Module, Parameter
 
 from pyrosplice.devices import as_device
-from pyrosplice.effects.isoform_effect import IsoformEffect
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option, is_number
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option
+from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.glmm.objective import LogPrior
 from pyrosplice.guides.agreement import overridden
-from pyrosplice.guides.own_model import Program, check_model
+from pyrosplice.guides.own_fit import OwnFit, Task
+from pyrosplice.guides.own_model import (
+    SHIPPED_ENGINE,
+    Program,
+    bound_model,
+    check_model,
+    latent_values,
+    name_of,
+    takes,
+)
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.guarded import guarded
 from pyrosplice.modes import ordinary_attributes, works_in_any_mode
 from pyrosplice.optimize.convergence import Convergence
-from pyrosplice.overrides import refuse_set_methods
 from pyrosplice.priors.named import Priors, check_priors, named_priors
-from pyrosplice.priors.prior_tables import SHIPPED, describe, prior_table
+from pyrosplice.priors.prior_tables import describe, prior_table
 from pyrosplice.priors.sites import complete_priors, is_flat, log_prior
 from pyrosplice.reasons import Reason, describe_reasons
 from pyrosplice.representation import Described
-from pyrosplice.usage.own_usage import FollowedModel, place_parameters
+from pyrosplice.usage import own_usage
+from pyrosplice.usage.configs import check_likelihood, guide_options
 from pyrosplice.usage.reading.inputs import as_counts, as_design, as_tensor, spot_names
 
 logger = logging.getLogger("pyrosplice")
 
-ModelType = TypeVar("ModelType", bound="BaseModel")
 
-
-def check_likelihood(likelihood: Any) -> None:
-    """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
-    if likelihood is not None and not isinstance(likelihood, Likelihood):
-        known = ", ".join(f"{name}()" for name in SHIPPED)
-        hint = f" (call it: {likelihood.__name__}())" if isinstance(likelihood, type) else ""
-        raise InvalidArgumentError(
-            f"likelihood: expected an object of pyrosplice.likelihoods, one of {known}, or of your own subclass of "
-            f"Likelihood; found {likelihood!r}{hint}."
-        )
-    refuse_set_methods(likelihood, "likelihood")
-    for name in likelihood.hyperparameters if likelihood is not None else ():
-        _check_held(name, getattr(likelihood, name))
-
-
-def _check_held(name: str, value: Any) -> None:
-    """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
-    single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
-    held = torch.as_tensor(value) if single else None
-    if value is not None and (held is None or not bool((torch.isfinite(held) & (held > 0)).all())):
-        raise InvalidArgumentError(
-            f"likelihood: expected {name} to be a positive finite number, or a tensor (G, 1) of them, or None to "
-            f"estimate it, found {value!r}."
-        )
+def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
+    """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
+    for name, value in values.items():
+        model.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
 
 
 @works_in_any_mode
-class BaseModel(Described, FollowedModel):
-    """State of a model of isoform usage for a batch of genes with the same number of isoforms.
+class BaseModel(Described, Module):
+    """State of a model of isoform usage for a batch of genes with the same number of isoforms, and which model it is.
+
+    ==================  ========  =====================================================
+    what to override    required  for
+    ==================  ========  =====================================================
+    ``shipped_model``   yes       the library's own Pyro model
+    ``_arguments``      yes       what it is made with
+    ``_known_shapes``   yes       the sites that are attributes
+    ``_asked``          no        arguments that a model of one's own may not leave unread
+    ``_changes``        no        options and data that it may not leave unused
+    ``_effects``        no        sites that the fitting method integrates out
+    ==================  ========  =====================================================
 
     Attributes
     ----------
@@ -79,6 +81,9 @@ class BaseModel(Described, FollowedModel):
 
     bias_eta: Tensor
     fitting_method: str
+    fitting_configs: dict[str, Any]
+    _own: OwnFit | None = None
+    _decided: tuple[Program | None] | None = None
     _prior_sites: tuple[str, ...] = ("beta", "bias_eta")
 
     def __init__(self, *, likelihood: Likelihood | None, priors: Priors, model: Program | None = None) -> None:
@@ -108,21 +113,149 @@ class BaseModel(Described, FollowedModel):
         """The likelihood as engines use it: a gene for which it raises has NaN, and troubles no other."""
         return guarded(self.likelihood, self._errors)
 
+    @property
+    def model(self) -> Program:
+        """The Pyro model of the data, yours or the shipped one; called without arguments, as by ``pyro.infer``."""
+        self._require_data()
+        if self._given is None:
+            return self.shipped_model()
+        arguments = self._arguments()
+        program, held = bound_model(self._given, arguments, self._asked()), arguments.get("fixed", {})
+        return program if not held or takes(self._given, "fixed") else poutine.condition(program, data=held)
+
+    @property
+    def engine(self) -> str:
+        """Which way a fit goes: the engine of the shipped model, or the guide of one of your own, and what it did."""
+        own = self._followed() if self.n_genes else None
+        return SHIPPED_ENGINE if own is None else own.engine
+
+    @property
+    def sites(self) -> dict[str, Tensor]:
+        """Present value of every latent site of the model, those of a model of your own among them; copies."""
+        self._require_data()
+        own = self._followed()
+        if own is not None:
+            return {name: value.detach().clone() for name, value in self._own_values(own).items()}
+        return self._estimates(self._known_shapes())
+
+    def shipped_model(self) -> MultinomialGLM:
+        """The library's Pyro model of the data and options."""
+        raise NotImplementedError
+
+    def _arguments(self) -> dict[str, Any]:
+        """What a Pyro model is made with."""
+        raise NotImplementedError
+
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the sites that are attributes."""
+        raise NotImplementedError
+
+    def _default_configs(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _asked(self) -> dict[str, str]:
+        """Arguments of the Pyro model of which something was asked for, in words."""
+        return own_usage.asked_for(self.design_mtx, self.likelihood, self.priors)
+
+    def _changes(self, values: Mapping[str, Tensor]) -> Iterator[own_usage.Change]:
+        """What a model with these sites has to make use of, in words, and attributes with something else."""
+        named = None if self._priors_name is None else values
+        yield from own_usage.without_options(self.priors, self.likelihood, self._known_shapes(), named)
+        yield from own_usage.with_other_data(self._asked(), self.counts, self.design_mtx)
+
+    def _effects(self, program: Program, name: str, values: Mapping[str, Tensor]) -> list[str]:
+        """Sites that the fitting method integrates out."""
+        return []
+
+    def _others(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Self]]:
+        """The same, with an estimator that has something else in its place."""
+        for words, attributes in self._changes(values):
+            other = self.clone()
+            for name, value in attributes.items():
+                setattr(other, name, value)
+            yield words, other
+
+    def _own_program(self, *, again: bool = False) -> Program | None:
+        """The model that a person gave, where its density is not that of the shipped one; else None.
+
+        Decided ``again`` for a fit: options and values that are held may have changed.
+        """
+        if self._given is None and "model" not in overridden(type(self))[1]:
+            return None
+        if again:
+            self._decided = None
+        if self._decided is None:
+            self._decided = (own_usage.own_program(self, self._model_name(), self._values(self._held()), self._others),)
+        return self._decided[0]
+
+    def _model_name(self) -> str:
+        return name_of(self.model if self._given is None else self._given)
+
+    def _fit_own(self, program: Program, *, keep: bool, verbose: bool, quiet: bool) -> None:
+        """Fit a model of a person's own by the guides."""
+        if keep:
+            raise InvalidArgumentError("store_param_history: the guide of a model of your own keeps none.")
+        own_usage.require_fittable(self)
+        options, began = guide_options(self.fitting_configs, self._default_configs()), time.perf_counter()
+        name = self._model_name()
+        effects = self._effects(program, name, latent_values(program, name))
+        own = Task(name=name, n_units=self.n_genes, effects=effects, options=options).fit(program)
+        self._take_own(own)
+        self._errors.clear()
+        if verbose:
+            logger.info("%s: %s\n%s", type(self).__name__, own.engine, own.guide.report().to_string())
+        record = own_usage.record_of(own, self.counts, self.design_mtx, self._known_shapes())
+        self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
+
+    def _take_own(self, own: OwnFit) -> None:
+        """Make estimates of the known sites the parameters; NaN where the model does not have a site."""
+        held = self._values(self._held())
+        unread = own_usage.unread_sites(self, own.name, held)
+        known = own_usage.known_values(own, self._known_shapes(), held.keys() - unread)
+        self._own = own
+        self._set_parameters(known)
+
+    def _own_values(self, own: OwnFit) -> dict[str, Tensor]:
+        known = self._known_shapes()
+        return {
+            name: getattr(self, name).reshape(value.shape) if name in known else value
+            for name, value in own.values.items()
+        }
+
+    def _followed(self) -> OwnFit | None:
+        """The fit of a person's model, None where the shipped one is fitted."""
+        if self._own_program() is None:
+            return None
+        if self._own is None:
+            raise NotReadyError(f"{type(self).__name__}: {self._model_name()} is not fitted yet; call fit() first.")
+        return self._own
+
+    def _shipped_only(self, what: str, instead: str = "") -> None:
+        """Raise for what only the shipped model has."""
+        if self.n_genes and self._own_program() is not None:
+            raise RefusedModelError(
+                f"{what}: it is worked out for the shipped model, and this estimator's is {self._model_name()}."
+                f"{f' Use {instead}.' if instead else ''}"
+            )
+
+    def _estimates(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Present values of those of some sites that a fit estimates, copied."""
+        values = self._values(name for name in names if name not in self._held())
+        return {name: value for name, value in values.items() if value.numel()}
+
+    def _values(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Present values of some sites, copied."""
+        return {name: getattr(self, name).detach().clone() for name in names}
+
     def _checked(self, counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
         chosen = as_device(device)
         table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen, spot_names(counts))
 
-    def _named_priors(
-        self,
-        shapes: Mapping[str, tuple[int, ...]],
-        covariance: Any = None,
-        isoform_effect: IsoformEffect = "independent",
-    ) -> None:
+    def _named_priors(self, shapes: Mapping[str, tuple[int, ...]], **space: Any) -> None:
         """Turn a name that was given as priors into those of this data."""
         if self._priors_name is not None:
-            own = {"covariance": covariance, "likelihood": self.likelihood, "isoform_effect": isoform_effect}
-            self.priors = named_priors(self._priors_name, shapes, **own)
+            self.priors = named_priors(self._priors_name, shapes, likelihood=self.likelihood, **space)
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         """Shape of each site that takes a prior, genes first."""
@@ -174,27 +307,11 @@ class BaseModel(Described, FollowedModel):
     def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
         place_parameters(self, values)
 
-    def _require_followed(self) -> None:
-        """Raise where a subclass has an objective or a predictor of its own, which no fit would follow."""
-        shipped, names = overridden(type(self))
-        for name in sorted({"forward", "linear_predictor"} & {*names}):
-            other = self.clone()
-            start = torch.Generator().manual_seed(0)
-            for value in other.parameters():
-                value.data += 0.1 * torch.rand(value.shape, generator=start, dtype=value.dtype).to(value.device)
-            with torch.no_grad():
-                found, expected = getattr(other, name)(), getattr(shipped, name)(other)
-            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
-                raise InvalidArgumentError(
-                    f"{name}: {type(self).__name__} overrides it, and fits follow that of {shipped.__name__}. Give the "
-                    "Pyro model (model=), which is what is fitted, or change priors= or likelihood=."
-                )
-
     def _require_data(self) -> None:
         if not self.n_genes:
             raise NotReadyError(f"{type(self).__name__} has no data yet: call setup_data() first.")
 
-    def clone(self: ModelType) -> ModelType:
+    def clone(self) -> Self:
         """A model of its own with the same data, options, parameters and record of the fit.
 
         The data are shared (they are never changed in place), everything else is copied.

@@ -1,4 +1,4 @@
-"""``fitting_configs``: the documented dictionary, copied, completed and checked key by key."""
+"""Options of the models of one batch: ``fitting_configs``, copied, completed and checked key by key; the likelihood."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option, is_number
 from pyrosplice.guides import FitOptions
-from pyrosplice.optimize.bfgs import Minimiser, Options, minimise
+from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.optimize.bfgs import Minimizer, Options, minimize
 from pyrosplice.optimize.first_order import Descent, DescentOptions
 from pyrosplice.optimize.newton import NewtonOptions
 from pyrosplice.optimize.step_rules import RULES
+from pyrosplice.overrides import refuse_set_methods
+from pyrosplice.priors.prior_tables import SHIPPED
 
 GRADIENT_NORM = 1e-3
 NEWTON_TOLERANCE = 1e-10
@@ -65,10 +70,10 @@ def _check_value(key: str, value: Any) -> None:
         raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")
 
 
-def minimiser_of(method: str, configs: Mapping[str, Any]) -> Minimiser:
+def minimizer_of(method: str, configs: Mapping[str, Any]) -> Minimizer:
     """What searches for the optimum of a mixed model: BFGS, or first-order steps for the ``*_gd`` methods."""
     own = {key: value for key, value in configs.items() if key != "update_nu_every_k"}
-    return Descent(DescentOptions(**own)) if method.endswith("gd") else minimise
+    return Descent(DescentOptions(**own)) if method.endswith("gd") else minimize
 
 
 def search_options(configs: Mapping[str, Any]) -> Options:
@@ -105,6 +110,31 @@ def guide_options(configs: Mapping[str, Any], defaults: Mapping[str, Any]) -> Fi
 
 def _epochs(configs: Mapping[str, Any]) -> int:
     return 10_000 if configs["max_epochs"] == -1 else int(configs["max_epochs"])
+
+
+def check_likelihood(likelihood: Any) -> None:
+    """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        known = ", ".join(f"{name}()" for name in SHIPPED)
+        hint = f" (call it: {likelihood.__name__}())" if isinstance(likelihood, type) else ""
+        raise InvalidArgumentError(
+            f"likelihood: expected an object of pyrosplice.likelihoods, one of {known}, or of your own subclass of "
+            f"Likelihood; found {likelihood!r}{hint}."
+        )
+    refuse_set_methods(likelihood, "likelihood")
+    for name in likelihood.hyperparameters if likelihood is not None else ():
+        _check_held(name, getattr(likelihood, name))
+
+
+def _check_held(name: str, value: Any) -> None:
+    """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
+    single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
+    held = torch.as_tensor(value) if single else None
+    if value is not None and (held is None or not bool((torch.isfinite(held) & (held > 0)).all())):
+        raise InvalidArgumentError(
+            f"likelihood: expected {name} to be a positive finite number, or a tensor (G, 1) of them, or None to "
+            f"estimate it, found {value!r}."
+        )
 
 
 def kept_history(store_param_history: bool, diagnose: bool | None) -> bool:

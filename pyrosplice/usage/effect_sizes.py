@@ -79,7 +79,7 @@ def changes_of(design: Tensor, terms: Sequence[str]) -> list[Change]:
     return changes
 
 
-def centred_log_odds(beta: Tensor, covariance: Tensor) -> Effects:
+def centered_log_odds(beta: Tensor, covariance: Tensor) -> Effects:
     """Log odds of each isoform against the (geometric) mean of all, a unit of the covariate, ``(B, P, K)``.
 
     Parameters

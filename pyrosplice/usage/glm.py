@@ -12,17 +12,15 @@ from torch import Tensor
 
 from pyrosplice.errors import check_option
 from pyrosplice.glmm.batches import MixedEngine, fit_without_effect
+from pyrosplice.glmm.distributions import SpotCounts
 from pyrosplice.glmm.fitted_guides import PointGuide
-from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation, covariance_from_information
+from pyrosplice.glmm.glm_objective import GLMObjective, StandardCoordinates, covariance_from_information
 from pyrosplice.glmm.multinomial import MultinomialGLM
 from pyrosplice.glmm.objective import at_held
 from pyrosplice.guides.own_model import Program
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.modes import works_in_any_mode
-from pyrosplice.optimize.bfgs import Minimiser
 from pyrosplice.optimize.convergence import Convergence
-from pyrosplice.optimize.first_order import DescentOptions, descend
-from pyrosplice.optimize.newton import newton
 from pyrosplice.posterior.draws import DrawOptions, posterior_tree
 from pyrosplice.posterior.nuts import NutsOptions
 from pyrosplice.posterior.problem import PosteriorProblem
@@ -30,17 +28,12 @@ from pyrosplice.priors.named import Priors
 from pyrosplice.priors.sites import complete_priors, is_flat
 from pyrosplice.reasons import Reason
 from pyrosplice.usage.batched_model import BaseModel
-from pyrosplice.usage.configs import (
-    DEFAULTS,
-    complete_configs,
-    kept_history,
-    minimiser_of,
-    newton_options,
-    search_options,
-)
+from pyrosplice.usage.configs import DEFAULTS, complete_configs, kept_history, minimizer_of, search_options
 from pyrosplice.usage.infinite import endless_coefficients
+from pyrosplice.usage.own_usage import require_followed
 from pyrosplice.usage.prior_terms import prior_information
 from pyrosplice.usage.reading.inputs import warn_if_collinear
+from pyrosplice.usage.search import search_coefficients
 
 
 @works_in_any_mode
@@ -81,10 +74,7 @@ class MultinomGLM(BaseModel):
     sites, engine
         Value of every latent site, those of your own model too; which way fits go.
 
-    Raises
-    ------
-    InvalidArgumentError
-        An unknown option or a value that does not fit.
+    Raises :class:`InvalidArgumentError` for an unknown option or a value that does not fit.
 
     Examples
     --------
@@ -100,6 +90,7 @@ class MultinomGLM(BaseModel):
 
     beta: Tensor
     bias_eta: Tensor
+    _engine: MixedEngine
     _methods: tuple[str, ...] = ("iwls", "newton", "gd")
 
     def __init__(
@@ -148,10 +139,11 @@ class MultinomGLM(BaseModel):
         """
         table, design = self._checked(counts, design_mtx, device)
         shapes = self._site_shapes(table, design)
-        self._named_priors(shapes)
+        self._named_priors(shapes, covariance=None)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
         self._set_data(table, design)
+        self._engine = MixedEngine(table, StandardCoordinates.of(design), None, self._guarded)  # ν held at zero
         self._set_parameters(self._start_values(table, shapes))
 
     def fit(
@@ -164,10 +156,14 @@ class MultinomGLM(BaseModel):
     ) -> dict[str, Tensor] | None:
         """Fit every gene; each stops on its own, see ``logger``.
 
+        Searches of a GLMM start from closed-form values, not from the present parameters (σ excepted, where it is
+        held), so a second fit gives the same result.
+
         Parameters
         ----------
         store_param_history
-            Return the parameters of every epoch, ``{"beta": (E, G, P, Q), ...}``.
+            Return the parameters of every epoch, ``{"beta": (E, G, P, Q), ...}``; of a GLMM those at every evaluation
+            of the last search and the estimates, ν among them.
         verbose
             Log the loss of every epoch (logger ``pyrosplice``, level INFO).
         quiet
@@ -186,29 +182,19 @@ class MultinomGLM(BaseModel):
             Before ``setup_data``.
         """
         self._require_data()
-        keep, own_program = kept_history(store_param_history, diagnose), self._program_to_fit()
+        keep, own_program = kept_history(store_param_history, diagnose), self._own_program(again=True)
         if own_program is not None:
             self._fit_own(own_program, keep=keep, verbose=verbose, quiet=quiet)
             return None
-        self._require_followed()
+        self._own = None  # an earlier fit of a model that is the shipped one by now
+        require_followed(self)
         self._errors.clear()
         began = time.perf_counter()
-        own = ("beta", "bias_eta", *self.likelihood.free)
-        if self.fitting_configs["max_epochs"] == 0:
-            record, steps = self._without_epochs(), [{name: getattr(self, name).detach().clone() for name in own}]
-        elif self.likelihood.free:
-            record, steps = fit_without_effect(
-                self._mixed_engine(), self._log_prior(), search_options(self.fitting_configs), self._minimiser()
-            )
-            self._set_parameters(steps[-1])
-        else:
-            objective = self._objective()
-            point, record, history = self._minimise(objective, keep)
-            steps = [dict(zip(own, objective.coefficients(past), strict=True)) for past in (*history, point)]
-            self._set_parameters(steps.pop())
+        searched = self.fitting_configs["max_epochs"] != 0
+        record, history = self._search(keep) if searched else (self._without_epochs(), self._last_epoch())
         self._name_trouble(record)
         self._finish(record, time.perf_counter() - began, verbose=verbose, quiet=quiet)
-        return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} if keep else None
+        return history if keep else None
 
     def forward(self) -> Tensor:
         """Log likelihood plus log prior of each gene at the present parameters, ``(G,)``; constants included."""
@@ -226,28 +212,35 @@ class MultinomGLM(BaseModel):
 
     def get_isoform_ratio(self) -> Tensor:
         """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
-        own = self._spot_counts("get_isoform_ratio") if self.n_genes else None
+        self._require_data()
+        own = self._spot_counts("get_isoform_ratio")
         if own is not None:
             return own.likelihood.expected(own.eta).detach()
         return self.bound_likelihood.expected(self.linear_predictor()).detach()
 
-    def vcov(self) -> Tensor:
-        """Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
+    def _spot_counts(self, what: str) -> SpotCounts | None:
+        """Distribution of the counts under a person's model, of which ``what`` is asked; None for the shipped one."""
+        own = self._followed()
+        return None if own is None else own.spot_counts(self._own_values(own), what)
 
-        The inverse of minus the full second derivative of the log posterior. Order: ``beta`` (covariate by covariate,
-        logits fastest), then ``bias_eta``. What the data do not identify has infinite variance.
+    def vcov(self) -> Tensor:
+        r"""Covariance of the estimates at the present parameters, ``(G, D, D)``, D = (P + 1) Q.
+
+        The inverse of minus the full second derivative of the log posterior; of a GLMM the marginal one, (σ, θ)
+        estimated too, and of its joint methods, given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order:
+        ``beta`` (covariate by covariate, logits fastest), then ``bias_eta``. What is not identified is infinite.
         """
         information, scaling = self.observed_information()
         return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
 
-    def observed_information(self) -> tuple[Tensor, Standardisation]:
+    def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
         own = self._followed()
         if own is not None:
             return own.coefficient_information(self._own_values(own), self.design_mtx, self.bias_eta.shape[-1])
         if self.likelihood.free:
-            engine, zero = self._mixed_engine(), self.bias_eta.new_zeros(self.n_genes, 1)
+            engine, zero = self._engine, self.bias_eta.new_zeros(self.n_genes, 1)
             values: dict[str, Tensor] = {**dict(self.named_parameters()), "sigma": zero, "theta_logit": zero}
             return engine.information(values, fix_sigma=True, log_prior=self._log_prior()), engine.scaling
         objective = self._objective()
@@ -321,7 +314,7 @@ class MultinomGLM(BaseModel):
         """
         self._require_data()
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
-        self._require_followed()
+        require_followed(self)
         asked = DrawOptions(
             num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
             seed=seed, nuts_options=nuts_options, max_memory=max_memory,
@@ -341,7 +334,7 @@ class MultinomGLM(BaseModel):
             shapes=shapes,
             estimates={name: getattr(self, name).detach() for name in shapes},
             held=self._held(),
-            engine=self._mixed_engine(),
+            engine=self._engine,
             log_prior=self._log_prior(),
             program=self.shipped_model,
             no_mode=self._no_mode(),
@@ -361,37 +354,41 @@ class MultinomGLM(BaseModel):
 
     @property
     def guide(self) -> Callable[[], dict[str, Tensor]]:
-        """A Pyro guide with every site at its fitted value (MAP); of a model of your own, the guide that fitted it."""
+        """A Pyro guide: every site at its fitted value (MAP), ν of a marginal GLMM from its Laplace posterior.
+
+        Of a model of your own, the guide that fitted it.
+        """
         self._require_data()
         own = self._followed()
         if own is not None:
             return own.guide
-        values = {name: getattr(self, name) for name in ("beta", "bias_eta", *self.likelihood.free)}
-        return PointGuide({name: value.detach() for name, value in values.items() if value.numel()})
+        return self._guide_at(self._estimates(self._site_shapes(self.counts, self.design_mtx)))
 
-    def _minimise(self, objective: GLMObjective, keep: bool) -> tuple[Tensor, Convergence, list[Tensor]]:
-        configs, start = self.fitting_configs, objective.start()
-        if self.fitting_method == "gd":
-            options = DescentOptions(**configs, keep_history=keep)
-            descent = descend(objective, start, curvature=objective.curvature(start), options=options)
-            return descent.point, descent.convergence, descent.history
-        result = newton(objective, start, options=newton_options(configs, keep))
-        return result.point, result.convergence, result.history
+    def _guide_at(self, values: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        return PointGuide(values)
+
+    def _search(self, keep: bool) -> tuple[Convergence, dict[str, Tensor]]:
+        """Fit all genes; with ``keep`` also the values of the sites at every epoch."""
+        method, configs = self.fitting_method, self.fitting_configs
+        if self.likelihood.free:
+            engine, minimizer = self._engine, minimizer_of(method, configs)
+            record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimizer)
+            self._set_parameters(steps[-1])
+        else:
+            record, steps = search_coefficients(self._objective(), method, configs, keep=keep)
+            self._set_parameters(steps.pop())
+        return record, {name: torch.stack([step[name] for step in steps]) for name in (steps[0] if keep else ())}
+
+    def _last_epoch(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone().unsqueeze(0) for name, value in self.named_parameters()}
 
     def _objective(self) -> GLMObjective:
         own = {name: getattr(self, name).detach() for name in self.likelihood.free}
         return GLMObjective.of(self.counts, self.design_mtx, self.bound_likelihood, at_held(self._log_prior(), own))
 
-    def _mixed_engine(self) -> MixedEngine:
-        """The model as a mixed one without space, whose random effect is held at zero."""
-        return MixedEngine(self.counts, Standardisation.of(self.design_mtx), None, self._guarded)
-
     def _start_values(self, counts: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         values = {name: counts.new_zeros(shape) for name, shape in shapes.items()}
         return values | {name: values[name] + self.likelihood.hyperparameters[name] for name in self.likelihood.free}
-
-    def _minimiser(self) -> Minimiser:
-        return minimiser_of(self.fitting_method, self.fitting_configs)
 
     def _name_trouble(self, record: Convergence) -> None:
         """Note the genes whose coefficients are at infinity, and those without counts."""

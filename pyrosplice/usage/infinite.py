@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.glmm.separation import separated
 from pyrosplice.likelihoods.contract import Likelihood
 
@@ -35,7 +35,7 @@ def endless_coefficients(
     n_isos = counts.shape[-1] if likelihood.conditional else counts.shape[-1] + 1
     if bias_eta.shape[-1] != n_isos - 1 or (not likelihood.conditional and n_isos > 2):
         return unseen  # predictors that are not one an isoform
-    columns = Standardisation.of(design).design
+    columns = StandardCoordinates.of(design).design
     if "beta" not in flat:
         columns = columns[:, columns.shape[1] - len(flat) :]
     elif "bias_eta" not in flat:

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.priors.sites import log_prior
 
 
@@ -19,7 +19,7 @@ def prior_information(
 
     ``priors`` are completed ones of ``beta`` and ``bias_eta``, those of which are not flat.
     """
-    matrix = Standardisation.of(design).matrix
+    matrix = StandardCoordinates.of(design).matrix
     weights = torch.linalg.solve(matrix, torch.cat([beta, bias_eta.unsqueeze(1)], 1)).detach()
     blank = weights.new_zeros(len(weights), weights[0].numel(), weights[0].numel())
     if not priors:

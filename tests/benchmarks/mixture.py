@@ -84,8 +84,8 @@ def ours(x, means, kind, dtype):
     """Milliseconds of an iteration, and of its matrix products alone."""
     rows = RowBlocks.from_tensor(torch.tensor(x, dtype=dtype), size=block_size(x.shape[1], kind))
     problem = Problem.of(rows, kind)
-    centred = (torch.tensor(means) - problem.standardization.shift)[None, None]
-    start = problem.start(centred, torch.ones(1, 1, len(means), dtype=torch.bool))
+    centered = (torch.tensor(means) - problem.standardization.shift)[None, None]
+    start = problem.start(centered, torch.ones(1, 1, len(means), dtype=torch.bool))
     table = coefficients(start)[0][0].to(dtype)
 
     def products(iterations):

@@ -40,7 +40,7 @@ def ours(data: dict, *, repeats: int = 3, sparse: bool = False) -> dict:
     from pyrosplice.expression.count_matrix import CountMatrix
     from pyrosplice.expression.engine.gene_fits import fit_glm
     from pyrosplice.expression.engine.row_source import Design, RowSource
-    from pyrosplice.likelihoods.noise import NegativeBinomial
+    from pyrosplice.likelihoods import NegativeBinomial
 
     x, n = data["design"].astype(float), len(data["design"])
     counts = sp.csr_matrix(data["counts"]) if sparse else data["counts"]

@@ -61,8 +61,8 @@ def test_uneven_depth_has_the_spread_and_the_share_of_space_that_it_is_given():
         deep = simulate_totals(LAYOUT, n_genes=300, depth=1e6, spread=0.8, theta=theta, seed=2).log().numpy()
         logs[theta] = deep - deep.mean(1, keepdims=True)
     assert np.sqrt((logs[0.0] ** 2).mean()) == pytest.approx(0.8, rel=0.02)
-    neighbours = LAYOUT.adjacency.toarray() > 0
-    alike = {theta: (log.T @ log / 300)[neighbours].mean() / (log**2).mean() for theta, log in logs.items()}
+    neighbors = LAYOUT.adjacency.toarray() > 0
+    alike = {theta: (log.T @ log / 300)[neighbors].mean() / (log**2).mean() for theta, log in logs.items()}
     assert abs(alike[0.0]) < 0.05 < 0.5 < alike[1.0]
 
 

@@ -78,7 +78,7 @@ def test_the_effect_is_normal_with_covariance_between_the_logits(k):
     whole = torch.stack([torch.kron(one.contiguous(), between(k - 1)) for one in spots])
     expected = MultivariateNormal(torch.zeros(N * (k - 1)).double(), whole).log_prob(nu.flatten(1))
     torch.testing.assert_close(effect.log_prob(nu), expected)
-    torch.testing.assert_close(effect.coloured(effect.whitened(nu)), nu)
+    torch.testing.assert_close(effect.colored(effect.whitened(nu)), nu)
     assert effect.expand((2, G)).isoform_effect == "symmetric"
     torch.manual_seed(0)
     drawn = effect.rsample((20000,))[:, 0].flatten(1)

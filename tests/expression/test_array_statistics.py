@@ -63,7 +63,7 @@ def test_tails_do_not_underflow_to_a_difference():
     assert 0 < de.stats.hypergeom_test([100], 100, [100], 1000)[0] < 1e-100
 
 
-def test_what_is_undefined_is_nan_and_hurts_no_neighbour():
+def test_what_is_undefined_is_nan_and_hurts_no_neighbor():
     np.testing.assert_array_equal(np.isnan(de.stats.wald_test([1.0, 1.0, np.nan], [0.0, 1.0, 1.0])), [1, 0, 1])
     np.testing.assert_array_equal(np.isnan(de.stats.two_coef_z_test([1.0, 1], [1, 2], [0, 1], [0, 1])), [1, 0])
     singular = np.stack([np.ones((2, 2)), np.eye(2), np.full((2, 2), np.nan)])

@@ -11,7 +11,7 @@ from scipy.special import gammaln
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods.noise import NOISE
+from pyrosplice.likelihoods import CellCounts, NegativeBinomial
 from pyrosplice.optimize.convergence import FitCode
 
 N = 120
@@ -127,7 +127,7 @@ def test_genes_whose_fit_failed_have_no_p_value(test):
 @given(zeta=st.floats(-3, 60), eta=st.floats(-3, 6), y=st.integers(0, 500))
 def test_densities_are_right_up_to_the_poisson_boundary(zeta, eta, y):
     pair = (torch.full((1,), v, dtype=torch.float64) for v in (eta, zeta))
-    found = NOISE["nb"]().distribution(*pair).log_prob(torch.tensor([float(y)])).item()
+    found = CellCounts(NegativeBinomial(), *pair).log_prob(torch.tensor([float(y)])).item()
     r, mean = np.exp(zeta), np.exp(eta)
     rising = np.log1p(np.arange(y) / r).sum()  # log Γ(r + y) − log Γ(r) − y log r, without cancellation
     expected = rising - gammaln(y + 1) + y * (eta - np.log1p(mean / r)) - r * np.log1p(mean / r)

@@ -16,7 +16,8 @@ from pyrosplice.expression.engine.joint_newton import derivatives
 from pyrosplice.expression.engine.laplace_guide import fit_mode, gene_log_density, log_prior
 from pyrosplice.expression.engine.row_source import Design, RowSource
 from pyrosplice.expression.expression_model import ExpressionModel
-from pyrosplice.likelihoods.noise import NOISE, Noise
+from pyrosplice.expression.noise_models import NOISE_MODELS
+from pyrosplice.likelihoods import Likelihood, NegativeBinomial, Poisson
 from pyrosplice.optimize.convergence import FitCode
 from tests.paths import shared
 
@@ -35,7 +36,7 @@ def simulate(n=400, g=6, *, seed=0, continuous=False, scale_groups=False):
 
 def pyro_model(design, noise, **prior):
     t = [torch.as_tensor(np.ascontiguousarray(v)) for v in (design.x, design.z)]
-    return ExpressionModel(*t, noise=noise, offset=torch.as_tensor(design.offset), **prior)
+    return ExpressionModel(*t, likelihood=noise, offset=torch.as_tensor(design.offset), **prior)
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -43,7 +44,7 @@ def pyro_model(design, noise, **prior):
 @pytest.mark.parametrize("noise", ["nb", "poisson", "norm"])
 def test_density_and_derivatives_are_those_of_the_pyro_model(noise, continuous, scale_groups):
     y, design = simulate(continuous=continuous, scale_groups=scale_groups)
-    kind = NOISE[noise]()
+    kind = NOISE_MODELS[noise]()
     rows = RowSource(CountMatrix(y), design, kind).rows(np.arange(y.shape[1]))
     assert (rows.total.shape[1] < len(y)) == (not continuous and noise != "norm")
     theta = torch.tensor(np.random.default_rng(1).normal(0.3, 0.4, (y.shape[1], design.x.shape[1] + design.z.shape[1])))
@@ -64,11 +65,11 @@ def test_density_and_derivatives_are_those_of_the_pyro_model(noise, continuous, 
 @pytest.mark.parametrize("noise", ["nb", "poisson", "norm"])
 def test_closed_form_terms_are_autograds(noise):
     rng = np.random.default_rng(2)
-    kind = NOISE[noise]()
+    kind = NOISE_MODELS[noise]()
     y, eta, zeta = (torch.tensor(v) for v in (rng.poisson(3.0, (2, 40)) * 1.0, rng.normal(1, 1, (2, 40)),
                                                rng.normal(0.5, 1, (2, 40))))  # fmt: skip
     weight = torch.tensor(rng.uniform(0.5, 2, (2, 40)))
-    own, auto = kind.terms(weight * y, weight, eta, zeta), Noise.terms(kind, weight * y, weight, eta, zeta)
+    own, auto = kind.terms(weight * y, weight, eta, zeta), Likelihood.terms(kind, weight * y, weight, eta, zeta)
     rising = [t[..., 0] for t in rising_terms(y[..., None], zeta[..., None])]
     table = [t * weight for t in rising] if noise == "nb" else [torch.zeros_like(eta)] * 3
     constant = 0 if noise == "norm" else weight * torch.lgamma(y + 1)
@@ -96,7 +97,9 @@ def test_counts_part_is_free_of_cancellation():
 def gold(name):
     z = np.load(shared("gold", "nb", f"{name}.npz"))
     y, x, offset = z["counts"].astype(float), z["design"].astype(float), np.log(z["size_factors"])
-    fit = fit_glm(RowSource(CountMatrix(y), Design(x, np.ones((len(x), 1)), offset, np.zeros(len(x))), NOISE["nb"]()))
+    fit = fit_glm(
+        RowSource(CountMatrix(y), Design(x, np.ones((len(x), 1)), offset, np.zeros(len(x))), NegativeBinomial())
+    )
     table = pd.read_csv(shared("gold", "nb", f"{name}_glmnb.csv.gz"))
     return y, x, offset, fit, table
 
@@ -119,7 +122,7 @@ def test_boundary_genes_are_no_worse_than_poisson_and_coded(name):
     y, x, offset, fit, table = gold(name)
     rest = np.setdiff1d(np.arange(y.shape[1]), table["index"])
     design = Design(x, np.ones((len(x), 1)), offset, np.zeros(len(x)))
-    poisson = fit_glm(RowSource(CountMatrix(y[:, rest]), design, NOISE["poisson"]()))
+    poisson = fit_glm(RowSource(CountMatrix(y[:, rest]), design, Poisson()))
     assert (fit.log_likelihood[rest] >= poisson.log_likelihood - 1e-5).all()
     assert np.isfinite(fit.theta).all() and (fit.code != FitCode.FAILED).all()
 
@@ -127,14 +130,17 @@ def test_boundary_genes_are_no_worse_than_poisson_and_coded(name):
 def test_priors_enter_mode_and_guide():
     y, design = simulate(n=40, g=4)
     model = pyro_model(
-        design, NOISE["nb"](), location_prior=dist.Normal(0.0, 0.5).expand([3]), scale_prior=dist.Normal(0.0, 1.0)
+        design,
+        NegativeBinomial(),
+        location_prior=dist.Normal(0.0, 0.5).expand([3]),
+        scale_prior=dist.Normal(0.0, 1.0),
     )
     counts = torch.as_tensor(y.T.copy())
     fit, guide = fit_mode(model, counts)
     theta = torch.as_tensor(fit.theta).requires_grad_(True)
     (gradient,) = torch.autograd.grad(gene_log_density(model, counts, theta).sum(), theta)
     assert gradient.abs().max() < 1e-5
-    assert log_prior(pyro_model(design, NOISE["nb"]())) is None
+    assert log_prior(pyro_model(design, NegativeBinomial())) is None
     hessian = torch.autograd.functional.hessian(
         lambda t: gene_log_density(model, counts, torch.cat([t[None], theta[1:].detach()]))[0], theta[0].detach()
     )
@@ -148,7 +154,7 @@ def test_priors_enter_mode_and_guide():
 def test_guide_and_model_make_an_elbo():
     y, design = simulate(n=40, g=4)
     normal = dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
-    model = pyro_model(design, NOISE["nb"](), location_prior=normal, scale_prior=normal)
+    model = pyro_model(design, NegativeBinomial(), location_prior=normal, scale_prior=normal)
     counts = torch.as_tensor(y.T.copy())
     _, guide = fit_mode(model, counts)
     with torch.random.fork_rng():
@@ -161,14 +167,16 @@ def test_guide_and_model_make_an_elbo():
 
 
 def test_a_noise_with_only_a_distribution_fits_by_autograd():
-    class Plain(Noise):
-        name = "plain"
+    class Plain(Likelihood):
+        predictors, conditional = ("location",), False
+        hyperparameters, size = {"size": 1.0}, None
 
-        def distribution(self, eta, zeta):
-            return NOISE["nb"]().distribution(eta, zeta)
+        def distribution(self, eta):
+            size = self.size.unsqueeze(-1)
+            return dist.GammaPoisson(concentration=size, rate=size * torch.exp(-eta))
 
     y, design = simulate(n=80, g=4)
-    reference = fit_glm(RowSource(CountMatrix(y), design, NOISE["nb"]()))
+    reference = fit_glm(RowSource(CountMatrix(y), design, NegativeBinomial()))
     fit = fit_glm(RowSource(CountMatrix(y), design, Plain()))
     np.testing.assert_allclose(fit.theta, reference.theta, atol=1e-7)
     np.testing.assert_allclose(fit.log_likelihood, reference.log_likelihood, atol=1e-8)
@@ -177,10 +185,10 @@ def test_a_noise_with_only_a_distribution_fits_by_autograd():
 @pytest.mark.parametrize("kind", ["csr", "csc", "coo", "blocks"])
 def test_sparse_and_dense_input_agree(kind, monkeypatch):
     y, design = simulate(n=400, g=9)
-    reference = fit_glm(RowSource(CountMatrix(y), design, NOISE["nb"]()))
+    reference = fit_glm(RowSource(CountMatrix(y), design, NegativeBinomial()))
     data = y if kind == "blocks" else sp.coo_matrix(y).asformat(kind)
     monkeypatch.setattr("pyrosplice.expression.count_matrix.BLOCK_ENTRIES", 500)
-    source = RowSource(CountMatrix(data), design, NOISE["nb"](), block_size=2)
+    source = RowSource(CountMatrix(data), design, NegativeBinomial(), block_size=2)
     np.testing.assert_allclose(fit_glm(source).theta, reference.theta, atol=1e-9)
 
 
@@ -188,22 +196,22 @@ def test_cell_weights_are_repetitions():
     y, design = simulate(n=60, g=5)
     times = np.random.default_rng(0).integers(1, 4, 60)
     again = Design(*(np.repeat(v, times, axis=0) for v in (design.x, design.z, design.offset, design.zeta_offset)))
-    repeated = fit_glm(RowSource(CountMatrix(np.repeat(y, times, axis=0)), again, NOISE["nb"]()))
+    repeated = fit_glm(RowSource(CountMatrix(np.repeat(y, times, axis=0)), again, NegativeBinomial()))
     for weights in (times * 1.0, np.repeat(times[:, None] * 1.0, 5, axis=1)):
         weighted = Design(design.x, design.z, design.offset, design.zeta_offset, weights=weights)
-        fit = fit_glm(RowSource(CountMatrix(y), weighted, NOISE["nb"]()))
+        fit = fit_glm(RowSource(CountMatrix(y), weighted, NegativeBinomial()))
         np.testing.assert_allclose(fit.theta, repeated.theta, atol=1e-8)
         np.testing.assert_allclose(fit.log_likelihood, repeated.log_likelihood, atol=1e-8)
 
 
 def test_coded_genes_leave_the_others_untouched():
     y, design = simulate(n=80, g=5)
-    reference = fit_glm(RowSource(CountMatrix(y), design, NOISE["nb"]()))
+    reference = fit_glm(RowSource(CountMatrix(y), design, NegativeBinomial()))
     treated = design.x[:, 1] > 0
     separated = np.where(treated, 0.0, y[:, 0] + 1)
     flat = np.full(80, 3.0)
     all_y = np.column_stack([np.zeros(80), separated, flat, y])
-    fit = fit_glm(RowSource(CountMatrix(all_y), design, NOISE["nb"]()))
+    fit = fit_glm(RowSource(CountMatrix(all_y), design, NegativeBinomial()))
     assert list(fit.code[:3]) == [FitCode.ALL_ZERO, FitCode.SEPARATED, FitCode.POISSON_BOUNDARY]
     assert np.isnan(fit.theta[0]).all() and np.isfinite(fit.theta[1:]).all()
     np.testing.assert_allclose(fit.theta[3:], reference.theta, atol=1e-9)
@@ -213,9 +221,11 @@ def test_general_scale_design_matches_separate_fits():
     y, _ = simulate(n=300, g=4)
     half = np.arange(300) % 2
     x = np.column_stack([1 - half, half]) * 1.0
-    both = fit_glm(RowSource(CountMatrix(y), Design(x, x, np.zeros(300), np.zeros(300)), NOISE["nb"]()))
+    both = fit_glm(RowSource(CountMatrix(y), Design(x, x, np.zeros(300), np.zeros(300)), NegativeBinomial()))
     for level in (0, 1):
         some = half == level
         one = np.ones((some.sum(), 1))
-        alone = fit_glm(RowSource(CountMatrix(y[some]), Design(one, one, one[:, 0] * 0, one[:, 0] * 0), NOISE["nb"]()))
+        alone = fit_glm(
+            RowSource(CountMatrix(y[some]), Design(one, one, one[:, 0] * 0, one[:, 0] * 0), NegativeBinomial())
+        )
         np.testing.assert_allclose(both.theta[:, [level, 2 + level]], alone.theta, atol=1e-7)

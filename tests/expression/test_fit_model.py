@@ -123,7 +123,7 @@ def test_training_strategies(data, reference):
     np.testing.assert_allclose(single.a_var, reference.a_var, atol=1e-6)
 
 
-def test_nested_constraints_are_a_reparametrisation(data):
+def test_nested_constraints_are_a_reparametrization(data):
     # ~condition + nested is confounded; levels of nested sum to zero within condition
     constrained = fit.model(data, "~1+condition+nested", constraints_loc={"nested": "condition"})
     free = fit.model(data, "~1+nested")

@@ -69,7 +69,7 @@ def test_a_misspelt_option_names_the_one_meant(cells):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.filterwarnings("ignore:.*fractional")
-def test_every_option_is_honoured_or_refused(call, cells):
+def test_every_option_is_honored_or_refused(call, cells):
     before = every_test(cells)[call]()
     for name, value in ASKING.items():
         try:
@@ -222,7 +222,7 @@ def test_options_with_an_entry_a_cell_follow_the_cells_of_each_comparison(cells)
 
 def test_noise_without_a_scale_says_so_of_a_scale_formula(cells):
     expected = de.test.lrt(cells, "~1+group", "~1", noise_model="poisson")
-    with pytest.warns(UserWarning, match="'formula_scale' has no effect .poisson noise has no scale"):
+    with pytest.warns(UserWarning, match="'formula_scale' has no effect .Poisson noise has no scale"):
         found = de.test.lrt(cells, "~1+group", "~1", noise_model="poisson", full_formula_scale="~1+half")
     np.testing.assert_array_equal(found.pval, expected.pval)
 

@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyrosplice import ExpressionGLM
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
 from pyrosplice.expression.expression_model import ExpressionModel
+from pyrosplice.likelihoods import CellCounts
 
 RNG = np.random.default_rng(3)
 CELLS = pd.DataFrame({"group": ["a", "b"] * 30, "depth": RNG.uniform(0.5, 2.0, 60)})
@@ -51,7 +52,7 @@ class WithDonors(ExpressionModel):
             eta = location.squeeze(-2) @ self.location.T + self.offset + donor[:, 0, DONORS]
             zeta = scale.squeeze(-2) @ self.scale.T
             with pyro.plate("cells", len(self.location), dim=-1):
-                pyro.sample("counts", self.noise.distribution(eta, zeta), obs=counts)
+                pyro.sample("counts", CellCounts(self.likelihood, eta, zeta), obs=counts)
 
 
 def fitted(counts=COUNTS, *, options=None, **settings):
@@ -137,7 +138,7 @@ def test_the_property_and_size_factors():
         @property
         def model(self):
             known = super().model
-            own = {"offset": known.offset, "noise": known.noise}
+            own = {"offset": known.offset, "likelihood": known.likelihood}
             return Shifted(known.location, known.scale, **own)
 
     factors = {"size_factors": CELLS["depth"]}
@@ -153,7 +154,7 @@ def test_the_property_and_size_factors():
 
     with pytest.raises(InvalidArgumentError, match="size_factors, offsets: the model Shifted does not use it"):
         Deaf(FORMULA).fit(COUNTS, sample_description=CELLS, **factors)
-    with pytest.raises(InvalidArgumentError, match="noise_model: Normal: the model Shifted does not use it"):
+    with pytest.raises(InvalidArgumentError, match="noise_model: Normal\(\): the model Shifted does not use it"):
         Deaf(FORMULA, noise_model="norm").fit(COUNTS, sample_description=CELLS)
 
 
@@ -184,7 +185,7 @@ def test_options_that_are_not_followed_are_refused():
         with pytest.raises(InvalidArgumentError, match=f"{option}: it is an option of the engine"):
             fitted(model=Shifted, options={option: value})
     for settings, words in (
-        ({"noise_model": "norm"}, "noise_model: Normal: zero_inflated takes no argument 'noise'"),
+        ({"noise_model": "norm"}, "noise_model: Normal\(\): zero_inflated takes no argument 'likelihood'"),
         ({"options": {"size_factors": CELLS["depth"]}}, "size_factors, offsets: zero_inflated takes no argument"),
         ({"model": lambda counts: None}, "formula_loc: .* takes no argument 'location'"),
         ({"model": 3}, "model: expected a Pyro model"),
@@ -235,7 +236,7 @@ def test_a_bounded_flat_prior_is_another_model():
     assert "Bounded" in glm.engine and glm.sites["location"].max() <= 0.1
 
 
-def poisson(counts, location, noise, scale, offset):
+def poisson(counts, location, likelihood, scale, offset):
     """The shipped Poisson model, in the words of a function, without its empty site ``scale``."""
     genes, cells = counts.shape
     with pyro.plate("genes", genes, dim=-2):
@@ -251,8 +252,8 @@ def test_poisson_models_need_not_sample_the_empty_scale():
         same = fitted(noise_model="poisson", model=model)
         assert same.engine == plain.engine and torch.equal(same.sites["location"], plain.sites["location"])
 
-    def shifted(counts, location, noise, scale, offset):
-        poisson(counts, location, noise, scale, offset + 1.0)
+    def shifted(counts, location, likelihood, scale, offset):
+        poisson(counts, location, likelihood, scale, offset + 1.0)
 
     mine = fitted(noise_model="poisson", model=shifted)
     torch.testing.assert_close(mine.sites["location"][..., 0], plain.sites["location"][..., 0] - 1.0, rtol=0, atol=1e-6)
@@ -277,8 +278,8 @@ def test_a_model_in_single_precision_may_have_the_shipped_names():
 
 def test_the_arguments_of_a_module_are_those_of_forward():
     class Layer(torch.nn.Module):
-        def forward(self, counts, location, noise, scale, offset, shift=0.0):
-            poisson(counts, location, noise, scale, offset + shift)
+        def forward(self, counts, location, likelihood, scale, offset, shift=0.0):
+            poisson(counts, location, likelihood, scale, offset + shift)
 
     plain = fitted(noise_model="poisson")
     for model, shift in ((Layer(), 0.0), (partial(Layer(), shift=1.0), 1.0)):

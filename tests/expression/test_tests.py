@@ -180,22 +180,22 @@ def test_continuous(data, basis, test):
     plt.close("all")
 
 
-def coloured(ax):
+def colored(ax):
     """Points lower and higher; those at the floor are drawn again as a fourth collection."""
     return sum(len(points.get_offsets()) for points in ax.collections[1:3])
 
 
-def test_figures_show_the_right_colours(data):
+def test_figures_show_the_right_colors(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     ax = test.plot_volcano(highlight_ids=["G0"])
-    assert coloured(ax) == (test.qval <= 0.05).sum() > 0
+    assert colored(ax) == (test.qval <= 0.05).sum() > 0
     assert [text.get_text() for text in ax.texts] == ["G0"]
     ax = test.plot_ma(corrected_pval=True)
-    assert coloured(ax) == (test.qval <= 0.05).sum()
+    assert colored(ax) == (test.qval <= 0.05).sum()
     ax = test.plot_ma(corrected_pval=False, alpha=0.3)
-    assert coloured(ax) == (test.pval <= 0.3).sum()
+    assert colored(ax) == (test.pval <= 0.3).sum()
     large = np.abs(test.log2_fold_change()) >= 1.0
-    assert coloured(test.plot_volcano(min_fc=2.0)) == (large & (test.qval <= 0.05)).sum()
+    assert colored(test.plot_volcano(min_fc=2.0)) == (large & (test.qval <= 0.05)).sum()
     with pytest.raises(InvalidArgumentError, match="nope"):
         test.plot_volcano(highlight_ids=["nope"])
     plt.close("all")

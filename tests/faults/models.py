@@ -14,7 +14,7 @@ from safetensors.torch import load as tensors_of
 
 from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.mixture_prior import MixturePrior
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def of_usage(model: SplisosmGLMM) -> list[Any]:
     fits, table = model.get_fitted_models(), model.get_formatted_test_results("du")
     numbers = [gene.beta.numpy() for gene in fits] + [table[c].to_numpy() for c in ("gene", "pvalue", "pvalue_adj")]
     data = model.filtered_adata
-    options = [str(value) for value in model._options().values()]
+    options = [str(value) for value in model.analysis.options.saved().values()]
     return [*numbers, data.layers["counts"].toarray(), data.obs_names, data.var_names, model.gene_names, options]
 
 

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrosplice.glmm.glm_objective import GLMObjective, Standardisation
+from pyrosplice.glmm.glm_objective import GLMObjective, StandardCoordinates
 from pyrosplice.glmm.multinomial import MultinomialGLM, log_density
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.priors.sites import log_prior
@@ -76,9 +76,9 @@ def test_selected_genes_keep_their_own_prior(data):
         torch.testing.assert_close(part, whole[rows])
 
 
-def test_standardisation_is_undone():
+def test_standardization_is_undone():
     design = torch.tensor([[1e6, 5.0], [1e6 + 1, 5.0], [1e6 + 5, 5.0]], dtype=torch.float64)
-    scaling = Standardisation.of(design)
+    scaling = StandardCoordinates.of(design)
     assert torch.equal(scaling.design[:, 1], torch.zeros(3, dtype=torch.float64))  # constant
     weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights[1] = 0

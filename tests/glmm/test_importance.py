@@ -88,7 +88,7 @@ def test_pareto_k_of_known_tails() -> None:
 def test_refined_estimates_lose_laplaces_bias() -> None:
     """σ² at two counts a spot: Laplace shrinks it by 30 %, importance sampling by no more than a third of that."""
     generator, solver = torch.Generator().manual_seed(5), SparseSolver(grid(12).precision)
-    field = solver.colour(torch.randn(80, 144, 1, dtype=torch.float64, generator=generator))
+    field = solver.color(torch.randn(80, 144, 1, dtype=torch.float64, generator=generator))
     noise = torch.randn(80, 144, 1, dtype=torch.float64, generator=generator)
     totals = torch.poisson(torch.full((80, 144), 2.0), generator=generator)
     counts = Multinomial().sample(totals, 0.5**0.5 * (field + noise), generator=generator)

@@ -24,7 +24,7 @@ def intercept(n: int) -> Tensor:
 def simulate(side: int, n_genes: int, sigma: float, theta: float, depth: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     solver, n = SparseSolver(grid(side).precision), side * side
-    field = solver.colour(torch.randn(n_genes, n, 2, dtype=torch.float64, generator=generator))
+    field = solver.color(torch.randn(n_genes, n, 2, dtype=torch.float64, generator=generator))
     noise = torch.randn(n_genes, n, 2, dtype=torch.float64, generator=generator)
     totals = torch.poisson(torch.full((n_genes, n), depth), generator=generator)
     return Multinomial().sample(totals, sigma * (theta**0.5 * field + (1 - theta) ** 0.5 * noise), generator=generator)

@@ -142,7 +142,7 @@ def test_shifted_predictor():
 
 
 @pytest.mark.parametrize("kind", [Bounded, OtherScales, SquaredTheta])
-def test_other_predictors_and_parametrisations(kind):
+def test_other_predictors_and_parametrizations(kind):
     counts, design, dense = data(seed=4)
     assert_same(*both(kind(counts, design, dense, priors="weak")))
 

@@ -11,8 +11,9 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyrosplice.expression.expression_model import ExpressionModel
 from pyrosplice.glmm.multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
-from pyrosplice.likelihoods import Multinomial
-from pyrosplice.mixture.gaussian_mixture import MixturePrior, mixture_sites
+from pyrosplice.likelihoods import CellCounts, Multinomial
+from pyrosplice.mixture.gaussian_mixture import mixture_sites
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from tests.guides.simulated import blobs, inflated, tissue
 
 
@@ -54,7 +55,7 @@ class CellEffects(ExpressionModel):
                 effect = pyro.sample("effect", dist.Normal(0.0, sd.expand(genes, cells)))
                 eta = a.squeeze(-2) @ self.location.T + effect
                 zeta = b.squeeze(-2) @ self.scale.T
-                pyro.sample("counts", self.noise.distribution(eta, zeta), obs=counts)
+                pyro.sample("counts", CellCounts(self.likelihood, eta, zeta), obs=counts)
 
 
 def zero_inflated(counts, x):

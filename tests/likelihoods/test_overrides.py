@@ -20,8 +20,8 @@ from pyrosplice.likelihoods import (
     DirichletMultinomial,
     Multinomial,
     NegativeBinomial,
+    Normal,
     Poisson,
-    noise,
 )
 from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.linalg.select import solver_for
@@ -168,23 +168,23 @@ def test_a_method_set_on_an_object_is_refused():
         MultinomGLM(likelihood=likelihood)
 
 
-@pytest.mark.parametrize("kind", [noise.NegativeBinomial, noise.Poisson, noise.Normal])
+@pytest.mark.parametrize("kind", [NegativeBinomial, Poisson, Normal])
 @pytest.mark.parametrize("cells", ["alike", "apart"])
 def test_a_noise_of_another_distribution(kind, cells):
     class Shifted(kind):
-        def distribution(self, eta, zeta):
-            return super().distribution(eta + 1, zeta)
+        def log_prob(self, counts, eta):
+            return super().log_prob(counts, eta + 1)
 
     generator = torch.Generator().manual_seed(0)
     counts = torch.poisson(12 * torch.rand(2, 60, generator=generator, dtype=torch.float64), generator=generator)
     x = torch.ones(60, 1, dtype=torch.float64)
     if cells == "apart":
         x = torch.cat([x, torch.randn(60, 1, generator=generator, dtype=torch.float64)], 1)
-    z = x[:, : int(kind.has_scale)]
-    plain, mine = (fit_mode(ExpressionModel(x, z, noise=own()), counts)[0].theta for own in (kind, Shifted))
+    z = x[:, : len(kind.hyperparameters)]
+    plain, mine = (fit_mode(ExpressionModel(x, z, likelihood=own()), counts)[0].theta for own in (kind, Shifted))
     plain[:, 0] -= 1
     np.testing.assert_allclose(mine, plain, atol=1e-5)
-    assert not Shifted.additive and not Shifted.is_negative_binomial
+    assert not Shifted.by_totals and not Shifted.is_negative_binomial
 
 
 def test_a_covariance_is_that_of_dense():
@@ -288,7 +288,7 @@ def test_an_estimators_objective_and_predictor_too(space, name):
 
 
 def test_a_pyro_model_of_expression():
-    class Penalised(ExpressionModel):
+    class Penalized(ExpressionModel):
         def __call__(self, counts=None, *, n_genes=None):
             drawn = super().__call__(counts, n_genes=n_genes)
             pyro.factor("penalty", torch.tensor(-3.0))
@@ -296,7 +296,7 @@ def test_a_pyro_model_of_expression():
 
     ones, counts = torch.ones(30, 1, dtype=torch.float64), counts_for(Poisson)[..., 0][:, :30]
     with pytest.raises(InvalidArgumentError, match="Penalised overrides __call__"):
-        fit_mode(Penalised(ones, ones), counts)
+        fit_mode(Penalized(ones, ones), counts)
     same = type("Same", (ExpressionModel,), {})
     found, expected = (fit_mode(kind(ones, ones), counts)[0].theta for kind in (same, ExpressionModel))
     np.testing.assert_array_equal(found, expected)

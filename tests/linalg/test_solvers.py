@@ -57,7 +57,7 @@ def test_newton_matrix(name: str, n_genes: int, q: int) -> None:
     m = blocks(n_genes, N_SPOTS, q)
     root, prior = dense_form(solver, q)
     system = torch.stack([prior + root.T @ torch.block_diag(*gene) @ root for gene in m])
-    factor = solver.factorise(planar(m))
+    factor = solver.factorize(planar(m))
     torch.testing.assert_close(factor.logdet(), torch.logdet(system))
     torch.testing.assert_close(torch.tensor(solver.prior_logdet, dtype=torch.float64), torch.logdet(prior) / q)
     rhs = torch.randn(n_genes, solver.n_latent, q, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -74,13 +74,13 @@ def test_draws_have_the_covariance_they_should(name: str) -> None:
     solver = SOLVERS[name]()
     size = solver.n_latent
     unit = torch.eye(size, dtype=torch.float64)
-    field = solver.colour(unit.unsqueeze(-1))[..., 0].T  # column j: the draw from the j-th unit vector
+    field = solver.color(unit.unsqueeze(-1))[..., 0].T  # column j: the draw from the j-th unit vector
     root, prior = dense_form(solver, 1)
     torch.testing.assert_close(field @ field.T, root @ torch.linalg.inv(prior) @ root.T)
     m = blocks(1, N_SPOTS, 2)
     root, prior = dense_form(solver, 2)
     system = prior + root.T @ torch.block_diag(*m[0]) @ root
-    half = solver.factorise(planar(m)).colour(torch.eye(2 * size, dtype=torch.float64).reshape(1, size, 2, 2 * size))
+    half = solver.factorize(planar(m)).color(torch.eye(2 * size, dtype=torch.float64).reshape(1, size, 2, 2 * size))
     half = half.reshape(2 * size, 2 * size)
     torch.testing.assert_close(half @ half.T, torch.linalg.inv(system))
 
@@ -102,7 +102,7 @@ def test_an_indefinite_gene_harms_no_other() -> None:
     good = blocks(5, N_SPOTS, 2)
     bad = good.clone()
     bad[3, 7] = -1e6 * torch.eye(2, dtype=torch.float64)
-    factor, reference = solver.factorise(planar(bad)), solver.factorise(planar(good))
+    factor, reference = solver.factorize(planar(bad)), solver.factorize(planar(good))
     others = torch.tensor([0, 1, 2, 4])
     assert not torch.isfinite(factor.logdet()[3])
     torch.testing.assert_close(factor.logdet()[others], reference.logdet()[others], rtol=0, atol=0)
@@ -115,7 +115,7 @@ def test_inverse_diagonal() -> None:
     np.testing.assert_allclose(inverse_diagonal(sp.identity(5) * 4.0), 0.25)
 
 
-def test_a_dense_covariance_with_a_sparse_inverse_is_recognised() -> None:
+def test_a_dense_covariance_with_a_sparse_inverse_is_recognized() -> None:
     covariance = car(0, 300)
     found = solver_for(covariance.dense())
     assert isinstance(found, SparseSolver)

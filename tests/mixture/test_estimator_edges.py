@@ -17,7 +17,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from pyrosplice import GaussianMixture
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES
 from tests.mixture.helpers import clouds
 
 X = clouds(80, 2, 2, spread=8)[0]

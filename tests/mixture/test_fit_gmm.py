@@ -12,7 +12,8 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.em.loop import EMOptions
 from pyrosplice.mixture.em.many import fit_many, log_joint_of_cells
 from pyrosplice.mixture.em.pooled_prior import _estimate
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.mixture.patients.fit_gmm import fit_gmm
 from pyrosplice.mixture.patients.selection import selection_table, split_folds, split_once
 from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset, TripletDataset

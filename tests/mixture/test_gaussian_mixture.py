@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from tests.mixture.helpers import F64, brute_force, clouds
 
 SHAPES = {"full": (3, 4, 4), "tied": (4, 4), "diag": (3, 4), "spherical": (3,)}
@@ -173,7 +173,7 @@ def test_start_from_parameters_and_warm_start():
         GaussianMixture(2, init_means=np.array([[0.0, 0.0], [1e6, 1e6]])).fit(x)
 
 
-def test_prior_pulls_and_regularises():
+def test_prior_pulls_and_regularizes():
     x, _ = clouds(40, 3, 2)
     prior = MixturePrior(mean=torch.zeros(3, dtype=F64), mean_strength=1e6)
     model = fitted(x, 2, prior=prior, covariance_type="full").model_

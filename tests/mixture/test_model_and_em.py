@@ -17,8 +17,9 @@ from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.starts import nearest_mean_table
 from pyrosplice.mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
 from pyrosplice.mixture.em.triangular import TriangularExpectation
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, log_joint, log_prior
-from pyrosplice.mixture.inverse_wishart import InverseWishart
+from pyrosplice.mixture.gaussian_mixture import log_joint, log_prior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.priors.inverse_wishart import InverseWishart
 from tests.mixture.helpers import F64, brute_force, clouds, some_parameters
 from tests.paths import shared
 
@@ -252,7 +253,7 @@ def test_many_dimensions_take_the_triangular_way():
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
-def test_missing_values_are_marginalised(kind):
+def test_missing_values_are_marginalized(kind):
     x, _ = clouds(60, 3, 2, seed=5)
     rng = np.random.default_rng(6)
     x[rng.random(x.shape) < 0.3] = np.nan
@@ -329,7 +330,8 @@ def test_an_improper_prior_is_a_penalty_with_the_mode_it_says():
 
 
 def test_prior_sites_are_pyro_distributions():
-    like = torch.zeros(1, 3, dtype=F64)
-    assert isinstance(PRIOR.weight_distribution(like, 2), dist.Dirichlet)
-    assert PRIOR.covariance_distribution(like, "diag").event_shape == (3,)
-    assert PRIOR.covariance_distribution(like, "spherical").event_shape == ()
+    for kind, shape in (("full", (3, 3)), ("tied", (3, 3)), ("diag", (3,)), ("spherical", ())):
+        known = PRIOR.by_site(2, 3, kind)
+        assert isinstance(known["weights"], dist.Dirichlet) and known["weights"].event_shape == (2,)
+        assert isinstance(known["covariances"], InverseWishart if len(shape) == 2 else dist.InverseGamma)
+        assert known["covariances"].shape() == shape and known["means"].shape() == (3,)

@@ -14,7 +14,8 @@ from pyrosplice import GaussianMixture
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, RefusedModelError
 from pyrosplice.guides.unit_checks import unit_density
 from pyrosplice.guides.unit_density import ModelCall
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior, gaussian_mixture
+from pyrosplice.mixture.gaussian_mixture import gaussian_mixture
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from tests.guides.simulated import blobs
 
 CELLS = blobs()

@@ -14,8 +14,8 @@ from scipy.special import gammaln
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.mixture.em_estimator import GaussianMixture
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.mixture.gibbs_posterior import sample_posterior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.mixture.patients.distances import patient_distances, squared_bures_wasserstein
 from pyrosplice.mixture.patients.fit_gmm import fit_gmm
 from pyrosplice.mixture.patients.selection import selection_table

@@ -6,8 +6,8 @@ import torch
 
 from pyrosplice import GaussianMixture, fit_gmm
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixtureParameters, MixturePrior, log_joint
-from pyrosplice.mixture.gibbs_posterior import weak_prior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, log_joint
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior, weak_prior
 from pyrosplice.mixture.patients.triplets import TripletDataset
 from pyrosplice.mixture.posterior_tree import PackedCovariance, posterior_of_patients
 from pyrosplice.posterior import compare_posteriors, leave_one_out, predictive_check, prior_sensitivity

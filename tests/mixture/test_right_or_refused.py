@@ -23,7 +23,7 @@ import pyrosplice
 from pyrosplice import GaussianMixture, TripletDataset, fit_gmm, log_likelihood_scorer
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, MixturePrior
+from pyrosplice.mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.mixture.trainer import WITHOUT_EFFECT, WITHOUT_EFFECT_AT
 from tests.mixture.helpers import clouds, doubled
 

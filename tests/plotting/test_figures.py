@@ -94,8 +94,8 @@ def effects():
 
 def test_volcano_sorts_genes_by_significance_and_sign(effects):
     ax = volcano(effects, n_labels=2)
-    grey, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
-    np.testing.assert_allclose(grey, [[0.1, -np.log10(0.4)]])
+    gray, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(gray, [[0.1, -np.log10(0.4)]])
     np.testing.assert_allclose(lower, [[-2.0, 12.0]])
     np.testing.assert_allclose(higher, [[1.0, 8.0], [0.5, 3.0]])
     assert {text.get_text() for text in ax.texts} == {"up", "down"}
@@ -117,11 +117,11 @@ def test_volcano_names_do_not_cover_each_other():
 def test_volcano_names_what_is_asked_for_and_draws_tiny_p_at_the_floor(effects):
     ax = volcano(effects, names=["none"], floor=1e-10, min_effect=0.7)
     assert [text.get_text() for text in ax.texts] == ["none"]
-    grey, lower, higher, below = (np.asarray(c.get_offsets()) for c in ax.collections)
+    gray, lower, higher, below = (np.asarray(c.get_offsets()) for c in ax.collections)
     np.testing.assert_allclose(lower, [[-2.0, 10.0]])
     np.testing.assert_allclose(below, lower)
     np.testing.assert_allclose(higher, [[1.0, 8.0]])
-    assert len(grey) == 2  # "weak" is significant and too small
+    assert len(gray) == 2  # "weak" is significant and too small
     by_adjusted = volcano(effects, pvalue="pvalue_adj")
     assert "adjusted" in by_adjusted.get_ylabel() and "adjusted" not in ax.get_ylabel()
 
@@ -149,8 +149,8 @@ def test_names_cover_no_point_where_there_is_room():
 
 def test_ma_has_effects_over_means(effects):
     ax = ma(effects.assign(mean=[10.0, 100.0, 0.0, 3.0, 5.0]), n_labels=1)
-    grey, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
-    np.testing.assert_allclose(grey, [[3.0, 0.1]])
+    gray, lower, higher = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(gray, [[3.0, 0.1]])
     np.testing.assert_allclose(lower, [[100.0, -2.0]])
     np.testing.assert_allclose(higher, [[10.0, 1.0]])  # "weak" has mean zero
     assert ax.get_xscale() == "log" and [text.get_text() for text in ax.texts] == ["down"]
@@ -166,7 +166,7 @@ def test_dispersions_are_drawn_over_the_mean_and_the_trend_in_order():
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
-def test_heatmap_is_standardised_in_the_order_of_the_covariate():
+def test_heatmap_is_standardized_in_the_order_of_the_covariate():
     ax = heatmap(np.array([2.0, 0.0, 1.0]), np.array([[30.0, 5.0], [10.0, 5.0], [20.0, 5.0]]), ["up", "flat"])
     image = ax.images[0]
     np.testing.assert_allclose(image.get_array(), [[-(1.5**0.5), 0, 1.5**0.5], [0, 0, 0]])

@@ -80,10 +80,10 @@ def test_forest_fills_what_does_not_cover_zero_and_names_each_gene_once():
         effect_forest(pd.concat([table] * 21))
 
 
-def grid(centre=0.0):
+def grid(center=0.0):
     """Log σ normal(−0.2, 0.1) and logit θ normal(centre, 0.5), independent, at 13 × 13 nodes."""
-    log_sigma, logit = np.meshgrid(np.linspace(-0.6, 0.2, 13), np.linspace(centre - 2.2, centre + 2.2, 13))
-    density = norm.logpdf(log_sigma, -0.2, 0.1) + norm.logpdf(logit, centre, 0.5)
+    log_sigma, logit = np.meshgrid(np.linspace(-0.6, 0.2, 13), np.linspace(center - 2.2, center + 2.2, 13))
+    density = norm.logpdf(log_sigma, -0.2, 0.1) + norm.logpdf(logit, center, 0.5)
     return pd.DataFrame(
         {"sigma": np.exp(log_sigma).ravel(), "theta": expit(logit).ravel(), "log_density": density.ravel()}
     ).sample(frac=1, random_state=0)

@@ -37,6 +37,6 @@ def test_mixtures():
 def test_the_check_sees_draws_that_are_too_narrow_or_shifted():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=100)
-    for centre, width in ((0.0, 0.5), (0.5, 1.0)):
-        draws = rng.normal(centre, width, (N_DRAWS, 100))
+    for center, width in ((0.0, 0.5), (0.5, 1.0)):
+        draws = rng.normal(center, width, (N_DRAWS, 100))
         assert not calibrated(pd.DataFrame({"x": (draws < truth).sum(0)}))

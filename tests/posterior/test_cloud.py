@@ -86,8 +86,8 @@ def test_draws_along_a_bent_ridge_have_its_means_and_spreads_and_their_density(d
         shift = (drawn[:, gene].mean(0) - mean) / sd
         assert (shift.abs() < 0.12).all(), shift
         torch.testing.assert_close(drawn[:, gene].std(0), sd, rtol=0.1 if d == 3 else 0.15, atol=0)
-        normalised = ridge(drawn[:, gene], width) - log_integral
-        torch.testing.assert_close(log_density[:, gene], normalised, rtol=0, atol=0.1 if d == 3 else 0.15)
+        normalized = ridge(drawn[:, gene], width) - log_integral
+        torch.testing.assert_close(log_density[:, gene], normalized, rtol=0, atol=0.1 if d == 3 else 0.15)
 
 
 def test_a_ridge_that_is_not_found_is_said(caplog):
@@ -100,10 +100,10 @@ def test_a_ridge_that_is_not_found_is_said(caplog):
 
 def test_mixtures_are_densities_of_their_own_draws():
     generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[[0.0, 0.0], [3.0, 1.0]]]).double()
+    centers = torch.tensor([[[0.0, 0.0], [3.0, 1.0]]]).double()
     roots = torch.tensor([[[[1.0, 0.0], [0.5, 0.7]], [[0.3, 0.0], [0.0, 2.0]]]]).double()
-    mixture = Mixture(centres, roots, torch.tensor([[0.3, 0.7]]).double().log(), torch.arange(2.0).reshape(1, 2, 1, 1))
-    kernels = torch.distributions.MultivariateNormal(centres[0], scale_tril=roots[0])
+    mixture = Mixture(centers, roots, torch.tensor([[0.3, 0.7]]).double().log(), torch.arange(2.0).reshape(1, 2, 1, 1))
+    kernels = torch.distributions.MultivariateNormal(centers[0], scale_tril=roots[0])
     expected = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(mixture.log_shares[0].exp()), kernels
     )

@@ -11,6 +11,7 @@ from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm.multinomial import MultinomialGLMM
 from pyrosplice.likelihoods import DirichletMultinomial
+from pyrosplice.priors import ScaledNormal
 from pyrosplice.priors.penalized_complexity import SpatialShare, pc_sigma, pc_theta, weak_priors
 from pyrosplice.priors.prior_tables import describe, prior_from_json, prior_table, prior_to_json
 from pyrosplice.spatial.car import IdentityCovariance
@@ -81,6 +82,8 @@ def test_the_prior_table_names_every_site():
         dist.Gamma(2.0, 0.3),
         dist.HalfNormal(2.0),
         dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        ScaledNormal(torch.tensor([1.0, -1.0]), 3.0),
     ],
     ids=describe,
 )
@@ -96,7 +99,7 @@ def test_what_json_cannot_bring_back_is_none():
         pass
 
     assert prior_to_json(Mine(0.0, 1.0)) is None
-    assert prior_to_json(dist.Normal(torch.zeros(2), 1.0).to_event(1)) is None
+    assert prior_to_json(Mine(torch.zeros(2), 1.0).to_event(1)) is None
     assert isinstance(prior_from_json(prior_to_json(pc_theta(CAR))), SpatialShare)
 
 

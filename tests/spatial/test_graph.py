@@ -31,12 +31,12 @@ def test_without_ties_the_edges_are_those_of_a_full_sort(k):
     np.testing.assert_array_equal(knn_graph(points, k_neighbors=k, graph="union").toarray(), nearest | nearest.T)
 
 
-def test_four_neighbours_of_a_square_grid_are_the_grid():
+def test_four_neighbors_of_a_square_grid_are_the_grid():
     expected = np.load(shared("gold", "grid16_W_K.npz"))["W"]
     np.testing.assert_array_equal(knn_graph(square_grid(16, 16)).toarray(), expected)
 
 
-def test_a_hexagonal_grid_keeps_all_six_neighbours():
+def test_a_hexagonal_grid_keeps_all_six_neighbors():
     rows, columns = np.divmod(np.arange(120), 10)
     points = np.stack([columns + 0.5 * (rows % 2), rows * np.sqrt(3) / 2], 1)
     interior = (rows > 0) & (rows < 11) & (columns > 0) & (columns < 9)

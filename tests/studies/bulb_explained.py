@@ -18,7 +18,7 @@ from pyrosplice.hypothesis.coefficients.score import (
 )
 from pyrosplice.hypothesis.variance.score_test import variance_component_test
 from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
-from pyrosplice.usage.gene_tests.linearized import linearised
+from pyrosplice.usage.gene_tests.linearized import linearized
 from tests.studies.bulb import COVARIATES, METHODS, QUIET, model_of, rows_of
 from tests.studies.chi2_mixture import chi2_mixture_sf
 
@@ -72,7 +72,7 @@ def instead(adata: ad.AnnData, peer: pd.DataFrame, own: pd.DataFrame) -> pd.Data
 
 def own_score(model: SplisosmGLMM, column: torch.Tensor) -> dict[str, object]:
     """The score test of one covariate at the fits of a model that knows none."""
-    tests = [score_test(linearised(model.get_gene_model(name)), column, robust=True) for name in model.gene_names]
+    tests = [score_test(linearized(model.get_gene_model(name)), column, robust=True) for name in model.gene_names]
     found = {key: [float(getattr(test, key)) for test in tests] for key in ("statistic", "pvalue")}
     return {"gene": model.gene_names, **found}
 
@@ -94,7 +94,7 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
         theta = torch.tensor([[float(variances.loc[name, "theta"])]], dtype=torch.float64)
         sigma = torch.full_like(theta, float(variances.loc[name, "sigma"]))
         fit.update_params_from_dict({"sigma": sigma, "theta_logit": torch.logit(theta, eps=1e-15)})
-        linear = linearised(fit)
+        linear = linearized(fit)
         residual, test = linear.residual, score_test(linear, column, robust=True)
         rows[THEIR_VARIANCE].append((float(test.statistic), float(test.pvalue)))
         weight = information_product(fit.posterior_mode().step.information)

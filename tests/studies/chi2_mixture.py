@@ -79,38 +79,38 @@ def _log_sf(q: Tensor, lam: Tensor, dof: Tensor) -> Tensor:
 
 def _log_upper_tail(q: Tensor, lam: Tensor, dof: Tensor) -> Tensor:
     """``log P(X > q)`` for q at or above the mean: the contour crosses the real axis right of the pole at 0."""
-    centre = _saddlepoint(q, lam, dof).unsqueeze(-1)
-    ratio = lam / (1 - 2 * lam * centre)
-    second = 2 * (dof * ratio**2).sum(-1, keepdim=True) + centre**-2
-    third = 8 * (dof * ratio**3).sum(-1, keepdim=True) - 2 * centre**-3
+    center = _saddlepoint(q, lam, dof).unsqueeze(-1)
+    ratio = lam / (1 - 2 * lam * center)
+    second = 2 * (dof * ratio**2).sum(-1, keepdim=True) + center**-2
+    third = 8 * (dof * ratio**3).sum(-1, keepdim=True) - 2 * center**-3
     width = second.rsqrt()
     bend = torch.sign(q).unsqueeze(-1) * (third.abs() * width / (3 * second)).clamp(0.25, 1.0)
 
     u = _STEP * torch.arange(_NODES, dtype=q.dtype, device=q.device)
     real = width * bend * (torch.cosh(u) - 1)  # s − centre
     imag = width * torch.sinh(u)
-    log_size, angle = _log_integrand(real, imag, centre.squeeze(-1), q, lam, dof)
+    log_size, angle = _log_integrand(real, imag, center.squeeze(-1), q, lam, dof)
     slope_real = width * bend * torch.sinh(u)
     slope_imag = width * torch.cosh(u)
     terms = log_size.exp() * (torch.cos(angle) * slope_imag + torch.sin(angle) * slope_real)
     terms[..., 0] *= 0.5
-    start = -0.5 * (dof * torch.log1p(-2 * lam * centre)).sum(-1) - centre.squeeze(-1) * q - centre.squeeze(-1).log()
+    start = -0.5 * (dof * torch.log1p(-2 * lam * center)).sum(-1) - center.squeeze(-1) * q - center.squeeze(-1).log()
     return start + torch.log(terms.sum(-1).clamp_min(_TINY) * (_STEP / math.pi))
 
 
 def _log_integrand(
-    real: Tensor, imag: Tensor, centre: Tensor, q: Tensor, lam: Tensor, dof: Tensor
+    real: Tensor, imag: Tensor, center: Tensor, q: Tensor, lam: Tensor, dof: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log modulus and angle of ``e^{K(s) − sq} / s`` at ``centre + real + i imag`` over its value at ``centre``."""
-    slope = (2 * lam / (1 - 2 * lam * centre.unsqueeze(-1))).unsqueeze(-1)  # (B, J, 1): 1 − 2λs, scaled to 1 at centre
+    """Log modulus and angle of ``e^{K(s) − sq} / s`` at ``center + real + i imag`` over its value at ``center``."""
+    slope = (2 * lam / (1 - 2 * lam * center.unsqueeze(-1))).unsqueeze(-1)  # (B, J, 1): 1 − 2λs, scaled to 1 at centre
     x = 1 - slope * real.unsqueeze(-2)
     y = -slope * imag.unsqueeze(-2)
     half = -0.5 * dof.unsqueeze(-2)
     log_size = (half @ (0.5 * torch.log(x * x + y * y))).squeeze(-2)
     angle = (half @ torch.atan2(y, x)).squeeze(-2)
-    q, centre = q.unsqueeze(-1), centre.unsqueeze(-1)
-    log_size = log_size - real * q - 0.5 * torch.log((1 + real / centre) ** 2 + (imag / centre) ** 2)
-    return log_size, angle - imag * q - torch.atan2(imag / centre, 1 + real / centre)
+    q, center = q.unsqueeze(-1), center.unsqueeze(-1)
+    log_size = log_size - real * q - 0.5 * torch.log((1 + real / center) ** 2 + (imag / center) ** 2)
+    return log_size, angle - imag * q - torch.atan2(imag / center, 1 + real / center)
 
 
 def _saddlepoint(q: Tensor, lam: Tensor, dof: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.domains import graph_domains
 from pyrosplice.spatial.graph import knn_graph
 from pyrosplice.spatial.sections import section_graph
+from pyrosplice.usage.analysis.differential_usage import law_of, modes_of, usage_score_tests
 from pyrosplice.usage.gene_tests.reliability import refused, reliable
 from pyrosplice.usage.gene_tests.terms import Term
 from tests.studies.simulation import commit, save_row
@@ -100,8 +101,8 @@ class Tissue:
         """A domain of each spot, ``(N,)``."""
         if self.regular:
             return graph_domains(self.car.adjacency, number, rng)
-        centres = self.xy[rng.choice(len(self.xy), number, replace=False)]
-        return np.linalg.norm(self.xy[:, None] - centres, axis=2).argmin(1)
+        centers = self.xy[rng.choice(len(self.xy), number, replace=False)]
+        return np.linalg.norm(self.xy[:, None] - centers, axis=2).argmin(1)
 
     def covariates(self, rng: np.random.Generator) -> pd.DataFrame:
         """One set of them, of mean square one."""
@@ -181,11 +182,12 @@ def one_set(tissue: Tissue, cell: Cell, options: dict[str, str], rng: np.random.
     model.fit(print_progress=False, batch_size=SET)
     method, covariance = options.get("method", "score"), options.get("law", "averaged")
     if method == "score" and covariance != "surrogates":
-        law = model._law(covariance, options["variance"])
+        analysis = model.analysis
+        law = law_of(analysis, covariance, options["variance"])
         terms = [Term(name, (i,), ()) for i, name in enumerate(kept)]
         columns = [term.columns for term in terms]
-        modes = np.array([model._modes(some) for some in columns])
-        tests = refused(model._usage_score(terms, law, show=False), model._ready(), columns, modes)
+        modes = np.array([modes_of(analysis, some) for some in columns])
+        tests = refused(usage_score_tests(analysis, terms, law, show=False), analysis.prepared, columns, modes)
         values = tests.pvalue, tests.posterior_df, reliable(tests, modes)
     else:
         each = [_by_itself(adata, name, options) for name in kept]

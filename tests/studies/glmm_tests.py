@@ -26,7 +26,7 @@ from pyrosplice.hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.likelihoods.contract import Multinomial
 from pyrosplice.linalg.sparse import SparseSolver
 from pyrosplice.spatial.car import CarCovariance
-from pyrosplice.usage.gene_tests.linearized import linearised_at
+from pyrosplice.usage.gene_tests.linearized import linearized_at
 from tests.studies.simulation import commit, save_row, simulate_counts
 from tests.studies.sv_score import DEPTHS, layouts
 
@@ -69,7 +69,7 @@ def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[
 
 
 def score(mode: Mode, design: Tensor) -> CovariateTest:
-    return score_test(linearised_at(mode), design, robust=True)
+    return score_test(linearized_at(mode), design, robust=True)
 
 
 def rates(pvalue: Tensor, ratio: Tensor) -> dict[str, float]:

@@ -31,7 +31,8 @@ from pyrosplice.likelihoods import (
     NegativeBinomial,
     Poisson,
 )
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior, mixture_sites
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, mixture_sites
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from pyrosplice.priors.penalized_complexity import weak_priors
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import calibrate
@@ -146,9 +147,9 @@ def mixture_ranks(n_simulations: int, *, seed: int, n_cells: int = 40) -> pd.Dat
 
 def _label_free(weights: Tensor, means: Tensor, covariances: Tensor) -> dict[str, Tensor]:
     """Largest weight, mean of all cells along each feature, total variance within components."""
-    centre = (weights.unsqueeze(-1) * means).sum(-2)
+    center = (weights.unsqueeze(-1) * means).sum(-2)
     within = (weights * torch.diagonal(covariances, dim1=-2, dim2=-1).sum(-1)).sum(-1)
-    return {"largest_weight": weights.amax(-1), "mean_0": centre[..., 0], "mean_1": centre[..., 1], "within": within}
+    return {"largest_weight": weights.amax(-1), "mean_0": center[..., 0], "mean_1": center[..., 1], "within": within}
 
 
 def simulated_ranks(family: str, n_simulations: int, *, method: str, seed: int) -> pd.DataFrame:

@@ -97,6 +97,7 @@ def permuted_study(peer: str | None, n_replicates: int, repeat: int | None, only
         for found in (runs[name]() for name in names):
             for (method, covariate), tests in found.groupby(["method", "covariate"]):
                 row = {"depth": depth, "method": method, "covariate": covariate or "space"}
+                row |= {"replicates": tests["gene"].str.rpartition("/")[2].nunique()}
                 row |= {**uniformity(tests["pvalue"].to_numpy()), "seed": seed, "commit": at}
                 row |= {"peer": tests["peer"].iloc[0]} if "peer" in tests else {}
                 row |= {} if repeat is None else {"repeat": repeat}

@@ -86,8 +86,8 @@ def test_simulation_of_mixed_signs():
 
 def test_many_terms_are_normal_in_the_middle_and_never_zero_in_the_tail():
     weights = torch.ones(200_000, **torch64)
-    centre = torch.tensor(200_000 + 0.5 * np.sqrt(400_000.0), **torch64)
-    assert float(chi2_mixture_sf(centre, weights)) == pytest.approx(norm.sf(0.5), abs=1e-3)
+    center = torch.tensor(200_000 + 0.5 * np.sqrt(400_000.0), **torch64)
+    assert float(chi2_mixture_sf(center, weights)) == pytest.approx(norm.sf(0.5), abs=1e-3)
     far = torch.tensor([1e6, 1e12], **torch64)
     assert (chi2_mixture_sf(far, weights[:3]) > 0).all()
     assert (chi2_mixture_log_sf(far, weights[:3]) < -4e5).all()

@@ -7,6 +7,7 @@ import torch
 from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.likelihoods.counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods.isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
+from pyrosplice.likelihoods.normal import Normal
 from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial.covariance import GraphMatern, SpatialCovariance
 from pyrosplice.testing import check_covariance, check_likelihood
@@ -14,7 +15,7 @@ from pyrosplice.testing.problems import ContractError
 from tests.glmm.test_laplace import grid
 
 SHIPPED = [Multinomial(), Binomial(), DirichletMultinomial(), DirichletMultinomial(3.0), BetaBinomial()]
-SHIPPED += [Poisson(), NegativeBinomial(), NegativeBinomial(0.4)]
+SHIPPED += [Poisson(), NegativeBinomial(), NegativeBinomial(0.4), Normal(), Normal(0.7)]
 EXPOSED = [Poisson(torch.linspace(0.5, 2, 7)), NegativeBinomial(exposure=torch.linspace(0.5, 2, 7))]
 
 
@@ -77,6 +78,34 @@ class Deaf(Multinomial):
     noise = None
 
 
+class WrongTerms(NegativeBinomial):
+    def terms(self, total, weight, eta, zeta):
+        terms = super().terms(total, weight, eta, zeta)
+        return terms._replace(g_zeta=-terms.g_zeta)
+
+
+class WrongInformation(Poisson):
+    def location_information(self, total, weight, eta, zeta):
+        return 2 * super().location_information(total, weight, eta, zeta)
+
+
+class WrongVariance(Poisson):
+    def variance(self, eta):
+        return 2 * self.mean(eta)
+
+
+class FalselySummed(Normal):
+    by_totals = True
+
+
+class WrongSign(Normal):
+    scale_sign = 0
+
+
+class RealNumbers(Normal):
+    of_counts = True
+
+
 @pytest.mark.parametrize(
     ("likelihood", "words"),
     [
@@ -89,7 +118,13 @@ class Deaf(Multinomial):
         (FalselyAdditive(2.0), "additive: two spots"),
         (WrongSample(), "sample and mean"),
         (Deaf(), "noise: log_prob does not change with it"),
-        (Likelihood(), "override Likelihood.log_prob"),
+        (Likelihood(), "override Likelihood.log_prob or Likelihood.distribution"),
+        (WrongTerms(), "terms: g_zeta and that of log_prob"),
+        (WrongInformation(), "location_information and that expected"),
+        (WrongVariance(), "variance and that of log_prob"),
+        (FalselySummed(), "by_totals: terms of the sum of two cells: value"),
+        (WrongSign(), "scale_sign: expected 1 or −1"),
+        (RealNumbers(), "of_counts = False for real numbers"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Likelihood) else "",
 )

@@ -90,10 +90,10 @@ def test_the_same_seed_gives_the_same_numbers_for_any_number_of_processes(model,
 
 
 def state_of(model):
-    values = [value.clone() for gene in model._fitted.genes for value in gene.values.values()]
+    values = [value.clone() for gene in model.analysis.fit.genes for value in gene.values.values()]
     return (
         values,
-        dict(model._test_fits),
+        dict(model.analysis.test_fits),
         dict(model._sv_test_results),
         model.fitting_configs,
         set(model._prepared._solvers),
@@ -202,7 +202,7 @@ def test_domains_are_size_for_covariates_and_power_for_space(model):
 def test_what_is_true_has_the_moments_of_the_fit():
     """Logits of a truth with many molecules: mean, variance, and correlation of neighbours."""
     model = fitted(tissue_of((3,), seed=1), design=None)
-    gene, covariance = model._fitted.genes[0], model.sp_kernel
+    gene, covariance = model.analysis.fit.genes[0], model.sp_kernel
     gene = gene.with_values(sigma=torch.tensor([0.8]).double(), theta_logit=torch.logit(torch.tensor([0.7])).double())
     totals = torch.full((36,), 2e3, dtype=torch.float64)
     truth = Truth([gene], [totals], None, Multinomial(), Space(model._prepared.solver(None, "cpu")))

@@ -7,7 +7,7 @@ import torch
 
 from pyrosplice import MultinomGLM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.glmm.glm_objective import Standardisation
+from pyrosplice.glmm.glm_objective import StandardCoordinates
 from pyrosplice.priors import weak_priors
 
 QUIET = {"print_progress": False}
@@ -76,7 +76,7 @@ def test_the_basis_spans_what_the_covariates_do():
     columns = torch.randn(50, 4, generator=generator, dtype=torch.float64)
     columns[:, 1] = 1e8 + 3 * columns[:, 0] + 1e-3 * columns[:, 1]
     columns[:, 3] = columns[:, 0] - 2 * columns[:, 2] + 5  # dependent
-    basis = Standardisation.of(columns)
+    basis = StandardCoordinates.of(columns)
     gram = basis.design.T @ basis.design / 50
     expected = torch.diag(torch.tensor([1.0, 1, 1, 0, 1]).double())
     torch.testing.assert_close(gram, expected, rtol=0, atol=1e-9)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
+from pyrosplice.usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 
 FACTORS = ("x", "kind", "kind", "kind", "flag")
 
@@ -69,15 +69,15 @@ def test_standard_errors_are_the_delta_method(problem):
         torch.testing.assert_close(found[gene], variance.sqrt(), rtol=1e-5, atol=1e-9)
 
 
-def test_centred_log_odds_do_not_depend_on_the_reference(problem):
+def test_centered_log_odds_do_not_depend_on_the_reference(problem):
     beta, covariance = problem[1], problem[4]
-    effects = centred_log_odds(beta, covariance)
+    effects = centered_log_odds(beta, covariance)
     assert effects.estimate.sum(-1).abs().max() < 1e-14
     torch.testing.assert_close(effects.estimate[..., 0] - effects.estimate[..., 2], beta[..., 0])
     # isoforms in the order 2, 0, 1: logits against the one that was second
     recode = torch.tensor([[0.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
     every = torch.kron(torch.eye(6, dtype=torch.float64), recode)
-    other = centred_log_odds(beta @ recode.T, every @ covariance @ every.T)
+    other = centered_log_odds(beta @ recode.T, every @ covariance @ every.T)
     torch.testing.assert_close(other.estimate, effects.estimate[..., [2, 0, 1]])
     torch.testing.assert_close(other.standard_error, effects.standard_error[..., [2, 0, 1]])
 

@@ -38,7 +38,7 @@ def data():
     rng = torch.Generator().manual_seed(5)
     solver = SparseSolver(CAR.precision)
     theta = torch.tensor([0.9, 0.5, 0.0, 0.9]).double()[:, None, None]
-    field = solver.colour(torch.randn(G, N, 2, generator=rng, dtype=torch.float64))
+    field = solver.color(torch.randn(G, N, 2, generator=rng, dtype=torch.float64))
     noise = torch.randn(G, N, 2, generator=rng, dtype=torch.float64)
     design = torch.randn(N, 1, generator=rng, dtype=torch.float64)
     eta = 0.8 * (theta.sqrt() * field + (1 - theta).sqrt() * noise) + 0.4 * design
@@ -294,7 +294,7 @@ def test_recovers_the_truth():
     rng = torch.Generator().manual_seed(2)
     n_genes, car = 40, CarCovariance(adjacency(16), rho=0.95)
     n_spots, solver = 256, SparseSolver(car.precision)
-    field = solver.colour(torch.randn(n_genes, n_spots, 2, generator=rng, dtype=torch.float64))
+    field = solver.color(torch.randn(n_genes, n_spots, 2, generator=rng, dtype=torch.float64))
     noise = torch.randn(n_genes, n_spots, 2, generator=rng, dtype=torch.float64)
     design = torch.randn(n_spots, 1, generator=rng, dtype=torch.float64)
     effect = 0.8 * (0.6**0.5 * field + 0.4**0.5 * noise)

@@ -278,3 +278,12 @@ def test_surrogates_refuse_what_they_have_no_use_for(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         fit_of("noise").test_differential_usage(**options)
+
+
+def test_a_strong_effect_is_not_taken_for_a_field_of_two_sizes() -> None:
+    beta = np.full((12, 1, 2), [1.0, -1.0])
+    found = simulate_isoforms(
+        n_spots=900, n_genes=12, theta=0.0, covariates=("smooth",), beta=beta, sigma=0.5, depth=5.0, seed=2
+    )
+    results = results_of(fitted(found, ["smooth"], setup={"group_gene_by_n_iso": True}))
+    assert (results["pvalue"] < 1e-6).all() and not results["unequal_field"].any()

@@ -27,7 +27,7 @@ def fitted(adata, **setup):
 
 
 def estimates(model, name):
-    return np.array([float(gene.values[name][0]) for gene in model._fitted.genes])
+    return np.array([float(gene.values[name][0]) for gene in model.analysis.fit.genes])
 
 
 def test_one_section_changes_nothing(tissue):

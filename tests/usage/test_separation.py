@@ -71,7 +71,7 @@ def test_every_kind_of_separation_has_its_name(kind, n_isos):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 3), st.integers(1, 2), st.integers(4, 9))
-def test_the_programme_finds_what_enumeration_finds(seed, n_isos, n_columns, n_spots):
+def test_the_program_finds_what_enumeration_finds(seed, n_isos, n_columns, n_spots):
     """Directions on a fine grid, for data whose directions of recession are on that grid: designs of whole numbers."""
     rng = np.random.default_rng(seed)
     design = np.column_stack([rng.integers(-1, 2, (n_spots, n_columns - 1)), np.ones(n_spots)]).astype(float)

@@ -18,7 +18,7 @@ def test_everything_but_the_given_anndata_comes_back(tissue, tmp_path, model_typ
     again = SplisosmGLMM.load(tmp_path / "model.pt")
     assert again.adata is None
     assert repr(again) == repr(model)
-    assert again._options() == model._options()
+    assert again.analysis.options.saved() == model.analysis.options.saved()
     assert again.get_training_summary().equals(model.get_training_summary())
     assert again.filtered_adata.var.equals(model.filtered_adata.var)
     assert (again.filtered_adata.layers["counts"] != model.filtered_adata.layers["counts"]).nnz == 0

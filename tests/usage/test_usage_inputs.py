@@ -261,7 +261,7 @@ def test_every_argument_of_fit_is_checked(tissue):
 
 
 @pytest.mark.parametrize("kind", [SplisosmGLMM, MultinomGLM, MultinomGLMM])
-def test_no_option_is_taken_that_is_not_honoured(kind):
+def test_no_option_is_taken_that_is_not_honored(kind):
     for key in ("learning_rate", "Lr", "max_iter", 1):
         with pytest.raises(InvalidArgumentError, match=r"fitting_configs: expected one of 'lr', 'max_epochs'.*found"):
             kind(fitting_configs={key: 1})

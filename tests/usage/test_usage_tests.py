@@ -386,7 +386,7 @@ def test_a_covariate_may_be_called_as_an_option_is(name):
     np.testing.assert_array_equal(*found)
 
 
-def test_a_covariate_in_the_place_of_an_option_is_recognised(tissue):
+def test_a_covariate_in_the_place_of_an_option_is_recognized(tissue):
     model = fitted(tissue[:, :5].copy(), design_mtx="iid")
     for option in ("method", "by", "variance"):
         with pytest.raises(InvalidArgumentError, match=f"{option}: .*'iid', a covariate"):
@@ -423,11 +423,11 @@ def test_no_epochs_give_the_start_values_and_tests_fit_by_themselves(tissue, mod
 def test_fits_that_tests_need_are_made_once(tissue, monkeypatch):
     model = fitted(tissue[:, :5].copy(), design_mtx=["iid", "smooth"])
     model.test_differential_usage("lrt", **QUIET)
-    fits = len(model._test_fits)
-    monkeypatch.setattr("pyrosplice.usage.analysis.differential_usage.fit_genes", None)
+    fits = len(model.analysis.test_fits)
+    monkeypatch.setattr("pyrosplice.usage.analysis.fits.fit_genes", None)
     for method, variance in (("score", "robust"), ("lrt", "model")):
         model.test_differential_usage(method, variance=variance, **QUIET)
-    assert len(model._test_fits) == fits
+    assert len(model.analysis.test_fits) == fits
 
 
 @pytest.mark.parametrize("model_type", ["glm", "glmm-null"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pyrosplice.expression.engine.gene_fits import GlmFit
 from pyrosplice.expression.engine.row_source import RowSource
-from pyrosplice.likelihoods.noise import LOG_LINK_LIMIT
+from pyrosplice.likelihoods.cell_terms import LOG_LINK_LIMIT
 from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
@@ -40,14 +40,14 @@ def robust_covariance(source: RowSource, fit: GlmFit, contrast: Array) -> Robust
     out = RobustCovariance(np.full((g, p, p), np.nan), np.full(g, np.nan))
     fitted = np.isfinite(fit.theta).all(1) & (fit.code != FitCode.SEPARATED)
     apart = replace(source.design, strata=np.arange(len(source.design.x)))
-    cells = RowSource(source.counts, apart, source.noise, device=source.device, block_size=source.block_size)
+    cells = RowSource(source.counts, apart, source.likelihood, device=source.device, block_size=source.block_size)
     location = cells.basis.part(slice(0, p))
     direction = torch.as_tensor(contrast @ location.matrix, dtype=torch.float64, device=source.device)
     for which, rows in cells.conditioned.blocks(np.flatnonzero(fitted)):
         theta = torch.as_tensor(cells.basis.inward(fit.theta[which]), device=rows.x.device)
         eta, zeta = rows.eta(theta[:, :p]), rows.zeta(theta[:, p:])
-        slope = source.noise.terms(rows.total, rows.weight, eta, zeta).g_eta
-        weight = rows.weight * source.noise.expected_weight(eta, zeta)
+        slope = source.likelihood.terms(rows.total, rows.weight, eta, zeta).g_eta
+        weight = source.likelihood.location_information(rows.total, rows.weight, eta, zeta)
         bread = torch.linalg.inv_ex(rows.design.gram(weight))[0]
         leverage = weight * torch.einsum("np,gpq,nq->gn", rows.x, bread, rows.x)
         squared = slope.square() / (1 - leverage).clamp_min(1e-3)
@@ -67,8 +67,9 @@ def variance_ratio(source: RowSource, fit: GlmFit) -> Array:
     out, p = np.full(len(fit.theta), np.nan), fit.n_location
     for which, rows in source.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         theta = torch.as_tensor(fit.theta[which], device=rows.x.device)
-        mean = rows.eta(theta[:, :p]).clamp_max(LOG_LINK_LIMIT).exp()
-        expected = (rows.weight * source.noise.variance(mean, rows.zeta(theta[:, p:]))).sum(1)
+        eta = rows.eta(theta[:, :p]).clamp_max(LOG_LINK_LIMIT)
+        mean, bound = eta.exp(), source.likelihood.at_scale(rows.zeta(theta[:, p:]))
+        expected = (rows.weight * bound.variance(eta.unsqueeze(-1)).squeeze(-1)).sum(1)
         assert rows.table is not None
         squares = rows.table.sum_squares() - 2 * (rows.total * mean).sum(1) + (rows.weight * mean.square()).sum(1)
         out[which] = (squares / expected).cpu().numpy()

@@ -23,7 +23,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit, fisher_location
 from pyrosplice.expression.engine.joint_newton import DIRECT_ZETA, Newton, NewtonOptions, derivatives
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
-from pyrosplice.likelihoods.noise import Noise
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ def cox_reid(source: RowSource, fit: GlmFit) -> tuple[Array, NDArray[np.int64]]:
     theta, code = np.full_like(fit.theta, np.nan), fit.code.copy()
     for which, rows in source.conditioned.blocks(_estimable(fit)):
         start = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device)
-        found, at_boundary = _maximise_adjusted(rows, source.noise, start)
+        found, at_boundary = _maximize_adjusted(rows, source.likelihood, start)
         theta[which] = source.basis.outward(found.cpu().numpy())
         edge = at_boundary.cpu().numpy()
         kept = np.where(code[which] == FitCode.POISSON_BOUNDARY, int(FitCode.CONVERGED), code[which])
@@ -67,7 +67,7 @@ def _estimable(fit: GlmFit) -> NDArray[np.intp]:
     return np.flatnonzero(np.isin(fit.code, [FitCode.CONVERGED, FitCode.POISSON_BOUNDARY]))
 
 
-def _maximise_adjusted(rows: Rows, noise: Noise, start: Tensor) -> tuple[Tensor, Tensor]:
+def _maximize_adjusted(rows: Rows, likelihood: Likelihood, start: Tensor) -> tuple[Tensor, Tensor]:
     """Root of the profile derivative by secant steps, kept inside a bracket that halves when they are not trusted."""
     theta = start.clone()
     theta[:, -1] = theta[:, -1].clamp(-3.0, 6.0)
@@ -76,10 +76,10 @@ def _maximise_adjusted(rows: Rows, noise: Noise, start: Tensor) -> tuple[Tensor,
     active, block = torch.arange(len(theta), device=theta.device), rows
     previous = slope = torch.full_like(low, torch.nan)
     for _ in range(60):
-        here = reprofile(block, noise, theta[active])
+        here = reprofile(block, likelihood, theta[active])
         theta[active] = here
         zeta = here[:, -1]
-        gradient, curve = _profile_slope(block, noise, here)
+        gradient, curve = _profile_slope(block, likelihood, here)
         low = torch.where(gradient > 0, zeta, low)
         high = torch.where(gradient > 0, high, zeta)
         secant = (gradient - slope) / (zeta - previous)
@@ -98,16 +98,16 @@ def _maximise_adjusted(rows: Rows, noise: Noise, start: Tensor) -> tuple[Tensor,
     return theta, theta[:, -1] > DIRECT_ZETA - 1.0
 
 
-def reprofile(rows: Rows, noise: Noise, theta: Tensor) -> Tensor:
+def reprofile(rows: Rows, likelihood: Likelihood, theta: Tensor) -> Tensor:
     """Maximise location at the scale coefficients of ``theta``."""
     options = NewtonOptions(tol=1e-11, max_iter=30, fit_scale=False)
-    return Newton(rows, noise, options=options).run(theta).theta
+    return Newton(rows, likelihood, options=options).run(theta).theta
 
 
-def _profile_slope(rows: Rows, noise: Noise, theta: Tensor) -> tuple[Tensor, Tensor]:
+def _profile_slope(rows: Rows, likelihood: Likelihood, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Derivative of A in ζ, and minus the likelihood's second profile derivative ``(G,)``."""
     p = rows.x.shape[1]
-    d = derivatives(rows, noise, theta)
+    d = derivatives(rows, likelihood, theta)
     h_aa, h_ab = d.information[:, :p, :p], d.information[:, :p, p]
     path = -torch.linalg.solve_ex(h_aa, h_ab)[0]  # dβ̂/dζ
     mu, u = rows.eta(theta[:, :p]).exp(), torch.exp(rows.eta(theta[:, :p]) - rows.zeta(theta[:, p:]))
@@ -128,9 +128,9 @@ def adjusted_profile(source: RowSource, fit: GlmFit, grid: Array = GRID) -> Arra
         theta = torch.as_tensor(source.basis.inward(fit.theta[which]), device=rows.x.device).clone()
         for k, zeta in enumerate(grid):
             theta[:, -1] = zeta
-            theta = reprofile(rows, source.noise, theta)
-            value = derivatives(rows, source.noise, theta).value
-            penalty = torch.linalg.slogdet(fisher_location(rows, source.noise, theta))[1]
+            theta = reprofile(rows, source.likelihood, theta)
+            value = derivatives(rows, source.likelihood, theta).value
+            penalty = torch.linalg.slogdet(fisher_location(rows, source.likelihood, theta))[1]
             out[which, k] = (value - 0.5 * penalty).cpu().numpy() - volume
     return out
 
@@ -185,7 +185,7 @@ def _argmax(curves: Array, grid: Array) -> Array:
     values = spline(fine)
     best = np.clip(values.argmax(1), 1, len(fine) - 2)
     rows, step = np.arange(len(curves)), fine[1] - fine[0]
-    left, centre, right = (values[rows, best + k] for k in (-1, 0, 1))
-    bend = left - 2 * centre + right
+    left, center, right = (values[rows, best + k] for k in (-1, 0, 1))
+    bend = left - 2 * center + right
     shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, 1.0), 0.0)
     return np.clip(fine[best] + np.clip(shift, -1, 1) * step, grid[0], grid[-1])

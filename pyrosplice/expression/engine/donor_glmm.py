@@ -27,6 +27,7 @@ from pyrosplice.expression.engine.gene_fits import GlmFit, safe_inverse
 from pyrosplice.expression.engine.joint_newton import Derivatives, Newton, NewtonOptions, derivatives
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import Design, RowSource
+from pyrosplice.expression.noise_models import held_scale
 from pyrosplice.optimize.convergence import FitCode
 
 Array = NDArray[np.float64]
@@ -146,7 +147,8 @@ def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> G
     for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
         base = torch.as_tensor(fit.basis.inward(fit.theta[which]), device=rows.x.device)
-        start[:, :p], start[:, p + j :] = base[:, :p].clamp(-30, 30), base[:, p:].clamp(-5, 8)
+        scale = base[:, p:] if held_scale(source.likelihood) is not None else base[:, p:].clamp(-5, 8)
+        start[:, :p], start[:, p + j :] = base[:, :p].clamp(-30, 30), scale
         _Block(rows, source, p, j).fit(out, which, start, direction)
     return out
 
@@ -200,11 +202,11 @@ class _Block:
 
     def laplace(self, start: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Restricted log likelihood at τ, the mode, the information of (β, u) there, and how the search ended."""
-        p, j, noise = self.p, self.j, self.source.noise
+        p, j, likelihood = self.p, self.j, self.source.likelihood
         penalty = _DonorPrior(torch.exp(-2 * log_tau), p, j, start.shape[1])
-        solution = Newton(self.rows, noise, prior=penalty.derivatives, options=OPTIONS).run(start)
+        solution = Newton(self.rows, likelihood, prior=penalty.derivatives, options=OPTIONS).run(start)
         everyone = torch.arange(len(start), device=start.device)
-        d = derivatives(self.rows, noise, solution.theta) + penalty.derivatives(solution.theta, everyone)
+        d = derivatives(self.rows, likelihood, solution.theta) + penalty.derivatives(solution.theta, everyone)
         information = d.information[:, : p + j, : p + j]
         value = d.value - j * log_tau - 0.5 * torch.linalg.slogdet(information)[1]
         ok = (solution.code == int(FitCode.CONVERGED)) | (solution.code == int(FitCode.POISSON_BOUNDARY))

@@ -123,8 +123,8 @@ def _donor_parts(rows: Rows, source: RowSource, theta: Tensor, stratum: Tensor) 
     """Score ``(G, J, P)``, expected information ``(G, J, P, P)`` and that on an intercept ``(G, J, P)`` of donors."""
     p = rows.x.shape[1]
     eta, zeta = rows.eta(theta[:, :p]), rows.zeta(theta[:, p:])
-    slope = source.noise.terms(rows.total, rows.weight, eta, zeta).g_eta
-    weight = rows.weight * source.noise.expected_weight(eta, zeta)
+    slope = source.likelihood.terms(rows.total, rows.weight, eta, zeta).g_eta
+    weight = source.likelihood.location_information(rows.total, rows.weight, eta, zeta)
     score, information, intercept = [], [], []
     for donor in range(int(stratum.max()) + 1):
         mine = (stratum == donor).nonzero()[:, 0]

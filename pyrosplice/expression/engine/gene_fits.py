@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,8 +26,11 @@ from pyrosplice.expression.engine.joint_newton import (
 )
 from pyrosplice.expression.engine.pseudo_cells import Rows
 from pyrosplice.expression.engine.row_source import RowSource
-from pyrosplice.likelihoods.noise import Noise
+from pyrosplice.expression.noise_models import held_scale, mean_link
+from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.likelihoods.normal import Normal
 from pyrosplice.optimize.convergence import FitCode, reasons_of_codes
+from pyrosplice.overrides import is_ours
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -114,7 +118,7 @@ def fit_glm(
     Parameters
     ----------
     source
-        Counts, design and noise.
+        Counts, design and likelihood.
     start
         Returns starting coefficients ``(g, D)`` of the design for a block; by default :func:`default_starter`.
     prior
@@ -122,7 +126,7 @@ def fit_glm(
     options
         Stopping rules and which coefficients to hold.
     """
-    noise, design = source.noise, source.design
+    design = source.design
     n_genes, p, r = source.counts.shape[1], design.x.shape[1], design.z.shape[1]
     d = p + r
     fit = GlmFit(
@@ -139,7 +143,7 @@ def fit_glm(
                 which, rows = which[~empty], rows.select(torch.as_tensor(~empty).nonzero()[:, 0].to(rows.x.device))
             if not len(which):
                 continue
-        errors += _fit_block(fit, _Block(which, rows, begin, prior), noise, options)
+        errors += _fit_block(fit, _Block(which, rows, begin, prior), source.likelihood, options)
         tried += len(which)
     if errors and len(errors) == tried:
         raise errors[0]  # the fault is no gene's
@@ -164,27 +168,27 @@ class _Block:
         ]
 
 
-def _fit_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> list[Exception]:
+def _fit_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: NewtonOptions | None) -> list[Exception]:
     """Fit a block; where it raises, its halves, so that a gene that cannot be fitted fails alone: an error a gene."""
     try:
-        _solve_block(fit, block, noise, options)
+        _solve_block(fit, block, likelihood, options)
     except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         if len(block.which) == 1:
             fit.code[block.which] = int(FitCode.RAISED)
             return [error]
-        return [e for half in block.halves() for e in _fit_block(fit, half, noise, options)]
+        return [e for half in block.halves() for e in _fit_block(fit, half, likelihood, options)]
     return []
 
 
-def _solve_block(fit: GlmFit, block: _Block, noise: Noise, options: NewtonOptions | None) -> None:
+def _solve_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: NewtonOptions | None) -> None:
     which, rows, basis = block.which, block.rows, fit.basis
     log_prior = None if block.prior is None else _inner_prior(block.prior(which), basis)
-    newton = Newton(rows, noise, prior=log_prior, options=options)
+    newton = Newton(rows, likelihood, prior=log_prior, options=options)
     start = block.start(rows, which)
     solution = newton.run(start if basis.trivial else start @ torch.as_tensor(basis.inverse.T.copy()).to(start))
     if newton.one_dispersion and log_prior is None:
         _try_boundary(newton, solution)
-    record(fit, which, rows, noise, solution.theta, log_prior)
+    record(fit, which, rows, likelihood, solution.theta, log_prior)
     fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
     fit.log_likelihood[which] = solution.value.cpu().numpy()
     lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
@@ -209,35 +213,37 @@ def _try_boundary(newton: Newton, solution: Solution) -> None:
     """Where the Poisson boundary may beat the interior optimum found (both can be maxima), fit from there and see."""
     rows, theta = newton.rows, solution.theta.clone()
     theta[:, -1] = BOUNDARY_ZETA
-    d = derivatives(rows, newton.noise, theta)
+    d = derivatives(rows, newton.likelihood, theta)
     p = rows.x.shape[1]
     gain = solve_ascent(d.information[:, :p, :p], d.gradient[:, :p])[0].mul(d.gradient[:, :p]).sum(1)
     close = (solution.code == int(FitCode.CONVERGED)) & (d.value + gain > solution.value)
     some = close.nonzero()[:, 0]
     if not len(some):
         return
-    other = Newton(rows.select(some), newton.noise, options=newton.options).run(theta[some])
+    other = Newton(rows.select(some), newton.likelihood, options=newton.options).run(theta[some])
     better = other.value > solution.value[some]
     for mine, its in ((solution.theta, other.theta), (solution.value, other.value), (solution.code, other.code)):
         mine[some[better]] = its[better]
     solution.n_iter[some] += other.n_iter
 
 
-def record(fit: GlmFit, which: Index, rows: Rows, noise: Noise, theta: Tensor, prior: LogPrior | None = None) -> None:
+def record(
+    fit: GlmFit, which: Index, rows: Rows, likelihood: Likelihood, theta: Tensor, prior: LogPrior | None = None
+) -> None:
     """Write the coefficients of a block, given in the basis of the fit, and both information matrices there."""
-    d = derivatives(rows, noise, theta)
+    d = derivatives(rows, likelihood, theta)
     d = d if prior is None else d + prior(theta, torch.arange(len(theta), device=theta.device))
     fit.theta[which] = fit.basis.outward(theta.cpu().numpy())
     fit.gradient[which] = fit.basis.gradient(d.gradient.cpu().numpy())
     fit.inner_information[which] = d.information.cpu().numpy()
-    fit.inner_fisher[which] = fisher_location(rows, noise, theta).cpu().numpy()
+    fit.inner_fisher[which] = fisher_location(rows, likelihood, theta).cpu().numpy()
 
 
-def fisher_location(rows: Rows, noise: Noise, theta: Tensor) -> Tensor:
-    """Expected information of the location coefficients ``(G, P, P)``."""
+def fisher_location(rows: Rows, likelihood: Likelihood, theta: Tensor) -> Tensor:
+    """Expected information of the location coefficients ``(G, P, P)``; observed where the likelihood gives none."""
     p = rows.x.shape[1]
-    weight = rows.weight * noise.expected_weight(rows.eta(theta[:, :p]), rows.zeta(theta[:, p:]))
-    return rows.design.gram(weight)
+    eta, zeta = rows.eta(theta[:, :p]), rows.zeta(theta[:, p:])
+    return rows.design.gram(likelihood.location_information(rows.total, rows.weight, eta, zeta))
 
 
 def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Array, Array, Array, Array]:
@@ -250,8 +256,8 @@ def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Arr
     statistic, step, se = (np.full(shape, np.nan) for shape in ((len(theta),), (len(theta), k), (len(theta), k)))
     for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
         at = torch.as_tensor(source.basis.inward(theta[which]), device=rows.x.device)
-        gradient = location.gradient(derivatives(rows, source.noise, at).gradient[:, :p].cpu().numpy())[:, tested]
-        inner = safe_inverse(fisher_location(rows, source.noise, at).cpu().numpy())
+        gradient = location.gradient(derivatives(rows, source.likelihood, at).gradient[:, :p].cpu().numpy())[:, tested]
+        inner = safe_inverse(fisher_location(rows, source.likelihood, at).cpu().numpy())
         covariance = location.covariance(inner)[:, tested][:, :, tested]
         step[which] = (covariance @ gradient[:, :, None])[:, :, 0]
         statistic[which] = (step[which] * gradient).sum(1)
@@ -278,18 +284,18 @@ def safe_inverse(matrices: Array) -> Array:
 def default_starter(source: RowSource, *, location: str = "closed_form", scale: str = "closed_form") -> Start:
     """A function that starts a block of genes: ``closed_form``, ``standard`` or ``all_zero`` for each part.
 
-    It is given rows in the coordinates of the source's basis and returns coefficients of the design.
+    It is given rows in the coordinates of the source's basis and returns coefficients of the design. A likelihood of
+    another link than the log says for itself where location starts.
     """
     outward = torch.as_tensor(source.basis.matrix.T.copy(), device=source.device)
-    if not source.noise.log_link:
-        return lambda rows, _: _normal_start(rows) @ outward
     group = torch.as_tensor(source.group, device=source.device)
+    link = mean_link(source.likelihood)
 
     def start(rows: Rows, _: Index) -> Tensor:
-        a = log_link_location(rows, group, location)
+        a = log_link_location(rows, group, location) if link == "log" else _first_location(rows, source.likelihood)
+        zeta = _first_zeta(rows, a, source.likelihood, scale)
         b = rows.z.new_zeros(rows.n_genes, rows.z.shape[1])
-        if scale == "closed_form" and rows.table is not None:
-            b = _solve_rows(rows.z, _moment_zeta(rows, a)[:, None] - rows.zeta_offset)
+        b = b if zeta is None else _solve_rows(rows.z, zeta - rows.zeta_offset)
         inner = torch.cat([a, b], 1)
         return inner if source.basis.trivial else inner @ outward
 
@@ -335,13 +341,32 @@ def _moment_zeta(rows: Rows, a: Tensor) -> Tensor:
     return -torch.log((freedom * excess / square).clamp(*MOMENT_RANGE))
 
 
-def _normal_start(rows: Rows) -> Tensor:
+def _first_zeta(rows: Rows, a: Tensor, likelihood: Likelihood, how: str) -> Tensor | None:
+    """Scale predictor to start from ``(G, 1)``: held, by moments, or of the start value; None for zero."""
+    held = held_scale(likelihood)
+    if held is not None:
+        return torch.full_like(a[:, :1], held)
+    if isinstance(likelihood, Normal) and is_ours(type(likelihood)):
+        spread = (rows.weight * (_observed(rows) - rows.eta(a)).square()).sum(1) / rows.weight.sum(1)
+        return 0.5 * torch.log(spread.clamp_min(1e-20))[:, None]
+    if how == "closed_form" and rows.table is not None:
+        return _moment_zeta(rows, a)[:, None]
+    if how == "closed_form" and likelihood.free:
+        value = likelihood.hyperparameters[likelihood.free[0]]
+        return torch.full_like(a[:, :1], likelihood.scale_sign * math.log(value))
+    return None
+
+
+def _first_location(rows: Rows, likelihood: Likelihood) -> Tensor:
+    """Location coefficients ``(G, P)`` nearest to the observations where they are the predictor, else to its start."""
+    identity = mean_link(likelihood) == "identity"
     weight = rows.weight.mean(0).sqrt()
-    y = torch.where(rows.weight > 0, rows.total / rows.weight, torch.zeros_like(rows.total)) - rows.offset
-    a = _solve_rows(rows.x * weight[:, None], y * weight)
-    spread = (rows.weight * (y - a @ rows.x.T).square()).sum(1) / rows.weight.sum(1)
-    zeta = 0.5 * torch.log(spread.clamp_min(1e-20))
-    return torch.cat([a, _solve_rows(rows.z, zeta[:, None] - rows.zeta_offset)], 1)
+    level = _observed(rows) if identity else likelihood.start(_observed(rows).unsqueeze(-1))
+    return _solve_rows(rows.x * weight[:, None], (level - rows.offset) * weight)
+
+
+def _observed(rows: Rows) -> Tensor:
+    return torch.where(rows.weight > 0, rows.total / rows.weight, torch.zeros_like(rows.total))
 
 
 def _solve_rows(design: Tensor, target: Tensor) -> Tensor:

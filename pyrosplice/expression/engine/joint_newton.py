@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.expression.engine.pseudo_cells import Rows, weighted_gram
-from pyrosplice.likelihoods.noise import Noise
+from pyrosplice.likelihoods.contract import Likelihood
 from pyrosplice.optimize.convergence import FitCode
 
 BOUNDARY_ZETA = 28.0  # dispersion 7e-13: Poisson to the last digit of any likelihood
@@ -64,17 +64,17 @@ class Solution:
     n_iter: Tensor
 
 
-def derivatives(rows: Rows, noise: Noise, theta: Tensor) -> Derivatives:
+def derivatives(rows: Rows, likelihood: Likelihood, theta: Tensor) -> Derivatives:
     """Log density of each gene and its first two derivatives in ``theta`` ``(G, P + R)``."""
     p = rows.x.shape[1]
     a, b = theta[:, :p], theta[:, p:]
-    t = noise.terms(rows.total, rows.weight, rows.eta(a), rows.zeta(b))
+    t = likelihood.terms(rows.total, rows.weight, rows.eta(a), rows.zeta(b))
     value = t.value.sum(-1)
     g_b = t.g_zeta.expand(-1, len(rows.z)) @ rows.z
     information = rows.design.information(t.h_eta, t.h_cross, t.h_zeta)
     if rows.table is not None:
         value = value + rows.table.constant
-        if noise.has_scale:
+        if likelihood.is_negative_binomial:
             levels, slope, curve = rows.table.terms(rows.zeta_levels(b))
             value = value + levels.sum(-1)
             g_b = g_b + slope @ rows.level_z
@@ -122,7 +122,7 @@ class Newton:
 
     Parameters
     ----------
-    rows, noise
+    rows, likelihood
         The problem: what is observed, and its density.
     prior
         A function of ``theta`` ``(g, D)`` and the genes' places in the block ``(g,)`` that returns the
@@ -132,14 +132,14 @@ class Newton:
     """
 
     def __init__(
-        self, rows: Rows, noise: Noise, *, prior: LogPrior | None = None, options: NewtonOptions | None = None
+        self, rows: Rows, likelihood: Likelihood, *, prior: LogPrior | None = None, options: NewtonOptions | None = None
     ) -> None:
-        self.rows, self.noise, self.prior = rows, noise, prior
+        self.rows, self.likelihood, self.prior = rows, likelihood, prior
         self.options = options or NewtonOptions()
         self.p = rows.x.shape[1]
         d = self.p + rows.z.shape[1]
-        scale_moves = self.options.fit_scale and noise.has_scale
-        self.one_dispersion = scale_moves and d == self.p + 1 and rows.common_scale and noise.is_negative_binomial
+        scale_moves = self.options.fit_scale and bool(likelihood.free)
+        self.one_dispersion = scale_moves and d == self.p + 1 and rows.common_scale and likelihood.is_negative_binomial
         self.held = torch.ones(d, dtype=torch.bool, device=rows.x.device)
         self.held[: self.p] = not self.options.fit_location
         self.held[self.p :] = not scale_moves
@@ -168,7 +168,7 @@ class Newton:
 
     def _advance(self, active: _Active, rows: Rows, point: Tensor) -> Tensor:
         """Take ``point`` where it is no worse and set the next step, else halve the step; which genes are done."""
-        d = derivatives(rows, self.noise, point)
+        d = derivatives(rows, self.likelihood, point)
         if self.prior is not None:
             d = d + self.prior(point, active.index)
         rounding = torch.where(active.decrement < 1e-5, 1e-7, 1e-12 * (1 + active.value.abs()))

@@ -91,7 +91,7 @@ class Rows:
     level_z, level_offset : Tensor (E, R), (E,)
         Distinct rows of the scale design, for ``table``.
     table : CountTable or None
-        Counts a gene; None where the noise needs none.
+        Counts a gene; None where the likelihood needs none.
     """
 
     design: Designs
@@ -176,15 +176,15 @@ class Compression:
 def chebyshev_weights(offset: Array) -> tuple[Array, Array]:
     """Nodes ``(K,)`` on the range of ``offset`` and the interpolation weights ``(n, K)`` of each offset."""
     low, high = float(offset.min()), float(offset.max())
-    centre, half = (low + high) / 2, (high - low) / 2
+    center, half = (low + high) / 2, (high - low) / 2
     if half < 1e-12:
-        return np.array([centre]), np.ones((len(offset), 1))
+        return np.array([center]), np.ones((len(offset), 1))
     rho = math.pi / half + math.hypot(math.pi / half, 1.0)
     k = min(max(math.ceil(-math.log(PRECISION) / math.log(rho)) + 1, 4), MAX_NODES)
     angle = (np.arange(k) + 0.5) * math.pi / k
-    nodes = centre + half * np.cos(angle)
+    nodes = center + half * np.cos(angle)
     # L_k(o) = (1/K) [1 + 2 Σ_m T_m(x_k) T_m(x)], stable for every K
-    x = np.arccos(np.clip((offset - centre) / half, -1.0, 1.0))
+    x = np.arccos(np.clip((offset - center) / half, -1.0, 1.0))
     m = np.arange(1, k)
     weights = (1 + 2 * np.cos(np.outer(x, m)) @ np.cos(np.outer(m, angle))) / k
     return nodes, weights

@@ -19,7 +19,7 @@ from pyrosplice.expression.count_matrix import CountMatrix
 from pyrosplice.expression.engine.basis import Basis, conditioned, identity, joint
 from pyrosplice.expression.engine.count_table import CountTable
 from pyrosplice.expression.engine.pseudo_cells import Compression, Designs, Rows, as_tensor, compress, distinct_rows
-from pyrosplice.likelihoods.noise import Noise
+from pyrosplice.likelihoods.contract import Likelihood
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -130,24 +130,24 @@ class GeneTables:
 
 @dataclass
 class RowSource:
-    """The rows of every block of genes, for a design and a noise.
+    """The rows of every block of genes, for a design and a likelihood.
 
-    Cells of equal design rows are summed on the way (:mod:`pyrosplice.expression.engine.pseudo_cells`) where the noise
-    and the design allow it; the counts are then read once, here, and never again.
+    Cells of equal design rows are summed on the way (:mod:`pyrosplice.expression.engine.pseudo_cells`) where the
+    likelihood and the design allow it; the counts are then read once, here, and never again.
     """
 
     counts: CountMatrix
     design: Design
-    noise: Noise
+    likelihood: Likelihood
     device: torch.device | str = "cpu"
     block_size: int | None = None  # genes
     compression: Compression | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         d, n = self.design, self.counts.shape[0]
-        self.needs_table = self.noise.additive
+        self.needs_table = self.likelihood.by_totals
         self.strata = np.zeros(n, np.intp) if d.strata is None else d.strata
-        if self.noise.additive and not d.gene_wise:
+        if self.likelihood.by_totals and not d.gene_wise:
             self.compression = compress(d.offset, d.x, d.z, d.zeta_offset, self.strata.astype(float))
         self.level, first = distinct_rows(d.z, d.zeta_offset)
         self.cell_levels = len(first) > MANY_LEVELS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.hypothesis.coefficients.restricted_posterior import Variances, regular_factor
-from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.score import Linearized
 from pyrosplice.hypothesis.coefficients.working_model import WorkingModel
 from pyrosplice.linalg.blocks import matmul, nan_where_indefinite, planar, sandwich
 from pyrosplice.linalg.solver import Factor
@@ -37,7 +37,7 @@ class AveragedPrecision:
         if model.solver is None:
             return
         self._a = planar(model.field_scale(variances.field[:, 0].sqrt()).expand_as(model.response))
-        self._factor = model.solver.factorise(sandwich(self._a, self.effective, self._a))
+        self._factor = model.solver.factorize(sandwich(self._a, self.effective, self._a))
         covariance = sandwich(self._a, self._factor.spot_covariance(), self._a)
         self.spot_precision = self.effective - matmul(matmul(self.effective, covariance), self.effective)
         self._add_steep((variances.field[:, 1:] @ model.spectra.values).sqrt())
@@ -74,7 +74,7 @@ class AveragedPrecision:
         return out - matmul(self.effective, a * solver.spread(pulled.flatten(2)).unflatten(2, shape))
 
 
-def averaged(model: WorkingModel, variances: Variances, n_fixed: int) -> Linearised:
+def averaged(model: WorkingModel, variances: Variances, n_fixed: int) -> Linearized:
     """The model at its posterior mean covariance as tests see it, of the coordinates of the random effect.
 
     The residual is that of the generalised least-squares fit of the first ``n_fixed`` columns.
@@ -87,4 +87,4 @@ def averaged(model: WorkingModel, variances: Variances, n_fixed: int) -> Lineari
     products = torch.einsum("nqi,bnqr->bir", columns, images)
     coefficients = torch.cholesky_solve(products[..., -1:], regular_factor(products[..., :-1]))
     residual = images[..., -1] - torch.einsum("bnqi,bi->bnq", images[..., :-1], coefficients.squeeze(-1))
-    return Linearised(residual, precision.product, precision.spot_precision)
+    return Linearized(residual, precision.product, precision.spot_precision)

@@ -46,7 +46,7 @@ from pyrosplice.linalg.blocks import matmul
 
 
 @dataclass(frozen=True)
-class Linearised:
+class Linearized:
     """A fitted model as the tests of covariates see it.
 
     Attributes
@@ -100,7 +100,7 @@ def information_product(information: Tensor) -> PrecisionProduct:
 
 
 def score_test(
-    fit: Linearised,
+    fit: Linearized,
     design: Tensor,
     *,
     terms: Sequence[Sequence[int]] | None = None,
@@ -254,7 +254,7 @@ class ScoreVariance:
 
     matrix: Tensor
     information: Tensor
-    fit: Linearised
+    fit: Linearized
     columns: Tensor
     source: Dispersion | Excess
 
@@ -271,7 +271,7 @@ class ScoreVariance:
 
 
 def score_variance(
-    fit: Linearised, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
+    fit: Linearized, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
 ) -> ScoreVariance:
     """Of the score of ``columns`` ``(N, C)``; ``n_coefficients`` a logit were fitted.
 
@@ -343,10 +343,10 @@ def orthonormal_terms(
 
 def _basis(columns: Tensor, base: Tensor) -> Tensor:
     """Orthonormal basis of the columns' part that is orthogonal to ``base``."""
-    centred = columns - columns.mean(0)
-    size = centred.norm(dim=0)
+    centered = columns - columns.mean(0)
+    size = centered.norm(dim=0)
     varies = size > 1e-12 * columns.abs().amax(0) * len(columns) ** 0.5
-    scaled = centred[:, varies] / size[varies]
+    scaled = centered[:, varies] / size[varies]
     rest = scaled - base @ (base.T @ scaled)
     rest = rest - base @ (base.T @ rest)
     left, values, _ = torch.linalg.svd(rest, full_matrices=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.hypothesis.coefficients.restricted_posterior import regular_factor
-from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.score import Linearized
 from pyrosplice.hypothesis.coefficients.working_model import EQUAL
 from pyrosplice.linalg.solver import SpatialSolver
 
@@ -50,8 +50,8 @@ class Patterns:
                 f"{n_spots}; law='averaged' is for any number."
             )
         covariance = solver.covariance_product(torch.eye(n_spots, dtype=torch.float64)[None])[0]
-        centred = covariance - covariance.mean(0) - covariance.mean(1, keepdim=True) + covariance.mean()
-        values, vectors = scipy.linalg.eigh(((centred + centred.T) / 2).numpy(), subset_by_index=(1, n_spots - 1))
+        centered = covariance - covariance.mean(0) - covariance.mean(1, keepdim=True) + covariance.mean()
+        values, vectors = scipy.linalg.eigh(((centered + centered.T) / 2).numpy(), subset_by_index=(1, n_spots - 1))
         reversed_order = np.ascontiguousarray(vectors[:, ::-1])
         return cls(torch.from_numpy(reversed_order), torch.from_numpy(values[::-1].copy()))
 
@@ -90,7 +90,7 @@ class Surrogates:
 
 
 def surrogate_test(
-    fit: Linearised, fixed: Tensor, columns: Sequence[Tensor], surrogates: Surrogates
+    fit: Linearized, fixed: Tensor, columns: Sequence[Tensor], surrogates: Surrogates
 ) -> tuple[Tensor, Tensor]:
     r"""Score statistics of covariates and their ranks among those of surrogates.
 
@@ -131,7 +131,7 @@ def surrogate_test(
 class _Beside:
     """Score statistics beside the columns of a null fit."""
 
-    def __init__(self, fit: Linearised, fixed: Tensor):
+    def __init__(self, fit: Linearized, fixed: Tensor):
         self.fit, self.n_genes = fit, len(fit.residual)
         self.eye = torch.eye(fit.residual.shape[-1], dtype=torch.float64)
         self.fixed = fixed

@@ -68,7 +68,13 @@ class Spectra:
 
     def for_predictors(self, n_predictors: int) -> Spectra:
         """As many of the leading eigenvectors as that number of predictors leaves time for."""
-        rank = max(24, COLUMNS // n_predictors)
+        return self._first(max(24, COLUMNS // n_predictors))
+
+    def leading_along(self, steeper: int) -> Spectra:
+        """The eigenvectors that one of the steeper spectra has anything of."""
+        return self._first(int((self.values[steeper] > 0).sum()))
+
+    def _first(self, rank: int) -> Spectra:
         return Spectra(self.vectors[:, :rank], self.values[:, :rank], self.leading[:rank])
 
     def effective_modes(self, columns: Tensor) -> float:
@@ -230,7 +236,7 @@ class GivenNoise:
         if solver is None:
             return self.products, self.logdet
         a = self.model.field_scale(deviation)
-        factor = solver.factorise(sandwich(a, self.precision, a))
+        factor = solver.factorize(sandwich(a, self.precision, a))
         pulled = a.unsqueeze(-1) * self.images
         shape = pulled.shape[2:]
         latent = solver.gather(pulled.flatten(2)).unflatten(2, shape)

@@ -31,7 +31,7 @@ EXACT = 500
 """Covered spots up to which the kernel between them is worked on entry by entry."""
 ENUMERATED = 7
 """Covered spots up to which p is the share of all their permutations."""
-_CENTRED = 20_000  # covered spots above which centring moves the variance by .2 % or less (p by 1 % at p = .001)
+_CENTERED = 20_000  # covered spots above which centring moves the variance by .2 % or less (p by 1 % at p = .001)
 _HEAVY = 20  # spots of the largest totals beside the kernel's leading eigenvectors
 _BLOCK = 2**19  # entries of the kernels of the genes that are worked on at once
 _TINY = float(np.finfo(np.float64).tiny)
@@ -80,11 +80,11 @@ class Residuals:
         """What is permuted: u centred over the covered spots, of the same total square, scaled for covariates."""
         covered = (self.scale > 0).to(self.scale).unsqueeze(-1)
         count = covered.sum(1, keepdim=True)
-        centred = self.vectors - covered * (self.vectors.sum(1, keepdim=True) / count)
-        before, after = self.vectors.square().sum((1, 2)), centred.square().sum((1, 2))
+        centered = self.vectors - covered * (self.vectors.sum(1, keepdim=True) / count)
+        before, after = self.vectors.square().sum((1, 2)), centered.square().sum((1, 2))
         freedom = (self.n_covered - 1) / self.n_free.clamp_min(1)
         factor = torch.where(after > 0, before / after, 0.0) * freedom
-        return centred * factor.sqrt()[:, None, None]
+        return centered * factor.sqrt()[:, None, None]
 
 
 def exact_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tensor]:
@@ -97,18 +97,18 @@ def exact_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tens
         genes = order[first : first + size]
         genes = genes[: max(1, _BLOCK // max(int(n_covered[genes[-1]]), 1) ** 2)]
         some, matrix = _covered_only(residuals.take(genes), kernel)
-        statistic[genes], centred = _centred_form(matrix, some)
+        statistic[genes], centered = _centered_form(matrix, some)
         for i in torch.nonzero((some.n_covered <= ENUMERATED) & (some.n_free >= 2)).flatten().tolist():
             m = int(some.n_covered[i])
-            shares[int(genes[i])] = _share_of_permutations(centred[i, :m, :m], some.permuted_vectors()[i, :m])
-        sums.append(GraphSums.of_matrix(centred))
+            shares[int(genes[i])] = _share_of_permutations(centered[i, :m, :m], some.permuted_vectors()[i, :m])
+        sums.append(GraphSums.of_matrix(centered))
         first += len(genes)
     ordered, value = residuals.take(order), statistic[order]
     found = _gamma_tail(value, GraphSums.cat(sums), GraphSums.of_vectors(ordered.permuted_vectors()), ordered)
-    standardised, pvalue = (torch.empty_like(x).index_copy_(0, order, x) for x in found)
+    standardized, pvalue = (torch.empty_like(x).index_copy_(0, order, x) for x in found)
     for gene, share in shares.items():
         pvalue[gene] = share
-    return standardised, pvalue
+    return standardized, pvalue
 
 
 def _covered_only(residuals: Residuals, kernel: SpatialKernel) -> tuple[Residuals, Tensor]:
@@ -125,7 +125,7 @@ def _covered_only(residuals: Residuals, kernel: SpatialKernel) -> tuple[Residual
     return some, kernel.between(spots, some.scale > 0)
 
 
-def _centred_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor]:
+def _centered_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor]:
     """T ``(B,)`` and HMH ``(B, m, m)``, H the centring of covered spots; ``matrix`` (K between them) is overwritten."""
     scale, loading, vectors = residuals.scale, residuals.loading, residuals.vectors
     matrix.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
@@ -169,7 +169,7 @@ def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Te
 
     dense = isinstance(kernel, DenseKernel)
     count = covered.sum(-1, keepdim=True)
-    negligible = not dense and int(count.min()) > _CENTRED
+    negligible = not dense and int(count.min()) > _CENTERED
     sums = torch.zeros_like(covered) if negligible else covered * form.product(covered)
     total = sums.sum(-1, keepdim=True)
     diagonal = covered * (form.diagonal - 2 * sums / count + total / count.square())
@@ -316,9 +316,9 @@ def _gamma_tail(statistic: Tensor, kernel: GraphSums, data: GraphSums, residuals
     mean, variance, third = permutation_cumulants(kernel, data, residuals.n_covered.to(statistic))
     testable = (residuals.n_free >= 2) & (variance > 1e-12 * kernel.square * data.square) & torch.isfinite(statistic)
     spread = torch.where(testable, variance, 1.0).sqrt()
-    standardised = (statistic - mean) / spread
-    pvalue = gamma_sf(standardised, third / spread**3)
-    return torch.where(testable, standardised, torch.nan), torch.where(testable, pvalue, torch.nan)
+    standardized = (statistic - mean) / spread
+    pvalue = gamma_sf(standardized, third / spread**3)
+    return torch.where(testable, standardized, torch.nan), torch.where(testable, pvalue, torch.nan)
 
 
 def gamma_sf(z: Tensor, skewness: Tensor) -> Tensor:

@@ -286,8 +286,8 @@ def _log_sizes(noise: Tensor, variance: Tensor, n_spots: float) -> Tensor:
     low, high = float(total.min().log()), float(total.max().log())
     low, high = low + math.log(_LEAST) - 0.5 * math.log(n_spots), min(high, low + _FARTHEST) + _LARGEST
     error = 1 / float((n_spots / 2 * (variance / total).square().sum()).clamp_min(1e-12).sqrt())
-    centre = min(max(float(variance.max().clamp_min(1e-12).log()), low), high)
-    below, above = [centre], [centre]
+    center = min(max(float(variance.max().clamp_min(1e-12).log()), low), high)
+    below, above = [center], [center]
     step = min(1.5 * error, _STEP)
     while below[-1] > low or above[-1] < high:
         if below[-1] > low:

@@ -103,10 +103,10 @@ def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
     constant = torch.full_like(like, len(like) ** -0.5).unsqueeze(-1)
     if design is None:
         return constant
-    centred = design.to(constant) - design.to(constant).mean(0)
-    scale = centred.norm(dim=0)
-    centred = centred[:, scale > 1e-10 * design.abs().amax(0)]
-    left, values, _ = torch.linalg.svd(centred / centred.norm(dim=0), full_matrices=False)
+    centered = design.to(constant) - design.to(constant).mean(0)
+    scale = centered.norm(dim=0)
+    centered = centered[:, scale > 1e-10 * design.abs().amax(0)]
+    left, values, _ = torch.linalg.svd(centered / centered.norm(dim=0), full_matrices=False)
     left = left[:, values > 1e-8]
     return torch.cat([constant, torch.where(left.pow(3).sum(0) < 0, -left, left)], 1)
 

@@ -16,14 +16,15 @@ from pyrosplice.mixture.em.loop import QuadraticExpectation
 from pyrosplice.mixture.em.m_step import Standardization
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import NEVER, Moments, nearest_, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 GATHER_ELEMENTS = 4_000_000
-CENTRED_SMALLEST = 1e-24
+CENTERED_SMALLEST = 1e-24
 """Variance, as a share of the data's, below which rounding of the data is 1e-4 standard deviations or more."""
 
 
-class CentredExpectation(QuadraticExpectation):
+class CenteredExpectation(QuadraticExpectation):
     """E-step by differences from the means, float64 throughout; the features kept are 1 and y alone.
 
     ``standardization`` must scale features one by one: mixing them would lose the smallest in the largest.
@@ -42,12 +43,12 @@ class CentredExpectation(QuadraticExpectation):
     def hard_moments(self, table: Tensor) -> Moments:
         """Moments, about their own means, of cells given to their nearest mean as ``table`` ranks them."""
         _, sums = self.statistics(table)
-        centre = sums[..., 1:] / sums[..., :1].clamp_min(1e-300)
+        center = sums[..., 1:] / sums[..., :1].clamp_min(1e-300)
 
         def ranks(y: Tensor, _gap: Tensor, _start: int) -> Tensor:
             return table[..., :1] + table[..., 1:] @ y[:, None]
 
-        return self._pass(ranks, centre, hard=True)[1]
+        return self._pass(ranks, center, hard=True)[1]
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
         """One E-step over all cells."""
@@ -87,7 +88,7 @@ class CentredExpectation(QuadraticExpectation):
             return scores if log_weights is None else scores + log_weights[:, start : start + gap.shape[-1]]
 
         log_likelihood, moments = self._pass(joint, parameters.means, used)
-        sound = sound & (pivots >= CENTRED_SMALLEST).all(-1)
+        sound = sound & (pivots >= CENTERED_SMALLEST).all(-1)
         return log_likelihood + self.log_det, moments, (sound | (parameters.weights <= 0)).all(-1)
 
     def _pass(

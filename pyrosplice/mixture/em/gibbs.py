@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pyrosplice.mixture.em.loop import QuadraticExpectation
-from pyrosplice.mixture.em.m_step import Penalty, conditional_scatter
-from pyrosplice.mixture.em.sufficient_statistics import coefficients, moments_of, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
-from pyrosplice.mixture.inverse_wishart import InverseWishart
+from pyrosplice.mixture.em.m_step import Penalty, component_scatter, pulled_scatter
+from pyrosplice.mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.priors.inverse_wishart import InverseWishart
 
 
 class GibbsSampler:
@@ -21,8 +21,8 @@ class GibbsSampler:
     ----------
     expectation
         Of the cells, ``B = 1``.
-    penalty, prior
-        The prior in standardised units, and as it was given.
+    penalty
+        The prior in standardised units, proper.
     labels
         A reference label of each cell, ``(N,)``; draws report how their labels overlap with it.
     generator
@@ -35,12 +35,11 @@ class GibbsSampler:
         self,
         expectation: QuadraticExpectation,
         penalty: Penalty,
-        prior: MixturePrior,
         labels: Tensor,
         generator: torch.Generator,
         n_components: int,
     ) -> None:
-        self._expectation, self._penalty, self._prior = expectation, penalty, prior
+        self._expectation, self._penalty = expectation, penalty
         self._generator = generator
         self._reference = torch.nn.functional.one_hot(labels, n_components).to(torch.float64)
 
@@ -72,8 +71,7 @@ class GibbsSampler:
             total = total - 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
         moments = moments_of(sums.view_as(table), self._expectation.rows.dim, kind, squares)
         total = total + self._expectation.log_det[0]
-        counts, centre, scatter = conditional_scatter(moments, parameters, self._penalty)
-        return self._draw_parameters(counts, centre, scatter, parameters), total, overlap
+        return self._draw_parameters(moments, parameters), total, overlap
 
     def _draw_labels(self, resp: Tensor) -> Tensor:
         """One-hot labels ``(J, M, n)`` from responsibilities of the same shape."""
@@ -81,24 +79,25 @@ class GibbsSampler:
         label = (resp.cumsum(1) < uniform).sum(1).clamp_max(resp.shape[1] - 1)
         return torch.zeros_like(resp).scatter_(1, label[:, None], 1)
 
-    def _draw_parameters(
-        self, counts: Tensor, centre: Tensor, scatter: Tensor, previous: MixtureParameters
-    ) -> MixtureParameters:
-        kind, prior, dim = previous.covariance_type, self._prior, centre.shape[-1]
-        gamma = torch._standard_gamma(counts + prior.concentration, generator=self._generator)
-        assert prior.covariance_dof is not None and self._penalty.scale is not None
-        posterior_scale = scatter + self._penalty.scale
+    def _draw_parameters(self, moments: Moments, previous: MixtureParameters) -> MixtureParameters:
+        """Weights, covariances (given the previous means where the prior of means does not scale), means."""
+        penalty, kind, dim = self._penalty, previous.covariance_type, previous.means.shape[-1]
+        assert penalty.pull is not None and penalty.scale is not None
+        counts, center, scatter = component_scatter(moments, previous)
+        scatter = pulled_scatter(scatter, penalty.pull, counts, center, previous.means, kind)
+        concentration = 1.0 if penalty.concentration_excess is None else penalty.concentration_excess + 1
+        gamma = torch._standard_gamma(counts + concentration, generator=self._generator)
+        posterior_scale = scatter + penalty.scale
         if kind in ("full", "tied"):
             cells = counts if kind == "full" else counts.sum(-1)
-            covariances = InverseWishart(prior.covariance_dof + cells, posterior_scale, validate_args=False).draw(
+            covariances = InverseWishart(penalty.dof + cells, posterior_scale, validate_args=False).draw(
                 generator=self._generator
             )
         else:
             cells = counts[..., None].expand(scatter.shape) if kind == "diag" else counts * dim
-            half = (prior.covariance_dof + cells) / 2
+            half = (penalty.dof + cells) / 2
             covariances = posterior_scale / 2 / torch._standard_gamma(half, generator=self._generator)
         drawn = replace(previous, weights=gamma / gamma.sum(-1, keepdim=True), covariances=covariances)
-        root = torch.linalg.cholesky(drawn.covariance_matrices())
-        noise = torch.randn(centre.shape, dtype=centre.dtype, generator=self._generator)
-        spread = (counts + prior.mean_strength).rsqrt()[..., None]
-        return replace(drawn, means=centre + spread * (root @ noise[..., None])[..., 0])
+        root = penalty.pull.roots(counts, drawn)
+        noise = torch.randn(center.shape, dtype=center.dtype, generator=self._generator)
+        return replace(drawn, means=penalty.pull.means(counts, center, drawn) + (root @ noise[..., None])[..., 0])

@@ -22,7 +22,8 @@ from pyrosplice.mixture.em.sufficient_statistics import (
     nearest_,
     quadratic_features,
 )
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 from pyrosplice.reasons import Reason
 
 BLOCK_ELEMENTS = 2_400_000

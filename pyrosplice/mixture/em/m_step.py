@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrosplice.mixture.em.mean_pull import FixedPull, MeanPull, ScaledPull
 from pyrosplice.mixture.em.sufficient_statistics import Moments
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, SitePriors, without_events
+from pyrosplice.priors.scaled_normal import ScaledNormal
 
 
 @dataclass(frozen=True)
@@ -84,74 +89,104 @@ def congruence(covariances: Tensor, by: Tensor, covariance_type: CovarianceType,
 
 @dataclass(frozen=True)
 class Penalty:
-    """Prior and covariance floor in standardised units, ready to broadcast over ``(B, J, M, ...)``."""
+    """Conjugate priors and covariance floor in standardised units, ready to broadcast over ``(B, J, M, ...)``.
 
-    concentration_excess: float
-    mean: Tensor | None
-    mean_strength: float
+    Attributes
+    ----------
+    concentration_excess
+        α − 1 of the Dirichlet, ``(M,)``; None where it is flat.
+    pull
+        Of the means.
+    scale, dof
+        Scale of the covariances in their shape, and its degrees of freedom; of diagonal ones twice the rate and shape.
+    floor
+        Added to the variances.
+    """
+
+    concentration_excess: Tensor | None
+    pull: MeanPull | None
     scale: Tensor | None
-    pseudo_count: float
+    dof: Tensor | float
     floor: Tensor
 
     @classmethod
-    def of(
-        cls, prior: MixturePrior, regularization: float, to_standard: Standardization, covariance_type: CovarianceType
-    ) -> Penalty:
-        """The prior and ``regularization`` (squared units of the data) seen through a standardization."""
-        shift, inverse = to_standard.shift, to_standard.inverse
-        dim, extra = shift.shape[-1], 1 if covariance_type == "tied" else 2
-        prior.check_features(dim)
-        scale, mean, pseudo_count = None, None, 0.0
-        if prior.covariance_scale is not None and prior.covariance_dof is not None:
-            prior.covariance_distribution(shift, covariance_type)
-            matrix = prior.covariance_scale.to(shift)
-            shaped = {"diag": matrix.diagonal(), "spherical": matrix.trace() / dim}.get(covariance_type, matrix)
-            scale = congruence(shaped, inverse, covariance_type, extra)
-            pseudo_count = prior.covariance_dof + (dim + 1 if covariance_type in ("full", "tied") else 2)
-        if prior.mean is not None:
-            mean = ((prior.mean.to(shift) - shift)[:, None] @ inverse.mT)[:, None]
+    def of(cls, priors: Sequence[SitePriors], regularization: float, to_standard: Standardization) -> Penalty:
+        """Conjugate priors, seen through a standardization: one for all data sets, or one each of equal strength.
+
+        ``regularization`` is in squared units of the data.
+        """
+        shift, inverse, first = to_standard.shift, to_standard.inverse, priors[0]
+        kind, dim = first.covariance_type, shift.shape[-1]
+        extra = 1 if kind == "tied" else 2
+        excess, scale, dof = None, None, 0.0
+        if first.weights is not None:
+            excess = without_events(first.weights).concentration.to(shift) - 1
+        if first.covariances is not None:
+            spreads = [without_events(one.covariances) for one in priors]
+            matrix = kind in ("full", "tied")
+            dof = (spreads[0].dof if matrix else 2 * spreads[0].concentration).to(shift)
+            raw = _each_set([(one.scale if matrix else 2 * one.rate).to(shift) for one in spreads])
+            scale = congruence(raw, inverse, kind, extra)
         unit = {"diag": shift.new_ones(dim), "spherical": shift.new_ones(())}
-        eye = unit.get(covariance_type, torch.eye(dim, dtype=shift.dtype, device=shift.device))
-        floor = regularization * congruence(eye, inverse, covariance_type, extra)
-        return cls(prior.concentration - 1, mean, prior.mean_strength, scale, pseudo_count, floor)
+        eye = unit.get(kind, torch.eye(dim, dtype=shift.dtype, device=shift.device))
+        floor = regularization * congruence(eye, inverse, kind, extra)
+        pull = None if first.means is None else _pull_of([one.means for one in priors], to_standard)
+        return cls(excess, pull, scale, dof, floor)
 
     def select(self, index: Tensor) -> Penalty:
         """The penalty of some of the data sets."""
-        mean = None if self.mean is None else self.mean[index]
+        pull = None if self.pull is None else self.pull.select(index)
         scale = None if self.scale is None else self.scale[index]
-        return replace(self, mean=mean, scale=scale, floor=self.floor[index])
+        return replace(self, pull=pull, scale=scale, floor=self.floor[index])
+
+    def pseudo_count(self, covariance_type: CovarianceType, dim: int) -> Tensor | float:
+        """Cells that the mode of a covariance is divided by beside its own; 0 where its prior is flat."""
+        if self.scale is None:
+            return 0.0
+        return self.dof + (dim + 1 if covariance_type in ("full", "tied") else 2)
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
         """Log prior ``(B, J)`` up to a constant; 0 for a flat one."""
         total = parameters.weights.new_zeros(())
         active = parameters.weights > 0
-        if self.concentration_excess:
+        if self.concentration_excess is not None:
             log_weights = torch.where(active, parameters.weights, torch.ones_like(parameters.weights)).log()
-            total = total + self.concentration_excess * log_weights.sum(-1)
-        if self.mean is not None:
-            total = total + self._log_density_of_means(parameters, active, self.mean)
+            total = total + (self.concentration_excess * log_weights).sum(-1)
+        if self.pull is not None:
+            total = total + torch.where(active, self.pull.log_density(parameters), 0.0).sum(-1)
         if self.scale is not None:
             total = total + self._log_density_of_covariances(parameters, active, self.scale)
         return total
 
-    def _log_density_of_means(self, parameters: MixtureParameters, active: Tensor, mean: Tensor) -> Tensor:
-        factor, _ = torch.linalg.cholesky_ex(parameters.covariance_matrices())
-        gap = torch.linalg.solve_triangular(factor, (parameters.means - mean)[..., None], upper=False)
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        each = -0.5 * (log_det + self.mean_strength * gap.square().sum((-2, -1)))
-        return torch.where(active, each, 0.0).sum(-1)
-
     def _log_density_of_covariances(self, parameters: MixtureParameters, active: Tensor, scale: Tensor) -> Tensor:
         kind, covariances = parameters.covariance_type, parameters.covariances
+        pseudo_count = self.pseudo_count(kind, parameters.means.shape[-1])
         if kind in ("full", "tied"):
             factor, _ = torch.linalg.cholesky_ex(covariances)
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             trace = (torch.cholesky_inverse(factor) * scale).sum((-2, -1))
-            each = -0.5 * (trace + self.pseudo_count * log_det)
+            each = -0.5 * (trace + pseudo_count * log_det)
         else:
-            each = -0.5 * (scale / covariances + self.pseudo_count * covariances.log())
+            each = -0.5 * (scale / covariances + pseudo_count * covariances.log())
             each = each.sum(-1) if kind == "diag" else each
         return each if kind == "tied" else torch.where(active, each, 0.0).sum(-1)
+
+
+def _pull_of(priors: Sequence[Any], to_standard: Standardization) -> MeanPull:
+    each, shift = [without_events(prior) for prior in priors], to_standard.shift
+    loc = _each_set([one.loc.to(shift) for one in each])
+    mean = (loc - shift[:, None, None]) @ to_standard.inverse.mT[:, None]
+    if isinstance(each[0], ScaledNormal):
+        return ScaledPull(mean, each[0].cells.to(shift))
+    spread = isinstance(each[0], torch.distributions.MultivariateNormal)
+    raw = [one.precision_matrix if spread else torch.diag_embed(one.scale.square().reciprocal()) for one in each]
+    precision = _each_set([one.to(shift) for one in raw])
+    return FixedPull(mean, congruence(precision, to_standard.factor.mT, "full", 2))
+
+
+def _each_set(values: Sequence[Tensor]) -> Tensor:
+    """Numbers of one prior, or of one for each data set with the problems' dimension after the first."""
+    return values[0] if len(values) == 1 else torch.stack(list(values))[:, None]
 
 
 def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) -> MixtureParameters:
@@ -160,9 +195,12 @@ def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) ->
     A component without cells keeps its mean and covariance (unless the prior has them) and gets weight 0.
     """
     present = _present(moments.counts)
-    counts, means, scatter = conditional_scatter(moments, previous, penalty, present)
+    counts, means, scatter = component_scatter(moments, previous, present)
+    if penalty.pull is not None:
+        center, means = means, penalty.pull.means(counts, means, previous)
+        scatter = pulled_scatter(scatter, penalty.pull, counts, center, means, previous.covariance_type)
     raised = counts
-    if penalty.concentration_excess:
+    if penalty.concentration_excess is not None:
         raised = (counts + penalty.concentration_excess).clamp_min(0)
         raised = torch.where(previous.weights > 0, raised, 0.0)
     weights = raised / raised.sum(-1, keepdim=True)
@@ -173,27 +211,25 @@ def maximize(moments: Moments, previous: MixtureParameters, penalty: Penalty) ->
     return replace(previous, weights=weights, means=means, covariances=covariances)
 
 
-def conditional_scatter(
-    moments: Moments, previous: MixtureParameters, penalty: Penalty, present: Tensor | None = None
+def component_scatter(
+    moments: Moments, previous: MixtureParameters, present: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts ``(..., M)``, conditional means ``(..., M, D)``, and sums of squares shaped as the covariances.
+    """Counts ``(..., M)``, centres ``(..., M, D)`` of the cells, sums of squares about them shaped as covariances.
 
-    The means are those that maximise the density given labels (and centre the posterior), the sums of squares are
-    about the components' own means, with the pull of the prior mean on them added. Components that are not
-    ``present``, those without cells by default, count as lying at their previous means.
+    Components that are not ``present``, those without cells by default, count as lying at their previous means.
     """
     counts = moments.counts
     present = _present(counts) if present is None else present
     origin = 0.0 if moments.origin is None else moments.origin
     gap = torch.where(present[..., None], moments.sums / counts[..., None], previous.means - origin)
-    centre = gap + origin
-    scatter = _scatter(moments, gap, previous.covariance_type)
-    if penalty.mean is None:
-        return counts, centre, scatter
-    kappa, cells = penalty.mean_strength, counts[..., None]
-    means = (cells * centre + kappa * penalty.mean) / (cells + kappa)
-    spread = kappa * cells / (cells + kappa)
-    return counts, means, scatter + _pull(spread, centre - penalty.mean, previous.covariance_type)
+    return counts, gap + origin, _scatter(moments, gap, previous.covariance_type)
+
+
+def pulled_scatter(
+    scatter: Tensor, pull: MeanPull, counts: Tensor, center: Tensor, means: Tensor, kind: CovarianceType
+) -> Tensor:
+    """Sums of squares about the ``center`` of the cells, with what a prior of the means adds at ``means``."""
+    return scatter + _pull(*pull.squares(counts, center, means), kind)
 
 
 def _present(counts: Tensor) -> Tensor:
@@ -201,16 +237,16 @@ def _present(counts: Tensor) -> Tensor:
     return counts > 1e-10 * counts.sum(-1, keepdim=True)
 
 
-def _scatter(moments: Moments, centre: Tensor, kind: CovarianceType) -> Tensor:
-    """Sums of squares about the component means ``centre``, measured from where the moments are."""
+def _scatter(moments: Moments, center: Tensor, kind: CovarianceType) -> Tensor:
+    """Sums of squares about the component means ``center``, measured from where the moments are."""
     counts = moments.counts[..., None]
     if kind == "tied":
-        return moments.squares - centre.mT @ (counts * centre)
+        return moments.squares - center.mT @ (counts * center)
     if kind == "full":
-        return moments.squares - (counts * centre)[..., None] * centre[..., None, :]
+        return moments.squares - (counts * center)[..., None] * center[..., None, :]
     if kind == "diag":
-        return (moments.squares - counts * centre.square()).clamp_min(0)
-    return (moments.squares - moments.counts * centre.square().sum(-1)).clamp_min(0)
+        return (moments.squares - counts * center.square()).clamp_min(0)
+    return (moments.squares - moments.counts * center.square().sum(-1)).clamp_min(0)
 
 
 def _pull(spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:
@@ -226,13 +262,14 @@ def _pull(spread: Tensor, gap: Tensor, kind: CovarianceType) -> Tensor:
 def _covariances(scatter: Tensor, counts: Tensor, penalty: Penalty, previous: MixtureParameters) -> Tensor:
     """Scatter over the number of cells, the prior's pseudo-observations counted on both sides."""
     kind, dim = previous.covariance_type, previous.means.shape[-1]
-    extra: float | Tensor = penalty.pseudo_count
-    if penalty.mean is not None:
+    extra = penalty.pseudo_count(kind, dim)
+    if penalty.pull is not None and penalty.pull.per_covariance:
         each: dict[str, float | Tensor] = {"tied": (previous.weights > 0).sum(-1), "spherical": dim}
         extra = extra + each.get(kind, 1)
     if kind == "tied":
         cells = (counts.sum(-1) + extra)[..., None, None]
+    elif kind == "full":
+        cells = (counts + extra)[..., None, None]
     else:
-        cells = (counts * dim if kind == "spherical" else counts) + extra
-        cells = cells.reshape(*cells.shape, *(1,) * (scatter.dim() - cells.dim()))
+        cells = (counts * dim if kind == "spherical" else counts[..., None]) + extra
     return (scatter if penalty.scale is None else scatter + penalty.scale) / cells

@@ -16,7 +16,8 @@ from pyrosplice.mixture.em.one_fit import Problem, first_best
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.starts import seed_means, uniforms
 from pyrosplice.mixture.em.sufficient_statistics import coefficients, n_features
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, SitePriors
 from pyrosplice.reasons import Reason
 
 MAX_PADDING = 1.3
@@ -61,7 +62,7 @@ def fit_many(
     *,
     covariance_type: CovarianceType = "full",
     n_init: int = 1,
-    prior: MixturePrior | None = None,
+    prior: MixturePriors | SitePriors = None,
     regularization: float = 1e-6,
     options: EMOptions | None = None,
     seed: int = 0,
@@ -94,25 +95,28 @@ def fit_many(
     draws = uniforms(n_init, max(components), seed)
     options = options or EMOptions()
     quiet = EMOptions(max_iter=options.max_iter, tolerance=options.tolerance)
-    of = partial(Problem.of, prior=prior, regularization=regularization)
 
     def run(problem: Problem, seeds: Tensor, group: Sequence[int]) -> EMResult:
         means, active = _candidates(seeds, group)
         return problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
 
+    alike = prior is None or isinstance(prior, MixturePrior)  # whatever the number of components
+    groups = [(1, group) for group in _component_groups(components)] if alike else [(k, [k]) for k in components]
+    of = partial(Problem.of, covariance_type=covariance_type, prior=prior, regularization=regularization)
     out: list[dict[int, Fit]] = [{} for _ in sets]
     buckets = _buckets(sets, components, covariance_type, n_init, memory)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
         rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem = of(rows, covariance_type)
+        problem, made_for = of(rows, n_components=groups[0][0]), groups[0][0]
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
-        for group in _component_groups(components):
+        for n, group in groups:
+            problem, made_for = (problem if n == made_for else of(rows, n_components=n)), n
             result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    alone = of(_rows([sets[b]], covariance_type), covariance_type, centred=True)
-                    again = _best_fits(run(alone, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
+                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centered=True)
+                    again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)
     return [{k: fits[k] for k in components} for fits in out]

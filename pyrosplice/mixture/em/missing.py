@@ -18,7 +18,8 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.em.m_step import Standardization
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import NEVER, Moments, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 GATHER_ELEMENTS = 4_000_000
 _MOMENTS = ("counts", "sums", "squares", "origin")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.mixture.em.centered import CentredExpectation
+from pyrosplice.mixture.component_order import in_order_of
+from pyrosplice.mixture.em.centered import CenteredExpectation
 from pyrosplice.mixture.em.loop import EMOptions, EMResult, Expectation, QuadraticExpectation, run_em
 from pyrosplice.mixture.em.m_step import Penalty, Standardization
 from pyrosplice.mixture.em.missing import MissingExpectation, impute_means, observed_mean_and_variance
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.em.starts import from_means, from_total_covariance, lloyd, seed_means
 from pyrosplice.mixture.em.triangular import FEATURES_UP_TO, TriangularExpectation
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePriors, SitePriors, weak_prior
 
 Strategy = Literal["random", "kmeans", "kmeans++"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -39,6 +41,8 @@ class Problem:
         The E-step of complete data that starts are made with: ``expectation``, unless values are missing.
     penalty
         Prior and floor.
+    named
+        Priors that tell components apart, so that starts number them by these; None where they are all alike.
     """
 
     rows: RowBlocks
@@ -46,6 +50,7 @@ class Problem:
     expectation: Expectation
     starter: QuadraticExpectation
     penalty: Penalty
+    named: SitePriors | None = None
 
     @classmethod
     def of(
@@ -53,15 +58,17 @@ class Problem:
         rows: RowBlocks,
         covariance_type: CovarianceType,
         *,
-        prior: MixturePrior | None = None,
+        prior: MixturePriors | SitePriors = None,
+        n_components: int = 1,
         regularization: float = 1e-6,
         missing: bool = False,
         features: bool = False,
-        centred: bool = False,
+        centered: bool = False,
     ) -> Problem:
         """Standardise ``rows``.
 
-        ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centred`` for the slower
+        ``prior`` is one of ``n_components``, which matters where it has numbers for each or is the weak one;
+        ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centered`` for the slower
         E-step that no tiny variance takes its digits.
         """
         diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
@@ -72,7 +79,7 @@ class Problem:
             covariance = complete.mean_and_covariance()[1]
         else:
             mean, covariance = rows.mean_and_covariance()
-            scaled = diagonal if centred else covariance_type
+            scaled = diagonal if centered else covariance_type
             to_standard = Standardization.from_covariance(mean, covariance, scaled, regularization)
             complete = rows
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
@@ -82,23 +89,45 @@ class Problem:
             raise InvalidArgumentError("X: values so large that their variances overflow; rescale them.")
         triangular = covariance_type == "full" and rows.dim > FEATURES_UP_TO and not features
         whole = TriangularExpectation if triangular else QuadraticExpectation
-        starter = (CentredExpectation if centred else whole)(complete, to_standard, covariance_type, covariance)
+        starter = (CenteredExpectation if centered else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
-        penalty = Penalty.of(prior or MixturePrior(), regularization, to_standard, covariance_type)
-        return cls(rows, to_standard, expectation, starter, penalty)
+        known = _priors_of(prior, n_components, covariance_type, mean, covariance)
+        penalty, named = Penalty.of(known, regularization, to_standard), None if known[0].exchangeable else known[0]
+        return cls(rows, to_standard, expectation, starter, penalty, named)
 
     def start(self, means: Tensor, active: Tensor, *, max_lloyd: int = 0, total: bool = False) -> MixtureParameters:
         """Standardised starting parameters from means ``(B, J, M, D)`` in centred units of the data."""
         if total:
-            return from_total_covariance(self.starter, means, active, self.penalty)
+            return self._numbered(from_total_covariance(self.starter, means, active, self.penalty))
         if max_lloyd:
             means = lloyd(self.starter, means, active, max_iter=max_lloyd)
-        return from_means(self.starter, means, active, self.penalty)[0]
+        return self._numbered(from_means(self.starter, means, active, self.penalty)[0])
+
+    def _numbered(self, start: MixtureParameters) -> MixtureParameters:
+        if self.named is None:
+            return start
+        whole = self.standardization.backward(start)
+        sets, problems = start.weights.shape[:2]
+        index = [(torch.tensor(b), torch.tensor(j)) for b in range(sets) for j in range(problems)]
+        each = [in_order_of(self.named, whole.select(pick).to(torch.device("cpu"))) for pick in index]
+        parts = [[getattr(one, part) for one in each] for part in ("weights", "means", "covariances")]
+        shaped = [torch.stack(part).unflatten(0, (sets, problems)).to(start.means) for part in parts]
+        kind = start.covariance_type
+        return self.standardization.forward(MixtureParameters(shaped[0], shaped[1], shaped[2], kind))
 
     def run(self, start: MixtureParameters, options: EMOptions) -> EMResult:
         """EM; the parameters come back in units of the data."""
         result = run_em(self.expectation, start, self.penalty, options)
         return replace(result, parameters=self.standardization.backward(result.parameters))
+
+
+def _priors_of(
+    prior: MixturePriors | SitePriors, n_components: int, kind: CovarianceType, mean: Tensor, covariance: Tensor
+) -> list[SitePriors]:
+    """Priors of all data sets, or those of each where they are the weak ones of its cells' moments."""
+    weak = zip(covariance, mean, strict=True) if isinstance(prior, str) else ()
+    given: list[Any] = [weak_prior(*one, n_components) for one in weak] or [prior]
+    return [SitePriors.of(one, n_components, mean.shape[-1], kind) for one in given]
 
 
 def run_carefully(
@@ -153,8 +182,8 @@ def start_one(
     n_components = draws.shape[1]
     active = torch.ones(1, 1, n_components, dtype=torch.bool, device=shift.device)
     if means is not None:
-        centred = (means.to(shift) - shift)[None, None]
-        start, moments = from_means(problem.starter, centred, active, problem.penalty)
+        centered = (means.to(shift) - shift)[None, None]
+        start, moments = from_means(problem.starter, centered, active, problem.penalty)
         lost = (moments.counts[0, 0] == 0).nonzero()[:, 0].tolist()
         if lost:
             raise InvalidArgumentError(f"init_means: means {lost} are the nearest mean of no cell; give others.")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from pyrosplice.mixture.em.loop import EMOptions
 from pyrosplice.mixture.em.many import Fit, fit_many, log_joint_of_cells
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior
 
 MOST_DOF = 1e4
 

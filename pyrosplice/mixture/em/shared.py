@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice.mixture.em.centered import CentredExpectation
+from pyrosplice.mixture.em.centered import CenteredExpectation
 from pyrosplice.mixture.em.loop import FLOAT64_SMALLEST, EMOptions, QuadraticExpectation, block_size
 from pyrosplice.mixture.em.one_fit import Problem
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import MixtureParameters, MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import MixturePriors, SitePriors
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ class SharedExpectation:
         return total.view(1, 1), moments, sound.all(-1) & (smallest >= FLOAT64_SMALLEST)
 
 
-class CentredSharedExpectation(SharedExpectation):
+class CenteredSharedExpectation(SharedExpectation):
     """The same about the components' own means, for variances that are tiny against the spread of the data."""
 
-    def __init__(self, cells: CentredExpectation, groups: Tensor, n_components: int) -> None:
+    def __init__(self, cells: CenteredExpectation, groups: Tensor, n_components: int) -> None:
         super().__init__(cells, groups, n_components)
-        self._centred = cells
+        self._centered = cells
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
         """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
@@ -88,7 +89,7 @@ class CentredSharedExpectation(SharedExpectation):
             counts.index_add_(1, self._groups[first : first + own.shape[-1]], own)
 
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
-        found = self._centred.expect(unweighted, log_weights[:, self._groups], add)
+        found = self._centered.expect(unweighted, log_weights[:, self._groups], add)
         self._next = counts.mT / self._size
         return found
 
@@ -98,7 +99,7 @@ def fit_shared(
     groups: Tensor,
     start: MixtureParameters,
     *,
-    prior: MixturePrior | None,
+    prior: MixturePriors | SitePriors,
     regularization: float,
     options: EMOptions,
     weights: Tensor | None = None,
@@ -121,9 +122,15 @@ def fit_shared(
     kind = start.covariance_type
     rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind), weights=weights)
     lead = start.select((None, None))  # type: ignore[arg-type]
-    for centred, shared in ((False, SharedExpectation), (True, CentredSharedExpectation)):
+    for centered, shared in ((False, SharedExpectation), (True, CenteredSharedExpectation)):
         problem = Problem.of(
-            rows, kind, prior=prior, regularization=regularization, features=not centred, centred=centred
+            rows,
+            kind,
+            prior=prior,
+            n_components=start.n_components,
+            regularization=regularization,
+            features=not centered,
+            centered=centered,
         )
         expectation = shared(problem.starter, groups, start.n_components)  # type: ignore[arg-type]
         result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)

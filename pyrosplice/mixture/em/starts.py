@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.mixture.em.loop import QuadraticExpectation
 from pyrosplice.mixture.em.m_step import Penalty, maximize
 from pyrosplice.mixture.em.row_blocks import RowBlocks
 from pyrosplice.mixture.em.sufficient_statistics import NEVER, Moments, coefficients
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 TRIES = 4
 """Cells that compete to be the next k-means++ seed."""
@@ -182,3 +186,13 @@ def _blank(active: Tensor, means: Tensor, kind: CovarianceType) -> MixtureParame
     ones = torch.ones_like(means)
     shape = {"diag": ones, "spherical": ones[..., 0], "tied": torch.diag_embed(ones[..., 0, :])}
     return MixtureParameters(weights, means, shape.get(kind, torch.diag_embed(ones)), kind)
+
+
+def seed_of(random_state: Any) -> int | None:
+    """A seed from what scikit-learn takes as a random state; None for a new one each time."""
+    if random_state is None:
+        return None
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise InvalidArgumentError(f"random_state: {error}") from error

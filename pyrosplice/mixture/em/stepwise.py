@@ -15,7 +15,8 @@ from pyrosplice.mixture.em.missing import MissingExpectation
 from pyrosplice.mixture.em.one_fit import Problem
 from pyrosplice.mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice.mixture.em.sufficient_statistics import Moments
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 FORGETTING = 0.6
 

@@ -27,7 +27,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 NEVER = -1e30
 """Log weight of a component that no cell may have; finite, so that products with it stay finite."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyrosplice.mixture.em.loop import FLOAT64_SMALLEST, QuadraticExpectation
 from pyrosplice.mixture.em.sufficient_statistics import NEVER, Moments, nearest_, responsibilities_
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType
 
 FEATURES_UP_TO = 64
 """Dimensions beyond which the quadratic features cost more to make than they save."""

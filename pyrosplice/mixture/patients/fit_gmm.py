@@ -15,8 +15,18 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError, own_options_only
 from pyrosplice.mixture.em.many import Fit, best_components
 from pyrosplice.mixture.em.pooled_prior import prior_of_mixtures
-from pyrosplice.mixture.gaussian_mixture import CovarianceType, MixtureParameters, MixturePrior
-from pyrosplice.mixture.patients.patient_options import GMMOptions, Handling, Metric, Refit, Sharing, candidate_numbers
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors
+from pyrosplice.mixture.patients.patient_options import (
+    EPS,
+    GMMOptions,
+    Handling,
+    Metric,
+    Refit,
+    Sharing,
+    candidate_numbers,
+    priors_of_patients,
+)
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.schema import FittedMixtures, schema_of, store
 from pyrosplice.mixture.patients.selection import Curves, Split, curves_of, warn_of_edges
@@ -48,13 +58,14 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     max_iter: int = 100,
     tol: float = 1e-3,
     n_init: int = 1,
-    eps: float = 1e-4,
+    eps: float = EPS,
     singularity_handling: Handling = "guarded",
     gmm_key: str | None = None,
     verbose: bool = True,
     prior: MixturePrior | Literal["pooled"] | None = None,
     n_folds: int | None = None,
     random_state: int = 0,
+    priors: MixturePriors | Literal["pooled"] = None,
 ) -> AnyDataset:
     """Fit a Gaussian mixture to the cells of every patient, all patients × candidates × restarts as one program.
 
@@ -96,12 +107,16 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     verbose
         Show progress, log each patient.
     prior
-        None (maximum likelihood), a :class:`~pyrosplice.mixture.gaussian_mixture.MixturePrior`, or ``"pooled"``: an
-        inverse-Wishart prior learned from all patients, for patients with few cells.
+        A :class:`~pyrosplice.mixture.mixture_prior.MixturePrior`, conjugate ``priors`` in numbers, or ``"pooled"``.
     n_folds
         Select by cross-validation with so many folds instead of one split; the best is then fitted to all cells.
     random_state
         Seed of splits and restarts.
+    priors
+        Of each patient's mixture, as of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood), Pyro
+        distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned from
+        all patients, for patients with few cells. A Dirichlet of one number is one of any number of components. With
+        priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
 
     Notes
     -----
@@ -166,7 +181,7 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
         eps=eps,
         singularity_handling=singularity_handling,
         verbose=verbose,
-        prior=prior,
+        prior=priors_of_patients(prior, priors, eps, covariance_type),
         n_folds=n_folds,
         random_state=random_state,
     )
@@ -288,7 +303,7 @@ def _judge(
 
 def _handled(name: str, cells: Tensor, fit: Fit, options: GMMOptions) -> Fit:
     """Apply ``singularity_handling`` to one fit."""
-    bad = singular_components(fit, cells, options.eps)
+    bad = singular_components(fit, cells, options.added)
     if not bad:
         return fit
     found = f"patient {name!r}: components {bad} of {fit.parameters.n_components} have singular covariances"
@@ -296,11 +311,11 @@ def _handled(name: str, cells: Tensor, fit: Fit, options: GMMOptions) -> Fit:
     if options.singularity_handling == "strict" or (fit.singular and options.singularity_handling == "guarded"):
         raise InvalidArgumentError(f"singularity_handling: {found}; try {advice}.")
     if options.singularity_handling == "guarded":
-        logger.info("%s; eps=%g was added.", found, options.eps)
+        logger.info("%s; eps=%g was added.", found, options.added)
         return fit
     eps = ROBUST_FACTOR * options.eps
     warnings.warn(f"{found}; fitted again with eps={eps:g}. Try {advice}.", stacklevel=4)
-    kept = options.prior if isinstance(options.prior, MixturePrior) else None
+    kept = None if options.prior == "pooled" else options.prior
     again = fit_sets([cells], [fit.parameters.n_components], replace(options, eps=eps, prior=kept, verbose=False))
     refitted = again[0][fit.parameters.n_components]
     if refitted.singular:

@@ -18,12 +18,22 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.mixture.em.loop import EMOptions
-from pyrosplice.mixture.gaussian_mixture import COVARIANCE_TYPES, CovarianceType, MixturePrior
+from pyrosplice.mixture.mixture_prior import (
+    COVARIANCE_TYPES,
+    CovarianceType,
+    MixturePrior,
+    MixturePriors,
+    check_mixture_priors,
+    has_covariances,
+    one_prior,
+    without_closed_form,
+)
 
 Sharing = Literal["global", "sample_specific", "auto"]
 Metric = Literal["bic", "aic", "heldout_nll"]
 Refit = Literal["full", "none"]
 Handling = Literal["guarded", "robust", "strict"]
+EPS = 1e-4  # added to variances by default, as documented
 
 
 class UnknownMetricError(InvalidArgumentError, NotImplementedError):
@@ -46,7 +56,7 @@ class GMMOptions:
     eps: float
     singularity_handling: Handling
     verbose: bool
-    prior: MixturePrior | Literal["pooled"] | None
+    prior: MixturePriors | Literal["pooled"]
     n_folds: int | None
     random_state: int
 
@@ -60,9 +70,6 @@ class GMMOptions:
         check_option("refit", self.refit, get_args(Refit))
         check_option("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check_option("singularity_handling", self.singularity_handling, get_args(Handling))
-        pooled = isinstance(self.prior, str) and self.prior == "pooled"
-        if not (pooled or self.prior is None or isinstance(self.prior, MixturePrior)):
-            raise InvalidArgumentError(f"prior: expected None, 'pooled' or a MixturePrior, found {self.prior!r}.")
         check_share("train_size", self.train_size)
         for name in ("tol", "eps"):
             check_number(name, getattr(self, name))
@@ -70,6 +77,16 @@ class GMMOptions:
             check_integer(name, getattr(self, name), least=least)
         if self.n_folds is not None:
             check_integer("n_folds", self.n_folds, least=2)
+
+    @property
+    def not_conjugate(self) -> dict[str, str]:
+        """Sites whose priors an M-step has no closed form for."""
+        return without_closed_form(self.prior, self.covariance_type)
+
+    @property
+    def added(self) -> float:
+        """What is added to the variances that are kept: nothing where they have a prior, or are fitted by a guide."""
+        return 0.0 if has_covariances(self.prior) or self.not_conjugate else float(self.eps)
 
     @property
     def em(self) -> EMOptions:
@@ -80,6 +97,30 @@ class GMMOptions:
     def metric(self) -> Metric:
         """The criterion that decides: held-out likelihood under cross-validation."""
         return "heldout_nll" if self.n_folds is not None else self.k_selection_metric
+
+
+def priors_of_patients(prior: Any, priors: Any, eps: Any, covariance_type: Any) -> Any:
+    """The priors of each patient's mixture, of two options that say the same.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Both were given, or something that is neither; ``eps`` beside priors that take its place.
+    """
+    check_option("covariance_type", covariance_type, COVARIANCE_TYPES)
+    pooled = isinstance(prior, str) and prior == "pooled"
+    if not (pooled or prior is None or isinstance(prior, MixturePrior)):
+        raise InvalidArgumentError(f"prior: expected None, 'pooled' or a MixturePrior, found {prior!r}.")
+    given = one_prior(prior, priors)
+    if priors is None or (isinstance(priors, str) and priors == "pooled"):
+        return given
+    check_mixture_priors(priors, covariance_type)
+    if eps not in (0.0, EPS) and (has_covariances(priors) or without_closed_form(priors, covariance_type)):
+        raise InvalidArgumentError(
+            f"eps: found {eps!r} beside priors of covariances, or priors that EM has no closed form for, with which "
+            "nothing is added to variances; leave one of the two out."
+        )
+    return given
 
 
 def candidate_numbers(k_comps: Any) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrosplice.guides.own_model import SHIPPED_ENGINE
 from pyrosplice.mixture.em.many import log_joint_of_cells
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.selection import Curves
 from pyrosplice.mixture.patients.triplets import AnnData_TripletDataset
+from pyrosplice.priors.prior_tables import describe
 from pyrosplice.reasons import Reason
 
 
@@ -116,6 +119,7 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
             "n_init": options.n_init,
             "eps": options.eps,
             "singularity_handling": options.singularity_handling,
+            **_priors(options),
         },
         "selection": _selection(fitted, options),
         "backend": "pyrosplice",
@@ -130,6 +134,15 @@ def schema_of(fitted: FittedMixtures, options: GMMOptions, representation: str) 
             "distribution_ids": np.array([p.name for p in fitted.patients], dtype=object),
         },
     }
+
+
+def _priors(options: GMMOptions) -> dict[str, Any]:
+    """Priors by site in words and how they were followed, where they were given so."""
+    given = options.prior
+    if not isinstance(given, Mapping):
+        return {"priors": "weak", "engine": SHIPPED_ENGINE} if given == "weak" else {}
+    words = {site: describe(prior) for site, prior in given.items() if prior is not None}
+    return {"priors": words, "engine": "AutoNewtonMAP" if options.not_conjugate else SHIPPED_ENGINE}
 
 
 def _refit(fitted: FittedMixtures, options: GMMOptions) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.mixture.em.loop import why_ended
 from pyrosplice.mixture.em.many import Fit, best_components, log_joint_of_cells
 from pyrosplice.mixture.em.shared import SharedFit, fit_shared
 from pyrosplice.mixture.gaussian_mixture import MixtureParameters
+from pyrosplice.mixture.mixture_prior import MixturePrior
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.schema import FittedMixtures
@@ -54,6 +55,7 @@ class _Cells:
 
 def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
     """One set of components for all cells, weights of each patient estimated inside EM."""
+    _require_followed(options)
     every = _Cells.of(patients)
     components = candidates([PatientCells("all patients", every.values, np.arange(0))], options)
     splits = _shared_splits(patients, options)
@@ -70,7 +72,7 @@ def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions)
     else:
         used, fit = splits[0].train, judged[0][chosen]
     plain = Fit(fit.parameters, fit.log_likelihood, 0.0, fit.n_iter, fit.converged, fit.singular, chosen)
-    bad = singular_components(plain, every.values, options.eps)
+    bad = singular_components(plain, every.values, options.added)
     if bad and options.singularity_handling == "strict":
         raise InvalidArgumentError(f"singularity_handling: shared components {bad} have singular covariances.")
     if bad and options.singularity_handling == "robust":
@@ -93,6 +95,21 @@ def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions)
         chosen=(chosen,),
         n_train=(len(splits[0].train),),
     )
+
+
+def _require_followed(options: GMMOptions) -> None:
+    """Raise where shared components, or the patients' weights of them, would not follow a prior."""
+    if options.not_conjugate:
+        raise RefusedModelError(
+            f"priors: shared components are fitted by EM, which has no closed form for {options.not_conjugate}; give "
+            "conjugate ones, or component_sharing='sample_specific'."
+        )
+    by_site, prior = options.prior if isinstance(options.prior, Mapping) else {}, options.prior
+    if by_site.get("weights") is not None or (isinstance(prior, MixturePrior) and prior.concentration != 1):
+        raise RefusedModelError(
+            "priors['weights']: with shared components every patient has weights of its own, which are estimated "
+            "without a prior; leave it out, or give component_sharing='sample_specific'."
+        )
 
 
 def _shared_splits(patients: Sequence[PatientCells], options: GMMOptions) -> list[Split]:
@@ -118,7 +135,7 @@ def _fit_one_shared(training: _Cells, components: Sequence[int], options: GMMOpt
             fit.parameters,
             weights=training.weights,
             prior=prior,
-            regularization=options.eps,
+            regularization=options.added,
             options=replace(options.em, progress=False),
         )
         for k, fit in starts.items()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.guides.own_fit import log_density_of, observed_density
+from pyrosplice.mixture.component_order import in_order_of
 from pyrosplice.mixture.em.many import Fit, fit_many
 from pyrosplice.mixture.em.pooled_prior import pooled_prior
-from pyrosplice.mixture.gaussian_mixture import MixturePrior
+from pyrosplice.mixture.gaussian_mixture import MixtureParameters, gaussian_mixture
+from pyrosplice.mixture.mixture_prior import MixturePriors, SitePriors, closed_priors, has_covariances
+from pyrosplice.mixture.own_mixture import PARTS, followed_from, in_words
 from pyrosplice.mixture.patients.patient_options import GMMOptions
 from pyrosplice.mixture.patients.points import PatientCells
 from pyrosplice.mixture.patients.selection import Split, split_folds, split_once
@@ -20,16 +26,18 @@ ROBUST_FACTOR = 100.0
 
 
 def candidates(patients: Sequence[PatientCells], options: GMMOptions) -> list[int]:
-    """Candidate numbers of components; an error where a patient has too few cells for them."""
+    """Candidate numbers of components; an error where a patient has too few cells, or priors are of other shapes."""
     given = options.k_comps
     share = 1.0 if given is not None and len(given) == 1 else options.train_size
     if options.n_folds is not None and share < 1:
         share = 1 - 1 / options.n_folds
     smallest = min(patients, key=lambda p: len(p.cells))
-    n_train = round(share * len(smallest.cells))
+    n_train, dim = round(share * len(smallest.cells)), smallest.cells.shape[1]
     if given is None:
-        dim = smallest.cells.shape[1]
-        return list(range(1, max(1, min(MOST_COMPONENTS, n_train // (dim + 1))) + 1))
+        given = list(range(1, max(1, min(MOST_COMPONENTS, n_train // (dim + 1))) + 1))
+    for k in given:
+        if options.prior != "pooled":
+            closed_priors(options.prior, k, dim, options.covariance_type)  # raises for shapes
     if n_train < max(given):
         raise InvalidArgumentError(
             f"k_comps: {max(given)} components, but patient {smallest.name!r} has {n_train} cells to fit; "
@@ -45,7 +53,7 @@ def split_cells(n_cells: int, options: GMMOptions) -> list[Split]:
     return split_once(n_cells, options.train_size, options.random_state)
 
 
-def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> MixturePrior | None:
+def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> MixturePriors:
     """The prior that was asked for; a pooled one is learned from ``sets``."""
     if options.prior != "pooled":
         return options.prior
@@ -60,16 +68,44 @@ def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMM
 
 
 def fit_sets(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> list[dict[int, Fit]]:
-    """Every data set with every number of components, one program."""
-    return fit_many(
+    """Every data set with every number of components, one program; each alone for priors without a closed form."""
+    prior = chosen_prior(sets, components, options)
+    kind, lacking = options.covariance_type, options.not_conjugate
+    closed = {k: v for k, v in prior.items() if k not in lacking} if isinstance(prior, Mapping) else prior
+    fits = fit_many(
         sets,
         components,
-        covariance_type=options.covariance_type,
+        covariance_type=kind,
         n_init=options.n_init,
-        prior=chosen_prior(sets, components, options),
-        regularization=options.eps,
+        prior=closed,
+        regularization=0.0 if has_covariances(closed) else options.eps,
         options=options.em,
         seed=options.random_state,
+    )
+    if not lacking:
+        return fits
+    return [
+        {k: _followed(fit, cells, options) for k, fit in own.items()} for own, cells in zip(fits, sets, strict=True)
+    ]
+
+
+def _followed(fit: Fit, cells: Tensor, options: GMMOptions) -> Fit:
+    """The mode under priors that have no closed form, from EM's fit without them."""
+    kind, k = options.covariance_type, fit.parameters.n_components
+    priors: Any = options.prior
+    program = partial(gaussian_mixture, n_components=k, covariance_type=kind, priors=priors)
+    known = SitePriors.of(priors, k, cells.shape[1], kind)
+    start, name = in_order_of(known, fit.parameters), f"a mixture with {in_words(options.not_conjugate)}"
+    own = followed_from(start, program, name, cells)
+    total = float(observed_density(own.guide.density, own.values))
+    return Fit(
+        MixtureParameters(**{part: own.values[part] for part in PARTS}, covariance_type=kind),
+        total,
+        float(log_density_of(own.guide.density, own.values)) / len(cells),
+        int(own.guide.optimum.evaluations.max()),
+        bool(own.guide.converged.all()),
+        singular=False,
+        distinct=fit.distinct,
     )
 
 

@@ -1,1 +1,1 @@
-"""An AnnData from counts to tests, effects, posteriors, figures and a file: the parts of SplisosmGLMM."""
+"""An AnnData from counts to tests, effects, posteriors and a file: SplisosmGLMM, and what reads its UsageAnalysis."""

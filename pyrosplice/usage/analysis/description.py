@@ -7,16 +7,50 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from pyrosplice.priors.prior_tables import describe
+from pyrosplice.guides.own_model import name_of
+from pyrosplice.priors.prior_tables import describe as describe_prior
 from pyrosplice.representation import FDR
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.graph import component_labels
+from pyrosplice.usage.analysis.fits import UsageAnalysis
+from pyrosplice.usage.analysis.options import AnalysisOptions
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.reading.isoforms import matrix_name
-from pyrosplice.usage.records import FittedGene
+from pyrosplice.usage.records import UsageFit
 
 
-def describe_data(prepared: Prepared | None) -> dict[str, str]:
+def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> dict[str, str]:
+    """All rows on an analysis, None before there are data."""
+    results = {} if analysis is None else analysis.results
+    return {
+        **_describe_data(None if analysis is None else analysis.prepared),
+        "model": _describe_model(options) if options.model is None else name_of(options.model),
+        "fit": _describe_fit(None if analysis is None else analysis.fitted),
+        "sv test": _describe_test(results.get("sv")),
+        "du test": _describe_test(results.get("du")),
+    }
+
+
+def _describe_model(options: AnalysisOptions) -> str:
+    """Likelihood, variance and priors in a line."""
+    if isinstance(options.priors, str):
+        priors = f"{options.priors} priors"
+    elif options.priors:
+        priors = "priors " + ", ".join(f"{name} ~ {describe_prior(prior)}" for name, prior in options.priors.items())
+    else:
+        priors = "flat priors"
+    if options.model_type == "glm":
+        return f"{options.likelihood.name} GLM by {options.model_options()['fitting_method']}, {priors}"
+    if not isinstance(options.priors, str) and "sigma" not in (options.priors or {}):  # else there is no other
+        more = "" if options.var_prior_model == "none" else options.var_prior_model_params or ""
+        priors += f", variance prior {options.var_prior_model}{more}"
+    variance = "one variance" if options.share_variance else "a variance each logit"
+    variance = "a variance of every isoform alike" if options.isoform_effect == "symmetric" else variance
+    sigma = "sigma kept at its start" if options.var_fix_sigma else "sigma free"
+    return f"{options.likelihood.name} GLMM by {options.fitting_method}, {variance}, {sigma}, {priors}"
+
+
+def _describe_data(prepared: Prepared | None) -> dict[str, str]:
     """Rows on counts, space and design."""
     if prepared is None:
         return {"data": "none; call setup_data"}
@@ -31,26 +65,20 @@ def describe_data(prepared: Prepared | None) -> dict[str, str]:
     }
 
 
-def describe_priors(priors: Mapping[str, object], name: str | None) -> str:
-    """Priors that are not flat, in a line; their name before there are data."""
-    if not priors:
-        return f"{name or 'flat'} priors"
-    return "priors " + ", ".join(f"{name} ~ {describe(prior)}" for name, prior in priors.items())
-
-
-def describe_fit(fitted: Sequence[FittedGene] | None, *, with_design: bool, with_null: bool) -> str:
+def _describe_fit(fitted: UsageFit | None) -> str:
     """How many genes converged, and why the others did not."""
     if fitted is None:
         return "not fitted; call fit"
-    good = sum(gene.converged for gene in fitted)
-    seconds = sum(gene.fitting_time_s for gene in fitted)
-    text = f"{good} of {len(fitted)} genes converged in {seconds:.3g} s"
-    reasons = sorted({gene.reason for gene in fitted if not gene.converged})
+    genes = fitted.genes
+    good = sum(gene.converged for gene in genes)
+    seconds = sum(gene.fitting_time_s for gene in genes)
+    text = f"{good} of {len(genes)} genes converged in {seconds:.3g} s"
+    reasons = sorted({gene.reason for gene in genes if not gene.converged})
     text += f" (others: {', '.join(reasons)})" if reasons else ""
-    return text + (", with design" if with_design else "") + (", null models too" if with_null else "")
+    return text + (", with design" if fitted.with_design else "") + (", null models too" if fitted.null else "")
 
 
-def describe_test(results: Mapping[str, object] | None) -> str:
+def _describe_test(results: Mapping[str, object] | None) -> str:
     """Method and number of discoveries."""
     if not results:
         return "not run"

@@ -1,4 +1,4 @@
-"""The part of :class:`~pyrosplice.SplisosmGLMM` that says how large effects are."""
+"""How large effects of covariates on usage are: a table of all genes and isoforms."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pyrosplice.errors import NoResultsError, check_option, check_share
 from pyrosplice.hypothesis.coefficients.identified import TOUCHED
 from pyrosplice.hypothesis.coefficients.wald import Effects
 from pyrosplice.hypothesis.test_table import TestTable
-from pyrosplice.modes import works_in_any_mode
-from pyrosplice.usage.analysis.differential_usage import DifferentialUsage
-from pyrosplice.usage.analysis.options import law_name
-from pyrosplice.usage.effect_sizes import average_usage_effects, centred_log_odds, changes_of
+from pyrosplice.usage.analysis.differential_usage import batches_under, effect_fits, law_of
+from pyrosplice.usage.analysis.fits import Analyzed
+from pyrosplice.usage.analysis.options import check_of_isoforms, law_name
+from pyrosplice.usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice.usage.gene_tests.coefficients import estimates
 from pyrosplice.usage.gene_tests.covariate_law import Law
 from pyrosplice.usage.gene_tests.missing_results import reasons_of
@@ -30,87 +30,86 @@ Floats = NDArray[np.float64]
 POINTS = 100.0  # percentage points of usage
 
 
-@works_in_any_mode
-class UsageEffects(DifferentialUsage):
-    """Effect sizes of every gene; see :class:`~pyrosplice.SplisosmGLMM`."""
+def get_effects(
+    self: Analyzed,
+    *,
+    level: float = 0.95,
+    variance: Literal["robust", "model"] = "robust",
+    law: CovarianceLaw | None = None,
+) -> pd.DataFrame:
+    """How much each covariate changes each isoform, with standard errors and intervals.
 
-    def get_effects(
-        self,
-        *,
-        level: float = 0.95,
-        variance: Literal["robust", "model"] = "robust",
-        law: CovarianceLaw | None = None,
-    ) -> pd.DataFrame:
-        """How much each covariate changes each isoform, with standard errors and intervals.
+    After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
+    estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
+    last one is that of the GLMM's random effect, whose fit it changes a little, unless this is ``"symmetric"``.
 
-        After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
-        estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
-        last one is that of the GLMM's random effect, whose fit it changes a little, unless this is ``"symmetric"``.
+    Parameters
+    ----------
+    level
+        Of the confidence intervals.
+    variance
+        ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
+        freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
+    law
+        As there: ``"averaged"`` (default with a spatial effect), one generalised least-squares step from the fits
+        at the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
+        coefficients with the covariance that was estimated.
 
-        Parameters
-        ----------
-        level
-            Of the confidence intervals.
-        variance
-            ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
-            freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
-        law
-            As there: ``"averaged"`` (default with a spatial effect), one generalised least-squares step from the fits
-            at the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
-            coefficients with the covariance that was estimated.
+    Returns
+    -------
+    pandas.DataFrame
+        One row a gene, covariate, isoform (name in ``var``) and ``scale``:
 
-        Returns
-        -------
-        pandas.DataFrame
-            One row a gene, covariate, isoform (name in ``var``) and ``scale``:
+        ``"log_odds"``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
+        for a level of a factor, against the mean of the levels.
 
-            ``"log_odds"``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
-            for a level of a factor, against the mean of the levels.
+        ``"usage_points"``: percentage points of usage, averaged over the spots; the derivative for a continuous
+        covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
+        With two levels that is half their difference. Levels that a formula coded are against the one it left out.
 
-            ``"usage_points"``: percentage points of usage, averaged over the spots; the derivative for a continuous
-            covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
-            With two levels that is half their difference. Levels that a formula coded are against the one it left out.
+        Columns ``effect``, ``se``, ``lower`` and ``upper``, from the covariance of β and intercept with (σ, θ)
+        estimated too; the last three are NaN where a coefficient is at infinity, or no degrees of freedom are left.
+        An effect that the gene's spots do not identify (a level in which it has no molecules, and so the mean of
+        the levels) is NaN altogether; the others of such a gene are averages over the spots where its usage is
+        identified. ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
 
-            Columns ``effect``, ``se``, ``lower`` and ``upper``, from the covariance of β and intercept with (σ, θ)
-            estimated too; the last three are NaN where a coefficient is at infinity, or no degrees of freedom are left.
-            An effect that the gene's spots do not identify (a level in which it has no molecules, and so the mean of
-            the levels) is NaN altogether; the others of such a gene are averages over the spots where its usage is
-            identified. ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
-
-        Raises
-        ------
-        NotReadyError
-            Before ``setup_data`` or ``fit``.
-        InvalidArgumentError
-            A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
-        """
-        self._shipped_only("get_effects")
-        check_share("level", level)
-        check_option("variance", variance, ("robust", "model"))
-        if law is not None:
-            check_option("law", law, get_args(CovarianceLaw))
-        held_to = self._law(law_name(law, variance, self.model_type), variance)
-        prepared, fit = self._ready(), self._ready_fit()
-        if prepared.design is None or not fit.with_design:
-            raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
-        genes = self._test_fit(self.model_type, with_design=True, print_progress=False)
-        spec = self._test_spec(self.model_type, with_design=True, device=None if held_to.spectra is None else "cpu")
-        tables: dict[int, TestTable] = {}
-        for batch in self._test_batches(held_to):
-            some = [genes[g] for g in batch]
-            effects = gene_effects(self._counts(prepared, batch), spec, some, prepared.design, held_to)
-            each = [(e.estimate, e.standard_error, *e.interval(level)) for e in effects.values()]
-            found = [torch.stack(values, -1).numpy() for values in zip(*each, strict=True)]  # (B, P, K, scales)
-            for row, gene in enumerate(batch):
-                isoforms = prepared.data.adata.var_names[prepared.data.columns[gene]]
-                labels = {
-                    "gene": [prepared.gene_names[gene]], "covariate": prepared.design.names, "isoform": isoforms,
-                    "scale": [*effects],
-                }  # fmt: skip
-                own = [value[row].ravel() for value in found]
-                why = _reasons(own, prepared.counts[gene], some[row], from_residuals=held_to.robust)
-                tables[gene] = _gene_table(labels, own, why)
-        return pd.concat([tables[gene].to_frame() for gene in range(self.n_genes)], ignore_index=True)
+    Raises
+    ------
+    NotReadyError
+        Before ``setup_data`` or ``fit``.
+    InvalidArgumentError
+        A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
+    """
+    analysis = self.analysis
+    analysis.shipped_only("get_effects")
+    likelihood = analysis.options.likelihood
+    check_of_isoforms(likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
+    check_share("level", level)
+    check_option("variance", variance, ("robust", "model"))
+    if law is not None:
+        check_option("law", law, get_args(CovarianceLaw))
+    held_to = law_of(analysis, law_name(law, variance, analysis.model_type), variance)
+    prepared, design = analysis.prepared, analysis.prepared.design
+    if design is None or not analysis.fit.with_design:
+        raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
+    genes, spec = effect_fits(analysis, held_to, show=False)
+    tables: dict[int, TestTable] = {}
+    for batch in batches_under(analysis, held_to):
+        some = [genes[g] for g in batch]
+        effects = gene_effects(analysis.counts(batch), spec, some, design, held_to)
+        each = [(e.estimate, e.standard_error, *e.interval(level)) for e in effects.values()]
+        found = [torch.stack(values, -1).numpy() for values in zip(*each, strict=True)]  # (B, P, K, scales)
+        for row, gene in enumerate(batch):
+            labels = {
+                "gene": [prepared.gene_names[gene]],
+                "covariate": design.names,
+                "isoform": prepared.isoform_names(gene),
+                "scale": [*effects],
+            }
+            own = [value[row].ravel() for value in found]
+            why = _reasons(own, prepared.counts[gene], some[row], from_residuals=held_to.robust)
+            tables[gene] = _gene_table(labels, own, why)
+    return pd.concat([tables[gene].to_frame() for gene in range(analysis.n_genes)], ignore_index=True)
 
 
 def gene_effects(
@@ -127,7 +126,7 @@ def gene_effects(
     def both(some: slice, spots: Tensor, covariance: Tensor) -> tuple[Effects, Effects]:
         beta = found.beta[some]
         usage = average_usage_effects(eta[some][:, spots], beta, covariance, covariates[spots], changes)
-        return centred_log_odds(beta, covariance), usage
+        return centered_log_odds(beta, covariance), usage
 
     everywhere, covariance = torch.ones(len(given), dtype=torch.bool), found.of_coded(found.covariance)
     odds, usage = both(slice(None), everywhere, covariance)

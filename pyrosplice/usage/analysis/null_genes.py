@@ -51,7 +51,7 @@ class Space:
         if self.solver is None:
             raise AssertionError("a model without space has no spatial variance")
         noise = torch.randn(1, self.solver.n_latent, len(scale), generator=generator, dtype=torch.float64)
-        return scale * self.solver.colour(noise)[0]
+        return scale * self.solver.color(noise)[0]
 
 
 @dataclass(frozen=True)

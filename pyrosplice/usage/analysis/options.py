@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from torch import Tensor
 
-from pyrosplice.effects.isoform_effect import check_isoform_effect
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
+from pyrosplice.devices import as_device
+from pyrosplice.effects.isoform_effect import IsoformEffect, check_isoform_effect
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    NoResultsError,
+    check_integer,
+    check_option,
+    check_switches,
+    is_whole,
+)
+from pyrosplice.guides.own_model import Program
 from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.priors.named import Priors, named_priors
+from pyrosplice.priors.sites import SITES
+from pyrosplice.spatial.car import check_rho
+from pyrosplice.spatial.graph import Graph, check_k_neighbors
 from pyrosplice.usage.gene_tests.linearized import PermutationNull
 from pyrosplice.usage.gene_tests.terms import By, TestLaw, Variance
+from pyrosplice.usage.glmm import MultinomGLMM
+from pyrosplice.usage.records import MODELS
 
+GLM_METHODS = ("iwls", "newton", "gd")
 EFFECT = (
     "share_variance",
     "var_fix_sigma",
@@ -23,7 +42,7 @@ EFFECT = (
     "isoform_effect",
 )
 SPACE = ("k_neighbors", "rho", "approx_rank", "graph")
-OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")
+OPTIONS = ("model_type", *EFFECT, "fitting_method", "fitting_configs", *SPACE, "device")  # of a file
 USAGE_OPTIONS = {
     "method": ("score", "wald", "lrt"),
     "by": get_args(By),
@@ -37,21 +56,243 @@ NEEDED = {
 }
 
 
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """Arguments of :class:`~pyrosplice.SplisosmGLMM`, which documents them."""
+
+    model_type: str
+    share_variance: bool
+    var_fix_sigma: bool
+    var_prior_model: str
+    var_prior_model_params: Mapping[str, float] | None
+    init_ratio: str
+    fitting_method: str
+    fitting_configs: Mapping[str, Any] | None
+    k_neighbors: int
+    rho: float
+    approx_rank: int | str | None
+    device: str
+    graph: Graph
+    likelihood: Likelihood
+    priors: Priors
+    isoform_effect: IsoformEffect
+    model: Program | None
+
+    def check(self) -> None:
+        """Raise where an option is wrong."""
+        check_option("model_type", self.model_type, MODELS)
+        check_option("isoform_effect", self.isoform_effect, get_args(IsoformEffect))
+        as_device(self.device)  # raises where there is none
+        check_k_neighbors(self.k_neighbors)
+        check_option("graph", self.graph, get_args(Graph))
+        check_rho(self.rho)
+        rank = self.approx_rank
+        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
+            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
+        MODELS[self.model_type](**self.model_options())
+        if self.model_type == "glm":  # which takes those of a GLMM too, for compatibility
+            method = "joint_gd" if self.fitting_method in GLM_METHODS else self.fitting_method
+            MultinomGLMM(**{name: getattr(self, name) for name in EFFECT}, fitting_method=method)
+
+    def rank(self, n_spots: int) -> int | None:
+        """Number of eigenpairs of the spatial covariance to keep; None for all of it.
+
+        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
+        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
+        """
+        if self.approx_rank is None:
+            if self.device != "cpu" and n_spots > 5000:
+                warnings.warn(
+                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {self.device!r} is "
+                    "expensive; leave approx_rank out, or give a rank.",
+                    stacklevel=6,
+                )
+            return None
+        if self.approx_rank == "auto":
+            return None if self.device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
+        return min(int(self.approx_rank), n_spots)
+
+    @property
+    def is_marginal(self) -> bool:
+        """Whether fits are at the marginal optimum with σ estimated, which is what tests rest on."""
+        marginal = self.fitting_method.startswith("marginal") and not self.var_fix_sigma
+        return self.model_type == "glm" or marginal
+
+    @property
+    def has_priors(self) -> bool:
+        """Whether any site has a prior."""
+        return bool(self.priors) or self.var_prior_model != "none"
+
+    def model_options(self, **changed: Any) -> dict[str, Any]:
+        """Constructor arguments of the model of one batch; ``changed`` ones go before these."""
+        configs = {"max_epochs": 500} if self.fitting_configs is None else deepcopy(self.fitting_configs)
+        own: dict[str, Any] = {"likelihood": self.likelihood, "priors": self.priors, "model": self.model}
+        if self.model_type == "glm":
+            method = self.fitting_method if self.fitting_method in GLM_METHODS else "iwls"
+            return {"fitting_method": method, "fitting_configs": configs, **own, **changed}
+        options = {name: getattr(self, name) for name in EFFECT}
+        return options | {"fitting_method": self.fitting_method, "fitting_configs": configs} | own | changed
+
+    def saved(self) -> dict[str, Any]:
+        """Copies of what a file holds of them."""
+        return {name: deepcopy(getattr(self, name)) for name in OPTIONS}
+
+    def test_options(self, model_type: str, *, priors: bool) -> dict[str, Any]:
+        """What tests change of them: a GLMM is at its marginal optimum with σ estimated, with priors or without."""
+        tolerance = {name: value for name, value in (self.fitting_configs or {}).items() if name == "tol"}
+        changed: dict[str, Any] = {"fitting_configs": tolerance or None, "fitting_method": "iwls"}
+        if model_type != "glm":
+            changed |= {"fitting_method": "marginal_newton", "var_fix_sigma": False}
+            changed |= {} if priors else {"var_prior_model": "none", "var_prior_model_params": None}
+        return changed | ({} if priors else {"priors": None})
+
+    def named_priors(self, name: str, covariance: Any) -> dict[str, Any]:
+        """The priors of that name for the sites of the model; ``covariance`` is that of the spots."""
+        own = SITES if self.model_type != "glm" else SITES[:2]
+        space = covariance if self.model_type == "glmm-full" else None
+        given: dict[str, Any] = {"likelihood": self.likelihood, "isoform_effect": self.isoform_effect}
+        return named_priors(name, (*own, *self.likelihood.free), covariance=space, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariabilityOptions:
+    """Options of a test of spatial variability, which ``test_spatial_variability`` documents; None is the default."""
+
+    method: str
+    use_perm_null: bool
+    n_perms_per_gene: int | None
+    importance: bool
+    n_bootstrap: int | None
+    adjust_for_design: bool
+    random_seed: int = 0
+    early_stop: int | None = None
+    n_jobs: int | None = None
+    n_draws: int | None = None
+    null_law: str | None = None
+
+    def __post_init__(self) -> None:
+        check_option("method", self.method, ("llr", "score"))
+        check_switches(
+            use_perm_null=self.use_perm_null, importance=self.importance, adjust_for_design=self.adjust_for_design
+        )
+        ratio = self.method == "llr"
+        used = {"n_draws": self.importance, "early_stop": self.use_perm_null}
+        used["null_law"] = ratio and not self.use_perm_null and self.n_bootstrap is None
+        for name, needed in used.items():
+            if getattr(self, name) is not None and not needed:
+                raise InvalidArgumentError(f"{name}: expected {NEEDED[name]} with it, without which it has no effect.")
+        if self.null_law is not None:
+            check_option("null_law", self.null_law, ("finite-sample", "boundary"))
+        names = [name for name in ("importance", "n_bootstrap") if getattr(self, name) not in (None, False)]
+        if names and not ratio:
+            raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={self.method!r}.")
+        names += ["use_perm_null"] if self.use_perm_null else []
+        if len(names) > 1:
+            raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
+        for name, least in (("n_bootstrap", 1), ("early_stop", 1), ("n_draws", 1), ("random_seed", 0)):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), least=least)
+
+    @property
+    def sampling(self) -> tuple[int, int]:
+        """Draws and their seed, of importance sampling."""
+        return 400 if self.n_draws is None else self.n_draws, self.random_seed
+
+    @property
+    def permutations(self) -> PermutationNull | None:
+        """How to permute, 20 times if not said; None for not at all."""
+        if not self.use_perm_null:
+            return None
+        n_permutations = 20 if self.n_perms_per_gene is None else self.n_perms_per_gene
+        check_integer("n_perms_per_gene", n_permutations)
+        return PermutationNull(n_permutations, self.random_seed, self.early_stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageTestOptions:
+    """Options of a test of differential usage, which ``test_differential_usage`` documents."""
+
+    method: str
+    by: By
+    contrasts: Any
+    variance: Variance | None
+    law: TestLaw | None
+    n_surrogates: int | None
+    random_seed: int | None
+
+    @property
+    def variance_used(self) -> Variance:
+        """Of the score: of surrogates, whose p-values are ranks, the model's, else by default from the residuals."""
+        return self.variance or ("model" if self.law == "surrogates" else "robust")
+
+    @property
+    def surrogates(self) -> tuple[int, int] | None:
+        """Number and seed of the surrogates; None for other laws."""
+        n_surrogates = 999 if self.n_surrogates is None else self.n_surrogates
+        return (n_surrogates, self.random_seed or 0) if self.law == "surrogates" else None
+
+    def check(self, covariates: Sequence[str]) -> None:
+        """Raise unless the options exist, and go together; says so where one names a covariate."""
+        self._check_surrogates()
+        for name, known in USAGE_OPTIONS.items():
+            value = self.variance_used if name == "variance" else getattr(self, name)
+            if isinstance(value, str) and value in covariates and value not in known:
+                raise InvalidArgumentError(
+                    f"{name}: expected one of {', '.join(map(repr, known))}, found {value!r}, a covariate. "
+                    f"All of them are tested, {list(covariates)}, and named in the results."
+                )
+            if name != "law" or value is not None:
+                check_option(name, value, known)
+
+    def _check_surrogates(self) -> None:
+        given = {"n_surrogates": (self.n_surrogates, 19), "random_seed": (self.random_seed, 0)}
+        for name, (value, least) in given.items():
+            if value is not None and self.law != "surrogates":
+                raise InvalidArgumentError(f"{name}: expected law='surrogates' with it, found law={self.law!r}.")
+            check_integer(name, least if value is None else value, least=least)
+        if self.law != "surrogates":
+            return
+        if self.method != "score":
+            raise InvalidArgumentError(f"law='surrogates': expected method='score' with it, found {self.method!r}.")
+        if self.variance not in (None, "model"):
+            raise InvalidArgumentError(
+                f"law='surrogates': expected no variance, or 'model', as p-values are ranks; found {self.variance!r}."
+            )
+
+    def check_fit(self, *, with_design: bool) -> None:
+        """Raise where the models were not fitted for this method."""
+        if self.method != "lrt" and with_design != (self.method == "wald"):
+            raise NoResultsError(
+                f"method={self.method!r}: expected models fitted with with_design_mtx={self.method == 'wald'}, found "
+                f"{with_design}. Fit again, or use method={'wald' if with_design else 'score'!r} or 'lrt'."
+            )
+        if self.contrasts is not None and self.method != "wald":
+            raise InvalidArgumentError(f"contrasts: expected method='wald' with them, found method={self.method!r}.")
+
+    def check_unequal(self, names: Sequence[str], tested: Sequence[Sequence[int]]) -> None:
+        """Raise where the variance of the field is to depend on what is not one covariate."""
+        if self.variance != "het":
+            return
+        if self.method == "lrt":
+            raise InvalidArgumentError("variance='het': expected method='score' or 'wald' with it, found 'lrt'.")
+        joint = [name for name, columns in zip(names, tested, strict=True) if len(columns) != 1]
+        if joint:
+            raise InvalidArgumentError(
+                f"variance='het': {joint[0]!r} is of several covariates, and the field's variance can depend on one; "
+                "expected by='covariate' without contrasts."
+            )
+
+
 def check_logits(isoform_effect: str, likelihood: Likelihood, counts: Sequence[Tensor]) -> None:
     """Raise unless the effect has a meaning for genes ``(N, K)`` of each number of isoforms."""
     for gene in {table.shape[1]: table for table in counts}.values():
         check_isoform_effect(isoform_effect, share_variance=True, likelihood=likelihood, counts=gene.unsqueeze(0))
 
 
-def check_usage_options(covariates: Sequence[str], **given: str) -> None:
-    """Raise unless the options of a test of differential usage exist; says so where one names a covariate."""
-    for name, value in given.items():
-        if isinstance(value, str) and value in covariates and value not in USAGE_OPTIONS[name]:
-            raise InvalidArgumentError(
-                f"{name}: expected one of {', '.join(map(repr, USAGE_OPTIONS[name]))}, found {value!r}, a covariate. "
-                f"All of them are tested, {list(covariates)}, and named in the results."
-            )
-        check_option(name, value, USAGE_OPTIONS[name])
+def check_of_isoforms(likelihood: Likelihood, what: str) -> None:
+    """Raise where the likelihood is of one count a spot, which has no usage of isoforms."""
+    if likelihood.n_categories[1] == 1:
+        raise NoResultsError(f"likelihood: {likelihood!r} is of one count a spot, and {what}.")
 
 
 def law_name(law: str | None, variance: str, model_type: str) -> str | None:
@@ -70,68 +311,3 @@ def law_name(law: str | None, variance: str, model_type: str) -> str | None:
     if law in ("averaged", "surrogates") and model_type != "glmm-full":
         raise InvalidArgumentError(f"law={law!r}: model_type={model_type!r} has no field; expected law='plugin'.")
     return None if model_type == "glm" else law or ("averaged" if model_type == "glmm-full" else "plugin")
-
-
-def surrogate_settings(
-    law: str | None, method: str, variance: str | None, given: dict[str, int | None]
-) -> dict[str, int] | None:
-    """``n_surrogates`` and ``random_seed`` of ``law="surrogates"``, 999 and 0 if not ``given``; None for other laws.
-
-    Raises where they, the method or the variance exclude each other.
-    """
-    asked = {name: value for name, value in given.items() if value is not None}
-    if law != "surrogates":
-        for name in asked:
-            raise InvalidArgumentError(f"{name}: expected law='surrogates' with it, found law={law!r}.")
-        return None
-    if method != "score":
-        raise InvalidArgumentError(f"law='surrogates': expected method='score' with it, found {method!r}.")
-    if variance not in (None, "model"):
-        raise InvalidArgumentError(
-            f"law='surrogates': expected no variance, or 'model', as p-values are ranks; found {variance!r}."
-        )
-    for name, least in (("n_surrogates", 19), ("random_seed", 0)):
-        check_integer(name, asked.get(name, least), least=least)
-    return {"n_surrogates": 999, "random_seed": 0, **asked}
-
-
-def variability_settings(
-    method: str, use_perm_null: bool, importance: bool, n_bootstrap: int | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Options of a test of spatial variability; raises where they are unknown, exclude each other or out of range."""
-    settings: dict[str, Any] = {"random_seed": 0, "early_stop": None, "n_jobs": None, "n_draws": 400}
-    settings["null_law"] = "finite-sample"
-    for name in given:
-        check_option("test_spatial_variability(...)", name, settings)
-    check_switches(use_perm_null=use_perm_null, importance=importance)
-    unused = {"n_draws": not importance, "early_stop": not use_perm_null}
-    unused["null_law"] = method != "llr" or use_perm_null or n_bootstrap is not None
-    for name in given:
-        if unused.get(name):
-            raise InvalidArgumentError(f"{name}: expected {NEEDED[name]} with it, without which it has no effect.")
-    settings |= {**given, "importance": importance, "n_bootstrap": n_bootstrap}
-    check_option("null_law", settings["null_law"], ("finite-sample", "boundary"))
-    names = [name for name in ("importance", "n_bootstrap") if settings[name] not in (None, False)]
-    if names and method != "llr":
-        raise InvalidArgumentError(f"{names[0]}: expected method='llr' with it, found method={method!r}.")
-    names += ["use_perm_null"] if use_perm_null else []
-    if len(names) > 1:
-        raise InvalidArgumentError(f"expected one of importance, n_bootstrap and use_perm_null, found {names}.")
-    least = {"n_bootstrap": 1, "early_stop": 1, "n_draws": 1, "random_seed": 0}
-    for name, value in settings.items():
-        if name in least and value is not None:
-            check_integer(name, value, least=least[name])
-    return settings
-
-
-def permutation_null_of(
-    n_permutations: int | None, settings: dict[str, Any], use_perm_null: bool
-) -> PermutationNull | None:
-    """How to permute, 20 times if not said; None for not at all, with a warning where a number is given."""
-    if not use_perm_null:
-        if n_permutations is not None:
-            warnings.warn("n_perms_per_gene: nothing is permuted without use_perm_null=True.", stacklevel=4)
-        return None
-    n_permutations = 20 if n_permutations is None else n_permutations
-    check_integer("n_perms_per_gene", n_permutations)
-    return PermutationNull(n_permutations, settings["random_seed"], settings["early_stop"])

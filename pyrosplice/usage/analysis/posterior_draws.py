@@ -1,114 +1,114 @@
-"""The part of :class:`~pyrosplice.SplisosmGLMM` that draws from the posterior of many genes."""
+"""Posterior draws of many genes, as one tree."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.modes import works_in_any_mode
-from pyrosplice.posterior.draws import n_chains
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.posterior.draws import DrawOptions, n_chains, posterior_tree
 from pyrosplice.posterior.genes import joined
 from pyrosplice.posterior.memory import require_memory
 from pyrosplice.posterior.nuts import NutsOptions
-from pyrosplice.posterior.sampling import METHODS
+from pyrosplice.posterior.problem import PosteriorProblem
 from pyrosplice.posterior.tree import check_groups, numbers_per_draw
-from pyrosplice.usage.analysis.effects import UsageEffects
+from pyrosplice.usage.analysis.fits import Analyzed, UsageAnalysis
 
 
-@works_in_any_mode
-class UsagePosterior(UsageEffects):
-    """Posterior draws of many genes; see :class:`~pyrosplice.SplisosmGLMM`."""
+def posterior(
+    self: Analyzed,
+    genes: str | Sequence[str] | None = None,
+    *,
+    num_samples: int = 1000,
+    method: str = "laplace",
+    hyper: str = "plug-in",
+    groups: Sequence[str] | None = None,
+    usage: bool = False,
+    seed: int = 0,
+    nuts_options: NutsOptions | None = None,
+    max_memory: str | float | None = None,
+) -> xr.DataTree:
+    """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
 
-    def posterior(
-        self,
-        genes: str | Sequence[str] | None = None,
-        *,
-        num_samples: int = 1000,
-        method: str = "laplace",
-        hyper: str = "plug-in",
-        groups: Sequence[str] | None = None,
-        usage: bool = False,
-        seed: int = 0,
-        nuts_options: NutsOptions | None = None,
-        max_memory: str | float | None = None,
-    ) -> xr.DataTree:
-        """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
+    Coordinates are names: ``gene`` (in the order asked for), ``spot`` (``obs_names``), ``covariate``, and
+    ``isoform_name`` ``(gene, isoform)`` (``var_names``). Genes with the same number of isoforms are drawn as one
+    batch. Where genes differ in that number, those with fewer are padded with NaN along ``isoform``, ``logit``
+    and ``component`` (one tree, in which ``tree["posterior"].theta`` has every gene, is worth more than one a
+    number), and their isoforms are ``""``; counts are floats then. :func:`pyrosplice.posterior.one_gene` takes a
+    gene out without its padding, isoforms by name; the tables of :mod:`pyrosplice.posterior` know of it.
 
-        Coordinates are names: ``gene`` (in the order asked for), ``spot`` (``obs_names``), ``covariate``, and
-        ``isoform_name`` ``(gene, isoform)`` (``var_names``). Genes with the same number of isoforms are drawn as one
-        batch. Where genes differ in that number, those with fewer are padded with NaN along ``isoform``, ``logit``
-        and ``component`` (one tree, in which ``tree["posterior"].theta`` has every gene, is worth more than one a
-        number), and their isoforms are ``""``; counts are floats then. :func:`pyrosplice.posterior.one_gene` takes a
-        gene out without its padding, isoforms by name; the tables of :mod:`pyrosplice.posterior` know of it.
+    A factor of the design has the coefficients that were fitted, of each level against the first.
 
-        A factor of the design has the coefficients that were fitted, of each level against the first.
+    Parameters
+    ----------
+    genes
+        Name(s) of the genes to draw from; all by default. The tree is large: the counts alone are draws × genes ×
+        spots × isoforms, so draw from many genes with ``groups=()``.
+    num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory
+        As of :meth:`pyrosplice.MultinomGLM.posterior`.
 
-        Parameters
-        ----------
-        genes
-            Name(s) of the genes to draw from; all by default. The tree is large: the counts alone are draws × genes ×
-            spots × isoforms, so draw from many genes with ``groups=()``.
-        num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory
-            As of :meth:`pyrosplice.MultinomGLM.posterior`.
+    Raises
+    ------
+    KeyError
+        A name that is not in ``gene_names``.
+    InvalidArgumentError
+        No gene; and as of :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
+    NotReadyError
+        Before ``setup_data`` or ``fit``.
+    """
+    analysis = self.analysis
+    analysis.shipped_only("posterior")
+    positions, prepared = _positions(analysis, genes), analysis.prepared
+    asked = DrawOptions(
+        num_samples=num_samples, method=method, hyper=hyper, genes=None, names=None, groups=groups, usage=usage,
+        seed=seed, nuts_options=nuts_options, max_memory=max_memory,
+    )  # fmt: skip
+    batches = prepared.batches(analysis.n_genes, group=True)
+    parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
+    problems = [_problem(analysis, own) for own in parts]
+    asked.check()
+    _check_memory(problems, asked)
+    names: dict[str, Sequence[Any]] = {"spot": prepared.data.adata.obs_names}
+    design = prepared.design if analysis.fit.with_design else None
+    if design is not None:
+        names["covariate"] = [design.names[p] for p in design.estimable]
+    trees = []
+    for problem, own in zip(problems, parts, strict=True):
+        here = names | {"gene": [prepared.gene_names[gene] for gene in own]}
+        trees.append(posterior_tree(problem, replace(asked, names=here, max_memory="inf")))
+    isoforms = {prepared.gene_names[gene]: prepared.isoform_names(gene) for gene in positions}
+    return joined(trees, list(isoforms), isoforms)
 
-        Raises
-        ------
-        KeyError
-            A name that is not in ``gene_names``.
-        InvalidArgumentError
-            No gene; and as of :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
-        NotReadyError
-            Before ``setup_data`` or ``fit``.
-        """
-        self._shipped_only("posterior")
-        prepared, fit = self._ready(), self._ready_fit()
-        positions = self._positions(genes)
-        spec = self._spec(self.model_type, with_design=fit.with_design)
-        names = {"spot": prepared.data.adata.obs_names}
-        if fit.with_design and prepared.design is not None:
-            names["covariate"] = [prepared.design.names[p] for p in prepared.design.estimable]
-        batches = prepared.batches(len(prepared.counts), group=True)
-        parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
-        models = [spec.rebuild_estimable(self._counts(prepared, own), [fit.genes[g] for g in own]) for own in parts]
-        numbers: Counter[str] = Counter()
-        check_option("method", method, METHODS)
-        check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
-        widest = max(model.n_isos for model in models)
-        for problem in (model.posterior_problem() for model in models):
-            made = check_groups(problem, groups, usage=usage)
-            sizes = numbers_per_draw(problem, problem.n_genes, made, usage=usage, method=method, n_isos=widest)
-            numbers.update(sizes)
-        require_memory(numbers, n_chains(method, nuts_options) * num_samples, max_memory)
-        trees = [
-            model.posterior(
-                num_samples=num_samples,
-                method=method,
-                hyper=hyper,
-                names=names | {"gene": [prepared.gene_names[gene] for gene in own]},
-                groups=groups,
-                usage=usage,
-                seed=seed,
-                nuts_options=nuts_options,
-                max_memory="inf",
-            )
-            for model, own in zip(models, parts, strict=True)
-        ]
-        isoforms = {
-            prepared.gene_names[gene]: list(prepared.data.adata.var_names[prepared.data.columns[gene]])
-            for gene in positions
-        }
-        return joined(trees, list(isoforms), isoforms)
 
-    def _positions(self, genes: Any) -> list[int]:
-        """Positions of the genes that are named, each once; of all for None."""
-        if not (genes is None or isinstance(genes, Iterable)):
-            raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")
-        chosen = self._ready().gene_names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
-        positions = [self._position(name) for name in dict.fromkeys(chosen)]
-        if not positions:
-            raise InvalidArgumentError("genes: expected one name or more, found none.")
-        return positions
+def _problem(analysis: UsageAnalysis, genes: list[int]) -> PosteriorProblem:
+    """The posterior of fitted genes with the same number of isoforms."""
+    fit = analysis.fit
+    spec = analysis.spec(analysis.model_type, with_design=fit.with_design)
+    return spec.rebuild_estimable(analysis.counts(genes), [fit.genes[gene] for gene in genes]).posterior_problem()
+
+
+def _check_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> None:
+    """Raise where the draws of all of them, padded to the most isoforms, would not fit."""
+    numbers: Counter[str] = Counter()
+    widest = max(problem.counts.shape[-1] for problem in problems)
+    for problem in problems:
+        made = check_groups(problem, asked.groups, usage=asked.usage)
+        more: dict[str, Any] = {"usage": asked.usage, "method": asked.method, "n_isos": widest}
+        numbers.update(numbers_per_draw(problem, problem.n_genes, made, **more))
+    require_memory(numbers, n_chains(asked.method, asked.nuts_options) * asked.num_samples, asked.max_memory)
+
+
+def _positions(analysis: UsageAnalysis, genes: Any) -> list[int]:
+    """Positions of the genes that are named, each once; of all for None."""
+    if not (genes is None or isinstance(genes, Iterable)):
+        raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")
+    names = analysis.prepared.gene_names
+    chosen = names if genes is None else (genes,) if isinstance(genes, str) else tuple(genes)
+    positions = [analysis.position(name) for name in dict.fromkeys(chosen)]
+    if not positions:
+        raise InvalidArgumentError("genes: expected one name or more, found none.")
+    return positions

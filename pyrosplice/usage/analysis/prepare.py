@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +21,8 @@ from pyrosplice.hypothesis.coefficients.working_model import Spectra
 from pyrosplice.io.storable import split
 from pyrosplice.linalg.select import solver_for
 from pyrosplice.linalg.solver import SpatialSolver
-from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, check_rho
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial.graph import (
-    Graph,
     adjacency_graph,
     check_coords,
     check_k_neighbors,
@@ -37,56 +35,13 @@ from pyrosplice.tables.columns import complete_cells, one_column
 from pyrosplice.tables.containers import as_dense
 from pyrosplice.tables.labels import read_labels
 from pyrosplice.tables.names import by_name
+from pyrosplice.usage.analysis.options import AnalysisOptions
 from pyrosplice.usage.reading.design import Design, build_design, complete_spots
 from pyrosplice.usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial.covariance)
-
-
-@dataclass(frozen=True)
-class SpatialOptions:
-    """How space enters: the documented constructor arguments, checked where they are given.
-
-    Attributes
-    ----------
-    k_neighbors, graph, rho
-        k-NN graph of the coordinates and strength of the CAR dependence.
-    approx_rank
-        ``"auto"``, None (full) or the number of leading eigenpairs.
-    """
-
-    k_neighbors: int = 4
-    graph: Graph = "mutual"
-    rho: float = 0.99
-    approx_rank: int | str | None = "auto"
-
-    def __post_init__(self) -> None:
-        check_k_neighbors(self.k_neighbors)
-        check_option("graph", self.graph, get_args(Graph))
-        check_rho(self.rho)
-        rank = self.approx_rank
-        if not (rank is None or rank == "auto" or is_whole(rank, 1)):
-            raise InvalidArgumentError(f"approx_rank: expected None, 'auto' or a whole number ≥ 1, found {rank!r}.")
-
-    def rank(self, n_spots: int, device: str) -> int | None:
-        """Number of eigenpairs to keep; None for the exact covariance.
-
-        The sparse path needs no truncation, so ``"auto"`` is exact on the CPU; on accelerators, whose solvers are
-        dense, it is exact up to 5,000 spots and ``ceil(4 √N)`` above.
-        """
-        if self.approx_rank is None:
-            if device != "cpu" and n_spots > 5000:
-                warnings.warn(
-                    f"approx_rank=None: the full eigendecomposition of {n_spots} spots on {device!r} is expensive; "
-                    "leave approx_rank out, or give a rank.",
-                    stacklevel=5,
-                )
-            return None
-        if self.approx_rank == "auto":
-            return None if device == "cpu" or n_spots <= 5000 else math.ceil(4 * math.sqrt(n_spots))
-        return min(int(self.approx_rank), n_spots)
 
 
 @dataclass(frozen=True)
@@ -147,6 +102,10 @@ class Prepared:
     def design_tensor(self) -> Tensor | None:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
+
+    def isoform_names(self, gene: int) -> list[str]:
+        """Names in ``var`` of the isoforms of a gene."""
+        return list(self.data.adata.var_names[self.data.columns[gene]])
 
     def solver(self, rank: int | None, device: str) -> SpatialSolver:
         """Solver for the covariance, exact or its ``rank`` leading eigenpairs; made once."""
@@ -227,12 +186,11 @@ class DataOptions:
 
     Attributes
     ----------
-    model_type, space
-        What the covariance is for.
+    model
+        Options of the models, which say what the covariance is for.
     """
 
-    model_type: str
-    space: SpatialOptions
+    model: AnalysisOptions
     spatial_key: str
     adj_key: str | None
     layer: str | None
@@ -263,15 +221,16 @@ class DataOptions:
             raise InvalidArgumentError(
                 "adj_key: expected None beside a covariance, which is used instead of the graph's."
             )
-        if self.covariance is not None and self.model_type != "glmm-full":
+        kind = self.model.model_type
+        if self.covariance is not None and kind != "glmm-full":
             raise InvalidArgumentError(
-                f"covariance: a {self.model_type!r} has no spatial effect; expected None, or model_type='glmm-full'."
+                f"covariance: a {kind!r} has no spatial effect; expected None, or model_type='glmm-full'."
             )
 
     @property
     def needs_graph(self) -> bool:
         """Whether who is whose neighbour has to be known."""
-        return (self.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
+        return (self.model.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
 
 
 def prepare(adata: AnnData, options: DataOptions) -> Prepared:
@@ -304,25 +263,26 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         min_counts=options.min_counts,
         min_bin_pct=options.min_bin_pct,
         spots=kept,
+        n_isos=options.model.likelihood.n_categories,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
-    ours = options.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
+    ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
     keys = options.section_key, options.spatial_key if ours else None
     return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
 
 
 def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:
     """Covariance of the spots that are left."""
-    if options.model_type == "glmm-null":
+    if options.model.model_type == "glmm-null":
         return IdentityCovariance(adata.n_obs)
-    if options.model_type == "glm":
+    if options.model.model_type == "glm":
         return None
     if options.covariance is not None:
         check_size(options.covariance, adata.n_obs)
         return options.covariance
     warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
-    return CarCovariance(adjacency, rho=options.space.rho)
+    return CarCovariance(adjacency, rho=options.model.rho)
 
 
 def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
@@ -374,7 +334,7 @@ def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> N
 
 def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
     """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
-    space = options.space
+    model = options.model
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
@@ -384,15 +344,15 @@ def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sect
     name = f"adata.obsm[{options.spatial_key!r}]"
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
     coords = check_coords(coords[spots], name=name)
-    check_k_neighbors(space.k_neighbors, len(coords))
+    check_k_neighbors(model.k_neighbors, len(coords))
     _check_apart(coords, sections, name)
     if sections is None:
-        return knn_graph(coords, k_neighbors=space.k_neighbors, graph=space.graph)
+        return knn_graph(coords, k_neighbors=model.k_neighbors, graph=model.graph)
     return section_graph(
         coords,
         sections,
-        k_neighbors=space.k_neighbors,
-        graph=space.graph,
+        k_neighbors=model.k_neighbors,
+        graph=model.graph,
         name="section_key",
         least=options.min_component_size,
     )

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import fields, replace
+from typing import Any, Literal, Self
 
-import numpy as np
-import pandas as pd
+import torch
 from anndata import AnnData
+from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
-from pyrosplice.guides.own_model import Program, name_of, takes
-from pyrosplice.io.archive import Archive, check_arguments, damage_named
-from pyrosplice.io.codec import check_keys
-from pyrosplice.io.older import usage_1
-from pyrosplice.likelihoods.contract import Likelihood
+from pyrosplice.effects.isoform_effect import IsoformEffect
+from pyrosplice.errors import NotReadyError
+from pyrosplice.guides.own_model import Program
+from pyrosplice.likelihoods.contract import Likelihood, Multinomial
 from pyrosplice.modes import works_in_any_mode
+from pyrosplice.priors.named import Priors, check_priors
 from pyrosplice.representation import Described
-from pyrosplice.usage.analysis import description as usage_rows
-from pyrosplice.usage.analysis import extensions, storage, tables
-from pyrosplice.usage.analysis.own_calibration import UsageCalibration
-from pyrosplice.usage.reading.summary import feature_summary
-
-CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
+from pyrosplice.spatial.graph import Graph
+from pyrosplice.usage.analysis import (
+    differential_usage,
+    effects,
+    fits,
+    own_calibration,
+    posterior_draws,
+    storage,
+    tables,
+    variability,
+)
+from pyrosplice.usage.analysis.description import analysis_rows
+from pyrosplice.usage.analysis.fits import Results, UsageAnalysis
+from pyrosplice.usage.analysis.options import AnalysisOptions, check_logits
+from pyrosplice.usage.analysis.prepare import Covariance, DataOptions, Prepared, prepare
+from pyrosplice.usage.records import UsageFit
 
 
 @works_in_any_mode
-class SplisosmGLMM(UsageCalibration, Described):
+class SplisosmGLMM(Described):
     r"""Multinomial GLM and spatial GLMM of every gene of an AnnData, with tests of variability and differential usage.
 
     .. math::
@@ -85,10 +96,9 @@ class SplisosmGLMM(UsageCalibration, Described):
         genes at .05 (tests/studies/separation.py).
     isoform_effect
         Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
-        ``"symmetric"``, I + 11': an effect of each isoform on the scale of the softmax, independent with variance σ².
-        Then the order of the isoforms makes no difference to fits, tests and posteriors, priors of one's own aside.
-        Needs ``share_variance`` and a likelihood of K − 1 logits. See :class:`~pyrosplice.MultinomGLMM`. The GLM has no
-        random effect; of it this says only what ``"weak"`` priors are of.
+        ``"symmetric"``, with which the order of the isoforms makes no difference to fits, tests and posteriors, priors
+        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM, which has none, it says what ``"weak"``
+        priors are of.
     model
         A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
         to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
@@ -104,6 +114,8 @@ class SplisosmGLMM(UsageCalibration, Described):
         Display names.
     sp_kernel : CarCovariance, IdentityCovariance or None
         Spatial covariance of ``"glmm-full"``, ``"glmm-null"`` and ``"glm"``.
+    analysis : UsageAnalysis
+        Options, data, fits and results in one, as the functions of :mod:`pyrosplice.usage.analysis` take them.
 
     Raises
     ------
@@ -123,103 +135,146 @@ class SplisosmGLMM(UsageCalibration, Described):
     ['gene', 'statistic', 'pvalue', 'pvalue_adj', 'reason']
     """
 
-    def extract_feature_summary(
-        self, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
-    ) -> pd.DataFrame:
-        """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
+    def __init__(  # noqa: PLR0913 (a documented interface)
+        self,
+        model_type: Literal["glmm-full", "glmm-null", "glm"] = "glmm-full",
+        share_variance: bool = True,
+        var_fix_sigma: bool = True,
+        var_prior_model: str = "none",
+        var_prior_model_params: dict[str, float] | None = None,
+        init_ratio: str = "uniform",
+        fitting_method: str = "joint_gd",
+        fitting_configs: dict[str, Any] | None = None,
+        k_neighbors: int = 4,
+        rho: float = 0.99,
+        approx_rank: int | str | None = "auto",
+        device: str = "cpu",
+        *,
+        graph: Graph = "mutual",
+        likelihood: Likelihood | None = None,
+        priors: Priors = None,
+        isoform_effect: IsoformEffect = "independent",
+        model: Program | None = None,
+    ) -> None:
+        self.model_type, self.device, self.isoform_effect = model_type, str(device), isoform_effect
+        self.share_variance, self.var_fix_sigma, self.init_ratio = share_variance, var_fix_sigma, init_ratio
+        self.var_prior_model, self.var_prior_model_params = var_prior_model, deepcopy(var_prior_model_params)
+        self.fitting_method, self.fitting_configs = fitting_method, deepcopy(fitting_configs)
+        self.k_neighbors, self.rho, self.approx_rank, self.graph = k_neighbors, rho, approx_rank, graph
+        self.likelihood = Multinomial() if likelihood is None else likelihood
+        self.priors: dict[str, Any] = dict(priors) if isinstance(priors, Mapping) else {}
+        self.model, self._priors_name = model, None
+        replace(self._given, priors=priors).check()
+        self._priors_name = check_priors(priors)
+        self.adata: AnnData | None = None
+        self._read: UsageAnalysis | None = None
 
-        Every call returns the same table: copy it before changing it.
+    def setup_data(  # noqa: PLR0913 (a documented interface)
+        self,
+        adata: AnnData,
+        *,
+        spatial_key: str = "spatial",
+        adj_key: str | None = None,
+        layer: str | None = "counts",
+        group_iso_by: str = "gene_symbol",
+        gene_names: str | None = None,
+        group_gene_by_n_iso: bool = False,
+        design_mtx: Any = None,
+        covariate_names: Sequence[str] | None = None,
+        min_counts: float = 10,
+        min_bin_pct: float = 0.0,
+        min_component_size: int = 1,
+        covariance: Any = None,
+        section_key: str | None = None,
+        missing: Literal["raise", "drop"] = "raise",
+    ) -> None:
+        """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
-        Gene: ``n_isos``, ``perplexity``, ``pct_bin_on``, ``count_avg``, ``count_std``. Isoform: the columns of ``var``
-        and ``pct_bin_on``, ``count_total``, ``count_avg``, ``count_std``, ``ratio_total``, ``ratio_avg``,
-        ``ratio_std``. See :func:`~pyrosplice.data.feature_summary`.
-
-        Raises
-        ------
-        NotReadyError
-            Before ``setup_data``.
-        InvalidArgumentError
-            Another ``level``.
-        """
-        prepared = self._ready()
-        check_option("level", level, ("gene", "isoform"))
-        if level not in prepared.summaries:
-            prepared.summaries[level] = feature_summary(prepared.data, level=level, print_progress=print_progress)
-        return prepared.summaries[level]
-
-    def get_training_summary(self) -> pd.DataFrame:
-        """How each gene's fit went, indexed by gene name.
-
-        ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
-        ``reason``.
-        """
-        return tables.training_table(self.model_type, self.gene_names, self._ready_fit().genes)
-
-    def get_fitted_ratios_anndata(self, layer_name: str = "fitted_ratios") -> AnnData:
-        """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
-
-        Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
-        """
-        self._shipped_only("get_fitted_ratios_anndata")
-        fit, prepared = self._ready_fit(), self._ready()
-        design = prepared.design_tensor if fit.with_design else None
-        ratios = np.empty(prepared.data.adata.shape)
-        for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
-            likelihood = self.likelihood.bind(gene.values)
-            ratios[:, columns] = likelihood.expected(gene.linear_predictor(prepared.n_spots, design)).numpy()
-        adata = prepared.data.adata.copy()
-        adata.layers[layer_name] = ratios
-        return adata
-
-    def get_formatted_test_results(
-        self, test_type: Literal["sv", "du"], with_gene_summary: bool = False
-    ) -> pd.DataFrame:
-        """Results of the last test as a table.
+        Filters in this order: spots without a label (if ``missing="drop"``); spots in components smaller than
+        ``min_component_size``; isoforms; genes with fewer than two isoforms left. Tables are paired with the spots by
+        name, see ``design_mtx``. ``filtered_adata`` is a copy in memory, whatever ``adata`` is.
 
         Parameters
         ----------
-        test_type
-            ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` and ``reason``: "" or why
-            there is no p-value, a word of :class:`~pyrosplice.reasons.Reason`. ``"du"``: one row a gene and covariate
-            (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too.
-        with_gene_summary
-            Add the columns of ``extract_feature_summary("gene")``.
+        adata
+            Spots × isoforms: in memory, a view, backed or lazy.
+        spatial_key
+            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers; not read by ``"glm"`` and
+            ``"glmm-null"`` unless ``min_component_size`` > 1.
+        adj_key
+            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
+        layer
+            Counts in ``layers``, whole numbers in any container (dense, sparse, nullable, Dask, on disk); None for
+            ``X``.
+        group_iso_by, gene_names
+            Columns of ``var``: the gene of each isoform (those without, or with a blank name, are left out with a
+            warning), and display names (those of ``group_iso_by`` by default).
+        group_gene_by_n_iso
+            Sort genes by isoform count before batching, so that batches are as full as ``batch_size`` says. Without,
+            only neighbouring genes with the same count share a batch.
+        design_mtx
+            Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula such as
+            ``"~ region + log(total)"`` (names that are no words in backticks). What is no number (text, booleans,
+            categoricals, dates) becomes one covariate a level. A table that has the spots' names, in whatever order
+            and type, is paired by them; one that has none of them by position; one that has some is refused.
+            *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
+            has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
+            :meth:`test_spatial_variability` adjusts for them.
+        covariate_names
+            P names to use instead of the columns' own.
+        min_counts, min_bin_pct
+            Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
+        min_component_size
+            Spots in smaller components of the graph are left out, with a warning; so are the levels of covariates
+            that only they have.
+        covariance
+            Spatial covariance of the spots to use instead of the graph's CAR: a
+            :class:`~pyrosplice.spatial.covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
+        section_key
+            Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
+            graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
+            that counts them), so that their random effects are independent and their coordinates may overlap. Put the
+            section among the covariates too (no other call has to know), or differences between sections count as
+            spatial variability.
+        missing
+            What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
+            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
+            in ``adata``.
 
         Raises
         ------
         InvalidArgumentError
-            Another ``test_type``, or no results yet.
+            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
+            ``save`` could not write (an object in ``uns`` or in a column).
         """
-        check_option("test_type", test_type, ("sv", "du"))
-        self._ready()
-        results = self._sv_test_results if test_type == "sv" else self._du_test_results
-        if not results:
-            test = "test_spatial_variability" if test_type == "sv" else "test_differential_usage"
-            raise NoResultsError(f"test_type={test_type!r}: there are no results yet; call {test}() first.")
-        table = tables.test_table(results).to_frame()
-        if not with_gene_summary:
-            return table
-        return table.merge(
-            self.extract_feature_summary("gene", print_progress=False), left_on="gene", right_index=True, how="left"
-        )
+        given = self._given
+        options = DataOptions(
+            given, spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx,
+            covariate_names, min_counts, min_bin_pct, min_component_size, covariance, section_key, missing,
+        )  # fmt: skip
+        prepared = prepare(adata, options)
+        if self.model_type != "glm":
+            check_logits(self.isoform_effect, self.likelihood, prepared.counts)
+        if self._priors_name is not None:
+            self.priors = given.named_priors(self._priors_name, prepared.covariance)
+        self.adata = adata
+        self.hold(prepared)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
-
-        The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
-        file cannot hold is refused by ``setup_data``.
-        """
-        prepared, options = self._ready(), self._options()
-        check_arguments(type(self), {*options, *CLASSES, *(["model"] if takes(type(self), "model") else [])})
-        saved = storage.SavedUsage(
-            options,
-            storage.saved_data_of(prepared),
-            extensions.pack(self.likelihood, self.priors, prepared.covariance, self.model),
-            self._fitted,
-            self._sv_test_results,
-            self._du_test_results,
-        )
-        Archive.of(type(self).__name__, saved).save(path)
+    # methods that stand in the file of their subject
+    fit = fits.fit
+    get_fitted_models = fits.get_fitted_models
+    get_gene_model = fits.get_gene_model
+    extract_feature_summary = tables.extract_feature_summary
+    get_training_summary = tables.get_training_summary
+    get_fitted_ratios_anndata = tables.get_fitted_ratios_anndata
+    get_formatted_test_results = tables.get_formatted_test_results
+    test_spatial_variability = variability.test_spatial_variability
+    test_differential_usage = differential_usage.test_differential_usage
+    covariate_modes = differential_usage.covariate_modes
+    get_effects = effects.get_effects
+    posterior = posterior_draws.posterior
+    check_calibration = own_calibration.check_calibration
+    save = storage.save
 
     @classmethod
     def load(
@@ -231,7 +286,7 @@ class SplisosmGLMM(UsageCalibration, Described):
         priors: Mapping[str, Any] | None = None,
         covariance: Any = None,
         model: Program | None = None,
-    ) -> SplisosmGLMM:
+    ) -> Self:
         """Read what ``save`` wrote.
 
         Parameters
@@ -249,50 +304,93 @@ class SplisosmGLMM(UsageCalibration, Described):
         ModelFileError
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
-        archive = Archive.load(path, cls.__name__, {1: usage_1})
-        given, name = (map_location, likelihood, priors, covariance, model), os.fspath(path)
-        with damage_named(repr(name), keep=(InvalidArgumentError,) if any(x is not None for x in given) else ()):
-            saved = archive.to(storage.SavedUsage)
-            own = extensions.unpack(saved.extensions, likelihood, priors, covariance, path=name)
-            own |= extensions.own_model(saved.extensions, model, path=name)
-            device = {} if map_location is None else {"device": str(map_location)}
-            analysis = cls(**saved.options | device, **own)
-            check_keys(saved.options, analysis._options(), "options")
-            analysis._prepared, analysis._fitted = storage.prepared_of(saved, covariance), saved.fit
-            analysis._sv_test_results, analysis._du_test_results = saved.sv, saved.du
-            return analysis
+        given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "model": model}
+        return storage.loaded_analysis(cls, os.fspath(path), map_location, given)
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots after filtering; 0 before ``setup_data``."""
+        return 0 if self._prepared is None else self._prepared.n_spots
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes after filtering; 0 before ``setup_data``."""
+        return len(self.gene_names)
+
+    @property
+    def n_factors(self) -> int:
+        """Number of covariates; 0 without a design."""
+        return len(self.covariate_names)
+
+    @property
+    def gene_names(self) -> list[str]:
+        """Display names of the genes, in order of first appearance."""
+        return [] if self._prepared is None else list(self._prepared.gene_names)
+
+    @property
+    def covariate_names(self) -> list[str]:
+        """Names of the covariates."""
+        return [] if self._prepared is None else list(self._prepared.covariate_names)
+
+    @property
+    def n_isos_per_gene(self) -> list[int]:
+        """Number of isoforms of each gene after filtering."""
+        return [] if self._prepared is None else self._prepared.data.n_isos
+
+    @property
+    def design_mtx(self) -> torch.Tensor | None:
+        """Covariates ``(n_spots, n_factors)``, float64; None without a design."""
+        return None if self._prepared is None else self._prepared.design_tensor
+
+    @property
+    def sp_kernel(self) -> Covariance | None:
+        """Spatial covariance; None for ``"glm"`` and before ``setup_data``."""
+        return None if self._prepared is None else self._prepared.covariance
+
+    @property
+    def filtered_adata(self) -> AnnData:
+        """The filtered copy of the data, spots × isoforms. Raises :class:`NotReadyError` before ``setup_data``."""
+        return self.analysis.prepared.data.adata
+
+    @property
+    def analysis(self) -> UsageAnalysis:
+        """Options, data, fits and results as they are now, which is what all that reads an analysis takes."""
+        if self._read is None:
+            raise NotReadyError("There are no data yet: call setup_data(adata) first.")
+        return replace(self._read, options=self._given)
+
+    @property
+    def _prepared(self) -> Prepared | None:
+        return None if self._read is None else self._read.prepared
+
+    @property
+    def _given(self) -> AnalysisOptions:
+        options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions)}
+        return AnalysisOptions(**options | {"priors": self.priors or self._priors_name})
+
+    @property
+    def _sv_test_results(self) -> dict[str, Any]:
+        return {} if self._read is None else self._read.results.get("sv", {})
+
+    @property
+    def _du_test_results(self) -> dict[str, Any]:
+        return {} if self._read is None else self._read.results.get("du", {})
+
+    def _like(self, counts: Sequence[Tensor]) -> Self:
+        """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
+        twin = copy(self)
+        if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
+            twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
+        twin.adata = None
+        twin.hold(self.analysis.prepared.of_counts(counts))
+        return twin
+
+    def hold(self, prepared: Prepared, fitted: UsageFit | None = None, results: Results | None = None) -> None:
+        """Take data, fits and results that were made elsewhere, in place of earlier ones."""
+        self._read = UsageAnalysis(self._given, prepared, fitted, results=results or {})
 
     def _rows(self) -> dict[str, str]:
-        fit = self._fitted
-        return {
-            **usage_rows.describe_data(self._prepared),
-            "model": self._describe_model() if self.model is None else name_of(self.model),
-            "fit": usage_rows.describe_fit(
-                None if fit is None else fit.genes,
-                with_design=fit is not None and fit.with_design,
-                with_null=fit is not None and fit.null is not None,
-            ),
-            "sv test": usage_rows.describe_test(self._sv_test_results),
-            "du test": usage_rows.describe_test(self._du_test_results),
-        }
-
-    def _describe_model(self) -> str:
-        options = self._model_options()
-        if self.model_type == "glm":
-            priors = usage_rows.describe_priors(self.priors, self._priors_name)
-            return f"{self.likelihood.name} GLM by {options['fitting_method']}, {priors}"
-        prior = (
-            self.var_prior_model
-            if self.var_prior_model == "none"
-            else (f"{self.var_prior_model}{self.var_prior_model_params or ''}")
-        )
-        variance = "one variance" if self.share_variance else "a variance each logit"
-        variance = "a variance of every isoform alike" if self.isoform_effect == "symmetric" else variance
-        sigma = "sigma kept at its start" if self.var_fix_sigma else "sigma free"
-        priors = usage_rows.describe_priors(self.priors, self._priors_name)
-        if "sigma" not in self.priors and self._priors_name is None:  # else there is no other
-            priors += f", variance prior {prior}"
-        return f"{self.likelihood.name} GLMM by {self.fitting_method}, {variance}, {sigma}, {priors}"
+        return analysis_rows(self._given, self._read)
 
     def _title(self) -> str:
         return f"{type(self).__name__}(model_type={self.model_type!r}, device={self.device!r})"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from anndata import AnnData
 
-from pyrosplice.errors import ModelFileError
-from pyrosplice.io.codec import NEW, check_sizes
-from pyrosplice.usage.analysis.extensions import Extensions, covariance_of
+from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.guides.own_model import takes
+from pyrosplice.io.archive import Archive, check_arguments, damage_named
+from pyrosplice.io.codec import NEW, check_keys, check_sizes
+from pyrosplice.io.older import usage_1
+from pyrosplice.usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
+from pyrosplice.usage.analysis.fits import Analyzed, Holder
+from pyrosplice.usage.analysis.options import OPTIONS
 from pyrosplice.usage.analysis.prepare import Prepared
 from pyrosplice.usage.reading.design import Design
 from pyrosplice.usage.reading.isoforms import IsoformData
 from pyrosplice.usage.records import UsageFit
 
+CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
 RESULTS = ("gene", "statistic", "pvalue", "pvalue_adj", "method", "reason")  # of every test
 
 
@@ -45,14 +53,48 @@ class SavedUsage:
     du: dict[str, Any]
 
 
-def saved_data_of(prepared: Prepared) -> SavedData:
+def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
+    """Write options, filtered data, fits and results to one file (safetensors; no pickle), in place of an old one.
+
+    The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
+    file cannot hold is refused by ``setup_data``.
+    """
+    analysis = self.analysis
+    options, prepared = analysis.options, analysis.prepared
+    kept, priors = options.saved(), options.priors if isinstance(options.priors, Mapping) else {}
+    check_arguments(type(self), {*kept, *CLASSES, *(["model"] if takes(type(self), "model") else [])})
+    extensions = pack(options.likelihood, priors, prepared.covariance, options.model)
+    results = (analysis.results.get(test, {}) for test in ("sv", "du"))
+    saved = SavedUsage(kept, _saved_data(prepared), extensions, analysis.fitted, *results)
+    Archive.of(type(self).__name__, saved).save(path)
+
+
+def _saved_data(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
     rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
 
 
-def prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
+Kind = TypeVar("Kind", bound=Holder)
+
+
+def loaded_analysis(kind: type[Kind], path: str, map_location: str | None, given: Mapping[str, Any]) -> Kind:
+    """An analysis as ``save`` wrote it, with the objects that a person has ``given``."""
+    archive = Archive.load(path, kind.__name__, {1: usage_1})
+    helped = map_location is not None or any(value is not None for value in given.values())
+    with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):
+        saved = archive.to(SavedUsage)
+        own = unpack(saved.extensions, given["likelihood"], given["priors"], given["covariance"], path=path)
+        own |= own_model(saved.extensions, given["model"], path=path)
+        device = {} if map_location is None else {"device": str(map_location)}
+        analysis = kind(**saved.options | device, **own)
+        check_keys(saved.options, OPTIONS, "options")
+        analysis.hold(_prepared_of(saved, given["covariance"]), saved.fit, {"sv": saved.sv, "du": saved.du})
+        return analysis
+
+
+def _prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
     """The data as ``setup_data`` had made them; a ``covariance`` of the user's own has to be given."""
     stored, n_spots = saved.data, saved.data.adata.n_obs
     _check(saved, n_spots)

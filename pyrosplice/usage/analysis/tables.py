@@ -1,15 +1,113 @@
-"""Results as tables: one row a gene, or one row a gene and covariate."""
+"""Data, fits and results of an analysis as tables: one row a gene, an isoform, or a gene and covariate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from pyrosplice.errors import NoResultsError, check_option
 from pyrosplice.hypothesis.test_table import TestTable
-from pyrosplice.usage.records import FittedGene
+from pyrosplice.usage.analysis.fits import Analyzed
+from pyrosplice.usage.reading.summary import feature_summary
+
+TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter")
+TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
+
+
+def extract_feature_summary(
+    self: Analyzed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
+) -> pd.DataFrame:
+    """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
+
+    Every call returns the same table: copy it before changing it.
+
+    Gene: ``n_isos``, ``perplexity``, ``pct_bin_on``, ``count_avg``, ``count_std``. Isoform: the columns of ``var``
+    and ``pct_bin_on``, ``count_total``, ``count_avg``, ``count_std``, ``ratio_total``, ``ratio_avg``,
+    ``ratio_std``. See :func:`~pyrosplice.data.feature_summary`.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``setup_data``.
+    InvalidArgumentError
+        Another ``level``.
+    """
+    prepared = self.analysis.prepared
+    check_option("level", level, ("gene", "isoform"))
+    if level not in prepared.summaries:
+        prepared.summaries[level] = feature_summary(prepared.data, level=level, print_progress=print_progress)
+    return prepared.summaries[level]
+
+
+def get_training_summary(self: Analyzed) -> pd.DataFrame:
+    """How each gene's fit went, indexed by gene name.
+
+    ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
+    ``reason``.
+    """
+    analysis = self.analysis
+    rows = [
+        {
+            "model_type": analysis.model_type,
+            **{name: getattr(gene, name) for name in TRAINING},
+            "reason": gene.reason.value,
+        }
+        for gene in analysis.fit.genes
+    ]
+    table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
+    table.insert(0, "model_type", analysis.model_type)
+    return table
+
+
+def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
+    """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
+
+    Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
+    """
+    analysis = self.analysis
+    analysis.shipped_only("get_fitted_ratios_anndata")
+    fit, prepared = analysis.fit, analysis.prepared
+    design = prepared.design_tensor if fit.with_design else None
+    ratios = np.empty(prepared.data.adata.shape)
+    for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
+        likelihood = analysis.options.likelihood.bind(gene.values)
+        ratios[:, columns] = likelihood.expected(gene.linear_predictor(prepared.n_spots, design)).numpy()
+    adata = prepared.data.adata.copy()
+    adata.layers[layer_name] = ratios
+    return adata
+
+
+def get_formatted_test_results(
+    self: Analyzed, test_type: Literal["sv", "du"], with_gene_summary: bool = False
+) -> pd.DataFrame:
+    """Results of the last test as a table.
+
+    Parameters
+    ----------
+    test_type
+        ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` and ``reason``: "" or why there
+        is no p-value, a word of :class:`~pyrosplice.reasons.Reason`. ``"du"``: one row a gene and covariate
+        (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too.
+    with_gene_summary
+        Add the columns of ``extract_feature_summary("gene")``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another ``test_type``, or no results yet.
+    """
+    check_option("test_type", test_type, TESTS)
+    results = self.analysis.results.get(test_type)
+    if not results:
+        raise NoResultsError(f"test_type={test_type!r}: there are no results yet; call {TESTS[test_type]}() first.")
+    table = test_table(results).to_frame()
+    if not with_gene_summary:
+        return table
+    summary = extract_feature_summary(self, "gene", print_progress=False)
+    return table.merge(summary, left_on="gene", right_index=True, how="left")
 
 
 def test_table(results: dict[str, Any]) -> TestTable:
@@ -21,20 +119,3 @@ def test_table(results: dict[str, Any]) -> TestTable:
     found = {name: np.ravel(results[name]) for name in ("statistic", "pvalue", "pvalue_adj")}
     more: dict[str, Any] = {n: np.ravel(results[n]) for n in ("posterior_df", "reliable") if n in results}
     return TestTable(labels=labels, **found, why=np.ravel(np.asarray(results["reason"], dtype=object)), more=more)
-
-
-def training_table(model_type: str, genes: Sequence[str], fitted: Sequence[FittedGene]) -> pd.DataFrame:
-    """How each gene's fit went, indexed by gene."""
-    rows = [
-        {
-            "model_type": model_type,
-            "converged": state.converged,
-            "best_loss": state.best_loss,
-            "best_epoch": state.best_epoch,
-            "fitting_time_s": state.fitting_time_s,
-            "n_iter": state.n_iter,
-            "reason": state.reason.value,
-        }
-        for state in fitted
-    ]
-    return pd.DataFrame(rows, index=pd.Index(genes, name="gene"))

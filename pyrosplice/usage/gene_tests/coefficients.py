@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from pyrosplice.glmm.design_information import covariate_information
-from pyrosplice.glmm.glm_objective import Standardisation, covariance_from_information
+from pyrosplice.glmm.glm_objective import StandardCoordinates, covariance_from_information
 from pyrosplice.hypothesis.coefficients.identified import Coverage, identified_rows
 from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof
-from pyrosplice.hypothesis.coefficients.score import Linearised, ScoreVariance, score_variance
+from pyrosplice.hypothesis.coefficients.score import Linearized, ScoreVariance, score_variance
 from pyrosplice.hypothesis.coefficients.wald import contrast_test
 from pyrosplice.optimize.newton import solve_curvature
 from pyrosplice.reasons import Reason
 from pyrosplice.usage.gene_tests.covariate_law import AveragedFit, Law, averaged_fit, contrast_target, tested_covariates
-from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
+from pyrosplice.usage.gene_tests.linearized import informed_spots, linearized
 from pyrosplice.usage.gene_tests.terms import Contrast
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.glmm import MultinomGLMM
@@ -145,13 +145,13 @@ def estimates(
 class _CodedBasis:
     """Orthonormal columns of a design, the fitted coefficients of them, and the way back to ``[β; b]``."""
 
-    scaling: Standardisation
+    scaling: StandardCoordinates
     coefficients: Tensor
     back: Tensor
 
     @classmethod
     def of(cls, model: MultinomGLM, design: Design) -> _CodedBasis:
-        scaling = Standardisation.of(model.design_mtx)
+        scaling = StandardCoordinates.of(model.design_mtx)
         weights = torch.cat([model.beta, model.bias_eta.unsqueeze(1)], 1).detach()
         back = torch.from_numpy(design.coding) @ scaling.matrix
         back[-1] = torch.eye(back.shape[1], dtype=back.dtype)[-1]
@@ -167,7 +167,7 @@ class _Point:
 
     coefficients: Tensor
     information: Tensor
-    fit: Linearised | None
+    fit: Linearized | None
     expected: Tensor | None
     posterior_df: Tensor | None = None
     law_df: Tensor | None = None
@@ -176,12 +176,12 @@ class _Point:
 
 def _fitted(model: MultinomGLM, basis: _CodedBasis, law: Law) -> _Point:
     """At the estimates."""
-    fit = linearised(model) if law.robust else None
+    fit = linearized(model) if law.robust else None
     expected = None if fit is None else _information(fit, basis)
     return _Point(basis.coefficients, model.observed_information()[0], fit, expected)
 
 
-def _information(fit: Linearised, basis: _CodedBasis) -> Tensor:
+def _information(fit: Linearized, basis: _CodedBasis) -> Tensor:
     """Information of the coefficients of the orthonormal columns, the covariance given, ``(B, C Q, C Q)``."""
     n_genes, _, n_logits = basis.coefficients.shape
     return covariate_information(fit.precision_product, basis.scaling.design, n_genes, n_logits)
@@ -215,7 +215,7 @@ def _step(model: MultinomGLMM, found: AveragedFit, basis: _CodedBasis, informati
     left = (found.response - columns @ basis.coefficients).unsqueeze(-1)
     slope = columns.T @ found.fit.precision_product(left).squeeze(-1)
     if model.priors:  # at the fit their slope is minus that of the likelihood
-        slope = slope - columns.T @ linearised(model).residual
+        slope = slope - columns.T @ linearized(model).residual
     return solve_curvature(information, slope.flatten(1).unsqueeze(-1)).squeeze(-1).unflatten(1, slope.shape[1:])
 
 

@@ -24,7 +24,7 @@ from pyrosplice.hypothesis.coefficients.restricted_posterior import (
     regular_factor,
     restricted_posterior,
 )
-from pyrosplice.hypothesis.coefficients.score import Linearised
+from pyrosplice.hypothesis.coefficients.score import Linearized
 from pyrosplice.hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice.hypothesis.coefficients.unequal_field import relative_deviations, slope_ratios
 from pyrosplice.hypothesis.coefficients.working_model import Spectra, WorkingModel
@@ -35,7 +35,7 @@ from pyrosplice.usage.reading.design import Design
 
 SLOPES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Changes of the log standard deviation of the field with a standard deviation of a covariate, each as likely."""
-PATTERN_DF = 4.0
+PATTERN_DF = 3.0
 """Degrees of freedom that each mode of what is tested gives to its variance, beside those of the posterior.
 
 A contrast over few patterns meets whatever field a gene has in just these. Where that is Gaussian the posterior says
@@ -101,7 +101,7 @@ class AveragedFit:
         Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """
 
-    fit: Linearised
+    fit: Linearized
     response: Tensor
     posterior_df: Tensor
     law_df: Tensor

@@ -12,7 +12,7 @@ from pyrosplice.hypothesis.coefficients.identified import independent_columns
 from pyrosplice.hypothesis.coefficients.residual_variance import joint_dof, trace_sf
 from pyrosplice.hypothesis.coefficients.score import (
     CovariateTest,
-    Linearised,
+    Linearized,
     identified_ranks,
     joined,
     orthonormal_terms,
@@ -30,7 +30,7 @@ from pyrosplice.usage.gene_tests.covariate_law import (
     schur_target,
     tested_covariates,
 )
-from pyrosplice.usage.gene_tests.linearized import informed_spots, linearised
+from pyrosplice.usage.gene_tests.linearized import informed_spots, linearized
 from pyrosplice.usage.gene_tests.terms import Contrast, Term
 from pyrosplice.usage.glm import MultinomGLM
 from pyrosplice.usage.glmm import MultinomGLMM
@@ -168,7 +168,7 @@ def _score_test(
 ) -> tuple[CovariateTest, Tensor, Tensor]:
     """Score tests of terms with the same nuisance, posterior degrees of freedom and ratios for an unequal field."""
     if law.spectra is None or not isinstance(model, MultinomGLMM):
-        test = _test_at(linearised(model), design, terms, law.robust)
+        test = _test_at(linearized(model), design, terms, law.robust)
         unknown = torch.full_like(test.statistic, torch.nan)
         return test, unknown, unknown
     groups = [[term] for term in terms] if law.unequal else [terms]
@@ -186,7 +186,7 @@ def _score_test(
 
 
 def _among_surrogates(
-    test: CovariateTest, fit: Linearised, design: Design, terms: Sequence[Term], surrogates: Surrogates
+    test: CovariateTest, fit: Linearized, design: Design, terms: Sequence[Term], surrogates: Surrogates
 ) -> CovariateTest:
     """The tests with p-values that are ranks; NaN where a gene's spots do not tell all columns of a term apart."""
     columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
@@ -215,7 +215,7 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
 
 
-def _test_at(fit: Linearised, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
+def _test_at(fit: Linearized, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:
     return score_test(
         fit,
         torch.from_numpy(design.values),

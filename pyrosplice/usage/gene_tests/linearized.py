@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from pyrosplice.effects.isoform_effect import SoftmaxBasis
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.glmm.mode import Mode
-from pyrosplice.hypothesis.coefficients.score import Linearised, information_product
+from pyrosplice.hypothesis.coefficients.score import Linearized, information_product
 from pyrosplice.hypothesis.variance.permutation import PermutedStatistic, permutation_test
 from pyrosplice.hypothesis.variance.score_test import variance_component_test
 from pyrosplice.hypothesis.variance.spatial_kernel import SpatialKernel
@@ -101,29 +101,29 @@ def informed_spots(model: MultinomGLM) -> Tensor:
     return (model.counts.sum(-1) > 0) | (not model.likelihood.conditional)
 
 
-def linearised(model: MultinomGLM) -> Linearised:
+def linearized(model: MultinomGLM) -> Linearized:
     """The model at its fit as the tests of covariates see it."""
     totals, informed = model.counts.sum(-1), informed_spots(model)
     if isinstance(model, MultinomGLMM):
-        return replace(linearised_at(model.posterior_mode()), informed=informed)
+        return replace(linearized_at(model.posterior_mode()), informed=informed)
     eta = model.linear_predictor().detach()
     information = model.bound_likelihood.information(model.counts, eta)
     residual = model.bound_likelihood.score(model.counts, eta)
     repeats = (totals - 1).clamp_min(0.0) / totals.clamp_min(1.0)
     if not model.likelihood.conditional:
         repeats = torch.ones_like(totals)
-    return Linearised(residual, information_product(information), information, repeats, informed)
+    return Linearized(residual, information_product(information), information, repeats, informed)
 
 
-def linearised_at(mode: Mode) -> Linearised:
+def linearized_at(mode: Mode) -> Linearized:
     """The same for a mixed model at the mode of its random effects, as if all spots informed; of the logits."""
     weight, laplace = mode.step.information, Laplace(mode)
     spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
-    fit = Linearised(laplace.residual, mode.step.marginal_precision_product, spot_precision)
+    fit = Linearized(laplace.residual, mode.step.marginal_precision_product, spot_precision)
     return of_logits(fit, mode.step.model.basis)
 
 
-def of_logits(fit: Linearised, basis: SoftmaxBasis | None) -> Linearised:
+def of_logits(fit: Linearized, basis: SoftmaxBasis | None) -> Linearized:
     """The same of logits, where ``fit`` is of other coordinates of them."""
     if basis is None:
         return fit

@@ -47,11 +47,8 @@ def as_counts(counts: Any, device: torch.device, likelihood: Likelihood) -> Tens
             f"counts: the {likelihood.name} likelihood is for {least if least == most else f'at least {least}'} "
             f"columns a spot, found {n_isos}."
         )
-    for problem, wrong in (
-        ("finite", ~torch.isfinite(table)),
-        ("non-negative", table < 0),
-        ("whole", table != table.round()),
-    ):
+    checks = {"finite": ~torch.isfinite(table), "non-negative": table < 0, "whole": table != table.round()}
+    for problem, wrong in list(checks.items())[: None if likelihood.of_counts else 1]:
         if bool(wrong.any()):
             gene, spot, iso = torch.nonzero(wrong)[0].tolist()
             raise InvalidArgumentError(

@@ -68,11 +68,12 @@ def read_isoforms(
     min_counts: float = 10,
     min_bin_pct: float = 0.0,
     spots: NDArray[np.bool_] | None = None,
+    n_isos: tuple[int, int | None] = (2, None),
 ) -> IsoformData:
     """Check, filter and group isoform counts.
 
     In this order: the given spots; isoforms with a total of at least ``min_counts`` that are seen in at least a
-    fraction ``min_bin_pct`` of the spots; genes with at least two such isoforms.
+    fraction ``min_bin_pct`` of the spots; genes with at least two such isoforms, or as ``n_isos`` says.
 
     Parameters
     ----------
@@ -91,6 +92,8 @@ def read_isoforms(
         Least fraction of spots with a count; values above 1 are percents.
     spots
         Mask of spots to keep, ``(n_obs,)``; all by default.
+    n_isos
+        Least and greatest number of isoforms of a gene; None for any. A gene of more is left out.
 
     Raises
     ------
@@ -113,8 +116,11 @@ def read_isoforms(
     group = _groups(one_column(var, group_iso_by, "group_iso_by"), group_iso_by)
     kept = (total >= min_counts) & (seen >= fraction * counts.shape[0]) & group.notna().to_numpy()
     members = group[kept].groupby(group[kept]).transform("size").reindex(group.index).fillna(0).to_numpy()
-    kept &= members >= 2
-    _check_selection(adata, kept, total, layer=layer, group=group, min_counts=min_counts, min_bin_pct=min_bin_pct)
+    least, most = n_isos
+    kept &= (members >= least) & (members <= (most or np.inf))
+    _check_selection(
+        adata, kept, total, layer=layer, group=group, min_counts=min_counts, min_bin_pct=min_bin_pct, n_isos=n_isos
+    )
 
     filtered = subset(adata, spots, kept)
     if layer is None:
@@ -278,13 +284,15 @@ def _check_selection(
     group: pd.Series,
     min_counts: float,
     min_bin_pct: float,
+    n_isos: tuple[int, int | None],
 ) -> None:
     if not kept.any():
+        wanted = {(2, None): "two or more isoforms", (1, 1): "one isoform", (2, 2): "two isoforms"}.get(n_isos, n_isos)
         largest = int(group.value_counts().max()) if group.notna().any() else 0
         raise InvalidArgumentError(
-            f"adata: nothing is left of {adata.n_vars} isoforms in {matrix_name(layer)}: expected a gene with two or "
-            f"more isoforms that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the "
-            f"largest gene by group_iso_by has {largest} isoform(s)."
+            f"adata: nothing is left of {adata.n_vars} isoforms in {matrix_name(layer)}: expected a gene with {wanted} "
+            f"that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the largest gene "
+            f"by group_iso_by has {largest} isoform(s)."
         )
     unseen = np.flatnonzero(kept & (total == 0))
     if len(unseen):

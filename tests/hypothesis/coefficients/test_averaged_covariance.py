@@ -186,13 +186,13 @@ def test_the_spectrum_that_matters_is_found_first_among_many_spots(truth: str, m
     model = sharp(600, truth)
     largest = torch.full((N_GENES,), 1.45, dtype=torch.float64), torch.full((N_GENES,), 0.37, dtype=torch.float64)
     target = schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])
-    factorised, found = [], []
+    factorized, found = [], []
     through = GivenNoise.through_field
-    monkeypatch.setattr(GivenNoise, "through_field", lambda *a: factorised.append(len(a[1])) or through(*a))
+    monkeypatch.setattr(GivenNoise, "through_field", lambda *a: factorized.append(len(a[1])) or through(*a))
     for many in (10**6, 100):
         monkeypatch.setattr("pyrosplice.hypothesis.coefficients.restricted_posterior._MANY_SPOTS", many)
-        factorised.clear()
-        found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorised)))
+        factorized.clear()
+        found.append((restricted_posterior(model, 1, target, largest=largest), sum(factorized)))
     (whole, all_of_them), (some, fewer) = found
     # less than one posterior standard deviation, from splines through other points
     torch.testing.assert_close(some.variances.field, whole.variances.field, rtol=0.1, atol=0.003)
@@ -251,6 +251,6 @@ def test_steep_spectra_have_mean_variance_one_around_the_mean_of_the_field() -> 
     car = CarCovariance(knn_graph(np.random.default_rng(0).uniform(size=(50, 2)), k_neighbors=4, graph="connected"))
     for solver in (SparseSolver(car.precision), LowRankSolver.from_dense(car.dense())):
         spectra = Spectra.of(solver, 50)
-        centred = spectra.vectors - spectra.vectors.mean(0)
-        variance = torch.einsum("nk,sk->sn", centred.square(), spectra.values).mean(1)
+        centered = spectra.vectors - spectra.vectors.mean(0)
+        variance = torch.einsum("nk,sk->sn", centered.square(), spectra.values).mean(1)
         torch.testing.assert_close(variance, torch.ones(len(STEEPER), dtype=torch.float64), rtol=1e-9, atol=1e-9)

@@ -9,7 +9,7 @@ import torch
 from pyrosplice.glmm.laplace import Laplace
 from pyrosplice.hypothesis.coefficients.score import score_test
 from pyrosplice.likelihoods.contract import Multinomial
-from pyrosplice.usage.gene_tests.linearized import linearised_at
+from pyrosplice.usage.gene_tests.linearized import linearized_at
 from tests.studies.glmm_tests import covariates, null_fit, pvalues, rates
 from tests.studies.simulation import grid, simulate_counts
 
@@ -21,7 +21,7 @@ def test_statistic_is_the_dense_one():
     counts = simulate_counts(LAYOUT, n_genes=2, depth=8, sigma=0.7, theta=0.7, seed=3)
     design = covariates(LAYOUT)[:, 7:10]
     fit, mode = null_fit(counts, LAYOUT)
-    linear = linearised_at(mode)
+    linear = linearized_at(mode)
     ours = score_test(linear, design).statistic
     eye, two = torch.eye(144, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     for g in range(2):
@@ -43,7 +43,7 @@ def test_residual_is_the_derivative_of_the_log_marginal_likelihood():
     """By differences of its value when one spot's linear predictor is shifted."""
     counts = simulate_counts(LAYOUT, n_genes=2, depth=2, sigma=0.7, theta=0.7, seed=3)
     _, mode = null_fit(counts, LAYOUT)
-    step, residual = 1e-4, linearised_at(mode).residual
+    step, residual = 1e-4, linearized_at(mode).residual
     model, at = mode.step.model, mode.step.parameters
     for spot in (0, 77):
         shifted = copy(model)
@@ -87,7 +87,7 @@ def test_size_where_the_logits_depend_on_each_other():
     counts = Multinomial().sample(torch.full((256, 144), 20.0, dtype=torch.float64), eta, generator=generator)
     design, rejected = covariates(LAYOUT), []
     for some in counts.split(128):
-        linear = linearised_at(null_fit(some, LAYOUT)[1])
+        linear = linearized_at(null_fit(some, LAYOUT)[1])
         each = (score_test(linear, design, robust=robust) for robust in (False, True))
         rejected.append(torch.stack([(test.pvalue < 0.05).double().mean(1) for test in each]))
     plain, robust = torch.cat(rejected, 1)

@@ -9,7 +9,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm.design_information import covariate_information
 from pyrosplice.glmm.glm_objective import GLMObjective
 from pyrosplice.hypothesis.coefficients.score import (
-    Linearised,
+    Linearized,
     information_product,
     score_test,
     score_variance,
@@ -47,7 +47,7 @@ def null_fit(counts, sigma, nuisance=None):
 
 def linear(residual, product):
     """For tests with the model's variance, which needs no blocks."""
-    return Linearised(residual, product, torch.empty(0))
+    return Linearized(residual, product, torch.empty(0))
 
 
 def test_statistic_is_the_textbook_one(gene_batch):
@@ -122,7 +122,7 @@ def intercepts_only(counts):
 def at(counts, eta):
     information, totals = Multinomial().information(counts, eta), counts.sum(-1)
     repeats = (totals - 1).clamp_min(0) / totals.clamp_min(1)
-    return Linearised(Multinomial().score(counts, eta), information_product(information), information, repeats)
+    return Linearized(Multinomial().score(counts, eta), information_product(information), information, repeats)
 
 
 def glm(counts, design):

@@ -31,7 +31,7 @@ def layout(request: pytest.FixtureRequest) -> Layout:
     return Patterns.of(solver), torch.from_numpy(xy)
 
 
-def test_patterns_are_a_basis_of_what_is_centred(layout: Layout) -> None:
+def test_patterns_are_a_basis_of_what_is_centered(layout: Layout) -> None:
     vectors, values = layout[0].vectors, layout[0].values
     n_spots = len(vectors)
     assert vectors.shape == (n_spots, n_spots - 1)

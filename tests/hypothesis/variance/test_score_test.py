@@ -54,11 +54,11 @@ def textbook(gene, kernel):
 
 def permuted_statistics(u, matrix, n_draws, seed=0):
     """T of residuals that are centred, at their total square, and permuted over the spots."""
-    centred = u - u.mean(0)
-    centred = centred * (u.square().sum() / centred.square().sum()).sqrt()
+    centered = u - u.mean(0)
+    centered = centered * (u.square().sum() / centered.square().sum()).sqrt()
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(len(u), generator=generator) for _ in range(n_draws)])
-    moved = centred[orders]
+    moved = centered[orders]
     return (moved * (matrix @ moved)).sum((-2, -1))
 
 

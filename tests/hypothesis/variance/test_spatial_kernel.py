@@ -59,10 +59,10 @@ def test_sums_over_pairs(layout, monkeypatch):
     monkeypatch.setattr(module, "DENSE_LIMIT", 0)
     sparse = spatial_kernel(layout)
     matrix = dense.matrix.clone().fill_diagonal_(0.0)
-    centred = (dense.matrix - dense.matrix.mean()).fill_diagonal_(0.0)
+    centered = (dense.matrix - dense.matrix.mean()).fill_diagonal_(0.0)
     exact, near = dense.pair_sums(sizes), sparse.pair_sums(sizes)
     torch.testing.assert_close(exact.rows, sizes * (sizes @ matrix.square()))
-    torch.testing.assert_close(exact.cubes, torch.einsum("bi,ij,bj->b", sizes**1.5, centred**3, sizes**1.5))
+    torch.testing.assert_close(exact.cubes, torch.einsum("bi,ij,bj->b", sizes**1.5, centered**3, sizes**1.5))
     assert float((near.rows.sum(-1) / exact.rows.sum(-1) - 1).abs().max()) < 0.03
     assert float((near.cubes / torch.einsum("bi,ij,bj->b", sizes**1.5, matrix**3, sizes**1.5) - 1).abs().max()) < 0.05
     assert sparse.pair_trace_cube == pytest.approx(float((matrix @ matrix @ matrix).trace()), rel=0.25)

@@ -45,7 +45,7 @@ def test_categories_become_one_covariate_a_level(obs):
     assert build_design("age", obs).names == ("age",)
 
 
-def test_coding_keeps_the_predictor_and_centres_the_levels(obs):
+def test_coding_keeps_the_predictor_and_centers_the_levels(obs):
     design = build_design(["age", "region", "flag"], obs)
     reduced = np.random.default_rng(0).standard_normal(5)  # age, two regions, one flag, intercept
     full = design.coding @ reduced

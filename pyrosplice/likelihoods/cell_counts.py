@@ -1,0 +1,55 @@
+"""The Pyro distribution of expression: one count a cell, around any likelihood of a location and a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from pyrosplice.likelihoods.contract import Likelihood
+
+
+class CellCounts(TorchDistribution):
+    r"""Counts of cells, :math:`y_{gi} \sim p(\,\cdot \mid \eta_{gi}, \zeta_{gi})`, one a gene and cell.
+
+    Parameters
+    ----------
+    likelihood
+        Of one count.
+    eta, zeta
+        Location and scale predictor ``(..., G, N)``; the batch shape.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
+    support = constraints.real
+
+    def __init__(
+        self, likelihood: Likelihood, eta: Tensor, zeta: Tensor, *, validate_args: bool | None = False
+    ) -> None:
+        self.likelihood = likelihood
+        self.eta, self.zeta = torch.broadcast_tensors(eta, zeta)
+        super().__init__(self.eta.shape, torch.Size(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CellCounts:
+        """The same distribution with a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        return CellCounts(self.likelihood, self.eta.expand(shape), self.zeta.expand(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each count."""
+        return self.likelihood.cell_log_prob(value.to(self.eta).unsqueeze(-1), self.eta.unsqueeze(-1), self.zeta)
+
+    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Counts ``(*sample_shape, ..., G, N)``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        eta, zeta = self.eta.expand(shape), self.zeta.expand(shape)
+        with torch.no_grad():
+            drawn = self.likelihood.at_scale(zeta).draw(eta, eta.unsqueeze(-1), generator=generator)
+        return drawn.squeeze(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected counts."""
+        return self.likelihood.at_scale(self.zeta).expected(self.eta.unsqueeze(-1)).squeeze(-1)
