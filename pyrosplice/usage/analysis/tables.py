@@ -57,9 +57,7 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
         }
         for gene in analysis.fit.genes
     ]
-    table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
-    table.insert(0, "model_type", analysis.model_type)
-    return table
+    return pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
