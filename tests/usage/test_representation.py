@@ -29,7 +29,7 @@ def test_expression_model_and_test_say_what_they_are_and_found(cells, tmp_path):
     assert "not fitted; call fit" in repr(glm) and "~1 + group" in glm._repr_html_()
     glm.fit(counts, sample_description=about)
     text = repr(glm)
-    assert "60 cells, 6 genes" in text and "group[T.c]" in text and "1 all zero" in text.split("fit ")[1]
+    assert "60 cells, 6 genes" in text and "group[T.c]" in text and "1 no_counts" in text.split("fit ")[1]
     test = glm.test(coefficient="group[T.b]")
     assert "5 of 6 genes" in repr(test) and "1 at FDR 5%" in repr(test)
     assert repr(test).split("smallest p")[1].split("(")[0].strip() == str(test.gene_ids[4])
