@@ -16,6 +16,7 @@ from pyrosplice._expression.fit_rows import describe_genes
 from pyrosplice._expression.thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
 from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import FDR, Described
 from pyrosplice._tables.labels import label_name
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
@@ -70,6 +71,12 @@ class ExpressionTest(Described):
     def model_estim(self) -> Any:
         """The estimator behind the test, by the name that the original gives it."""
         return self.estimator
+
+    @property
+    def code(self) -> NDArray[np.int64]:
+        """How each fit ended, as the number that ``model_estim.error_codes`` has ``(G,)``."""
+        codes = [min(FitCode.of(Reason(word)), FitCode.FAILED) for word in self.fit_ended]
+        return np.array(codes, dtype=np.int64)
 
     @property
     def qval(self) -> Array:
