@@ -61,7 +61,7 @@ class Data:
         return self.distribution(theta).log_prob(self.counts)
 
     def distribution(self, theta: Tensor) -> CellCounts:
-        """Of the counts, ``(..., G, N)``."""
+        """Distribution of the counts at these coefficients, ``(..., G, N)``."""
         p, _ = self.model.n_coefficients
         eta = theta[..., :p] @ self.model.location.T + self.model.offset
         zeta = theta[..., p:] @ self.model.scale.T + self.model.zeta_offset

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def planar(x: Tensor) -> Tensor:
-    """The same tensor ``(B, N, ...)`` with memory order ``(..., N, B)``: one contiguous plane an entry."""
+    """Reorder the memory of ``(B, N, ...)`` as ``(..., N, B)``, so that each entry is one contiguous plane."""
     order = tuple(range(x.dim()))
     return x.permute(*order[2:], 1, 0).contiguous().permute(x.dim() - 1, x.dim() - 2, *order[: x.dim() - 2])
 

@@ -158,15 +158,15 @@ class SparseSolver(SpatialSolver):
 
     @property
     def factor_blocks(self) -> int:
-        """Of the sparse factor and its selected inverse."""
+        """Numbers that the sparse factor and its selected inverse hold."""
         return 2 * (self.pattern.row.size + self.n_spots)
 
     def spread(self, latent: Tensor) -> Tensor:
-        """The latents are the field."""
+        """Take latents to the field: the same numbers here."""
         return latent
 
     def gather(self, field: Tensor) -> Tensor:
-        """The latents are the field."""
+        """Take numbers of the field to the latents: the same numbers here."""
         return field
 
     def prior(self, latent: Tensor) -> Tensor:

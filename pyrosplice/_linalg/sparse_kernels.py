@@ -58,7 +58,7 @@ def symbolic_factor(column_start, row, n):  # type: ignore[no-untyped-def]
 
 @compiled()
 def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
-    """For every row, the columns with a block in it and where those blocks are stored."""
+    """List for every row the columns with a block in it and where those blocks are stored."""
     count = np.zeros(n + 1, np.int64)
     for p in range(row.size):
         count[row[p] + 1] += 1

@@ -63,7 +63,7 @@ class MixtureParameters:
         return MixtureParameters(self.weights[index], self.means[index], self.covariances[index], self.covariance_type)
 
     def to(self, device: torch.device) -> MixtureParameters:
-        """The same parameters on another device."""
+        """Copy the parameters to another device."""
         weights, means, covariances = self.weights.to(device), self.means.to(device), self.covariances.to(device)
         return MixtureParameters(weights, means, covariances, self.covariance_type)
 

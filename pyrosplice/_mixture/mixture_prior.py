@@ -88,7 +88,7 @@ class MixturePrior:
         return self.concentration == 1 and self.mean is None and self.covariance_scale is None
 
     def by_site(self, n_components: int, n_features: int, covariance_type: CovarianceType) -> dict[str, Any]:
-        """The same prior as Pyro distributions by site; flat ones are left out."""
+        """Write the prior as Pyro distributions by site; flat ones are left out."""
         self.check_features(n_features)
         weights = torch.full((n_components,), float(self.concentration), dtype=torch.float64)
         found: dict[str, Any] = {} if self.concentration == 1 else {"weights": dist.Dirichlet(weights)}
@@ -241,7 +241,7 @@ class SitePriors:
         return alike
 
     def without(self, sites: Collection[str]) -> SitePriors:
-        """The same with flat priors of some sites."""
+        """Copy with flat priors of some sites."""
         return replace(self, **dict.fromkeys(sites))  # type: ignore[arg-type]
 
     def weight_distribution(self, like: Tensor, n_components: int) -> dist.TorchDistribution:

@@ -150,7 +150,7 @@ class FollowedMixture:
         return {**shape, "prior": self.prior, "priors": self.priors}
 
     def _given_options(self) -> dict[str, str]:
-        """Of these, those of which something was asked for, in words."""
+        """Arguments of the Pyro model of which something was asked for, in words."""
         asked = {}
         if self.num_components != 1:
             asked["n_components"] = f"num_components={self.num_components}"
@@ -355,7 +355,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _log_likelihood(fitted: MixtureParameters, cells: Tensor) -> Tensor | None:
-    """Of all cells, ``(1,)``; None where the parameters are of no mixture of that covariance type."""
+    """Log likelihood of all cells, ``(1,)``; None where the parameters are of no mixture of that covariance type."""
     try:
         factors = torch.linalg.cholesky(as_matrices(fitted.covariances, fitted.means, fitted.covariance_type))
         normal = dist.MultivariateNormal(fitted.means, scale_tril=factors)

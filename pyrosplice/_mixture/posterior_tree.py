@@ -224,17 +224,17 @@ class PackedCovariance(Transform):
         return dim * math.log(2) + (x * power).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        """Of D(D + 1)/2 numbers: D × D."""
+        """Shape D × D of the matrix that D(D + 1)/2 numbers become."""
         dim = math.isqrt(2 * shape[-1])
         return torch.Size([*shape[:-1], dim, dim])
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """Of D × D: D(D + 1)/2."""
+        """Number D(D + 1)/2 of the values that stand for a D × D matrix."""
         return torch.Size([*shape[:-2], shape[-1] * (shape[-1] + 1) // 2])
 
 
 def _transforms(kind: CovarianceType) -> dict[str, Transform]:
-    """From each site to the reals."""
+    """Transformations of each site's values to real numbers."""
     matrix = kind in ("full", "tied")
     covariances = PackedCovariance() if matrix else biject_to(constraints.positive)
     spaces = {"weights": biject_to(constraints.simplex), "means": biject_to(constraints.real)}
@@ -288,14 +288,14 @@ def _matrices(sites: Mapping[str, Tensor], kind: CovarianceType) -> Tensor:
 
 
 def _with_sd(group: xr.Dataset, kind: CovarianceType) -> xr.Dataset:
-    """The same with ``sd``, the standard deviation of every feature in every component."""
+    """Add ``sd``, the standard deviation of every feature in every component."""
     sites = {name: torch.from_numpy(group[name].values.copy()) for name in ("means", "covariances")}
     sd = torch.diagonal(_matrices(sites, kind), dim1=-2, dim2=-1).sqrt()
     return group.assign(sd=(("chain", "draw", "component", "feature"), sd.numpy()))
 
 
 def _cells(sites: Mapping[str, Tensor], kind: CovarianceType, n_cells: int) -> np.ndarray:
-    """As many cells as were observed, drawn at every draw: (C, S, N, D)."""
+    """Draw as many cells as were observed, at every draw: (C, S, N, D)."""
     weights, means = sites["weights"], sites["means"]
     roots = torch.linalg.cholesky(_matrices(sites, kind))
     label = torch.multinomial(weights.flatten(0, 1), n_cells, replacement=True).reshape(*weights.shape[:2], n_cells)
@@ -329,7 +329,7 @@ def _log_prior(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceT
 
 
 def _prior_draws(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> dict[str, Tensor]:
-    """As many draws of the prior as of the posterior."""
+    """Draw from the prior as often as from the posterior."""
     like, (chains, draws, m) = sites["means"], sites["weights"].shape
     shape = torch.Size([chains, draws])
     covariances = prior.covariance_distribution(like).sample(shape)

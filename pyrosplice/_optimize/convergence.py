@@ -37,7 +37,7 @@ class FitCode(IntEnum):
 
     @property
     def reason(self) -> Reason:
-        """The same in the words of every family."""
+        """Say why the fit ended in the words of every family."""
         own = {FitCode.POISSON_BOUNDARY: Reason.BOUNDARY, FitCode.ALL_ZERO: Reason.NO_COUNTS}
         return own.get(self) or Reason(self.name.lower())
 

@@ -45,7 +45,7 @@ class NewtonObjective(Protocol):
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
-        """The same loss for some of the genes (indices among the present ones)."""
+        """Take the loss of some of the genes (indices among the present ones)."""
         ...
 
 

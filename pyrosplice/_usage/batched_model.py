@@ -168,7 +168,7 @@ class BaseModel(Described, Module):
         return []
 
     def _others(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Self]]:
-        """The same, with an estimator that has something else in its place."""
+        """Make estimators with something else in place of each thing that was asked for, with its words."""
         for words, attributes in self._changes(values):
             other = self.clone()
             for name, value in attributes.items():

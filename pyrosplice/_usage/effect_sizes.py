@@ -46,7 +46,7 @@ class Change:
     weights: Tensor | None = None
 
     def moved(self, shift: Tensor) -> Change:
-        """The same for covariates that have been moved by ``shift``, ``(P,)``."""
+        """Copy for covariates that have been moved by ``shift``, ``(P,)``."""
         return self if self.levels is None else replace(self, levels=self.levels + shift[list(self.columns)])
 
 
@@ -145,7 +145,7 @@ def _difference(eta: Tensor, beta: Tensor, design: Tensor, change: Change) -> tu
 
 
 def _derivative(eta: Tensor, beta: Tensor, design: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-    """The same of a derivative."""
+    """Effects ``(B, 1, K)`` of a unit of a covariate, as derivatives, and their derivative in ``[β; b]``."""
     usage, n_logits = _usage(eta), beta.shape[-1]
     jacobian = (torch.diag_embed(usage.mean(1)) - usage.mT @ usage / usage.shape[1])[..., :n_logits]
     (column,) = change.columns

@@ -70,7 +70,7 @@ class FittedGene:
         return self.reason == Reason.ALL_OR_NOTHING or (sigma is not None and bool((sigma > ENDLESS_SIGMA).any()))
 
     def with_values(self, **values: Tensor) -> FittedGene:
-        """The same with other values of some sites."""
+        """Copy with other values of some sites."""
         return replace(self, values={**self.values, **values})
 
     def fixed_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
@@ -119,11 +119,11 @@ class ModelSpec:
         return (counts.sum(-1) > 0) | (likelihood is not None and not likelihood.conditional)
 
     def with_design(self, design: Design | None) -> ModelSpec:
-        """The same with other covariates."""
+        """Copy with other covariates."""
         return replace(self, design=design)
 
     def with_rows(self, rows: Tensor) -> ModelSpec:
-        """The same with the covariates of the spots in another order."""
+        """Copy with the covariates of the spots in another order."""
         return self if self.design is None else self.with_design(self.design.take(rows.numpy()))
 
     def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
@@ -152,7 +152,7 @@ class ModelSpec:
         return model
 
     def rebuild_estimable(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
-        """The same model with the covariates that can be estimated together only: all but one level of a factor."""
+        """Build the model with only the covariates that can be estimated together: all but one level of a factor."""
         design = None if self.design is None else self.design.only(self.design.estimable)
         return self.with_design(design).rebuild(counts, self.estimable(genes))
 

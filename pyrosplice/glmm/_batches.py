@@ -51,7 +51,7 @@ class MixedEngine:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     def model(self, genes: Tensor) -> MixedModel:
@@ -126,7 +126,7 @@ class MixedEngine:
         return torch.cat(values)
 
     def conditional_information(self, mode: Mode) -> Tensor:
-        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the engine's coefficients given (σ, θ), ``(B, D, D)``.
+        r"""Information of the engine's coefficients given (σ, θ), ``X'(W⁻¹ + Σ)⁻¹ X``: ``(B, D, D)``.
 
         Predictors fastest. Inverts neither Σ nor W.
         """
@@ -172,7 +172,7 @@ class MixedEngine:
         return profiled_information(observed_information(objective, point), unknowns.sizes[0])
 
     def dense_covariance(self) -> Tensor:
-        """V, ``(N, N)``."""
+        """Spatial covariance V as a full matrix, ``(N, N)``."""
         n_spots = self.counts.shape[1]
         identity = torch.eye(n_spots, dtype=torch.float64, device=self.counts.device)
         if self.solver is None:
@@ -200,7 +200,7 @@ def fit_without_effect(
 
 
 def detached(parameters: Parameters) -> Parameters:
-    """The same without gradients."""
+    """Copy without gradients."""
     return Parameters(*(value.detach() for value in vars(parameters).values()))
 
 

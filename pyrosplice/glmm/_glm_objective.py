@@ -70,7 +70,7 @@ class StandardCoordinates:
         return cls(matrix, design)
 
     def of_columns(self) -> StandardCoordinates:
-        """That of the orthonormal columns themselves."""
+        """Take the orthonormal columns themselves for the given covariates."""
         return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
     def covariance(self, standardized: Tensor, n_logits: int) -> Tensor:
@@ -146,12 +146,12 @@ class GLMObjective:
         return weights[:, :-1], weights[:, -1]
 
     def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Inverse of :meth:`coefficients`."""
+        """Unknowns of given ``beta`` and ``bias_eta``, the inverse of :meth:`coefficients`."""
         weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
         return torch.linalg.solve(self.scaling.matrix, weights).flatten(1)
 
     def linear_predictor(self, point: Tensor) -> Tensor:
-        """η ``(A, N, Q)``, stored logit by logit."""
+        """Linear predictor η ``(A, N, Q)``, stored logit by logit."""
         return (self._weights(point).permute(2, 0, 1) @ self.design.T).movedim(0, -1)
 
     def rounding(self) -> Tensor:
@@ -189,7 +189,7 @@ class GLMObjective:
         return gradient - prior_gradient, hessian - prior_hessian
 
     def step_limit(self, point: Tensor, step: Tensor) -> Tensor:
-        """At most five units of any coefficient at a time."""
+        """Limit a step to five units of any coefficient."""
         return (5.0 / step.abs().amax(-1).clamp_min(1e-300)).clamp_max(1.0)
 
     def curvature(self, point: Tensor) -> Tensor:

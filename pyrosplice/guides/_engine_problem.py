@@ -85,7 +85,7 @@ class EngineProblem:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     @property

@@ -117,7 +117,7 @@ class AutoMarginalLaplace(AutoUnits):
         return latent if self.outer == "gaussian" else frozenset(self.marginalize)
 
     def _first_point(self, attempt: int) -> Tensor:
-        """With positive outer sites, standard deviations among them, below their middle: near no random effect.
+        """First point, with positive outer sites (standard deviations among them) low: near no random effect.
 
         From a large one the search can climb to where a mode loses its curvature, and Laplace's value its meaning:
         zero-inflated counts of 80 cells, sd 0.3, did so from sd 0.8 in 4 of 8 genes, and from here in none.
@@ -303,7 +303,7 @@ class AutoMarginalLaplace(AutoUnits):
     def laplace_approximation(
         self, *args: Any, options: FitOptions | None = None, **kwargs: Any
     ) -> AutoMarginalLaplace:
-        """The same guide with ``outer="gaussian"``, fitted from the values of this one.
+        """Copy the guide with ``outer="gaussian"``, fitted from the values of this one.
 
         Parameters
         ----------

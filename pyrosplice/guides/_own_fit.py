@@ -166,7 +166,7 @@ class SavedSites:
 
     @classmethod
     def of(cls, own: OwnFit) -> SavedSites:
-        """Of a fit."""
+        """Take from a fit what a file holds of it."""
         return cls(own.name, own.engine, {name: value.double().numpy() for name, value in own.values.items()})
 
     def copies(self) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ class SiteEntries:
 
     @classmethod
     def of(cls, site: LatentSite, fn: Any) -> SiteEntries | None:
-        """Of a site with distribution ``fn``; None where no precision is known."""
+        """Read the precision of a site with distribution ``fn``; None where it is not known."""
         known = precision(fn)
         if known is None or len(fn.batch_shape) > site.batch_dim or not site.is_real():
             return None

@@ -52,7 +52,7 @@ class DirichletMultinomial(Likelihood):
         self.concentration = concentration
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log n! − Σ log y! + log Γ(A) − log Γ(n + A) + Σ [log Γ(y + α) − log Γ(α)]``, α = A p."""
+        """Log density, ``log n! − Σ log y! + log Γ(A) − log Γ(n + A) + Σ [log Γ(y + α) − log Γ(α)]``, α = A p."""
         total = counts.sum(-1)
         coefficient = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
         return coefficient + self.log_kernel(counts, eta)
@@ -64,17 +64,17 @@ class DirichletMultinomial(Likelihood):
         return log_rising(alpha, counts).sum(-1) - log_rising(size, counts.sum(-1))
 
     def mean(self, eta: Tensor) -> Tensor:
-        """``softmax([η, 0])``."""
+        """Expected usage of each isoform, ``softmax([η, 0])``."""
         return usage_of(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A usage from the Dirichlet distribution, then molecules."""
+        """Draw a usage from the Dirichlet distribution, then molecules."""
         alpha = self._alpha(self.mean(eta)).clamp_min(1e-12)
         gamma = torch._standard_gamma(alpha.contiguous(), generator=generator).clamp_min(1e-300)
         return draw_multinomial(totals, gamma / gamma.sum(-1, keepdim=True), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``u_m − p_m Σ u`` with ``u = α (ψ(y + α) − ψ(α))``."""
+        """First derivative in the logits, ``u_m − p_m Σ u`` with ``u = α (ψ(y + α) − ψ(α))``."""
         usage, _, slope = self._slope(counts, eta)
         return (slope - usage * slope.sum(-1, keepdim=True))[..., :-1]
 

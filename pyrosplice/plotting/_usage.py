@@ -28,7 +28,7 @@ def usage_table(
     fitted_layer: str = "fitted_ratios",
     spatial_key: str = "spatial",
 ) -> pd.DataFrame:
-    r"""Raw and fitted usage ratios of one gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
+    r"""Tabulate raw and fitted usage of a gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def usage_table(
 
 
 def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataFrame:
-    """Raw usage ratios of one gene with posterior means and standard deviations, for :func:`usage_map`.
+    """Tabulate raw usage of a gene with posterior means and standard deviations, for :func:`usage_map`.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def usage_map(
     limits: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Maps of one gene: a column an isoform; raw usage ratios, fitted ones on the same colours, and how sure.
+    """Draw maps of one gene: a column an isoform; raw usage ratios, fitted ones in the same colours, and how sure.
 
     Parameters
     ----------

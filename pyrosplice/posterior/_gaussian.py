@@ -71,7 +71,7 @@ class HyperPosterior(Protocol):
     """What is known of p(φ | y) of a batch of genes: a grid, a cloud of points or a design."""
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d), its log density as drawn (S, B), and coefficients near their optimum there (S, B, P, Q)."""
+        """Draw φ (S, B, d), with its log density (S, B) as drawn and coefficients near their optimum (S, B, P, Q)."""
         ...
 
 

@@ -59,7 +59,7 @@ def nuts(
     options: NutsOptions,
     pilot: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws by site ``(C, S, G, ...)`` and sampler statistics: ``diverging`` ``(C, S, G)``.
+    """Draw by NUTS: sites ``(C, S, G, ...)`` and sampler statistics, ``diverging`` ``(C, S, G)``.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Coordinates:
         return self._energy(self._split(params["u"]))
 
     def start(self) -> Tensor:
-        """Where a chain starts: near the pilot's mean."""
+        """Point where a chain starts: near the pilot's mean."""
         return 0.5 * torch.randn_like(self._location)
 
     def sites(self, u: Tensor) -> dict[str, Tensor]:

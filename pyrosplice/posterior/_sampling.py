@@ -63,7 +63,7 @@ def sample_posterior(
     seed: int = 0,
     nuts_options: NutsOptions | None = None,
 ) -> Samples:
-    """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
+    """Draw from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     check_option("method", method, METHODS)
     check_option("hyper", hyper, HYPER)
     check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
@@ -170,7 +170,7 @@ def _hyper_posterior(
 def resampled(
     draws: WeightedSites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Importance: each gene's draws resampled by their smoothed weights, systematically. And k̂.
+    """Resample each gene's draws by their smoothed weights, systematically, and report k̂.
 
     A draw comes as often as its share of the weight says, rounded up or down: once at most where weights are even, and
     again and again where it has most of the weight. (Without replacement, σ of eleven Dirichlet-multinomial genes with
@@ -199,7 +199,7 @@ def _without(values: Tensor, failed: Tensor) -> Tensor:
 
 
 def smoothed(log_weights: Tensor) -> Tensor:
-    """Log weights (S, B) less their largest, the tail replaced by quantiles of a generalised Pareto distribution.
+    """Smooth log weights (S, B), less their largest: the tail becomes quantiles of a generalised Pareto law.
 
     Pareto smoothing (Vehtari et al. 2024, JMLR 25:72), truncated at the largest raw weight.
     """

@@ -66,7 +66,7 @@ class Target:
         return self.engine.likelihood.free
 
     def phi(self, sigma: Tensor, theta_logit: Tensor, hyper: dict[str, Tensor]) -> Tensor:
-        """φ (B, d) of values of the sites (B, ·)."""
+        """Hyper-parameters φ (B, d) from values of the sites (B, ·)."""
         parts = [sigma.clamp_min(1e-6).log()] if self.free_sigma else []
         parts += [theta_logit] if self.free_theta else []
         return torch.cat([sigma[:, :0], *parts, *(hyper[name].log() for name in self.hyper)], 1)

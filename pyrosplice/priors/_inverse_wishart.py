@@ -44,7 +44,7 @@ class InverseWishart(TorchDistribution):
         super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> InverseWishart:
-        """The same distribution with more batch dimensions."""
+        """Copy the distribution to more batch dimensions."""
         return InverseWishart(
             self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)
         )
@@ -65,7 +65,7 @@ class InverseWishart(TorchDistribution):
         )
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draws ``sample_shape + batch_shape + (D, D)``."""
+        """Draw covariance matrices, ``sample_shape + batch_shape + (D, D)``."""
         return self.draw(sample_shape)
 
     def draw(

@@ -34,7 +34,7 @@ KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ �
 
 
 def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
-    """Exponential prior of σ with ``P(σ > upper) = probability``; logits."""
+    """Exponential prior of σ, the size of the random effect in logits, with ``P(σ > upper) = probability``."""
     if not upper > 0 or not 0 < probability < 1:
         raise InvalidArgumentError(
             f"upper, probability: expected a positive number and one in (0, 1), found {upper!r} and {probability!r}."
@@ -43,7 +43,7 @@ def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
 
 
 def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
-    """Prior of ``theta_logit`` with ``P(θ < upper) = probability``, for the spatial covariance V.
+    """Prior of ``theta_logit``, the spatial share of the variance, with ``P(θ < upper) = probability``, for V.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class SpatialShare(TorchDistribution):
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialShare:
-        """The same with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         return SpatialShare(self.distance, self.slope, self.rate, torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class SpatialShare(TorchDistribution):
         return math.log(self.rate) - self.rate * log_distance.exp() + log_slope - whole
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of logit θ, by inversion."""
+        """Draw logit θ, by inversion."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=torch.float64)
         top = -math.expm1(-self.rate * float(self.distance[-1]))

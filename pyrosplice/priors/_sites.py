@@ -311,7 +311,7 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
 
 
 def converted(prior: Any, like: Tensor | None = None) -> Any:
-    """The same distribution with float64 parameters, or with those of the type and device of ``like``.
+    """Copy a distribution to float64 parameters, or to those of the type and device of ``like``.
 
     ``Normal(0., 1.)`` has torch's default of float32.
     """

@@ -25,7 +25,7 @@ def section_graph(
     name: str = "sections",
     least: int = 1,
 ) -> sp.csr_matrix:
-    """k-NN graph within every section: spots of different sections are never neighbours, whatever their coordinates.
+    """Join neighbours within every section; spots of different sections are none, whatever their coordinates.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def _side_by_side(graphs: Sequence[tuple[NDArray[np.intp], sp.csr_matrix]], n_sp
 def within_sections(
     adjacency: sp.csr_matrix, sections: Any, *, name: str = "sections", stacklevel: int = 2
 ) -> sp.csr_matrix:
-    """A symmetric adjacency without the edges between sections; warns how many there were.
+    """Drop the edges between sections from a symmetric adjacency; warns how many there were.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     n_jobs: int = 1,
     print_progress: bool = True,
 ) -> PosteriorCalibration:
-    """Simulation-based calibration of the posterior of a likelihood with priors, shipped or your own.
+    """Check by simulation whether the posterior of a likelihood with priors, shipped or your own, is right.
 
     Parameters
     ----------

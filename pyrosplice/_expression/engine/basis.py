@@ -40,7 +40,7 @@ class Basis:
         return float(np.linalg.slogdet(self.inverse)[1])
 
     def part(self, which: slice) -> Basis:
-        """Of some coefficients, which no others mix with."""
+        """Take the part of the basis that concerns some coefficients, which no others mix with."""
         return Basis(self.matrix[which, which], self.inverse[which, which])
 
     def outward(self, inner: Array) -> Array:

@@ -108,7 +108,9 @@ def _rising_gamma(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rising_stirling(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""With :math:`x = y/r`, :math:`s = r + y`:
+    r"""Log of a rising factorial and its two derivatives in ζ, by Stirling's series.
+
+    With :math:`x = y/r`, :math:`s = r + y`:
     :math:`(s - \tfrac12)\log(1 + x) - y + \sum_k c_k (s^{1-2k} - r^{1-2k})`.
     """
     alpha, r = torch.exp(-zeta), torch.exp(zeta)

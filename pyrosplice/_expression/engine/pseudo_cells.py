@@ -50,7 +50,7 @@ class Designs:
 
     @cached_property
     def pseudo_inverse(self) -> Tensor:
-        """Of x, transposed ``(N, P)``."""
+        """Pseudo-inverse of x, transposed: ``(N, P)``."""
         return torch.linalg.pinv(self.x).T.contiguous()
 
     def information(self, h_eta: Tensor, h_cross: Tensor, h_zeta: Tensor) -> Tensor:

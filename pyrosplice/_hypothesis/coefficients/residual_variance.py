@@ -59,7 +59,7 @@ MOST = 1e8  # degrees of freedom
 
 @dataclass(frozen=True)
 class Dispersion:
-    """Of every gene: ``root`` G ``(B, Q, Q)`` and its degrees of freedom ν ``(B,)``; NaN where it has none."""
+    """Spread of each gene's residuals: ``root`` G ``(B, Q, Q)`` and its degrees of freedom ν ``(B,)``; NaN without."""
 
     root: Tensor
     dof: Tensor

@@ -273,7 +273,7 @@ class ScoreVariance:
 def score_variance(
     fit: Linearized, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
 ) -> ScoreVariance:
-    """Of the score of ``columns`` ``(N, C)``; ``n_coefficients`` a logit were fitted.
+    """Variance of the score of ``columns`` ``(N, C)``, beside ``n_coefficients`` that were fitted for each logit.
 
     ``information`` is its variance by the model, ``(B, C Q, C Q)``.
     """

@@ -138,7 +138,7 @@ class _Beside:
         self.factor = regular_factor(self._against_fixed(self._images(fixed)))
 
     def statistics(self, columns: Tensor) -> Tensor:
-        """Of each of ``(S, N, C)``, ``(B, S)``."""
+        """Score statistic ``(B, S)`` of each set of columns ``(S, N, C)``."""
         n_sets, _, width = columns.shape
         images = self._images(columns.movedim(0, 1).flatten(1))
         size = width * len(self.eye)

@@ -67,7 +67,7 @@ class Spectra:
         return cls(vectors, powers * n_spots / (powers @ around_mean)[:, None], values)
 
     def for_predictors(self, n_predictors: int) -> Spectra:
-        """As many of the leading eigenvectors as that number of predictors leaves time for."""
+        """Keep as many of the leading eigenvectors as that number of predictors leaves time for."""
         return self._first(max(24, COLUMNS // n_predictors))
 
     def leading_along(self, steeper: int) -> Spectra:
@@ -156,7 +156,7 @@ class WorkingModel:
 
     @classmethod
     def at(cls, mode: Mode, design: Tensor, spectra: Spectra, kept: Tensor) -> WorkingModel:
-        """At the mode of the random effects of a fit."""
+        """Make the working model at the mode of the random effects of a fit."""
         step, parameters = mode.step, mode.step.parameters
         weight = planar(positive_part(step.information))
         size = torch.diagonal(weight, dim1=-2, dim2=-1)
@@ -194,7 +194,7 @@ class WorkingModel:
         return self.weight - lost, logdet.sum(-1)
 
     def with_noise(self, white: Tensor) -> GivenNoise:
-        """With c ``(B,)`` fixed."""
+        """Fix c ``(B,)``, the standard deviation of the independent part."""
         return GivenNoise(self, white)
 
 

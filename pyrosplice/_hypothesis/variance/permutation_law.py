@@ -40,7 +40,7 @@ _NORMAL = 1e-4  # a skewness that a gamma law needs not less than
 
 @dataclass(frozen=True)
 class Residuals:
-    """Of the null model, for B genes.
+    """Residuals of the null model, for B genes.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ def _centered_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor
 
 
 def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tensor]:
-    """As :func:`exact_law` for many covered spots, from products with the kernel; no more than N × K at a time.
+    """Law of the statistic as :func:`exact_law` has it, from products with the kernel: N × K numbers at a time.
 
     Mean and variance are exact up to what ``kernel.pair_sums`` is; terms of the third cumulant that are smaller
     than the leading ones by the number of spots are taken at their leading order.
@@ -220,14 +220,14 @@ class _ProjectedForm:
 
     @cached_property
     def _removed_diagonal(self) -> Tensor:
-        """Of ``Q Λ Q``."""
+        """Diagonal of ``Q Λ Q``."""
         loading = self.residuals.loading
         core = loading.mT @ (self.removed.unsqueeze(-1) * loading)
         return self.removed * (1 - 2 * self.residuals.leverage) + ((loading @ core) * loading).sum(-1)
 
     @property
     def diagonal(self) -> Tensor:
-        """Of M, ``(B, N)``."""
+        """Diagonal of M, ``(B, N)``."""
         return self.projected - self._removed_diagonal
 
     def square(self, pairs: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class _Draws:
         return (1 - short).clamp_min(0.0) / excess, short
 
     def quadratic(self, logit: int, total: Tensor, model: _Model) -> Tensor:
-        """Of the residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
+        """Squared residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
         quadratic = self.squares[logit] @ model.precision
         for row in model.whitening:
             quadratic -= (self.loads[logit].flatten(1) @ row).square_()
@@ -213,7 +213,7 @@ class _Model:
 
     @classmethod
     def of(cls, draws: _Draws, variances: Tensor) -> _Model:
-        """With ``variances`` (L, J) of the nodes."""
+        """Make the models with ``variances`` (L, J) of the nodes."""
         inverse, width = 1 / variances, draws.grams.shape[-1]
         factor = torch.linalg.cholesky((inverse @ draws.grams.flatten(1)).unflatten(-1, (width, width)))
         root = torch.linalg.inv(factor)

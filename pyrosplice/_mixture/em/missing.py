@@ -99,7 +99,7 @@ class MissingExpectation:
         self._log_det = (seen * scale).sum(-1)
 
     def select(self, sets: Tensor) -> MissingExpectation:
-        """The same: there is one data set."""
+        """Return itself: there is one data set."""
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
@@ -177,7 +177,7 @@ def observed_mean_and_variance(rows: RowBlocks) -> tuple[Tensor, Tensor]:
 
 
 def impute_means(rows: RowBlocks, mean: Tensor) -> RowBlocks:
-    """The same rows with the mean of its feature for every missing value; good enough to start from."""
+    """Fill every missing value with the mean of its feature, which is good enough to start from."""
 
     def read(a: int, b: int) -> Tensor:
         x = rows.block(a, b)

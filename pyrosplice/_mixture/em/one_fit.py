@@ -1,4 +1,4 @@
-"""From cells to fitted mixtures: standardise, start, run EM, keep the best of the restarts."""
+"""Fit mixtures to cells: standardise, start, run EM, keep the best of the restarts."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class SharedExpectation:
         self.used = self._next = torch.full((len(self._size), n_components), 1 / n_components, dtype=torch.float64)
 
     def select(self, sets: Tensor) -> SharedExpectation:
-        """The same: there is one data set."""
+        """Return itself: there is one data set."""
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
@@ -72,7 +72,7 @@ class SharedExpectation:
 
 
 class CenteredSharedExpectation(SharedExpectation):
-    """The same about the components' own means, for variances that are tiny against the spread of the data."""
+    """Expectation step about the components' own means, for variances tiny against the spread of the data."""
 
     def __init__(self, cells: CenteredExpectation, groups: Tensor, n_components: int) -> None:
         super().__init__(cells, groups, n_components)

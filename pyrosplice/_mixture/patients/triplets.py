@@ -105,7 +105,7 @@ class TripletDataset(Dataset):
 
     @classmethod
     def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
-        """The same as the constructor."""
+        """Make a data set from arrays, as the constructor does."""
         return cls(*args, **kwargs)
 
     def _check(self) -> None:
@@ -291,7 +291,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     @classmethod
     def from_anndata(cls, *args: Any, **kwargs: Any) -> Self:
-        """The same as the constructor."""
+        """Make a data set from an AnnData, as the constructor does."""
         return cls(*args, **kwargs)
 
     @property

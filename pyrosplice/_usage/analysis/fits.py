@@ -193,7 +193,7 @@ class Analyzed(Protocol):
 
 
 class Holder(Analyzed, Protocol):
-    """The same, whose data and fits are changed."""
+    """A :class:`~pyrosplice.SplisosmGLMM` as methods that change its data and fits see it."""
 
     def __init__(self, **options: Any) -> None: ...
 

@@ -181,7 +181,7 @@ class _Point:
 
 
 def _fitted(model: MultinomGLM, basis: _CodedBasis, law: Law) -> _Point:
-    """At the estimates."""
+    """Point and information of the coefficients at the estimates."""
     fit = linearized(model) if law.robust else None
     expected = None if fit is None else _information(fit, basis)
     return _Point(basis.coefficients, model.observed_information()[0], fit, expected)
@@ -196,7 +196,7 @@ def _information(fit: Linearized, basis: _CodedBasis) -> Tensor:
 def _averaged(
     model: MultinomGLMM, basis: _CodedBasis, design: Design, law: Law, contrasts: Sequence[Contrast]
 ) -> _Point:
-    """At the posterior mean covariance."""
+    """Point and information of the coefficients at the posterior mean covariance."""
     if law.spectra is None:
         raise AssertionError("a law that is averaged has spectra")
     columns, n_logits = basis.scaling.design, basis.coefficients.shape[-1]
@@ -216,7 +216,7 @@ def _averaged(
 
 
 def _step(model: MultinomGLMM, found: AveragedFit, basis: _CodedBasis, information: Tensor) -> Tensor:
-    """From the fitted coefficients to the generalised least squares of the working response, with priors if any."""
+    """Step from the fitted coefficients to generalised least squares of the working response, with priors if any."""
     columns = basis.scaling.design
     left = (found.response - columns @ basis.coefficients).unsqueeze(-1)
     slope = columns.T @ found.fit.precision_product(left).squeeze(-1)

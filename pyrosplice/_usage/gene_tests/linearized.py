@@ -1,4 +1,4 @@
-"""From fitted genes to tests: arranges data for :mod:`pyrosplice._hypothesis`, one batch of genes at a time."""
+"""Data of fitted genes as the tests of :mod:`pyrosplice._hypothesis` take them, one batch of genes at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PermutationNull:
 
 @dataclass(frozen=True)
 class GeneTests:
-    """Of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and of tests of covariates the tested columns.
+    """Test results of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and the columns that were tested.
 
     ``posterior_df``: degrees of freedom with which the variance of what is tested is known, NaN where it is taken as
     given; ``slope_ratio``: likelihood ratio for a field whose standard deviation depends on the covariate. ``reason``:
@@ -116,7 +116,7 @@ def linearized(model: MultinomGLM) -> Linearized:
 
 
 def linearized_at(mode: Mode) -> Linearized:
-    """The same for a mixed model at the mode of its random effects, as if all spots informed; of the logits."""
+    """Linearise a mixed model at the mode of its random effects, as if all spots informed; logits throughout."""
     weight, laplace = mode.step.information, Laplace(mode)
     spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
     fit = Linearized(laplace.residual, mode.step.marginal_precision_product, spot_precision)
@@ -124,7 +124,7 @@ def linearized_at(mode: Mode) -> Linearized:
 
 
 def of_logits(fit: Linearized, basis: SoftmaxBasis | None) -> Linearized:
-    """The same of logits, where ``fit`` is of other coordinates of them."""
+    """Rewrite a linearised fit for the logits, where it is of other coordinates of them."""
     if basis is None:
         return fit
 

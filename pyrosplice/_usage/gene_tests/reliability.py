@@ -68,7 +68,7 @@ def refused(
     *,
     of_posterior: bool = True,
 ) -> GeneTests:
-    """Without the p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and why.
+    """Take away p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and say why.
 
     Few degrees of freedom matter to p-values ``of_posterior`` variances only, not to ranks among surrogates.
     """

@@ -1,4 +1,4 @@
-"""From an AnnData of isoform counts to one count matrix a gene."""
+"""One count matrix a gene, from an AnnData of isoform counts."""
 
 from __future__ import annotations
 
