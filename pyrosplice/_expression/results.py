@@ -29,7 +29,7 @@ MOST_LISTED = 12  # comparisons in the text
 
 @dataclass(repr=False)
 class ExpressionTest(Described):
-    """One test of every gene.
+    """Results of one test of every gene.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class ExpressionTest(Described):
         *,
         level: float = 0.95,
     ) -> pd.DataFrame:
-        """One row a gene, with the documented columns first.
+        """Table with one row a gene, the documented columns first.
 
         ``effect``, ``se``, ``lower`` and ``upper`` are of the log₂ fold change; ``reason`` is "" or why the p-value or
         the standard error is missing or infinite, ``fit_ended`` how the fit behind the test ended: words of
@@ -138,7 +138,7 @@ class ExpressionTest(Described):
         log10_p_threshold: float = -30.0,
         **kwargs: Any,
     ) -> Any:
-        """:func:`pyrosplice.plotting._volcano` of the table, by q-values or p-values.
+        """Draw effects against evidence, q-values or p-values, by :func:`pyrosplice.plotting.volcano`.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
         ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
@@ -158,7 +158,7 @@ class ExpressionTest(Described):
         highlight_ids: Sequence[str] = (),
         **kwargs: Any,
     ) -> Any:
-        """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
+        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
@@ -361,7 +361,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(test, self.qval[i, j]), **thresholds)
 
     def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
+        """Table over some pairs of groups, one row a gene, as :meth:`summary`; group 1 over group 0 of each pair.
 
         *Differs from* the original: the q-values are those of the whole family of comparisons, whatever is picked,
         and the fold change is that of the pair with the smallest p-value.
@@ -379,7 +379,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(self.tests[(self.groups[self._index(group)],)], q), **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
+        """Table with one row a gene: the smallest p-value over comparisons, the fold change there, and which it is."""
         places = [self._place(key) for key in self.tests]
         return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
 

@@ -50,7 +50,7 @@ def planar_matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def congruent(matrix: Tensor, block: Tensor) -> Tensor:
-    """``M B M'`` of such matrices M and ``(..., N, C, C)``; the result is :func:`planar`."""
+    """Product ``M B M'`` of such matrices M and ``(..., N, C, C)``; the result is :func:`planar`."""
     return _planar_matmul(_planar_matmul(matrix, block), matrix.mT)
 
 
@@ -64,7 +64,7 @@ def _planar_matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def sandwich(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
-    """``diag(left) matrix diag(right)`` for vectors (..., Q) that broadcast against (..., Q, Q) matrices."""
+    """Scale rows and columns, ``diag(left) matrix diag(right)``: vectors (..., Q), matrices (..., Q, Q) broadcast."""
     return matrix * left[..., :, None] * right[..., None, :]
 
 

@@ -9,7 +9,7 @@ import numba
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` with these options, cached next to the module or in the user's cache directory.
+    """Compile by ``numba.njit`` with these options, cached next to the module or in the user's cache directory.
 
     In a read-only installation without a home there is neither (set ``NUMBA_CACHE_DIR`` to have one): functions are
     then compiled anew in every process.

@@ -25,7 +25,7 @@ class Inverse(Protocol):
     """What multiplies with the inverse of a sparse matrix."""
 
     def product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """``P⁻¹ x`` for columns ``(N, R)``."""
+        """Product ``P⁻¹ x`` for columns ``(N, R)``."""
         ...
 
 

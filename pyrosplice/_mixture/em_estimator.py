@@ -233,7 +233,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return True
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
-        """One step of stepwise EM (Cappé & Moulines 2009) on some more cells; the first call is :meth:`fit`.
+        """Improve the fit by more cells, a step of stepwise EM (Cappé & Moulines 2009); the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
@@ -308,7 +308,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """:meth:`fit`, then :meth:`predict` of the same cells."""
+        """Fit the mixture, then :meth:`predict` the same cells."""
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict_proba(self, X: Any) -> Any:
@@ -341,7 +341,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
-        """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
+        """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed."""
         self._require_gaussian()
         check_is_fitted(self, "model_")
         return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
@@ -374,7 +374,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return super().set_params(**given)
 
     def clone(self) -> Self:
-        """An unfitted estimator with the same parameters."""
+        """Copy the estimator without its fit, with the same parameters."""
         return type(self)(**self.get_params(deep=False))
 
     def trainer(self, **overrides: Any) -> TrainerOptions:

@@ -49,7 +49,7 @@ class MixtureParameters:
         return self.weights.shape[-1]
 
     def covariance_matrices(self) -> Tensor:
-        """All covariances as matrices ``(..., M, D, D)``."""
+        """Write all covariances as matrices ``(..., M, D, D)``."""
         return as_matrices(self.covariances, self.means, self.covariance_type)
 
     def n_free(self) -> int:

@@ -75,7 +75,7 @@ class MixtureDrawOptions:
 
 
 def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
-    """See :meth:`pyrosplice.GaussianMixture.posterior`."""
+    """Draw from the posterior of a mixture; :meth:`pyrosplice.GaussianMixture.posterior` says how."""
     asked.check()
     kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=asked.use_rep, dtype=torch.float64)
@@ -217,7 +217,7 @@ class PackedCovariance(Transform):
         return torch.where(row == column, values.abs().log(), values)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """``D log 2 + Σ_i (D + 1 − i) log L_ii``, i = 0, 1, ..."""
+        """Log of the change of volume, ``D log 2 + Σ_i (D + 1 − i) log L_ii``, i = 0, 1, ..."""
         dim = y.shape[-1]
         row, column = torch.tril_indices(dim, dim)
         power = torch.where(row == column, dim + 1 - row, 0).to(x)
@@ -320,7 +320,7 @@ def _log_likelihood(sites: Mapping[str, Tensor], kind: CovarianceType, cells: Te
 
 
 def _log_prior(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> Tensor:
-    """(C, S)."""
+    """Log prior density of each draw, (C, S)."""
     like, m = sites["means"], sites["weights"].shape[-1]
     density = prior.weight_distribution(like, m).log_prob(sites["weights"])
     covariances = prior.covariance_distribution(like).log_prob(sites["covariances"])

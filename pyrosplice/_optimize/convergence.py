@@ -49,7 +49,7 @@ def reasons_of_codes(codes: Any) -> NDArray[np.object_]:
 
 @dataclass
 class Convergence:
-    """One row per gene, filled in while an engine runs.
+    """Record of searches, one row per gene, filled in while an engine runs.
 
     Attributes
     ----------

@@ -138,7 +138,7 @@ class _Run:
         self._stop()
 
     def epoch(self) -> None:
-        """One evaluation of every unfinished gene."""
+        """Evaluate every unfinished gene once."""
         step = self.rule.displacement(self.gradient)
         step = self.objective.step_limit(self.point, step).unsqueeze(-1) * step
         trial = self.point + step

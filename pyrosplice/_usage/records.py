@@ -60,7 +60,7 @@ class FittedGene:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits."""
         return len(self.values["bias_eta"])
 
     @property

@@ -232,7 +232,7 @@ def _assemble(
 
 
 def per_gene(name: str, value: Any, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
-    """A number for every gene ``(G,)``, from one for all, ``(G,)`` or a Series by name, finite and within limits."""
+    """Read a number for every gene ``(G,)``: one for all, ``(G,)`` or a Series by name, finite and within limits."""
     values, n_genes = as_dense(by_name(value, genes, name, what="gene"), name), len(genes)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
         raise InvalidArgumentError(f"{name}: expected a number or ({n_genes},), found shape {values.shape}.")
@@ -264,7 +264,7 @@ def _sizes(size_factors: Any, spots: pd.Index) -> Tensor:
 
 
 def _with_reference(logits: Tensor) -> NDArray[np.float64]:
-    """``(G, Q)`` as one value an isoform, 0 for the reference: ``(G·K,)``."""
+    """Add the reference isoform as 0 to ``(G, Q)``: ``(G·K,)``."""
     return torch.nn.functional.pad(logits, (0, 1)).reshape(-1).numpy()
 
 

@@ -113,7 +113,7 @@ def _means(mean: Any, shape: tuple[int, int]) -> Array:
 
 
 def _donor_factors(cells: Cells, donors: Any, sd: Array, rng: np.random.Generator) -> Array:
-    """``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
+    """Factor ``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
     if donors is None:
         if sd.any():
             raise InvalidArgumentError("donor_sd: expected 0 without donors; say whose cells they are in donors=.")

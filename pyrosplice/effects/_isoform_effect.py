@@ -59,7 +59,7 @@ class SoftmaxBasis:
 
     @classmethod
     def plain(cls, n_logits: int, like: Tensor) -> SoftmaxBasis:
-        """One for all genes, for what is the same in any such coordinates."""
+        """Make one basis for all genes, for what is the same in any such coordinates."""
         contrasts = _contrasts(n_logits + 1).to(like)
         return cls(contrasts[:-1] - contrasts[-1])
 

@@ -74,7 +74,7 @@ class MixedEngine:
         return (self.basis if genes is None else self.basis.select(genes)).coordinates(own)
 
     def weights(self, coefficients: Tensor, genes: Tensor) -> dict[str, Tensor]:
-        """``beta`` and ``bias_eta`` of some genes from the engine's coefficients ``(..., B, P + 1, Q)``."""
+        """Sites ``beta`` and ``bias_eta`` of some genes from the engine's coefficients ``(..., B, P + 1, Q)``."""
         if self.basis is not None:
             coefficients = self.basis.select(genes).logits(coefficients)
         own = self.scaling.matrix @ coefficients
@@ -205,7 +205,7 @@ def detached(parameters: Parameters) -> Parameters:
 
 
 def _with_gradient(value: Tensor, terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """``value`` (B,), with the given gradient in each tensor (B, ...)."""
+    """Give ``value`` (B,) a gradient in each tensor (B, ...)."""
     for tensor, gradient in terms:
         if tensor.requires_grad:
             value = value + ((tensor - tensor.detach()) * gradient).flatten(1).sum(1)

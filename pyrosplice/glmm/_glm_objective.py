@@ -141,7 +141,7 @@ class GLMObjective:
         return point.flatten(1)
 
     def coefficients(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """``beta`` ``(A, P, Q)`` and ``bias_eta`` ``(A, Q)`` of the given covariates."""
+        """Sites ``beta`` ``(A, P, Q)`` and ``bias_eta`` ``(A, Q)`` of the given covariates."""
         weights = self.scaling.matrix @ self._weights(point)
         return weights[:, :-1], weights[:, -1]
 
@@ -223,7 +223,7 @@ class GLMObjective:
         return gradient.detach(), torch.stack(columns, -1)
 
     def _assemble(self, information: Tensor) -> Tensor:
-        """``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)`` with D in the order of ``[beta; bias_eta]``, logits fastest."""
+        """Sum ``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)``, D in the order of ``[beta; bias_eta]``, logits fastest."""
         design, n_logits = self.design, self.n_logits
         n_columns = design.shape[1]
         first, second = torch.triu_indices(n_columns, n_columns, device=design.device)

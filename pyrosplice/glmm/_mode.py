@@ -310,7 +310,7 @@ class NewtonStep:
         return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
 
     def marginal_precision_product(self, fields: Tensor) -> Tensor:
-        r"""``(W⁻¹ + Σ)⁻¹ x = W̃ x − W̃ a F S⁻¹ F' a W̃ x`` for R fields x (B, N, Q, R): never inverts Σ or W."""
+        r"""Multiply R fields (B, N, Q, R) by ``(W⁻¹ + Σ)⁻¹``, as ``W̃ x − W̃ a F S⁻¹ F' a W̃ x``, inverting neither."""
         out, solver = matmul(self.effective, planar(fields)), self.model.solver
         if solver is None or self.factor is None:
             return out

@@ -129,7 +129,7 @@ class Unknowns:
     def pack(
         self, coefficients: Tensor, sigma: Tensor, angle: Tensor | None, hyper: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """One vector a gene, (B, d)."""
+        """Write the unknowns as one vector a gene, (B, d)."""
         parts = [coefficients.flatten(1)]
         if self.fixed_sigma is None:
             parts.append(sigma)

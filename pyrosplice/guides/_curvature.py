@@ -103,7 +103,7 @@ class Curvature:
         return len(self.columns)
 
     def join(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """All unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
+        """Join all unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
         return torch.cat([outer, inner], -1)[..., self._order]
 
     def expand(self, outer: Tensor, inner: Tensor, *, create_graph: bool = False) -> Expansion:

@@ -246,12 +246,12 @@ class _Gate:
         return read_links(self.density, run.trace, self.name, observed, self.hyper(observed))
 
     def eta(self, observed: str, run: _Run) -> Tensor:
-        """``(G, N, Q)``."""
+        """Linear predictor ``(G, N, Q)``."""
         node = run.trace.nodes[observed]
         return self.density.by_unit(observed, node["fn"].eta, plates_of(node), event_dim=1)
 
     def counts(self, observed: str) -> Tensor:
-        """``(G, N, K)``, float64."""
+        """Counts ``(G, N, K)``, float64."""
         return self.given_counts(observed).double()
 
     def given_counts(self, observed: str) -> Tensor:

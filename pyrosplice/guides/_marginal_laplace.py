@@ -192,7 +192,7 @@ class AutoMarginalLaplace(AutoUnits):
         return replace(best, point=self._join(state.outer, state.at.inner))
 
     def _join(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """All unknowns ``(..., G, d)`` from those of the outer and of the integrated sites."""
+        """Join all unknowns ``(..., G, d)`` from those of the outer and of the integrated sites."""
         columns = [torch.arange(self.density.size)[self.density.latents[name].columns] for name in self._order]
         return torch.cat([outer, inner], -1)[..., torch.cat(columns).argsort()]
 

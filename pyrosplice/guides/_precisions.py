@@ -33,7 +33,7 @@ class DiagonalPrecision:
 
 @dataclass(frozen=True)
 class MatrixPrecision:
-    """One matrix ``(..., k, k)`` for the k numbers of an event, in the order of its flattened value."""
+    """Precision as one matrix ``(..., k, k)`` for the k numbers of an event, in the order of its flattened value."""
 
     matrix: Tensor
 
@@ -117,7 +117,7 @@ class SiteEntries:
         return self.blocks[:, event, rows % size, columns % size] * (inside & (event == columns // size))
 
     def matrix(self) -> Tensor:
-        """All of it, ``(G, size, size)``."""
+        """Full precision matrix, ``(G, size, size)``."""
         if self.diagonal is not None:
             return torch.diag_embed(self.diagonal)
         assert self.blocks is not None

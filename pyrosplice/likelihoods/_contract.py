@@ -121,7 +121,7 @@ class Likelihood(Extensible):
         return log_prob_of(self.distribution, counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
+        """Log density up to terms that do not depend on ``eta``: ``(..., N)``."""
         return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class Likelihood(Extensible):
         return shaped(f"sample of {type(self).__name__}", counts, (*eta.shape[:-1], self._categories(counts, eta)))
 
     def _checked_mean(self, mean: Tensor, eta: Tensor) -> Tensor:
-        """``mean``; refused where it is not of each spot and isoform, or no shares of molecules."""
+        """Expected counts; refused where not of each spot and isoform, or no shares of molecules."""
         what = f"mean of {type(self).__name__}"
         mean = shaped(what, mean, (*eta.shape[:-1], self._categories(mean, eta)))
         total = mean.detach().sum(-1)
@@ -348,7 +348,7 @@ class Multinomial(Likelihood):
         return coefficient + self.log_kernel(counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log_prob`` without the multinomial coefficient, the part that depends on ``eta``."""
+        """Log density without the multinomial coefficient, the part that depends on ``eta``."""
         link = self.link_of(Multinomial)
         if link is not None:
             return torch.xlogy(counts, link(eta)).sum(-1)

@@ -195,7 +195,7 @@ class NegativeBinomial(Poisson):
 
 
 def _gap(u: Tensor, log1p: Tensor, odds: Tensor, zeta: Tensor) -> Tensor:
-    """``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion so small that it matters."""
+    """Difference ``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion too."""
     gap = log1p - odds
     nearly_poisson = (zeta > SERIES_FROM).any(1).nonzero()[:, 0]
     if len(nearly_poisson):

@@ -150,7 +150,7 @@ class Guarded(Wrapped):
         return torch.cat(found)
 
     def _not_a_number(self, method: str, counts: Tensor, *rest: Any) -> Any:
-        """NaN of the shape that the method has for one gene."""
+        """Return NaN of the shape that the method has for one gene."""
         lead, q = counts.shape[:-1], self.n_predictors(counts.shape[-1])
         n_hyper = len(self.hyperparameters)
         shape = {

@@ -105,7 +105,7 @@ def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataF
 def _long(
     place: np.ndarray, names: Any, counts: np.ndarray, fitted: np.ndarray, sd: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """One row an isoform and spot, from coordinates (N, 2) and counts and fitted ratios (N, K)."""
+    """Tabulate isoforms and spots, a row each, from coordinates (N, 2), counts and fitted ratios (N, K)."""
     total = counts.sum(1, keepdims=True)
     raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     values = {"raw": raw, "fitted": fitted} | ({} if sd is None else {"sd": sd})

@@ -142,7 +142,7 @@ def _loo_verdict(bad: float, k_draws: float) -> str:
 
 
 def convergence_table(model: Any) -> pd.DataFrame:
-    """One row a gene of a fitted model: ``converged``, ``n_iter``, ``best_loss``, ``reason`` and what it ``means``.
+    """Tabulate how fits went, a row a gene: ``converged``, ``n_iter``, ``best_loss``, ``reason``, what it ``means``.
 
     ``best_loss`` is minus the log density at the best point seen. Models: ``MultinomGLM``, ``MultinomGLMM``,
     ``ExpressionGLM``; the genes of a ``SplisosmGLMM`` are in its ``get_training_summary()``.

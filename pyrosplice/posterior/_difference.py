@@ -39,7 +39,7 @@ class Difference:
 
     @property
     def outcome(self) -> str:
-        """``"agrees"`` or ``"differs"`` if two standard errors either way leave no doubt, else ``"cannot tell"``."""
+        """Say ``"agrees"`` or ``"differs"`` if two standard errors leave no doubt, else ``"cannot tell"``."""
         size, doubt = abs(self.value), SURE * self.total_error
         if size + doubt <= self.tolerance:
             return "agrees"

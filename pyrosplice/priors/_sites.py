@@ -109,7 +109,7 @@ class PriorSite:
 def complete_priors(
     priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dist.TorchDistribution]:
-    """One prior for each site of ``shapes``, expanded to batch shape ``(G,)`` and the site's own event shape.
+    """Complete the priors of all sites of ``shapes``, expanded to batch shape ``(G,)`` and the site's event shape.
 
     Parameters
     ----------

@@ -226,7 +226,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _DonorPrior:
-    """``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
+    """Normal prior of the donors' levels, ``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
 
     precision: Tensor
     p: int

@@ -204,7 +204,7 @@ def _law(joint: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tail(root: Tensor, t: Tensor) -> Tensor:
-    """``P(e² > t² Σ r²)`` ``(G,)`` for ``(e, r) = root' z`` of standard normal z."""
+    """Chance ``P(e² > t² Σ r²)`` ``(G,)`` for ``(e, r) = root' z`` of standard normal z."""
     sign = torch.cat([torch.ones_like(t)[:, None], -t.square()[:, None].expand(-1, root.shape[2] - 1)], 1)
     values = torch.linalg.eigvalsh((root * sign[:, None]) @ root.mT)
     ratio = (-values[:, :-1]).clamp_min(0) / values[:, -1:]

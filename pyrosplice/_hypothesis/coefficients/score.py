@@ -232,7 +232,7 @@ def _parts(
 
 
 def _regular(matrix: Tensor, rows: Tensor) -> Tensor:
-    """``matrix`` of ``rows``, those that are zero independent of the others instead of nothing."""
+    """Make ``matrix`` regular: rows that are zero are independent of the others instead of nothing."""
     return matrix + torch.diag_embed((rows == 0).all(-1).to(matrix))
 
 
@@ -286,7 +286,7 @@ def score_variance(
 
 
 def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """One Fisher step ``(B, D)`` along what a gene's information knows, and how many directions that are ``(B,)``."""
+    """Fisher step ``(B, D)`` along what a gene's information knows, and how many directions that are ``(B,)``."""
     finite = torch.isfinite(information).flatten(1).all(-1)[:, None, None]
     scale = torch.diagonal(information, dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
     scaled = torch.where(finite, scale[:, :, None] * information * scale[:, None], 0.0)
@@ -298,7 +298,7 @@ def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
-    """``vector' matrix⁻¹ vector``, ``(B,)``."""
+    """Quadratic form ``vector' matrix⁻¹ vector``, ``(B,)``."""
     return (vector.unsqueeze(-1) * _solve(matrix, vector.unsqueeze(-1))).sum((-2, -1))
 
 
@@ -354,7 +354,7 @@ def _basis(columns: Tensor, base: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """``matrix⁻¹ right``; NaN for a gene whose matrix is not positive definite."""
+    """Solve ``matrix⁻¹ right``; NaN for a gene whose matrix is not positive definite."""
     scale = torch.diagonal(matrix, dim1=-2, dim2=-1).rsqrt().unsqueeze(-1)
     factor, info = torch.linalg.cholesky_ex(scale * matrix * scale.mT)
     singular = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1).amin(-1) < 1e-7)

@@ -76,7 +76,7 @@ def noise_freedom(
 
 
 def freely_scaled(quadratic: Tensor, n_values: float, pull: Tensor, share: float, floor: float) -> Tensor:
-    r"""``min over δ ≥ floor of e^{−δ} quadratic + n (δ + r δ² / 2 − pull δ)``, ``r = (1 − ρ²) / ρ²``.
+    r"""Least deviance ``min over δ ≥ floor of e^{−δ} quadratic + n (δ + r δ² / 2 − pull δ)``, ``r = (1 − ρ²) / ρ²``.
 
     Minus twice a log likelihood whose variances have a common factor :math:`e^\delta`, of which other data know r
     times what these n values do, and ``pull`` (of the shape of ``quadratic``, or one a row) what they say.

@@ -61,7 +61,7 @@ _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variance
 
 @dataclass(frozen=True)
 class RatioNull:
-    """``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
+    """Null law of the ratio: the chance ``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
 
     positive: Tensor
     scale: Tensor
@@ -224,7 +224,7 @@ class _Model:
 def _law(
     draws: _Draws, noise: Tensor, variance: Tensor, shared: bool, free: Sequence[Sequence[float]]
 ) -> tuple[Tensor, Tensor]:
-    """``P(LR > 0)`` and a for one gene, whose components are ``free`` by (ρ², floor)."""
+    """Chance ``P(LR > 0)`` and scale a for one gene, whose components are ``free`` by (ρ², floor)."""
     q = len(noise)
     logits = [list(range(q))] if shared else [[k] for k in range(q)]
     ratio = torch.stack([_ratio(draws, noise, variance, k, *f) for k, f in zip(logits, free, strict=True)]).sum(0)

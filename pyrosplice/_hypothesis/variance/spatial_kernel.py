@@ -50,7 +50,7 @@ class SpatialKernel(Protocol):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         ...
 
     @property
@@ -79,11 +79,11 @@ class SpatialKernel(Protocol):
         ...
 
     def product(self, x: Tensor) -> Tensor:
-        """``K x`` for rows ``(..., N)``."""
+        """Product ``K x`` for rows ``(..., N)``."""
         ...
 
     def quadratic(self, x: Tensor) -> Tensor:
-        """``x'Kx`` for rows ``(..., N)``: ``(...)``."""
+        """Quadratic form ``x'Kx`` for rows ``(..., N)``: ``(...)``."""
         ...
 
     def pair_sums(self, sizes: Tensor) -> PairSums:
@@ -144,7 +144,7 @@ class DenseKernel:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return len(self.matrix)
 
     @cached_property
@@ -153,11 +153,11 @@ class DenseKernel:
         return self.matrix.diagonal().clone()
 
     def product(self, x: Tensor) -> Tensor:
-        """``K x``."""
+        """Product ``K x``."""
         return x @ self.matrix
 
     def quadratic(self, x: Tensor) -> Tensor:
-        """``x'Kx``."""
+        """Quadratic form ``x'Kx``."""
         return (x * self.product(x)).sum(-1)
 
     def pair_sums(self, sizes: Tensor) -> PairSums:
@@ -195,7 +195,7 @@ class DenseKernel:
 
     @cached_property
     def single(self) -> tuple[Tensor, Tensor]:
-        """K, and its leading eigenvectors times the roots of their eigenvalues, in single precision."""
+        """Single-precision K, and its leading eigenvectors times the roots of their eigenvalues."""
         leading = self.vectors * self.values.clamp_min(0.0).sqrt()
         return self.matrix.to(torch.float32), leading.to(torch.float32)
 
@@ -325,12 +325,12 @@ class _InverseFactor:
         self._solver = solver
 
     def product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """``P⁻¹ x``."""
+        """Product ``P⁻¹ x``."""
         rows = torch.from_numpy(np.ascontiguousarray(x.T, dtype=np.float64)).unsqueeze(-1)
         return self._solver.covariance_product(rows).squeeze(-1).numpy().T.astype(x.dtype)
 
     def quadratic(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """``x'P⁻¹x``."""
+        """Quadratic form ``x'P⁻¹x``."""
         return (x * self.product(x.astype(np.float64))).sum(0, dtype=np.float64)
 
 

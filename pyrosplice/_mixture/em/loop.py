@@ -193,7 +193,7 @@ class QuadraticExpectation:
         return True
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells."""
+        """Run an E-step over all cells."""
         table, sound, smallest = coefficients(parameters)
         self.promoted(sound, smallest)
         level = table[..., 0]

@@ -27,7 +27,7 @@ _MOMENTS = ("counts", "sums", "squares", "origin")
 
 @dataclass(frozen=True)
 class _Conditionals:
-    """One mixture seen through U patterns of observed features."""
+    """A mixture seen through U patterns of observed features."""
 
     weight: Tensor  # (U, M, D, D): inverse of the observed block, 0 elsewhere
     log_constant: Tensor  # (U, M)
@@ -103,7 +103,7 @@ class MissingExpectation:
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells for each of the J mixtures ``(1, J, M, ...)``."""
+        """Run an E-step over all cells for each of the J mixtures ``(1, J, M, ...)``."""
         zero = torch.zeros((), dtype=torch.int64)
         each = [self._one(parameters.select((zero, torch.tensor(j)))) for j in range(parameters.weights.shape[1])]
         log_likelihood = torch.stack([e[0] for e in each])[None] + self._log_det

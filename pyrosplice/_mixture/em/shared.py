@@ -43,7 +43,7 @@ class SharedExpectation:
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
         table, sound, smallest = coefficients(unweighted)
@@ -79,7 +79,7 @@ class CenteredSharedExpectation(SharedExpectation):
         self._centered = cells
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         log_weights = self.used.clamp_min(1e-300).log().mT
         counts = torch.zeros_like(log_weights)

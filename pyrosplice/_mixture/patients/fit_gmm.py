@@ -269,7 +269,7 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
 
 
 def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], options: GMMOptions) -> list[Fit]:
-    """Every patient's cells fitted with as many components as its judged mixture has, equal numbers together.
+    """Fit every patient's cells with as many components as its judged mixture has, equal numbers together.
 
     A pooled prior is learned from the judged mixtures and all cells.
     """
@@ -289,7 +289,7 @@ def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], op
 def _judge(
     cells: Sequence[Tensor], splits: Sequence[Sequence[Split]], components: Sequence[int], options: GMMOptions
 ) -> tuple[list[list[dict[int, Fit]]], Curves]:
-    """Every candidate fitted to every patient's training cells, and its criteria."""
+    """Fit every candidate to every patient's training cells, and work out its criteria."""
     training = [x[split.train] for x, own in zip(cells, splits, strict=True) for split in own]
     flat = fit_sets(training, components, options)
     n_folds = len(splits[0])

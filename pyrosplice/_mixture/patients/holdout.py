@@ -121,7 +121,7 @@ def summarize_holdout_nll(results: pd.DataFrame, *, groupby_cols: Sequence[str] 
 def validate_gmm(
     dataset: AnnData_TripletDataset, *, groupby_cols: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """:func:`evaluate_holdout_nll` of a fitted data set, and its summary.
+    """Measure how well a fitted data set predicts cells left out (:func:`evaluate_holdout_nll`), and summarise.
 
     Parameters
     ----------

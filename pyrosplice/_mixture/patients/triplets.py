@@ -149,7 +149,7 @@ class TripletDataset(Dataset):
         return [str(i) for i in range(len(self))]
 
     def patients(self) -> list[PatientCells]:
-        """All cells of each distribution, never its fitted components.
+        """The cells of each distribution, all of them, never its fitted components.
 
         Points that all share are the cells of each, weighted as it weights them: as many as there are points in all.
 
@@ -196,7 +196,7 @@ class TripletDataset(Dataset):
         self.identical_supports = identical_supports
 
     def triplets(self, *, seed: int = 0) -> Tensor:
-        """Anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
+        """Draw anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
         rng = np.random.default_rng(check_integer("seed", seed, least=0))
         labels = np.array(self.distribution_labels)
         found = []
@@ -300,7 +300,7 @@ class AnnData_TripletDataset(TripletDataset):
         return self._names
 
     def patients(self) -> list[PatientCells]:
-        """All cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
+        """The cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
         x = self.representation()
         return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows, strict=True)]
 

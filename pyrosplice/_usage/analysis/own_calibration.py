@@ -68,7 +68,7 @@ def check_calibration(
     print_progress: bool = True,
     **options: Any,
 ) -> CalibrationCheck:
-    r"""How often do the tests reject true null hypotheses on tissue, depths and genes like mine?
+    r"""Measure how often the tests reject true null hypotheses on tissue, depths and genes like yours.
 
     Draws genes of which is known what is true, on the spots, graph, covariates and priors of this model, and tests
     them as :meth:`test_spatial_variability` and :meth:`test_differential_usage` do: by these very methods, on fits

@@ -54,7 +54,7 @@ class GeneTests:
 
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
-        """NaN everywhere."""
+        """Make results that are NaN everywhere."""
         statistic, pvalue, rank, posterior_df, slope_ratio = (np.full(shape, np.nan) for _ in range(5))
         return cls(statistic, pvalue, rank, posterior_df, slope_ratio, np.full(shape, "", dtype=object))
 
@@ -147,7 +147,7 @@ def run_batches(
     n_jobs: int = 1,
     show: bool = False,
 ) -> list[Result]:
-    """One call of ``task`` a batch, in parallel processes when asked, behind a progress bar."""
+    """Call ``task`` for every batch, in parallel processes when asked, behind a progress bar."""
     results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(*call) for call in calls)
     return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))
 
