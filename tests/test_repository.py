@@ -17,6 +17,7 @@ ENTRIES = {
     "Makefile",
     "README.md",
     "constraints.txt",
+    "docs",
     "pyproject.toml",
     "pyrosplice",
     "tests",

@@ -185,7 +185,7 @@ class WorkingModel:
         return scale if self.spot_scale is None else scale * self.spot_scale
 
     def noisy_precision(self, white: Tensor) -> tuple[Tensor, Tensor]:
-        """Precision ``W̃ = (W⁻¹ + c²)⁻¹`` ``(B, N, Q, Q)``, and ``log |I + c W c|`` of spots ``(B,)``, for c ``(B,)``."""
+        """Precision ``W̃ = (W⁻¹ + c²)⁻¹`` ``(B, N, Q, Q)``, and ``log |I + c W c|`` of spots, for c ``(B,)``."""
         c = white[:, None, None] * self.logit_scale
         scaled = sandwich(c, self.weight, c)
         torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
