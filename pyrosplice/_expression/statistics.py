@@ -98,8 +98,9 @@ def group_moments(
 def _one_pass(
     blocks: Iterable[tuple[slice, Any]], group: NDArray[np.intp], n: NDArray[np.intp], level: Array | None
 ) -> tuple[Array, Array]:
-    """Mean and variance of each group ``(K, G)``, the latter zero where it is rounding of values of size ``level``
-    ``(K, G)``.
+    """Mean and variance of each group ``(K, G)``.
+
+    A variance that is rounding of values of size ``level`` ``(K, G)`` is zero.
     """
     total: Any = 0.0
     square: Any = 0.0

@@ -196,8 +196,9 @@ def _draw(
     likelihood: Likelihood,
     generator: torch.Generator,
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
-    """Counts and usage of every gene, each ``(N, K)``; ``fixed`` is η without its random part, ``(G, N, Q)``,
-    and ``sizes`` the size factors of the spots ``(N,)``.
+    """Draw counts and usage of every gene, each ``(N, K)``.
+
+    ``fixed`` is η without its random part, ``(G, N, Q)``, and ``sizes`` the size factors of the spots ``(N,)``.
     """
     n_spots, n_logits = fixed.shape[1:]
     spatial = covariance.sample(len(genes) * n_logits, generator).reshape(len(genes), n_logits, n_spots)

@@ -285,8 +285,9 @@ def _orthogonal(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Counts without empty spots, those of equal covariates added up if the likelihood allows, and which rows of the
-    design go with them.
+    """Drop empty spots and add up those of equal covariates, if the likelihood allows.
+
+    Returns the counts and which rows of the design go with them.
     """
     kept = torch.arange(len(covariates), device=counts.device)
     seen = (counts.sum(-1) > 0).any(0)

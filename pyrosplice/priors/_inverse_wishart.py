@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 
 class InverseWishart(TorchDistribution):
-    r"""Distribution of a covariance matrix,
+    r"""Distribution of a covariance matrix, the usual prior of one.
 
     .. math:: p(\Sigma) = \frac{|\Psi|^{\nu/2}}{2^{\nu D/2}\,\Gamma_D(\nu/2)}
               |\Sigma|^{-(\nu+D+1)/2} \exp\{-\tfrac12 \operatorname{tr}(\Psi\Sigma^{-1})\}.

@@ -1,4 +1,6 @@
-r"""Priors by site: any Pyro distribution for any site of a model, flat by default. Those of the isoform models are
+r"""Priors by site: any Pyro distribution for any site of a model, flat by default.
+
+The sites of the isoform models are
 
 ==============  ==================  ==========================  =====================================================
 site            shape of one gene   default                     meaning

@@ -303,8 +303,9 @@ def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Score and information of what follows the first ``width`` coefficients, those projected out, and the projection
-    ``(B, D − width, D)``.
+    """Score and information of all but the first ``width`` coefficients, which are projected out.
+
+    And the projection, ``(B, D − width, D)``.
     """
     n_genes, size = score.shape
     projection = score.new_zeros(n_genes, size - width, size)
@@ -317,8 +318,9 @@ def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[T
 def orthonormal_terms(
     design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Sequence[Sequence[int]] | None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Orthonormal bases: of all columns, and for every term of intercept and nuisance, ``(N, S')``, and of what it adds
-    to them.
+    """Orthonormal bases of all columns, and two for every term.
+
+    Those are of intercept and nuisance, ``(N, S')``, and of what the term adds to them.
     """
     terms = [[j] for j in range(design.shape[1])] if terms is None else terms
     nuisance = [()] * len(terms) if nuisance is None else [tuple(columns) for columns in nuisance]

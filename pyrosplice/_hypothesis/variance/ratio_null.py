@@ -203,8 +203,10 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _Model:
-    """L models of one logit: ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening``
-    (P', J P', L), which takes the loads to the fitted part of the coefficients.
+    """L models of one logit, by the variances of its nodes.
+
+    ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening`` (P', J P', L), which takes
+    the loads to the fitted part of the coefficients.
     """
 
     precision: Tensor

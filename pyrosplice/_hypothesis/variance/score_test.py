@@ -157,7 +157,7 @@ def _null_usage(counts: Tensor, basis: Tensor) -> Tensor:
 
 
 def _overdispersion(residual: Tensor, totals: Tensor, usage: Tensor) -> Tensor:
-    """ϱ by moments: pairs of molecules of a spot agree more often than their usage says. ``(B,)``"""
+    """Overdispersion ϱ ``(B,)`` by moments: pairs of a spot's molecules agree more often than their usage says."""
     disagreement = 1 - usage.square().sum(-1)  # trace of one molecule's covariance
     excess = residual.square().sum((-2, -1)) - (totals * disagreement).sum(-1)
     pairs = (totals * (totals - 1) * disagreement).sum(-1)
