@@ -70,7 +70,7 @@ class Analysis:
     spatial, differential
         Tests, as ``get_formatted_test_results`` gives them.
     effects
-        From a second fit with the covariates: :func:`effect_table`.
+        Effects from a second fit, with the covariates: :func:`effect_table`.
     truth
         Tables of estimate and truth by what is estimated (simulated tissue only).
     """

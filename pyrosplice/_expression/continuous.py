@@ -59,7 +59,7 @@ def continuous_1d(
     test
         ``"wald"`` or ``"lrt"``.
     fit_options
-        Those of ``fit.model``, without designs.
+        Options of ``fit.model``, without designs.
 
     Raises
     ------

@@ -117,7 +117,7 @@ class Estimator(Described):
     error_codes, niter : (G,)
         How each fit ended, a :class:`~pyrosplice.reasons.FitCode` up to ``FAILED``, and evaluations of the likelihood.
     reason : (G,)
-        The same as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
+        How the fit ended, as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """

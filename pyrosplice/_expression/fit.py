@@ -124,7 +124,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     Returns
     -------
     Estimator
-        With the estimates; the model itself in ``.model``.
+        The estimator, with the estimates; the model itself in ``.model``.
 
     Raises
     ------

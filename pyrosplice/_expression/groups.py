@@ -71,7 +71,7 @@ def t_test(
     grouping
         Two groups: labels, or the column that holds them; groups in sorted order.
     is_logged, is_sig_zerovar, options
-        Those of :class:`PlainOptions`.
+        Options of :class:`PlainOptions`.
     missing
         ``"drop"`` leaves out cells without a label, which are an error otherwise.
 

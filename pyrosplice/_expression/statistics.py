@@ -82,7 +82,7 @@ def group_moments(
     blocks
         Returns the blocks, each time that it is called.
     group
-        Of each cell, below ``n_groups``.
+        Group of each cell, below ``n_groups``.
     """
     n = np.bincount(group, minlength=n_groups)
     mean, variance = _one_pass(blocks(), group, n, None)

@@ -91,7 +91,8 @@ def linear_test(
     Parameters
     ----------
     covariance
-        Of the free location coefficients ``(G, F, F)`` where not the inverse expected information (a sandwich, say).
+        Covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information (a
+        sandwich, say).
     df
         Residual degrees of freedom, for t and F in place of normal and χ².
     """
@@ -192,9 +193,9 @@ def lrt(
     data, fit_options
         As for ``fit.model``, without designs.
     full_formula_loc, full_formula_scale
-        Of the larger model.
+        Formulas of the larger model.
     reduced_formula_loc, reduced_formula_scale
-        Of the smaller model.
+        Formulas of the smaller model.
 
     Raises
     ------

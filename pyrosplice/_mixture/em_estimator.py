@@ -71,7 +71,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Mapping of the fields of :class:`~pyrosplice._mixture.trainer.TrainerOptions`; words of a Lightning
         trainer that mean nothing to EM (``logger``, …) are accepted. ``max_epochs=0`` keeps the starting values.
     init_weights, init_covariances
-        With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
+        Start together with ``init_means``: weights and covariances, ``(M,)`` and the shape of ``covariance_type``.
     prior
         :class:`~pyrosplice._mixture.mixture_prior.MixturePrior`: conjugate ``priors`` in numbers.
     missing
@@ -109,7 +109,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
         no change counts.
     reason_
-        The same in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
+        How the fit ended in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
         ``partial_fit``.
     nll_
         Mean negative log likelihood of the cells at ``model_``.

@@ -60,7 +60,7 @@ def sample_posterior(
     n_draws, n_warmup, n_chains
         Draws kept of a chain, sweeps before them, chains.
     seed
-        Of the draws.
+        Seed of the draws.
     use_rep
         Key of ``obsm`` for an AnnData.
     progress

@@ -143,7 +143,7 @@ def weak_prior(covariance: Tensor, mean: Tensor, n_components: int) -> MixturePr
     Parameters
     ----------
     covariance, mean
-        Of all cells, ``(D, D)`` and ``(D,)``.
+        Moments of all cells, ``(D, D)`` and ``(D,)``.
     n_components
         M; the prior covariance is that of all cells over M^(2/D).
     """
@@ -190,7 +190,7 @@ class SitePriors:
     weights, means, covariances
         Distributions of batch shape ``()``, ``(M,)`` and ``(M,)``, or ``()`` where the covariance is tied.
     covariance_type
-        Of the mixture.
+        Covariance type of the mixture.
     """
 
     weights: dist.TorchDistribution | None

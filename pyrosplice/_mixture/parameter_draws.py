@@ -56,7 +56,7 @@ class MixturePosterior(FollowedMixture):
         names
             Coordinates by dimension: ``cell``, ``feature``, ``component``.
         seed
-            Of all that is random.
+            Seed of all that is random.
         progress
             Show a progress bar (Gibbs).
         max_memory

@@ -44,9 +44,9 @@ def as_rows(
     use_rep
         Key of ``obsm``; AnnData only.
     dtype, device
-        Of the blocks; as given when None, integers as float64.
+        Type and device of the blocks; as given when None, integers as float64.
     weights
-        Of the rows, ``(N,)``.
+        Weights of the rows, ``(N,)``.
 
     Raises
     ------

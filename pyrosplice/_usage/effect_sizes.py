@@ -87,7 +87,7 @@ def centered_log_odds(beta: Tensor, covariance: Tensor) -> Effects:
     beta
         ``(B, P, Q)``.
     covariance
-        Of ``[β; b]``, logits fastest, ``(B, (P + 1) Q, (P + 1) Q)``.
+        Covariance of ``[β; b]``, logits fastest, ``(B, (P + 1) Q, (P + 1) Q)``.
     """
     n_genes, n_factors, n_logits = beta.shape
     centring = torch.eye(n_logits + 1, n_logits, dtype=beta.dtype, device=beta.device) - 1 / (n_logits + 1)
@@ -109,7 +109,7 @@ def average_usage_effects(
     beta
         ``(B, P, Q)``.
     covariance
-        Of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``.
+        Covariance of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``.
     design
         Covariates ``(N, P)``.
     changes

@@ -124,7 +124,8 @@ def own_program(
     held
         Values of the sites that are not estimated.
     others
-        From start values of the sites: what was given, in words, and the estimator with something else in its place.
+        Function of start values of the sites to what was given, in words, and the estimator with something else in its
+        place.
 
     Raises
     ------

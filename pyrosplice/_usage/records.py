@@ -94,7 +94,7 @@ class ModelSpec:
     options
         Constructor arguments of the model.
     spatial
-        Its covariance as arguments of ``setup_data``; empty for the GLM.
+        Spatial covariance as arguments of ``setup_data``; empty for the GLM.
     design
         Covariates; None for an intercept only. Models are fitted with its ``reduced`` form, and records and rebuilt
         models have one coefficient for every covariate, those of a factor's levels summing to zero.
@@ -215,7 +215,7 @@ class FitPlan:
     full
         The model that was asked for.
     null
-        The same without spatial variance, fitted too when given.
+        Model without spatial variance, fitted too when given.
     random_seed, quiet
         Passed to the models.
     """

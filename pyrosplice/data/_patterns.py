@@ -40,7 +40,7 @@ def spatial_patterns(
     n_genes, n_logits
         G and Q.
     seed
-        Of everything random.
+        Seed of everything random.
 
     Raises
     ------

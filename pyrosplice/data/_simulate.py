@@ -81,7 +81,7 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     k_neighbors, graph, rho
         The graph and its CAR covariance V.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
     isoform_effect
         ``"independent"``: ν of the logits against the last isoform are independent; this one varies less than the
         others. ``"symmetric"``: with covariance I + 11' between them, that is an effect of standard deviation σ of

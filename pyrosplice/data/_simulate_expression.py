@@ -59,7 +59,7 @@ def simulate_expression(
     zeros
         Share of counts that are made zero beyond the noise of the model.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
 
     Returns
     -------

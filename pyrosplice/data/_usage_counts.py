@@ -46,7 +46,7 @@ def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
         Standard deviation of the random effect, of logits or isoforms (``isoform_effect``), and spatial share of its
         variance.
     seed
-        Of everything random.
+        Seed of everything random.
     bias
         Intercepts, logits against the last isoform: ``(Q,)`` or ``(G, Q)``; 0 by default.
     effect

@@ -50,11 +50,11 @@ def simulate_totals(
     n_genes
         G.
     seed
-        Of everything random.
+        Seed of everything random.
     depth
         Mean number of molecules of a spot, Poisson: a number, ``(N,)`` or ``(G, N)``.
     molecules
-        Of each gene in all, in place of ``depth``; each falls on a spot at random.
+        Molecules of each gene in all, in place of ``depth``; each falls on a spot at random.
     spread
         Standard deviation, between spots, of the log of what is expected there, anew for each gene. ``depth`` stays
         the mean over the spots.

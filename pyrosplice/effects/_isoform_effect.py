@@ -123,8 +123,9 @@ def check_isoform_effect(
     share_variance
         A symmetric effect has one variance.
     likelihood
-        Its predictors are to be logits against the last isoform. Of one that somebody wrote and that says its ``mean``,
-        the log ratios of this must follow its predictors one for one, or isoforms be exchangeable in it.
+        A likelihood whose predictors are to be logits against the last isoform. Of one that somebody wrote and that
+        says its ``mean``, the log ratios of this must follow its predictors one for one, or isoforms be exchangeable in
+        it.
     counts
         ``(G, N, K)``, where there are any; else for the least K that the likelihood is for.
     """

@@ -36,7 +36,7 @@ class MixedEngine:
     scaling
         The design, standardised, with its intercept column.
     solver
-        Of the spatial covariance; None if nothing is spatial.
+        Solver for the spatial covariance; None if nothing is spatial.
     likelihood
         Density of a spot's counts.
     basis

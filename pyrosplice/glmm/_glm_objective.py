@@ -90,7 +90,7 @@ class GLMObjective:
     scaling
         How coefficients are given, and the whole design.
     design
-        Its rows that are here, ``(N, P + 1)``.
+        Rows of the design that are here, ``(N, P + 1)``.
     likelihood
         Density of a spot's counts.
     prior

@@ -43,7 +43,7 @@ class Linked:
     Attributes
     ----------
     parameters
-        Of the mixed model.
+        Parameters of the mixed model.
     log_hyper
         Logs of the likelihood's hyper-parameters, (b, H).
     log_prior

@@ -291,7 +291,7 @@ class AutoUnits(AutoGuide):
         num_samples
             How many.
         seed
-            Of these draws only; torch's own state is used, and moves on, if None.
+            Seed of these draws only; torch's own state is used, and moves on, if None.
         """
         check_integer("num_samples", num_samples)
         with ExitStack() as stack:

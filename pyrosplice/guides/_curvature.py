@@ -71,7 +71,7 @@ class Curvature:
     Parameters
     ----------
     density
-        Of the model.
+        Density of the model.
     inner
         Names of the sites.
     use_structure

@@ -22,7 +22,7 @@ class EffectNormal(TorchDistribution):
     loc
         Means ``(G, N Q)``.
     engine
-        Of the model.
+        Engine of the model.
     outer
         Unconstrained coordinates ``(G, p)`` of the other sites.
     """

@@ -67,7 +67,7 @@ class EngineDensity:
     Parameters
     ----------
     problem
-        Of the model.
+        What the engine reads of the model.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ class MarginalValue:
     value
         ``(G,)``; minus infinity where there is no mode with Gaussian curvature.
     gradient
-        In the outer unknowns, ``(G, p)``.
+        Gradient in the outer unknowns, ``(G, p)``.
     inner
         The mode, ``(G, m)``.
     found
@@ -66,7 +66,7 @@ class MarginalDensity:
     Parameters
     ----------
     curvature
-        Of the model's density in the inner sites.
+        Curvature of the model's density in the inner sites.
     """
 
     def __init__(self, curvature: Curvature) -> None:

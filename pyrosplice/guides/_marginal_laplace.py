@@ -246,7 +246,7 @@ class AutoMarginalLaplace(AutoUnits):
         Parameters
         ----------
         values
-            Of every latent continuous site that is not marginalized, shaped as in the model.
+            Values of every latent continuous site that is not marginalized, shaped as in the model.
         prior
             Whether to add the log prior density of ``values``.
 
@@ -310,7 +310,7 @@ class AutoMarginalLaplace(AutoUnits):
         *args, **kwargs
             What the model is called with.
         options
-            Of that search.
+            Options of that search.
         """
         guide = AutoMarginalLaplace(
             self._plain[0],

@@ -116,7 +116,7 @@ class AutoNewtonMAP(AutoUnits):
         *args, **kwargs
             What the model is called with.
         options
-            Of that search.
+            Options of that search.
 
         Raises
         ------

@@ -281,7 +281,7 @@ def endless(slope: Tensor, information: Tensor) -> Tensor:
     Parameters
     ----------
     slope, information : (G, D), (G, D, D)
-        Of the log density, in coefficients of covariates of size one, so that units make no difference.
+        Derivatives of the log density, in coefficients of covariates of size one, so that units make no difference.
     """
     curvature, directions = torch.linalg.eigh(information.nan_to_num())
     along = (directions.mT @ slope.unsqueeze(-1)).squeeze(-1).abs()

@@ -63,9 +63,9 @@ class SiteCoordinates:
     Parameters
     ----------
     problem
-        Of the model.
+        What the engine reads of the model.
     layout
-        Of the unknowns.
+        Layout of the unknowns.
     units
         Which units are the engine's genes, ``(B,)``.
     others

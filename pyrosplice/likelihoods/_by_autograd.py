@@ -62,7 +62,7 @@ def as_fitted(likelihood: Likelihood, counts: Tensor, eta: Tensor) -> tuple[Like
     Parameters
     ----------
     likelihood
-        With its hyper-parameters bound.
+        Likelihood with its hyper-parameters bound.
     counts, eta
         Where they are compared, ``(G, N, K)`` and ``(G, N, Q)``.
     """

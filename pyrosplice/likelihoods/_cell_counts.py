@@ -17,7 +17,7 @@ class CellCounts(TorchDistribution):
     Parameters
     ----------
     likelihood
-        Of one count.
+        Noise of one count.
     eta, zeta
         Location and scale predictor ``(..., G, N)``; the batch shape.
     """

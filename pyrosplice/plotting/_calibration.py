@@ -29,7 +29,7 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     n_draws
         Draws of each simulation.
     confidence
-        Of the band, for each quantity.
+        Confidence of the band, for each quantity.
     ax
         Axes to draw on.
 

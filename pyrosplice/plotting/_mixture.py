@@ -28,7 +28,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Parameters
     ----------
     table
-        From :func:`~pyrosplice._mixture.patients.selection.selection_table`.
+        Table of :func:`~pyrosplice._mixture.patients.selection.selection_table`.
     criterion
         ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
     ax
@@ -94,7 +94,7 @@ def mixture_components(
     features
         Which two features.
     title
-        Of the axes.
+        Title of the axes.
     ax
         Axes to draw on; new ones by default.
 

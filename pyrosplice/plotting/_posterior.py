@@ -259,7 +259,7 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     Parameters
     ----------
     table
-        Of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
+        Table of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
         ``lower``, ``upper``; at most 60 rows.
     ax
         Axes to draw on.

@@ -35,7 +35,7 @@ def estimate_vs_truth(
     table
         One row an estimate. Rows with a missing estimate or truth are left out.
     estimate, truth
-        Its columns.
+        Columns of the table.
     by
         Column that colours the points, at most seven values.
     name

@@ -72,11 +72,11 @@ def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataF
     Parameters
     ----------
     tree
-        Of ``model.posterior(usage=True)``.
+        Tree of ``model.posterior(usage=True)``.
     coordinates
         ``(N, 2)`` of the spots.
     gene
-        Its name in the tree.
+        Name of the gene in the tree.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def usage_map(
     table
         One row an isoform and spot (:func:`usage_table` or :func:`posterior_usage_table` makes it).
     x, y, isoform, raw, fitted
-        Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+        Columns of the table. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
     sd
         Column of posterior standard deviations of the usage, drawn in a third row if the table has it; from zero, on
         one scale for all isoforms.

@@ -70,7 +70,7 @@ class HyperDesign:
     axes
         V Λ^½, (B, d, d): φ of a unit of z is a column.
     scales
-        Of either side of z, above and below zero, (B, 2, d).
+        Scales of either side of z, above and below zero, (B, 2, d).
     coefficients
         Response surface of the coefficients, quadratic in z: (B, terms, P, Q).
     """

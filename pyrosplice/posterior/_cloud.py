@@ -86,7 +86,7 @@ class HyperCloud:
     points
         (B, M, d).
     log_density
-        At the points, (B, M); integrates to one as far as the points can tell.
+        Log density at the points, (B, M); integrates to one as far as the points can tell.
     log_weights
         (B, M), up to a constant a gene.
     coefficients

@@ -55,7 +55,7 @@ def predictive_check(
     Parameters
     ----------
     tree
-        With the group asked for.
+        Tree with the group asked for.
     group
         ``"posterior_predictive"`` or ``"prior_predictive"``.
     statistics

@@ -18,7 +18,7 @@ class Difference:
     Attributes
     ----------
     name, above, below
-        In words: ``"mean"`` too ``"high"`` or ``"low"``.
+        Words: ``"mean"`` too ``"high"`` or ``"low"``.
     value, tolerance
         The difference, and how much of it does not matter.
     error

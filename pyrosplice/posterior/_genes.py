@@ -22,7 +22,7 @@ def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping
     Parameters
     ----------
     trees
-        The same groups and options, other genes.
+        Trees of the same groups and options, of other genes.
     genes, isoforms
         Order of the genes, and the names of each one's isoforms: coordinate ``isoform_name`` ``(gene, isoform)``.
 
@@ -62,7 +62,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     Parameters
     ----------
     tree
-        Of a model's ``posterior``.
+        Tree of a model's ``posterior``.
     gene, isoform
         Coordinates, usually names.
 

@@ -42,7 +42,7 @@ class HyperGrid:
     axes
         Nodes of each gene and dimension, (B, d, n).
     log_density
-        At the nodes, (B, n, ..., n), up to a constant.
+        Log density at the nodes, (B, n, ..., n), up to a constant.
     coefficients
         Profiled out at the nodes, (B, n^d, P, Q).
     """

@@ -35,7 +35,7 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
     Parameters
     ----------
     tree
-        Of ``posterior(method="laplace")``.
+        Tree of ``posterior(method="laplace")``.
     sites
         Variables of the group ``posterior``; by default coefficients and hyper-parameters. What was plugged in, and so
         does not vary, has no row.

@@ -131,7 +131,7 @@ class Coordinates:
     pilot
         Draws of its sites, ``(S, ...)``; the model's own coordinates if None.
     transforms
-        From each site to the reals; PyTorch's if None.
+        Transformations from each site to the reals; PyTorch's if None.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class PosteriorProblem:
     counts, design
         ``(G, N, K)`` and ``(N, P)``.
     likelihood
-        Of a spot's counts, its free hyper-parameters free.
+        Noise of a spot's counts, its free hyper-parameters free.
     priors, shapes
         As given, by site; and the shape of each site that takes one, genes first.
     estimates
@@ -37,7 +37,7 @@ class PosteriorProblem:
     engine
         The data in the engine's terms.
     log_prior
-        Of the values of the sites, or None where all are flat.
+        Log prior density of the values of the sites, or None where all are flat.
     program
         Makes the Pyro model of all genes; with a random effect that decomposes V.
     no_mode

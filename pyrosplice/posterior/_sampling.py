@@ -42,7 +42,8 @@ class Samples:
     sites
         Values by site, ``(C, S, G, ...)``: chains, draws, genes.
     stats
-        Of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what NUTS reports.
+        Statistics of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what
+        NUTS reports.
     method, hyper
         How they were made.
     """

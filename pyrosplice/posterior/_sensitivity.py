@@ -29,7 +29,7 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) 
     Parameters
     ----------
     tree
-        With groups ``log_prior`` and ``log_likelihood``.
+        Tree with groups ``log_prior`` and ``log_likelihood``.
     sites
         Variables of the group ``posterior``; those that it does not have are left out.
 

@@ -36,7 +36,7 @@ class Target:
     genes
         Which genes of the engine, (B,).
     log_prior
-        Of the values of the sites, or None where all are flat.
+        Log prior density of the values of the sites, or None where all are flat.
     sigma, theta_logit
         Where they are not in φ: (B, c).
     free_sigma, free_theta

@@ -73,7 +73,7 @@ def data_tree(
     usage
         Whether to add ``usage`` at every spot to the posterior (it is large).
     seed
-        Of predictive and prior draws.
+        Seed of predictive and prior draws.
     """
     counts, generator = problem.counts[genes], torch.Generator().manual_seed(int(seed))
     likelihood, totals = problem.likelihood.select(genes), counts.sum(-1)

@@ -50,7 +50,8 @@ def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) ->
     covariance
         V, as ``corr_sp``: an object with ``precision`` or ``dense()``, or a dense ``(N, N)`` tensor.
     upper, probability
-        In (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large that is.
+        Numbers in (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large
+        that is.
     """
     solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
@@ -78,7 +79,7 @@ class SpatialShare(TorchDistribution):
     distance, slope
         d and its derivative in logit θ at :data:`KNOTS`.
     rate
-        Of the exponential.
+        Rate of the exponential.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -146,8 +147,9 @@ def weak_priors(
     likelihood
         For its free hyper-parameters.
     isoform_effect
-        That of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the log odds of
-        any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last one.
+        Isoform effect of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the
+        log odds of any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last
+        one.
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
 

@@ -93,7 +93,7 @@ class PriorSite:
     Attributes
     ----------
     shape
-        Of all values, units first.
+        Shape of all values, units first.
     support
         What each of them may be.
     units
@@ -265,7 +265,7 @@ def log_prior(
     Parameters
     ----------
     priors
-        Of :func:`complete_priors`, for G genes.
+        Priors of :func:`complete_priors`, for G genes.
     values
         Values by site, genes first.
     genes

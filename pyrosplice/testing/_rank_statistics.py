@@ -33,13 +33,13 @@ class PosteriorCalibration:
         Rank of the truth among ``n_draws`` draws, 0 to ``n_draws``: one row a data set, one column a quantity (entries
         of sites, and ``log_likelihood``). NaN where a data set has no posterior.
     pareto_k
-        Of each data set, NaN where the method has none.
+        Value of k̂ for each data set, NaN where the method has none.
     n_draws
         Posterior draws of each data set.
     settings
         What was asked for.
     confidence
-        Of the band, and of all verdicts together.
+        Confidence of the band, and of all verdicts together.
     """
 
     ranks: pd.DataFrame

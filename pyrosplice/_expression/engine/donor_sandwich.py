@@ -66,11 +66,11 @@ def cluster_test(source: RowSource, fit: GlmFit, contrast: Array, *, within: boo
     Parameters
     ----------
     source
-        With ``design.strata`` set to the donor of each cell.
+        Rows with ``design.strata`` set to the donor of each cell.
     fit
         Estimates of its genes.
     contrast : (P,)
-        Of location coefficients.
+        Contrast of location coefficients.
     within
         Whether the contrast is about columns that vary within donors: they then differ in their response to it.
     """

@@ -25,7 +25,7 @@ class AveragedPrecision:
     Attributes
     ----------
     spot_precision
-        Its diagonal blocks, ``(B, N, Q, Q)``.
+        Diagonal blocks, ``(B, N, Q, Q)``.
     """
 
     def __init__(self, model: WorkingModel, variances: Variances):

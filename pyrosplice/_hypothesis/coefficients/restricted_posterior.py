@@ -100,11 +100,11 @@ class Posterior:
     Attributes
     ----------
     weight
-        Of the spectra and points, ``(B, S, A, C)``; they sum to one.
+        Probabilities of the spectra and points, ``(B, S, A, C)``; they sum to one.
     field, white
         The points, ``(B, S, A)`` and ``(B, C)``.
     log_variance
-        Of what is tested at each point, ``(B, S, A, C, T)``.
+        Log variance of what is tested at each point, ``(B, S, A, C, T)``.
     log_evidence
         Log of the restricted likelihood averaged over the prior, up to a constant, ``(B,)``.
     spacing
@@ -203,13 +203,13 @@ def restricted_posterior(
     Parameters
     ----------
     model
-        Its first ``n_fixed`` columns are in the model; the others are only what is tested.
+        The working model; its first ``n_fixed`` columns are fitted, the others are only what is tested.
     target
         What it is whose variance is wanted.
     largest
         Estimates of a and c, ``(B,)`` each, that the first grid must not end before.
     prior
-        Of a and c.
+        Prior of a and c.
     """
     search = _Search(model, n_fixed, target, prior, torch.arange(len(model.response)))
     widest = [(2.5 * estimate).clamp(least, 4 * least) for estimate, least in zip(largest, WIDEST, strict=True)]

@@ -82,7 +82,7 @@ class CovariateTest:
     dof
         Degrees of freedom ``(B, T)``: Q for each column that varies, beside the nuisance, over the gene's spots.
     residual_dof
-        Those of the residuals, ν ``(B, T)``; None with the model's variance.
+        Degrees of freedom of the residuals, ν ``(B, T)``; None with the model's variance.
     by_model
         The statistic with the model's variance, ``(B, T)``.
     """
@@ -245,7 +245,7 @@ class ScoreVariance:
     matrix
         ``(B, D, D)``.
     information
-        The same by the model.
+        Variance by the model.
     fit, columns
         What the score is of.
     source

@@ -134,7 +134,7 @@ class WorkingModel:
     design
         Columns X that are common to all predictors, ``(N, C)``.
     solver
-        Of V; None where nothing is spatial.
+        Solver for V; None where nothing is spatial.
     spectra
         The steeper spectra of the same field.
     logit_scale

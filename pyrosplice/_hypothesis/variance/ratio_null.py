@@ -88,20 +88,21 @@ def spatial_ratio_null(
     Parameters
     ----------
     information
-        Of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q, Q)``.
+        Information of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q,
+        Q)``.
     sigma
         σ of the null fit (θ = 0), ``(B, 1)`` or ``(B, Q)``.
     kernel
-        Of V, from ``spatial_kernel(covariance, damping=0)``.
+        Kernel of V, from ``spatial_kernel(covariance, damping=0)``.
     design
         Covariates ``(N, P)`` of both models beside the intercept.
     share_variance
         One (σ, θ) for all logits, else one each.
     freedom
-        Of the likelihood's estimated hyper-parameters; None if it has none.
+        Freedom of the likelihood's estimated hyper-parameters; None if it has none.
     n_draws, seed
-        Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
-        a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
+        Size of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the
+        numbers; a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
 
     Raises
     ------

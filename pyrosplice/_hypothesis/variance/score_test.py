@@ -74,7 +74,7 @@ def variance_component_test(
     counts
         ``(B, N, K)``, whole numbers ≥ 0.
     kernel
-        Of the N spots, from :func:`~pyrosplice._hypothesis.variance.spatial_kernel.spatial_kernel`.
+        Kernel of the N spots, from :func:`~pyrosplice._hypothesis.variance.spatial_kernel.spatial_kernel`.
     design
         Covariates ``(N, P)`` to adjust for; an intercept is always added. Collinear columns do no harm.
     """

@@ -88,7 +88,7 @@ class MissingExpectation:
     standardization
         Diagonal: features must not be mixed.
     covariance_type
-        Of the mixtures.
+        Covariance type of the mixtures.
     """
 
     def __init__(self, rows: RowBlocks, standardization: Standardization, covariance_type: CovarianceType) -> None:

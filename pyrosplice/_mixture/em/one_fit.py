@@ -34,7 +34,7 @@ class Problem:
     rows
         The cells.
     standardization
-        Of each data set.
+        Standardization of each data set.
     expectation
         Their E-step.
     starter
@@ -140,9 +140,9 @@ def run_carefully(
     make
         Makes the problem, centred or not.
     start
-        Its starting parameters, ``(1, J, M, ...)``.
+        Starting parameters, ``(1, J, M, ...)``.
     options
-        Of EM.
+        Options of EM.
     """
     problem = make(False)
     result = problem.run(start(problem), options)

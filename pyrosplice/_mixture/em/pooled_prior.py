@@ -51,7 +51,7 @@ def pooled_prior(
     components
         Candidate numbers of components.
     covariance_type, regularization, options, seed
-        Of the fits.
+        Options of the fits.
     """
     shared = {"regularization": regularization, "options": options, "seed": seed}
     prior = None

@@ -22,7 +22,7 @@ class RowBlocks:
     size
         Rows in a block.
     weights
-        Of each cell, ``(B, N)``, non-negative; 0 marks padding. None means 1.
+        Weight of each cell, ``(B, N)``, non-negative; 0 marks padding. None means 1.
     """
 
     def __init__(

@@ -113,7 +113,7 @@ def fit_shared(
     groups
         Group of each cell, ``(N,)``, in 0..G − 1.
     start
-        Of the components.
+        Start of the components.
     prior, regularization, options
         As for one mixture.
     weights

@@ -45,9 +45,9 @@ class Moments:
     counts
         ``(..., M)``.
     sums
-        Of y, ``(..., M, D)``.
+        Sums of y, ``(..., M, D)``.
     squares
-        Of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
+        Sums of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
     origin
         What y is measured from in the sums and squares of each component, ``(..., M, D)``; None is zero.
     """

@@ -113,10 +113,10 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     random_state
         Seed of splits and restarts.
     priors
-        Of each patient's mixture, as of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood), Pyro
-        distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned from
-        all patients, for patients with few cells. A Dirichlet of one number is one of any number of components. With
-        priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
+        Priors of each patient's mixture, as those of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood),
+        Pyro distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned
+        from all patients, for patients with few cells. A Dirichlet of one number is one of any number of components.
+        With priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
 
     Notes
     -----

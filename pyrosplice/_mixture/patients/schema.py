@@ -32,7 +32,7 @@ class FittedMixtures:
     mixtures
         One a patient, or one.
     weights
-        Of each patient.
+        Weights of each patient.
     n_fitted, n_train
         Cells that the kept mixtures, and the candidates, were fitted to.
     reasons

@@ -49,9 +49,9 @@ class TripletDataset(Dataset):
     n_triplets
         Positive and negative partners of a distribution in :meth:`triplets`.
     weights
-        Of the points, ``(P, N)`` or ragged; uniform when None.
+        Weights of the points, ``(P, N)`` or ragged; uniform when None.
     covariances
-        Of components, ``(P, N, D, D)`` or ragged; None for points.
+        Covariances of components, ``(P, N, D, D)`` or ragged; None for points.
     identical_supports
         The distributions differ by their weights alone.
 
@@ -231,12 +231,12 @@ class AnnData_TripletDataset(TripletDataset):
     gmm_key
         Key of ``uns`` with mixtures fitted earlier: they become the supports.
     sample_gmm
-        With ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
+        Used with ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
     gmm_weights_source
-        With ``gmm_key``: ``"stored"`` weights, or shares of the hard labels ``obs[gmm_key + "_comp"]``
+        Used with ``gmm_key``: ``"stored"`` weights, or shares of the hard labels ``obs[gmm_key + "_comp"]``
         (``"components"``); ``"auto"`` takes the labels where no weights are stored.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Raises
     ------

@@ -40,7 +40,7 @@ class CalibrationCheck:
     left_out
         Own genes that no gene could be drawn from, and why: reasons of fits without finite estimates.
     confidence
-        Of the exact intervals.
+        Confidence of the exact intervals.
     """
 
     pvalues: pd.DataFrame

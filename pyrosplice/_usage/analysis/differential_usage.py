@@ -87,7 +87,7 @@ def test_differential_usage(
         factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
         covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
     variance
-        Of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
+        Variance of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
         (:mod:`pyrosplice._hypothesis.coefficients.residual_variance`). With a random effect, the model's with the
         dispersion that they have between the logits, which one variance for all logits does not give. In a GLM,
         with the excess variance that counts have where usage varies between spots, more in deep spots than in

@@ -46,7 +46,7 @@ def get_effects(
     Parameters
     ----------
     level
-        Of the confidence intervals.
+        Confidence of the intervals.
     variance
         ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
         freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.

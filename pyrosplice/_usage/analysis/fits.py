@@ -39,7 +39,7 @@ class UsageAnalysis:
     Attributes
     ----------
     options
-        Of the models.
+        Options of the models.
     prepared
         What ``setup_data`` made.
     fitted
@@ -47,7 +47,7 @@ class UsageAnalysis:
     test_fits
         Fits that only tests needed, by model: found once, and added here.
     results
-        Of the last test of each kind, ``"sv"`` and ``"du"``; tests put theirs here.
+        Results of the last test of each kind, ``"sv"`` and ``"du"``; tests put theirs here.
     """
 
     options: AnalysisOptions

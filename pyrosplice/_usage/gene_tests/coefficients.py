@@ -42,23 +42,23 @@ class Estimates:
     beta
         ``(B, P, Q)``.
     coefficients
-        The same of orthonormal columns, ``(B, C, Q)``; covariances are of these, ``(B, C Q, C Q)``, NaN for a gene
+        Coefficients of orthonormal columns, ``(B, C, Q)``; covariances are of these, ``(B, C Q, C Q)``, NaN for a gene
         that has none: at infinity, or information in no direction that the gene's spots tell apart.
     covariance, by_model
-        From the residuals, or as asked for; by the model.
+        Covariance from the residuals, or as asked for, and by the model.
     back
-        From coefficients of orthonormal columns to ``[β; b]``, ``(P + 1, C)``.
+        Matrix from coefficients of orthonormal columns to ``[β; b]``, ``(P + 1, C)``.
     variance
-        That of the score; None where ``covariance`` is the model's.
+        Variance of the score; None where ``covariance`` is the model's.
     influence
-        From the score to the coefficients, ``(B, C Q, C Q)``.
+        Matrix from the score to the coefficients, ``(B, C Q, C Q)``.
     coverage
         What the genes do not identify.
     posterior_df
         Degrees of freedom ``(B, T)`` with which the variances of the contrasts asked for are known; None where they
         are taken as estimated.
     law_df
-        Those of the law of their statistics, ``(B, T)``.
+        Degrees of freedom of the law of their statistics, ``(B, T)``.
     slope_ratio
         Likelihood ratios ``(B, T)`` for a field whose standard deviation depends on the one covariate of a contrast.
     """

@@ -29,7 +29,7 @@ def reasons_of(
     Parameters
     ----------
     counts
-        Of each gene, ``(N, K)``.
+        Counts of each gene, ``(N, K)``.
     rank
         Columns that each test has, in the shape of ``pvalue``.
     fits

@@ -25,7 +25,7 @@ class Term:
     Attributes
     ----------
     name
-        Of the covariate or factor.
+        Name of the covariate or factor.
     columns
         Their positions, linearly independent beside the nuisance.
     nuisance
