@@ -45,7 +45,7 @@ class ModelFileError(ValueError):
 
 
 class NoModelFileError(ModelFileError, FileNotFoundError):
-    """Where a model was to be read from there is no file. Says where."""
+    """There is no file where a model was to be read from. Says where."""
 
 
 class NonSpatialWarning(UserWarning):

@@ -19,7 +19,7 @@ from pyrosplice.likelihoods._contract import Likelihood
 
 @dataclass(frozen=True)
 class ModelLinks:
-    """What the counts and the random effect depend on, all of it, at values of the other sites.
+    """Everything that the counts and the random effect depend on, at values of the other sites.
 
     Attributes
     ----------

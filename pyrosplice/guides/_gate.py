@@ -39,7 +39,7 @@ def problem_of(
     marginalize: Sequence[str],
     units: str | None = "auto",
 ) -> EngineProblem:
-    """What the sparse engine makes of a Pyro model.
+    """Read what the sparse engine needs from a Pyro model; refused, by name, where it may not fit it.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class _Fitted:
 
 
 class AutoMarginalLaplace(AutoUnits):
-    """Empirical Bayes for any model with random effects: some sites integrated out, the others at their best values.
+    """Guide for any model with random effects: some sites integrated out, the others at their best values.
 
     The sites in ``marginalize`` (random effects) are integrated out by Laplace's method, unit by unit. The others are
     at the maximum of the marginal density, as TMB, glmmTMB and INLA's first stage have it. Discrete sites are summed

@@ -54,7 +54,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the searches of all units ended.
+    """Result of the searches: where those of all units ended.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from pyrosplice.errors import InvalidArgumentError
 logger = logging.getLogger("pyrosplice")
 
 SHARE = 0.5
-"""Of the machine's memory that ``max_memory=None`` allows."""
+"""Share of the machine's memory that ``max_memory=None`` allows."""
 WORKING = 2.0
 """Peak over what is kept: a second copy of the largest arrays while they are made and labelled."""
 NUMBER = 8  # bytes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ContractError(AssertionError):
-    """What a class written by a user does not do as its contract says."""
+    """An error that says what a class written by a user does not do as its contract says."""
 
 
 class Problems:

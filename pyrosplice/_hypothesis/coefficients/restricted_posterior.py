@@ -24,7 +24,7 @@ from pyrosplice._hypothesis.coefficients.working_model import WorkingModel
 
 PRIOR_DEVIATION = 1.5
 POINTS = 7, 5
-"""Of a and c at which the model is worked out, for each spectrum."""
+"""Numbers of values of a and of c at which the model is worked out, for each spectrum."""
 FINE = 43, 25  # points of the grids between them
 WIDEST = 3.2, 2.2  # standard deviations that the first grid reaches, at least
 AROUND = 4.0  # posterior standard deviations that a further grid reaches to each side
@@ -40,7 +40,7 @@ Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Log prior densities of a and c, which broadcast to ``(B, S, A, C)``, of genes with these positions ``(B,)``."""
 
 Target = Callable[[Tensor, Tensor], Tensor]
-"""From the information ``X' S⁻¹ X`` ``(B, D, D)`` of genes ``(B,)`` to log variances of what is tested, ``(B, T)``."""
+"""Log variances ``(B, T)`` of what is tested, from the information ``X' S⁻¹ X`` ``(B, D, D)`` of genes ``(B,)``."""
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def spatial_ratio_null(
     Parameters
     ----------
     information
-        Information of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q,
-        Q)``.
+        Information of the counts about their linear predictors, at the null fit without its random
+        effect: ``(B, N, Q, Q)``.
     sigma
         σ of the null fit (θ = 0), ``(B, 1)`` or ``(B, Q)``.
     kernel

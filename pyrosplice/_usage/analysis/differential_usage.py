@@ -161,7 +161,7 @@ def test_differential_usage(
 
 
 def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: bool) -> dict[str, Any]:
-    """What :func:`test_differential_usage` returns."""
+    """Test covariates, and arrange what :func:`test_differential_usage` returns."""
     prepared, design, method = analysis.prepared, analysis.prepared.design, options.method
     options.check(prepared.covariate_names)
     if design is None:
