@@ -41,7 +41,7 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def planar_matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    """:func:`matvec` of matrices that spots share, ``(B, 1, A, C)`` or ``(A, C)``; the result is :func:`planar`."""
+    """Multiply as :func:`matvec` by matrices that spots share, ``(B, 1, A, C)`` or ``(A, C)``, to :func:`planar`."""
     shape = (matrix.shape[-2], *reversed(vector.shape[:-1]))
     out = vector.new_zeros(shape).permute(*reversed(range(len(shape))))
     for c in range(matrix.shape[-1]):

@@ -125,7 +125,7 @@ class Cells:
         return labels
 
     def labels(self, given: Any, argument: str) -> NDArray[np.object_]:
-        """:meth:`levels` as the labels themselves ``(N,)``, which keep their type."""
+        """Read one label a cell ``(N,)``, as :meth:`levels` does; they keep their type."""
         labels = self.levels(given, argument)
         values = np.empty(len(labels.values), dtype=object)
         values[:] = labels.values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 PrecisionProduct = Callable[[Tensor], Tensor]
-"""``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
+"""Product ``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
 
 BLOCK = 2**24  # numbers that are worked on at once: 128 MB
 

@@ -58,7 +58,7 @@ class SearchLayout:
 
 
 class SiteCoordinates:
-    """:class:`~pyrosplice.glmm._objective.SearchCoordinates` of some units of a model.
+    """Unknowns of some units of a model, as :class:`~pyrosplice.glmm._objective.SearchCoordinates` has them.
 
     Parameters
     ----------

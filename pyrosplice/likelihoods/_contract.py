@@ -166,13 +166,13 @@ class Likelihood(Extensible):
         return f"likelihood: {type(self).__name__} does not say {what}; override Likelihood.{method}{why}."
 
     def expected(self, eta: Tensor) -> Tensor:
-        """:meth:`mean`, for those who report it: refused where it is not stated for this density."""
+        """Expected usage, for those who report it: :meth:`mean`, refused where it is not stated for this density."""
         self.require("mean")
         mean = self.mean(eta)
         return mean if is_ours(type(self)) else self._checked_mean(mean, eta)
 
     def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """:meth:`sample`, refused where it is not stated for this density."""
+        """Draw counts by :meth:`sample`, refused where it is not stated for this density."""
         self.require("sample")
         counts = self.sample(totals, eta, generator=generator)
         if is_ours(type(self)):
@@ -198,7 +198,7 @@ class Likelihood(Extensible):
         return own if not wanted or own in wanted else wanted[0]
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """:meth:`log_kernel` where it is of this density, else ``log_prob``."""
+        """Log density up to terms without ``eta``: :meth:`log_kernel` if it is of this density, else ``log_prob``."""
         current = is_current(type(self), "log_kernel", ("log_prob",))
         return self.log_kernel(counts, eta) if current else self.log_prob(counts, eta)
 
@@ -244,7 +244,7 @@ class Likelihood(Extensible):
             return torch.autograd.grad(trace, eta)[0] if trace.requires_grad else torch.zeros_like(eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """:meth:`information` as a differentiable function of ``eta`` (which requires a gradient)."""
+        """Minus the second derivative, a differentiable function of ``eta`` (which requires a gradient)."""
         (score,) = torch.autograd.grad(self.log_prob(counts, eta).sum(), eta, create_graph=True)
         if not score.requires_grad:  # log_prob is linear in eta
             return eta.new_zeros(*eta.shape, eta.shape[-1])
@@ -278,7 +278,7 @@ class Likelihood(Extensible):
         return self.bind({name: (self.scale_sign * zeta).exp() for name in self.free})
 
     def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """:meth:`log_prob` ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
+        """Log density ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
         found = self.at_scale(zeta).log_prob(counts, eta)
         shape = torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
         return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)

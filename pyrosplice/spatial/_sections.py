@@ -69,7 +69,7 @@ def section_graph(
 
 
 def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
-    """:func:`~pyrosplice.spatial._graph.wide_graph` of every section; ``sections`` is None for one."""
+    """Join the spots of every section by :func:`~pyrosplice.spatial._graph.wide_graph`; ``sections`` None is one."""
     points = check_coords(coords)
     if sections is None:
         return wide_graph(points, k_neighbors=k_neighbors)

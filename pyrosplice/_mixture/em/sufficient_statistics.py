@@ -163,7 +163,7 @@ def responsibilities_(scores: Tensor) -> Tensor:
 
 
 def bounded_responsibilities_(scores: Tensor, table: Tensor, features: Tensor) -> Tensor:
-    """:func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at their largest: two passes fewer.
+    """Work out :func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at most: two passes fewer.
 
     Exponentials are taken as they are. Cells that this takes out of the range of the dtype are done over, from
     ``scores = table @ features``, ``(B, J · M, P)`` and ``(B, P, N)``. A component whose density is lost where the

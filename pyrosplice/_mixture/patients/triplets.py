@@ -72,7 +72,7 @@ class TripletDataset(Dataset):
     """
 
     fit_gmm: ClassVar[Callable[..., Any]]
-    """:func:`~pyrosplice.fit_gmm` of this data set."""
+    """Fit a mixture to every distribution of this data set, by :func:`~pyrosplice.fit_gmm`."""
 
     @own_options_only
     def __init__(
