@@ -28,24 +28,13 @@ from pyrosplice._mixture.given_cells import (
     given_parameters,
     read_cells,
 )
-from pyrosplice._mixture.mixture_prior import (
-    CovarianceType,
-    MixturePrior,
-    MixturePriors,
-    has_covariances,
-)
+from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, has_covariances
 from pyrosplice._mixture.own_mixture import all_cells
 from pyrosplice._mixture.parameter_draws import MixturePosterior
 from pyrosplice._mixture.rows import as_given
 from pyrosplice._mixture.stored_folder import MixtureStorage
 from pyrosplice._mixture.trainer import TrainerOptions
-from pyrosplice.errors import (
-    InvalidArgumentError,
-    RefusedModelError,
-    check_integer,
-    check_option,
-    own_options_only,
-)
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_option, own_options_only
 from pyrosplice.guides._own_model import Program, name_of
 
 

@@ -15,8 +15,8 @@ from pyrosplice._optimize.newton import solve_curvature
 from pyrosplice.errors import RefusedModelError
 from pyrosplice.guides._first_points import normal_numbers
 from pyrosplice.guides._precisions import SiteEntries
+from pyrosplice.guides._separate_units import probe
 from pyrosplice.guides._sparsity import TooCoupledError, colors, components, dependence, meeting, vector_products
-from pyrosplice.guides._unit_checks import probe
 from pyrosplice.guides._unit_density import Terms, UnitDensity
 
 MOST_NUMBERS = 500_000_000  # of the Hessians of all units: 4 GB

@@ -17,7 +17,7 @@ from pyrosplice._mixture.gibbs_posterior import sample_posterior
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import AutoNewtonMAP
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import ModelCall
 from pyrosplice.priors import InverseWishart, ScaledNormal
 from tests.mixture.helpers import F64, clouds
