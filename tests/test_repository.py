@@ -8,9 +8,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
-    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile",
-    "README.md", "constraints.txt", "pyproject.toml", "pyrosplice", "tests", "tools", "tutorials",
-}  # fmt: skip
+    ".ci",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+    "pyrosplice",
+    "tests",
+    "tools",
+    "tutorials",
+}
 
 
 def test_nothing_but_the_project_is_tracked():

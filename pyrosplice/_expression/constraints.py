@@ -65,8 +65,9 @@ def resolve_constraints(
     if constraints is None:
         return no_constraints(names)
     if isinstance(constraints, (np.ndarray, pd.DataFrame)):
-        return _from_matrix(as_numbers(by_name(constraints, pd.Index(names), argument, what="coefficient"), argument),
-                            names, argument)  # fmt: skip
+        return _from_matrix(
+            as_numbers(by_name(constraints, pd.Index(names), argument, what="coefficient"), argument), names, argument
+        )
     if isinstance(constraints, Mapping):
         rows = _from_groups(constraints, design, sample_description, argument)
     elif isinstance(constraints, (list, tuple)) and all(isinstance(c, str) for c in constraints):

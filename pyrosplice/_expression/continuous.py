@@ -33,10 +33,19 @@ Array = NDArray[np.float64]
 
 
 def continuous_1d(
-    data: Any, continuous: str, factor_loc_totest: Names | None = None, formula_loc: str | None = None,
-    formula_scale: str | None = "~1", df: int = 5, spline_basis: str = "bs", as_numeric: Names = (),
-    test: str = "wald", *, sample_description: pd.DataFrame | None = None, **fit_options: Any,
-) -> ContinuousTest:  # fmt: skip
+    data: Any,
+    continuous: str,
+    factor_loc_totest: Names | None = None,
+    formula_loc: str | None = None,
+    formula_scale: str | None = "~1",
+    df: int = 5,
+    spline_basis: str = "bs",
+    as_numeric: Names = (),
+    test: str = "wald",
+    *,
+    sample_description: pd.DataFrame | None = None,
+    **fit_options: Any,
+) -> ContinuousTest:
     """Test of a smooth dependence on one continuous covariate (pseudotime, space).
 
     Parameters

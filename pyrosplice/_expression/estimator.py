@@ -88,9 +88,12 @@ class InputData:
         fixed = self.location.matrix @ c.shift
         offset = self.offset + (fixed if self.offset.ndim == 1 else fixed[:, None])
         return Design(
-            self.location.matrix @ c.matrix, self.scale.matrix @ s.matrix, offset,
-            self.scale.matrix @ s.shift, self.weights,
-        )  # fmt: skip
+            self.location.matrix @ c.matrix,
+            self.scale.matrix @ s.matrix,
+            offset,
+            self.scale.matrix @ s.shift,
+            self.weights,
+        )
 
 
 class Estimator(Described):
@@ -120,9 +123,16 @@ class Estimator(Described):
     """
 
     def __init__(
-        self, input_data: InputData, *, init_a: Any = "AUTO", init_b: Any = "AUTO", quick_scale: bool = False,
-        dtype: str = "float64", batch_size: int | tuple[int, int] | None = None, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        input_data: InputData,
+        *,
+        init_a: Any = "AUTO",
+        init_b: Any = "AUTO",
+        quick_scale: bool = False,
+        dtype: str = "float64",
+        batch_size: int | tuple[int, int] | None = None,
+        device: str = "cpu",
+    ) -> None:
         check_option("dtype", dtype, ("float32", "float64"))
         check_option("quick_scale", quick_scale, (True, False, None))
         self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), bool(quick_scale)
@@ -191,8 +201,16 @@ class Estimator(Described):
         """
         extra = {TRAIN_ALIASES[k]: others.pop(k) for k in list(others) if k in TRAIN_ALIASES}
         if extra:
-            return self.train(**{"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter,
-                                 "tol": tol, **extra, **others})  # fmt: skip
+            return self.train(
+                **{
+                    "train_loc": train_loc,
+                    "train_scale": train_scale,
+                    "max_iter": max_iter,
+                    "tol": tol,
+                    **extra,
+                    **others,
+                }
+            )
         check_switches(train_loc=train_loc, train_scale=train_scale)
         max_iter, tol = check_integer("max_iter", max_iter, least=0), check_number("tol", tol)
         known_options("training_strategy", others, (*TRAIN_OPTIONS, *TRAIN_ALIASES), TRAINING_WITHOUT_EFFECT)

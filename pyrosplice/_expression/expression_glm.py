@@ -84,10 +84,17 @@ class ExpressionGLM(FollowedExpression, Described):
     """
 
     def __init__(
-        self, formula_loc: str | None = None, formula_scale: str = "~1", *, as_numeric: Sequence[str] | str = (),
-        constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str | Likelihood = "nb",
-        likelihood: str | Likelihood | None = None, model: Program | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        formula_loc: str | None = None,
+        formula_scale: str = "~1",
+        *,
+        as_numeric: Sequence[str] | str = (),
+        constraints_loc: Any = None,
+        constraints_scale: Any = None,
+        noise_model: str | Likelihood = "nb",
+        likelihood: str | Likelihood | None = None,
+        model: Program | None = None,
+    ) -> None:
         check_model(model)
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
@@ -175,9 +182,14 @@ class ExpressionGLM(FollowedExpression, Described):
         return self._location
 
     def test(
-        self, contrast: Array | None = None, *, factor: str | Sequence[str] | None = None,
-        coefficient: str | Sequence[str] | None = None, method: str = "wald", donors: Any = None,
-    ) -> ExpressionTest:  # fmt: skip
+        self,
+        contrast: Array | None = None,
+        *,
+        factor: str | Sequence[str] | None = None,
+        coefficient: str | Sequence[str] | None = None,
+        method: str = "wald",
+        donors: Any = None,
+    ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
         Parameters
@@ -270,9 +282,12 @@ class ExpressionGLM(FollowedExpression, Described):
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
         mle = self.results.theta[:, k] / LOG_2
         return TestTable(
-            labels={"gene": self.gene_names}, effect=mode / LOG_2, se=sd / LOG_2,
-            why=unless_ended(fit.reason, Reason.NOT_FINITE.value), more={"effect_mle": mle, "prior_scale": scale},
-        ).to_frame()  # fmt: skip
+            labels={"gene": self.gene_names},
+            effect=mode / LOG_2,
+            se=sd / LOG_2,
+            why=unless_ended(fit.reason, Reason.NOT_FINITE.value),
+            more={"effect_mle": mle, "prior_scale": scale},
+        ).to_frame()
 
     def adjusted_dispersion(self) -> Array:
         """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
@@ -294,10 +309,17 @@ class ExpressionGLM(FollowedExpression, Described):
         return self._data().model.sample_j(genes, seed=seed)
 
     def posterior(
-        self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
-        genes: str | Sequence[str | int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
-        nuts_options: NutsOptions | None = None, max_memory: str | float | None = None,
-    ) -> xr.DataTree:  # fmt: skip
+        self,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        priors: Priors = None,
+        genes: str | Sequence[str | int] | None = None,
+        groups: Sequence[str] | None = None,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+        max_memory: str | float | None = None,
+    ) -> xr.DataTree:
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
@@ -337,9 +359,15 @@ class ExpressionGLM(FollowedExpression, Described):
             Before ``fit``, or of a loaded model.
         """
         asked = ExpressionDrawOptions(
-            num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
-            nuts_options=nuts_options, max_memory=max_memory,
-        )  # fmt: skip
+            num_samples=num_samples,
+            method=method,
+            priors=priors,
+            genes=genes,
+            groups=groups,
+            seed=seed,
+            nuts_options=nuts_options,
+            max_memory=max_memory,
+        )
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:

@@ -56,10 +56,16 @@ class ExpressionModel:
     """
 
     def __init__(
-        self, location: Tensor, scale: Tensor, *, likelihood: Likelihood | None = None,
-        location_prior: dist.TorchDistribution | None = None, scale_prior: dist.TorchDistribution | None = None,
-        offset: Tensor | None = None, zeta_offset: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        location: Tensor,
+        scale: Tensor,
+        *,
+        likelihood: Likelihood | None = None,
+        location_prior: dist.TorchDistribution | None = None,
+        scale_prior: dist.TorchDistribution | None = None,
+        offset: Tensor | None = None,
+        zeta_offset: Tensor | None = None,
+    ) -> None:
         if len(location) != len(scale):
             raise InvalidArgumentError(f"scale: expected {len(location)} rows as in location, found {len(scale)}.")
         self.location, self.scale, self.likelihood = location, scale, likelihood or NegativeBinomial()

@@ -145,12 +145,24 @@ def model(  # noqa: PLR0913 (a documented interface)
             f"train_args: expected a dict of arguments of a training step, found {train_args!r}."
         )
     inputs = prepare(
-        data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
-        sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
-        constraints_loc=constraints_loc, constraints_scale=constraints_scale, noise_model=noise_model,
-        size_factors=size_factors, size_factors_logged=size_factors_logged, offsets=offsets, weights=weights,
-        layer=layer, missing=missing,
-    )  # fmt: skip
+        data,
+        formula_loc=formula_loc,
+        formula_scale=formula_scale,
+        as_numeric=as_numeric,
+        gene_names=gene_names,
+        sample_description=sample_description,
+        dmat_loc=dmat_loc,
+        dmat_scale=dmat_scale,
+        constraints_loc=constraints_loc,
+        constraints_scale=constraints_scale,
+        noise_model=noise_model,
+        size_factors=size_factors,
+        size_factors_logged=size_factors_logged,
+        offsets=offsets,
+        weights=weights,
+        layer=layer,
+        missing=missing,
+    )
     estimator = Estimator(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
@@ -160,13 +172,25 @@ def model(  # noqa: PLR0913 (a documented interface)
 
 
 def prepare(  # noqa: PLR0913 (what fit.model takes)
-    data: Any, *, formula_loc: str | None, formula_scale: str | None = "~1", as_numeric: Sequence[str] | str = (),
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None, dmat_loc: Any = None,
-    dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None,
-    noise_model: str | Likelihood = "nb", size_factors: Any = None, size_factors_logged: bool = True,
-    offsets: Array | None = None, weights: Array | None = None, layer: str | None = None,
+    data: Any,
+    *,
+    formula_loc: str | None,
+    formula_scale: str | None = "~1",
+    as_numeric: Sequence[str] | str = (),
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    dmat_loc: Any = None,
+    dmat_scale: Any = None,
+    constraints_loc: Any = None,
+    constraints_scale: Any = None,
+    noise_model: str | Likelihood = "nb",
+    size_factors: Any = None,
+    size_factors_logged: bool = True,
+    offsets: Array | None = None,
+    weights: Array | None = None,
+    layer: str | None = None,
     missing: str | NDArray[np.bool_] = "raise",
-) -> InputData:  # fmt: skip
+) -> InputData:
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_switches(size_factors_logged=size_factors_logged)
     likelihood = likelihood_of(noise_model)
@@ -176,8 +200,10 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         formula_scale, dmat_scale, constraints_scale = "~1", None, None
     counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=likelihood.of_counts)
     cells = Cells.of(data, sample_description, counts.shape[0])
-    formulas = {"loc": None if dmat_loc is not None else formula_loc,
-                "scale": None if dmat_scale is not None else formula_scale}  # fmt: skip
+    formulas = {
+        "loc": None if dmat_loc is not None else formula_loc,
+        "scale": None if dmat_scale is not None else formula_scale,
+    }
     cells = _in_use(cells, missing, formulas, as_numeric)
     counts = counts if cells.used is None else counts.take(np.flatnonzero(cells.used))
     parts: list[tuple[DesignMatrix, Constraints]] = []
@@ -196,9 +222,17 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
     observation_weights = _weights(weights, cells, counts)
     _check_identified(parts, observation_weights)
     return InputData(
-        counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
-        observation_weights, cells, likelihood,
-    )  # fmt: skip
+        counts,
+        parts[0][0],
+        parts[1][0],
+        parts[0][1],
+        parts[1][1],
+        factors,
+        offset,
+        observation_weights,
+        cells,
+        likelihood,
+    )
 
 
 def _check_no_scale(likelihood: Likelihood, asked: Mapping[str, Any]) -> None:
@@ -243,9 +277,13 @@ def _design(
         raise InvalidArgumentError(f"formula_{part}: expected a formula, or a design in dmat_{part}.")
     every_level = list(constraints) if isinstance(constraints, Mapping) else []
     return from_formula(
-        formula, cells.table, as_numeric=as_numeric, n_cells=cells.n_used, argument=f"formula_{part}",
+        formula,
+        cells.table,
+        as_numeric=as_numeric,
+        n_cells=cells.n_used,
+        argument=f"formula_{part}",
         full_rank_except=every_level,
-    )  # fmt: skip
+    )
 
 
 def _per_gene(name: str, value: Any, cells: Cells, counts: CountMatrix) -> Array:
@@ -312,9 +350,14 @@ class Partition:
     """
 
     def __init__(
-        self, data: Any, parts: Any, gene_names: Sequence[str] | None = None,
-        sample_description: pd.DataFrame | None = None, *, missing: str = "raise",
-    ) -> None:  # fmt: skip
+        self,
+        data: Any,
+        parts: Any,
+        gene_names: Sequence[str] | None = None,
+        sample_description: pd.DataFrame | None = None,
+        *,
+        missing: str = "raise",
+    ) -> None:
         if isinstance(data, ad.AnnData) and data.isbacked and data.is_view:
             data = data.to_memory()  # which cannot be indexed again on disk
         self.data = data
@@ -358,9 +401,13 @@ class Partition:
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, missing: str = "raise",
-) -> Partition:  # fmt: skip
+    data: Any,
+    parts: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    missing: str = "raise",
+) -> Partition:
     """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`."""
     return Partition(data, parts, gene_names, sample_description, missing=missing)
 

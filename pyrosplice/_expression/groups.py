@@ -33,9 +33,18 @@ from pyrosplice.reasons import Reason
 Array = NDArray[np.float64]
 GENES_AT_A_TIME = 256
 GROUP_TESTS = {
-    "wald": "wald", "lrt": "lrt", "z-test": "z-test", "z_test": "z-test", "ztest": "z-test", "t-test": "t-test",
-    "t_test": "t-test", "ttest": "t-test", "rank": "rank", "rank-test": "rank", "rank_test": "rank",
-}  # fmt: skip
+    "wald": "wald",
+    "lrt": "lrt",
+    "z-test": "z-test",
+    "z_test": "z-test",
+    "ztest": "z-test",
+    "t-test": "t-test",
+    "t_test": "t-test",
+    "ttest": "t-test",
+    "rank": "rank",
+    "rank-test": "rank",
+    "rank_test": "rank",
+}
 PLAIN_TESTS = ("t-test", "rank")
 SET_HERE = ("data", "formula_loc", "dmat_loc", "dmat_scale", "constraints_loc", "gene_names", "sample_description")
 
@@ -98,9 +107,15 @@ class Groups:
     """
 
     def __init__(
-        self, data: Any, grouping: Any, gene_names: Sequence[str] | None, sample_description: pd.DataFrame | None,
-        *, layer: str | None = None, missing: str = "raise",
-    ) -> None:  # fmt: skip
+        self,
+        data: Any,
+        grouping: Any,
+        gene_names: Sequence[str] | None,
+        sample_description: pd.DataFrame | None,
+        *,
+        layer: str | None = None,
+        missing: str = "raise",
+    ) -> None:
         self.data, self.layer = data, layer
         self.counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=False)
         self.cells = Cells.of(data, sample_description, self.counts.shape[0])
@@ -149,10 +164,17 @@ class Groups:
 
 
 def t_test(
-    data: Any, grouping: Any, gene_names: Sequence[str] | None = None,
-    sample_description: pd.DataFrame | None = None, is_logged: bool = False, is_sig_zerovar: bool = True,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    grouping: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    is_logged: bool = False,
+    is_sig_zerovar: bool = True,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
     """Welch's t-test of the second group's mean over the first's.
 
     A gene without counts has p-value NaN, one that is constant at the same value in both groups 1.
@@ -216,16 +238,30 @@ def _plain_result(
     unseen = ((first.mean == 0) | (second.mean == 0)) & (not options.is_logged)
     ended = np.where(empty, Reason.NO_COUNTS, np.where(unseen, Reason.SEPARATED, Reason.CONVERGED)).astype(object)
     return ExpressionTest(
-        groups.counts.gene_names, np.where(empty, np.nan, pval), statistic, logfc, se, mean,
-        ended, constant, otherwise=Reason.NOT_FINITE.value,
-    )  # fmt: skip
+        groups.counts.gene_names,
+        np.where(empty, np.nan, pval),
+        statistic,
+        logfc,
+        se,
+        mean,
+        ended,
+        constant,
+        otherwise=Reason.NOT_FINITE.value,
+    )
 
 
 def rank_test(
-    data: Any, grouping: Any, gene_names: Sequence[str] | None = None,
-    sample_description: pd.DataFrame | None = None, is_logged: bool = False, is_sig_zerovar: bool = True,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    grouping: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    is_logged: bool = False,
+    is_sig_zerovar: bool = True,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
     """Mann–Whitney rank test of the second group over the first; arguments as :func:`t_test`."""
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
@@ -269,17 +305,27 @@ def _options(call: str, test: str, given: Mapping[str, Any]) -> dict[str, Any]:
     idle = {"as_numeric"} - set(kept)  # named in the documentation of every test, though groups are never numbers
     used = known_options(call, given, set(every) - idle, {**WITHOUT_EFFECT, "as_numeric": "the groups are labels"})
     refuse_unused(
-        call, test, {n: v for n, v in used.items() if n not in kept}, every,
+        call,
+        test,
+        {n: v for n, v in used.items() if n not in kept},
+        every,
         f"leave it out, or choose another test among {sorted(set(GROUP_TESTS.values()))}.",
-    )  # fmt: skip
+    )
     return {n: v for n, v in used.items() if n in kept and not (v is None and kept[n] is not None)}
 
 
 def two_sample(
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "t-test",
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "t-test",
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
     """One test between two groups.
 
     Parameters
@@ -323,11 +369,20 @@ def _between(
 
 
 def pairwise(  # noqa: PLR0913 (a documented interface)
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "z-test", lazy: bool = False,
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    pval_correction: str = "global", *, keep_full_test_objs: bool = True, layer: str | None = None,
-    missing: str = "raise", **options: Any,
-) -> ExpressionTests:  # fmt: skip
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "z-test",
+    lazy: bool = False,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    pval_correction: str = "global",
+    *,
+    keep_full_test_objs: bool = True,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTests:
     """Every pair of groups; arguments as :func:`two_sample`.
 
     ``"z-test"`` fits one model with a mean a group and a common dispersion, and compares its coefficients; the other
@@ -366,11 +421,19 @@ def _group_means_model(groups: Groups, options: dict[str, Any]) -> Any:
 
 
 def versus_rest(
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "wald",
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    pval_correction: str = "global", *, keep_full_test_objs: bool = True, layer: str | None = None,
-    missing: str = "raise", **options: Any,
-) -> ExpressionTests:  # fmt: skip
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "wald",
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    pval_correction: str = "global",
+    *,
+    keep_full_test_objs: bool = True,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTests:
     """Every group against all other cells; arguments as :func:`pairwise`."""
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)

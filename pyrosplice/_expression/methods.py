@@ -29,9 +29,8 @@ RATIO_TOLD = 0.7  # 1 % of negative-binomial genes with 120 cells, mean 50, disp
 
 
 def apply_method(
-    method: str, estimator: Estimator, wald: ExpressionTest, rows: Array, *, donors: Any,
-    quasi: Callable[[], QuasiFit],
-) -> ExpressionTest:  # fmt: skip
+    method: str, estimator: Estimator, wald: ExpressionTest, rows: Array, *, donors: Any, quasi: Callable[[], QuasiFit]
+) -> ExpressionTest:
     """Test contrasts ``rows`` ``(k, P)`` of the full location coefficients, of which ``wald`` is the Wald test.
 
     ``quasi`` makes the quasi-likelihood fit.

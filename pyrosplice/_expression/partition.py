@@ -52,9 +52,13 @@ class TestPartition(Partition):
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, missing: str = "raise",
-) -> TestPartition:  # fmt: skip
+    data: Any,
+    parts: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    missing: str = "raise",
+) -> TestPartition:
     """Divide the cells by ``parts`` for tests within each.
 
     Parameters

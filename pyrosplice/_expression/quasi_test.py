@@ -110,9 +110,11 @@ def fit_at(source: RowSource, fit: GlmFit, dispersion: Array) -> GlmFit:
     start[:, -1] = -np.log(dispersion)
     good = np.flatnonzero(np.isfinite(start).all(1))
     return fit_glm(
-        source, start=lambda rows, which: torch.as_tensor(start[which], device=rows.x.device),
-        options=NewtonOptions(fit_scale=False), genes=good,
-    )  # fmt: skip
+        source,
+        start=lambda rows, which: torch.as_tensor(start[which], device=rows.x.device),
+        options=NewtonOptions(fit_scale=False),
+        genes=good,
+    )
 
 
 def mean_rate(source: RowSource) -> Array:

@@ -102,9 +102,14 @@ class ExpressionTest(Described):
         return clean_log10(self.qval, log10_threshold)
 
     def summary(
-        self, qval_thres: float | None = None, fc_upper_thres: float | None = None,
-        fc_lower_thres: float | None = None, mean_thres: float | None = None, *, level: float = 0.95,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        qval_thres: float | None = None,
+        fc_upper_thres: float | None = None,
+        fc_lower_thres: float | None = None,
+        mean_thres: float | None = None,
+        *,
+        level: float = 0.95,
+    ) -> pd.DataFrame:
         """One row a gene, with the documented columns first.
 
         ``effect``, ``se``, ``lower`` and ``upper`` are of the log₂ fold change; ``reason`` is "" or why the p-value or
@@ -124,9 +129,15 @@ class ExpressionTest(Described):
         return rows_within(frame_of(self, self.qval, level=level), **thresholds, mean_thres=mean_thres)
 
     def plot_volcano(
-        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
-        highlight_ids: Sequence[str] = (), log10_p_threshold: float = -30.0, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        *,
+        corrected_pval: bool = True,
+        alpha: float = 0.05,
+        min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (),
+        log10_p_threshold: float = -30.0,
+        **kwargs: Any,
+    ) -> Any:
         """:func:`pyrosplice.plotting._volcano` of the table, by q-values or p-values.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
@@ -139,9 +150,14 @@ class ExpressionTest(Described):
         return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
 
     def plot_ma(
-        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
-        highlight_ids: Sequence[str] = (), **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        *,
+        corrected_pval: bool = True,
+        alpha: float = 0.05,
+        min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
         """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
@@ -156,9 +172,15 @@ def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.Da
         half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
         interval = {"se": se, "lower": lfc - half, "upper": lfc + half}
     ours = TestTable(
-        labels={}, effect=None if np.isnan(lfc).all() else lfc, **interval, statistic=test.statistic,
-        pvalue=test.pval, pvalue_adj=qval, why=test.why, more={"fit_ended": test.fit_ended},
-    )  # fmt: skip
+        labels={},
+        effect=None if np.isnan(lfc).all() else lfc,
+        **interval,
+        statistic=test.statistic,
+        pvalue=test.pval,
+        pvalue_adj=qval,
+        why=test.why,
+        more={"fit_ended": test.fit_ended},
+    )
     documented = _documented(test.gene_ids, test.pval, qval, lfc, test.mean) | {"zero_mean": test.mean == 0}
     constant = {} if test.zero_variance is None else {"zero_variance": test.zero_variance}
     return pd.DataFrame(documented | constant | test.extra).join(ours.to_frame())

@@ -39,9 +39,13 @@ FIT_OPTIONS = ({*defaults_of(expression_fit.model)} | {"train_args"}) - {"data",
 
 
 def wald(
-    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
-    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    factor_loc_totest: Names | None = None,
+    coef_to_test: Names | None = None,
+    formula_loc: str | None = None,
+    formula_scale: str | None = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
     """Wald test of location coefficients: z for one, χ² for several.
 
     A gene that is separated (no counts in a group, or a group's counts alone) has its optimum at infinity, where a
@@ -93,9 +97,14 @@ def linear_test(
     """
     fit, data = estimator.fit, estimator.input_data
     result = contrast_test(
-        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=estimator.gene_means,
-        covariance=covariance, df=df,
-    )  # fmt: skip
+        fit,
+        data.constraints_loc,
+        contrast,
+        gene_ids=data.counts.gene_names,
+        mean=estimator.gene_means,
+        covariance=covariance,
+        df=df,
+    )
     result.estimator = estimator
     return result
 
@@ -128,9 +137,15 @@ def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient:
 
 
 def contrast_test(
-    fit: GlmFit, constraints: Constraints, contrast: Array, *, gene_ids: NDArray[np.object_], mean: Array,
-    covariance: Array | None = None, df: Any = None,
-) -> ExpressionTest:  # fmt: skip
+    fit: GlmFit,
+    constraints: Constraints,
+    contrast: Array,
+    *,
+    gene_ids: NDArray[np.object_],
+    mean: Array,
+    covariance: Array | None = None,
+    df: Any = None,
+) -> ExpressionTest:
     """:func:`linear_test` from its parts."""
     p = fit.n_location
     rows = contrast @ constraints.matrix
@@ -163,9 +178,13 @@ def contrast_test(
 
 
 def lrt(
-    data: Any, full_formula_loc: str, reduced_formula_loc: str, full_formula_scale: str = "~1",
-    reduced_formula_scale: str = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    full_formula_loc: str,
+    reduced_formula_loc: str,
+    full_formula_scale: str = "~1",
+    reduced_formula_scale: str = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
     """Likelihood-ratio test of two nested models.
 
     Parameters
@@ -216,9 +235,13 @@ def _check_nested(full: Estimator, reduced: Estimator) -> None:
 
 
 def score(
-    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
-    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
+    data: Any,
+    factor_loc_totest: Names | None = None,
+    coef_to_test: Names | None = None,
+    formula_loc: str | None = None,
+    formula_scale: str | None = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
     """Score test of location coefficients: only the model without them is fitted.
 
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
@@ -247,15 +270,23 @@ def score(
     statistic, pval, step, se = score_statistic(big.source, theta, np.array(which))
     largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
     return ExpressionTest(
-        gene_ids=full.counts.gene_names, pval=pval, statistic=statistic, logfc=step[genes, largest],
-        logfc_se=se[genes, largest], mean=big.gene_means, fit_ended=reduced.fit.reason, estimator=None,
-    )  # fmt: skip
+        gene_ids=full.counts.gene_names,
+        pval=pval,
+        statistic=statistic,
+        logfc=step[genes, largest],
+        logfc_se=se[genes, largest],
+        mean=big.gene_means,
+        fit_ended=reduced.fit.reason,
+        estimator=None,
+    )
 
 
 def tested_columns(
-    design: DesignMatrix, factors: Names | None, coefficients: Names | None,
+    design: DesignMatrix,
+    factors: Names | None,
+    coefficients: Names | None,
     arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
     if (factors is None) == (coefficients is None):
         raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")

@@ -85,9 +85,15 @@ def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptio
     require_memory(_numbers_per_draw(cells, fitted, asked.made), n_chains * n_draws, asked.max_memory)
     if asked.method == "gibbs":
         tree = sample_posterior(
-            cells, fitted, prior=prior, n_draws=n_draws, n_warmup=asked.warmup_steps, n_chains=n_chains,
-            seed=asked.seed, progress=asked.progress,
-        )  # fmt: skip
+            cells,
+            fitted,
+            prior=prior,
+            n_draws=n_draws,
+            n_warmup=asked.warmup_steps,
+            n_chains=n_chains,
+            seed=asked.seed,
+            progress=asked.progress,
+        )
     else:
         options = NutsOptions(warmup_steps=asked.warmup_steps, num_chains=n_chains)
         tree = _nuts(cells, fitted, prior, n_draws, options, asked.seed)

@@ -209,10 +209,17 @@ def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
     with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
         seal = _parameters_to(estimator).seal
     attributes = Attributes(
-        estimator.converged_, estimator.num_iter_, estimator.nll_, estimator.n_features_in_,
-        None if names is None else [str(name) for name in names], estimator.named_by_anndata_,
-        seal, config.seal, tensors.seal, *((None, None) if own is None else (own.name, own.engine)),
-    )  # fmt: skip
+        estimator.converged_,
+        estimator.num_iter_,
+        estimator.nll_,
+        estimator.n_features_in_,
+        None if names is None else [str(name) for name in names],
+        estimator.named_by_anndata_,
+        seal,
+        config.seal,
+        tensors.seal,
+        *((None, None) if own is None else (own.name, own.engine)),
+    )
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
 
 

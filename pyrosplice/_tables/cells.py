@@ -118,8 +118,7 @@ class Cells:
         """
         named = isinstance(given, str)
         values = self.column(given, argument) if named else self.rows(given, argument)
-        labels = read_labels(values, f"{argument}: column {given!r}" if named else argument,
-                             keep_missing=keep_missing)  # fmt: skip
+        labels = read_labels(values, f"{argument}: column {given!r}" if named else argument, keep_missing=keep_missing)
         if len(labels.codes) != self.n_used:
             found = len(labels.codes)
             raise InvalidArgumentError(f"{argument}: expected {self.n_used} labels, one a cell, found {found}.")

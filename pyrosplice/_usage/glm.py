@@ -316,9 +316,17 @@ class MultinomGLM(BaseModel):
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         require_followed(self)
         asked = DrawOptions(
-            num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
-            seed=seed, nuts_options=nuts_options, max_memory=max_memory,
-        )  # fmt: skip
+            num_samples=num_samples,
+            method=method,
+            hyper=hyper,
+            genes=genes,
+            names=names,
+            groups=groups,
+            usage=usage,
+            seed=seed,
+            nuts_options=nuts_options,
+            max_memory=max_memory,
+        )
         return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:

@@ -110,9 +110,13 @@ class MixedSearch:
                 model, sigma=sigma, fix_sigma=self.fix_sigma, log_prior=prior, options=self.options, minimizer=minimizer
             )
         return fit_marginal(
-            model, share_variance=self.share_variance, fixed_sigma=sigma if self.fix_sigma else None,
-            log_prior=prior, options=self.options, minimizer=minimizer,
-        )  # fmt: skip
+            model,
+            share_variance=self.share_variance,
+            fixed_sigma=sigma if self.fix_sigma else None,
+            log_prior=prior,
+            options=self.options,
+            minimizer=minimizer,
+        )
 
     def _sites(self, found: Mapping[str, Tensor], genes: Tensor) -> dict[str, Tensor]:
         """Estimates of the engine for some genes, with any leading dimensions, as values of the sites."""

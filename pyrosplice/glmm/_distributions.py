@@ -286,9 +286,13 @@ class SpatialEffect(TorchDistribution):
         """The same distribution with a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
-            self.space, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False,
+            self.space,
+            self.sigma.expand(shape),
+            self.theta_logit.expand(shape),
+            shape[-1],
+            validate_args=False,
             isoform_effect=self.isoform_effect,
-        )  # fmt: skip
+        )
 
     @property
     def covariance(self) -> EigenCovariance:

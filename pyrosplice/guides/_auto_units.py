@@ -112,8 +112,11 @@ class AutoUnits(AutoGuide):
         if failed:
             logger.warning(
                 "%s: %d of %d units have not converged (%s); see report().",
-                type(self).__name__, len(failed), len(self.converged), self._optimum.reason[failed[0]],
-            )  # fmt: skip
+                type(self).__name__,
+                len(failed),
+                len(self.converged),
+                self._optimum.reason[failed[0]],
+            )
         return self
 
     def _search(self, options: FitOptions) -> Optimum:

@@ -313,9 +313,13 @@ class AutoMarginalLaplace(AutoUnits):
             Of that search.
         """
         guide = AutoMarginalLaplace(
-            self._plain[0], self.marginalize, outer="gaussian", units=self._units,
-            init_loc_fn=init_to_value(values=self.median()), create_plates=self.create_plates,
-        )  # fmt: skip
+            self._plain[0],
+            self.marginalize,
+            outer="gaussian",
+            units=self._units,
+            init_loc_fn=init_to_value(values=self.median()),
+            create_plates=self.create_plates,
+        )
         return guide.fit(*args, path=self._asked, options=options, **kwargs)
 
     def fit(self, *args: Any, **kwargs: Any) -> AutoMarginalLaplace:

@@ -154,10 +154,16 @@ class Guarded(Wrapped):
         lead, q = counts.shape[:-1], self.n_predictors(counts.shape[-1])
         n_hyper = len(self.hyperparameters)
         shape = {
-            "log_prob": lead, "kernel": lead, "start": (1, q), "score": (*lead, q), "information": (*lead, q, q),
-            "curvature": (*lead, q, q), "information_gradient": (*lead, q), "hyper_score": (*lead, n_hyper),
+            "log_prob": lead,
+            "kernel": lead,
+            "start": (1, q),
+            "score": (*lead, q),
+            "information": (*lead, q, q),
+            "curvature": (*lead, q, q),
+            "information_gradient": (*lead, q),
+            "hyper_score": (*lead, n_hyper),
             "hyper_gradient": (1, n_hyper),
-        }[method]  # fmt: skip
+        }[method]
         if method.startswith("hyper"):
             shape = (*shape[:-1], len(rest[1]))
         blank = counts.new_full(shape, torch.nan)

@@ -109,9 +109,14 @@ def donor_design(design: Design) -> Design:
     columns = np.zeros((len(strata), n_donors))
     columns[np.arange(len(strata)), strata] = 1.0
     return Design(
-        np.column_stack([design.x, columns]), design.z, design.offset, design.zeta_offset, design.weights, strata,
+        np.column_stack([design.x, columns]),
+        design.z,
+        design.offset,
+        design.zeta_offset,
+        design.weights,
+        strata,
         n_random=n_donors,
-    )  # fmt: skip
+    )
 
 
 def varies_within(design: Design) -> NDArray[np.bool_]:
@@ -140,9 +145,15 @@ def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> G
     if contrast is not None:
         profile = TauProfile(LOG_TAU, *(np.full((g, len(LOG_TAU)), np.nan) for _ in range(3)))
     out = GlmmFit(
-        np.full((g, p), np.nan), np.full((g, p, p), np.nan), np.full((g, r), np.nan), np.full((g, j), np.nan),
-        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), profile,
-    )  # fmt: skip
+        np.full((g, p), np.nan),
+        np.full((g, p, p), np.nan),
+        np.full((g, r), np.nan),
+        np.full((g, j), np.nan),
+        np.full(g, np.nan),
+        np.full(g, np.nan),
+        fit.code.copy(),
+        profile,
+    )
     direction = None if contrast is None else contrast @ source.basis.matrix[:p, :p]
     for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
@@ -188,9 +199,8 @@ class _Block:
         out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
     def _profile(
-        self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor,
-        contrast: Array,
-    ) -> None:  # fmt: skip
+        self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor, contrast: Array
+    ) -> None:
         tau2 = math.exp(2 * LOG_TAU[k])
         weight = (information.diagonal(dim1=1, dim2=2)[:, self.p :] - 1 / tau2).clamp_min(0.0)
         share = (tau2 * weight / (1 + tau2 * weight)).cpu().numpy()

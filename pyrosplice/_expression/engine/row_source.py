@@ -91,8 +91,11 @@ class CountTally:
         largest = np.where(self.histogram > 0, values, 0.0).max((1, 2)).astype(np.intp)
         exceed = self.histogram[:, :, ::-1].cumsum(2)[:, :, ::-1]
         exceed = np.concatenate([exceed[:, :, 1:], np.zeros((*self.shape[:2], 1))], 2)
-        cell, value, weight = (np.concatenate(parts) for parts in zip(*self.rest, strict=True)) if self.rest else (
-            np.zeros(0, np.intp), np.zeros(0), np.zeros(0))  # fmt: skip
+        cell, value, weight = (
+            (np.concatenate(parts) for parts in zip(*self.rest, strict=True))
+            if self.rest
+            else (np.zeros(0, np.intp), np.zeros(0), np.zeros(0))
+        )
         order = np.argsort(cell, kind="stable")
         cell, value, weight = cell[order], value[order], weight[order]
         np.add.at(constant, cell // self.shape[1], -weight * gammaln(value + 1))
@@ -255,11 +258,14 @@ class RowSource:
         t = self._tensor
         return Rows(
             design=self.designs,
-            offset=t(np.concatenate(plan.nodes)[None]), zeta_offset=t(plan.expand(d.zeta_offset)),
-            total=t(self.total[:, genes].T), weight=t(self._weight[None]),
-            level_z=self.level_z, level_offset=self._level_offset,
+            offset=t(np.concatenate(plan.nodes)[None]),
+            zeta_offset=t(plan.expand(d.zeta_offset)),
+            total=t(self.total[:, genes].T),
+            weight=t(self._weight[None]),
+            level_z=self.level_z,
+            level_offset=self._level_offset,
             table=self._tables.table(genes, self.device),
-        )  # fmt: skip
+        )
 
     def _dense_rows(self, genes: Index) -> Rows:
         d, t = self.design, self._tensor
@@ -271,10 +277,15 @@ class RowSource:
             else np.atleast_2d(d.weights[:, genes].T if d.weights.ndim == 2 else d.weights)
         )
         return Rows(
-            design=self.designs, offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
-            level_z=self.level_z, level_offset=self._level_offset,
+            design=self.designs,
+            offset=t(offset),
+            zeta_offset=t(d.zeta_offset),
+            total=t(y * weight),
+            weight=t(weight),
+            level_z=self.level_z,
+            level_offset=self._level_offset,
             table=self._dense_table(y, weight) if self.needs_table else None,
-        )  # fmt: skip
+        )
 
     def _dense_table(self, y: Array, weight: Array) -> CountTable:
         weight = np.broadcast_to(weight, y.shape)

@@ -145,9 +145,14 @@ def test_differential_usage(
     analysis = self.analysis
     analysis.shipped_only("test_differential_usage")
     options = UsageTestOptions(
-        method=method, by=by, contrasts=contrasts, variance=variance, law=law, n_surrogates=n_surrogates,
+        method=method,
+        by=by,
+        contrasts=contrasts,
+        variance=variance,
+        law=law,
+        n_surrogates=n_surrogates,
         random_seed=random_seed,
-    )  # fmt: skip
+    )
     results = usage_tests(analysis, options, show=print_progress)
     if return_results:
         return results

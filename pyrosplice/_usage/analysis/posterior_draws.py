@@ -64,9 +64,17 @@ def posterior(
     analysis.shipped_only("posterior")
     positions, prepared = _positions(analysis, genes), analysis.prepared
     asked = DrawOptions(
-        num_samples=num_samples, method=method, hyper=hyper, genes=None, names=None, groups=groups, usage=usage,
-        seed=seed, nuts_options=nuts_options, max_memory=max_memory,
-    )  # fmt: skip
+        num_samples=num_samples,
+        method=method,
+        hyper=hyper,
+        genes=None,
+        names=None,
+        groups=groups,
+        usage=usage,
+        seed=seed,
+        nuts_options=nuts_options,
+        max_memory=max_memory,
+    )
     batches = prepared.batches(analysis.n_genes, group=True)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
     problems = [_problem(analysis, own) for own in parts]

@@ -98,9 +98,14 @@ def test_spatial_variability(
     for name in kwargs:
         check_option("test_spatial_variability(...)", name, MORE)
     options = VariabilityOptions(
-        method=method, use_perm_null=use_perm_null, n_perms_per_gene=n_perms_per_gene, importance=importance,
-        n_bootstrap=n_bootstrap, adjust_for_design=adjust_for_design, **kwargs,
-    )  # fmt: skip
+        method=method,
+        use_perm_null=use_perm_null,
+        n_perms_per_gene=n_perms_per_gene,
+        importance=importance,
+        n_bootstrap=n_bootstrap,
+        adjust_for_design=adjust_for_design,
+        **kwargs,
+    )
     if analysis.model_type != "glmm-full":
         raise NoResultsError(
             f"model_type={analysis.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
