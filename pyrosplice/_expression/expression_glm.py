@@ -83,7 +83,7 @@ class ExpressionGLM(FollowedExpression, Described):
     4
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         formula_loc: str | None = None,
         formula_scale: str = "~1",
@@ -308,7 +308,7 @@ class ExpressionGLM(FollowedExpression, Described):
         """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    def posterior(
+    def posterior(  # noqa: PLR0913 (a documented interface)
         self,
         *,
         num_samples: int = 1000,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._optimize.bfgs import Minimizer, Options, minimize
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._mode import Latents, MixedModel, Mode
@@ -213,9 +213,9 @@ def search(
     minimizer: Minimizer,
 ) -> tuple[Tensor, Tensor]:
     """Points (B, d) and losses (B,) of the listed genes, from their expected information at ``begin``."""
-    first = objective.evaluate(genes, begin)
-    inverse = torch.linalg.inv(objective.information())
-    point, loss, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    at_begin = objective.evaluate(genes, begin)  # before the information, which is that of its mode
+    first = FirstPoint(begin, torch.linalg.inv(objective.information()), *at_begin)
+    point, loss, _ = minimizer(objective, genes, first, convergence=convergence, options=options)
     return point, loss
 
 

@@ -161,7 +161,7 @@ class MultinomialGLMM(MultinomialGLM):
         ``isoform_effect="symmetric"`` without ``share_variance``, or with a likelihood of other predictors.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         counts: Tensor,
         design: Tensor,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer
 from pyrosplice.glmm._objective import ModeObjective, Unknowns
 
 
@@ -30,13 +30,13 @@ class Snapshots:
     epochs: list[dict[str, Tensor]] = field(default_factory=list)
     _noted: _Noted | None = None
 
-    def __call__(self, objective: ModeObjective, genes: Tensor, start: Tensor, *rest: Any, **options: Any) -> Any:
+    def __call__(self, objective: ModeObjective, genes: Tensor, first: FirstPoint, **options: Any) -> Any:
         """Search as ``minimizer`` does."""
         if self._noted is None or self._noted.objective is not objective:  # else a second attempt for some genes
             self.epochs.clear()  # the first search of an objective is of all its genes, just evaluated at the start
             self._noted = _Noted(objective, self.epochs)
-            self._noted.note(genes, start)
-        return self.minimizer(self._noted, genes, start, *rest, **options)
+            self._noted.note(genes, first.point)
+        return self.minimizer(self._noted, genes, first, **options)
 
     def stacked(self) -> dict[str, Tensor]:
         """One tensor a name, epochs first."""

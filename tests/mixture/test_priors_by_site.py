@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyrosplice import GaussianMixture
 from pyrosplice._mixture.gaussian_mixture import log_joint
-from pyrosplice._mixture.gibbs_posterior import sample_posterior
+from pyrosplice._mixture.gibbs_posterior import GibbsChains, sample_posterior
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import AutoNewtonMAP
@@ -235,7 +235,7 @@ def test_other_priors_are_followed_by_the_guide(name, kind):
         (lambda: mixture.posterior(x), f"posterior: .*{site} ~ {type(prior).__name__}"),
         (lambda: mixture.clone().partial_fit(x), f"partial_fit: .*{site} ~ {type(prior).__name__}"),
         (
-            lambda: sample_posterior(x, mixture.model_.parameters_of(), prior=GENERIC[name]),
+            lambda: sample_posterior(x, mixture.model_.parameters_of(), GibbsChains(), prior=GENERIC[name]),
             f"priors: Gibbs draws need conjugate .*'{site}'",
         ),
     ):
