@@ -201,16 +201,8 @@ class Estimator(Described):
         """
         extra = {TRAIN_ALIASES[k]: others.pop(k) for k in list(others) if k in TRAIN_ALIASES}
         if extra:
-            return self.train(
-                **{
-                    "train_loc": train_loc,
-                    "train_scale": train_scale,
-                    "max_iter": max_iter,
-                    "tol": tol,
-                    **extra,
-                    **others,
-                }
-            )
+            given = {"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter, "tol": tol}
+            return self.train(**given | extra | others)
         check_switches(train_loc=train_loc, train_scale=train_scale)
         max_iter, tol = check_integer("max_iter", max_iter, least=0), check_number("tol", tol)
         known_options("training_strategy", others, (*TRAIN_OPTIONS, *TRAIN_ALIASES), TRAINING_WITHOUT_EFFECT)

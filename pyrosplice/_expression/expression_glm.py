@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -117,13 +117,10 @@ class ExpressionGLM(FollowedExpression, Described):
         if self._fit is None:
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
-        loaded = "; loaded, without the counts" if self.estimator is None else ""
-        return {
-            "data": f"{cells}{len(self.gene_names)} genes",
-            **rows,
-            "coefficients": ", ".join(self.coefficient_names),
-            "fit": describe_reasons(self._fit.reason) + loaded,
-        }
+        ended = describe_reasons(self._fit.reason) + ("; loaded, without the counts" if self.estimator is None else "")
+        coefficients = ", ".join(self.coefficient_names)
+        data = f"{cells}{len(self.gene_names)} genes"
+        return {"data": data, **rows, "coefficients": coefficients, "fit": ended}
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
         """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``.
@@ -210,11 +207,10 @@ class ExpressionGLM(FollowedExpression, Described):
                            where the donors do not differ
             =============  ============================================================================
         donors
-            For ``"cluster"`` and ``"glmm"``: which donor (patient, animal, sample: the unit that was sampled, whose
-            cells are alike) each cell comes from: labels (a Series is paired by name) or the column that holds them.
-            At least three. ``"glmm"`` gives every donor a level of its own but the same response: where the tested
-            column varies within donors (a treatment of each donor) that is too little, and a warning says what to do;
-            ``"cluster"`` allows for responses that differ.
+            For ``"cluster"`` and ``"glmm"``: the donor (patient, animal, sample: the unit that was sampled, whose cells
+            are alike) of each cell: labels (a Series is paired by name) or the column that holds them. At least three.
+            ``"glmm"`` gives donors levels of their own but one response: too little where the tested column varies
+            within donors, and a warning says what to do; ``"cluster"`` allows for responses that differ.
 
         Notes
         -----
@@ -251,10 +247,10 @@ class ExpressionGLM(FollowedExpression, Described):
     contrast = test
 
     def variance_ratio(self) -> Array:
-        """Squared residuals over the variance that the fitted noise expects ``(G,)``; NaN without a fit.
+        """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
 
-        One where negative-binomial noise is right; 0.25 to 0.6 with half or more of zeros beyond it (means of 5 and 20
-        elsewhere). The tests that take the noise at its word are then of little power: see :meth:`test`.
+        Squared residuals over variance: 1 where negative-binomial noise is right; 0.25 to 0.6 with half or more of
+        zeros beyond it (means of 5 and 20 elsewhere): :meth:`test` says which tests are then of little power.
         """
         return noise_ratio(self._data())
 
@@ -270,24 +266,18 @@ class ExpressionGLM(FollowedExpression, Described):
         check_option("dispersions", dispersions, ("fitted", "shrunken"))
         names = self._constraints.free_names
         if coefficient not in names:
-            raise InvalidArgumentError(
-                f"coefficient: expected one of {listed(names, near=str(coefficient))}, found {coefficient!r}."
-            )
-        k = names.index(coefficient)
-        fit = self.results
+            known = listed(names, near=str(coefficient))
+            raise InvalidArgumentError(f"coefficient: expected one of {known}, found {coefficient!r}.")
+        k, fit = names.index(coefficient), self.results
         if dispersions == "shrunken":
             fit = fit_at(self._data().source, fit, self.quasi().dispersions.shrunk)
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
         mle = self.results.theta[:, k] / LOG_2
-        return TestTable(
-            labels={"gene": self.gene_names},
-            effect=mode / LOG_2,
-            se=sd / LOG_2,
-            why=unless_ended(fit.reason, Reason.NOT_FINITE.value),
-            more={"effect_mle": mle, "prior_scale": scale},
-        ).to_frame()
+        labels, more = {"gene": self.gene_names}, {"effect_mle": mle, "prior_scale": scale}
+        why = unless_ended(fit.reason, Reason.NOT_FINITE.value)
+        return TestTable(labels=labels, effect=mode / LOG_2, se=sd / LOG_2, why=why, more=more).to_frame()
 
     def adjusted_dispersion(self) -> Array:
         """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
@@ -323,9 +313,8 @@ class ExpressionGLM(FollowedExpression, Described):
         """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; the
-        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``,
-        ``scale_coefficient``.
+        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``,
+        the gene's hyper-parameter, if any. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
 
         Parameters
         ----------
@@ -342,13 +331,10 @@ class ExpressionGLM(FollowedExpression, Described):
         groups
             Optional groups to make (:mod:`pyrosplice.posterior._tree`); all by default. Those with an entry a cell are
             large: draws × genes × cells.
-        seed
-            Of all that is random.
-        nuts_options
-            Of ``method="nuts"``.
+        seed, nuts_options
+            The seed of all that is random; options of ``method="nuts"``.
         max_memory
-            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
-            take is worked out, and logged, before anything is drawn.
+            What the draws may take, as ``"4 GB"`` or bytes (half of the machine's memory by default); logged before.
 
         Raises
         ------
@@ -358,16 +344,9 @@ class ExpressionGLM(FollowedExpression, Described):
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
-        asked = ExpressionDrawOptions(
-            num_samples=num_samples,
-            method=method,
-            priors=priors,
-            genes=genes,
-            groups=groups,
-            seed=seed,
-            nuts_options=nuts_options,
-            max_memory=max_memory,
-        )
+        draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
+        kept: dict[str, Any] = {"genes": genes, "groups": groups}
+        asked = ExpressionDrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
@@ -393,14 +372,11 @@ class ExpressionGLM(FollowedExpression, Described):
         Archive.of(type(self).__name__, saved, part="about").save(path)
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None
-    ) -> ExpressionGLM:
+    def load(cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None) -> Self:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
 
-        ``model`` and ``likelihood`` are those of your own, if it was saved with them.
-
-        Nothing in the file is evaluated but a formula of names, numbers, operators and known functions.
+        ``model`` and ``likelihood`` are those of your own, if it was saved with them. Nothing in the file is evaluated
+        but a formula of names, numbers, operators and known functions.
 
         Raises
         ------

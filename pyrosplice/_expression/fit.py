@@ -200,10 +200,8 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         formula_scale, dmat_scale, constraints_scale = "~1", None, None
     counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=likelihood.of_counts)
     cells = Cells.of(data, sample_description, counts.shape[0])
-    formulas = {
-        "loc": None if dmat_loc is not None else formula_loc,
-        "scale": None if dmat_scale is not None else formula_scale,
-    }
+    read = {"loc": (formula_loc, dmat_loc), "scale": (formula_scale, dmat_scale)}
+    formulas = {part: None if dmat is not None else formula for part, (formula, dmat) in read.items()}
     cells = _in_use(cells, missing, formulas, as_numeric)
     counts = counts if cells.used is None else counts.take(np.flatnonzero(cells.used))
     parts: list[tuple[DesignMatrix, Constraints]] = []
@@ -221,18 +219,9 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)
     observation_weights = _weights(weights, cells, counts)
     _check_identified(parts, observation_weights)
-    return InputData(
-        counts,
-        parts[0][0],
-        parts[1][0],
-        parts[0][1],
-        parts[1][1],
-        factors,
-        offset,
-        observation_weights,
-        cells,
-        likelihood,
-    )
+    (location, free_location), (scale, free_scale) = parts
+    effort = (factors, offset, observation_weights)
+    return InputData(counts, location, scale, free_location, free_scale, *effort, cells, likelihood)
 
 
 def _check_no_scale(likelihood: Likelihood, asked: Mapping[str, Any]) -> None:
@@ -276,13 +265,9 @@ def _design(
     if formula is None:
         raise InvalidArgumentError(f"formula_{part}: expected a formula, or a design in dmat_{part}.")
     every_level = list(constraints) if isinstance(constraints, Mapping) else []
+    argument, n_cells = f"formula_{part}", cells.n_used
     return from_formula(
-        formula,
-        cells.table,
-        as_numeric=as_numeric,
-        n_cells=cells.n_used,
-        argument=f"formula_{part}",
-        full_rank_except=every_level,
+        formula, cells.table, as_numeric=as_numeric, n_cells=n_cells, argument=argument, full_rank_except=every_level
     )
 
 
@@ -382,18 +367,11 @@ class Partition:
         for name in ("data", "gene_names", "sample_description"):
             if name in options:
                 raise InvalidArgumentError(f"{name}: it is given to partition, for all parts.")
-        table = self.cells.table
+        table, counts = self.cells.table, self.data if self.matrix is None else self.matrix.matrix
         for i, part in enumerate(self.partitions):
             cells = np.flatnonzero(self.index == i)
-            yield (
-                part,
-                {
-                    **options_of(options, cells, self.cells),
-                    "data": self.data[cells] if self.matrix is None else self.matrix.matrix[cells],
-                    "gene_names": self.gene_names,
-                    "sample_description": None if table is None else table.iloc[cells],
-                },
-            )
+            rows = {"data": counts[cells], "sample_description": None if table is None else table.iloc[cells]}
+            yield part, {**options_of(options, cells, self.cells), **rows, "gene_names": self.gene_names}
 
     def model(self, **options: Any) -> dict[Any, Estimator]:
         """:func:`model` within each part."""

@@ -171,16 +171,9 @@ def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.Da
         se = test.logfc_se / LOG_2
         half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
         interval = {"se": se, "lower": lfc - half, "upper": lfc + half}
-    ours = TestTable(
-        labels={},
-        effect=None if np.isnan(lfc).all() else lfc,
-        **interval,
-        statistic=test.statistic,
-        pvalue=test.pval,
-        pvalue_adj=qval,
-        why=test.why,
-        more={"fit_ended": test.fit_ended},
-    )
+    effect, ended = None if np.isnan(lfc).all() else lfc, {"fit_ended": test.fit_ended}
+    outcome = {"statistic": test.statistic, "pvalue": test.pval, "pvalue_adj": qval, "why": test.why}
+    ours = TestTable(labels={}, effect=effect, **interval, **outcome, more=ended)
     documented = _documented(test.gene_ids, test.pval, qval, lfc, test.mean) | {"zero_mean": test.mean == 0}
     constant = {} if test.zero_variance is None else {"zero_variance": test.zero_variance}
     return pd.DataFrame(documented | constant | test.extra).join(ours.to_frame())

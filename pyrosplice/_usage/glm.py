@@ -316,18 +316,9 @@ class MultinomGLM(BaseModel):
         self._require_data()
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         require_followed(self)
-        asked = DrawOptions(
-            num_samples=num_samples,
-            method=method,
-            hyper=hyper,
-            genes=genes,
-            names=names,
-            groups=groups,
-            usage=usage,
-            seed=seed,
-            nuts_options=nuts_options,
-            max_memory=max_memory,
-        )
+        draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "hyper": hyper, "seed": seed}
+        kept: dict[str, Any] = {"genes": genes, "names": names, "groups": groups, "usage": usage}
+        asked = DrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
         return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:
