@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,12 +47,15 @@ class FirstPoint:
     gradient: Tensor
 
 
-class Minimizer(Protocol):
+Searched = TypeVar("Searched", bound=Objective, contravariant=True)
+
+
+class Minimizer(Protocol[Searched]):
     """Anything that searches as :func:`minimize` does, with the same arguments and results."""
 
     def __call__(
         self,
-        objective: Any,
+        objective: Searched,
         genes: Tensor,
         first: FirstPoint,
         *,

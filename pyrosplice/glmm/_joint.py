@@ -130,7 +130,7 @@ def fit_joint(
     fix_sigma: bool = True,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> JointFit:
     """Joint mode of every gene.
 

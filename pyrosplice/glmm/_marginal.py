@@ -79,7 +79,7 @@ def fit_marginal(
     fixed_sigma: Tensor | None = None,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> MarginalFit:
     """Maximise the Laplace marginal likelihood (plus log prior) of every gene.
 
@@ -144,7 +144,7 @@ def search_spatial(
     genes: Tensor,
     at: Callable[[float], Tensor],
     options: Options,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> tuple[Tensor, Tensor, Convergence]:
     """The better optimum of each gene from θ = ½ and, where that falls back to θ ≈ 0, from θ = 0.95.
 
@@ -210,7 +210,7 @@ def search(
     begin: Tensor,
     convergence: Convergence,
     options: Options,
-    minimizer: Minimizer,
+    minimizer: Minimizer[ModeObjective],
 ) -> tuple[Tensor, Tensor]:
     """Points (B, d) and losses (B,) of the listed genes, from their expected information at ``begin``."""
     at_begin = objective.evaluate(genes, begin)  # before the information, which is that of its mode

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.effects._isoform_effect import IsoformEffect, check_isoform_effect
-from pyrosplice.glmm._distributions import CarriedCovariance, EigenCovariance, SpatialEffect, SpotCounts, carried
+from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect, SpotCounts, carried
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._named import Priors, check_priors, named_priors
 from pyrosplice.priors._sites import complete_priors
@@ -165,7 +165,7 @@ class MultinomialGLMM(MultinomialGLM):
         self,
         counts: Tensor,
         design: Tensor,
-        covariance: Tensor | CarriedCovariance | Any,
+        covariance: object,
         *,
         share_variance: bool = True,
         likelihood: Likelihood | None = None,
