@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ Precision = DiagonalPrecision | MatrixPrecision
 
 
 @singledispatch
-def precision(fn: Any) -> Precision | None:
+def precision(fn: object) -> Precision | None:
     """Precision of a Gaussian distribution, differentiable in its parameters; None where it is not known."""
     return None
 
@@ -91,7 +90,7 @@ class SiteEntries:
     blocks: Tensor | None
 
     @classmethod
-    def of(cls, site: LatentSite, fn: Any) -> SiteEntries | None:
+    def of(cls, site: LatentSite, fn: torch.distributions.Distribution) -> SiteEntries | None:
         """Of a site with distribution ``fn``; None where no precision is known."""
         known = precision(fn)
         if known is None or len(fn.batch_shape) > site.batch_dim or not site.is_real():
