@@ -42,7 +42,7 @@ class ModelTrace(Protocol):
 
 def is_subsample(site: Site) -> bool:
     """Whether a site is the choice of elements that a plate makes."""
-    return site_is_subsample(cast(Message, site))
+    return site_is_subsample(cast("Message[..., Any]", site))
 
 
 def init_to_center(site: Site) -> Tensor:

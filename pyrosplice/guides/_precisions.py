@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def _normal(fn: torch.distributions.Normal) -> Precision:
 
 
 @precision.register(torch.distributions.Independent)
-def _independent(fn: torch.distributions.Independent) -> Precision | None:
+def _independent(fn: torch.distributions.Independent[Any]) -> Precision | None:
     inner = precision(fn.base_dist)
     return inner if isinstance(inner, DiagonalPrecision) else None
 
