@@ -32,7 +32,7 @@ from pyrosplice.plotting._expression import heatmap
 Array = NDArray[np.float64]
 
 
-def continuous_1d(
+def continuous_1d(  # noqa: PLR0913 (a documented interface)
     data: Any,
     continuous: str,
     factor_loc_totest: Names | None = None,

@@ -122,7 +122,7 @@ class Estimator(Described):
         ``loss`` after each call of :meth:`train`, negated.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         input_data: InputData,
         *,

@@ -83,7 +83,7 @@ class ExpressionGLM(FollowedExpression, Described):
     4
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         formula_loc: str | None = None,
         formula_scale: str = "~1",
@@ -298,7 +298,7 @@ class ExpressionGLM(FollowedExpression, Described):
         """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    def posterior(
+    def posterior(  # noqa: PLR0913 (a documented interface)
         self,
         *,
         num_samples: int = 1000,

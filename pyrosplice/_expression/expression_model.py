@@ -55,7 +55,7 @@ class ExpressionModel:
         For designs of different lengths.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         location: Tensor,
         scale: Tensor,

@@ -48,7 +48,7 @@ FITTED = {name: value for name, value in defaults_of(expression_fit.model).items
 }
 
 
-def t_test(
+def t_test(  # noqa: PLR0913 (a documented interface)
     data: Any,
     grouping: Any,
     gene_names: Sequence[str] | None = None,
@@ -129,7 +129,7 @@ def _plain_result(
     )
 
 
-def rank_test(
+def rank_test(  # noqa: PLR0913 (a documented interface)
     data: Any,
     grouping: Any,
     gene_names: Sequence[str] | None = None,
@@ -187,7 +187,7 @@ def _options(call: str, test: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in used.items() if n in kept and not (v is None and kept[n] is not None)}
 
 
-def two_sample(
+def two_sample(  # noqa: PLR0913 (a documented interface)
     data: Any,
     grouping: Any,
     as_numeric: Sequence[str] = (),
@@ -293,7 +293,7 @@ def _group_means_model(groups: Groups, options: dict[str, Any]) -> Any:
     return expression_fit.model(dmat_loc=dmat, **arguments)
 
 
-def versus_rest(
+def versus_rest(  # noqa: PLR0913 (a documented interface)
     data: Any,
     grouping: Any,
     as_numeric: Sequence[str] = (),

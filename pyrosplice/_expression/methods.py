@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrosplice._expression.donors import Donors
-from pyrosplice._expression.engine.cell_sandwich import robust_covariance, variance_ratio
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance, robust_covariance, variance_ratio
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.quasi_test import QuasiFit, quasi_test
@@ -48,19 +48,17 @@ def apply_method(
     if method == "ql":
         return with_statistic(wald, *quasi_test(estimator, quasi(), free)[:2], otherwise=Reason.FEW_SPOTS.value)
 
-    def linear(fit: GlmFit, covariance: Array, df: Array) -> ExpressionTest:
-        found = contrast_test(
-            fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, covariance=covariance, df=df
-        )
+    def linear(fit: GlmFit, robust: RobustCovariance) -> ExpressionTest:
+        found = contrast_test(fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, robust=robust)
         return replace(found, otherwise=Reason.FEW_SPOTS.value)
 
     if method == "robust":
-        robust = robust_covariance(estimator.source, estimator.fit, free[0])
-        return linear(estimator.fit, robust.covariance, robust.df)
+        return linear(estimator.fit, robust_covariance(estimator.source, estimator.fit, free[0]))
     if method == "glmm":
-        return linear(*Donors(estimator, donors).mixed(free[0]))
+        mixed, *law = Donors(estimator, donors).mixed(free[0])
+        return linear(mixed, RobustCovariance(*law))
     cluster = Donors(estimator, donors).cluster(free[0])
-    result = linear(estimator.fit, cluster.covariance, cluster.df)
+    result = linear(estimator.fit, RobustCovariance(cluster.covariance, cluster.df))
     pval = np.where(np.isnan(result.pval), np.nan, cluster.pval)
     return with_statistic(result, result.statistic, pval, otherwise=Reason.FEW_SPOTS.value)
 

@@ -26,9 +26,10 @@ from pyrosplice._expression.own_expression import model_arguments
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.likelihoods._cell_counts import CellCounts
+from pyrosplice.posterior._draw_options import METHODS
 from pyrosplice.posterior._memory import require_memory
 from pyrosplice.posterior._nuts import Coordinates, NutsOptions, run_chain
-from pyrosplice.posterior._sampling import METHODS, OVERSAMPLED, WeightedSites, resampled
+from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior._seeding import seeded
 from pyrosplice.posterior._tree import GROUPS, whole_numbers
 from pyrosplice.priors._named import Priors, check_priors

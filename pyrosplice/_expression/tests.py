@@ -18,6 +18,7 @@ from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.call_options import defaults_of, known_options
 from pyrosplice._expression.conditions import check_canceled
 from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
@@ -83,19 +84,8 @@ def wald_repeated(
     return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
 
 
-def linear_test(
-    estimator: Estimator, contrast: Array, *, covariance: Array | None = None, df: Any = None
-) -> ExpressionTest:
-    """Wald test of ``L a = 0`` for rows L ``(k, P)`` of contrasts of the full location coefficients.
-
-    Parameters
-    ----------
-    covariance
-        Covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information (a
-        sandwich, say).
-    df
-        Residual degrees of freedom, for t and F in place of normal and χ².
-    """
+def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
+    """Test ``L a = 0`` by Wald's statistic, for rows L ``(k, P)`` of contrasts of the full location coefficients."""
     fit, data = estimator.fit, estimator.input_data
     result = contrast_test(
         fit,
@@ -103,8 +93,6 @@ def linear_test(
         contrast,
         gene_ids=data.counts.gene_names,
         mean=estimator.gene_means,
-        covariance=covariance,
-        df=df,
     )
     result.estimator = estimator
     return result
@@ -144,15 +132,18 @@ def contrast_test(
     *,
     gene_ids: NDArray[np.object_],
     mean: Array,
-    covariance: Array | None = None,
-    df: Any = None,
+    robust: RobustCovariance | None = None,
 ) -> ExpressionTest:
-    """Test contrasts as :func:`linear_test` does, from its parts."""
+    """Test contrasts as :func:`linear_test` does, from its parts.
+
+    ``robust``: covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information,
+    and degrees of freedom for t and F in place of normal and χ².
+    """
     p = fit.n_location
     rows = contrast @ constraints.matrix
     estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
-    v = fit.inner_covariance if covariance is None else covariance
-    inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
+    v, df = (fit.inner_covariance, None) if robust is None else (robust.covariance, robust.df)
+    inner = rows @ fit.basis.matrix[:p, :p] if robust is None else rows
     v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
     identified = identified_contrasts(fit, rows)

@@ -64,7 +64,7 @@ class TestTable:
         return pd.DataFrame({**self.labels, **known, **self.more})
 
 
-def unless_ended(ended: Any, otherwise: Any) -> NDArray[np.object_]:
+def unless_ended(ended: object, otherwise: object) -> NDArray[np.object_]:
     """Why a result may be missing: how the fit behind it ended, or, of a fit at an optimum, ``otherwise``."""
     words = np.asarray(ended, dtype=object)
     return np.where(np.isin(words, [reason.value for reason in OPTIMA]), np.asarray(otherwise, dtype=object), words)

@@ -110,7 +110,7 @@ def _fill(block: Array, x: Array, first: int) -> int:
 
 
 @compiled(nogil=True, error_model="numpy")
-def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-untyped-def]
+def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Advance the recursion: ``old = P new − old + share x``."""
     for i in range(len(pointers) - 1):
         total = product_less(repeated(share), load_line(x, i), load_line(old, i))
@@ -120,7 +120,7 @@ def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-unt
 
 
 @compiled(nogil=True, error_model="numpy")
-def _step_with_sums(pointers, columns, values, new, old, cross, square):  # type: ignore[no-untyped-def]
+def _step_with_sums(pointers, columns, values, new, old, cross, square):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Advance the recursion, ``old = P new − old``, and add its products with ``new`` and itself to the last two."""
     n, zero, run = len(pointers) - 1, repeated(values[0] - values[0]), np.empty((2, WIDTH), values.dtype)
     for first in range(0, n, RUN):

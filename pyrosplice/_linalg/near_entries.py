@@ -166,7 +166,7 @@ def _nearest(pointers, columns, color, n_colors):  # type: ignore[no-untyped-def
 
 
 @compiled(nogil=True, fastmath=_FAST, error_model="numpy")
-def _pair_sums(spots, values, a, root, small, rows, cubes, triples):  # type: ignore[no-untyped-def]
+def _pair_sums(spots, values, a, root, small, rows, cubes, triples):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     n, n_colors = spots.shape
     n_genes = a.shape[1]
     once, cube, squares = np.empty(n_genes, a.dtype), np.empty(n_genes, a.dtype), np.empty(n_genes, a.dtype)

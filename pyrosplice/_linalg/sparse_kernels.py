@@ -76,7 +76,7 @@ def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
-def factorize_lanes(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]
+def factorize_lanes(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Cholesky factor in place. A lane that is not positive definite ends as NaN, the others unharmed."""
     n, q = column_start.size - 1, len(width)
     where = np.zeros(n, np.int64)
@@ -171,7 +171,7 @@ def solve_upper(column_start, row, diagonal, below, rhs, width):  # type: ignore
 
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
-def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inverse_below, width):  # type: ignore[no-untyped-def]
+def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inverse_below, width):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Blocks of ``(L L')⁻¹`` on the pattern of L (Takahashi's recursion, last column first)."""
     n, q = column_start.size - 1, len(width)
     local = np.full(n, -1, np.int64)

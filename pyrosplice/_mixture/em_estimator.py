@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrosplice._mixture.criteria import information_criterion
 from pyrosplice._mixture.density_module import GaussianMixtureModel
 from pyrosplice._mixture.em.loop import EMOptions, EMResult
-from pyrosplice._mixture.em.one_fit import Problem, Strategy, run_carefully, start_one
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem, Strategy, run_carefully, start_one
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.starts import seed_of, uniforms
 from pyrosplice._mixture.em.stepwise import StepwiseEM
@@ -276,12 +276,11 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
 
     def _problem(self, rows: RowBlocks, *, centered: bool = False) -> Problem:
         closed = self._closed_priors(rows.dim)
+        floor = 0.0 if has_covariances(closed) else float(self.covariance_regularization)
         return Problem.of(
             rows,
-            self.covariance_type,
-            prior=closed,
+            MixtureForm(self.covariance_type, closed, floor),
             n_components=self.num_components,
-            regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
             centered=centered,
         )

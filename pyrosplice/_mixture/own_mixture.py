@@ -42,7 +42,7 @@ from pyrosplice.guides._own_model import (
     name_of,
     unused,
 )
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import ModelCall, UnitDensity
 from pyrosplice.reasons import Reason
 

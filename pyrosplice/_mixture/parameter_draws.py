@@ -20,7 +20,7 @@ class MixturePosterior(FollowedMixture):
 
     use_rep: str | None
 
-    def posterior(
+    def posterior(  # noqa: PLR0913 (a documented interface)
         self,
         X: Any,
         *,

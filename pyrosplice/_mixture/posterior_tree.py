@@ -19,6 +19,7 @@ from pyrosplice._mixture.em.loop import block_size
 from pyrosplice._mixture.em.many import log_joint_of_cells
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters, as_matrices, gaussian_mixture
 from pyrosplice._mixture.gibbs_posterior import (
+    GibbsChains,
     aligned_to,
     as_tree,
     component_labels,
@@ -84,16 +85,8 @@ def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptio
     _check_names({} if asked.names is None else asked.names, cells, fitted)
     require_memory(_numbers_per_draw(cells, fitted, asked.made), n_chains * n_draws, asked.max_memory)
     if asked.method == "gibbs":
-        tree = sample_posterior(
-            cells,
-            fitted,
-            prior=prior,
-            n_draws=n_draws,
-            n_warmup=asked.warmup_steps,
-            n_chains=n_chains,
-            seed=asked.seed,
-            progress=asked.progress,
-        )
+        chains = GibbsChains(n_draws, asked.warmup_steps, n_chains, asked.seed, asked.progress)
+        tree = sample_posterior(cells, fitted, chains, prior=prior)
     else:
         options = NutsOptions(warmup_steps=asked.warmup_steps, num_chains=n_chains)
         tree = _nuts(cells, fitted, prior, n_draws, options, asked.seed)
@@ -169,7 +162,7 @@ def _nuts(
 ) -> xr.DataTree:
     """NUTS on the Pyro model, assignments summed out, in coordinates from Gibbs draws."""
     kind = fitted.covariance_type
-    pilot = sample_posterior(cells, fitted, prior=prior, n_draws=N_PILOT, seed=seed)["posterior"]
+    pilot = sample_posterior(cells, fitted, GibbsChains(N_PILOT, seed=seed), prior=prior)["posterior"]
     draws = {name: torch.from_numpy(np.array(pilot[name])).flatten(0, 1) for name in SITES}
     program = partial(gaussian_mixture, cells, n_components=fitted.n_components, covariance_type=kind, priors=prior)
     with seeded(seed):

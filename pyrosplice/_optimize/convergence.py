@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class FitCode(IntEnum):
         return own.get(self) or Reason(self.name.lower())
 
 
-def reasons_of_codes(codes: Any) -> NDArray[np.object_]:
+def reasons_of_codes(codes: object) -> NDArray[np.object_]:
     """The words of an array of :class:`FitCode`, in its shape."""
     return np.array([code.reason.value for code in FitCode], dtype=object)[np.asarray(codes)]
 

@@ -28,7 +28,8 @@ from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.glmm._objective import at_held
 from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.posterior._draws import DrawOptions, posterior_tree
+from pyrosplice.posterior._draw_options import DrawOptions
+from pyrosplice.posterior._draws import posterior_tree
 from pyrosplice.posterior._nuts import NutsOptions
 from pyrosplice.posterior._problem import PosteriorProblem
 from pyrosplice.priors._named import Priors
@@ -258,7 +259,7 @@ class MultinomGLM(BaseModel):
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
 
-    def posterior(
+    def posterior(  # noqa: PLR0913 (a documented interface)
         self,
         *,
         num_samples: int = 1000,

@@ -20,7 +20,7 @@ from pyrosplice.errors import InvalidArgumentError, check_integer, check_share
 Array = NDArray[np.float64]
 
 
-def simulate_expression(
+def simulate_expression(  # noqa: PLR0913 (a documented interface)
     obs: pd.DataFrame,
     *,
     n_genes: int,

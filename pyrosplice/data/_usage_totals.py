@@ -29,7 +29,7 @@ class Fields(Protocol):
         ...
 
 
-def simulate_totals(
+def simulate_totals(  # noqa: PLR0913 (a documented interface)
     covariance: Fields,
     *,
     n_genes: int,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._optimize.bfgs import Minimizer, Options
+from pyrosplice._optimize.bfgs import Minimizer, Objective, Options
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._design_information import covariate_information
@@ -182,7 +182,7 @@ class MixedEngine:
 
 
 def fit_without_effect(
-    engine: MixedEngine, prior: LogPrior | None, options: Options, minimizer: Minimizer
+    engine: MixedEngine, prior: LogPrior | None, options: Options, minimizer: Minimizer[Objective]
 ) -> tuple[Convergence, list[dict[str, Tensor]]]:
     """Fit coefficients and the likelihood's hyper-parameters together, the random effect held at zero.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,7 +50,7 @@ class SpotCounts(TorchDistribution):
         self.eta = eta.expand(*batch_shape, eta.shape[-1])
         super().__init__(batch_shape, torch.Size((n_isos,)), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpotCounts:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpotCounts:
         """Copy the distribution to a larger batch shape."""
         shape = torch.Size(batch_shape)
         eta = self.eta.expand(*shape, self.eta.shape[-1])
@@ -64,7 +65,7 @@ class SpotCounts(TorchDistribution):
                 raise InvalidArgumentError("counts: expected to add up to the totals of their spots; they do not.")
         return self.likelihood.log_prob(value, self.eta)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts ``(*sample_shape, ..., G, N, K)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         eta = self.eta.expand(*shape, self.eta.shape[-1])
@@ -178,7 +179,7 @@ class LazyCovariance:
         :class:`~pyrosplice._linalg.solver.SpatialSolver`.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: object) -> None:
         self._eigen: EigenCovariance | None = None
         self.solver: SpatialSolver = source if isinstance(source, SpatialSolver) else solver_for(source)
         matrix = None if isinstance(source, SpatialSolver) else sparse_precision(source)
@@ -206,7 +207,7 @@ class LazyCovariance:
 _CARRIED: WeakKeyDictionary[Any, LazyCovariance] = WeakKeyDictionary()  # a model makes its distributions at every run
 
 
-def carried(covariance: Any) -> CarriedCovariance:
+def carried(covariance: object) -> CarriedCovariance:
     """A covariance as distributions carry it; the same one for the same object, so that work on it is done once.
 
     Not so for a solver, which is what is carried: keep its :class:`LazyCovariance`.
@@ -266,7 +267,7 @@ class SpatialEffect(TorchDistribution):
 
     def __init__(
         self,
-        covariance: CarriedCovariance | Any,
+        covariance: object,
         sigma: Tensor,
         theta_logit: Tensor,
         n_logits: int,
@@ -282,7 +283,7 @@ class SpatialEffect(TorchDistribution):
         event = torch.Size((self.space.n_spots, n_logits))
         super().__init__(shape[:-1], event, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialEffect:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialEffect:
         """Copy the distribution to a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
@@ -315,10 +316,12 @@ class SpatialEffect(TorchDistribution):
         density = -0.5 * terms.sum((-2, -1))
         return density if self._basis is None else density - self.event_shape[0] * self._basis.log_volume
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Random effects ``(*sample_shape, ..., G, N, Q)``, differentiable in σ and θ."""
         like = self.eigen_variances
-        return self.colored(torch.randn(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device))
+        return self.colored(
+            torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+        )
 
     def colored(self, white: Tensor) -> Tensor:
         """Random effects ν from standard normal numbers ``(..., G, N, Q)``."""

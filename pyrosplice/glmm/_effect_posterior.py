@@ -7,7 +7,7 @@ Drawn in two steps, the field given the counts and ν given the field, so that n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -37,7 +37,7 @@ class RandomEffectPosterior(TorchDistribution):
         self.loc = self._model.effect(self._parameters, mode.latents)
         super().__init__(self.loc.shape[:1], self.loc.shape[1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> RandomEffectPosterior:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RandomEffectPosterior:
         """Return itself: a batch of genes cannot be expanded further."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise NotImplementedError(f"batch shape is {tuple(self.batch_shape)} and stays so.")
@@ -64,7 +64,7 @@ class RandomEffectPosterior(TorchDistribution):
         """Posterior variance of ν, ``(G, N, Q)``."""
         return torch.diagonal(self.spot_covariance, dim1=-2, dim2=-1)
 
-    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws of ν, ``(*sample_shape, G, N, Q)``; ``generator`` makes them repeatable."""
         shape = torch.Size(sample_shape)
         n_draws, (n_genes, n_spots, q) = shape.numel(), self.loc.shape

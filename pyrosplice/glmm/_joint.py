@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer, Options, minimize
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._marginal import NEUTRAL, start_coefficients
 from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
@@ -130,7 +130,7 @@ def fit_joint(
     fix_sigma: bool = True,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> JointFit:
     """Joint mode of every gene.
 
@@ -164,10 +164,10 @@ def fit_joint(
     hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     objective = JointObjective(model, unknowns, log_prior)
     begin = unknowns.pack(start_coefficients(model), sigma, torch.full_like(sigma, NEUTRAL), hyper)
-    first = objective.evaluate(genes, begin)
-    inverse = torch.linalg.inv(objective.information())
+    at_begin = objective.evaluate(genes, begin)  # before the information, which is that of its mode
+    first = FirstPoint(begin, torch.linalg.inv(objective.information()), *at_begin)
     convergence = Convergence.start(len(genes), device=genes.device)
-    point, _, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, _, _ = minimizer(objective, genes, first, convergence=convergence, options=options)
     return _assemble(objective, point, convergence)
 
 

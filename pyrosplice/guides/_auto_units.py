@@ -21,7 +21,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer
 from pyrosplice.guides._first_points import Site, SiteStart, init_to_center, shifted
 from pyrosplice.guides._latent_sites import LatentSite
 from pyrosplice.guides._searches import FitOptions, Optimum
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import Model, ModelCall, UnitDensity, sample_sites
 
 Path = Literal["auto", "generic", "engine"]

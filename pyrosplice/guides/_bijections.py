@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class VectorToPositiveDefinite(VectorToLowerCholesky):
         return size * math.log(2) + (powers * logs).sum(-1)
 
 
-def bijection(support: Any) -> Transform:
+def bijection(support: constraints.Constraint) -> Transform:
     """Transformation from unconstrained coordinates to values of a support, without a coordinate too many.
 
     Raises

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyrosplice._optimize.newton import solve_curvature
 from pyrosplice.errors import RefusedModelError
-from pyrosplice.guides._first_points import normal_numbers
+from pyrosplice.guides._first_points import ModelTrace, normal_numbers
 from pyrosplice.guides._precisions import SiteEntries
+from pyrosplice.guides._separate_units import probe
 from pyrosplice.guides._sparsity import TooCoupledError, colors, components, dependence, meeting, vector_products
-from pyrosplice.guides._unit_checks import probe
 from pyrosplice.guides._unit_density import Terms, UnitDensity
 
 MOST_NUMBERS = 500_000_000  # of the Hessians of all units: 4 GB
@@ -146,7 +146,7 @@ class Curvature:
         out[:, blocks[:, :, None], blocks[:, None, :]] = hessian
         return out[:, : self.size, : self.size]
 
-    def _hessian(self, gradient: Tensor, inner: Tensor, trace: Any, *, create_graph: bool) -> Tensor:
+    def _hessian(self, gradient: Tensor, inner: Tensor, trace: ModelTrace, *, create_graph: bool) -> Tensor:
         layout, blocks = self.layout, self.layout.blocks
         if layout.n_products:
             seeds = torch.nn.functional.one_hot(layout.color, layout.n_products).T.to(inner)
@@ -204,7 +204,7 @@ class Curvature:
         color = torch.zeros(0, dtype=torch.long) if none else torch.from_numpy(colors(pattern))
         return Layout(tuple(known), reasons, color, blocks, self._meets(pattern, groups, longest))
 
-    def _known(self, point: Tensor, trace: Any, terms: Terms) -> tuple[list[str], dict[str, str]]:
+    def _known(self, point: Tensor, trace: ModelTrace, terms: Terms) -> tuple[list[str], dict[str, str]]:
         """Sites whose known precision is the curvature of their own term, and why those of others are not used."""
         known, reasons = [], dict[str, str]()
         vector = torch.zeros_like(point)
@@ -225,7 +225,7 @@ class Curvature:
                 reasons[name] = f"the registered precision of {type(fn).__name__} is not the curvature of the site"
         return known, reasons
 
-    def _dense_pairs(self, known: Sequence[str], trace: Any) -> tuple[Any, Any]:
+    def _dense_pairs(self, known: Sequence[str], trace: ModelTrace) -> tuple[Any, Any]:
         rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for name in known:
             entries = SiteEntries.of(self.density.latents[name], trace.nodes[name]["fn"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -39,7 +39,7 @@ class EffectNormal(TorchDistribution):
         self._kept: list[RandomEffectPosterior] = []  # shared with copies
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> EffectNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> EffectNormal:
         """Copy with dimensions to the left of the units."""
         shape = torch.Size(batch_shape)
         if shape[-1:] != self.loc.shape[:1]:
@@ -54,7 +54,7 @@ class EffectNormal(TorchDistribution):
         moved.loc = torch.zeros_like(self.loc)
         return moved
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws ``(*sample_shape, ..., G, N Q)``."""
         lead = (*torch.Size(sample_shape), *self.batch_shape[:-1])
         drawn = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._mode import MixedModel
+from pyrosplice.guides._first_points import ModelTrace
 from pyrosplice.guides._latent_sites import LatentSite
 from pyrosplice.guides._unit_density import UnitDensity, plates_of
 from pyrosplice.likelihoods._contract import Likelihood
@@ -116,7 +116,9 @@ class EngineProblem:
         return f"{type(self.solver).__name__}, likelihood {self.likelihood.name!r}{own}"
 
 
-def read_links(density: UnitDensity, trace: Any, effect: str, observed: str, hyper: tuple[str, ...]) -> ModelLinks:
+def read_links(
+    density: UnitDensity, trace: ModelTrace, effect: str, observed: str, hyper: tuple[str, ...]
+) -> ModelLinks:
     """The links of a run of the model."""
     fn, counts = trace.nodes[effect]["fn"], trace.nodes[observed]
     likelihood, n_units = counts["fn"].likelihood, density.n_units

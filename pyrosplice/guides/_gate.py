@@ -20,10 +20,10 @@ from pyrosplice.effects._isoform_effect import basis_of
 from pyrosplice.errors import RefusedModelError
 from pyrosplice.glmm._distributions import SpatialEffect, SpotCounts
 from pyrosplice.guides._engine_problem import EngineProblem, ModelLinks, of_effect, read_links
-from pyrosplice.guides._first_points import init_to_center, normal_numbers
+from pyrosplice.guides._first_points import Site, init_to_center, normal_numbers
 from pyrosplice.guides._latent_sites import LatentSite
-from pyrosplice.guides._unit_checks import is_apart, probe, unit_density
-from pyrosplice.guides._unit_density import ModelCall, Site, UnitDensity, plates_of, sample_sites
+from pyrosplice.guides._separate_units import is_apart, probe, unit_density
+from pyrosplice.guides._unit_density import ModelCall, UnitDensity, plates_of, sample_sites
 from pyrosplice.likelihoods._by_autograd import as_fitted
 from pyrosplice.likelihoods._contract import Likelihood
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from pyrosplice.guides._curvature import Curvature, Expansion
 from pyrosplice.guides._searches import newton_search
@@ -111,7 +111,7 @@ class MarginalFunction(torch.autograd.Function):
     """The marginal log density as a function of autograd, differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, outer: Tensor, marginal: Marginal) -> Tensor:
+    def forward(ctx: FunctionCtx, outer: Tensor, marginal: Marginal) -> Tensor:
         """Value ``(G,)`` at outer unknowns ``(G, p)``."""
         found = marginal(outer)
         ctx.save_for_backward(found.gradient)
@@ -119,7 +119,7 @@ class MarginalFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, weight: Tensor) -> tuple[Tensor, None]:
         """Gradient of the marginal log density, from the weights of its values."""
         (gradient,) = ctx.saved_tensors
         return weight[:, None] * gradient, None

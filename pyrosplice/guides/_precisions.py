@@ -42,7 +42,7 @@ Precision = DiagonalPrecision | MatrixPrecision
 
 
 @singledispatch
-def precision(fn: Any) -> Precision | None:
+def precision(fn: object) -> Precision | None:
     """Precision of a Gaussian distribution, differentiable in its parameters; None where it is not known."""
     return None
 
@@ -53,7 +53,7 @@ def _normal(fn: torch.distributions.Normal) -> Precision:
 
 
 @precision.register(torch.distributions.Independent)
-def _independent(fn: torch.distributions.Independent) -> Precision | None:
+def _independent(fn: torch.distributions.Independent[Any]) -> Precision | None:
     inner = precision(fn.base_dist)
     return inner if isinstance(inner, DiagonalPrecision) else None
 
@@ -91,7 +91,7 @@ class SiteEntries:
     blocks: Tensor | None
 
     @classmethod
-    def of(cls, site: LatentSite, fn: Any) -> SiteEntries | None:
+    def of(cls, site: LatentSite, fn: torch.distributions.Distribution) -> SiteEntries | None:
         """Read the precision of a site with distribution ``fn``; None where it is not known."""
         known = precision(fn)
         if known is None or len(fn.batch_shape) > site.batch_dim or not site.is_real():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -43,7 +43,7 @@ class UnitNormal(TorchDistribution):
             raise ValueError(f"precision: expected positive definite matrices, found others in units {units}.")
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> UnitNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> UnitNormal:
         """Copy with dimensions to the left of the units."""
         shape = torch.Size(batch_shape)
         if shape[-1:] != self.loc.shape[:1]:
@@ -58,7 +58,7 @@ class UnitNormal(TorchDistribution):
         moved.loc = torch.zeros_like(self.loc)
         return moved
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws ``(*sample_shape, G, m)``."""
         lead = (*torch.Size(sample_shape), *self.batch_shape[:-1])
         shape = (*lead, *self.root.shape[:-1], 1)

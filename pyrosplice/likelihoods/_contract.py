@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -191,7 +191,7 @@ class Likelihood(Extensible):
             )
         return mean
 
-    def _categories(self, found: Any, eta: Tensor) -> int:
+    def _categories(self, found: object, eta: Tensor) -> int:
         """K of a linear predictor: that of what was ``found`` if it is possible."""
         wanted = [k for k in (eta.shape[-1] + 1, eta.shape[-1]) if self.n_predictors(k) == eta.shape[-1]]
         own = found.shape[-1] if isinstance(found, Tensor) and found.ndim else 0
@@ -390,7 +390,7 @@ class Multinomial(Likelihood):
         return odds / (odds.sum(-1, keepdim=True) + torch.exp(-top))
 
 
-def shaped(what: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+def shaped(what: str, found: object, shape: tuple[int, ...]) -> Tensor:
     """What a method of a likelihood returned; refused unless it is a Tensor of that shape."""
     if not isinstance(found, Tensor) or found.shape != shape:
         other = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -119,7 +119,7 @@ class Guarded(Wrapped):
         shape = (*torch.broadcast_shapes(counts.shape[:-1], eta.shape[:-1]), *[eta.shape[-1]] * order)
         return self._shaped(method, self._each(method, counts, eta, *rest), shape)
 
-    def _shaped(self, method: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+    def _shaped(self, method: str, found: object, shape: tuple[int, ...]) -> Tensor:
         return shaped(f"{method} of {type(self.inner).__name__}", found, shape)
 
     def _each(self, method: str, counts: Tensor, *rest: Any) -> Any:

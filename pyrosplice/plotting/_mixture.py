@@ -73,7 +73,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     return ax
 
 
-def mixture_components(
+def mixture_components(  # noqa: PLR0913 (a documented interface)
     cells: ArrayLike,
     weights: ArrayLike,
     means: ArrayLike,

@@ -16,6 +16,7 @@ from pyrosplice.plotting._style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, re
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
 
 PANEL = 2.3  # inches, width and height of one map
 
@@ -118,7 +119,7 @@ def _dense(layer: Any) -> np.ndarray:
     return np.asarray(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float64)
 
 
-def usage_map(
+def usage_map(  # noqa: PLR0913 (a documented interface)
     table: pd.DataFrame,
     *,
     x: str = "x",
@@ -172,15 +173,16 @@ def usage_map(
     for column, name in enumerate(names):
         spots = table[table[isoform] == name]
         low, high = limits or _range(spots[fitted].to_numpy(dtype=np.float64))
-        size = _marker_size(spots[[x, y]].to_numpy(dtype=np.float64))
+        place = spots[[x, y]].to_numpy(dtype=np.float64)
+        size = _marker_size(place)
         for ax, values in zip(axes[:2, column], (spots[raw], spots[fitted]), strict=True):
-            image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
+            image = _draw_spots(ax, place, values, (low, high), size)
         axes[0, column].set_title(str(name), fontsize="medium")
         extend = _beyond(spots[raw], low, high)
         figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend, label="usage")
         if n_rows == 3:
             widest = (0.0, float(table[sd].max()) or 1.0)
-            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colors=UNCERTAINTY)
+            image = _draw_spots(axes[2, column], place, spots[sd], widest, size, colors=UNCERTAINTY)
     if n_rows == 3:
         figure.colorbar(
             image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
@@ -214,8 +216,10 @@ def _marker_size(coordinates: np.ndarray) -> float:
     return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
 
 
-def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
-    seen = values.notna()
+def _draw_spots(
+    ax: Axes, place: np.ndarray, values: pd.Series, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL
+) -> PathCollection:
+    (x, y), seen = place.T, values.notna().to_numpy()
     ax.scatter(x[~seen], y[~seen], s=size / 9, color=GRAY, alpha=0.5, linewidth=0)
     image = ax.scatter(
         x[seen], y[seen], c=values[seen], s=size, cmap=colors, vmin=limits[0], vmax=limits[1], linewidth=0

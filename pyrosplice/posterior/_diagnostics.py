@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
+from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.errors import NoResultsError
 from pyrosplice.glmm._importance import RELIABLE, pareto_k
 from pyrosplice.posterior._genes import by_unit, is_padded, one_gene, units_of
@@ -141,13 +142,23 @@ def _loo_verdict(bad: float, k_draws: float) -> str:
     return "fine"
 
 
-def convergence_table(model: Any) -> pd.DataFrame:
+class _OfUsage(Protocol):
+    logger: Convergence
+
+
+@runtime_checkable
+class _OfExpression(Protocol):
+    results: Any
+    gene_names: Any
+
+
+def convergence_table(model: _OfUsage | _OfExpression) -> pd.DataFrame:
     """Tabulate how fits went, a row a gene: ``converged``, ``n_iter``, ``best_loss``, ``reason``, what it ``means``.
 
     ``best_loss`` is minus the log density at the best point seen. Models: ``MultinomGLM``, ``MultinomGLMM``,
     ``ExpressionGLM``; the genes of a ``SplisosmGLMM`` are in its ``get_training_summary()``.
     """
-    if hasattr(model, "results"):  # ExpressionGLM
+    if isinstance(model, _OfExpression):
         fit = model.results
         names, words, n_iter, best_loss = model.gene_names, fit.reason, fit.n_iter, -fit.log_likelihood
     else:
@@ -164,7 +175,7 @@ def convergence_table(model: Any) -> pd.DataFrame:
     return pd.DataFrame(parts, index=names).rename_axis("gene")
 
 
-def _log_weights(tree: xr.DataTree, shape: Any) -> torch.Tensor:
+def _log_weights(tree: xr.DataTree, shape: Sequence[int]) -> torch.Tensor:
     """The draws' own log weights (S, G); zero for draws that need none."""
     if tree.attrs["method"] != "laplace":
         return torch.zeros(tuple(shape), dtype=torch.float64)

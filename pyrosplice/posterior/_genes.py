@@ -127,7 +127,7 @@ def units_of(tree: xr.DataTree) -> np.ndarray:
     return np.atleast_1d(coordinates["gene"].values) if "gene" in coordinates else np.array(["all"])
 
 
-def by_unit(array: Any) -> np.ndarray:
+def by_unit(array: xr.DataArray | xr.DataTree) -> np.ndarray:
     """Values with a dimension of genes after ``chain`` and ``draw``, of length one if there is none."""
     values, n_draws = np.asarray(array), sum(dim in array.dims for dim in ("chain", "draw"))
     return values if "gene" in array.dims else np.expand_dims(values, n_draws)

@@ -11,7 +11,7 @@ The log weights of the draws x would make them exact. With W the normalised, Par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def _verdict(table: pd.DataFrame, n_draws: int) -> str:
         return "cannot tell: too few draws for k̂"
     if k_hat > RELIABLE:
         return f"off: k̂ = {k_hat:.2f}; use nuts"
-    found = [pair for row in table.itertuples() for pair in _differences(row)]
+    found = [pair for row in table.to_dict("records") for pair in _differences(row)]
     off = [(where, one) for where, one in found if abs(one.value) > max(one.tolerance, SURE * one.total_error)]
     if off:
         worst = sorted(off, key=lambda pair: -abs(pair[1].value))
@@ -133,7 +133,7 @@ def _verdict(table: pd.DataFrame, n_draws: int) -> str:
     return "fine"
 
 
-def _differences(row: Any) -> list[tuple[str, Difference]]:
-    where = f"{row.site}[{row.entry}]"
-    shift = mean_difference(row.shift, (row.shift_error, 0.0))
-    return [(where, shift), (where, sd_difference(row.sd_ratio - 1, (row.sd_ratio_error, 0.0)))]
+def _differences(row: Mapping[Hashable, Any]) -> list[tuple[str, Difference]]:
+    where = f"{row['site']}[{row['entry']}]"
+    shift = mean_difference(row["shift"], (row["shift_error"], 0.0))
+    return [(where, shift), (where, sd_difference(row["sd_ratio"] - 1, (row["sd_ratio_error"], 0.0)))]

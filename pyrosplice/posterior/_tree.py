@@ -54,7 +54,6 @@ def data_tree(
     problem: PosteriorProblem,
     samples: Samples,
     *,
-    genes: Tensor,
     names: Mapping[str, Sequence[Any]] | None = None,
     groups: Sequence[str] = GROUPS,
     usage: bool = False,
@@ -64,8 +63,8 @@ def data_tree(
 
     Parameters
     ----------
-    problem, samples, genes
-        The fitted model, draws of some of its genes, and which.
+    problem, samples
+        The fitted model, and draws of some of its genes.
     names
         Coordinates by dimension (``gene``, ``spot``, ``isoform``, ``covariate``); numbers by default.
     groups
@@ -75,6 +74,7 @@ def data_tree(
     seed
         Seed of predictive and prior draws.
     """
+    genes = samples.genes
     counts, generator = problem.counts[genes], torch.Generator().manual_seed(int(seed))
     likelihood, totals = problem.likelihood.select(genes), counts.sum(-1)
     label = _Labels(problem, genes, names)
@@ -95,7 +95,7 @@ def data_tree(
     if "log_prior" in groups and not all(is_flat(prior) for prior in priors.values()):
         tree["log_prior"] = label.dataset({"lp": _log_prior(priors, samples.sites, genes)})
     if "prior" in groups and not any(is_flat(prior) for prior in priors.values()):
-        tree |= _prior_groups(problem, label, totals, samples, genes, seed, predictive="prior_predictive" in groups)
+        tree |= _prior_groups(problem, label, totals, samples, seed, predictive="prior_predictive" in groups)
     tree["observed_data"] = label.dataset({"counts": counts}, chains=0)
     constants = {
         "design": (("spot", "covariate"), problem.design.numpy().copy()),
@@ -229,12 +229,12 @@ def _prior_groups(
     label: _Labels,
     totals: Tensor,
     samples: Samples,
-    genes: Tensor,
     seed: int,
     *,
     predictive: bool,
 ) -> dict[str, xr.Dataset]:
     """Draw parameters from the prior, and counts under it, as often as from the posterior."""
+    genes = samples.genes
     n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
     with seeded(seed):
         sites = prior_draws(problem.program(), n_draws, genes)

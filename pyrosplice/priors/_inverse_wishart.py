@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -43,7 +42,7 @@ class InverseWishart(TorchDistribution):
         self.scale = scale.expand(shape + scale.shape[-2:])
         super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> InverseWishart:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> InverseWishart:
         """Copy the distribution to more batch dimensions."""
         return InverseWishart(
             self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)

@@ -12,6 +12,7 @@ which has a greatest value d(1): the exponential is truncated there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -42,7 +43,7 @@ def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
     return dist.Exponential(torch.tensor(-math.log(probability) / upper, dtype=torch.float64))
 
 
-def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
+def pc_theta(covariance: object, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
     """Prior of ``theta_logit``, the spatial share of the variance, with ``P(θ < upper) = probability``, for V.
 
     Parameters
@@ -87,13 +88,18 @@ class SpatialShare(TorchDistribution):
     has_rsample = False
 
     def __init__(
-        self, distance: Tensor, slope: Tensor, rate: float, batch_shape: Any = (), validate_args: bool | None = None
+        self,
+        distance: Tensor,
+        slope: Tensor,
+        rate: float,
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
     ) -> None:
         self.distance, self.slope, self.rate = distance, slope, float(rate)
         self._curves = [CubicSpline(KNOTS, values.log().numpy()).c for values in (distance, slope)]
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialShare:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialShare:
         """Copy the distribution to a larger batch shape."""
         return SpatialShare(self.distance, self.slope, self.rate, torch.Size(batch_shape), validate_args=False)
 
@@ -105,7 +111,7 @@ class SpatialShare(TorchDistribution):
         whole = math.log(-math.expm1(-self.rate * float(self.distance[-1])))
         return math.log(self.rate) - self.rate * log_distance.exp() + log_slope - whole
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw logit θ, by inversion."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=torch.float64)
@@ -126,7 +132,7 @@ class SpatialShare(TorchDistribution):
 
 
 def weak_priors(
-    covariance: Any = None, likelihood: Likelihood | None = None, *, isoform_effect: IsoformEffect = "independent"
+    covariance: object = None, likelihood: Likelihood | None = None, *, isoform_effect: IsoformEffect = "independent"
 ) -> dict[str, Any]:
     """Weakly informative, proper priors of every site: what posteriors of (σ, θ) need.
 

@@ -55,7 +55,7 @@ def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     return pd.DataFrame(rows).set_index("site")
 
 
-def describe(prior: Any) -> str:
+def describe(prior: torch.distributions.Distribution) -> str:
     """Write a distribution in one line: ``Normal(loc=0, scale=1)``."""
     if isinstance(prior, SpatialShare):
         return f"penalised complexity of θ (rate {prior.rate:.3g})"
@@ -65,7 +65,7 @@ def describe(prior: Any) -> str:
     return f"{type(prior).__name__}({arguments})"
 
 
-def prior_to_json(prior: Any) -> dict[str, Any] | None:
+def prior_to_json(prior: torch.distributions.Distribution) -> dict[str, Any] | None:
     """Write a prior of ours or Pyro's as its class and arguments; None for any other, which no file brings back."""
     if isinstance(prior, SpatialShare):
         return {"class": "SpatialShare", "distance": prior.distance.tolist(), "slope": prior.slope.tolist()} | {
@@ -80,7 +80,7 @@ def prior_to_json(prior: Any) -> dict[str, Any] | None:
     return {"class": kind} | {key: torch.as_tensor(value).tolist() for key, value in _arguments(prior).items()}
 
 
-def prior_from_json(content: Mapping[str, Any]) -> Any:
+def prior_from_json(content: Mapping[str, Any]) -> dist.TorchDistribution:
     """Read a prior that :func:`prior_to_json` wrote.
 
     Raises
@@ -135,12 +135,12 @@ def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
         raise ModelFileError(f"likelihood: the file's {kind.__name__} cannot be made again ({error}).") from error
 
 
-def _class_of(name: Any) -> Any:
+def _class_of(name: object) -> type | None:
     """The class of priors of that name, ours or Pyro's; None if there is none."""
     return OURS.get(name) or (getattr(dist, name, None) if isinstance(name, str) else None)
 
 
-def _arguments(prior: Any) -> dict[str, Any]:
+def _arguments(prior: torch.distributions.Distribution) -> dict[str, Any]:
     names = [name for name in inspect.signature(type(prior).__init__).parameters if name in prior.arg_constraints]
     if "scale_tril" in names:  # of normal and Wishart distributions: one of three ways to say a matrix
         names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
@@ -148,7 +148,7 @@ def _arguments(prior: Any) -> dict[str, Any]:
     return {name: getattr(prior, name) for name in chosen}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     tensor = torch.as_tensor(value)
     if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
         return f"{float(tensor.flatten()[0]):.4g}"

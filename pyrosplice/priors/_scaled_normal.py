@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
@@ -34,7 +32,7 @@ class ScaledNormal(TorchDistribution):
         self.loc, self.cells = loc.expand(shape + loc.shape[-1:]), cells.expand(shape)
         super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> ScaledNormal:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> ScaledNormal:
         """Copy the distribution to more batch dimensions."""
         return ScaledNormal(
             self.loc.expand(torch.Size(batch_shape) + self.event_shape), self.cells.expand(torch.Size(batch_shape))

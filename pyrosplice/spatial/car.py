@@ -8,8 +8,6 @@ centred. Its inverse :math:`S M S` has the pattern of the graph, which is what m
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -51,7 +49,7 @@ class CarCovariance(SpatialCovariance):
         ρ outside [0, 1); an adjacency that is not square, finite and non-negative.
     """
 
-    def __init__(self, adjacency: Any, *, rho: float = 0.99) -> None:
+    def __init__(self, adjacency: object, *, rho: float = 0.99) -> None:
         check_rho(rho)
         self.rho = float(rho)
         self.adjacency = adjacency_graph(adjacency)

@@ -14,7 +14,7 @@ from pyrosplice import GaussianMixture
 from pyrosplice._mixture.gaussian_mixture import gaussian_mixture
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, RefusedModelError
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import ModelCall
 from tests.guides.simulated import blobs
 

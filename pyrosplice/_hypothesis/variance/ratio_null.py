@@ -49,6 +49,7 @@ from pyrosplice._hypothesis.variance.score_test import orthonormal_columns
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel
 from pyrosplice.errors import InvalidArgumentError
 
+_SEED = 0  # of the quasi-random numbers, which all genes share
 _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.002, 0.006, 0.02, 0.04, 0.07, 0.11, 0.17, 0.25, 0.36, 0.52, 0.75, 1.0)  # of θ
 _LEAST, _LARGEST = 0.07, 2.5  # σ² in standard errors of the least total variance; log of σ² over the largest
@@ -78,10 +79,8 @@ def spatial_ratio_null(
     kernel: SpatialKernel,
     *,
     design: Tensor | None = None,
-    share_variance: bool = True,
     freedom: NoiseFreedom | None = None,
     n_draws: int = 4096,
-    seed: int = 0,
 ) -> RatioNull:
     """Null law of ``2 (log_full − log_null)`` for every gene.
 
@@ -91,18 +90,16 @@ def spatial_ratio_null(
         Information of the counts about their linear predictors, at the null fit without its random
         effect: ``(B, N, Q, Q)``.
     sigma
-        σ of the null fit (θ = 0), ``(B, 1)`` or ``(B, Q)``.
+        σ of the null fit (θ = 0): ``(B, 1)`` where all logits share (σ, θ), else one each, ``(B, Q)``.
     kernel
         Kernel of V, from ``spatial_kernel(covariance, damping=0)``.
     design
         Covariates ``(N, P)`` of both models beside the intercept.
-    share_variance
-        One (σ, θ) for all logits, else one each.
     freedom
         Freedom of the likelihood's estimated hyper-parameters; None if it has none.
-    n_draws, seed
-        Size of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the
-        numbers; a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
+    n_draws
+        Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
+        a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
 
     Raises
     ------
@@ -111,12 +108,13 @@ def spatial_ratio_null(
     """
     if n_draws < 2 or n_draws & (n_draws - 1):
         raise InvalidArgumentError(f"n_draws: expected a power of two, found {n_draws}.")
-    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, seed)
-    noise, variance = _noise(information, sigma.to(torch.float64), share_variance)
+    shared = sigma.shape[1] == 1
+    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, _SEED)
+    noise, variance = _noise(information, sigma.to(torch.float64), shared)
     none = torch.zeros_like(sigma)
     both = torch.stack([none, none] if freedom is None else [freedom.share, freedom.floor], -1)
-    free = both.expand(-1, 1 if share_variance else information.shape[-1], -1).tolist()
-    results = [_law(draws, v, s, share_variance, f) for v, s, f in zip(noise, variance, free, strict=True)]
+    free = both.expand(-1, 1 if shared else information.shape[-1], -1).tolist()
+    results = [_law(draws, v, s, shared, f) for v, s, f in zip(noise, variance, free, strict=True)]
     return RatioNull(*(torch.stack(parts) for parts in zip(*results, strict=True)))
 
 

@@ -30,6 +30,7 @@ from pyrosplice._linalg.select import sparse_precision
 from pyrosplice._linalg.sparse import SparsePattern, SparseSolver
 from pyrosplice._overrides import is_ours
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.spatial._covariance import SpatialCovariance
 
 DENSE_LIMIT = 2_000
 """Number of spots up to which a sparse precision is inverted densely."""
@@ -218,7 +219,7 @@ class SparseKernel:
         τ.
     """
 
-    def __init__(self, covariance: Any, precision: sp.spmatrix, damping: float) -> None:
+    def __init__(self, covariance: SpatialCovariance, precision: sp.spmatrix, damping: float) -> None:
         self._covariance, self._damping = covariance, damping
         self.n_spots: int = precision.shape[0]
         self.precision = sp.csc_matrix(precision + damping * sp.identity(self.n_spots))
@@ -334,7 +335,7 @@ class _InverseFactor:
         return (x * self.product(x.astype(np.float64))).sum(0, dtype=np.float64)
 
 
-def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
+def spatial_kernel(covariance: Tensor | SpatialCovariance, *, damping: float = 0.1) -> SpatialKernel:
     """Kernel of a spatial covariance.
 
     Parameters
@@ -349,8 +350,10 @@ def spatial_kernel(covariance: Any, *, damping: float = 0.1) -> SpatialKernel:
     if not 0 <= damping < np.inf:
         raise InvalidArgumentError(f"damping: expected a finite number ≥ 0, found {damping!r}.")
     given = None if isinstance(covariance, Tensor) else sparse_precision(covariance)
-    if given is None:
-        matrix = _checked(covariance if isinstance(covariance, Tensor) else torch.as_tensor(covariance.dense()))
+    if isinstance(covariance, Tensor):
+        matrix = _checked(covariance)
+    elif given is None:
+        matrix = _checked(torch.as_tensor(covariance.dense()))
     elif covariance.n_spots > DENSE_LIMIT:
         return SparseKernel(covariance, given, damping)
     else:

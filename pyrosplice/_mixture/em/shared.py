@@ -9,11 +9,10 @@ from torch import Tensor
 
 from pyrosplice._mixture.em.centered import CenteredExpectation
 from pyrosplice._mixture.em.loop import FLOAT64_SMALLEST, EMOptions, QuadraticExpectation, block_size
-from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
-from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,7 @@ def fit_shared(
     cells: Tensor,
     groups: Tensor,
     start: MixtureParameters,
-    *,
-    prior: MixturePriors | SitePriors,
-    regularization: float,
+    form: MixtureForm,
     options: EMOptions,
     weights: Tensor | None = None,
 ) -> SharedFit:
@@ -114,24 +111,16 @@ def fit_shared(
         Group of each cell, ``(N,)``, in 0..G − 1.
     start
         Start of the components.
-    prior, regularization, options
+    form, options
         As for one mixture.
     weights
         How many cells each counts as, ``(N,)``; None for 1.
     """
-    kind = start.covariance_type
-    rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind), weights=weights)
+    size = block_size(cells.shape[1], start.covariance_type)
+    rows = RowBlocks.from_tensor(cells, size=size, weights=weights)
     lead = start.select((None, None))  # type: ignore[arg-type]
     for centered, shared in ((False, SharedExpectation), (True, CenteredSharedExpectation)):
-        problem = Problem.of(
-            rows,
-            kind,
-            prior=prior,
-            n_components=start.n_components,
-            regularization=regularization,
-            features=not centered,
-            centered=centered,
-        )
+        problem = Problem.of(rows, form, n_components=start.n_components, features=not centered, centered=centered)
         expectation = shared(problem.starter, groups, start.n_components)  # type: ignore[arg-type]
         result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)
         if not bool(result.singular):

@@ -41,7 +41,7 @@ from pyrosplice._usage.records import FittedGene, ModelSpec
 from pyrosplice.errors import NoResultsError
 
 
-def test_differential_usage(
+def test_differential_usage(  # noqa: PLR0913 (a documented interface)
     self: Analyzed,
     method: Literal["score", "wald", "lrt"] = "score",
     print_progress: bool = True,

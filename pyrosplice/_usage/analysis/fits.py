@@ -201,7 +201,7 @@ class Holder(Analyzed, Protocol):
         """Take data, fits and results in place of earlier ones."""
 
 
-def fit(
+def fit(  # noqa: PLR0913 (a documented interface)
     self: Holder,
     n_jobs: int = 1,
     batch_size: int = 1,

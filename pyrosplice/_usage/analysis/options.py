@@ -12,7 +12,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from pyrosplice._devices import as_device
-from pyrosplice._usage.gene_tests.linearized import PermutationNull
+from pyrosplice._hypothesis.variance.permutation import PermutationNull
 from pyrosplice._usage.gene_tests.terms import By, TestLaw, Variance
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.records import MODELS

@@ -54,7 +54,7 @@ class Draw:
     asked: tuple[int, ...] | None = None
 
 
-def check_calibration(
+def check_calibration(  # noqa: PLR0913 (a documented interface)
     self: Testable,
     test: Literal["sv", "du"] | None = None,
     n_genes: int = 1000,

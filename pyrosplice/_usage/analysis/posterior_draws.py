@@ -11,7 +11,8 @@ import xarray as xr
 
 from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.posterior._draws import DrawOptions, n_chains, posterior_tree
+from pyrosplice.posterior._draw_options import DrawOptions
+from pyrosplice.posterior._draws import n_chains, posterior_tree
 from pyrosplice.posterior._genes import joined
 from pyrosplice.posterior._memory import require_memory
 from pyrosplice.posterior._nuts import NutsOptions
@@ -19,7 +20,7 @@ from pyrosplice.posterior._problem import PosteriorProblem
 from pyrosplice.posterior._tree import check_groups, numbers_per_draw
 
 
-def posterior(
+def posterior(  # noqa: PLR0913 (a documented interface)
     self: Analyzed,
     genes: str | Sequence[str] | None = None,
     *,

@@ -41,7 +41,7 @@ from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
-Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance)
+Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Prepared:
     data: IsoformData
     counts: list[Tensor]
     design: Design | None
-    covariance: Covariance | None
+    covariance: Covariance
     group_by_n_iso: bool
     section_key: str | None = None
     spatial_key: str | None = None

@@ -25,7 +25,7 @@ SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 MORE = ("random_seed", "early_stop", "n_jobs", "n_draws", "null_law")  # options of the keywords
 
 
-def test_spatial_variability(
+def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
     self: Analyzed,
     method: Literal["llr", "score"] = "llr",
     use_perm_null: bool = False,

@@ -15,6 +15,7 @@ from pyrosplice._hypothesis.coefficients.wald import contrast_test
 from pyrosplice._optimize.newton import solve_curvature
 from pyrosplice._usage.gene_tests.covariate_law import (
     AveragedFit,
+    Columns,
     Law,
     averaged_fit,
     contrast_target,
@@ -197,14 +198,12 @@ def _averaged(
     model: MultinomGLMM, basis: _CodedBasis, design: Design, law: Law, contrasts: Sequence[Contrast]
 ) -> _Point:
     """Point and information of the coefficients at the posterior mean covariance."""
-    if law.spectra is None:
-        raise AssertionError("a law that is averaged has spectra")
     columns, n_logits = basis.scaling.design, basis.coefficients.shape[-1]
     rows = [_orthonormal_rows(torch.from_numpy(contrast.rows), basis.back) for contrast in contrasts]
     coverage = Coverage.of(columns, informed_spots(model))
     kept, target = coverage.independent(), contrast_target(rows, n_logits, coverage)
     tested = tested_covariates(design, [contrast.columns for contrast in contrasts])
-    found = averaged_fit(model, law.spectra, columns, kept, columns.shape[1], target, tested, unequal=law.unequal)
+    found = averaged_fit(model, law, Columns(columns, kept, columns.shape[1]), target, tested)
     expected = _information(found.fit, basis)
     information = expected + model.prior_information()
     moved = basis.coefficients + _step(model, found, basis, information)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrosplice._hypothesis.coefficients.score import Linearized, information_product
-from pyrosplice._hypothesis.variance.permutation import PermutedStatistic, permutation_test
+from pyrosplice._hypothesis.variance.permutation import PermutationNull, PermutedStatistic, permutation_test
 from pyrosplice._hypothesis.variance.score_test import variance_component_test
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel
 from pyrosplice._linalg.blocks import matmul
@@ -25,15 +25,6 @@ from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._mode import Mode
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class PermutationNull:
-    """How to permute: ``n_permutations`` a gene, ``seed``, and where to ``early_stop`` (None: never)."""
-
-    n_permutations: int
-    seed: int = 0
-    early_stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,12 +148,6 @@ def permutation_pvalues(
 ) -> tuple[Tensor, Tensor]:
     """Observed statistics of a batch of ``genes`` (their numbers seed the permutations) and p-values."""
     observed, pvalue, _ = permutation_test(
-        statistic,
-        n_genes=counts.shape[0],
-        n_spots=counts.shape[1],
-        n_permutations=null.n_permutations,
-        seed=null.seed,
-        gene_numbers=torch.tensor(list(genes)),
-        early_stop=null.early_stop,
+        statistic, null, n_genes=counts.shape[0], n_spots=counts.shape[1], gene_numbers=torch.tensor(list(genes))
     )
     return observed, pvalue
