@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 
 from pyrosplice.errors import InvalidArgumentError
 
 
-def as_device(device: Any) -> torch.device:
+def as_device(device: str | torch.device) -> torch.device:
     """The device to compute on: one that numbers can be moved to and from.
 
     Raises

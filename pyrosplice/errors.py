@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 MOST = 2**63 - 1  # that tensors and their generators take
@@ -45,27 +45,27 @@ class ModelFileError(ValueError):
 
 
 class NoModelFileError(ModelFileError, FileNotFoundError):
-    """Where a model was to be read from there is no file. Says where."""
+    """There is no file where a model was to be read from. Says where."""
 
 
 class NonSpatialWarning(UserWarning):
     """The spatial graph is not what the user probably wanted (isolated spots, many components)."""
 
 
-def check_option(name: str, value: Any, allowed: Collection[Any]) -> None:
+def check_option(name: str, value: object, allowed: Collection[Any]) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of ``allowed``."""
     if not _is_among(value, allowed):
         expected = f"one of {', '.join(sorted(map(repr, allowed)))}" if allowed else "none"
         raise InvalidArgumentError(f"{name}: expected {expected}, found {value!r}.")
 
 
-def check_known(name: str, value: Any, known: Collection[Any], what: str) -> None:
+def check_known(name: str, value: object, known: Collection[Any], what: str) -> None:
     """Raise :class:`InvalidArgumentError` unless ``value`` is one of the ``known`` names; ``what`` says what of."""
     if not _is_among(value, known):
         raise InvalidArgumentError(f"{name}: expected {what} {list(known)}, found {value!r}.")
 
 
-def _is_among(value: Any, allowed: Collection[Any]) -> bool:
+def _is_among(value: object, allowed: Collection[Any]) -> bool:
     try:
         return not getattr(value, "ndim", 0) and bool(value in allowed)
     except (TypeError, ValueError):  # what has no hash, or no truth
@@ -78,18 +78,18 @@ def check_switches(**switches: Any) -> None:
         check_option(name, value, (True, False))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is one real number, of Python or NumPy, and no boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def is_whole(value: Any, least: int) -> bool:
+def is_whole(value: object, least: int) -> TypeGuard[int]:
     """Whether ``value`` is a whole number of at least ``least``, of Python or NumPy, and no boolean."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
-    """Names for an error message, the first or those most like ``near`` where there are many."""
+    """List names for an error message, the first or those most like ``near`` where there are many."""
     every = [str(name) for name in names]
     if len(every) <= most:
         return str(every)
@@ -108,7 +108,7 @@ def own_options_only(call: Call) -> Call:
         return call
 
     @functools.wraps(call)
-    def checked(*args: Any, **options: Any) -> Any:
+    def checked(*args: Any, **options: Any) -> object:
         check(args, options)
         return call(*args, **options)
 
@@ -133,8 +133,8 @@ def check_of_options(call: Callable[..., Any]) -> Callable[[tuple[Any, ...], Map
     return check
 
 
-def check_integer(name: str, value: Any, *, least: int = 1) -> int:
-    """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`) of 63 bits."""
+def check_integer(name: str, value: object, *, least: int = 1) -> int:
+    """Read ``value`` as an int; :class:`InvalidArgumentError` unless it is whole (:func:`is_whole`), of 63 bits."""
     if not is_whole(value, least):
         raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
     if int(value) > MOST:
@@ -142,16 +142,16 @@ def check_integer(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
-def check_share(name: str, value: Any, *, ends: bool = False) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number in (0, 1), with ``ends`` in [0, 1]."""
+def check_share(name: str, value: object, *, ends: bool = False) -> float:
+    """Read ``value`` as a float; :class:`InvalidArgumentError` unless it is in (0, 1), with ``ends`` in [0, 1]."""
     if not is_number(value) or not (0 <= value <= 1 if ends else 0 < value < 1):
         expected = "in [0, 1]" if ends else "between 0 and 1"
         raise InvalidArgumentError(f"{name}: expected a number {expected}, found {value!r}.")
     return float(value)
 
 
-def check_number(name: str, value: Any, *, least: float = 0.0) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a finite number of at least ``least``."""
+def check_number(name: str, value: object, *, least: float = 0.0) -> float:
+    """Read ``value`` as a float; :class:`InvalidArgumentError` unless it is finite and at least ``least``."""
     if not is_number(value) or not least <= float(value) < math.inf:
         raise InvalidArgumentError(f"{name}: expected a number of at least {least:g}, found {value!r}.")
     return float(value)

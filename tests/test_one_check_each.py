@@ -73,9 +73,15 @@ def test_a_device_without_double_precision_is_replaced_aloud():
 
 @pytest.mark.parametrize(
     ("method", "owner"),
-    [("setup_data", "SplisosmGLMM"), ("fit", "SplisosmGLMM"), ("get_effects", "SplisosmGLMM"),
-     ("test_differential_usage", "SplisosmGLMM"), ("posterior", "SplisosmGLMM"), ("save", "SplisosmGLMM")],
-)  # fmt: skip
+    [
+        ("setup_data", "SplisosmGLMM"),
+        ("fit", "SplisosmGLMM"),
+        ("get_effects", "SplisosmGLMM"),
+        ("test_differential_usage", "SplisosmGLMM"),
+        ("posterior", "SplisosmGLMM"),
+        ("save", "SplisosmGLMM"),
+    ],
+)
 def test_options_that_no_method_of_usage_has_are_refused_with_those_it_has(usage, method, owner):
     with pytest.raises(UnknownOptionError, match=rf"{owner}\.{method}: no option 'n_job'; it takes .*") as error:
         getattr(usage, method)(n_job=2)

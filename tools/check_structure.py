@@ -1,4 +1,4 @@
-"""Whether the package is still one house: import circles, imports inside functions, names that stand twice.
+"""Whether the package is still one house: import circles, names that stand twice, files and functions of one screen.
 
     python tools/check_structure.py
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,13 +23,16 @@ from scipy.sparse.csgraph import connected_components
 PACKAGE = "pyrosplice"
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("structure.toml")
+MOST_LINES_OF_FILE, MOST_LINES_OF_FUNCTION = 400, 40  # of a function without its docstring
+MOST_OF_A_FIRST_WORD = 2  # files of a folder whose names start with the same word; more of them are a folder
 
 
 def main() -> int:
     """Print every count, with what is wrong below it; the number of things that are wrong."""
     sys.path.insert(0, str(ROOT))
     known = tomllib.loads(KNOWN.read_text())
-    files = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / PACKAGE).rglob("*.py")}
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / PACKAGE).rglob("*.py")}
+    files = {file: ast.parse(text) for file, text in texts.items()}
     circles, inside = import_circles(), sorted(imports_inside_functions(files))
     print(f"import circles: {len(circles)}")
     print(*(f"  {', '.join(circle)}" for circle in circles), sep="\n", end="\n" if circles else "")
@@ -37,6 +40,9 @@ def main() -> int:
     wrong += report("imports of the package inside functions", inside, known["imports_inside_functions"])
     wrong += report("file names that stand twice", twice(file_names(files)), known["file_names"])
     wrong += report("names of functions and classes that stand twice", twice(public_names(files)), known["names"])
+    wrong += report(f"files over {MOST_LINES_OF_FILE} lines", list(long_files(texts)), [])
+    wrong += report(f"functions over {MOST_LINES_OF_FUNCTION} lines", list(long_functions(files)), [])
+    wrong += report(f"first words of over {MOST_OF_A_FIRST_WORD} files of a folder", first_words(files), [])
     return wrong
 
 
@@ -85,6 +91,28 @@ def twice(named: Iterable[tuple[str, str]]) -> list[str]:
     for name, file in named:
         places[name].add(file)
     return sorted(name for name, own in places.items() if len(own) > 1)
+
+
+def long_files(texts: Mapping[str, str]) -> Iterator[str]:
+    """Files that are too long for one concept, with their numbers of lines."""
+    lengths = {file: len(text.splitlines()) for file, text in texts.items()}
+    yield from (f"{file}: {length}" for file, length in lengths.items() if length > MOST_LINES_OF_FILE)
+
+
+def long_functions(files: Mapping[str, ast.Module]) -> Iterator[str]:
+    """Functions whose lines after the docstring are too many, with the number of these lines."""
+    for file, tree in files.items():
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            body = node.body if ast.get_docstring(node) is None else node.body[1:]
+            length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            if length > MOST_LINES_OF_FUNCTION:
+                yield f"{file}: {node.name}: {length}"
+
+
+def first_words(files: Iterable[str]) -> list[str]:
+    """First words that too many files of a folder share, as ``folder/word_*``, with how many they are."""
+    words = Counter(f"{Path(file).parent}/{Path(file).stem.lstrip('_').split('_')[0]}" for file in files)
+    return [f"{word}_*: {count}" for word, count in words.items() if count > MOST_OF_A_FIRST_WORD]
 
 
 def report(what: str, found: list[str], known: list[str]) -> int:

@@ -28,14 +28,14 @@ ZERO = 1e-10
 
 @dataclass(frozen=True)
 class Constraints:
-    """``matrix`` C ``(P, F)``, ``shift`` d ``(P,)`` and the names of the F free coefficients."""
+    """Linear constraints: matrix C ``(P, F)``, ``shift`` d ``(P,)`` and the names of the F free coefficients."""
 
     matrix: Array
     shift: Array
     free_names: list[str]
 
     def full(self, reduced: Array) -> Array:
-        """All coefficients ``(P, G)`` from the free ones ``(F, G)``."""
+        """Work out all coefficients ``(P, G)`` from the free ones ``(F, G)``."""
         return self.matrix @ reduced + self.shift[:, None]
 
 
@@ -65,8 +65,9 @@ def resolve_constraints(
     if constraints is None:
         return no_constraints(names)
     if isinstance(constraints, (np.ndarray, pd.DataFrame)):
-        return _from_matrix(as_numbers(by_name(constraints, pd.Index(names), argument, what="coefficient"), argument),
-                            names, argument)  # fmt: skip
+        return _from_matrix(
+            as_numbers(by_name(constraints, pd.Index(names), argument, what="coefficient"), argument), names, argument
+        )
     if isinstance(constraints, Mapping):
         rows = _from_groups(constraints, design, sample_description, argument)
     elif isinstance(constraints, (list, tuple)) and all(isinstance(c, str) for c in constraints):

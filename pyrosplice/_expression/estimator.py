@@ -88,9 +88,12 @@ class InputData:
         fixed = self.location.matrix @ c.shift
         offset = self.offset + (fixed if self.offset.ndim == 1 else fixed[:, None])
         return Design(
-            self.location.matrix @ c.matrix, self.scale.matrix @ s.matrix, offset,
-            self.scale.matrix @ s.shift, self.weights,
-        )  # fmt: skip
+            self.location.matrix @ c.matrix,
+            self.scale.matrix @ s.matrix,
+            offset,
+            self.scale.matrix @ s.shift,
+            self.weights,
+        )
 
 
 class Estimator(Described):
@@ -114,15 +117,22 @@ class Estimator(Described):
     error_codes, niter : (G,)
         How each fit ended, a :class:`~pyrosplice.reasons.FitCode` up to ``FAILED``, and evaluations of the likelihood.
     reason : (G,)
-        The same as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
+        How the fit ended, as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """
 
-    def __init__(
-        self, input_data: InputData, *, init_a: Any = "AUTO", init_b: Any = "AUTO", quick_scale: bool = False,
-        dtype: str = "float64", batch_size: int | tuple[int, int] | None = None, device: str = "cpu",
-    ) -> None:  # fmt: skip
+    def __init__(  # noqa: PLR0913 (a documented interface)
+        self,
+        input_data: InputData,
+        *,
+        init_a: Any = "AUTO",
+        init_b: Any = "AUTO",
+        quick_scale: bool = False,
+        dtype: str = "float64",
+        batch_size: int | tuple[int, int] | None = None,
+        device: str = "cpu",
+    ) -> None:
         check_option("dtype", dtype, ("float32", "float64"))
         check_option("quick_scale", quick_scale, (True, False, None))
         self.input_data, self.dtype, self.quick_scale = input_data, np.dtype(dtype), bool(quick_scale)
@@ -184,15 +194,15 @@ class Estimator(Described):
         tol: float = 1e-9,
         **others: Any,
     ) -> None:
-        """Newton from where the estimator stands until ``tol`` (log-likelihood units left) or ``max_iter``.
+        """Improve the estimates by Newton's method until ``tol`` (log-likelihood units left) or ``max_iter``.
 
         Arguments of the original's optimisers have no effect here, with a warning
         (:data:`pyrosplice._expression.call_options.TRAINING_WITHOUT_EFFECT`); others are refused.
         """
         extra = {TRAIN_ALIASES[k]: others.pop(k) for k in list(others) if k in TRAIN_ALIASES}
         if extra:
-            return self.train(**{"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter,
-                                 "tol": tol, **extra, **others})  # fmt: skip
+            given = {"train_loc": train_loc, "train_scale": train_scale, "max_iter": max_iter, "tol": tol}
+            return self.train(**given | extra | others)
         check_switches(train_loc=train_loc, train_scale=train_scale)
         max_iter, tol = check_integer("max_iter", max_iter, least=0), check_number("tol", tol)
         known_options("training_strategy", others, (*TRAIN_OPTIONS, *TRAIN_ALIASES), TRAINING_WITHOUT_EFFECT)
@@ -326,7 +336,7 @@ class FittedModel:
         return self._counts_j(genes).mean.T.numpy()
 
     def scale_j(self, genes: Any) -> Array:
-        """``exp`` of the scale predictor: r = 1 / dispersion, or the standard deviation ``(N, g)``."""
+        """Exponential of the scale predictor: r = 1 / dispersion, or the standard deviation ``(N, g)``."""
         return np.exp(np.minimum(self.eta_scale_j(genes), 700.0))
 
     def ll_j(self, genes: Any) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -83,11 +83,18 @@ class ExpressionGLM(FollowedExpression, Described):
     4
     """
 
-    def __init__(
-        self, formula_loc: str | None = None, formula_scale: str = "~1", *, as_numeric: Sequence[str] | str = (),
-        constraints_loc: Any = None, constraints_scale: Any = None, noise_model: str | Likelihood = "nb",
-        likelihood: str | Likelihood | None = None, model: Program | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(  # noqa: PLR0913 (a documented interface)
+        self,
+        formula_loc: str | None = None,
+        formula_scale: str = "~1",
+        *,
+        as_numeric: Sequence[str] | str = (),
+        constraints_loc: Any = None,
+        constraints_scale: Any = None,
+        noise_model: str | Likelihood = "nb",
+        likelihood: str | Likelihood | None = None,
+        model: Program | None = None,
+    ) -> None:
         check_model(model)
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
@@ -110,16 +117,13 @@ class ExpressionGLM(FollowedExpression, Described):
         if self._fit is None:
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
-        loaded = "; loaded, without the counts" if self.estimator is None else ""
-        return {
-            "data": f"{cells}{len(self.gene_names)} genes",
-            **rows,
-            "coefficients": ", ".join(self.coefficient_names),
-            "fit": describe_reasons(self._fit.reason) + loaded,
-        }
+        ended = describe_reasons(self._fit.reason) + ("; loaded, without the counts" if self.estimator is None else "")
+        coefficients = ", ".join(self.coefficient_names)
+        data = f"{cells}{len(self.gene_names)} genes"
+        return {"data": data, **rows, "coefficients": coefficients, "fit": ended}
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
-        """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``.
+        """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
         """
@@ -161,7 +165,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return self.estimator
 
     def cond(self, **levels: Any) -> Array:
-        """Design row ``(P,)`` of a cell with these levels; factors not named are at their first level, numbers at 0.
+        """Design row ``(P,)`` of a cell with these levels: other factors at their first level, other numbers at 0.
 
         Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``. A number for which the formula
         has no value at 0 (``log(t)``, ``1 / t``, a spline) is at its median over the cells; a contrast in which it does
@@ -175,9 +179,14 @@ class ExpressionGLM(FollowedExpression, Described):
         return self._location
 
     def test(
-        self, contrast: Array | None = None, *, factor: str | Sequence[str] | None = None,
-        coefficient: str | Sequence[str] | None = None, method: str = "wald", donors: Any = None,
-    ) -> ExpressionTest:  # fmt: skip
+        self,
+        contrast: Array | None = None,
+        *,
+        factor: str | Sequence[str] | None = None,
+        coefficient: str | Sequence[str] | None = None,
+        method: str = "wald",
+        donors: Any = None,
+    ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
         Parameters
@@ -198,11 +207,10 @@ class ExpressionGLM(FollowedExpression, Described):
                            where the donors do not differ
             =============  ============================================================================
         donors
-            For ``"cluster"`` and ``"glmm"``: which donor (patient, animal, sample: the unit that was sampled, whose
-            cells are alike) each cell comes from: labels (a Series is paired by name) or the column that holds them.
-            At least three. ``"glmm"`` gives every donor a level of its own but the same response: where the tested
-            column varies within donors (a treatment of each donor) that is too little, and a warning says what to do;
-            ``"cluster"`` allows for responses that differ.
+            For ``"cluster"`` and ``"glmm"``: the donor (patient, animal, sample: the unit that was sampled, whose cells
+            are alike) of each cell: labels (a Series is paired by name) or the column that holds them. At least three.
+            ``"glmm"`` gives donors levels of their own but one response: too little where the tested column varies
+            within donors, and a warning says what to do; ``"cluster"`` allows for responses that differ.
 
         Notes
         -----
@@ -239,15 +247,15 @@ class ExpressionGLM(FollowedExpression, Described):
     contrast = test
 
     def variance_ratio(self) -> Array:
-        """Squared residuals over the variance that the fitted noise expects ``(G,)``; NaN without a fit.
+        """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
 
-        One where negative-binomial noise is right; 0.25 to 0.6 with half or more of zeros beyond it (means of 5 and 20
-        elsewhere). The tests that take the noise at its word are then of little power: see :meth:`test`.
+        Squared residuals over variance: 1 where negative-binomial noise is right; 0.25 to 0.6 with half or more of
+        zeros beyond it (means of 5 and 20 elsewhere): :meth:`test` says which tests are then of little power.
         """
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Fold changes of one coefficient shrunken by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
+        """Shrink fold changes of a coefficient by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Root mean squared errors of log2
@@ -258,24 +266,21 @@ class ExpressionGLM(FollowedExpression, Described):
         check_option("dispersions", dispersions, ("fitted", "shrunken"))
         names = self._constraints.free_names
         if coefficient not in names:
-            raise InvalidArgumentError(
-                f"coefficient: expected one of {listed(names, near=str(coefficient))}, found {coefficient!r}."
-            )
-        k = names.index(coefficient)
-        fit = self.results
+            known = listed(names, near=str(coefficient))
+            raise InvalidArgumentError(f"coefficient: expected one of {known}, found {coefficient!r}.")
+        k, fit = names.index(coefficient), self.results
         if dispersions == "shrunken":
             fit = fit_at(self._data().source, fit, self.quasi().dispersions.shrunk)
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
         mle = self.results.theta[:, k] / LOG_2
-        return TestTable(
-            labels={"gene": self.gene_names}, effect=mode / LOG_2, se=sd / LOG_2,
-            why=unless_ended(fit.reason, Reason.NOT_FINITE.value), more={"effect_mle": mle, "prior_scale": scale},
-        ).to_frame()  # fmt: skip
+        labels, more = {"gene": self.gene_names}, {"effect_mle": mle, "prior_scale": scale}
+        why = unless_ended(fit.reason, Reason.NOT_FINITE.value)
+        return TestTable(labels=labels, effect=mode / LOG_2, se=sd / LOG_2, why=why, more=more).to_frame()
 
     def adjusted_dispersion(self) -> Array:
-        """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
+        """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
         estimator = self._data()
         if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
             raise InvalidArgumentError(
@@ -285,25 +290,31 @@ class ExpressionGLM(FollowedExpression, Described):
         return np.where(code == FitCode.POISSON_BOUNDARY, 0.0, np.exp(-theta[:, -1]))
 
     def quasi(self) -> QuasiFit:
-        """Trended and shrunken dispersions and moderated variances behind ``method="ql"``."""
+        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``."""
         self._quasi = self._quasi or quasi_fit(self._data())
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
+        """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    def posterior(
-        self, *, num_samples: int = 1000, method: str = "laplace", priors: Priors = None,
-        genes: str | Sequence[str | int] | None = None, groups: Sequence[str] | None = None, seed: int = 0,
-        nuts_options: NutsOptions | None = None, max_memory: str | float | None = None,
-    ) -> xr.DataTree:  # fmt: skip
-        """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
+    def posterior(  # noqa: PLR0913 (a documented interface)
+        self,
+        *,
+        num_samples: int = 1000,
+        method: str = "laplace",
+        priors: Priors = None,
+        genes: str | Sequence[str | int] | None = None,
+        groups: Sequence[str] | None = None,
+        seed: int = 0,
+        nuts_options: NutsOptions | None = None,
+        max_memory: str | float | None = None,
+    ) -> xr.DataTree:
+        """Draw from the posterior: an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; the
-        hyper-parameter (``dispersion``) where there is one a gene. Dimensions: ``gene``, ``cell``, ``coefficient``,
-        ``scale_coefficient``.
+        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``,
+        the gene's hyper-parameter, if any. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
 
         Parameters
         ----------
@@ -320,13 +331,10 @@ class ExpressionGLM(FollowedExpression, Described):
         groups
             Optional groups to make (:mod:`pyrosplice.posterior._tree`); all by default. Those with an entry a cell are
             large: draws × genes × cells.
-        seed
-            Of all that is random.
-        nuts_options
-            Of ``method="nuts"``.
+        seed, nuts_options
+            The seed of all that is random; options of ``method="nuts"``.
         max_memory
-            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
-            take is worked out, and logged, before anything is drawn.
+            What the draws may take, as ``"4 GB"`` or bytes (half of the machine's memory by default); logged before.
 
         Raises
         ------
@@ -336,14 +344,13 @@ class ExpressionGLM(FollowedExpression, Described):
         NotReadyError
             Before ``fit``, or of a loaded model.
         """
-        asked = ExpressionDrawOptions(
-            num_samples=num_samples, method=method, priors=priors, genes=genes, groups=groups, seed=seed,
-            nuts_options=nuts_options, max_memory=max_memory,
-        )  # fmt: skip
+        draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
+        kept: dict[str, Any] = {"genes": genes, "groups": groups}
+        asked = ExpressionDrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
-        """One row a gene and location coefficient: its estimate (``effect``, natural log), standard error and why not.
+        """Tabulate estimates (``effect``, natural log), standard errors and why not: one row a gene and coefficient.
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
         or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
@@ -365,14 +372,11 @@ class ExpressionGLM(FollowedExpression, Described):
         Archive.of(type(self).__name__, saved, part="about").save(path)
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None
-    ) -> ExpressionGLM:
+    def load(cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None) -> Self:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
 
-        ``model`` and ``likelihood`` are those of your own, if it was saved with them.
-
-        Nothing in the file is evaluated but a formula of names, numbers, operators and known functions.
+        ``model`` and ``likelihood`` are those of your own, if it was saved with them. Nothing in the file is evaluated
+        but a formula of names, numbers, operators and known functions.
 
         Raises
         ------

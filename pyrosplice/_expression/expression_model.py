@@ -40,7 +40,7 @@ class ExpressionModel:
     location, scale : Tensor (N, P), (N, R)
         Designs.
     likelihood : Likelihood
-        Of one count given its predictors; negative binomial by default.
+        Noise of one count given its predictors; negative binomial by default.
     location_prior, scale_prior : Distribution, optional
         Prior of each coefficient, batch shape () or (P,), (R,). Flat where None: the mode is then the maximum of
         the likelihood.
@@ -55,11 +55,17 @@ class ExpressionModel:
         For designs of different lengths.
     """
 
-    def __init__(
-        self, location: Tensor, scale: Tensor, *, likelihood: Likelihood | None = None,
-        location_prior: dist.TorchDistribution | None = None, scale_prior: dist.TorchDistribution | None = None,
-        offset: Tensor | None = None, zeta_offset: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(  # noqa: PLR0913 (a documented interface)
+        self,
+        location: Tensor,
+        scale: Tensor,
+        *,
+        likelihood: Likelihood | None = None,
+        location_prior: dist.TorchDistribution | None = None,
+        scale_prior: dist.TorchDistribution | None = None,
+        offset: Tensor | None = None,
+        zeta_offset: Tensor | None = None,
+    ) -> None:
         if len(location) != len(scale):
             raise InvalidArgumentError(f"scale: expected {len(location)} rows as in location, found {len(scale)}.")
         self.location, self.scale, self.likelihood = location, scale, likelihood or NegativeBinomial()

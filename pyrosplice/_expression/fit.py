@@ -58,7 +58,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     device: str = "cpu",
     **kwargs: Any,
 ) -> Estimator:
-    r"""Fit model via maximum likelihood for each gene.
+    r"""Fit a model of every gene's counts by maximum likelihood.
 
     .. math:: y \sim NB(\mu, r), \quad \log\mu = X_a a + \log s, \quad \log r = X_b b, \quad
               \operatorname{var} y = \mu + \mu^2 / r
@@ -124,7 +124,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     Returns
     -------
     Estimator
-        With the estimates; the model itself in ``.model``.
+        The estimator, with the estimates; the model itself in ``.model``.
 
     Raises
     ------
@@ -145,12 +145,24 @@ def model(  # noqa: PLR0913 (a documented interface)
             f"train_args: expected a dict of arguments of a training step, found {train_args!r}."
         )
     inputs = prepare(
-        data, formula_loc=formula_loc, formula_scale=formula_scale, as_numeric=as_numeric, gene_names=gene_names,
-        sample_description=sample_description, dmat_loc=dmat_loc, dmat_scale=dmat_scale,
-        constraints_loc=constraints_loc, constraints_scale=constraints_scale, noise_model=noise_model,
-        size_factors=size_factors, size_factors_logged=size_factors_logged, offsets=offsets, weights=weights,
-        layer=layer, missing=missing,
-    )  # fmt: skip
+        data,
+        formula_loc=formula_loc,
+        formula_scale=formula_scale,
+        as_numeric=as_numeric,
+        gene_names=gene_names,
+        sample_description=sample_description,
+        dmat_loc=dmat_loc,
+        dmat_scale=dmat_scale,
+        constraints_loc=constraints_loc,
+        constraints_scale=constraints_scale,
+        noise_model=noise_model,
+        size_factors=size_factors,
+        size_factors_logged=size_factors_logged,
+        offsets=offsets,
+        weights=weights,
+        layer=layer,
+        missing=missing,
+    )
     estimator = Estimator(
         inputs, init_a=init_a, init_b=init_b, quick_scale=quick_scale, dtype=dtype, batch_size=batch_size, device=device
     )
@@ -160,13 +172,25 @@ def model(  # noqa: PLR0913 (a documented interface)
 
 
 def prepare(  # noqa: PLR0913 (what fit.model takes)
-    data: Any, *, formula_loc: str | None, formula_scale: str | None = "~1", as_numeric: Sequence[str] | str = (),
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None, dmat_loc: Any = None,
-    dmat_scale: Any = None, constraints_loc: Any = None, constraints_scale: Any = None,
-    noise_model: str | Likelihood = "nb", size_factors: Any = None, size_factors_logged: bool = True,
-    offsets: Array | None = None, weights: Array | None = None, layer: str | None = None,
+    data: Any,
+    *,
+    formula_loc: str | None,
+    formula_scale: str | None = "~1",
+    as_numeric: Sequence[str] | str = (),
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    dmat_loc: Any = None,
+    dmat_scale: Any = None,
+    constraints_loc: Any = None,
+    constraints_scale: Any = None,
+    noise_model: str | Likelihood = "nb",
+    size_factors: Any = None,
+    size_factors_logged: bool = True,
+    offsets: Array | None = None,
+    weights: Array | None = None,
+    layer: str | None = None,
     missing: str | NDArray[np.bool_] = "raise",
-) -> InputData:  # fmt: skip
+) -> InputData:
     """Check every argument of :func:`model` and turn it into what the estimator fits."""
     check_switches(size_factors_logged=size_factors_logged)
     likelihood = likelihood_of(noise_model)
@@ -176,8 +200,8 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         formula_scale, dmat_scale, constraints_scale = "~1", None, None
     counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=likelihood.of_counts)
     cells = Cells.of(data, sample_description, counts.shape[0])
-    formulas = {"loc": None if dmat_loc is not None else formula_loc,
-                "scale": None if dmat_scale is not None else formula_scale}  # fmt: skip
+    read = {"loc": (formula_loc, dmat_loc), "scale": (formula_scale, dmat_scale)}
+    formulas = {part: None if dmat is not None else formula for part, (formula, dmat) in read.items()}
     cells = _in_use(cells, missing, formulas, as_numeric)
     counts = counts if cells.used is None else counts.take(np.flatnonzero(cells.used))
     parts: list[tuple[DesignMatrix, Constraints]] = []
@@ -195,10 +219,9 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)
     observation_weights = _weights(weights, cells, counts)
     _check_identified(parts, observation_weights)
-    return InputData(
-        counts, parts[0][0], parts[1][0], parts[0][1], parts[1][1], factors, offset,
-        observation_weights, cells, likelihood,
-    )  # fmt: skip
+    (location, free_location), (scale, free_scale) = parts
+    effort = (factors, offset, observation_weights)
+    return InputData(counts, location, scale, free_location, free_scale, *effort, cells, likelihood)
 
 
 def _check_no_scale(likelihood: Likelihood, asked: Mapping[str, Any]) -> None:
@@ -242,10 +265,10 @@ def _design(
     if formula is None:
         raise InvalidArgumentError(f"formula_{part}: expected a formula, or a design in dmat_{part}.")
     every_level = list(constraints) if isinstance(constraints, Mapping) else []
+    argument, n_cells = f"formula_{part}", cells.n_used
     return from_formula(
-        formula, cells.table, as_numeric=as_numeric, n_cells=cells.n_used, argument=f"formula_{part}",
-        full_rank_except=every_level,
-    )  # fmt: skip
+        formula, cells.table, as_numeric=as_numeric, n_cells=n_cells, argument=argument, full_rank_except=every_level
+    )
 
 
 def _per_gene(name: str, value: Any, cells: Cells, counts: CountMatrix) -> Array:
@@ -289,7 +312,7 @@ def _check_identified(parts: Sequence[tuple[DesignMatrix, Constraints]], weights
 
 
 def residuals(data: Any, formula_loc: str | None = None, formula_scale: str | None = "~1", **kwargs: Any) -> Array:
-    """Counts minus fitted means, cells × genes; arguments as :func:`model`."""
+    """Subtract fitted means from the counts, cells × genes; arguments as :func:`model`."""
     estimator = model(data, formula_loc, formula_scale, **kwargs)
     counts = estimator.input_data.counts
     fitted = estimator.model.location
@@ -312,9 +335,14 @@ class Partition:
     """
 
     def __init__(
-        self, data: Any, parts: Any, gene_names: Sequence[str] | None = None,
-        sample_description: pd.DataFrame | None = None, *, missing: str = "raise",
-    ) -> None:  # fmt: skip
+        self,
+        data: Any,
+        parts: Any,
+        gene_names: Sequence[str] | None = None,
+        sample_description: pd.DataFrame | None = None,
+        *,
+        missing: str = "raise",
+    ) -> None:
         if isinstance(data, ad.AnnData) and data.isbacked and data.is_view:
             data = data.to_memory()  # which cannot be indexed again on disk
         self.data = data
@@ -339,32 +367,29 @@ class Partition:
         for name in ("data", "gene_names", "sample_description"):
             if name in options:
                 raise InvalidArgumentError(f"{name}: it is given to partition, for all parts.")
-        table = self.cells.table
+        table, counts = self.cells.table, self.data if self.matrix is None else self.matrix.matrix
         for i, part in enumerate(self.partitions):
             cells = np.flatnonzero(self.index == i)
-            yield (
-                part,
-                {
-                    **options_of(options, cells, self.cells),
-                    "data": self.data[cells] if self.matrix is None else self.matrix.matrix[cells],
-                    "gene_names": self.gene_names,
-                    "sample_description": None if table is None else table.iloc[cells],
-                },
-            )
+            rows = {"data": counts[cells], "sample_description": None if table is None else table.iloc[cells]}
+            yield part, {**options_of(options, cells, self.cells), **rows, "gene_names": self.gene_names}
 
     def model(self, **options: Any) -> dict[Any, Estimator]:
-        """:func:`model` within each part."""
+        """Fit :func:`model` within each part."""
         return {part: model(**arguments) for part, arguments in self.with_options(options)}
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, missing: str = "raise",
-) -> Partition:  # fmt: skip
+    data: Any,
+    parts: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    missing: str = "raise",
+) -> Partition:
     """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`."""
     return Partition(data, parts, gene_names, sample_description, missing=missing)
 
 
 def cell_labels(name: str, labels: Any, sample_description: pd.DataFrame | None, n_cells: int) -> NDArray[np.object_]:
-    """One label a cell, from an array or a column."""
+    """Read one label a cell, from an array or a column."""
     return Cells.of(None, sample_description, n_cells).labels(labels, name)

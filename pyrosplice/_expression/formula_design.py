@@ -41,7 +41,7 @@ class DesignMatrix:
     every_level
         Factors that have one column for every level in place of the formula's own.
     terms, variables
-        Of each column: the term that it comes from, and the table's columns that the term uses.
+        For each column the term that it comes from, and the table's columns that the term uses.
     reference
         Median of each variable taken as a number.
     """
@@ -123,9 +123,14 @@ def _parts(term: str) -> frozenset[str]:
 
 
 def from_formula(
-    formula: str, sample_description: pd.DataFrame | None, *, as_numeric: Sequence[str] | str = (), n_cells: int,
-    argument: str = "formula_loc", full_rank_except: Sequence[str] = (),
-) -> DesignMatrix:  # fmt: skip
+    formula: str,
+    sample_description: pd.DataFrame | None,
+    *,
+    as_numeric: Sequence[str] | str = (),
+    n_cells: int,
+    argument: str = "formula_loc",
+    full_rank_except: Sequence[str] = (),
+) -> DesignMatrix:
     """The design of ``formula``: columns not in ``as_numeric`` are categorical, whatever their type.
 
     Numbers of many different values that are taken as labels are warned about, or refused where most cells would have

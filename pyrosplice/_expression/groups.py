@@ -2,82 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression import tests as expression_tests
 from pyrosplice._expression.call_options import (
     WITHOUT_EFFECT,
-    block_sizes,
     defaults_of,
     known_options,
     refuse_unused,
 )
-from pyrosplice._expression.cell_entries import group_codes, options_of
-from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.cell_groups import PLAIN_TESTS, Groups, PlainOptions, moments_of_two, two_groups
 from pyrosplice._expression.results import ExpressionTest, ExpressionTests
 from pyrosplice._expression.size_factors import resolve_size_factors
-from pyrosplice._expression.statistics import Moments, group_moments, mann_whitney, welch
-from pyrosplice._tables.cells import Cells
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, listed
+from pyrosplice._expression.statistics import Moments, mann_whitney, welch
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
 GENES_AT_A_TIME = 256
 GROUP_TESTS = {
-    "wald": "wald", "lrt": "lrt", "z-test": "z-test", "z_test": "z-test", "ztest": "z-test", "t-test": "t-test",
-    "t_test": "t-test", "ttest": "t-test", "rank": "rank", "rank-test": "rank", "rank_test": "rank",
-}  # fmt: skip
-PLAIN_TESTS = ("t-test", "rank")
+    "wald": "wald",
+    "lrt": "lrt",
+    "z-test": "z-test",
+    "z_test": "z-test",
+    "ztest": "z-test",
+    "t-test": "t-test",
+    "t_test": "t-test",
+    "ttest": "t-test",
+    "rank": "rank",
+    "rank-test": "rank",
+    "rank_test": "rank",
+}
 SET_HERE = ("data", "formula_loc", "dmat_loc", "dmat_scale", "constraints_loc", "gene_names", "sample_description")
-
-
-@dataclass(frozen=True)
-class PlainOptions:
-    """Options of the tests without a count model.
-
-    Attributes
-    ----------
-    is_logged
-        Whether the data is on the log scale; the fold change is then the difference, else the log ratio of means.
-    is_sig_zerovar
-        Whether a gene that is constant in both groups at different values has p-value 0.
-    size_factors
-        Positive, one a cell, or the column that holds them: every cell is divided by its own, so that fold changes and
-        means are of the divided data.
-    batch_size
-        Cells read at a time, or (cells, genes).
-    dtype
-        Of the results in the original; p-values are float64 here.
-    """
-
-    is_logged: bool = False
-    is_sig_zerovar: bool = True
-    size_factors: Any = None
-    batch_size: int | tuple[int, int] | None = None
-    dtype: str = "float64"
-
-    def __post_init__(self) -> None:
-        check_option("dtype", self.dtype, ("float32", "float64"))
-        check_switches(is_logged=self.is_logged, is_sig_zerovar=self.is_sig_zerovar)
-        block_sizes(self.batch_size)
-        if self.is_logged and self.size_factors is not None:
-            raise InvalidArgumentError(
-                "size_factors: data on the log scale is normalised before its logarithm is taken."
-            )
-
-    @property
-    def block(self) -> tuple[int | None, int | None]:
-        """Cells and genes read at a time; None for a size of our choice."""
-        return block_sizes(self.batch_size)
 
 
 PLAIN = defaults_of(PlainOptions)
@@ -86,74 +48,19 @@ FITTED = {name: value for name, value in defaults_of(expression_fit.model).items
 }
 
 
-class Groups:
-    """Cells of a data set in groups: labels checked and paired by name, groups sorted, data read in blocks.
-
-    Parameters
-    ----------
-    layer
-        Layer of the AnnData to test.
-    missing
-        ``"raise"``: cells without a label are an error; ``"drop"``: they are in no group.
-    """
-
-    def __init__(
-        self, data: Any, grouping: Any, gene_names: Sequence[str] | None, sample_description: pd.DataFrame | None,
-        *, layer: str | None = None, missing: str = "raise",
-    ) -> None:  # fmt: skip
-        self.data, self.layer = data, layer
-        self.counts = CountMatrix(data, gene_names=gene_names, layer=layer, counts=False)
-        self.cells = Cells.of(data, sample_description, self.counts.shape[0])
-        self.names, self.index = group_codes("grouping", grouping, self.cells, missing)
-        if len(self.names) < 2:
-            raise InvalidArgumentError(f"grouping: expected at least two groups, found {self.names}.")
-
-    def blocks(self, factors: Array | None) -> Iterator[tuple[slice, Any]]:
-        """Blocks of cells, each divided by its size factor."""
-        for cells, block in self.counts.cell_blocks():
-            if factors is None:
-                yield cells, block
-            elif sp.issparse(block):
-                yield cells, sp.diags_array(1 / factors[cells]) @ block
-            else:
-                yield cells, block / factors[cells, None]
-
-    def mean(self, test: str, options: Mapping[str, Any]) -> Array:
-        """Mean of each gene over the cells in groups ``(G,)``, as the test reads them."""
-        plain = PlainOptions(**options) if test in PLAIN_TESTS else PlainOptions()
-        return _moments(self, np.where(self.index >= 0, 0, -1), plain)[0].mean
-
-    def fit_arguments(self, cells: NDArray[np.intp], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a fit on some cells: their data, table and options."""
-        n, table = len(self.index), self.cells.table
-        if table is None:
-            table = pd.DataFrame(index=pd.RangeIndex(n) if self.cells.names is None else self.cells.names)
-        source: dict[str, Any] = {"gene_names": list(self.counts.gene_names), "sample_description": table.iloc[cells]}
-        if len(cells) == n and isinstance(self.data, ad.AnnData):
-            source |= {"data": self.data, "layer": self.layer}
-        else:
-            source["data"] = self.counts.matrix if len(cells) == n else self.counts.matrix[cells]
-        return {**options_of(options, cells, self.cells), **source}
-
-    def pair(
-        self, first: NDArray[np.bool_], second: NDArray[np.bool_], options: Mapping[str, Any]
-    ) -> tuple[str, dict[str, Any]]:
-        """Name of a 0/1 column that tells two groups apart, and the arguments of a fit on their cells with it."""
-        cells = np.flatnonzero(first | second)
-        arguments = self.fit_arguments(cells, options)
-        table, name = arguments["sample_description"], "group"
-        while name in table.columns:
-            name += "_"
-        arguments["sample_description"] = table.assign(**{name: np.where(second[cells], "1", "0")})
-        return name, arguments
-
-
-def t_test(
-    data: Any, grouping: Any, gene_names: Sequence[str] | None = None,
-    sample_description: pd.DataFrame | None = None, is_logged: bool = False, is_sig_zerovar: bool = True,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """Welch's t-test of the second group's mean over the first's.
+def t_test(  # noqa: PLR0913 (a documented interface)
+    data: Any,
+    grouping: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    is_logged: bool = False,
+    is_sig_zerovar: bool = True,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
+    """Test whether a gene's mean differs between two groups, by Welch's t-test of the second over the first.
 
     A gene without counts has p-value NaN, one that is constant at the same value in both groups 1.
 
@@ -164,7 +71,7 @@ def t_test(
     grouping
         Two groups: labels, or the column that holds them; groups in sorted order.
     is_logged, is_sig_zerovar, options
-        Those of :class:`PlainOptions`.
+        Options of :class:`PlainOptions`.
     missing
         ``"drop"`` leaves out cells without a label, which are an error otherwise.
 
@@ -175,12 +82,12 @@ def t_test(
     """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.t_test", options, PLAIN))
-    groups = _two(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _t_test(groups, groups.index, plain)
 
 
 def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
-    first, second = _moments(groups, index, options)
+    first, second = moments_of_two(groups, index, options)
     for moments in (first, second):
         if moments.n < 2:
             raise InvalidArgumentError(f"grouping: the t-test needs two cells a group, found {moments.n}.")
@@ -189,12 +96,6 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
     if options.is_logged:
         result.logfc_se = se
     return result
-
-
-def _moments(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
-    groups.counts.block_cells = options.block[0]
-    factors = resolve_size_factors(options.size_factors, groups.cells)
-    return group_moments(lambda: groups.blocks(factors), np.where(index >= 0, index, 2), 3)[:2]
 
 
 def _plain_result(
@@ -216,20 +117,34 @@ def _plain_result(
     unseen = ((first.mean == 0) | (second.mean == 0)) & (not options.is_logged)
     ended = np.where(empty, Reason.NO_COUNTS, np.where(unseen, Reason.SEPARATED, Reason.CONVERGED)).astype(object)
     return ExpressionTest(
-        groups.counts.gene_names, np.where(empty, np.nan, pval), statistic, logfc, se, mean,
-        ended, constant, otherwise=Reason.NOT_FINITE.value,
-    )  # fmt: skip
+        groups.counts.gene_names,
+        np.where(empty, np.nan, pval),
+        statistic,
+        logfc,
+        se,
+        mean,
+        ended,
+        constant,
+        otherwise=Reason.NOT_FINITE.value,
+    )
 
 
-def rank_test(
-    data: Any, grouping: Any, gene_names: Sequence[str] | None = None,
-    sample_description: pd.DataFrame | None = None, is_logged: bool = False, is_sig_zerovar: bool = True,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """Mann–Whitney rank test of the second group over the first; arguments as :func:`t_test`."""
+def rank_test(  # noqa: PLR0913 (a documented interface)
+    data: Any,
+    grouping: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    is_logged: bool = False,
+    is_sig_zerovar: bool = True,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
+    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`."""
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
-    groups = _two(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _rank_test(groups, groups.index, plain)
 
 
@@ -243,14 +158,8 @@ def _rank_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -
         y = groups.counts.genes(genes)
         y = y if factors is None else y / factors
         statistic[genes], pval[genes] = mann_whitney(y[:, index == 0], y[:, index == 1])
-    first, second = _moments(groups, index, options)
+    first, second = moments_of_two(groups, index, options)
     return _plain_result(groups, first, second, statistic, pval, options)
-
-
-def _two(groups: Groups) -> Groups:
-    if len(groups.names) != 2:
-        raise InvalidArgumentError(f"grouping: expected two groups, found {listed(groups.names)}.")
-    return groups
 
 
 def _test_name(test: Any) -> str:
@@ -269,18 +178,28 @@ def _options(call: str, test: str, given: Mapping[str, Any]) -> dict[str, Any]:
     idle = {"as_numeric"} - set(kept)  # named in the documentation of every test, though groups are never numbers
     used = known_options(call, given, set(every) - idle, {**WITHOUT_EFFECT, "as_numeric": "the groups are labels"})
     refuse_unused(
-        call, test, {n: v for n, v in used.items() if n not in kept}, every,
+        call,
+        test,
+        {n: v for n, v in used.items() if n not in kept},
+        every,
         f"leave it out, or choose another test among {sorted(set(GROUP_TESTS.values()))}.",
-    )  # fmt: skip
+    )
     return {n: v for n, v in used.items() if n in kept and not (v is None and kept[n] is not None)}
 
 
-def two_sample(
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "t-test",
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, layer: str | None = None, missing: str = "raise", **options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """One test between two groups.
+def two_sample(  # noqa: PLR0913 (a documented interface)
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "t-test",
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTest:
+    """Test every gene between two groups of cells, by a test of your choice.
 
     Parameters
     ----------
@@ -306,7 +225,7 @@ def two_sample(
     """
     test = _test_name(test)
     options = _options("test.two_sample", test, {"as_numeric": as_numeric, **options})
-    groups = _two(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _between(groups, groups.index == 0, groups.index == 1, test, options)
 
 
@@ -323,12 +242,21 @@ def _between(
 
 
 def pairwise(  # noqa: PLR0913 (a documented interface)
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "z-test", lazy: bool = False,
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    pval_correction: str = "global", *, keep_full_test_objs: bool = True, layer: str | None = None,
-    missing: str = "raise", **options: Any,
-) -> ExpressionTests:  # fmt: skip
-    """Every pair of groups; arguments as :func:`two_sample`.
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "z-test",
+    lazy: bool = False,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    pval_correction: str = "global",
+    *,
+    keep_full_test_objs: bool = True,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTests:
+    """Test every pair of groups; arguments as :func:`two_sample`.
 
     ``"z-test"`` fits one model with a mean a group and a common dispersion, and compares its coefficients; the other
     tests fit each pair on its own. ``lazy`` and ``keep_full_test_objs`` are accepted: the pairs of a z-test cost
@@ -365,13 +293,21 @@ def _group_means_model(groups: Groups, options: dict[str, Any]) -> Any:
     return expression_fit.model(dmat_loc=dmat, **arguments)
 
 
-def versus_rest(
-    data: Any, grouping: Any, as_numeric: Sequence[str] = (), test: str = "wald",
-    gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    pval_correction: str = "global", *, keep_full_test_objs: bool = True, layer: str | None = None,
-    missing: str = "raise", **options: Any,
-) -> ExpressionTests:  # fmt: skip
-    """Every group against all other cells; arguments as :func:`pairwise`."""
+def versus_rest(  # noqa: PLR0913 (a documented interface)
+    data: Any,
+    grouping: Any,
+    as_numeric: Sequence[str] = (),
+    test: str = "wald",
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    pval_correction: str = "global",
+    *,
+    keep_full_test_objs: bool = True,
+    layer: str | None = None,
+    missing: str = "raise",
+    **options: Any,
+) -> ExpressionTests:
+    """Test every group against all other cells; arguments as :func:`pairwise`."""
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))

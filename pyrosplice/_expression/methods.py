@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrosplice._expression.donors import Donors
-from pyrosplice._expression.engine.cell_sandwich import robust_covariance, variance_ratio
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance, robust_covariance, variance_ratio
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.quasi_test import QuasiFit, quasi_test
@@ -29,9 +29,8 @@ RATIO_TOLD = 0.7  # 1 % of negative-binomial genes with 120 cells, mean 50, disp
 
 
 def apply_method(
-    method: str, estimator: Estimator, wald: ExpressionTest, rows: Array, *, donors: Any,
-    quasi: Callable[[], QuasiFit],
-) -> ExpressionTest:  # fmt: skip
+    method: str, estimator: Estimator, wald: ExpressionTest, rows: Array, *, donors: Any, quasi: Callable[[], QuasiFit]
+) -> ExpressionTest:
     """Test contrasts ``rows`` ``(k, P)`` of the full location coefficients, of which ``wald`` is the Wald test.
 
     ``quasi`` makes the quasi-likelihood fit.
@@ -49,25 +48,23 @@ def apply_method(
     if method == "ql":
         return with_statistic(wald, *quasi_test(estimator, quasi(), free)[:2], otherwise=Reason.FEW_SPOTS.value)
 
-    def linear(fit: GlmFit, covariance: Array, df: Array) -> ExpressionTest:
-        found = contrast_test(
-            fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, covariance=covariance, df=df
-        )
+    def linear(fit: GlmFit, robust: RobustCovariance) -> ExpressionTest:
+        found = contrast_test(fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, robust=robust)
         return replace(found, otherwise=Reason.FEW_SPOTS.value)
 
     if method == "robust":
-        robust = robust_covariance(estimator.source, estimator.fit, free[0])
-        return linear(estimator.fit, robust.covariance, robust.df)
+        return linear(estimator.fit, robust_covariance(estimator.source, estimator.fit, free[0]))
     if method == "glmm":
-        return linear(*Donors(estimator, donors).mixed(free[0]))
+        mixed, *law = Donors(estimator, donors).mixed(free[0])
+        return linear(mixed, RobustCovariance(*law))
     cluster = Donors(estimator, donors).cluster(free[0])
-    result = linear(estimator.fit, cluster.covariance, cluster.df)
+    result = linear(estimator.fit, RobustCovariance(cluster.covariance, cluster.df))
     pval = np.where(np.isnan(result.pval), np.nan, cluster.pval)
     return with_statistic(result, result.statistic, pval, otherwise=Reason.FEW_SPOTS.value)
 
 
 def noise_ratio(estimator: Estimator) -> Array:
-    """:func:`pyrosplice._expression.engine.cell_sandwich.variance_ratio` of a negative-binomial fit without weights."""
+    """Compare the spread of counts with the fitted noise, negative binomial without weights: ``(G,)``."""
     if not _can_be_judged(estimator):
         raise InvalidArgumentError("noise_model: the variance ratio needs negative-binomial noise, and no weights.")
     return variance_ratio(estimator.source, estimator.fit)

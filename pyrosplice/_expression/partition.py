@@ -31,30 +31,34 @@ class TestPartition(Partition):
         return ExpressionTests(self.partitions, tests, (len(self.partitions),), mean)
 
     def wald(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.tests.wald` in each part."""
+        """Run :func:`pyrosplice._expression.tests.wald` in each part."""
         return self._each(expression_tests.wald, options)
 
     def lrt(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.tests.lrt` in each part."""
+        """Run :func:`pyrosplice._expression.tests.lrt` in each part."""
         return self._each(expression_tests.lrt, options)
 
     def t_test(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.t_test` in each part."""
+        """Run :func:`pyrosplice._expression.groups.t_test` in each part."""
         return self._each(expression_groups.t_test, options)
 
     def rank_test(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.rank_test` in each part."""
+        """Run :func:`pyrosplice._expression.groups.rank_test` in each part."""
         return self._each(expression_groups.rank_test, options)
 
     def two_sample(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.two_sample` in each part."""
+        """Run :func:`pyrosplice._expression.groups.two_sample` in each part."""
         return self._each(expression_groups.two_sample, options)
 
 
 def partition(
-    data: Any, parts: Any, gene_names: Sequence[str] | None = None, sample_description: pd.DataFrame | None = None,
-    *, missing: str = "raise",
-) -> TestPartition:  # fmt: skip
+    data: Any,
+    parts: Any,
+    gene_names: Sequence[str] | None = None,
+    sample_description: pd.DataFrame | None = None,
+    *,
+    missing: str = "raise",
+) -> TestPartition:
     """Divide the cells by ``parts`` for tests within each.
 
     Parameters

@@ -30,7 +30,7 @@ MOST_LISTED = 12  # comparisons in the text
 
 @dataclass(repr=False)
 class ExpressionTest(Described):
-    """One test of every gene.
+    """Results of one test of every gene.
 
     Attributes
     ----------
@@ -109,10 +109,15 @@ class ExpressionTest(Described):
         return clean_log10(self.qval, log10_threshold)
 
     def summary(
-        self, qval_thres: float | None = None, fc_upper_thres: float | None = None,
-        fc_lower_thres: float | None = None, mean_thres: float | None = None, *, level: float = 0.95,
-    ) -> pd.DataFrame:  # fmt: skip
-        """One row a gene, with the documented columns first.
+        self,
+        qval_thres: float | None = None,
+        fc_upper_thres: float | None = None,
+        fc_lower_thres: float | None = None,
+        mean_thres: float | None = None,
+        *,
+        level: float = 0.95,
+    ) -> pd.DataFrame:
+        """Table with one row a gene, the documented columns first.
 
         ``effect``, ``se``, ``lower`` and ``upper`` are of the log₂ fold change; ``reason`` is "" or why the p-value or
         the standard error is missing or infinite, ``fit_ended`` how the fit behind the test ended: words of
@@ -131,10 +136,16 @@ class ExpressionTest(Described):
         return rows_within(frame_of(self, self.qval, level=level), **thresholds, mean_thres=mean_thres)
 
     def plot_volcano(
-        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
-        highlight_ids: Sequence[str] = (), log10_p_threshold: float = -30.0, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """:func:`pyrosplice.plotting._volcano` of the table, by q-values or p-values.
+        self,
+        *,
+        corrected_pval: bool = True,
+        alpha: float = 0.05,
+        min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (),
+        log10_p_threshold: float = -30.0,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw effects against evidence, q-values or p-values, by :func:`pyrosplice.plotting.volcano`.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
         ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
@@ -146,10 +157,15 @@ class ExpressionTest(Described):
         return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
 
     def plot_ma(
-        self, *, corrected_pval: bool = True, alpha: float = 0.05, min_fc: float = 1.0,
-        highlight_ids: Sequence[str] = (), **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
+        self,
+        *,
+        corrected_pval: bool = True,
+        alpha: float = 0.05,
+        min_fc: float = 1.0,
+        highlight_ids: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
@@ -162,10 +178,9 @@ def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.Da
         se = test.logfc_se / LOG_2
         half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
         interval = {"se": se, "lower": lfc - half, "upper": lfc + half}
-    ours = TestTable(
-        labels={}, effect=None if np.isnan(lfc).all() else lfc, **interval, statistic=test.statistic,
-        pvalue=test.pval, pvalue_adj=qval, why=test.why, more={"fit_ended": test.fit_ended},
-    )  # fmt: skip
+    effect, ended = None if np.isnan(lfc).all() else lfc, {"fit_ended": test.fit_ended}
+    outcome = {"statistic": test.statistic, "pvalue": test.pval, "pvalue_adj": qval, "why": test.why}
+    ours = TestTable(labels={}, effect=effect, **interval, **outcome, more=ended)
     documented = _documented(test.gene_ids, test.pval, qval, lfc, test.mean) | {"zero_mean": test.mean == 0}
     constant = {} if test.zero_variance is None else {"zero_variance": test.zero_variance}
     return pd.DataFrame(documented | constant | test.extra).join(ours.to_frame())
@@ -353,7 +368,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(test, self.qval[i, j]), **thresholds)
 
     def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
+        """Table over some pairs of groups, one row a gene, as :meth:`summary`; group 1 over group 0 of each pair.
 
         *Differs from* the original: the q-values are those of the whole family of comparisons, whatever is picked,
         and the fold change is that of the pair with the smallest p-value.
@@ -371,7 +386,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(self.tests[(self.groups[self._index(group)],)], q), **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
+        """Table with one row a gene: the smallest p-value over comparisons, the fold change there, and which it is."""
         places = [self._place(key) for key in self.tests]
         return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
 

@@ -87,9 +87,13 @@ def _kinds(design: Design) -> _Kinds:
 
 
 def _null_score(
-    score: Array, theta: Array, design: Design, kinds: _Kinds, columns: tuple[Array, Array, Array],
+    score: Array,
+    theta: Array,
+    design: Design,
+    kinds: _Kinds,
+    columns: tuple[Array, Array, Array],
     which: NDArray[np.intp],
-) -> NullScore:  # fmt: skip
+) -> NullScore:
     kept, nuisance, tested = (c[kinds.first] for c in columns)
     p, first = kept.shape[1], kinds.first
     offset = design.offset[:, which].T if kinds.offset is None else kinds.offset

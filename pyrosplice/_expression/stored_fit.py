@@ -46,7 +46,7 @@ class SavedExpression:
         The engine's result, how all coefficients follow from the free ones, the location design, names of the genes
         and mean of each.
     own
-        Of a model of a person's own.
+        Fit of a model of a person's own.
     """
 
     settings: dict[str, Any]
@@ -127,13 +127,25 @@ def _check(saved: SavedExpression) -> None:
     """Raise where parts are of different numbers of genes, coefficients or free coefficients."""
     fit, bound, design = saved.fit, saved.constraints, saved.design
     check_sizes(
-        genes=(saved.genes, "G"), mean=(saved.mean, "G"), theta=(fit.theta, "GD"), gradient=(fit.gradient, "GD"),
-        log_likelihood=(fit.log_likelihood, "G"), code=(fit.code, "G"), n_iter=(fit.n_iter, "G"),
-        inner_information=(fit.inner_information, "GDD"), inner_fisher=(fit.inner_fisher, "GFF"),
-        basis=(fit.basis.matrix, "DD"), inverse=(fit.basis.inverse, "DD"), reach=(fit.reach, "F"),
-        constraint=(bound.matrix, "PF"), shift=(bound.shift, "P"), free=(bound.free_names, "F"),
-        names=(design.names, "P"), terms=(design.terms, "P"), variables=(design.variables, "P"),
-    )  # fmt: skip
+        genes=(saved.genes, "G"),
+        mean=(saved.mean, "G"),
+        theta=(fit.theta, "GD"),
+        gradient=(fit.gradient, "GD"),
+        log_likelihood=(fit.log_likelihood, "G"),
+        code=(fit.code, "G"),
+        n_iter=(fit.n_iter, "G"),
+        inner_information=(fit.inner_information, "GDD"),
+        inner_fisher=(fit.inner_fisher, "GFF"),
+        basis=(fit.basis.matrix, "DD"),
+        inverse=(fit.basis.inverse, "DD"),
+        reach=(fit.reach, "F"),
+        constraint=(bound.matrix, "PF"),
+        shift=(bound.shift, "P"),
+        free=(bound.free_names, "F"),
+        names=(design.names, "P"),
+        terms=(design.terms, "P"),
+        variables=(design.variables, "P"),
+    )
     if not np.isin(fit.code, list(FitCode)).all():
         found = f"{fit.code.min()} to {fit.code.max()}"
         raise ModelFileError(f"code: expected numbers from 0 to {max(FitCode):d}, found {found}.")

@@ -18,6 +18,7 @@ from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.call_options import defaults_of, known_options
 from pyrosplice._expression.conditions import check_canceled
 from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
@@ -39,10 +40,14 @@ FIT_OPTIONS = ({*defaults_of(expression_fit.model)} | {"train_args"}) - {"data",
 
 
 def wald(
-    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
-    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """Wald test of location coefficients: z for one, χ² for several.
+    data: Any,
+    factor_loc_totest: Names | None = None,
+    coef_to_test: Names | None = None,
+    formula_loc: str | None = None,
+    formula_scale: str | None = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
+    """Test location coefficients by estimate over standard error (Wald): z for one, χ² for several.
 
     A gene that is separated (no counts in a group, or a group's counts alone) has its optimum at infinity, where a
     Wald statistic says nothing: what its counts identify of the coefficients is tested, with as many degrees of
@@ -71,7 +76,7 @@ def wald(
 def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
-    """Wald test of other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
+    """Test other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
     estimator = det.estimator if isinstance(det, ExpressionTest) else det
     if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
@@ -79,23 +84,16 @@ def wald_repeated(
     return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
 
 
-def linear_test(
-    estimator: Estimator, contrast: Array, *, covariance: Array | None = None, df: Any = None
-) -> ExpressionTest:
-    """Wald test of ``L a = 0`` for rows L ``(k, P)`` of contrasts of the full location coefficients.
-
-    Parameters
-    ----------
-    covariance
-        Of the free location coefficients ``(G, F, F)`` where not the inverse expected information (a sandwich, say).
-    df
-        Residual degrees of freedom, for t and F in place of normal and χ².
-    """
+def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
+    """Test ``L a = 0`` by Wald's statistic, for rows L ``(k, P)`` of contrasts of the full location coefficients."""
     fit, data = estimator.fit, estimator.input_data
     result = contrast_test(
-        fit, data.constraints_loc, contrast, gene_ids=data.counts.gene_names, mean=estimator.gene_means,
-        covariance=covariance, df=df,
-    )  # fmt: skip
+        fit,
+        data.constraints_loc,
+        contrast,
+        gene_ids=data.counts.gene_names,
+        mean=estimator.gene_means,
+    )
     result.estimator = estimator
     return result
 
@@ -128,15 +126,24 @@ def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient:
 
 
 def contrast_test(
-    fit: GlmFit, constraints: Constraints, contrast: Array, *, gene_ids: NDArray[np.object_], mean: Array,
-    covariance: Array | None = None, df: Any = None,
-) -> ExpressionTest:  # fmt: skip
-    """:func:`linear_test` from its parts."""
+    fit: GlmFit,
+    constraints: Constraints,
+    contrast: Array,
+    *,
+    gene_ids: NDArray[np.object_],
+    mean: Array,
+    robust: RobustCovariance | None = None,
+) -> ExpressionTest:
+    """Test contrasts as :func:`linear_test` does, from its parts.
+
+    ``robust``: covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information,
+    and degrees of freedom for t and F in place of normal and χ².
+    """
     p = fit.n_location
     rows = contrast @ constraints.matrix
     estimate = fit.theta[:, :p] @ rows.T + contrast @ constraints.shift
-    v = fit.inner_covariance if covariance is None else covariance
-    inner = rows @ fit.basis.matrix[:p, :p] if covariance is None else rows
+    v, df = (fit.inner_covariance, None) if robust is None else (robust.covariance, robust.df)
+    inner = rows @ fit.basis.matrix[:p, :p] if robust is None else rows
     v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
     identified = identified_contrasts(fit, rows)
@@ -163,19 +170,23 @@ def contrast_test(
 
 
 def lrt(
-    data: Any, full_formula_loc: str, reduced_formula_loc: str, full_formula_scale: str = "~1",
-    reduced_formula_scale: str = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """Likelihood-ratio test of two nested models.
+    data: Any,
+    full_formula_loc: str,
+    reduced_formula_loc: str,
+    full_formula_scale: str = "~1",
+    reduced_formula_scale: str = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
+    """Test two nested models by their likelihood ratio.
 
     Parameters
     ----------
     data, fit_options
         As for ``fit.model``, without designs.
     full_formula_loc, full_formula_scale
-        Of the larger model.
+        Formulas of the larger model.
     reduced_formula_loc, reduced_formula_scale
-        Of the smaller model.
+        Formulas of the smaller model.
 
     Raises
     ------
@@ -196,7 +207,7 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
-    """Likelihood-ratio test of two estimators, the second nested in the first."""
+    """Test two estimators, the second nested in the first, by their likelihood ratio."""
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
@@ -216,10 +227,14 @@ def _check_nested(full: Estimator, reduced: Estimator) -> None:
 
 
 def score(
-    data: Any, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None,
-    formula_loc: str | None = None, formula_scale: str | None = "~1", **fit_options: Any,
-) -> ExpressionTest:  # fmt: skip
-    """Score test of location coefficients: only the model without them is fitted.
+    data: Any,
+    factor_loc_totest: Names | None = None,
+    coef_to_test: Names | None = None,
+    formula_loc: str | None = None,
+    formula_scale: str | None = "~1",
+    **fit_options: Any,
+) -> ExpressionTest:
+    """Test location coefficients by the score: only the model without them is fitted.
 
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
     model that is fitted.
@@ -247,15 +262,23 @@ def score(
     statistic, pval, step, se = score_statistic(big.source, theta, np.array(which))
     largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
     return ExpressionTest(
-        gene_ids=full.counts.gene_names, pval=pval, statistic=statistic, logfc=step[genes, largest],
-        logfc_se=se[genes, largest], mean=big.gene_means, fit_ended=reduced.fit.reason, estimator=None,
-    )  # fmt: skip
+        gene_ids=full.counts.gene_names,
+        pval=pval,
+        statistic=statistic,
+        logfc=step[genes, largest],
+        logfc_se=se[genes, largest],
+        mean=big.gene_means,
+        fit_ended=reduced.fit.reason,
+        estimator=None,
+    )
 
 
 def tested_columns(
-    design: DesignMatrix, factors: Names | None, coefficients: Names | None,
+    design: DesignMatrix,
+    factors: Names | None,
+    coefficients: Names | None,
     arguments: tuple[str, str] = ("factor_loc_totest", "coef_to_test"),
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Columns of the location design that a test is about; errors begin with the name of one of the ``arguments``."""
     if (factors is None) == (coefficients is None):
         raise InvalidArgumentError(f"{arguments[0]}: expected either it or {arguments[1]}.")
@@ -309,7 +332,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
-    """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
+    """Replace statistic and p-value of ``result`` by those of the likelihood ratio of a contrast."""
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
     return with_statistic(
         result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason
@@ -323,7 +346,7 @@ def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
 
 
 def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:
-    """``result`` with another statistic and p-value, NaN for genes without counts.
+    """Copy ``result`` with another statistic and p-value, NaN for genes without counts.
 
     ``otherwise`` says why there is none where the fit behind ``result`` is at an optimum: a reason, or how another fit
     that the statistic needs ended.

@@ -31,9 +31,13 @@ System = tuple[pd.DataFrame, list[str], np.ndarray | None, list[str] | None]
 
 
 def design_matrix(
-    data: Any = None, sample_description: pd.DataFrame | None = None, formula: str | None = None,
-    as_numeric: Sequence[str] | str = (), dmat: Any = None, return_type: str = "patsy",
-) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    data: Any = None,
+    sample_description: pd.DataFrame | None = None,
+    formula: str | None = None,
+    as_numeric: Sequence[str] | str = (),
+    dmat: Any = None,
+    return_type: str = "patsy",
+) -> tuple[pd.DataFrame, list[str]]:
     """The design of ``formula``, or ``dmat`` checked, and the names of its columns.
 
     *Differs from* the original: the design is a DataFrame for either ``return_type``, since formulas are read without
@@ -94,10 +98,14 @@ def preview_coef_names(
 
 
 def constraint_system_from_star(
-    dmat: Any = None, sample_description: pd.DataFrame | None = None, formula: str | None = None,
-    as_numeric: Sequence[str] | str = (), constraints: Any = None, return_type: str = "patsy",
-) -> System:  # fmt: skip
-    """A design with its constraint matrix, from constraints of any form, for ``dmat_loc`` and ``constraints_loc``.
+    dmat: Any = None,
+    sample_description: pd.DataFrame | None = None,
+    formula: str | None = None,
+    as_numeric: Sequence[str] | str = (),
+    constraints: Any = None,
+    return_type: str = "patsy",
+) -> System:
+    """Build a design and its constraint matrix, from any form of constraints, for ``dmat_loc`` and ``constraints_loc``.
 
     Parameters
     ----------
@@ -132,10 +140,13 @@ def constraint_system_from_star(
 
 
 def constraint_matrix_from_dict(
-    sample_description: pd.DataFrame, formula: str, as_categorical: bool | Sequence[bool] = True,
-    constraints: dict[str, str] | None = None, return_type: str = "patsy",
-) -> System:  # fmt: skip
-    """:func:`constraint_system_from_star` for a dict ``{"batch": "condition"}``.
+    sample_description: pd.DataFrame,
+    formula: str,
+    as_categorical: bool | Sequence[bool] = True,
+    constraints: dict[str, str] | None = None,
+    return_type: str = "patsy",
+) -> System:
+    """Build design and constraints as :func:`constraint_system_from_star`, from ``{"batch": "condition"}``.
 
     Parameters
     ----------
@@ -154,9 +165,12 @@ def constraint_matrix_from_dict(
         if not factor and pd.api.types.is_numeric_dtype(sample_description.dtypes.iloc[i])
     ]
     return constraint_system_from_star(
-        sample_description=sample_description, formula=formula, as_numeric=numbers, constraints=constraints,
+        sample_description=sample_description,
+        formula=formula,
+        as_numeric=numbers,
+        constraints=constraints,
         return_type=return_type,
-    )  # fmt: skip
+    )
 
 
 def constraint_matrix_from_string(
@@ -210,9 +224,13 @@ def _system(
     if table is None or formula is None:
         raise InvalidArgumentError("formula: expected a formula with sample_description, or dmat.")
     design = from_formula(
-        formula, table, as_numeric=as_numeric, n_cells=len(table), argument="formula",
+        formula,
+        table,
+        as_numeric=as_numeric,
+        n_cells=len(table),
+        argument="formula",
         full_rank_except=list(constraints) if isinstance(constraints, dict) else [],
-    )  # fmt: skip
+    )
     resolved = resolve_constraints(constraints, design, table, argument="constraints")
     _no_constant(resolved)
     return design, list(dict.fromkeys(design.terms)), resolved

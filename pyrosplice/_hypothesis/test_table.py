@@ -58,13 +58,13 @@ class TestTable:
         return np.where(lost, np.asarray(self.why, dtype=object), "")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row each, columns in the order of :data:`COLUMNS` after the labels."""
+        """Write the results as a DataFrame, columns in the order of :data:`COLUMNS` after the labels."""
         found = {name: getattr(self, name) for name in COLUMNS}
         known = {name: np.asarray(values).ravel() for name, values in found.items() if values is not None}
         return pd.DataFrame({**self.labels, **known, **self.more})
 
 
-def unless_ended(ended: Any, otherwise: Any) -> NDArray[np.object_]:
+def unless_ended(ended: object, otherwise: object) -> NDArray[np.object_]:
     """Why a result may be missing: how the fit behind it ended, or, of a fit at an optimum, ``otherwise``."""
     words = np.asarray(ended, dtype=object)
     return np.where(np.isin(words, [reason.value for reason in OPTIMA]), np.asarray(otherwise, dtype=object), words)

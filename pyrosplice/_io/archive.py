@@ -71,7 +71,7 @@ class Archive:
     part: str = CONTENT
 
     @classmethod
-    def of(cls, kind: str, record: Any, *, part: str = CONTENT) -> Archive:
+    def of(cls, kind: str, record: object, *, part: str = CONTENT) -> Archive:
         """The fields of a dataclass, by their annotations; see :func:`~pyrosplice._io.codec.pack`."""
         tensors: dict[str, Tensor] = {}
         return cls(kind, pack(record, type(record), "", tensors), tensors, part=part)
@@ -274,9 +274,9 @@ def _older(header: Mapping[str, str], tensors: dict[str, Tensor], name: str) -> 
     return Archive(header.get("kind", "ExpressionGLM"), json.loads(text), tensors, version)
 
 
-def _version(said: Any, name: str) -> int:
+def _version(said: object, name: str) -> int:
     try:
-        version = int(said)
+        version = int(str(said))
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{name} is damaged: its format version is {said!r}; {AGAIN}.") from error
     if version > FORMAT_VERSION:
@@ -304,7 +304,7 @@ def _described(name: str, tensor: Tensor) -> bytes:
     return f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
 
 
-def _raw(tensor: Tensor) -> Any:
+def _raw(tensor: Tensor) -> memoryview | bytes:
     return tensor.contiguous().reshape(-1).view(uint8).numpy().data if tensor.numel() else b""
 
 

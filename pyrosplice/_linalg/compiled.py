@@ -7,15 +7,17 @@ from typing import Any
 
 import numba
 
+Kernel = Callable[..., Any]
 
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` with these options, cached next to the module or in the user's cache directory.
+
+def compiled(**options: Any) -> Callable[[Kernel], Kernel]:
+    """Compile by ``numba.njit`` with these options, cached next to the module or in the user's cache directory.
 
     In a read-only installation without a home there is neither (set ``NUMBA_CACHE_DIR`` to have one): functions are
     then compiled anew in every process.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
+    def decorate(function: Kernel) -> Kernel:
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # "cannot cache function: no locator available"

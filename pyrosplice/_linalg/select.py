@@ -1,8 +1,6 @@
-"""From whatever describes a spatial covariance to the solver that is fastest for it."""
+"""The solver that is fastest for a spatial covariance, whatever describes it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +18,7 @@ RELATIVE_ZERO = 1e-9  # entries of an inverse this small, relative to its diagon
 
 
 def solver_for(
-    covariance: Any = None,
+    covariance: object = None,
     *,
     eigenvalues: Tensor | None = None,
     eigenvectors: Tensor | None = None,
@@ -66,7 +64,7 @@ def solver_for(
     return LowRankSolver.from_dense(dense) if precision is None else SparseSolver(precision)
 
 
-def sparse_precision(covariance: Any) -> Any:
+def sparse_precision(covariance: object) -> sp.csc_matrix | None:
     """The sparse V⁻¹ that a covariance has; None without one, and where its class gives another ``dense()`` instead.
 
     A subclass that overrides ``dense`` and leaves ``precision`` to its parent is the covariance of ``dense``.
@@ -77,7 +75,7 @@ def sparse_precision(covariance: Any) -> Any:
         A subclass that overrides ``dense`` and also has a constructor of its own, if the two do not agree.
     """
     precision = getattr(covariance, "precision", None)
-    if precision is None or "dense" not in dir(covariance):
+    if precision is None or not hasattr(covariance, "dense"):
         return precision
     kind = type(covariance)
     own, given = depth(kind, "dense"), min(depth(kind, "precision"), depth(kind, "__init__"))
@@ -125,7 +123,7 @@ def _checked(covariance: Tensor) -> Tensor:
 
 
 def _from_eigenpairs(
-    covariance: Any, eigenvalues: Tensor | None, eigenvectors: Tensor | None, device: torch.device | str
+    covariance: object, eigenvalues: Tensor | None, eigenvectors: Tensor | None, device: torch.device | str
 ) -> SpatialSolver:
     if eigenvalues is None or eigenvectors is None:
         raise InvalidArgumentError("corr_sp_eigvals and corr_sp_eigvecs: expected both or neither.")

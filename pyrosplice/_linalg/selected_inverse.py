@@ -10,7 +10,7 @@ from pyrosplice._linalg.compiled import compiled
 
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
-def factorize_one(column_start, row, update_start, update_column, update_at, diagonal, below):  # type: ignore[no-untyped-def]
+def factorize_one(column_start, row, update_start, update_column, update_at, diagonal, below):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Cholesky factor in place; NaN where the matrix is not positive definite."""
     n = column_start.size - 1
     where = np.zeros(n, np.int64)

@@ -14,7 +14,7 @@ class Loss(Protocol):
     """An estimator whose ``score`` is a mean negative log likelihood."""
 
     def score(self, X: Any) -> float:
-        """That of cells."""
+        """Mean negative log likelihood of cells."""
 
 
 def log_likelihood_scorer(estimator: Loss, X: Any, y: None = None) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrosplice._mixture.criteria import information_criterion
 from pyrosplice._mixture.density_module import GaussianMixtureModel
 from pyrosplice._mixture.em.loop import EMOptions, EMResult
-from pyrosplice._mixture.em.one_fit import Problem, Strategy, run_carefully, start_one
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem, Strategy, run_carefully, start_one
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.starts import seed_of, uniforms
 from pyrosplice._mixture.em.stepwise import StepwiseEM
@@ -28,24 +28,13 @@ from pyrosplice._mixture.given_cells import (
     given_parameters,
     read_cells,
 )
-from pyrosplice._mixture.mixture_prior import (
-    CovarianceType,
-    MixturePrior,
-    MixturePriors,
-    has_covariances,
-)
+from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, has_covariances
 from pyrosplice._mixture.own_mixture import all_cells
 from pyrosplice._mixture.parameter_draws import MixturePosterior
 from pyrosplice._mixture.rows import as_given
 from pyrosplice._mixture.stored_folder import MixtureStorage
 from pyrosplice._mixture.trainer import TrainerOptions
-from pyrosplice.errors import (
-    InvalidArgumentError,
-    RefusedModelError,
-    check_integer,
-    check_option,
-    own_options_only,
-)
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_option, own_options_only
 from pyrosplice.guides._own_model import Program, name_of
 
 
@@ -82,7 +71,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Mapping of the fields of :class:`~pyrosplice._mixture.trainer.TrainerOptions`; words of a Lightning
         trainer that mean nothing to EM (``logger``, …) are accepted. ``max_epochs=0`` keeps the starting values.
     init_weights, init_covariances
-        With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
+        Start together with ``init_means``: weights and covariances, ``(M,)`` and the shape of ``covariance_type``.
     prior
         :class:`~pyrosplice._mixture.mixture_prior.MixturePrior`: conjugate ``priors`` in numbers.
     missing
@@ -120,7 +109,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
         no change counts.
     reason_
-        The same in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
+        How the fit ended in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
         ``partial_fit``.
     nll_
         Mean negative log likelihood of the cells at ``model_``.
@@ -244,7 +233,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return True
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
-        """One step of stepwise EM (Cappé & Moulines 2009) on some more cells; the first call is :meth:`fit`.
+        """Improve the fit by more cells, a step of stepwise EM (Cappé & Moulines 2009); the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
@@ -287,12 +276,11 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
 
     def _problem(self, rows: RowBlocks, *, centered: bool = False) -> Problem:
         closed = self._closed_priors(rows.dim)
+        floor = 0.0 if has_covariances(closed) else float(self.covariance_regularization)
         return Problem.of(
             rows,
-            self.covariance_type,
-            prior=closed,
+            MixtureForm(self.covariance_type, closed, floor),
             n_components=self.num_components,
-            regularization=0.0 if has_covariances(closed) else float(self.covariance_regularization),
             missing=self.missing == "marginalize",
             centered=centered,
         )
@@ -319,7 +307,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """:meth:`fit`, then :meth:`predict` of the same cells."""
+        """Fit the mixture, then :meth:`predict` the same cells."""
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict_proba(self, X: Any) -> Any:
@@ -352,7 +340,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
-        """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
+        """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed."""
         self._require_gaussian()
         check_is_fitted(self, "model_")
         return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
@@ -385,7 +373,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return super().set_params(**given)
 
     def clone(self) -> Self:
-        """An unfitted estimator with the same parameters."""
+        """Copy the estimator without its fit, with the same parameters."""
         return type(self)(**self.get_params(deep=False))
 
     def trainer(self, **overrides: Any) -> TrainerOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyrosplice._mixture.em.gibbs import GibbsSampler
 from pyrosplice._mixture.em.loop import block_size
 from pyrosplice._mixture.em.many import log_joint_of_cells
-from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks, require_finite
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
 from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors, weak_prior
@@ -31,17 +31,30 @@ _SHAPES = {
 }
 
 
+@dataclass(frozen=True)
+class GibbsChains:
+    """Draws kept of a chain, sweeps before them, chains, the seed of all, and whether to show a progress bar."""
+
+    n_draws: int = 500
+    n_warmup: int = 200
+    n_chains: int = 4
+    seed: int = 0
+    progress: bool = False
+
+    def check(self) -> None:
+        """Raise for numbers that no chain could have."""
+        check_integer("n_draws", self.n_draws)
+        check_integer("n_chains", self.n_chains)
+        check_integer("n_warmup", self.n_warmup, least=0)
+        check_integer("seed", self.seed, least=0)
+
+
 def sample_posterior(
     X: Any,
     fitted: MixtureParameters,
+    chains: GibbsChains,
     *,
     prior: MixturePriors | SitePriors = None,
-    n_draws: int = 500,
-    n_warmup: int = 200,
-    n_chains: int = 4,
-    seed: int = 0,
-    use_rep: str | None = None,
-    progress: bool = False,
 ) -> xr.DataTree:
     """Draws from the posterior given the cells, by Gibbs sampling from a fit.
 
@@ -55,16 +68,10 @@ def sample_posterior(
         Cells ``(N, D)``; whatever ``GaussianMixture.fit`` takes.
     fitted
         Where to start, ``model_.parameters_of()`` of a ``GaussianMixture``.
+    chains
+        How many draws.
     prior
         Conjugate, with a mean and a covariance part; :func:`~pyrosplice._mixture.mixture_prior.weak_prior` when None.
-    n_draws, n_warmup, n_chains
-        Draws kept of a chain, sweeps before them, chains.
-    seed
-        Of the draws.
-    use_rep
-        Key of ``obsm`` for an AnnData.
-    progress
-        Show a progress bar.
 
     Returns
     -------
@@ -76,24 +83,21 @@ def sample_posterior(
     InvalidArgumentError
         The prior is improper or not conjugate, or a number is not positive.
     """
-    check_integer("n_draws", n_draws)
-    check_integer("n_chains", n_chains)
-    check_integer("n_warmup", n_warmup, least=0)
-    check_integer("seed", seed, least=0)
+    chains.check()
     kind = fitted.covariance_type
-    rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=use_rep, dtype=torch.float64)
+    rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), dtype=torch.float64)
     known = proper_prior(rows, fitted, prior)
-    problem = Problem.of(rows, kind, prior=known, regularization=0.0, features=True)
+    problem = Problem.of(rows, MixtureForm(kind, known, 0.0), features=True)
     labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(int(chains.seed))
     sampler = GibbsSampler(problem.starter, problem.penalty, labels, generator, fitted.n_components)
-    index = (torch.zeros(1, n_chains, dtype=torch.int64), torch.zeros(1, n_chains, dtype=torch.int64))
+    index = (torch.zeros(1, chains.n_chains, dtype=torch.int64),) * 2
     lead = fitted.select((None, None))  # type: ignore[arg-type]
     state = problem.standardization.forward(lead).select(index)
     kept: list[tuple[MixtureParameters, Tensor, Tensor]] = []
-    for sweep in tqdm(range(n_warmup + n_draws), desc="Gibbs", disable=not progress):
+    for sweep in tqdm(range(chains.n_warmup + chains.n_draws), desc="Gibbs", disable=not chains.progress):
         state, log_likelihood, overlap = sampler.sweep(state)
-        if sweep >= n_warmup:
+        if sweep >= chains.n_warmup:
             aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
             kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
     return as_tree(kept, kind)
@@ -146,7 +150,7 @@ def aligned_to(
 
 
 def _permutation(overlap: Tensor) -> Tensor:
-    """For each reference label (column) the drawn label (row) that is matched to it."""
+    """Match to each reference label (column) one drawn label (row)."""
     rows, columns = linear_sum_assignment(overlap.numpy(), maximize=True)
     return torch.from_numpy(rows[np.argsort(columns)])
 

@@ -155,7 +155,7 @@ class MixtureStorage(MixtureState):
 
     @classmethod
     def load(cls, path: str | Path, *, model: Program | None = None) -> Self:
-        """The estimator that :meth:`save` wrote, with its fit if it has one; ``model`` as it was saved with.
+        """Read the estimator that :meth:`save` wrote, with its fit if it has one; ``model`` as it was saved with.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class MixtureStorage(MixtureState):
 
     @classmethod
     def load_parameters(cls, path: str | Path, *, model: Program | None = None) -> Self:
-        """An unfitted estimator with saved parameters; ``model`` as it was saved with."""
+        """Read an unfitted estimator with saved parameters; ``model`` as it was saved with."""
         return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
 
     def save_attributes(self, path: str | Path) -> None:
@@ -209,10 +209,17 @@ def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
     with suppress(InvalidArgumentError):  # parameters that cannot be saved are in no file that this fit could meet
         seal = _parameters_to(estimator).seal
     attributes = Attributes(
-        estimator.converged_, estimator.num_iter_, estimator.nll_, estimator.n_features_in_,
-        None if names is None else [str(name) for name in names], estimator.named_by_anndata_,
-        seal, config.seal, tensors.seal, *((None, None) if own is None else (own.name, own.engine)),
-    )  # fmt: skip
+        estimator.converged_,
+        estimator.num_iter_,
+        estimator.nll_,
+        estimator.n_features_in_,
+        None if names is None else [str(name) for name in names],
+        estimator.named_by_anndata_,
+        seal,
+        config.seal,
+        tensors.seal,
+        *((None, None) if own is None else (own.name, own.engine)),
+    )
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
 
 

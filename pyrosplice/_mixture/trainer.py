@@ -11,15 +11,39 @@ import torch
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 
 WITHOUT_EFFECT = (
-    "logger", "enable_checkpointing", "checkpoint_callback", "enable_model_summary", "weights_summary",
-    "default_root_dir", "log_every_n_steps", "flush_logs_every_n_steps", "progress_bar_refresh_rate",
-    "num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
-    "limit_test_batches", "limit_predict_batches", "deterministic", "benchmark", "inference_mode",
-    "detect_anomaly", "profiler", "use_distributed_sampler", "replace_sampler_ddp", "sync_batchnorm",
-    "reload_dataloaders_every_n_epochs", "accumulate_grad_batches", "gradient_clip_val",
-    "gradient_clip_algorithm", "track_grad_norm", "auto_lr_find", "auto_scale_batch_size",
-    "move_metrics_to_cpu", "prepare_data_per_node",
-)  # fmt: skip
+    "logger",
+    "enable_checkpointing",
+    "checkpoint_callback",
+    "enable_model_summary",
+    "weights_summary",
+    "default_root_dir",
+    "log_every_n_steps",
+    "flush_logs_every_n_steps",
+    "progress_bar_refresh_rate",
+    "num_sanity_val_steps",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "detect_anomaly",
+    "profiler",
+    "use_distributed_sampler",
+    "replace_sampler_ddp",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "track_grad_norm",
+    "auto_lr_find",
+    "auto_scale_batch_size",
+    "move_metrics_to_cpu",
+    "prepare_data_per_node",
+)
 """Words of a Lightning trainer about logs, files, validation and gradients, of which EM has none."""
 
 WITHOUT_EFFECT_AT: dict[str, tuple[Any, ...]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,17 +27,38 @@ class Objective(Protocol):
         ...
 
 
-class Minimizer(Protocol):
+@dataclass(frozen=True)
+class FirstPoint:
+    """Where a search begins, and what is known there.
+
+    Attributes
+    ----------
+    point
+        (B, d).
+    inverse_hessian
+        First approximation, (B, d, d), positive definite.
+    loss, gradient
+        At ``point``, (B,) and (B, d).
+    """
+
+    point: Tensor
+    inverse_hessian: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+Searched = TypeVar("Searched", bound=Objective, contravariant=True)
+
+
+class Minimizer(Protocol[Searched]):
     """Anything that searches as :func:`minimize` does, with the same arguments and results."""
 
     def __call__(
         self,
-        objective: Any,
+        objective: Searched,
         genes: Tensor,
-        start: Tensor,
-        inverse_hessian: Tensor,
+        first: FirstPoint,
         *,
-        first: tuple[Tensor, Tensor],
         convergence: Convergence,
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,17 +97,15 @@ class Search:
     halvings: Tensor
 
     def select(self, rows: Tensor) -> Search:
-        """The same for some of the rows."""
+        """Take the state of some of the rows."""
         return Search(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def minimize(
     objective: Objective,
     genes: Tensor,
-    start: Tensor,
-    inverse_hessian: Tensor,
+    first: FirstPoint,
     *,
-    first: tuple[Tensor, Tensor],
     convergence: Convergence,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,12 +117,8 @@ def minimize(
         The problem.
     genes
         Which genes, (B,): indices into ``convergence``, and what the objective is called with.
-    start
-        (B, d).
-    inverse_hessian
-        First approximation, (B, d, d), positive definite.
     first
-        Loss and gradient at ``start``.
+        Where each starts.
     convergence
         Filled in: iterations, losses, and for each gene why it stopped.
     options
@@ -114,20 +129,20 @@ def minimize(
     Backtracking line search with sufficient decrease; the Hessian is updated only where curvature is positive.
     A gene that finds no decrease restarts once from the steepest direction scaled by the first approximation.
     """
-    n_genes = len(start)
-    point, loss, gradient = start.clone(), first[0].clone(), first[1].clone()
+    n_genes, start = len(first.point), first.point
+    point, loss, gradient = start.clone(), first.loss.clone(), first.gradient.clone()
     state = Search(
         row=torch.arange(n_genes, device=start.device),
         genes=genes,
         point=start.clone(),
-        loss=first[0].clone(),
-        gradient=first[1].clone(),
-        inverse_hessian=inverse_hessian.clone(),
+        loss=first.loss.clone(),
+        gradient=first.gradient.clone(),
+        inverse_hessian=first.inverse_hessian.clone(),
         direction=torch.zeros_like(start),
         length=start.new_ones(n_genes),
         halvings=torch.zeros(n_genes, dtype=torch.int64, device=start.device),
     )
-    convergence.record(first[0], genes)
+    convergence.record(first.loss, genes)
     _aim(objective, state, torch.ones(n_genes, dtype=torch.bool, device=start.device))
     for iteration in range(options.max_iter + 1):
         reasons = _stopped(state, options, out_of_time=iteration == options.max_iter)
@@ -141,7 +156,7 @@ def minimize(
         state = state.select(keep)
         trial = state.point + state.length[:, None] * state.direction
         found, slope = objective.evaluate(state.genes, trial)
-        _advance(objective, state, trial, found, slope, inverse_hessian)
+        _advance(objective, state, trial, found, slope, first.inverse_hessian)
         convergence.record(state.loss, state.genes)
     return point, loss, gradient
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,19 +36,19 @@ class FitCode(IntEnum):
 
     @property
     def reason(self) -> Reason:
-        """The same in the words of every family."""
+        """Say why the fit ended in the words of every family."""
         own = {FitCode.POISSON_BOUNDARY: Reason.BOUNDARY, FitCode.ALL_ZERO: Reason.NO_COUNTS}
         return own.get(self) or Reason(self.name.lower())
 
 
-def reasons_of_codes(codes: Any) -> NDArray[np.object_]:
+def reasons_of_codes(codes: object) -> NDArray[np.object_]:
     """The words of an array of :class:`FitCode`, in its shape."""
     return np.array([code.reason.value for code in FitCode], dtype=object)[np.asarray(codes)]
 
 
 @dataclass
 class Convergence:
-    """One row per gene, filled in while an engine runs.
+    """Record of searches, one row per gene, filled in while an engine runs.
 
     Attributes
     ----------

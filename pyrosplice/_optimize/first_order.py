@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Objective, Options
+from pyrosplice._optimize.bfgs import FirstPoint, Objective, Options
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._optimize.step_rules import RULES
 from pyrosplice.errors import check_option
@@ -38,7 +38,7 @@ class GradientObjective(Protocol):
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
-        """The same loss for some of the genes (indices among the present ones)."""
+        """Take the loss of some of the genes (indices among the present ones)."""
         ...
 
 
@@ -138,7 +138,7 @@ class _Run:
         self._stop()
 
     def epoch(self) -> None:
-        """One evaluation of every unfinished gene."""
+        """Evaluate every unfinished gene once."""
         step = self.rule.displacement(self.gradient)
         step = self.objective.step_limit(self.point, step).unsqueeze(-1) * step
         trial = self.point + step
@@ -208,17 +208,15 @@ class Descent:
         self,
         objective: Objective,
         genes: Tensor,
-        start: Tensor,
-        inverse_hessian: Tensor,
+        first: FirstPoint,
         *,
-        first: tuple[Tensor, Tensor],
         convergence: Convergence,
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Points (B, d), losses (B,) and gradients (B, d); ``options`` may only shorten the search."""
-        curvature = 1 / torch.diagonal(inverse_hessian, dim1=1, dim2=2)
+        curvature = 1 / torch.diagonal(first.inverse_hessian, dim1=1, dim2=2)
         limited = replace(self.options, max_epochs=min(self.options.epochs, options.max_iter))
-        result = descend(_AtMode(objective, genes), start, curvature=curvature, options=limited)
+        result = descend(_AtMode(objective, genes), first.point, curvature=curvature, options=limited)
         convergence.absorb(result.convergence, genes)
         loss, gradient = objective.evaluate(genes, result.point)
         return result.point, loss, gradient

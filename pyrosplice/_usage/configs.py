@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer, Options, minimize
+from pyrosplice._optimize.bfgs import Minimizer, Objective, Options, minimize
 from pyrosplice._optimize.first_order import Descent, DescentOptions
 from pyrosplice._optimize.newton import NewtonOptions
 from pyrosplice._optimize.step_rules import RULES
@@ -70,7 +70,7 @@ def _check_value(key: str, value: Any) -> None:
         raise InvalidArgumentError(f"{name}: expected {wanted}, found {value!r}.")
 
 
-def minimizer_of(method: str, configs: Mapping[str, Any]) -> Minimizer:
+def minimizer_of(method: str, configs: Mapping[str, Any]) -> Minimizer[Objective]:
     """What searches for the optimum of a mixed model: BFGS, or first-order steps for the ``*_gd`` methods."""
     own = {key: value for key, value in configs.items() if key != "update_nu_every_k"}
     return Descent(DescentOptions(**own)) if method.endswith("gd") else minimize
@@ -87,7 +87,7 @@ def newton_options(configs: Mapping[str, Any], keep: bool) -> NewtonOptions:
 
 
 def guide_options(configs: Mapping[str, Any], defaults: Mapping[str, Any]) -> FitOptions:
-    """The same for the guides of a model of a person's own, which are as exact as ``tol`` asks for, or more.
+    """Options for the guides of a person's own model, which are as exact as ``tol`` asks for, or more.
 
     Raises
     ------

@@ -28,7 +28,8 @@ from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.glmm._objective import at_held
 from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.posterior._draws import DrawOptions, posterior_tree
+from pyrosplice.posterior._draw_options import DrawOptions
+from pyrosplice.posterior._draws import posterior_tree
 from pyrosplice.posterior._nuts import NutsOptions
 from pyrosplice.posterior._problem import PosteriorProblem
 from pyrosplice.priors._named import Priors
@@ -258,7 +259,7 @@ class MultinomGLM(BaseModel):
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
 
-    def posterior(
+    def posterior(  # noqa: PLR0913 (a documented interface)
         self,
         *,
         num_samples: int = 1000,
@@ -297,9 +298,9 @@ class MultinomGLM(BaseModel):
         usage
             Whether to keep usage at every spot.
         seed
-            Of all that is random.
+            Seed of all that is random.
         nuts_options
-            Of NUTS.
+            Options of NUTS.
         max_memory
             What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
             take is worked out, and logged, before anything is drawn.
@@ -315,10 +316,9 @@ class MultinomGLM(BaseModel):
         self._require_data()
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         require_followed(self)
-        asked = DrawOptions(
-            num_samples=num_samples, method=method, hyper=hyper, genes=genes, names=names, groups=groups, usage=usage,
-            seed=seed, nuts_options=nuts_options, max_memory=max_memory,
-        )  # fmt: skip
+        draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "hyper": hyper, "seed": seed}
+        kept: dict[str, Any] = {"genes": genes, "names": names, "groups": groups, "usage": usage}
+        asked = DrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
         return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:

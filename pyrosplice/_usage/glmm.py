@@ -382,11 +382,11 @@ class MultinomGLMM(MultinomGLM):
 
     def _search(self, keep: bool) -> tuple[Convergence, dict[str, Tensor]]:
         method, configs = self.fitting_method, self.fitting_configs
+        options, minimizer = search_options(configs), minimizer_of(method, configs)
+        kind = {"marginal": self.is_marginal, "share_variance": self.share_variance, "fix_sigma": self.var_fix_sigma}
         search = MixedSearch(
-            engine=self._engine, marginal=self.is_marginal, share_variance=self.share_variance,
-            fix_sigma=self.var_fix_sigma, log_prior=self._log_prior(), options=search_options(configs),
-            minimizer=minimizer_of(method, configs),
-        )  # fmt: skip
+            engine=self._engine, log_prior=self._log_prior(), options=options, minimizer=minimizer, **kind
+        )
         found = search.run(self.sigma.detach(), keep=keep)
         self.gradient_norm, self.log_marginal_null = found.gradient_norm, found.log_marginal_null
         self._set_parameters(found.values)

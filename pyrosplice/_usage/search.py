@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer, Options
+from pyrosplice._optimize.bfgs import Minimizer, Objective, Options
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._optimize.first_order import DescentOptions, descend
 from pyrosplice._optimize.newton import newton
@@ -18,7 +18,7 @@ from pyrosplice.glmm._batches import MixedEngine
 from pyrosplice.glmm._glm_objective import GLMObjective
 from pyrosplice.glmm._joint import JointFit, fit_joint
 from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
-from pyrosplice.glmm._objective import LogPrior
+from pyrosplice.glmm._objective import LogPrior, ModeObjective
 from pyrosplice.glmm._random_effect import logit_of
 from pyrosplice.glmm._snapshots import Snapshots, joined
 
@@ -67,7 +67,7 @@ class MixedSearch:
     share_variance, fix_sigma
         One (σ, θ) for all logits of a gene; keep σ where it is.
     log_prior
-        Of the sites; None where all priors are flat.
+        Log prior density of the sites; None where all priors are flat.
     options, minimiser
         When the search ends, and what searches.
     """
@@ -78,7 +78,7 @@ class MixedSearch:
     fix_sigma: bool
     log_prior: LogPrior | None
     options: Options
-    minimizer: Minimizer
+    minimizer: Minimizer[Objective]
 
     def run(self, sigma: Tensor, *, keep: bool) -> MixedOptimum:
         """Fit all genes, σ ``(G, 1 or Q)`` where it is held; with ``keep`` also note the way."""
@@ -102,7 +102,7 @@ class MixedSearch:
             history=joined(histories) if keep else {},
         )
 
-    def _fit(self, genes: Tensor, sigma: Tensor, minimizer: Minimizer) -> JointFit | MarginalFit:
+    def _fit(self, genes: Tensor, sigma: Tensor, minimizer: Minimizer[ModeObjective]) -> JointFit | MarginalFit:
         model = self.engine.model(genes)
         prior = None if self.log_prior is None else self.engine.own_prior(self.log_prior, genes)
         if not self.marginal:
@@ -110,9 +110,13 @@ class MixedSearch:
                 model, sigma=sigma, fix_sigma=self.fix_sigma, log_prior=prior, options=self.options, minimizer=minimizer
             )
         return fit_marginal(
-            model, share_variance=self.share_variance, fixed_sigma=sigma if self.fix_sigma else None,
-            log_prior=prior, options=self.options, minimizer=minimizer,
-        )  # fmt: skip
+            model,
+            share_variance=self.share_variance,
+            fixed_sigma=sigma if self.fix_sigma else None,
+            log_prior=prior,
+            options=self.options,
+            minimizer=minimizer,
+        )
 
     def _sites(self, found: Mapping[str, Tensor], genes: Tensor) -> dict[str, Tensor]:
         """Estimates of the engine for some genes, with any leading dimensions, as values of the sites."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -81,7 +81,7 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     k_neighbors, graph, rho
         The graph and its CAR covariance V.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
     isoform_effect
         ``"independent"``: ν of the logits against the last isoform are independent; this one varies less than the
         others. ``"symmetric"``: with covariance I + 11' between them, that is an effect of standard deviation σ of
@@ -134,7 +134,9 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     fixed = design @ effects + intercepts.unsqueeze(1)
     spots = pd.Index([f"spot_{i + 1}" for i in range(len(coords))])
     deeper = torch.ones(len(spots), dtype=torch.float64) if size_factors is None else _sizes(size_factors, spots)
-    counts, ratios = _draw(genes, fixed, deeper, basis, covariance, likelihood or Multinomial(), generator)
+    at_spots = _random_effects(genes, basis, covariance, n_isoforms - 1, generator)
+    expected = torch.from_numpy(genes["depth"].to_numpy())[:, None] * deeper
+    counts, ratios = _draw(fixed, at_spots, expected, likelihood or Multinomial(), generator)
 
     adata = _assemble(counts, ratios, genes, spots, n_isoforms)
     if size_factors is not None:
@@ -187,26 +189,36 @@ def _effects(beta: Any, n_genes: int, n_covariates: int, n_logits: int) -> Tenso
         ) from error
 
 
-def _draw(
+def _random_effects(
     genes: pd.DataFrame,
-    fixed: Tensor,
-    sizes: Tensor,
     basis: SoftmaxBasis | None,
     covariance: CarCovariance,
-    likelihood: Likelihood,
+    n_logits: int,
     generator: torch.Generator,
-) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
-    """Counts and usage of every gene, each ``(N, K)``; ``fixed`` is η without its random part, ``(G, N, Q)``,
-    and ``sizes`` the size factors of the spots ``(N,)``.
+) -> Iterator[Tensor]:
+    """Draw the random part of η, ``(N, Q)``, of one gene after the other.
+
+    Each is drawn when it is asked for, before the gene's counts, which take their numbers from the same generator.
     """
-    n_spots, n_logits = fixed.shape[1:]
-    spatial = covariance.sample(len(genes) * n_logits, generator).reshape(len(genes), n_logits, n_spots)
-    counts, ratios = [], []
-    for g, (sigma, theta, depth) in enumerate(genes.itertuples(index=False)):
+    n_genes, n_spots = len(genes), covariance.n_spots
+    spatial = covariance.sample(n_genes * n_logits, generator).reshape(n_genes, n_logits, n_spots)
+    for field, sigma, theta in zip(spatial, genes["sigma"], genes["theta"], strict=True):
         noise = torch.randn(n_spots, n_logits, generator=generator, dtype=torch.float64)
-        effect = sigma * (theta**0.5 * spatial[g].T + (1 - theta) ** 0.5 * noise)
-        eta = fixed[g] + (effect if basis is None else basis.logits(effect))
-        totals = torch.poisson(depth * sizes, generator=generator)
+        effect = sigma * (theta**0.5 * field.T + (1 - theta) ** 0.5 * noise)
+        yield effect if basis is None else basis.logits(effect)
+
+
+def _draw(
+    fixed: Tensor, effects: Iterable[Tensor], expected: Tensor, likelihood: Likelihood, generator: torch.Generator
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
+    """Draw counts and usage of every gene, each ``(N, K)``.
+
+    ``fixed`` is η without its random part, ``(G, N, Q)``, and ``expected`` the mean total of each spot ``(G, N)``.
+    """
+    counts, ratios = [], []
+    for without, effect, depth in zip(fixed, effects, expected, strict=True):
+        eta = without + effect
+        totals = torch.poisson(depth, generator=generator)
         counts.append(likelihood.draw(totals, eta, generator=generator).numpy().astype(np.int32))
         ratios.append(likelihood.expected(eta).numpy().astype(np.float32))
     return counts, ratios
@@ -232,7 +244,7 @@ def _assemble(
 
 
 def per_gene(name: str, value: Any, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
-    """A number for every gene ``(G,)``, from one for all, ``(G,)`` or a Series by name, finite and within limits."""
+    """Read a number for every gene ``(G,)``: one for all, ``(G,)`` or a Series by name, finite and within limits."""
     values, n_genes = as_dense(by_name(value, genes, name, what="gene"), name), len(genes)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
         raise InvalidArgumentError(f"{name}: expected a number or ({n_genes},), found shape {values.shape}.")
@@ -264,7 +276,7 @@ def _sizes(size_factors: Any, spots: pd.Index) -> Tensor:
 
 
 def _with_reference(logits: Tensor) -> NDArray[np.float64]:
-    """``(G, Q)`` as one value an isoform, 0 for the reference: ``(G·K,)``."""
+    """Add the reference isoform as 0 to ``(G, Q)``: ``(G·K,)``."""
     return torch.nn.functional.pad(logits, (0, 1)).reshape(-1).numpy()
 
 

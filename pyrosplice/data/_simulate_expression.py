@@ -20,7 +20,7 @@ from pyrosplice.errors import InvalidArgumentError, check_integer, check_share
 Array = NDArray[np.float64]
 
 
-def simulate_expression(
+def simulate_expression(  # noqa: PLR0913 (a documented interface)
     obs: pd.DataFrame,
     *,
     n_genes: int,
@@ -59,7 +59,7 @@ def simulate_expression(
     zeros
         Share of counts that are made zero beyond the noise of the model.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def _means(mean: Any, shape: tuple[int, int]) -> Array:
 
 
 def _donor_factors(cells: Cells, donors: Any, sd: Array, rng: np.random.Generator) -> Array:
-    """``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
+    """Factor ``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
     if donors is None:
         if sd.any():
             raise InvalidArgumentError("donor_sd: expected 0 without donors; say whose cells they are in donors=.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,8 +50,8 @@ class SpotCounts(TorchDistribution):
         self.eta = eta.expand(*batch_shape, eta.shape[-1])
         super().__init__(batch_shape, torch.Size((n_isos,)), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpotCounts:
-        """The same distribution with a larger batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpotCounts:
+        """Copy the distribution to a larger batch shape."""
         shape = torch.Size(batch_shape)
         eta = self.eta.expand(*shape, self.eta.shape[-1])
         return SpotCounts(self.likelihood, self.totals.expand(shape), eta, self.event_shape[0], validate_args=False)
@@ -64,8 +65,8 @@ class SpotCounts(TorchDistribution):
                 raise InvalidArgumentError("counts: expected to add up to the totals of their spots; they do not.")
         return self.likelihood.log_prob(value, self.eta)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Counts ``(*sample_shape, ..., G, N, K)``."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts ``(*sample_shape, ..., G, N, K)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         eta = self.eta.expand(*shape, self.eta.shape[-1])
         with torch.no_grad():
@@ -83,17 +84,17 @@ class CarriedCovariance(Protocol):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         ...
 
     @property
     def eigen(self) -> EigenCovariance:
-        """V decomposed: what its density and its draws need."""
+        """Decompose V, as its density and its draws need it."""
         ...
 
     @property
     def solver(self) -> SpatialSolver:
-        """V in the form that fits need, sparse where it can be."""
+        """Solver for V in the form that fits need, sparse where it can be."""
         ...
 
     @property
@@ -143,17 +144,17 @@ class EigenCovariance:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return len(self.eigenvectors)
 
     @property
     def eigen(self) -> EigenCovariance:
-        """Itself."""
+        """The decomposed covariance, which it is itself."""
         return self
 
     @cached_property
     def solver(self) -> SpatialSolver:
-        """V in the form that fits need, sparse where its inverse is."""
+        """Solver for V in the form that fits need, sparse where its inverse is."""
         dense = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
         return solver_for(((dense + dense.T) / 2).detach())
 
@@ -164,7 +165,7 @@ class EigenCovariance:
 
     @property
     def is_lazy(self) -> bool:
-        """It is decomposed."""
+        """Whether a density would decompose V first: no, that is done."""
         return False
 
 
@@ -178,7 +179,7 @@ class LazyCovariance:
         :class:`~pyrosplice._linalg.solver.SpatialSolver`.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: object) -> None:
         self._eigen: EigenCovariance | None = None
         self.solver: SpatialSolver = source if isinstance(source, SpatialSolver) else solver_for(source)
         matrix = None if isinstance(source, SpatialSolver) else sparse_precision(source)
@@ -186,17 +187,17 @@ class LazyCovariance:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return self.solver.n_spots
 
     @property
     def is_lazy(self) -> bool:
-        """Until it has been decomposed."""
+        """Whether V is still to be decomposed."""
         return self._eigen is None
 
     @property
     def eigen(self) -> EigenCovariance:
-        """V decomposed: N³ operations, once."""
+        """Decompose V, which takes N³ operations, once."""
         if self._eigen is None:
             dense = self.solver.covariance_product(torch.eye(self.n_spots, dtype=torch.float64)[None])[0]
             self._eigen = EigenCovariance.from_dense((dense + dense.T) / 2)
@@ -206,7 +207,7 @@ class LazyCovariance:
 _CARRIED: WeakKeyDictionary[Any, LazyCovariance] = WeakKeyDictionary()  # a model makes its distributions at every run
 
 
-def carried(covariance: Any) -> CarriedCovariance:
+def carried(covariance: object) -> CarriedCovariance:
     """A covariance as distributions carry it; the same one for the same object, so that work on it is done once.
 
     Not so for a solver, which is what is carried: keep its :class:`LazyCovariance`.
@@ -266,7 +267,7 @@ class SpatialEffect(TorchDistribution):
 
     def __init__(
         self,
-        covariance: CarriedCovariance | Any,
+        covariance: object,
         sigma: Tensor,
         theta_logit: Tensor,
         n_logits: int,
@@ -282,17 +283,21 @@ class SpatialEffect(TorchDistribution):
         event = torch.Size((self.space.n_spots, n_logits))
         super().__init__(shape[:-1], event, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialEffect:
-        """The same distribution with a larger batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialEffect:
+        """Copy the distribution to a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
-            self.space, self.sigma.expand(shape), self.theta_logit.expand(shape), shape[-1], validate_args=False,
+            self.space,
+            self.sigma.expand(shape),
+            self.theta_logit.expand(shape),
+            shape[-1],
+            validate_args=False,
             isoform_effect=self.isoform_effect,
-        )  # fmt: skip
+        )
 
     @property
     def covariance(self) -> EigenCovariance:
-        """V, decomposed."""
+        """Spatial covariance V, decomposed."""
         return self.space.eigen
 
     @property
@@ -311,13 +316,15 @@ class SpatialEffect(TorchDistribution):
         density = -0.5 * terms.sum((-2, -1))
         return density if self._basis is None else density - self.event_shape[0] * self._basis.log_volume
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Random effects ``(*sample_shape, ..., G, N, Q)``, differentiable in σ and θ."""
         like = self.eigen_variances
-        return self.colored(torch.randn(self._extended_shape(sample_shape), dtype=like.dtype, device=like.device))
+        return self.colored(
+            torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+        )
 
     def colored(self, white: Tensor) -> Tensor:
-        """ν from standard normal numbers ``(..., G, N, Q)``."""
+        """Random effects ν from standard normal numbers ``(..., G, N, Q)``."""
         effect = self.covariance.eigenvectors @ (white * self.eigen_variances.sqrt())
         return effect if self._basis is None else self._basis.logits(effect)
 

@@ -7,7 +7,7 @@ Drawn in two steps, the field given the counts and ν given the field, so that n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -37,20 +37,20 @@ class RandomEffectPosterior(TorchDistribution):
         self.loc = self._model.effect(self._parameters, mode.latents)
         super().__init__(self.loc.shape[:1], self.loc.shape[1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> RandomEffectPosterior:
-        """Itself: a batch of genes cannot be expanded further."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RandomEffectPosterior:
+        """Return itself: a batch of genes cannot be expanded further."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise NotImplementedError(f"batch shape is {tuple(self.batch_shape)} and stays so.")
         return self
 
     @property
     def mean(self) -> Tensor:
-        """ν at the mode, ``(G, N, Q)``."""
+        """Random effects ν at the mode, ``(G, N, Q)``."""
         return self.loc
 
     @property
     def mode(self) -> Tensor:
-        """ν at the mode, ``(G, N, Q)``."""
+        """Random effects ν at the mode, ``(G, N, Q)``."""
         return self.loc
 
     @property
@@ -64,7 +64,7 @@ class RandomEffectPosterior(TorchDistribution):
         """Posterior variance of ν, ``(G, N, Q)``."""
         return torch.diagonal(self.spot_covariance, dim1=-2, dim2=-1)
 
-    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws of ν, ``(*sample_shape, G, N, Q)``; ``generator`` makes them repeatable."""
         shape = torch.Size(sample_shape)
         n_draws, (n_genes, n_spots, q) = shape.numel(), self.loc.shape
@@ -103,6 +103,6 @@ class RandomEffectPosterior(TorchDistribution):
 
 
 def bounded_away_from_zero(parameters: Parameters) -> Parameters:
-    """The same with c of at least 1e-8 of the total: a posterior needs a proper prior, however narrow."""
+    """Keep c at 1e-8 of the total or more: a posterior needs a proper prior, however narrow."""
     total = (parameters.spatial.square()[:, None] + parameters.white.square()).sqrt().clamp_min(1e-6)
     return Parameters(parameters.coefficients, parameters.spatial, torch.maximum(parameters.white, 1e-8 * total))

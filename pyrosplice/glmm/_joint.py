@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer, Options, minimize
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._marginal import NEUTRAL, start_coefficients
 from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
@@ -88,7 +88,7 @@ class JointObjective(ModeObjective):
         return Measure(value, coefficients, spatial, white, *hyper)
 
     def information(self) -> Tensor:
-        """Exact for the coefficients; the scale of the Gaussian density's own curvature for σ and ψ."""
+        """Information of the unknowns: exact for coefficients, the Gaussian density's own curvature for σ and ψ."""
         out = super().information()
         if self.mode is None:
             raise AssertionError("evaluate first")
@@ -103,7 +103,7 @@ class JointObjective(ModeObjective):
 
 
 def effect_logdet(model: MixedModel, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """``log |Σ_k|`` (B, Q), and ``c_i² (Σ_k⁻¹)_ii`` (B, N, Q), for ``Σ_k = a_k² V + diag(c_k²)``."""
+    """Log determinants ``log |Σ_k|`` (B, Q) and ``c_i² (Σ_k⁻¹)_ii`` (B, N, Q) of ``Σ_k = a_k² V + diag(c_k²)``."""
     n_genes, n_spots, q = model.counts.shape[0], model.counts.shape[1], parameters.spatial.shape[1]
     white = parameters.white.square().expand(n_genes, n_spots, q)
     if model.solver is None:
@@ -130,7 +130,7 @@ def fit_joint(
     fix_sigma: bool = True,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> JointFit:
     """Joint mode of every gene.
 
@@ -164,10 +164,10 @@ def fit_joint(
     hyper = {name: getattr(model.likelihood, name) for name in model.hyper}
     objective = JointObjective(model, unknowns, log_prior)
     begin = unknowns.pack(start_coefficients(model), sigma, torch.full_like(sigma, NEUTRAL), hyper)
-    first = objective.evaluate(genes, begin)
-    inverse = torch.linalg.inv(objective.information())
+    at_begin = objective.evaluate(genes, begin)  # before the information, which is that of its mode
+    first = FirstPoint(begin, torch.linalg.inv(objective.information()), *at_begin)
     convergence = Convergence.start(len(genes), device=genes.device)
-    point, _, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    point, _, _ = minimizer(objective, genes, first, convergence=convergence, options=options)
     return _assemble(objective, point, convergence)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._optimize.bfgs import Minimizer, Options, minimize
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._mode import Latents, MixedModel, Mode
@@ -51,7 +51,8 @@ class MarginalFit:
     log_marginal
         Laplace log marginal likelihood, without the prior, (B,).
     log_marginal_null
-        The same at the θ = 0 optimum without prior, (B,): never above ``log_marginal`` unless a prior is given.
+        Log marginal likelihood at the θ = 0 optimum without prior, (B,): never above ``log_marginal`` unless a prior is
+        given.
     gradient_norm
         Norm of the gradient of the objective in (coefficients, σ, ψ) at the estimates, (B,).
     convergence
@@ -79,7 +80,7 @@ def fit_marginal(
     fixed_sigma: Tensor | None = None,
     log_prior: LogPrior | None = None,
     options: Options | None = None,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> MarginalFit:
     """Maximise the Laplace marginal likelihood (plus log prior) of every gene.
 
@@ -144,16 +145,16 @@ def search_spatial(
     genes: Tensor,
     at: Callable[[float], Tensor],
     options: Options,
-    minimizer: Minimizer = minimize,
+    minimizer: Minimizer[ModeObjective] = minimize,
 ) -> tuple[Tensor, Tensor, Convergence]:
     """The better optimum of each gene from θ = ½ and, where that falls back to θ ≈ 0, from θ = 0.95.
 
     Parameters
     ----------
     objective
-        With the spatial effect.
+        Objective with the spatial effect.
     genes
-        Of the objective, (B,).
+        Genes of the objective, (B,).
     at
         Unknowns (B, d) to start from, by the angle ψ.
     options, minimiser
@@ -210,12 +211,12 @@ def search(
     begin: Tensor,
     convergence: Convergence,
     options: Options,
-    minimizer: Minimizer,
+    minimizer: Minimizer[ModeObjective],
 ) -> tuple[Tensor, Tensor]:
     """Points (B, d) and losses (B,) of the listed genes, from their expected information at ``begin``."""
-    first = objective.evaluate(genes, begin)
-    inverse = torch.linalg.inv(objective.information())
-    point, loss, _ = minimizer(objective, genes, begin, inverse, first=first, convergence=convergence, options=options)
+    at_begin = objective.evaluate(genes, begin)  # before the information, which is that of its mode
+    first = FirstPoint(begin, torch.linalg.inv(objective.information()), *at_begin)
+    point, loss, _ = minimizer(objective, genes, first, convergence=convergence, options=options)
     return point, loss
 
 

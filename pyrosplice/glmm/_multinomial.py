@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.effects._isoform_effect import IsoformEffect, check_isoform_effect
-from pyrosplice.glmm._distributions import CarriedCovariance, EigenCovariance, SpatialEffect, SpotCounts, carried
+from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect, SpotCounts, carried
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._named import Priors, check_priors, named_priors
 from pyrosplice.priors._sites import complete_priors
@@ -112,7 +112,7 @@ class MultinomialGLM:
         return pyro.sample(name, prior)
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
-        """η ``(..., G, N, Q)`` from the values of the sites."""
+        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites."""
         return self.design @ values["beta"] + values["bias_eta"].unsqueeze(-2)
 
     def __call__(self) -> Tensor:
@@ -161,11 +161,11 @@ class MultinomialGLMM(MultinomialGLM):
         ``isoform_effect="symmetric"`` without ``share_variance``, or with a likelihood of other predictors.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a documented interface)
         self,
         counts: Tensor,
         design: Tensor,
-        covariance: Tensor | CarriedCovariance | Any,
+        covariance: object,
         *,
         share_variance: bool = True,
         likelihood: Likelihood | None = None,
@@ -202,7 +202,7 @@ class MultinomialGLMM(MultinomialGLM):
 
     @property
     def covariance(self) -> EigenCovariance:
-        """V, decomposed."""
+        """Spatial covariance V, decomposed."""
         return self.space.eigen
 
     def effect(self, values: Mapping[str, Tensor]) -> SpatialEffect:
@@ -216,7 +216,7 @@ class MultinomialGLMM(MultinomialGLM):
         return {**values, "nu": pyro.sample("nu", self.effect(values))}
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
-        """η ``(..., G, N, Q)`` from the values of the sites."""
+        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites."""
         return super().linear_predictor(values) + values["nu"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +18,12 @@ _SMOOTHING = 1e-5
 
 
 def spatial_solver(
-    corr_sp: Any, eigenvalues: Any, eigenvectors: Any, *, n_spots: int, device: torch.device
+    corr_sp: object,
+    eigenvalues: Tensor | None,
+    eigenvectors: Tensor | None,
+    *,
+    n_spots: int,
+    device: torch.device,
 ) -> SpatialSolver | None:
     """Solver of the spatial covariance; None for the identity, where nothing is spatial.
 
@@ -87,7 +90,7 @@ def unit_deviations(
     n_logits
         Q.
     solver
-        Of the spatial covariance; without, θ means nothing.
+        Solver for the spatial covariance; without one, θ means nothing.
     """
     sigma, logit = sigma.expand(-1, n_logits), theta_logit.expand(-1, n_logits)
     if solver is None:
@@ -103,11 +106,12 @@ def logit_of(theta: Tensor) -> Tensor:
     return torch.logit(theta).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
 
-def _size(covariance: Any) -> int:
-    return int(covariance.shape[0]) if hasattr(covariance, "shape") else int(covariance.n_spots)
+def _size(covariance: object) -> int:
+    sized = covariance if hasattr(covariance, "shape") else sparse_precision(covariance)
+    return int(sized.shape[0])
 
 
-def _is_identity(covariance: Any) -> bool:
+def _is_identity(covariance: object) -> bool:
     matrix = sparse_precision(covariance)
     if matrix is not None:
         return matrix.nnz == matrix.shape[0] and bool((matrix.diagonal() == 1).all())

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Minimizer
+from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Objective, Options
+from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._objective import ModeObjective, Unknowns
 
 
@@ -26,20 +27,22 @@ class Snapshots:
         that are not evaluated, those that start at their optimum among them, keep their values.
     """
 
-    minimizer: Minimizer
+    minimizer: Minimizer[Objective]
     epochs: list[dict[str, Tensor]] = field(default_factory=list)
     _noted: _Noted | None = None
 
-    def __call__(self, objective: ModeObjective, genes: Tensor, start: Tensor, *rest: Any, **options: Any) -> Any:
+    def __call__(
+        self, objective: ModeObjective, genes: Tensor, first: FirstPoint, *, convergence: Convergence, options: Options
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Search as ``minimizer`` does."""
         if self._noted is None or self._noted.objective is not objective:  # else a second attempt for some genes
             self.epochs.clear()  # the first search of an objective is of all its genes, just evaluated at the start
             self._noted = _Noted(objective, self.epochs)
-            self._noted.note(genes, start)
-        return self.minimizer(self._noted, genes, start, *rest, **options)
+            self._noted.note(genes, first.point)
+        return self.minimizer(self._noted, genes, first, convergence=convergence, options=options)
 
     def stacked(self) -> dict[str, Tensor]:
-        """One tensor a name, epochs first."""
+        """Stack the values to one tensor a name, epochs first."""
         return {name: torch.stack([epoch[name] for epoch in self.epochs]) for name in self.epochs[0]}
 
 

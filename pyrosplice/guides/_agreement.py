@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -12,6 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from pyrosplice._overrides import is_ours
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.guides._first_points import ModelTrace, Site, is_subsample
 
 SHARP = 1e-6  # nats that log densities of the same model may differ by (1e-9 of their size)
 TRIES = 2
@@ -59,7 +60,7 @@ def difference_from(
     points: Callable[[torch.Generator], Mapping[str, Tensor]],
     *data: Tensor,
 ) -> str | None:
-    """In which a Pyro model differs from the shipped one, in words; None where density and latent sites are the same.
+    """Say in words how a Pyro model differs from the shipped one; None where density and latent sites are the same.
 
     Parameters
     ----------
@@ -111,13 +112,14 @@ def same_support(known: Constraint, other: Constraint, value: Tensor) -> bool:
     return all(bool(known.check(probe).all()) == bool(other.check(probe).all()) for probe in probes)
 
 
-def _trace(program: Callable[..., Any], values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Any:
-    return pyro.poutine.trace(pyro.poutine.condition(program, data=dict(values))).get_trace(*data)
+def _trace(program: Callable[..., Any], values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> ModelTrace:
+    run = pyro.poutine.trace(pyro.poutine.condition(program, data=dict(values)))
+    return cast(ModelTrace, run.get_trace(*data))
 
 
-def _is_latent(node: Any) -> bool:
+def _is_latent(node: Site) -> bool:
     sampled = node["type"] == "sample" and not node["is_observed"]
-    return sampled and not pyro.poutine.util.site_is_subsample(node)
+    return sampled and not is_subsample(node)
 
 
 def random_values(

@@ -21,7 +21,7 @@ from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer
 from pyrosplice.guides._first_points import Site, SiteStart, init_to_center, shifted
 from pyrosplice.guides._latent_sites import LatentSite
 from pyrosplice.guides._searches import FitOptions, Optimum
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import Model, ModelCall, UnitDensity, sample_sites
 
 Path = Literal["auto", "generic", "engine"]
@@ -112,8 +112,11 @@ class AutoUnits(AutoGuide):
         if failed:
             logger.warning(
                 "%s: %d of %d units have not converged (%s); see report().",
-                type(self).__name__, len(failed), len(self.converged), self._optimum.reason[failed[0]],
-            )  # fmt: skip
+                type(self).__name__,
+                len(failed),
+                len(self.converged),
+                self._optimum.reason[failed[0]],
+            )
         return self
 
     def _search(self, options: FitOptions) -> Optimum:
@@ -185,12 +188,12 @@ class AutoUnits(AutoGuide):
 
     @property
     def path(self) -> str:
-        """What ran, and why."""
+        """Which way the fit went, and why."""
         self.optimum  # noqa: B018 (which raises before a fit)
         return self._path
 
     def report(self) -> pd.DataFrame:
-        """How the fit of each unit went: one row a unit.
+        """Tabulate how the fit of each unit went, one row a unit.
 
         Returns
         -------
@@ -288,7 +291,7 @@ class AutoUnits(AutoGuide):
         num_samples
             How many.
         seed
-            Of these draws only; torch's own state is used, and moves on, if None.
+            Seed of these draws only; torch's own state is used, and moves on, if None.
         """
         check_integer("num_samples", num_samples)
         with ExitStack() as stack:

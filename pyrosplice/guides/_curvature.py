@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyrosplice._optimize.newton import solve_curvature
 from pyrosplice.errors import RefusedModelError
-from pyrosplice.guides._first_points import normal_numbers
+from pyrosplice.guides._first_points import ModelTrace, normal_numbers
 from pyrosplice.guides._precisions import SiteEntries
+from pyrosplice.guides._separate_units import probe
 from pyrosplice.guides._sparsity import TooCoupledError, colors, components, dependence, meeting, vector_products
-from pyrosplice.guides._unit_checks import probe
 from pyrosplice.guides._unit_density import Terms, UnitDensity
 
 MOST_NUMBERS = 500_000_000  # of the Hessians of all units: 4 GB
@@ -71,7 +71,7 @@ class Curvature:
     Parameters
     ----------
     density
-        Of the model.
+        Density of the model.
     inner
         Names of the sites.
     use_structure
@@ -99,11 +99,11 @@ class Curvature:
 
     @property
     def size(self) -> int:
-        """m, unknowns of a unit."""
+        """Number m of unknowns of a unit."""
         return len(self.columns)
 
     def join(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """All unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
+        """Join all unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
         return torch.cat([outer, inner], -1)[..., self._order]
 
     def expand(self, outer: Tensor, inner: Tensor, *, create_graph: bool = False) -> Expansion:
@@ -125,28 +125,28 @@ class Curvature:
             return Expansion(-value, -gradient, hessian)
 
     def solve(self, hessian: Tensor, right: Tensor) -> Tensor:
-        """``|H|⁺ right`` of some units: ``(A, B, k, k)`` and ``(A, m, R)`` to ``(A, m, R)``."""
+        """Solve with ``|H|`` for some units: ``(A, B, k, k)`` and ``(A, m, R)`` to ``(A, m, R)``."""
         folded = self.fold(right)
         solved = solve_curvature(hessian.flatten(0, 1), folded.flatten(0, 1))
         return self.unfold(solved.reshape(folded.shape))
 
     def fold(self, right: Tensor) -> Tensor:
-        """``(A, m, R)`` by block: ``(A, B, k, R)``, zero where a block is shorter."""
+        """Split ``(A, m, R)`` into blocks: ``(A, B, k, R)``, zero where a block is shorter."""
         padded = torch.cat([right, right.new_zeros(right.shape[0], 1, right.shape[2])], 1)
         return padded[:, self.layout.blocks]
 
     def unfold(self, folded: Tensor) -> Tensor:
-        """``(..., B, k, R)`` as ``(..., m, R)``."""
+        """Join blocks ``(..., B, k, R)`` to ``(..., m, R)``."""
         return folded.flatten(-3, -2)[..., self._place, :]
 
     def dense(self, hessian: Tensor) -> Tensor:
-        """``(G, B, k, k)`` as ``(G, m, m)``."""
+        """Write the blocks ``(G, B, k, k)`` as full matrices ``(G, m, m)``."""
         blocks = self.layout.blocks
         out = hessian.new_zeros(len(hessian), self.size + 1, self.size + 1)
         out[:, blocks[:, :, None], blocks[:, None, :]] = hessian
         return out[:, : self.size, : self.size]
 
-    def _hessian(self, gradient: Tensor, inner: Tensor, trace: Any, *, create_graph: bool) -> Tensor:
+    def _hessian(self, gradient: Tensor, inner: Tensor, trace: ModelTrace, *, create_graph: bool) -> Tensor:
         layout, blocks = self.layout, self.layout.blocks
         if layout.n_products:
             seeds = torch.nn.functional.one_hot(layout.color, layout.n_products).T.to(inner)
@@ -204,7 +204,7 @@ class Curvature:
         color = torch.zeros(0, dtype=torch.long) if none else torch.from_numpy(colors(pattern))
         return Layout(tuple(known), reasons, color, blocks, self._meets(pattern, groups, longest))
 
-    def _known(self, point: Tensor, trace: Any, terms: Terms) -> tuple[list[str], dict[str, str]]:
+    def _known(self, point: Tensor, trace: ModelTrace, terms: Terms) -> tuple[list[str], dict[str, str]]:
         """Sites whose known precision is the curvature of their own term, and why those of others are not used."""
         known, reasons = [], dict[str, str]()
         vector = torch.zeros_like(point)
@@ -225,7 +225,7 @@ class Curvature:
                 reasons[name] = f"the registered precision of {type(fn).__name__} is not the curvature of the site"
         return known, reasons
 
-    def _dense_pairs(self, known: Sequence[str], trace: Any) -> tuple[Any, Any]:
+    def _dense_pairs(self, known: Sequence[str], trace: ModelTrace) -> tuple[Any, Any]:
         rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for name in known:
             entries = SiteEntries.of(self.density.latents[name], trace.nodes[name]["fn"])
@@ -270,7 +270,7 @@ class Curvature:
             )
 
     def describe(self) -> str:
-        """In words: how large the Hessian is and how it is found."""
+        """Say in words how large the Hessian is and how it is found."""
         layout = self.layout
         parts = f", {len(layout.blocks)} blocks of up to {layout.blocks.shape[1]}" if len(layout.blocks) > 1 else ""
         known = f", precision of {', '.join(layout.known)} known" if layout.known else ""

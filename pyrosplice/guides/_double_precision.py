@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+Result = TypeVar("Result")
 
 
 class DoublePrecision(TorchFunctionMode):
@@ -19,11 +21,11 @@ class DoublePrecision(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., Result],
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> Result:
         """Call ``func`` with float64 for float32."""
         options = dict(kwargs or {})
         if _writes(func) or "out" in options:
@@ -40,9 +42,9 @@ def _writes(func: Callable[..., Any]) -> bool:
     )
 
 
-def _doubled(value: Any) -> Any:
+def _doubled(value: object) -> object:
     if isinstance(value, Tensor):
         return value.double() if value.dtype == torch.float32 else value
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(map(_doubled, value))
     return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._mode import MixedModel
+from pyrosplice.guides._first_points import ModelTrace
 from pyrosplice.guides._latent_sites import LatentSite
 from pyrosplice.guides._unit_density import UnitDensity, plates_of
 from pyrosplice.likelihoods._contract import Likelihood
@@ -19,16 +19,16 @@ from pyrosplice.likelihoods._contract import Likelihood
 
 @dataclass(frozen=True)
 class ModelLinks:
-    """All that the counts and the random effect depend on, at values of the other sites.
+    """Everything that the counts and the random effect depend on, at values of the other sites.
 
     Attributes
     ----------
     eta
         Linear predictor with the effect in it, ``(G, N, Q)``.
     sigma, theta_logit
-        Of the effect, ``(G, Q)``.
+        Variance parameters of the effect, ``(G, Q)``.
     hyper
-        Of the likelihood, ``(G, 1)`` by name.
+        Hyper-parameters of the likelihood, ``(G, 1)`` by name.
     others
         Log density of all other sites, ``(G,)``.
     """
@@ -50,13 +50,13 @@ class EngineProblem:
     Attributes
     ----------
     density
-        Of the model by unit.
+        Density of the model by unit.
     effect, observed
         Names of the sites of ν and of the counts.
     counts
         ``(G, N, K)``.
     solver
-        That of the distribution of ν.
+        Solver of the distribution of ν.
     basis
         Coordinates of the logits in which ν is independent; None if it is so in the logits.
     likelihood
@@ -85,7 +85,7 @@ class EngineProblem:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     @property
@@ -116,7 +116,9 @@ class EngineProblem:
         return f"{type(self.solver).__name__}, likelihood {self.likelihood.name!r}{own}"
 
 
-def read_links(density: UnitDensity, trace: Any, effect: str, observed: str, hyper: tuple[str, ...]) -> ModelLinks:
+def read_links(
+    density: UnitDensity, trace: ModelTrace, effect: str, observed: str, hyper: tuple[str, ...]
+) -> ModelLinks:
     """The links of a run of the model."""
     fn, counts = trace.nodes[effect]["fn"], trace.nodes[observed]
     likelihood, n_units = counts["fn"].likelihood, density.n_units

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrosplice.guides._bijections import bijection
@@ -14,6 +16,33 @@ Site = dict[str, Any]  # a node of a Pyro trace
 SiteStart = Callable[[Site], Tensor]
 JITTER = 0.1  # of the first point: sites alike, such as means of a mixture, would stay so on every step of Newton's
 _SEED = 20_011
+
+
+class ModelTrace(Protocol):
+    """One run of a model: Pyro's own ``Trace``, whose sites hold what any handler puts in them."""
+
+    @property
+    def nodes(self) -> Mapping[str, Site]:
+        """What was sampled, by name."""
+
+    @property
+    def plate_to_symbol(self) -> Mapping[str, str]:
+        """Symbols that stand for the plates in packed tensors."""
+
+    @property
+    def symbol_to_dim(self) -> Mapping[str, int]:
+        """Dimensions of the symbols in packed tensors, of plates and of discrete sites."""
+
+    def pack_tensors(self) -> None:
+        """Pack densities by their plates."""
+
+    def log_prob_sum(self) -> Tensor:
+        """Log density of the run."""
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether a site is the choice of elements that a plate makes."""
+    return site_is_subsample(cast("Message[..., Any]", site))
 
 
 def init_to_center(site: Site) -> Tensor:
@@ -53,7 +82,7 @@ def normal_numbers(like: Tensor, seed: int = _SEED) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
-def _dtype(fn: Any) -> torch.dtype:
+def _dtype(fn: object) -> torch.dtype:
     """Floating point type of what a distribution draws."""
     base = fn
     while hasattr(base, "base_dist"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.bfgs import Options, minimize
+from pyrosplice._optimize.bfgs import FirstPoint, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.guides._marginal_density import CurvedValue, Marginal, MarginalDensity, MarginalValue, OuterLoss
 from pyrosplice.guides._searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
@@ -35,15 +35,15 @@ def marginal_optimum(density: MarginalDensity, start: Tensor, rows: Tensor, opti
     curvature, n_units = density.curvature, len(start)
     loss = OuterLoss(density, start[:, curvature.rest], start[:, curvature.columns])
     begin = start[rows][:, curvature.rest]
-    first = loss.evaluate(rows, begin)
+    at_begin = loss.evaluate(rows, begin)
     at = loss.last
     assert at is not None
-    metric = first_metric(density, loss.outer, at)[rows]
+    first = FirstPoint(begin, first_metric(density, loss.outer, at)[rows], *at_begin)
     record = Convergence.start(n_units)
     point = begin
     if begin.shape[1]:
         limits = Options(tolerance=options.tolerance, max_iter=options.max_iter)
-        point, _, _ = minimize(loss, rows, begin, metric, first=first, convergence=record, options=limits)
+        point, _, _ = minimize(loss, rows, first, convergence=record, options=limits)
     else:
         record.finish(rows, Reason.CONVERGED)
     outer = loss.outer.index_copy(0, rows, point)

@@ -28,7 +28,7 @@ NAMED = "random_effects"  # attribute of a model with the names of the sites tha
 OFF_CENTER = 0.3  # standard deviation of points at which densities are compared, in unconstrained coordinates
 
 
-def check_model(model: Any) -> None:
+def check_model(model: object) -> None:
     """Raise unless it is something to call, or None for the shipped one."""
     if model is not None and not callable(model):
         raise InvalidArgumentError(
@@ -37,7 +37,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def name_of(model: Any) -> str:
+def name_of(model: object) -> str:
     """What a model is called in messages."""
     if isinstance(model, partial):
         return name_of(model.func)
@@ -56,7 +56,7 @@ def bound_model(
     arguments
         What the shipped model is made with.
     asked
-        Of which of them something was asked for, and in which words.
+        Those of which something was asked for, and in which words.
     data
         Names of what the model is called with later on.
 
@@ -106,7 +106,7 @@ def _parameters(model: Program) -> list[Parameter]:
         raise InvalidArgumentError(f"model: the arguments of {name_of(model)} cannot be read ({error}).") from error
 
 
-def latent_values(program: Any, name: str, *args: Any, n_genes: int = 1) -> dict[str, Tensor]:
+def latent_values(program: object, name: str, *args: Any, n_genes: int = 1) -> dict[str, Tensor]:
     """A value of every continuous latent site, from one run.
 
     Raises
@@ -169,7 +169,7 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
     program, name
         The model, and what it is called.
     values
-        Of its latent sites.
+        Values of its latent sites.
     apart
         Sites that are no random effects whatever they depend on.
 
@@ -187,7 +187,11 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
         free = {key: point[key]["value"].detach().clone().requires_grad_(True) for key in values}
         trace = poutine.block(poutine.trace(poutine.condition(program, data=free)).get_trace)()
         trace.compute_log_prob()
-        found = [key for key in free if key not in apart and (key == "nu" or _depends(trace.nodes[key], key, free))]
+        found = [
+            key
+            for key in free
+            if key not in apart and (key == "nu" or _depends(trace.nodes[key]["log_prob"], key, free))
+        ]
     if not found:
         raise RefusedModelError(
             f"fitting_method: a marginal one integrates random effects out, and {name} has none: no site whose density "
@@ -196,8 +200,7 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
     return found
 
 
-def _depends(site: Any, name: str, values: Mapping[str, Tensor]) -> bool:
-    density = site["log_prob"]
+def _depends(density: Tensor, name: str, values: Mapping[str, Tensor]) -> bool:
     others = [value for key, value in values.items() if key != name]
     if not density.requires_grad or not others:
         return False

@@ -10,20 +10,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.contract import contract_tensor_tree
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrosplice.errors import RefusedModelError
 from pyrosplice.guides._bijections import bijection
 from pyrosplice.guides._double_precision import DoublePrecision
-from pyrosplice.guides._first_points import Site, SiteStart
+from pyrosplice.guides._first_points import ModelTrace, Site, SiteStart, is_subsample
 from pyrosplice.guides._latent_sites import LatentSite
 
 Model = Callable[..., Any]
@@ -38,12 +37,12 @@ class ModelCall:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def trace(self, *, init: SiteStart, without: Collection[str] = ()) -> Any:
+    def trace(self, *, init: SiteStart, without: Collection[str] = ()) -> ModelTrace:
         """Run the model once, latent sites at ``init``, unseen by handlers around; ``without`` some densities."""
         started = InitMessenger(init)(self.model)
         trace = poutine.block(poutine.trace(started).get_trace)(*self.args, **self.kwargs)
         trace.compute_log_prob(site_filter=lambda name, _: name not in without)
-        return trace
+        return cast(ModelTrace, trace)
 
 
 class UnitDensity:
@@ -78,7 +77,7 @@ class UnitDensity:
     """
 
     def __init__(
-        self, call: ModelCall, prototype: Any, unit_plate: str | None, jacobian: Collection[str] = frozenset()
+        self, call: ModelCall, prototype: ModelTrace, unit_plate: str | None, jacobian: Collection[str] = frozenset()
     ) -> None:
         self.call, self.unit_plate, self.jacobian = call, unit_plate, frozenset(jacobian)
         sites = sample_sites(prototype)
@@ -170,7 +169,7 @@ class UnitDensity:
         parts = [self.latents[name].pack(self.latents[name].transform.inv(values[name].double())) for name in names]
         return torch.cat([self.start.new_zeros(self.n_units, 0), *parts], 1)
 
-    def trace(self, values: Mapping[str, Tensor], *, without: Collection[str] = ()) -> Any:
+    def trace(self, values: Mapping[str, Tensor], *, without: Collection[str] = ()) -> ModelTrace:
         """Run the model with its latent sites at ``values``; the densities of the sites ``without`` are left out."""
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
@@ -182,9 +181,9 @@ class UnitDensity:
                 model = poutine.enum(expanded, first_available_dim=-1 - self.nesting)
             trace = poutine.block(poutine.trace(model).get_trace)(*self.call.args, **self.call.kwargs)
             trace.compute_log_prob(site_filter=lambda name, _: name not in without)
-        return trace
+        return cast(ModelTrace, trace)
 
-    def terms(self, trace: Any) -> Terms:
+    def terms(self, trace: ModelTrace) -> Terms:
         """Log densities by site, ``(G, everything else)``; those that share a discrete site are summed over it."""
         sites = {name: site for name, site in sample_sites(trace).items() if "log_prob" in site}
         if not self.enumerated:
@@ -195,7 +194,7 @@ class UnitDensity:
         for name, site in sites.items():
             packed = site["packed"]["log_prob"]
             if set(packed._pyro_dims) <= set(plates):
-                out[name] = self.by_unit(name, packed, _packed_plates(packed, plates))
+                out[name] = self.by_unit(name, packed, _packed_plates(packed._pyro_dims, plates))
             else:
                 around = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
                 tree.setdefault(around, []).append(packed)
@@ -203,7 +202,7 @@ class UnitDensity:
         summed = contract_tensor_tree(tree, discrete) if tree else {}
         for count, term in enumerate(term for terms in summed.values() for term in terms):
             name = f"sum over {', '.join(self.enumerated)} ({count})"
-            out[name] = self.by_unit(name, term, _packed_plates(term, plates))
+            out[name] = self.by_unit(name, term, _packed_plates(term._pyro_dims, plates))
         return out
 
     def by_unit(self, name: str, values: Tensor, plates: Iterable[tuple[str, int]], *, event_dim: int = 0) -> Tensor:
@@ -232,16 +231,16 @@ class UnitDensity:
         return self.total(self.terms(self.trace(values)), volume)
 
 
-def sample_sites(trace: Any) -> dict[str, Site]:
+def sample_sites(trace: ModelTrace) -> dict[str, Site]:
     """Sites of a trace that have a density, by name."""
     nodes = trace.nodes.items()
-    return {name: site for name, site in nodes if site["type"] == "sample" and not site_is_subsample(site)}
+    return {name: site for name, site in nodes if site["type"] == "sample" and not is_subsample(site)}
 
 
-def check_plates(prototype: Any) -> None:
+def check_plates(prototype: ModelTrace) -> None:
     """Refuse plates that a Newton step cannot work with, naming them."""
     for name, site in prototype.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site) and len(site["value"]) < site["fn"].size:
+        if site["type"] == "sample" and is_subsample(site) and len(site["value"]) < site["fn"].size:
             raise RefusedModelError(
                 f"plate {name!r}: subsampled, {len(site['value'])} of {site['fn'].size}; Newton's method needs all of "
                 "the data. Leave out subsample_size, or fit by pyro.infer.SVI."
@@ -278,7 +277,7 @@ def _refuse_scales(sites: Mapping[str, Site], enumerated: list[str]) -> None:
             )
 
 
-def _refuse_parameters(prototype: Any) -> None:
+def _refuse_parameters(prototype: ModelTrace) -> None:
     names = [name for name, site in prototype.nodes.items() if site["type"] == "param"]
     if names:
         raise RefusedModelError(
@@ -306,5 +305,5 @@ def plates_of(site: Site) -> list[tuple[str, int]]:
     return [(frame.name, frame.dim) for frame in site["cond_indep_stack"]]
 
 
-def _packed_plates(packed: Any, plates: Mapping[str, str]) -> list[tuple[str, int]]:
-    return [(plates[s], place - packed.ndim) for place, s in enumerate(packed._pyro_dims) if s in plates]
+def _packed_plates(dims: str, plates: Mapping[str, str]) -> list[tuple[str, int]]:
+    return [(plates[s], place - len(dims)) for place, s in enumerate(dims) if s in plates]

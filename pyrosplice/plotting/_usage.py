@@ -16,6 +16,7 @@ from pyrosplice.plotting._style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, re
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
 
 PANEL = 2.3  # inches, width and height of one map
 
@@ -28,7 +29,7 @@ def usage_table(
     fitted_layer: str = "fitted_ratios",
     spatial_key: str = "spatial",
 ) -> pd.DataFrame:
-    r"""Raw and fitted usage ratios of one gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
+    r"""Tabulate raw and fitted usage of a gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
 
     Parameters
     ----------
@@ -67,16 +68,16 @@ def usage_table(
 
 
 def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataFrame:
-    """Raw usage ratios of one gene with posterior means and standard deviations, for :func:`usage_map`.
+    """Tabulate raw usage of a gene with posterior means and standard deviations, for :func:`usage_map`.
 
     Parameters
     ----------
     tree
-        Of ``model.posterior(usage=True)``.
+        Tree of ``model.posterior(usage=True)``.
     coordinates
         ``(N, 2)`` of the spots.
     gene
-        Its name in the tree.
+        Name of the gene in the tree.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataF
 def _long(
     place: np.ndarray, names: Any, counts: np.ndarray, fitted: np.ndarray, sd: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """One row an isoform and spot, from coordinates (N, 2) and counts and fitted ratios (N, K)."""
+    """Tabulate isoforms and spots, a row each, from coordinates (N, 2), counts and fitted ratios (N, K)."""
     total = counts.sum(1, keepdims=True)
     raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     values = {"raw": raw, "fitted": fitted} | ({} if sd is None else {"sd": sd})
@@ -118,7 +119,7 @@ def _dense(layer: Any) -> np.ndarray:
     return np.asarray(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float64)
 
 
-def usage_map(
+def usage_map(  # noqa: PLR0913 (a documented interface)
     table: pd.DataFrame,
     *,
     x: str = "x",
@@ -130,14 +131,14 @@ def usage_map(
     limits: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Maps of one gene: a column an isoform; raw usage ratios, fitted ones on the same colours, and how sure.
+    """Draw maps of one gene: a column an isoform; raw usage ratios, fitted ones in the same colours, and how sure.
 
     Parameters
     ----------
     table
         One row an isoform and spot (:func:`usage_table` or :func:`posterior_usage_table` makes it).
     x, y, isoform, raw, fitted
-        Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+        Columns of the table. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
     sd
         Column of posterior standard deviations of the usage, drawn in a third row if the table has it; from zero, on
         one scale for all isoforms.
@@ -172,15 +173,16 @@ def usage_map(
     for column, name in enumerate(names):
         spots = table[table[isoform] == name]
         low, high = limits or _range(spots[fitted].to_numpy(dtype=np.float64))
-        size = _marker_size(spots[[x, y]].to_numpy(dtype=np.float64))
+        place = spots[[x, y]].to_numpy(dtype=np.float64)
+        size = _marker_size(place)
         for ax, values in zip(axes[:2, column], (spots[raw], spots[fitted]), strict=True):
-            image = _draw_spots(ax, spots[x], spots[y], values, (low, high), size)
+            image = _draw_spots(ax, place, values, (low, high), size)
         axes[0, column].set_title(str(name), fontsize="medium")
         extend = _beyond(spots[raw], low, high)
         figure.colorbar(image, ax=axes[:2, column], location="bottom", shrink=0.85, extend=extend, label="usage")
         if n_rows == 3:
             widest = (0.0, float(table[sd].max()) or 1.0)
-            image = _draw_spots(axes[2, column], spots[x], spots[y], spots[sd], widest, size, colors=UNCERTAINTY)
+            image = _draw_spots(axes[2, column], place, spots[sd], widest, size, colors=UNCERTAINTY)
     if n_rows == 3:
         figure.colorbar(
             image, ax=axes[2, :], location="bottom", shrink=0.85 / len(names), label="posterior sd of usage"
@@ -214,8 +216,10 @@ def _marker_size(coordinates: np.ndarray) -> float:
     return float(np.clip(PANEL * 0.92 * 72 * nearest / extent, 1.0, 14.0) ** 2)
 
 
-def _draw_spots(ax: Axes, x, y, values, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL):  # type: ignore[no-untyped-def]
-    seen = values.notna()
+def _draw_spots(
+    ax: Axes, place: np.ndarray, values: pd.Series, limits: tuple[float, float], size: float, colors: str = SEQUENTIAL
+) -> PathCollection:
+    (x, y), seen = place.T, values.notna().to_numpy()
     ax.scatter(x[~seen], y[~seen], s=size / 9, color=GRAY, alpha=0.5, linewidth=0)
     image = ax.scatter(
         x[seen], y[seen], c=values[seen], s=size, cmap=colors, vmin=limits[0], vmax=limits[1], linewidth=0

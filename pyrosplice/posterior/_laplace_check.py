@@ -11,7 +11,7 @@ The log weights of the draws x would make them exact. With W the normalised, Par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,12 @@ SHOWN = 3  # entries that a verdict names
 
 
 def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> pd.DataFrame:
-    """How far Laplace's means and sds are off, as the draws' own weights have it; one row a gene, site and entry.
+    """Measure how far Laplace's means and sds are off, by the draws' own weights; one row a gene, site and entry.
 
     Parameters
     ----------
     tree
-        Of ``posterior(method="laplace")``.
+        Tree of ``posterior(method="laplace")``.
     sites
         Variables of the group ``posterior``; by default coefficients and hyper-parameters. What was plugged in, and so
         does not vary, has no row.
@@ -70,7 +70,7 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
 
 
 def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> pd.DataFrame:
-    """Whether Laplace's draws can be used for a gene, by :func:`laplace_shifts`; one row a gene.
+    """Say whether Laplace's draws can be used for a gene, by :func:`laplace_shifts`; one row a gene.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> p
 
 
 def _shift(draws: np.ndarray, weights: np.ndarray) -> dict[str, float] | None:
-    """Of one number's draws (S,) with normalised weights (S,); None where the draws do not differ."""
+    """Shift of the draws (S,) of a number by normalised weights (S,); None where the draws do not differ."""
     mean, exact = draws.mean(), weights @ draws
     squares = (draws - exact) ** 2
     if not draws.std() > 1e-12 * max(abs(mean), 1.0):
@@ -120,7 +120,7 @@ def _verdict(table: pd.DataFrame, n_draws: int) -> str:
         return "cannot tell: too few draws for k̂"
     if k_hat > RELIABLE:
         return f"off: k̂ = {k_hat:.2f}; use nuts"
-    found = [pair for row in table.itertuples() for pair in _differences(row)]
+    found = [pair for row in table.to_dict("records") for pair in _differences(row)]
     off = [(where, one) for where, one in found if abs(one.value) > max(one.tolerance, SURE * one.total_error)]
     if off:
         worst = sorted(off, key=lambda pair: -abs(pair[1].value))
@@ -133,7 +133,7 @@ def _verdict(table: pd.DataFrame, n_draws: int) -> str:
     return "fine"
 
 
-def _differences(row: Any) -> list[tuple[str, Difference]]:
-    where = f"{row.site}[{row.entry}]"
-    shift = mean_difference(row.shift, (row.shift_error, 0.0))
-    return [(where, shift), (where, sd_difference(row.sd_ratio - 1, (row.sd_ratio_error, 0.0)))]
+def _differences(row: Mapping[Hashable, Any]) -> list[tuple[str, Difference]]:
+    where = f"{row['site']}[{row['entry']}]"
+    shift = mean_difference(row["shift"], (row["shift_error"], 0.0))
+    return [(where, shift), (where, sd_difference(row["sd_ratio"] - 1, (row["sd_ratio_error"], 0.0)))]

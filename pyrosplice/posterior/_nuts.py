@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
-from pyro.infer.reparam.reparam import Reparam
+from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -42,9 +42,9 @@ class NutsOptions:
 class WhitenedEffect(Reparam):
     """The random effect as standard normal numbers in V's eigenbasis: what NUTS moves in without a funnel."""
 
-    def apply(self, msg: Any) -> Any:
+    def apply(self, msg: ReparamMessage) -> ReparamResult:
         """Replace the site by a standard normal one and a deterministic function of it."""
-        effect: SpatialEffect = msg["fn"]
+        effect = cast(SpatialEffect, msg["fn"])
         zeros = torch.zeros(effect.event_shape, dtype=effect.sigma.dtype)
         white = pyro.sample(WHITE, dist.Normal(zeros, 1.0).to_event(2).expand(effect.batch_shape))
         value = effect.colored(white)
@@ -59,7 +59,7 @@ def nuts(
     options: NutsOptions,
     pilot: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws by site ``(C, S, G, ...)`` and sampler statistics: ``diverging`` ``(C, S, G)``.
+    """Draw by NUTS: sites ``(C, S, G, ...)`` and sampler statistics, ``diverging`` ``(C, S, G)``.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def single_gene(problem: PosteriorProblem, gene: int) -> MultinomialGLM:
     return MultinomialGLM(whole.counts[rows], whole.design, **settings)
 
 
-def _differs(prior: Any, complete: Any) -> bool:
+def _differs(prior: dist.TorchDistribution, complete: dist.TorchDistribution) -> bool:
     n_dims = len(complete.batch_shape + complete.event_shape)
     shape = tuple(prior.batch_shape) + tuple(prior.event_shape)
     return len(shape) == n_dims and shape[0] > 1
@@ -131,11 +131,14 @@ class Coordinates:
     pilot
         Draws of its sites, ``(S, ...)``; the model's own coordinates if None.
     transforms
-        From each site to the reals; PyTorch's if None.
+        Transformations from each site to the reals; PyTorch's if None.
     """
 
     def __init__(
-        self, program: Any, pilot: Mapping[str, Tensor] | None, transforms: Mapping[str, Any] | None = None
+        self,
+        program: Callable[[], object],
+        pilot: Mapping[str, Tensor] | None,
+        transforms: Mapping[str, Any] | None = None,
     ) -> None:
         with pyro.validation_enabled(False), torch.enable_grad():
             start, self._energy, self._transforms, _ = initialize_model(
@@ -156,7 +159,7 @@ class Coordinates:
         return self._energy(self._split(params["u"]))
 
     def start(self) -> Tensor:
-        """Where a chain starts: near the pilot's mean."""
+        """Point where a chain starts: near the pilot's mean."""
         return 0.5 * torch.randn_like(self._location)
 
     def sites(self, u: Tensor) -> dict[str, Tensor]:

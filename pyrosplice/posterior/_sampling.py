@@ -11,10 +11,11 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.glmm._importance import RELIABLE, one_sided, pareto_k
 from pyrosplice.posterior._ccd import MOST_HYPER, hyper_design
 from pyrosplice.posterior._cloud import MOST_IN_CLOUD, hyper_cloud
+from pyrosplice.posterior._draw_options import HYPER, DrawOptions
 from pyrosplice.posterior._gaussian import HyperPosterior, draw_integrated, draw_plugged_in
 from pyrosplice.posterior._grid import FINE, hyper_grid
 from pyrosplice.posterior._nuts import NutsOptions, nuts
@@ -24,8 +25,6 @@ from pyrosplice.priors._sites import is_flat
 
 logger = logging.getLogger("pyrosplice")
 
-METHODS = ("laplace", "importance", "nuts")
-HYPER = ("plug-in", "integrate", "ccd")
 FEWEST_FOR_K = 25  # draws below which k̂ is NaN
 OVERSAMPLED = 4  # proposals a draw of importance resampling
 EFFECTS = 16  # random effects tried at each of its hyper-parameters
@@ -42,39 +41,34 @@ class Samples:
     sites
         Values by site, ``(C, S, G, ...)``: chains, draws, genes.
     stats
-        Of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what NUTS reports.
+        Statistics of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what
+        NUTS reports.
     method, hyper
         How they were made.
+    genes
+        Positions of the genes in the model, ``(G,)``.
     """
 
     sites: dict[str, Tensor]
     stats: dict[str, Tensor]
     method: str
     hyper: str
+    genes: Tensor
 
 
-def sample_posterior(
-    problem: PosteriorProblem,
-    *,
-    num_samples: int = 1000,
-    method: str = "laplace",
-    hyper: str = "plug-in",
-    genes: Tensor | None = None,
-    seed: int = 0,
-    nuts_options: NutsOptions | None = None,
-) -> Samples:
-    """Draws from the posterior of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
-    check_option("method", method, METHODS)
+def sample_posterior(problem: PosteriorProblem, asked: DrawOptions, genes: Tensor) -> Samples:
+    """Draw from the posterior of some of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
+    num_samples, method, hyper, seed = asked.num_samples, asked.method, asked.hyper, asked.seed
     check_option("hyper", hyper, HYPER)
-    check_integer("num_samples", num_samples, least=4 if method == "nuts" else 1)
-    genes = torch.arange(problem.n_genes) if genes is None else genes
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(problem.n_genes))):
         found = genes.tolist()
         raise InvalidArgumentError(f"genes: expected different positions below {problem.n_genes}, found {found}.")
     if method == "nuts":
         _require_proper(problem, "method='nuts'")
-        sites, stats = nuts(problem, genes, num_samples, seed, nuts_options or NutsOptions(), _pilot(problem, seed))
-        return Samples(sites, stats, method, "integrate")
+        sites, stats = nuts(
+            problem, genes, num_samples, seed, asked.nuts_options or NutsOptions(), _pilot(problem, seed)
+        )
+        return Samples(sites, stats, method, "integrate", genes)
     if hyper != "plug-in":
         _require_proper(problem, f"hyper={hyper!r}")
     samples = _weighted(problem, num_samples, method, hyper, genes, seed)
@@ -98,7 +92,7 @@ def _weighted(
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)
     k_hat = torch.cat([part[2] for part in found])[order]
-    return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper)
+    return Samples(sites, {"log_weights": weights, "pareto_k": k_hat}, method, hyper, genes)
 
 
 def _say_which_to_doubt(k_hat: Tensor, method: str) -> None:
@@ -170,7 +164,7 @@ def _hyper_posterior(
 def resampled(
     draws: WeightedSites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Importance: each gene's draws resampled by their smoothed weights, systematically. And k̂.
+    """Resample each gene's draws by their smoothed weights, systematically, and report k̂.
 
     A draw comes as often as its share of the weight says, rounded up or down: once at most where weights are even, and
     again and again where it has most of the weight. (Without replacement, σ of eleven Dirichlet-multinomial genes with
@@ -199,7 +193,7 @@ def _without(values: Tensor, failed: Tensor) -> Tensor:
 
 
 def smoothed(log_weights: Tensor) -> Tensor:
-    """Log weights (S, B) less their largest, the tail replaced by quantiles of a generalised Pareto distribution.
+    """Smooth log weights (S, B), less their largest: the tail becomes quantiles of a generalised Pareto law.
 
     Pareto smoothing (Vehtari et al. 2024, JMLR 25:72), truncated at the largest raw weight.
     """

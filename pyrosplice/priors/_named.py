@@ -53,7 +53,7 @@ def named_priors(
     name: str,
     sites: Collection[str],
     *,
-    covariance: Any,
+    covariance: object,
     likelihood: Likelihood,
     isoform_effect: IsoformEffect = "independent",
 ) -> dict[str, Any]:

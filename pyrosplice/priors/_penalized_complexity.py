@@ -12,6 +12,7 @@ which has a greatest value d(1): the exponential is truncated there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -34,7 +35,7 @@ KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ �
 
 
 def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
-    """Exponential prior of σ with ``P(σ > upper) = probability``; logits."""
+    """Exponential prior of σ, the size of the random effect in logits, with ``P(σ > upper) = probability``."""
     if not upper > 0 or not 0 < probability < 1:
         raise InvalidArgumentError(
             f"upper, probability: expected a positive number and one in (0, 1), found {upper!r} and {probability!r}."
@@ -42,15 +43,16 @@ def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
     return dist.Exponential(torch.tensor(-math.log(probability) / upper, dtype=torch.float64))
 
 
-def pc_theta(covariance: Any, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
-    """Prior of ``theta_logit`` with ``P(θ < upper) = probability``, for the spatial covariance V.
+def pc_theta(covariance: object, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
+    """Prior of ``theta_logit``, the spatial share of the variance, with ``P(θ < upper) = probability``, for V.
 
     Parameters
     ----------
     covariance
         V, as ``corr_sp``: an object with ``precision`` or ``dense()``, or a dense ``(N, N)`` tensor.
     upper, probability
-        In (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large that is.
+        Numbers in (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large
+        that is.
     """
     solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
@@ -78,7 +80,7 @@ class SpatialShare(TorchDistribution):
     distance, slope
         d and its derivative in logit θ at :data:`KNOTS`.
     rate
-        Of the exponential.
+        Rate of the exponential.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -86,14 +88,19 @@ class SpatialShare(TorchDistribution):
     has_rsample = False
 
     def __init__(
-        self, distance: Tensor, slope: Tensor, rate: float, batch_shape: Any = (), validate_args: bool | None = None
+        self,
+        distance: Tensor,
+        slope: Tensor,
+        rate: float,
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
     ) -> None:
         self.distance, self.slope, self.rate = distance, slope, float(rate)
         self._curves = [CubicSpline(KNOTS, values.log().numpy()).c for values in (distance, slope)]
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SpatialShare:
-        """The same with a larger batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialShare:
+        """Copy the distribution to a larger batch shape."""
         return SpatialShare(self.distance, self.slope, self.rate, torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -104,8 +111,8 @@ class SpatialShare(TorchDistribution):
         whole = math.log(-math.expm1(-self.rate * float(self.distance[-1])))
         return math.log(self.rate) - self.rate * log_distance.exp() + log_slope - whole
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of logit θ, by inversion."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw logit θ, by inversion."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=torch.float64)
         top = -math.expm1(-self.rate * float(self.distance[-1]))
@@ -125,7 +132,7 @@ class SpatialShare(TorchDistribution):
 
 
 def weak_priors(
-    covariance: Any = None, likelihood: Likelihood | None = None, *, isoform_effect: IsoformEffect = "independent"
+    covariance: object = None, likelihood: Likelihood | None = None, *, isoform_effect: IsoformEffect = "independent"
 ) -> dict[str, Any]:
     """Weakly informative, proper priors of every site: what posteriors of (σ, θ) need.
 
@@ -146,8 +153,9 @@ def weak_priors(
     likelihood
         For its free hyper-parameters.
     isoform_effect
-        That of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the log odds of
-        any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last one.
+        Isoform effect of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the
+        log odds of any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last
+        one.
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
 

@@ -37,7 +37,7 @@ ROLES = {
 
 
 def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
-    """One row a site: shape of a gene's values, support, prior, role.
+    """Tabulate the priors, one row a site: shape of a gene's values, support, prior, role.
 
     ``priors`` are those given; ``shapes`` are those of all sites, genes first.
     """
@@ -55,8 +55,8 @@ def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     return pd.DataFrame(rows).set_index("site")
 
 
-def describe(prior: Any) -> str:
-    """A distribution in one line: ``Normal(loc=0, scale=1)``."""
+def describe(prior: torch.distributions.Distribution) -> str:
+    """Write a distribution in one line: ``Normal(loc=0, scale=1)``."""
     if isinstance(prior, SpatialShare):
         return f"penalised complexity of θ (rate {prior.rate:.3g})"
     if isinstance(prior, torch.distributions.Independent):
@@ -65,8 +65,8 @@ def describe(prior: Any) -> str:
     return f"{type(prior).__name__}({arguments})"
 
 
-def prior_to_json(prior: Any) -> dict[str, Any] | None:
-    """Class and arguments of a prior of ours or Pyro's; None for any other, which a file cannot bring back."""
+def prior_to_json(prior: torch.distributions.Distribution) -> dict[str, Any] | None:
+    """Write a prior of ours or Pyro's as its class and arguments; None for any other, which no file brings back."""
     if isinstance(prior, SpatialShare):
         return {"class": "SpatialShare", "distance": prior.distance.tolist(), "slope": prior.slope.tolist()} | {
             "rate": prior.rate
@@ -80,8 +80,8 @@ def prior_to_json(prior: Any) -> dict[str, Any] | None:
     return {"class": kind} | {key: torch.as_tensor(value).tolist() for key, value in _arguments(prior).items()}
 
 
-def prior_from_json(content: Mapping[str, Any]) -> Any:
-    """Inverse of :func:`prior_to_json`.
+def prior_from_json(content: Mapping[str, Any]) -> dist.TorchDistribution:
+    """Read a prior that :func:`prior_to_json` wrote.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def prior_from_json(content: Mapping[str, Any]) -> Any:
 
 
 def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
-    """Class and arguments of a shipped likelihood with plain numbers; None for any other."""
+    """Write a shipped likelihood as its class and plain numbers; None for any other."""
     if SHIPPED.get(type(likelihood).__name__) is not type(likelihood):
         return None
     arguments = dict(vars(likelihood))
@@ -120,7 +120,7 @@ def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
 
 
 def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
-    """Inverse of :func:`likelihood_to_json`; :class:`ModelFileError` for one that is not shipped."""
+    """Read what :func:`likelihood_to_json` wrote; :class:`ModelFileError` for a likelihood that is not shipped."""
     check_keys(content, ("class", "arguments"), "likelihood")
     kind, arguments = SHIPPED.get(str(content["class"])), content["arguments"]
     arguments = arguments if isinstance(arguments, dict) else {"arguments": arguments}
@@ -135,12 +135,12 @@ def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
         raise ModelFileError(f"likelihood: the file's {kind.__name__} cannot be made again ({error}).") from error
 
 
-def _class_of(name: Any) -> Any:
+def _class_of(name: object) -> type | None:
     """The class of priors of that name, ours or Pyro's; None if there is none."""
     return OURS.get(name) or (getattr(dist, name, None) if isinstance(name, str) else None)
 
 
-def _arguments(prior: Any) -> dict[str, Any]:
+def _arguments(prior: torch.distributions.Distribution) -> dict[str, Any]:
     names = [name for name in inspect.signature(type(prior).__init__).parameters if name in prior.arg_constraints]
     if "scale_tril" in names:  # of normal and Wishart distributions: one of three ways to say a matrix
         names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
@@ -148,7 +148,7 @@ def _arguments(prior: Any) -> dict[str, Any]:
     return {name: getattr(prior, name) for name in chosen}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     tensor = torch.as_tensor(value)
     if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
         return f"{float(tensor.flatten()[0]):.4g}"

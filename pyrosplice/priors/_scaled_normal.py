@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
@@ -34,8 +32,8 @@ class ScaledNormal(TorchDistribution):
         self.loc, self.cells = loc.expand(shape + loc.shape[-1:]), cells.expand(shape)
         super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> ScaledNormal:
-        """The same distribution with more batch dimensions."""
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> ScaledNormal:
+        """Copy the distribution to more batch dimensions."""
         return ScaledNormal(
             self.loc.expand(torch.Size(batch_shape) + self.event_shape), self.cells.expand(torch.Size(batch_shape))
         )
@@ -49,7 +47,7 @@ class ScaledNormal(TorchDistribution):
         return self._standard().log_prob(value)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draws for Σ = I."""
+        """Draw means for Σ = I."""
         return self._standard().rsample(torch.Size(sample_shape))
 
     def _standard(self) -> MultivariateNormal:

@@ -1,4 +1,6 @@
-r"""Priors by site: any Pyro distribution for any site of a model, flat by default. Those of the isoform models are
+r"""Priors by site: any Pyro distribution for any site of a model, flat by default.
+
+The sites of the isoform models are
 
 ==============  ==================  ==========================  =====================================================
 site            shape of one gene   default                     meaning
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -91,7 +93,7 @@ class PriorSite:
     Attributes
     ----------
     shape
-        Of all values, units first.
+        Shape of all values, units first.
     support
         What each of them may be.
     units
@@ -106,10 +108,13 @@ class PriorSite:
     device: str | None = None
 
 
+Law = TypeVar("Law", bound=torch.distributions.Distribution)
+
+
 def complete_priors(
     priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dist.TorchDistribution]:
-    """One prior for each site of ``shapes``, expanded to batch shape ``(G,)`` and the site's own event shape.
+    """Complete the priors of all sites of ``shapes``, expanded to batch shape ``(G,)`` and the site's event shape.
 
     Parameters
     ----------
@@ -129,7 +134,7 @@ def complete_priors(
     return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
 
 
-def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistribution:
+def _expanded(name: str, prior: dist.TorchDistribution | None, shape: tuple[int, ...]) -> dist.TorchDistribution:
     real = name in REAL_SITES
     if prior is None:
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
@@ -140,7 +145,7 @@ def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> dist.TorchDistri
     return completed(name, prior, site)
 
 
-def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
+def completed(name: str, prior: dist.TorchDistribution, site: PriorSite) -> dist.TorchDistribution:
     """A prior that :func:`check_prior` took in float64, expanded to its site: one batch dimension, of units, or none.
 
     Raises
@@ -166,7 +171,7 @@ def completed(name: str, prior: Any, site: PriorSite) -> dist.TorchDistribution:
     return expanded.to_event(n_batch - n_units)
 
 
-def check_prior(name: str, prior: Any, site: PriorSite) -> None:
+def check_prior(name: str, prior: object, site: PriorSite) -> None:
     """Raise unless ``prior`` is a Pyro distribution of values that its site may have, whatever its shape.
 
     Raises
@@ -217,7 +222,9 @@ def check_prior(name: str, prior: Any, site: PriorSite) -> None:
     _require_density(name, prior, support, PLACES.get(wanted, (0.0,)))
 
 
-def _require_density(name: str, prior: Any, support: Any, places: Sequence[float]) -> None:
+def _require_density(
+    name: str, prior: dist.TorchDistribution, support: constraints.Constraint, places: Sequence[float]
+) -> None:
     """Raise unless a prior has a density on the support that it says it has, far from its middle on both sides."""
     if is_flat(prior):
         return
@@ -235,7 +242,7 @@ def _require_density(name: str, prior: Any, support: Any, places: Sequence[float
             )
 
 
-def _is_within(support: Any, wanted: Support) -> bool:
+def _is_within(support: object, wanted: Support) -> bool:
     """Whether values of one support are of the other; positive ones with zero or not, or of an interval of them."""
     if wanted == "positive":
         return float(torch.as_tensor(getattr(support, "lower_bound", -1.0)).min()) >= 0
@@ -243,7 +250,7 @@ def _is_within(support: Any, wanted: Support) -> bool:
     return support is site or type(support) is type(site)
 
 
-def _require_device(name: str, prior: Any, device: str) -> None:
+def _require_device(name: str, prior: object, device: str) -> None:
     """Raise unless all numbers of a prior are where they have to be."""
     for value in vars(prior).values():
         if isinstance(value, torch.distributions.Distribution):
@@ -263,7 +270,7 @@ def log_prior(
     Parameters
     ----------
     priors
-        Of :func:`complete_priors`, for G genes.
+        Priors of :func:`complete_priors`, for G genes.
     values
         Values by site, genes first.
     genes
@@ -310,8 +317,8 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
     )
 
 
-def converted(prior: Any, like: Tensor | None = None) -> Any:
-    """The same distribution with float64 parameters, or with those of the type and device of ``like``.
+def converted(prior: Law, like: Tensor | None = None) -> Law:
+    """Copy a distribution to float64 parameters, or to those of the type and device of ``like``.
 
     ``Normal(0., 1.)`` has torch's default of float32.
     """

@@ -9,7 +9,7 @@ the scale of the softmax, so that the log odds of *any* two of them are :math:`N
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -45,12 +45,12 @@ class SymmetricNormal(TorchDistribution):
         super().__init__(self.scale.shape, torch.Size(event), validate_args=validate_args)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The real numbers."""
         return constraints.real if self.n_logits is None else constraints.independent(constraints.real, 1)
 
     def of_logits(self, n_logits: int) -> SymmetricNormal:
-        """The joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits."""
+        """Joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits."""
         scale = self.scale
         if scale.ndim and scale.shape[-1] not in (1, n_logits):
             raise InvalidArgumentError(f"scale: expected shape (..., 1), found {tuple(scale.shape)}.")
@@ -60,8 +60,8 @@ class SymmetricNormal(TorchDistribution):
             scale = scale[..., 0]
         return SymmetricNormal(scale, n_logits, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SymmetricNormal:
-        """The same with a larger batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SymmetricNormal:
+        """Copy the distribution to a larger batch shape."""
         return SymmetricNormal(self.scale.expand(torch.Size(batch_shape)), self.n_logits, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ class SymmetricNormal(TorchDistribution):
             square, volume = 2 * spread / self.scale.square(), math.log(q + 1) - q * math.log(2)
         return -0.5 * (square + q * math.log(2 * math.pi) + volume) - q * self.scale.log()
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, differentiable in the scale."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw values, differentiable in the scale."""
         noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.scale.dtype)
         if self.n_logits is None:
             return noise * self.scale

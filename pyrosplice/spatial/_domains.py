@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -47,8 +46,8 @@ class Domains:
             raise InvalidArgumentError(f"Domains(spatial_key): expected a name, found {self.spatial_key!r}.")
 
 
-def graph_domains(adjacency: Any, number: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Domain of each spot ``(N,)``: the nearest of ``number`` random spots along the graph's edges of random length.
+def graph_domains(adjacency: object, number: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Divide spots into domains ``(N,)``: the nearest of ``number`` random spots along edges of random length.
 
     Components of the graph that none of these spots is in are domains of their own.
 

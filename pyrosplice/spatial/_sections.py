@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,15 +16,15 @@ from pyrosplice.spatial._graph import Graph, check_coords, knn_graph, wide_graph
 
 
 def section_graph(
-    coords: Any,
-    sections: Any,
+    coords: object,
+    sections: object,
     *,
     k_neighbors: int = 4,
     graph: Graph = "mutual",
     name: str = "sections",
     least: int = 1,
 ) -> sp.csr_matrix:
-    """k-NN graph within every section: spots of different sections are never neighbours, whatever their coordinates.
+    """Join neighbours within every section; spots of different sections are none, whatever their coordinates.
 
     Parameters
     ----------
@@ -68,8 +67,8 @@ def section_graph(
     return _side_by_side(graphs, len(points))
 
 
-def wide_section_graph(coords: Any, sections: Any | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
-    """:func:`~pyrosplice.spatial._graph.wide_graph` of every section; ``sections`` is None for one."""
+def wide_section_graph(coords: object, sections: object | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
+    """Join the spots of every section by :func:`~pyrosplice.spatial._graph.wide_graph`; ``sections`` None is one."""
     points = check_coords(coords)
     if sections is None:
         return wide_graph(points, k_neighbors=k_neighbors)
@@ -94,9 +93,9 @@ def _side_by_side(graphs: Sequence[tuple[NDArray[np.intp], sp.csr_matrix]], n_sp
 
 
 def within_sections(
-    adjacency: sp.csr_matrix, sections: Any, *, name: str = "sections", stacklevel: int = 2
+    adjacency: sp.csr_matrix, sections: object, *, name: str = "sections", stacklevel: int = 2
 ) -> sp.csr_matrix:
-    """A symmetric adjacency without the edges between sections; warns how many there were.
+    """Drop the edges between sections from a symmetric adjacency; warns how many there were.
 
     Raises
     ------

@@ -8,8 +8,6 @@ centred. Its inverse :math:`S M S` has the pattern of the graph, which is what m
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -23,7 +21,7 @@ from pyrosplice.spatial._graph import Graph, adjacency_graph, knn_graph, warn_if
 
 
 class CarCovariance(SpatialCovariance):
-    """CAR covariance V of a graph, held as its sparse inverse.
+    """Conditional autoregressive (CAR) covariance V of a graph, held as its sparse inverse.
 
     Parameters
     ----------
@@ -51,7 +49,7 @@ class CarCovariance(SpatialCovariance):
         ρ outside [0, 1); an adjacency that is not square, finite and non-negative.
     """
 
-    def __init__(self, adjacency: Any, *, rho: float = 0.99) -> None:
+    def __init__(self, adjacency: object, *, rho: float = 0.99) -> None:
         check_rho(rho)
         self.rho = float(rho)
         self.adjacency = adjacency_graph(adjacency)
@@ -92,7 +90,7 @@ class CarCovariance(SpatialCovariance):
 
 
 class IdentityCovariance(SpatialCovariance):
-    """V = I: the covariance of the model without spatial dependence. Same interface as :class:`CarCovariance`."""
+    """Covariance of the model without spatial dependence, V = I. Same interface as :class:`CarCovariance`."""
 
     def __init__(self, n_spots: int) -> None:
         self.rho = 0.0
@@ -117,7 +115,7 @@ class IdentityCovariance(SpatialCovariance):
 
 
 def get_cov_sp(coords: ArrayLike, k: int = 4, rho: float = 0.99, *, graph: Graph = "mutual") -> Tensor:
-    """CAR covariance of the k-NN graph of ``coords`` as a dense tensor, ``(N, N)``, float64.
+    """Build the CAR covariance of the k-NN graph of ``coords`` as a dense tensor, ``(N, N)``, float64.
 
     Parameters
     ----------

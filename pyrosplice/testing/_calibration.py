@@ -26,16 +26,15 @@ from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.records import check_jobs
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share, check_switches
 from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.posterior._draw_options import HYPER, METHODS
 from pyrosplice.posterior._draws import n_chains
 from pyrosplice.posterior._nuts import NutsOptions
-from pyrosplice.posterior._sampling import METHODS
 from pyrosplice.posterior._seeding import seeded
 from pyrosplice.posterior._tree import prior_draws
 from pyrosplice.priors._named import Priors
 from pyrosplice.priors._sites import is_flat
 from pyrosplice.testing._rank_statistics import PosteriorCalibration
 
-HYPER = ("plug-in", "integrate", "ccd")
 THINNED = 10  # draws of NUTS for each one that is kept: ranks need independent ones
 
 
@@ -58,7 +57,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     n_jobs: int = 1,
     print_progress: bool = True,
 ) -> PosteriorCalibration:
-    """Simulation-based calibration of the posterior of a likelihood with priors, shipped or your own.
+    """Check by simulation whether the posterior of a likelihood with priors, shipped or your own, is right.
 
     Parameters
     ----------
@@ -67,7 +66,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
         :class:`~pyrosplice.MultinomGLM` or :class:`~pyrosplice.MultinomGLMM` that has data: priors, spots, isoforms,
         totals (those of its genes in turn), covariates and covariance are its own then, and not given here.
     priors
-        Of every site, proper: Pyro distributions by site, or ``"weak"``.
+        Proper priors of every site: Pyro distributions by site, or ``"weak"``.
     data_shape
         ``(N, K)``: spots and isoforms of a data set.
     totals
@@ -82,11 +81,11 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     method, hyper
         As of :meth:`MultinomGLM.posterior`. ``"nuts"`` is thinned by ten.
     nuts_options
-        Of NUTS.
+        Options of NUTS.
     confidence
-        Of the bands, and of all verdicts together.
+        Confidence of the bands, and of all verdicts together.
     seed
-        Of everything random. The same seed gives the same ranks, whatever ``n_jobs``.
+        Seed of everything random. The same seed gives the same ranks, whatever ``n_jobs``.
     batch_size
         Data sets fitted together.
     n_jobs
@@ -122,7 +121,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     given: dict[str, Any] = {"data_shape": data_shape, "totals": totals, "design": design, "covariance": covariance}
     with seeded(own):
         if isinstance(model, Likelihood):
-            world = _of_likelihood(model, priors, size, **given)
+            world = _of_likelihood(model, priors, size, given)
         else:
             world = _of_model(model, size, {"priors": priors, **given})
         counts, truth = world.draw()
@@ -154,7 +153,7 @@ class World:
     estimator
         The model of all simulations, as genes, with totals but no counts of theirs yet.
     space
-        Its covariance as arguments of ``setup_data``.
+        Spatial covariance as arguments of ``setup_data``.
     totals
         ``(S, N)``.
     """
@@ -221,17 +220,16 @@ def _ranks(
     return pd.DataFrame(found)
 
 
-def _of_likelihood(
-    likelihood: Likelihood, priors: Priors, size: int, *, data_shape: Any, totals: Any, design: Any, covariance: Any
-) -> World:
+def _of_likelihood(likelihood: Likelihood, priors: Priors, size: int, given: Mapping[str, Any]) -> World:
     """Data sets of a likelihood; covariates are the first that is drawn."""
+    data_shape, design, covariance = given["data_shape"], given["design"], given["covariance"]
     if not isinstance(data_shape, Sequence) or isinstance(data_shape, str) or len(data_shape) != 2:
         raise InvalidArgumentError(f"data_shape: expected (n_spots, n_isoforms), found {data_shape!r}.")
     n_spots = check_integer("data_shape[0]", data_shape[0])
     n_isos = check_integer("data_shape[1]", data_shape[1], least=likelihood.n_categories[0])
     if isinstance(design, int | np.integer):
         design = torch.randn(n_spots, check_integer("design", design), dtype=torch.float64)
-    molecules = _totals(totals, likelihood, size, n_spots)
+    molecules = _totals(given["totals"], likelihood, size, n_spots)
     settings: dict[str, Any] = {"likelihood": likelihood, "priors": priors}
     space: dict[str, Any] = {} if covariance is None else {"corr_sp": covariance}
     if space:

@@ -28,7 +28,7 @@ from sklearn.mixture import GaussianMixture as ScikitLearn
 from threadpoolctl import threadpool_limits
 
 from pyrosplice._mixture.em.loop import EMOptions, block_size, run_em
-from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.sufficient_statistics import coefficients
 from pyrosplice._mixture.em_estimator import GaussianMixture
@@ -83,7 +83,7 @@ def ms_an_iteration(run, few=3, many=13):
 def ours(x, means, kind, dtype):
     """Milliseconds of an iteration, and of its matrix products alone."""
     rows = RowBlocks.from_tensor(torch.tensor(x, dtype=dtype), size=block_size(x.shape[1], kind))
-    problem = Problem.of(rows, kind)
+    problem = Problem.of(rows, MixtureForm(kind))
     centered = (torch.tensor(means) - problem.standardization.shift)[None, None]
     start = problem.start(centered, torch.ones(1, 1, len(means), dtype=torch.bool))
     table = coefficients(start)[0][0].to(dtype)

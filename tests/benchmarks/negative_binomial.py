@@ -52,8 +52,13 @@ def ours(data: dict, *, repeats: int = 3, sparse: bool = False) -> dict:
             fit = fit_glm(RowSource(CountMatrix(counts), design, NegativeBinomial()))
             wall.append(time.perf_counter() - t)
             cpu.append(time.process_time() - c)
-    return {"wall": min(wall), "cpu": min(cpu), "peak_mb": (peak.peak - base) / 2**20, "ll": fit.log_likelihood,
-            "codes": np.bincount(fit.code, minlength=5).tolist()}  # fmt: skip
+    return {
+        "wall": min(wall),
+        "cpu": min(cpu),
+        "peak_mb": (peak.peak - base) / 2**20,
+        "ll": fit.log_likelihood,
+        "codes": np.bincount(fit.code, minlength=5).tolist(),
+    }
 
 
 def resident() -> int:

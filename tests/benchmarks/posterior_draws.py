@@ -10,6 +10,7 @@ import time
 import torch
 
 from pyrosplice import MultinomGLMM
+from pyrosplice.posterior._draw_options import DrawOptions
 from pyrosplice.posterior._sampling import sample_posterior
 from tests.studies.simulation import grid, simulate_counts
 
@@ -24,9 +25,9 @@ def main(sizes: list[int]) -> None:
         model.update_params_from_dict(
             {"sigma": torch.full((n_genes, 1), 0.7), "theta_logit": torch.full((n_genes, 1), 0.8)}
         )
-        sample_posterior(model.posterior_problem(), num_samples=1, genes=torch.arange(8))  # compiles
+        sample_posterior(model.posterior_problem(), DrawOptions(num_samples=1), torch.arange(8))  # compiles
         began, cpu = time.perf_counter(), time.process_time()
-        sample_posterior(model.posterior_problem(), num_samples=100)
+        sample_posterior(model.posterior_problem(), DrawOptions(num_samples=100), torch.arange(n_genes))
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

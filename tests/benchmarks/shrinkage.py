@@ -106,10 +106,12 @@ def row(name: str, estimate: np.ndarray, truth: np.ndarray, seconds: float) -> d
         "effect > 2": error[np.abs(truth[good]) > 2],
     }
     return {
-        "estimate": name, "genes": int(good.sum()),
+        "estimate": name,
+        "genes": int(good.sum()),
         **{f"rmse, {k}": float(np.sqrt(np.square(e).mean())) if len(e) else np.nan for k, e in rms.items()},
-        "correlation": float(np.corrcoef(estimate[good], truth[good])[0, 1]), "seconds": seconds,
-    }  # fmt: skip
+        "correlation": float(np.corrcoef(estimate[good], truth[good])[0, 1]),
+        "seconds": seconds,
+    }
 
 
 def main() -> None:

@@ -27,9 +27,12 @@ SHAPES = [*LEVELS, *MASKS]
 
 
 @given(
-    st.integers(1, 144), st.sampled_from([0.0, 1.5]), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 99),
+    st.integers(1, 144),
+    st.sampled_from([0.0, 1.5]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 99),
     st.sampled_from([{"molecules": 40}, {"depth": 3.0}, {"depth": np.linspace(0, 2, 144)}]),
-)  # fmt: skip
+)
 @settings(max_examples=30)
 def test_molecules_lie_where_genes_are_seen(covered, spread, theta, seed, how_many):
     found = simulate_totals(LAYOUT, n_genes=4, covered=covered, spread=spread, theta=theta, seed=seed, **how_many)
@@ -132,9 +135,15 @@ def test_intercepts_and_effects_may_be_each_genes_own():
 @pytest.mark.parametrize("theta", [0.0, 1.0])
 def test_a_symmetric_effect_varies_every_pair_of_isoforms_alike(theta):
     counts = simulate_counts(
-        LAYOUT, n_genes=400, totals=np.full(144, 1e6), sigma=0.5, theta=theta, seed=4, n_isos=4,
+        LAYOUT,
+        n_genes=400,
+        totals=np.full(144, 1e6),
+        sigma=0.5,
+        theta=theta,
+        seed=4,
+        n_isos=4,
         isoform_effect="symmetric",
-    )  # fmt: skip
+    )
     logs = counts.log().numpy()
     for first in range(4):
         for second in range(first):
@@ -193,12 +202,17 @@ def test_usage_and_size_factors_of_a_tissue(each):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"usage": [0.5, 0.5]}, {"usage": [0.5, 0.5, 0.5]}, {"usage": [1.0, 0.0, 0.0]},
+        {"usage": [0.5, 0.5]},
+        {"usage": [0.5, 0.5, 0.5]},
+        {"usage": [1.0, 0.0, 0.0]},
         {"usage": np.full((2, 3), 1 / 3)},
-        {"size_factors": np.ones(5)}, {"size_factors": np.zeros(16)}, {"size_factors": np.full(16, np.nan)},
-        {"size_factors": ["a"] * 16}, {"sigma": np.inf},
+        {"size_factors": np.ones(5)},
+        {"size_factors": np.zeros(16)},
+        {"size_factors": np.full(16, np.nan)},
+        {"size_factors": ["a"] * 16},
+        {"sigma": np.inf},
     ],
-)  # fmt: skip
+)
 def test_impossible_usage_and_sizes_are_refused_by_name(wrong):
     with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
         simulate_isoforms(**({"n_spots": 16, "n_genes": 3} | wrong))
@@ -245,8 +259,15 @@ def test_expression_of_single_genes():
     np.testing.assert_allclose(dense.var(0), mean + dispersion * mean**2, rtol=0.15)
     poisson = np.bincount(dense[:, 0].astype(int))
     kept = stats.poisson.pmf(range(len(poisson)), 1.0) * 20_000 > 5
-    assert stats.chisquare(poisson[kept], stats.poisson.pmf(np.flatnonzero(kept), 1.0) / stats.poisson.pmf(
-        np.flatnonzero(kept), 1.0).sum() * poisson[kept].sum()).pvalue > 1e-3  # fmt: skip
+    assert (
+        stats.chisquare(
+            poisson[kept],
+            stats.poisson.pmf(np.flatnonzero(kept), 1.0)
+            / stats.poisson.pmf(np.flatnonzero(kept), 1.0).sum()
+            * poisson[kept].sum(),
+        ).pvalue
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,12 @@ def test_the_density_of_the_model_is_that_of_independent_effects_of_the_isoforms
     """The joint density of counts and ψ, the common part of which integrates to a known number."""
     counts, design, k = torch.poisson(torch.full((G, N, 4), 2.0).double()), numbers(N, 1), 4
     values = {
-        "beta": numbers(G, 1, 3), "bias_eta": numbers(G, 3, seed=4), "sigma": numbers(G, 1).exp(),
-        "theta_logit": numbers(G, 1, seed=5), "nu": numbers(G, N, 3, seed=6),
-    }  # fmt: skip
+        "beta": numbers(G, 1, 3),
+        "bias_eta": numbers(G, 3, seed=4),
+        "sigma": numbers(G, 1).exp(),
+        "theta_logit": numbers(G, 1, seed=5),
+        "nu": numbers(G, N, 3, seed=6),
+    }
     covariance = EigenCovariance.from_dense(space())
     found = log_density(MultinomialGLMM(counts, design, covariance, isoform_effect="symmetric"), values)
     apart = SpatialEffect(covariance, values["sigma"], values["theta_logit"], k)

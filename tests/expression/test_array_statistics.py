@@ -119,5 +119,6 @@ def test_moments_far_from_zero_are_those_near_it(offset, spread, make, seed):
     expected = stats.ttest_ind(y[:20, :2], y[20:, :2], equal_var=False)
     np.testing.assert_allclose(found.pval[:2], expected.pvalue, rtol=1e-4)
     assert found.pval[2] == 0.0 and found.zero_variance.tolist() == [False, False, True]
-    np.testing.assert_allclose(de.stats.t_test_raw(*(make(part + offset) for part in (y[:20, :2], y[20:, :2]))),
-                               expected.pvalue, rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        de.stats.t_test_raw(*(make(part + offset) for part in (y[:20, :2], y[20:, :2]))), expected.pvalue, rtol=1e-4
+    )

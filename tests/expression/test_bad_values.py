@@ -16,12 +16,49 @@ from pyrosplice.errors import InvalidArgumentError
 
 N = 24
 RNG = np.random.default_rng(0)
-OBS = pd.DataFrame({"g": np.tile(["a", "b"], 12), "h": np.repeat(["x", "y"], 12), "t": RNG.random(N),
-                    "donor": np.repeat(list("uvwxyz"), 4)}, index=[f"c{i}" for i in range(N)])  # fmt: skip
+OBS = pd.DataFrame(
+    {
+        "g": np.tile(["a", "b"], 12),
+        "h": np.repeat(["x", "y"], 12),
+        "t": RNG.random(N),
+        "donor": np.repeat(list("uvwxyz"), 4),
+    },
+    index=[f"c{i}" for i in range(N)],
+)
 CELLS = ad.AnnData(RNG.poisson(5.0, (N, 3)).astype(float), OBS, pd.DataFrame(index=["G0", "G1", "G2"]))
-ODD = [None, True, 5, -1, 0, 2.5, float("nan"), float("inf"), "x", "", b"x", [], {}, (), ["x"], [None], [["x"]], {"x"},
-       {"x": 1}, np.array([1.0]), np.array(["x"]), np.ones((2, 2, 2)), pd.Series([1.0]), pd.DataFrame({"x": [1]}),
-       sp.csr_matrix(np.eye(2)), object(), 1j, range(2), slice(2), np.float64(3), pd.NaT]  # fmt: skip
+ODD = [
+    None,
+    True,
+    5,
+    -1,
+    0,
+    2.5,
+    float("nan"),
+    float("inf"),
+    "x",
+    "",
+    b"x",
+    [],
+    {},
+    (),
+    ["x"],
+    [None],
+    [["x"]],
+    {"x"},
+    {"x": 1},
+    np.array([1.0]),
+    np.array(["x"]),
+    np.ones((2, 2, 2)),
+    pd.Series([1.0]),
+    pd.DataFrame({"x": [1]}),
+    sp.csr_matrix(np.eye(2)),
+    object(),
+    1j,
+    range(2),
+    slice(2),
+    np.float64(3),
+    pd.NaT,
+]
 FIT = {"formula_loc": "~1+g"}
 CALLS = {
     "fit.model": (model, FIT),

@@ -23,8 +23,15 @@ from pyrosplice.likelihoods import NegativeBinomial
 N = 90
 RNG = np.random.default_rng(0)
 U, V = RNG.random(N), RNG.random(N)
-TABLE = pd.DataFrame({"g": ["a", "b", "c"] * 30, "h": RNG.choice(["x", "y"], N), "t": RNG.uniform(1, 15, N),
-                      "p.m": RNG.uniform(1, 9, N), "donor": np.repeat(list("abcdef"), 15)})  # fmt: skip
+TABLE = pd.DataFrame(
+    {
+        "g": ["a", "b", "c"] * 30,
+        "h": RNG.choice(["x", "y"], N),
+        "t": RNG.uniform(1, 15, N),
+        "p.m": RNG.uniform(1, 9, N),
+        "donor": np.repeat(list("abcdef"), 15),
+    }
+)
 Y = RNG.negative_binomial(4, 4 / (4 + np.exp(1.5 + 0.4 * U)[:, None] * np.ones(6)))
 Y[:, 4], Y[np.array(TABLE["g"]) == "b", 5] = 0, 0
 FAR = {
@@ -60,13 +67,23 @@ def test_a_design_far_from_zero_is_the_centered_one(kind, scale):
             b = centered.test(contrasts[1], method=method, donors=donors)
         np.testing.assert_allclose(a.pval, b.pval, rtol=1e-3, atol=1e-6)
     good = far.results.code == FitCode.CONVERGED
-    np.testing.assert_allclose(far.summary()["se"].to_numpy().reshape(6, -1)[good, 2],
-                               centered.summary()["se"].to_numpy().reshape(6, -1)[good, 2], rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        far.summary()["se"].to_numpy().reshape(6, -1)[good, 2],
+        centered.summary()["se"].to_numpy().reshape(6, -1)[good, 2],
+        rtol=1e-6,
+    )
     for column in ("effect", "se"):
         np.testing.assert_allclose(*(m.shrink("g[T.c]", scale=0.5)[column][good] for m in (far, centered)), rtol=1e-5)
     start = far.estimator
-    again = fit.model(Y, f"~1+g+{terms}", scale, as_numeric=list(columns), sample_description=TABLE.assign(**columns),
-                      init_a=np.nan_to_num(start.a_var), init_b=np.nan_to_num(start.b_var))  # fmt: skip
+    again = fit.model(
+        Y,
+        f"~1+g+{terms}",
+        scale,
+        as_numeric=list(columns),
+        sample_description=TABLE.assign(**columns),
+        init_a=np.nan_to_num(start.a_var),
+        init_b=np.nan_to_num(start.b_var),
+    )
     assert (again.niter[good] <= 2).all()
 
 
@@ -112,8 +129,19 @@ def test_a_crossed_design_has_full_rank_at_any_number_of_cells(n):
         check_full_rank(np.column_stack([columns, drug + one[:, 0]]), list("abcdefghijk"), "formula_loc")
 
 
-TRANSFORMS = ["np.log(t)", "I(1/t)", "bs(t, df=4)", "center(t)", "scale(t)", "poly(t, 2)", "t", "np.log(t)*h",
-              "bs(`p.m`, df=4)", "np.log(t) + I(1/`p.m`)", "cr(t, df=3, constraints='center')"]  # fmt: skip
+TRANSFORMS = [
+    "np.log(t)",
+    "I(1/t)",
+    "bs(t, df=4)",
+    "center(t)",
+    "scale(t)",
+    "poly(t, 2)",
+    "t",
+    "np.log(t)*h",
+    "bs(`p.m`, df=4)",
+    "np.log(t) + I(1/`p.m`)",
+    "cr(t, df=3, constraints='center')",
+]
 
 
 @pytest.mark.parametrize("term", TRANSFORMS)

@@ -19,18 +19,28 @@ from tests.expression.conftest import EMPTY, N_GENES, every_test
 
 CALLS = sorted(every_test(None))
 UTILS = {
-    "constraint_matrix_from_dict", "constraint_matrix_from_string", "constraint_system_from_star", "design_matrix",
-    "preview_coef_names", "view_coef_names",
-}  # fmt: skip
+    "constraint_matrix_from_dict",
+    "constraint_matrix_from_string",
+    "constraint_system_from_star",
+    "design_matrix",
+    "preview_coef_names",
+    "view_coef_names",
+}
 
 
 def test_namespaces_show_what_is_documented_only():
     shown = {name: {n for n in dir(getattr(de, name)) if not n.startswith("_")} for name in de.__all__}
     assert shown["fit"] == {"model", "residuals", "partition"}
     assert shown["stats"] == {
-        "likelihood_ratio_test", "wald_test", "wald_test_chisq", "two_coef_z_test", "mann_whitney_u_test", "t_test_raw",
-        "t_test_moments", "hypergeom_test",
-    }  # fmt: skip
+        "likelihood_ratio_test",
+        "wald_test",
+        "wald_test_chisq",
+        "two_coef_z_test",
+        "mann_whitney_u_test",
+        "t_test_raw",
+        "t_test_moments",
+        "hypergeom_test",
+    }
     assert shown["utils"] == UTILS | {"setup_constrained", "normed_sum", "median_of_ratios"}
     for name, names in shown.items():
         for function in names:
@@ -104,9 +114,12 @@ def test_terms_in_any_order_whatever_made_the_design(factor, how, cells):
         np.testing.assert_allclose(de.test.wald(cells, factor, dmat_loc=design).pval, plain.pval)
     else:
         found = de.test.wald(
-            cells, factor, formula_loc="~1+half+group+half:group+batch" if factor != "C(group)" else formula + "+batch",
-            constraints_loc={"batch": "half"}, sample_description=table.assign(batch=table["half"] + table["part"]),
-        )  # fmt: skip
+            cells,
+            factor,
+            formula_loc="~1+half+group+half:group+batch" if factor != "C(group)" else formula + "+batch",
+            constraints_loc={"batch": "half"},
+            sample_description=table.assign(batch=table["half"] + table["part"]),
+        )
         assert np.isfinite(np.delete(found.pval, EMPTY)).all()
         assert len(found.estimator.input_data.location.columns_of(factor)) == size
 
@@ -173,8 +186,11 @@ def test_results_of_pairs(cells):
     )
     np.testing.assert_array_equal(result.log10_fold_change(), result.log_fold_change(10.0))
     np.testing.assert_allclose(result.summary()["mean"], cells.X.mean(0))
-    for wrong in (lambda: result.summary_pairs(["a"], ["a"]), lambda: result.pval_group("a"),
-                  lambda: result.summary_pairs(["x"], ["a"])):  # fmt: skip
+    for wrong in (
+        lambda: result.summary_pairs(["a"], ["a"]),
+        lambda: result.pval_group("a"),
+        lambda: result.summary_pairs(["x"], ["a"]),
+    ):
         with pytest.raises(InvalidArgumentError, match="group"):
             wrong()
 
@@ -253,8 +269,9 @@ def test_estimators_go_through_pickle_and_work_on(noise_model, cells):
     np.testing.assert_allclose(again.a_var, estim.a_var, atol=1e-6)
     glm = ExpressionGLM("~1+treated", noise_model=noise_model).fit(cells)
     again = pickle.loads(pickle.dumps(glm))
-    np.testing.assert_array_equal(again.test(factor="treated", method="lrt").pval,
-                                  glm.test(factor="treated", method="lrt").pval)  # fmt: skip
+    np.testing.assert_array_equal(
+        again.test(factor="treated", method="lrt").pval, glm.test(factor="treated", method="lrt").pval
+    )
     assert pickle.loads(pickle.dumps(de.test.partition(cells, "part"))).partitions == ["p", "q"]
 
 
@@ -362,10 +379,14 @@ def test_curves_beside_constraints_and_interactions(noise_model, test, basis, ce
     counted = cells[:, np.delete(np.arange(N_GENES), EMPTY)]
     for constrained in (False, True):
         found = de.test.continuous_1d(
-            counted.copy(), continuous="t", factor_loc_totest=["t", "half:t"], init_a="all_zero",
+            counted.copy(),
+            continuous="t",
+            factor_loc_totest=["t", "half:t"],
+            init_a="all_zero",
             formula_loc="~1+t+half+t:half" + "+batch" * constrained,
-            constraints_loc={"batch": "half"} if constrained else None, **how,
-        )  # fmt: skip
+            constraints_loc={"batch": "half"} if constrained else None,
+            **how,
+        )
         assert len(found.columns) == 6 and np.isfinite(found.pval).all()
 
 

@@ -58,16 +58,19 @@ def test_density_and_derivatives_are_those_of_the_pyro_model(noise, continuous, 
     gradient = torch.autograd.functional.jacobian(lambda t: density(t).sum(), theta)
     torch.testing.assert_close(d.gradient, gradient, rtol=1e-9, atol=1e-8)
     hessian = torch.autograd.functional.hessian(lambda t: density(t[None].expand(y.shape[1], -1))[2], theta[2])
-    torch.testing.assert_close(derivatives(rows, kind, theta[2].expand_as(theta)).information[2], -hessian,
-                               rtol=1e-7, atol=1e-7)  # fmt: skip
+    torch.testing.assert_close(
+        derivatives(rows, kind, theta[2].expand_as(theta)).information[2], -hessian, rtol=1e-7, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("noise", ["nb", "poisson", "norm"])
 def test_closed_form_terms_are_autograds(noise):
     rng = np.random.default_rng(2)
     kind = NOISE_MODELS[noise]()
-    y, eta, zeta = (torch.tensor(v) for v in (rng.poisson(3.0, (2, 40)) * 1.0, rng.normal(1, 1, (2, 40)),
-                                               rng.normal(0.5, 1, (2, 40))))  # fmt: skip
+    y, eta, zeta = (
+        torch.tensor(v)
+        for v in (rng.poisson(3.0, (2, 40)) * 1.0, rng.normal(1, 1, (2, 40)), rng.normal(0.5, 1, (2, 40)))
+    )
     weight = torch.tensor(rng.uniform(0.5, 2, (2, 40)))
     own, auto = kind.terms(weight * y, weight, eta, zeta), Likelihood.terms(kind, weight * y, weight, eta, zeta)
     rising = [t[..., 0] for t in rising_terms(y[..., None], zeta[..., None])]

@@ -74,8 +74,13 @@ def test_every_input_gives_the_same_fit(kind, data, reference, tmp_path):
         source = ad.AnnData(x * 0, data.obs, data.var, layers={"counts": x})
         kwargs["layer"] = "counts"
     else:
-        source = {"ndarray": x, "csr": sp.csr_matrix(x), "csc": sp.csc_matrix(x), "int": x.astype(np.int32),
-                  "frame": pd.DataFrame(x, columns=data.var_names)}[kind]  # fmt: skip
+        source = {
+            "ndarray": x,
+            "csr": sp.csr_matrix(x),
+            "csc": sp.csc_matrix(x),
+            "int": x.astype(np.int32),
+            "frame": pd.DataFrame(x, columns=data.var_names),
+        }[kind]
     estim = fit.model(source, batch_size=50 if kind == "csr" else None, **kwargs)
     np.testing.assert_allclose(estim.a_var, reference.a_var, atol=1e-9)
     np.testing.assert_allclose(estim.b_var, reference.b_var, atol=1e-7)

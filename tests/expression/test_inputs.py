@@ -149,8 +149,11 @@ FITS = {
 @pytest.mark.filterwarnings("ignore:Transforming to str index:anndata.ImplicitModificationWarning")
 def test_counts_of_every_kind_give_the_same_numbers_to_the_bit(kind, how):
     want = fit.model(Y, sample_description=TABLE, **FITS[how])
-    found = fit.model(KINDS[kind](Y), sample_description=TABLE.reset_index(drop=True) if kind == "AnnData" else TABLE,
-                      **{k: v.to_numpy() if isinstance(v, pd.Series) else v for k, v in FITS[how].items()})  # fmt: skip
+    found = fit.model(
+        KINDS[kind](Y),
+        sample_description=TABLE.reset_index(drop=True) if kind == "AnnData" else TABLE,
+        **{k: v.to_numpy() if isinstance(v, pd.Series) else v for k, v in FITS[how].items()},
+    )
     for name in ("a_var", "b_var", "log_likelihood", "hessian", "gene_means"):
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
 
@@ -237,8 +240,9 @@ def test_cells_with_missing_labels_are_refused_or_dropped():
 def test_columns_of_any_name_in_every_argument(name):
     numbers, labels = TABLE.rename(columns={"x": name}), TABLE.rename(columns={"g": name})
     want = expression_tests.wald(Y, coef_to_test="x", sample_description=TABLE, **HOW).pval
-    found = expression_tests.wald(Y, coef_to_test=name, formula_loc=f"~1+g+`{name}`", as_numeric=name,
-                                  sample_description=numbers)  # fmt: skip
+    found = expression_tests.wald(
+        Y, coef_to_test=name, formula_loc=f"~1+g+`{name}`", as_numeric=name, sample_description=numbers
+    )
     np.testing.assert_array_equal(found.pval, want)
     want = expression_tests.wald(Y, "g", formula_loc="~1+g", sample_description=TABLE).pval
     found = expression_tests.wald(Y, name, formula_loc=f"~1+`{name}`", sample_description=labels).pval

@@ -126,8 +126,9 @@ def test_a_column_called_as_ours_stays_what_it_is(counts):
     found = de.test.two_sample(
         counts, "x", test="wald", sample_description=table, formula_scale="~1+group", as_numeric="group"
     )
-    own = de.test.wald(counts, "x", formula_loc="~1+x", formula_scale="~1+group", as_numeric="group",
-                       sample_description=table)  # fmt: skip
+    own = de.test.wald(
+        counts, "x", formula_loc="~1+x", formula_scale="~1+group", as_numeric="group", sample_description=table
+    )
     np.testing.assert_allclose(found.pval, own.pval, rtol=1e-8)
 
 

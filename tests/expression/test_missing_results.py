@@ -17,11 +17,14 @@ from tests.missing_results import check_reasons
 N = 90
 CELLS = pd.DataFrame(
     {
-        "group": np.tile(["a", "b", "c"], 30), "half": np.tile(["u", "v"], 45), "part": np.repeat(["p", "q"], 45),
-        "donor": np.repeat([f"d{i}" for i in range(9)], 10), "t": np.random.default_rng(0).uniform(0, 4, N),
+        "group": np.tile(["a", "b", "c"], 30),
+        "half": np.tile(["u", "v"], 45),
+        "part": np.repeat(["p", "q"], 45),
+        "donor": np.repeat([f"d{i}" for i in range(9)], 10),
+        "t": np.random.default_rng(0).uniform(0, 4, N),
     },
     index=[f"cell{i}" for i in range(N)],
-)  # fmt: skip
+)
 
 
 def awkward_counts():

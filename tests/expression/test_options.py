@@ -45,8 +45,16 @@ ASKING = {  # a value of every option that asks for something
     "training_strategy": "QUICK",
     "weights": RNG.uniform(0.5, 2, N_CELLS),
 }
-CHANGES_NUMBERS = {"formula_scale", "noise_model", "offsets", "size_factors", "weights", "is_logged", "quick_scale",
-                   "full_formula_scale"}  # fmt: skip
+CHANGES_NUMBERS = {
+    "formula_scale",
+    "noise_model",
+    "offsets",
+    "size_factors",
+    "weights",
+    "is_logged",
+    "quick_scale",
+    "full_formula_scale",
+}
 
 
 def plain(call):
@@ -98,8 +106,14 @@ def test_tests_without_a_model_refuse_what_a_model_needs(call, cells):
 
 @pytest.mark.parametrize("call", [c for c in CALLS if plain(c) and c not in ("t_test", "rank_test") and "." not in c])
 def test_options_that_ask_for_nothing_pass(call, cells):
-    asks_nothing = {"noise_model": None, "quick_scale": False, "training_strategy": "DEFAULT", "dtype": "float64",
-                    "batch_size": None, "as_numeric": ()}  # fmt: skip
+    asks_nothing = {
+        "noise_model": None,
+        "quick_scale": False,
+        "training_strategy": "DEFAULT",
+        "dtype": "float64",
+        "batch_size": None,
+        "as_numeric": (),
+    }
     found = every_test(cells, **asks_nothing)[call]()
     np.testing.assert_array_equal(found.pval, every_test(cells)[call]().pval)
 
@@ -252,9 +266,13 @@ def test_other_bad_values_are_named(cells):
     ):
         with pytest.raises(InvalidArgumentError, match=name):
             de.fit.model(cells, "~1", **options)
-    for options, name in (({"batch_size": 0}, "batch_size"), ({"batch_size": (3, "x")}, "batch_size"),
-                          ({"dtype": "int8"}, "dtype"), ({"size_factors": np.zeros(90)}, "size_factors"),
-                          ({"pval_correction": "none"}, "pval_correction")):  # fmt: skip
+    for options, name in (
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": (3, "x")}, "batch_size"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"size_factors": np.zeros(90)}, "size_factors"),
+        ({"pval_correction": "none"}, "pval_correction"),
+    ):
         with pytest.raises(InvalidArgumentError, match=name):
             de.test.pairwise(cells, "group", test="rank", **options)
     for wrong in (de.test.pairwise(cells, "group"), None, de.test.t_test(cells, "half")):
@@ -267,9 +285,14 @@ def test_other_bad_values_are_named(cells):
 @pytest.mark.parametrize("form", ["csr", "coo", "Dask", "Tensor", "list", "range"])
 def test_numbers_of_cells_in_any_container(form, cells):
     values = np.arange(1, N_CELLS + 1)
-    make = {"csr": lambda v: sp.csr_matrix(v[:, None]), "coo": lambda v: sp.coo_matrix(v[:, None]),
-            "Dask": lambda v: da.from_array(v, chunks=7), "Tensor": torch.as_tensor, "list": list,
-            "range": lambda v: range(1, len(v) + 1)}[form]  # fmt: skip
+    make = {
+        "csr": lambda v: sp.csr_matrix(v[:, None]),
+        "coo": lambda v: sp.coo_matrix(v[:, None]),
+        "Dask": lambda v: da.from_array(v, chunks=7),
+        "Tensor": torch.as_tensor,
+        "list": list,
+        "range": lambda v: range(1, len(v) + 1),
+    }[form]
     keep = cells.obs["t"].to_numpy() > 1
     for option in ("size_factors", "weights"):
         for rest in ({}, {"missing": keep}):

@@ -179,9 +179,14 @@ def test_a_gene_that_fails_changes_no_other():
 
 def test_options_that_are_not_followed_are_refused():
     for option, value in (
-        ("init_a", "standard"), ("training_strategy", "QUICK"), ("quick_scale", True), ("dtype", "float32"),
-        ("batch_size", 10), ("weights", np.full(60, 2.0)), ("train_args", {"max_iter": 3}),
-    ):  # fmt: skip
+        ("init_a", "standard"),
+        ("training_strategy", "QUICK"),
+        ("quick_scale", True),
+        ("dtype", "float32"),
+        ("batch_size", 10),
+        ("weights", np.full(60, 2.0)),
+        ("train_args", {"max_iter": 3}),
+    ):
         with pytest.raises(InvalidArgumentError, match=f"{option}: it is an option of the engine"):
             fitted(model=Shifted, options={option: value})
     for settings, words in (
@@ -199,9 +204,13 @@ def test_what_only_the_shipped_model_has_is_refused_and_an_earlier_fit_stays():
     glm = fitted(model=Shifted)
     row = glm.cond(group="b") - glm.cond(group="a")
     for call in (
-        lambda: glm.test(row, method="lrt"), glm.variance_ratio, glm.quasi, glm.posterior, glm.adjusted_dispersion,
+        lambda: glm.test(row, method="lrt"),
+        glm.variance_ratio,
+        glm.quasi,
+        glm.posterior,
+        glm.adjusted_dispersion,
         lambda: glm.sample_counts([0], seed=0),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RefusedModelError, match="this fit is of Shifted"):
             call()
     before = glm.sites["location"]

@@ -79,9 +79,27 @@ def test_parts_of_data_on_disk(data, tmp_path):
 def test_summary_columns_and_filters(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     table = test.summary()
-    expected = ["gene", "pval", "qval", "log2fc", "mean", "zero_mean", "grad", "coef_mle", "coef_sd", "ll",
-                "effect", "se", "lower", "upper", "statistic", "pvalue", "pvalue_adj", "reason",
-                "fit_ended"]  # fmt: skip
+    expected = [
+        "gene",
+        "pval",
+        "qval",
+        "log2fc",
+        "mean",
+        "zero_mean",
+        "grad",
+        "coef_mle",
+        "coef_sd",
+        "ll",
+        "effect",
+        "se",
+        "lower",
+        "upper",
+        "statistic",
+        "pvalue",
+        "pvalue_adj",
+        "reason",
+        "fit_ended",
+    ]
     assert list(table.columns) == expected and len(table) == 12
     assert table["zero_mean"].to_list() == [False] * 11 + [True]
     assert table["reason"].to_list() == [""] * 11 + ["no_counts"] and table["fit_ended"].iloc[11] == "no_counts"

@@ -164,9 +164,11 @@ def test_priors_of_ones_own():
     counts, design, dense = data(seed=7)
     one = torch.tensor(1.0).double()
     priors = {
-        "beta": dist.StudentT(3 * one, 0 * one, 0.1 * one), "sigma": dist.LogNormal(-one, 0.2 * one),
-        "theta_logit": dist.Normal(one, one), "bias_eta": dist.Normal(0 * one, 0.01 * one),
-    }  # fmt: skip
+        "beta": dist.StudentT(3 * one, 0 * one, 0.1 * one),
+        "sigma": dist.LogNormal(-one, 0.2 * one),
+        "theta_logit": dist.Normal(one, one),
+        "bias_eta": dist.Normal(0 * one, 0.01 * one),
+    }
     assert_same(*both(MultinomialGLMM(counts, design, dense, priors=priors)))
 
 

@@ -29,9 +29,12 @@ def test_glm(isoforms, priors):
 def test_glmm(effect):
     counts, design, car = tissue(4, 2, seed=1)
     fitted = MultinomGLMM(
-        fitting_method="marginal_newton", var_fix_sigma=False, priors="weak", isoform_effect=effect,
+        fitting_method="marginal_newton",
+        var_fix_sigma=False,
+        priors="weak",
+        isoform_effect=effect,
         fitting_configs={"tol": 1e-9},
-    )  # fmt: skip
+    )
     fitted.setup_data(counts, corr_sp=car, design_mtx=design)
     fitted.fit(quiet=True)
     guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit(path="generic")
@@ -46,9 +49,12 @@ def test_glmm(effect):
 def test_free_hyper_parameter(path):
     counts, design, car = tissue(3, 2, isoforms=2, seed=2)
     fitted = MultinomGLMM(
-        fitting_method="marginal_newton", var_fix_sigma=False, priors="weak", likelihood=DirichletMultinomial(),
+        fitting_method="marginal_newton",
+        var_fix_sigma=False,
+        priors="weak",
+        likelihood=DirichletMultinomial(),
         fitting_configs={"tol": 1e-9},
-    )  # fmt: skip
+    )
     fitted.setup_data(counts, corr_sp=car, design_mtx=design)
     fitted.fit(quiet=True)
     guide = AutoMarginalLaplace(fitted.model, marginalize=["nu"]).fit(path=path)

@@ -9,8 +9,8 @@ from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, DiagonalPrecis
 from pyrosplice.guides._bijections import bijection
 from pyrosplice.guides._curvature import Curvature
 from pyrosplice.guides._first_points import init_to_center
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._sparsity import dependence
-from pyrosplice.guides._unit_checks import unit_density
 from pyrosplice.guides._unit_density import ModelCall
 from tests.guides.test_closed_forms import draws
 

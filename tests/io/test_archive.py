@@ -57,10 +57,16 @@ free = st.recursive(
     st.none() | st.booleans() | st.integers() | text | numbers, lambda s: st.dictionaries(text, s), max_leaves=4
 )
 outer = st.builds(
-    Outer, st.integers(), st.floats(), st.none() | text,
+    Outer,
+    st.integers(),
+    st.floats(),
+    st.none() | text,
     st.lists(st.builds(Inner, st.dictionaries(text, tensors, max_size=2), st.booleans()), max_size=2),
-    st.lists(text).map(tuple), st.lists(st.frozensets(text)), numbers, free,
-)  # fmt: skip
+    st.lists(text).map(tuple),
+    st.lists(st.frozensets(text)),
+    numbers,
+    free,
+)
 
 
 def same(a, b):

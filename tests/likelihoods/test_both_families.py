@@ -176,9 +176,11 @@ def test_a_mixed_model_is_at_the_optimum_of_its_own_density(kind):
 
 def test_the_same_density_has_the_same_mixed_model_however_it_is_said():
     for one, other in (
-        (GeometricDensity(), NegativeBinomial(1.0)), (GeometricDistribution(), NegativeBinomial(1.0)),
-        (LinearVariance(), LinearVarianceDistribution()), (SizeDistribution(), NegativeBinomial()),
-    ):  # fmt: skip
+        (GeometricDensity(), NegativeBinomial(1.0)),
+        (GeometricDistribution(), NegativeBinomial(1.0)),
+        (LinearVariance(), LinearVarianceDistribution()),
+        (SizeDistribution(), NegativeBinomial()),
+    ):
         mine, known = usage(one, space=True), usage(other, space=True)
         for name in ("bias_eta", "beta", "sigma"):
             torch.testing.assert_close(getattr(mine, name), getattr(known, name), rtol=0, atol=2e-3)

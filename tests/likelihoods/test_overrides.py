@@ -31,10 +31,15 @@ from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.testing import check_likelihood
 
 LIKELIHOODS = [
-    (Multinomial, {}), (Binomial, {}), (DirichletMultinomial, {"concentration": 8.0}), (DirichletMultinomial, {}),
-    (BetaBinomial, {"concentration": 8.0}), (Poisson, {}), (NegativeBinomial, {"dispersion": 0.4}),
+    (Multinomial, {}),
+    (Binomial, {}),
+    (DirichletMultinomial, {"concentration": 8.0}),
+    (DirichletMultinomial, {}),
+    (BetaBinomial, {"concentration": 8.0}),
+    (Poisson, {}),
+    (NegativeBinomial, {"dispersion": 0.4}),
     (NegativeBinomial, {}),
-]  # fmt: skip
+]
 N_SPOTS = 36
 COORDS = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))
 

@@ -195,16 +195,27 @@ def test_rounds_and_their_end_are_those_of_scikit_learn_from_the_same_start(seed
     inverse = np.linalg.inv(spread) if kind in ("full", "tied") else 1 / spread
     means = x[rng.choice(60, 2, replace=False)]
     theirs = Reference(
-        2, covariance_type=kind, weights_init=[0.4, 0.6], means_init=means, precisions_init=inverse,
-        max_iter=most, tol=tolerance, reg_covar=1e-6,
-    )  # fmt: skip
+        2,
+        covariance_type=kind,
+        weights_init=[0.4, 0.6],
+        means_init=means,
+        precisions_init=inverse,
+        max_iter=most,
+        tol=tolerance,
+        reg_covar=1e-6,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         theirs.fit(x)
     ours = GaussianMixture(
-        2, covariance_type=kind, init_weights=[0.4, 0.6], init_means=means, init_covariances=spread,
-        trainer_params={"max_epochs": most, "logger": False}, convergence_tolerance=tolerance,
-    ).fit(x)  # fmt: skip
+        2,
+        covariance_type=kind,
+        init_weights=[0.4, 0.6],
+        init_means=means,
+        init_covariances=spread,
+        trainer_params={"max_epochs": most, "logger": False},
+        convergence_tolerance=tolerance,
+    ).fit(x)
     assert (ours.num_iter_, ours.converged_) == (theirs.n_iter_, bool(theirs.converged_))
     if most > theirs.n_iter_ or not theirs.converged_:
         assert abs(ours.score(x) + theirs.score(x)) < 2 * tolerance

@@ -10,6 +10,7 @@ import torch
 
 from pyrosplice._mixture.em.loop import EMOptions
 from pyrosplice._mixture.em.many import fit_many, log_joint_of_cells
+from pyrosplice._mixture.em.one_fit import MixtureForm
 from pyrosplice._mixture.em.pooled_prior import _estimate
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
@@ -45,10 +46,10 @@ def sets(n=5, dim=3):
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 def test_many_fits_at_once_are_the_fits_one_by_one(kind):
     cells, options = sets(), EMOptions(max_iter=60, tolerance=1e-6)
-    together = fit_many(cells, [1, 2, 3, 5], covariance_type=kind, n_init=2, options=options)
+    together = fit_many(cells, [1, 2, 3, 5], MixtureForm(kind), n_init=2, options=options)
     for x, fits in zip(cells, together, strict=True):
         for k in (2, 5):
-            (alone,) = fit_many([x], [k], covariance_type=kind, n_init=2, options=options)
+            (alone,) = fit_many([x], [k], MixtureForm(kind), n_init=2, options=options)
             torch.testing.assert_close(fits[k].parameters.means, alone[k].parameters.means, rtol=0, atol=1e-9)
             torch.testing.assert_close(fits[k].parameters.weights, alone[k].parameters.weights, rtol=0, atol=1e-9)
             assert fits[k].n_iter == alone[k].n_iter
@@ -57,7 +58,7 @@ def test_many_fits_at_once_are_the_fits_one_by_one(kind):
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 def test_joint_densities_and_likelihoods_agree_with_scipy(kind):
     cells = sets(2)
-    fits = fit_many(cells, [2], covariance_type=kind)
+    fits = fit_many(cells, [2], MixtureForm(kind))
     joints = log_joint_of_cells(cells, [[own[2].parameters] for own in fits])
     for x, own, (joint,) in zip(cells, fits, joints, strict=True):
         expected = brute_force(own[2].parameters, x.numpy())
@@ -65,9 +66,11 @@ def test_joint_densities_and_likelihoods_agree_with_scipy(kind):
         assert own[2].log_likelihood == pytest.approx(expected.sum(), abs=1e-7)
 
 
-def test_memory_cap_changes_nothing():
+def test_memory_cap_changes_nothing(monkeypatch):
     cells = sets(6)
-    wide, narrow = (fit_many(cells, [2, 4], memory=m) for m in (10**9, 1))
+    wide = fit_many(cells, [2, 4], MixtureForm())
+    monkeypatch.setattr("pyrosplice._mixture.em.many.MEMORY", 1)
+    narrow = fit_many(cells, [2, 4], MixtureForm())
     for a, b in zip(wide, narrow, strict=True):
         torch.testing.assert_close(a[4].parameters.means, b[4].parameters.means, rtol=0, atol=1e-9)
 

@@ -11,7 +11,7 @@ from scipy.stats import invwishart
 
 from pyrosplice._mixture.em.loop import EMOptions
 from pyrosplice._mixture.em.missing import missing_log_joint
-from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.starts import nearest_mean_table
 from pyrosplice._mixture.em.sufficient_statistics import bounded_responsibilities_, inner_products, responsibilities_
@@ -34,7 +34,7 @@ PRIOR = MixturePrior(
 
 def problem(x, kind, *, prior=None, regularization=0.0, size=64, missing=False, weights=None):
     rows = RowBlocks.from_tensor(torch.as_tensor(x, dtype=F64), size=size, weights=weights)
-    return Problem.of(rows, kind, prior=prior, regularization=regularization, missing=missing)
+    return Problem.of(rows, MixtureForm(kind, prior, regularization), missing=missing)
 
 
 def lead(parameters):

@@ -28,11 +28,27 @@ LABELS = {"patient": list("abcd") * 15, "group": list("uuvv") * 15}
 CELLS = anndata.AnnData(X, obs=pd.DataFrame(LABELS, index=[f"c{i}" for i in range(60)]))
 OF_PATIENTS = {"patient_col": "patient", "label_col": "group", "n_cells": 10}
 ODD = {
-    "NaN": float("nan"), "text": "foo", "bytes": b"x", "array": np.array([1, 2, 3]), "matrix": np.array([[1.0]]),
-    "no array": np.array([]), "names": ["a", None], "dictionary": {"a": 1}, "object": object(), "class": int,
-    "complex": 1j, "large": 10**30, "Series": pd.Series([1, 2]), "table": pd.DataFrame({"a": [1.0]}), "missing": pd.NA,
-    "set": {1}, "tensor": torch.tensor(2.0), "tensors": torch.tensor([1.0, 2.0]), "NumPy's": np.int64(2), "none": [],
-}  # fmt: skip
+    "NaN": float("nan"),
+    "text": "foo",
+    "bytes": b"x",
+    "array": np.array([1, 2, 3]),
+    "matrix": np.array([[1.0]]),
+    "no array": np.array([]),
+    "names": ["a", None],
+    "dictionary": {"a": 1},
+    "object": object(),
+    "class": int,
+    "complex": 1j,
+    "large": 10**30,
+    "Series": pd.Series([1, 2]),
+    "table": pd.DataFrame({"a": [1.0]}),
+    "missing": pd.NA,
+    "set": {1},
+    "tensor": torch.tensor(2.0),
+    "tensors": torch.tensor([1.0, 2.0]),
+    "NumPy's": np.int64(2),
+    "none": [],
+}
 MIXTURE = GaussianMixture(2, random_state=0).fit(X)
 
 
@@ -50,12 +66,15 @@ CALLS = {
     "score": (MIXTURE.score, GaussianMixture.score, {}),
     "sample": (MIXTURE.sample, GaussianMixture.sample, {}),
     "posterior": (
-        MIXTURE.posterior, GaussianMixture.posterior, {"X": X, "num_samples": 2, "num_chains": 1, "warmup_steps": 0}
+        MIXTURE.posterior,
+        GaussianMixture.posterior,
+        {"X": X, "num_samples": 2, "num_chains": 1, "warmup_steps": 0},
     ),
     "set_params": (MIXTURE.clone().set_params, GaussianMixture.set_params, {}),
     "load": (GaussianMixture.load, GaussianMixture.load, {"path": "no such model"}),
     "config": (
-        GaussianMixtureModelConfig, GaussianMixtureModelConfig.__init__,
+        GaussianMixtureModelConfig,
+        GaussianMixtureModelConfig.__init__,
         {"num_components": 2, "num_features": 2, "covariance_type": "full"},
     ),
     "module": (GaussianMixtureModel, GaussianMixtureModel.__init__, {}),
@@ -64,13 +83,28 @@ CALLS = {
     "fit_gmm": (fit_gmm, fit_gmm, {"dataset": TripletDataset([X] * 2, [0, 1]), "k_comps": 2, "verbose": False}),
     "validate": (validate_gmm, validate_gmm, {"dataset": PATIENTS}),
     "evaluate": (
-        evaluate_holdout_nll, evaluate_holdout_nll, {"adata": PATIENTS.adata, "gmm_key": "g", "patient_col": "patient"}
+        evaluate_holdout_nll,
+        evaluate_holdout_nll,
+        {"adata": PATIENTS.adata, "gmm_key": "g", "patient_col": "patient"},
     ),
     "summarize": (summarize_holdout_nll, summarize_holdout_nll, {"results": RESULTS}),
-}  # fmt: skip
+}
 WITHOUT_EFFECT = {"y", "self", "params"}
-SIZES = {"num_components", "num_features", "n_init", "num_samples", "num_chains", "warmup_steps", "max_iter", "n_folds",
-         "num_datapoints", "convergence_tolerance", "covariance_regularization", "tol", "eps"}  # fmt: skip
+SIZES = {
+    "num_components",
+    "num_features",
+    "n_init",
+    "num_samples",
+    "num_chains",
+    "warmup_steps",
+    "max_iter",
+    "n_folds",
+    "num_datapoints",
+    "convergence_tolerance",
+    "covariance_regularization",
+    "tol",
+    "eps",
+}
 ARGUMENTS = [
     (name, argument)
     for name, (_, described, _) in CALLS.items()

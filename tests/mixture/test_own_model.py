@@ -14,7 +14,7 @@ from pyrosplice import GaussianMixture
 from pyrosplice._mixture.gaussian_mixture import gaussian_mixture
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, RefusedModelError
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import ModelCall
 from tests.guides.simulated import blobs
 
@@ -171,8 +171,14 @@ def test_it_is_an_option_of_scikit_learn():
             return partial(sparse_means, n_components=self.num_components)
 
     torch.testing.assert_close(Mine(2, random_state=0).fit(CELLS).sites["means"], copied.sites["means"])
-    class_made = type("Made", (), {"__init__": lambda self, n_components: setattr(self, "n", n_components),
-                                   "__call__": lambda self, x: sparse_means(x, self.n)})  # fmt: skip
+    class_made = type(
+        "Made",
+        (),
+        {
+            "__init__": lambda self, n_components: setattr(self, "n", n_components),
+            "__call__": lambda self, x: sparse_means(x, self.n),
+        },
+    )
     torch.testing.assert_close(
         GaussianMixture(2, random_state=0, model=class_made).fit(CELLS).sites["means"], copied.sites["means"]
     )

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from scipy.special import gammaln
 
 from pyrosplice._mixture.em_estimator import GaussianMixture
-from pyrosplice._mixture.gibbs_posterior import sample_posterior
+from pyrosplice._mixture.gibbs_posterior import GibbsChains, sample_posterior
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice._mixture.patients.distances import patient_distances, squared_bures_wasserstein
 from pyrosplice._mixture.patients.fit_gmm import fit_gmm
@@ -61,7 +61,7 @@ def test_draws_of_a_tiny_mixture_have_the_enumerated_posterior(kind):
         covariance_scale=torch.eye(1, dtype=F64),
     )
     start = GaussianMixture(2, covariance_type=kind, random_state=0, prior=prior).fit(x[:, None]).model_.parameters_of()
-    tree = sample_posterior(x[:, None], start, prior=prior, n_draws=1200, n_chains=16, seed=1)
+    tree = sample_posterior(x[:, None], start, GibbsChains(1200, n_chains=16, seed=1), prior=prior)
     weights = tree["posterior"]["weights"].to_numpy()
     assert weights.shape == (16, 1200, 2)
     assert (weights**2).sum(-1).mean() == pytest.approx(_exact_sharing(x, prior), abs=0.01)
@@ -73,7 +73,7 @@ def test_draws_of_one_component_have_the_conjugate_posterior(kind):
     scale = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=F64)
     prior = MixturePrior(mean=torch.ones(2, dtype=F64), mean_strength=3.0, covariance_dof=7.0, covariance_scale=scale)
     start = GaussianMixture(1, covariance_type=kind, prior=prior).fit(x).model_.parameters_of()
-    draws = sample_posterior(x, start, prior=prior, n_draws=800, n_warmup=1, n_chains=10, seed=0)["posterior"]
+    draws = sample_posterior(x, start, GibbsChains(800, 1, 10), prior=prior)["posterior"]
     gap = x.mean(0) - 1
     s = scale.numpy() + 30 * np.cov(x.T, bias=True) + 3 * 30 / 33 * np.outer(gap, gap)
     expected = {
@@ -91,7 +91,7 @@ def test_draws_of_one_component_have_the_conjugate_posterior(kind):
 def test_labels_of_draws_agree_between_chains():
     x, _ = clouds(200, 2, 3, seed=1, spread=6)
     model = GaussianMixture(3, covariance_type="full", random_state=0).fit(x)
-    tree = sample_posterior(x, model.model_.parameters_of(), n_draws=60, n_warmup=20, seed=0)
+    tree = sample_posterior(x, model.model_.parameters_of(), GibbsChains(60, 20))
     assert set(tree.children) == {"posterior", "sample_stats"}
     means = tree["posterior"]["means"].to_numpy()
     np.testing.assert_allclose(means.mean((0, 1)), model.model_.means.numpy(), atol=0.5)
@@ -100,9 +100,9 @@ def test_labels_of_draws_agree_between_chains():
     assert likelihood.max() < -200 * model.nll_ + 1e-6
     assert likelihood.mean() > -200 * model.nll_ - 40
     with pytest.raises(InvalidArgumentError, match="prior"):
-        sample_posterior(x, model.model_.parameters_of(), prior=MixturePrior())
+        sample_posterior(x, model.model_.parameters_of(), GibbsChains(), prior=MixturePrior())
     with pytest.raises(InvalidArgumentError, match="n_draws"):
-        sample_posterior(x, model.model_.parameters_of(), n_draws=0)
+        sample_posterior(x, model.model_.parameters_of(), GibbsChains(0))
 
 
 def _patients():

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pyrosplice import GaussianMixture
 from pyrosplice._mixture.gaussian_mixture import log_joint
-from pyrosplice._mixture.gibbs_posterior import sample_posterior
+from pyrosplice._mixture.gibbs_posterior import GibbsChains, sample_posterior
 from pyrosplice._mixture.mixture_prior import COVARIANCE_TYPES, MixturePrior
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError
 from pyrosplice.guides import AutoNewtonMAP
-from pyrosplice.guides._unit_checks import unit_density
+from pyrosplice.guides._separate_units import unit_density
 from pyrosplice.guides._unit_density import ModelCall
 from pyrosplice.priors import InverseWishart, ScaledNormal
 from tests.mixture.helpers import F64, clouds
@@ -235,7 +235,7 @@ def test_other_priors_are_followed_by_the_guide(name, kind):
         (lambda: mixture.posterior(x), f"posterior: .*{site} ~ {type(prior).__name__}"),
         (lambda: mixture.clone().partial_fit(x), f"partial_fit: .*{site} ~ {type(prior).__name__}"),
         (
-            lambda: sample_posterior(x, mixture.model_.parameters_of(), prior=GENERIC[name]),
+            lambda: sample_posterior(x, mixture.model_.parameters_of(), GibbsChains(), prior=GENERIC[name]),
             f"priors: Gibbs draws need conjugate .*'{site}'",
         ),
     ):

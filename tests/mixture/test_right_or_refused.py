@@ -262,8 +262,12 @@ def test_a_feature_tied_in_one_component_and_thousands_in_the_other(kind, scale,
         sharing = "global" if way == "shared" else "sample_specific"
         data = fit_gmm(
             TripletDataset([x, x + 1], [0, 1]) if way == "patients" else TripletDataset([x[:120], x[120:]], [0, 1]),
-            k_comps=2, eps=1e-6, component_sharing=sharing, verbose=False, **options,
-        )  # fmt: skip
+            k_comps=2,
+            eps=1e-6,
+            component_sharing=sharing,
+            verbose=False,
+            **options,
+        )
         ours = [float(c[..., -1, -1]) for c in (data.covariances[0] if way == "patients" else data.covariances)]
         np.testing.assert_allclose(sorted(ours), sorted(_last_variances(theirs, kind)), rtol=1e-3)
         return

@@ -161,8 +161,11 @@ def test_predictive_intervals_are_in_units_of_the_interval():
     assert len(ax.texts) == 1  # and its arrow says so
     assert [tuple(c[:3]) == (1.0, 1.0, 1.0) for c in zeros.get_facecolors()] == [True, False]
     assert [label.get_text().split() for label in ax.get_yticklabels()] == [
-        ["g", "zeros"], ["largest"], ["h", "zeros"], ["largest"],
-    ]  # fmt: skip
+        ["g", "zeros"],
+        ["largest"],
+        ["h", "zeros"],
+        ["largest"],
+    ]
     rows = [y for _, y in sorted(zip(ax.get_yticks(), range(4), strict=True), reverse=True)]
     assert rows == [0, 1, 2, 3]
     assert same_color(zeros.get_edgecolors()[0], OKABE_ITO[0])

@@ -15,21 +15,39 @@ from pyrosplice.spatial.car import CarCovariance
 
 T = torch.distributions.transforms
 REAL = [
-    dist.Normal(0.0, 1.0), dist.StudentT(3.0), dist.Laplace(0.0, 1.0), dist.Cauchy(0.0, 1.0), dist.Logistic(0.0, 1.0),
+    dist.Normal(0.0, 1.0),
+    dist.StudentT(3.0),
+    dist.Laplace(0.0, 1.0),
+    dist.Cauchy(0.0, 1.0),
+    dist.Logistic(0.0, 1.0),
     dist.Normal(0.0, 1.0).expand([1]).to_event(1),
     dist.TransformedDistribution(dist.Gamma(2.0, 1.0), [T.ExpTransform().inv]),
     dist.TransformedDistribution(dist.Normal(0.0, 1.0), [T.AffineTransform(1.0, 2.0)]),
-]  # fmt: skip
+]
 POSITIVE = [
-    dist.Gamma(2.0, 1.0), dist.HalfNormal(1.0), dist.HalfCauchy(1.0), dist.LogNormal(0.0, 1.0), dist.Exponential(1.0),
-    dist.InverseGamma(2.0, 1.0), dist.Exponential(1.0).expand([1]).to_event(1), dist.Uniform(0.0, 5.0),
-]  # fmt: skip
+    dist.Gamma(2.0, 1.0),
+    dist.HalfNormal(1.0),
+    dist.HalfCauchy(1.0),
+    dist.LogNormal(0.0, 1.0),
+    dist.Exponential(1.0),
+    dist.InverseGamma(2.0, 1.0),
+    dist.Exponential(1.0).expand([1]).to_event(1),
+    dist.Uniform(0.0, 5.0),
+]
 NEITHER = [
-    dist.Uniform(-1.0, 1.0), dist.Poisson(3.0), dist.Bernoulli(0.5), dist.Dirichlet(torch.ones(1)),
+    dist.Uniform(-1.0, 1.0),
+    dist.Poisson(3.0),
+    dist.Bernoulli(0.5),
+    dist.Dirichlet(torch.ones(1)),
     dist.Delta(torch.tensor(0.0)),
-    dist.TransformedDistribution(dist.HalfNormal(1.0), [T.AffineTransform(-3.0, 1.0)]), 3.0, "normal", dist.Normal,
-    torch.distributions.Normal(0.0, 1.0), torch.distributions.Gamma(1.0, 1.0), [dist.Normal(0.0, 1.0)],
-]  # fmt: skip
+    dist.TransformedDistribution(dist.HalfNormal(1.0), [T.AffineTransform(-3.0, 1.0)]),
+    3.0,
+    "normal",
+    dist.Normal,
+    torch.distributions.Normal(0.0, 1.0),
+    torch.distributions.Gamma(1.0, 1.0),
+    [dist.Normal(0.0, 1.0)],
+]
 SITES = {"beta": True, "bias_eta": True, "theta_logit": True, "sigma": False, "concentration": False}
 FAMILIES = {
     "glm": (MultinomGLM, ("beta", "bias_eta", "concentration")),

@@ -32,8 +32,14 @@ DONORS = {
     "24 unequal": (np.rint(np.geomspace(10, 200, 24)).astype(int), np.arange(24) % 4 // 2),
 }
 Group = tuple[int, int, float, float, float]  # cells of each group, mean, dispersion, share of zeros
-GROUPS = ((500, 20, 0.2, 0.5, 0.0), (500, 20, 0.2, 2.0, 0.0), (500, 20, 1.0, 0.5, 0.0), (200, 200, 5.0, 0.2, 0.5),
-          (200, 200, 20.0, 0.2, 0.7), (60, 60, 20.0, 0.2, 0.7))  # fmt: skip
+GROUPS = (
+    (500, 20, 0.2, 0.5, 0.0),
+    (500, 20, 0.2, 2.0, 0.0),
+    (500, 20, 1.0, 0.5, 0.0),
+    (200, 200, 5.0, 0.2, 0.5),
+    (200, 200, 20.0, 0.2, 0.7),
+    (60, 60, 20.0, 0.2, 0.7),
+)
 
 
 def row(test: object, **cell: object) -> dict:
@@ -67,9 +73,13 @@ def groups(genes: int, seed: int, cells: Sequence[Group] = GROUPS) -> list[dict]
     rows = []
     for first, second, mean, dispersion, zeros in cells:
         adata = simulate_expression(
-            pd.DataFrame({"group": ["a"] * first + ["b"] * second}), n_genes=genes, mean=mean, dispersion=dispersion,
-            zeros=zeros, seed=1000 * seed + 500 + len(rows),
-        )  # fmt: skip
+            pd.DataFrame({"group": ["a"] * first + ["b"] * second}),
+            n_genes=genes,
+            mean=mean,
+            dispersion=dispersion,
+            zeros=zeros,
+            seed=1000 * seed + 500 + len(rows),
+        )
         glm = ExpressionGLM("~1+group").fit(adata)
         for method in ("wald", "lrt", "score", "robust", "ql"):
             with warnings.catch_warnings():

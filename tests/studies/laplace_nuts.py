@@ -35,9 +35,15 @@ def model_of(n_genes: int, depth: float, *, seed: int = SEED) -> MultinomGLMM:
     design, bias = rng.standard_normal((SIDE**2, 1)), rng.standard_normal((n_genes, len(BETA)))
     seed_of_genes = int(rng.integers(2**31))  # so that their noise is not the covariate
     counts = simulate_counts(
-        space, n_genes=n_genes, sigma=0.7, theta=0.7, bias=bias, effect=design * BETA, seed=seed_of_genes,
+        space,
+        n_genes=n_genes,
+        sigma=0.7,
+        theta=0.7,
+        bias=bias,
+        effect=design * BETA,
+        seed=seed_of_genes,
         totals=simulate_totals(space, n_genes=n_genes, depth=depth, exact=depth >= 5, seed=seed_of_genes),
-    )  # fmt: skip
+    )
     model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False, priors=priors(space, FAMILY))
     model.setup_data(counts, space, design)
     model.fit()

@@ -55,15 +55,24 @@ def run(genes: int, seed: int, samples: tuple[int, ...] = SAMPLES) -> pd.DataFra
     rng, rows = np.random.default_rng(seed), []
     for n, disp, mean in product(samples, DISPERSIONS, MEANS):
         adata = simulate_expression(
-            null_cells(n, rng), n_genes=genes, mean=mean, dispersion=disp, size_factors="size",
+            null_cells(n, rng),
+            n_genes=genes,
+            mean=mean,
+            dispersion=disp,
+            size_factors="size",
             seed=int(rng.integers(2**31)),
-        )  # fmt: skip
+        )
         rows += rejections(adata, ("wald", "lrt", "ql"), samples=n, dispersion=disp, mean=mean, tau=0.0)
     for mean, tau in product((0.5, 5.0), (0.2, 0.5)):
         adata = simulate_expression(
-            donor_cells(), n_genes=genes, mean=mean * np.exp(-(tau**2) / 2), dispersion=0.5, donors="donor",
-            donor_sd=tau, seed=int(rng.integers(2**31)),
-        )  # fmt: skip
+            donor_cells(),
+            n_genes=genes,
+            mean=mean * np.exp(-(tau**2) / 2),
+            dispersion=0.5,
+            donors="donor",
+            donor_sd=tau,
+            seed=int(rng.integers(2**31)),
+        )
         rows += rejections(adata, ("wald", "cluster", "glmm"), samples=600, dispersion=0.5, mean=mean, tau=tau)
     return pd.DataFrame(rows)
 

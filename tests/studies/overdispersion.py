@@ -42,10 +42,17 @@ def overdispersed(*, n_genes: int, n_isos: int, n_spots: int, seed: int, spread:
     """Dirichlet-multinomial counts of equal expected usage on a grid."""
     noise, other = np.random.default_rng(seed).standard_normal((2, n_spots))
     adata = simulate_isoforms(
-        n_spots=n_spots, n_genes=n_genes, n_isoforms=n_isos, covariates=tuple(COVARIATES[:2]), depth=DEPTH, sigma=0.0,
-        intercept_scale=0.0, likelihood=DirichletMultinomial(CONCENTRATION), seed=seed,
+        n_spots=n_spots,
+        n_genes=n_genes,
+        n_isoforms=n_isos,
+        covariates=tuple(COVARIATES[:2]),
+        depth=DEPTH,
+        sigma=0.0,
+        intercept_scale=0.0,
+        likelihood=DirichletMultinomial(CONCENTRATION),
+        seed=seed,
         size_factors=np.exp(spread * noise - spread**2 / 2),
-    )  # fmt: skip
+    )
     adata.obs["depth"] = noise + 0.5 * other
     return adata
 

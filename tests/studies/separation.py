@@ -32,9 +32,16 @@ QUIET = {"print_progress": False}
 def tissue(n_genes: int, noise: float, *, depth: float = 3.0, seed: int = SEED) -> ad.AnnData:
     """Genes of three isoforms, a rare one last but one, and a group that makes no difference."""
     adata = simulate_isoforms(
-        n_spots=N_SPOTS, n_genes=n_genes, depth=depth, sigma=noise / np.sqrt(2), theta=0.0, usage=USAGE,
-        intercept_scale=0.0, seed=seed, isoform_effect="symmetric",
-    )  # fmt: skip
+        n_spots=N_SPOTS,
+        n_genes=n_genes,
+        depth=depth,
+        sigma=noise / np.sqrt(2),
+        theta=0.0,
+        usage=USAGE,
+        intercept_scale=0.0,
+        seed=seed,
+        isoform_effect="symmetric",
+    )
     adata.obs["group"] = (np.arange(N_SPOTS) < N_GROUP).astype(float)
     return adata
 

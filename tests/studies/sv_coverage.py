@@ -97,9 +97,17 @@ def pvalues(cell: Cell, n_genes: int, seed: int) -> torch.Tensor:
         design = covariance.sample(cell.covariates, torch.Generator().manual_seed(seed)).T.contiguous()
         effect = 0.7 * design.numpy()[:, :1] * (np.arange(cell.n_isos - 1) == 0)
     counts = simulate_counts(
-        covariance, n_genes=n_genes, totals=totals_of(cell, covariance, n_genes, seed), sigma=cell.sigma, theta=0.0,
-        seed=seed, n_isos=cell.n_isos, bias=np.log(usage[:-1] / usage[-1]), effect=effect, isoform_effect="symmetric",
-    )  # fmt: skip
+        covariance,
+        n_genes=n_genes,
+        totals=totals_of(cell, covariance, n_genes, seed),
+        sigma=cell.sigma,
+        theta=0.0,
+        seed=seed,
+        n_isos=cell.n_isos,
+        bias=np.log(usage[:-1] / usage[-1]),
+        effect=effect,
+        isoform_effect="symmetric",
+    )
     return variance_component_test(counts, kernel, design=design).pvalue
 
 

@@ -29,11 +29,17 @@ QUIET = {"print_progress": False}
 
 
 def pvalues(*, null: str, n_isos: int, depth: float, n_genes: int, n_spots: int, seed: int) -> dict[str, np.ndarray]:
-    """Of each test ``(genes,)``."""
+    """P-values of each test ``(genes,)``."""
     adata = simulate_isoforms(
-        n_spots=n_spots, n_genes=n_genes, n_isoforms=n_isos, depth=depth, sigma=NULLS[null], theta=0.0, seed=seed,
+        n_spots=n_spots,
+        n_genes=n_genes,
+        n_isoforms=n_isos,
+        depth=depth,
+        sigma=NULLS[null],
+        theta=0.0,
+        seed=seed,
         isoform_effect="symmetric",
-    )  # fmt: skip
+    )
     model = SplisosmGLMM(isoform_effect="symmetric", fitting_method="marginal_newton", var_fix_sigma=False)
     model.setup_data(adata, min_counts=1)
     model.fit(batch_size=32, from_null=True, **QUIET)

@@ -98,9 +98,16 @@ def test_names_come_from_whatever_has_them():
 def test_places_of_names_positions_slices_and_masks():
     names = ["a", "b", "c", "b"]
     for wanted, expected in [
-        (None, [0, 1, 2, 3]), ("c", [2]), (["c", "a"], [2, 0]), ([np.int64(3), 0], [3, 0]), (1, [1]),
-        (slice(1, 3), [1, 2]), (np.array([True, False, True, False]), [0, 2]), (pd.Index(["a"]), [0]), ([], []),
-    ]:  # fmt: skip
+        (None, [0, 1, 2, 3]),
+        ("c", [2]),
+        (["c", "a"], [2, 0]),
+        ([np.int64(3), 0], [3, 0]),
+        (1, [1]),
+        (slice(1, 3), [1, 2]),
+        (np.array([True, False, True, False]), [0, 2]),
+        (pd.Index(["a"]), [0]),
+        ([], []),
+    ]:
         np.testing.assert_array_equal(places_of(wanted, names, "genes"), expected)
     for wanted in ("d", ["a", "d"], 4, -1, [1.5], ["b"], np.array([True])):
         with pytest.raises(InvalidArgumentError, match=r"^genes"):

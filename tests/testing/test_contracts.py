@@ -152,9 +152,13 @@ POINTS = np.stack(np.meshgrid(np.arange(6.0), np.arange(6.0)), -1).reshape(-1, 2
 
 @pytest.mark.parametrize(
     "covariance",
-    [Exponential(POINTS), CarCovariance(grid(6).adjacency), GraphMatern(grid(6).adjacency),
-     GraphMatern(grid(6).adjacency, range_=2.0, alpha=1)],
-)  # fmt: skip
+    [
+        Exponential(POINTS),
+        CarCovariance(grid(6).adjacency),
+        GraphMatern(grid(6).adjacency),
+        GraphMatern(grid(6).adjacency, range_=2.0, alpha=1),
+    ],
+)
 def test_covariances_pass(covariance):
     check_covariance(covariance, n_spots=36)
 

@@ -38,9 +38,16 @@ class Sharper(Likelihood):
 def isoforms(seed=0, *, depth=8.0, sigma=1.0):
     """Counts (1, N, 4) of one gene, a covariate (N, 1), and the space."""
     made = simulate_isoforms(
-        n_spots=N, n_genes=1, n_isoforms=K, depth=depth, sigma=sigma, covariates=("iid",), beta=0.5, seed=seed,
+        n_spots=N,
+        n_genes=1,
+        n_isoforms=K,
+        depth=depth,
+        sigma=sigma,
+        covariates=("iid",),
+        beta=0.5,
+        seed=seed,
         isoform_effect="symmetric",
-    )  # fmt: skip
+    )
     counts = torch.from_numpy(made.layers["counts"].toarray()).double()[None]
     return counts, torch.from_numpy(made.obs[["iid"]].to_numpy()), grid(SIDE)
 

@@ -409,9 +409,14 @@ def test_an_analysis_of_many_genes_fits_it(tmp_path):
         torch.testing.assert_close(found.get_isoform_ratio(), expected.get_isoform_ratio(), rtol=0, atol=1e-6)
         assert "ShiftedGLM" in found.engine
     for name in (
-        "test_spatial_variability", "test_differential_usage", "covariate_modes", "get_effects", "check_calibration",
-        "posterior", "get_fitted_ratios_anndata",
-    ):  # fmt: skip
+        "test_spatial_variability",
+        "test_differential_usage",
+        "covariate_modes",
+        "get_effects",
+        "check_calibration",
+        "posterior",
+        "get_fitted_ratios_anndata",
+    ):
         with pytest.raises(RefusedModelError, match=f"{name}: .* this analysis is of ShiftedGLM"):
             getattr(mine, name)()
     mine.save(tmp_path / "own")

@@ -136,9 +136,14 @@ def adjusted_profile(source: RowSource, fit: GlmFit, grid: Array = GRID) -> Arra
 
 
 def trend_and_shrink(
-    profile: Array, log_mean: Array, *, residual_df: float, prior_df: float = 10.0, span: float = 0.3,
+    profile: Array,
+    log_mean: Array,
+    *,
+    residual_df: float,
+    prior_df: float = 10.0,
+    span: float = 0.3,
     grid: Array = GRID,
-) -> Dispersions:  # fmt: skip
+) -> Dispersions:
     """Trended and shrunken dispersions from adjusted profiles.
 
     Parameters

@@ -51,7 +51,7 @@ class TauProfile:
         Jeffreys's density of log τ up to a constant: half the log of the information
         :math:`2 \sum_d (\tau^2 w_d / (1 + \tau^2 w_d))^2` with w_d that of donor d about its effect.
     variance
-        Of the contrast.
+        Variance of the contrast.
     """
 
     log_tau: Array
@@ -77,7 +77,7 @@ class GlmmFit:
     log_likelihood, code : (G,)
         Laplace approximation of the restricted log likelihood, and a :class:`FitCode`.
     profile : TauProfile or None
-        Of the contrast asked for.
+        Profile of the contrast asked for.
     """
 
     location: Array
@@ -109,9 +109,14 @@ def donor_design(design: Design) -> Design:
     columns = np.zeros((len(strata), n_donors))
     columns[np.arange(len(strata)), strata] = 1.0
     return Design(
-        np.column_stack([design.x, columns]), design.z, design.offset, design.zeta_offset, design.weights, strata,
+        np.column_stack([design.x, columns]),
+        design.z,
+        design.offset,
+        design.zeta_offset,
+        design.weights,
+        strata,
         n_random=n_donors,
-    )  # fmt: skip
+    )
 
 
 def varies_within(design: Design) -> NDArray[np.bool_]:
@@ -128,11 +133,11 @@ def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> G
     Parameters
     ----------
     source
-        With a design from :func:`donor_design`.
+        Rows with a design from :func:`donor_design`.
     fit
         Where to start.
     contrast : (P,), optional
-        Of the location coefficients: its profile is kept.
+        Contrast of the location coefficients: its profile is kept.
     """
     g, p, r = len(fit.theta), fit.n_location, source.design.z.shape[1]
     j = source.design.x.shape[1] - p
@@ -140,9 +145,15 @@ def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> G
     if contrast is not None:
         profile = TauProfile(LOG_TAU, *(np.full((g, len(LOG_TAU)), np.nan) for _ in range(3)))
     out = GlmmFit(
-        np.full((g, p), np.nan), np.full((g, p, p), np.nan), np.full((g, r), np.nan), np.full((g, j), np.nan),
-        np.full(g, np.nan), np.full(g, np.nan), fit.code.copy(), profile,
-    )  # fmt: skip
+        np.full((g, p), np.nan),
+        np.full((g, p, p), np.nan),
+        np.full((g, r), np.nan),
+        np.full((g, j), np.nan),
+        np.full(g, np.nan),
+        np.full(g, np.nan),
+        fit.code.copy(),
+        profile,
+    )
     direction = None if contrast is None else contrast @ source.basis.matrix[:p, :p]
     for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(fit.theta).all(1))):
         start = torch.zeros(len(which), p + j + r, dtype=torch.float64, device=rows.x.device)
@@ -188,9 +199,8 @@ class _Block:
         out.code[which] = np.where(out.code[which] == FitCode.SEPARATED, int(FitCode.SEPARATED), found_code)
 
     def _profile(
-        self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor,
-        contrast: Array,
-    ) -> None:  # fmt: skip
+        self, profile: TauProfile, which: NDArray[np.intp], k: int, value: Array, information: Tensor, contrast: Array
+    ) -> None:
         tau2 = math.exp(2 * LOG_TAU[k])
         weight = (information.diagonal(dim1=1, dim2=2)[:, self.p :] - 1 / tau2).clamp_min(0.0)
         share = (tau2 * weight / (1 + tau2 * weight)).cpu().numpy()
@@ -216,7 +226,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _DonorPrior:
-    """``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
+    """Normal prior of the donors' levels, ``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
 
     precision: Tensor
     p: int

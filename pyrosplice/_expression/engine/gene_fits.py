@@ -110,9 +110,13 @@ class GlmFit:
 
 @torch.inference_mode(False)
 def fit_glm(
-    source: RowSource, *, start: Start | None = None, prior: Callable[[Index], LogPrior] | None = None,
-    options: NewtonOptions | None = None, genes: Index | None = None,
-) -> GlmFit:  # fmt: skip
+    source: RowSource,
+    *,
+    start: Start | None = None,
+    prior: Callable[[Index], LogPrior] | None = None,
+    options: NewtonOptions | None = None,
+    genes: Index | None = None,
+) -> GlmFit:
     """Maximise the log density of every gene of ``source`` (or of ``genes``; the others stay NaN and FAILED).
 
     Parameters
@@ -130,10 +134,16 @@ def fit_glm(
     n_genes, p, r = source.counts.shape[1], design.x.shape[1], design.z.shape[1]
     d = p + r
     fit = GlmFit(
-        np.full((n_genes, d), np.nan), np.full(n_genes, np.nan), np.full(n_genes, int(FitCode.FAILED)),
-        np.zeros(n_genes, np.int64), np.full((n_genes, d), np.nan), np.full((n_genes, d, d), np.nan),
-        np.full((n_genes, p, p), np.nan), source.basis, source.reach,
-    )  # fmt: skip
+        np.full((n_genes, d), np.nan),
+        np.full(n_genes, np.nan),
+        np.full(n_genes, int(FitCode.FAILED)),
+        np.zeros(n_genes, np.int64),
+        np.full((n_genes, d), np.nan),
+        np.full((n_genes, d, d), np.nan),
+        np.full((n_genes, p, p), np.nan),
+        source.basis,
+        source.reach,
+    )
     begin, errors, tried = start or default_starter(source), [], 0
     for which, rows in source.conditioned.blocks(genes):
         if prior is None:
@@ -266,8 +276,9 @@ def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Arr
 
 
 def safe_inverse(matrices: Array) -> Array:
-    """Inverses of symmetric matrices ``(G, D, D)``; NaN stays NaN, and a matrix not positive definite gets
-    infinite variances and NaN covariances.
+    """Invert symmetric matrices ``(G, D, D)``.
+
+    NaN stays NaN, and a matrix not positive definite gets infinite variances and NaN covariances.
     """
     h = torch.as_tensor(np.nan_to_num(matrices))
     size = h.diagonal(dim1=1, dim2=2).abs().sqrt().clamp_min(1e-150)

@@ -1,4 +1,4 @@
-"""From a matrix of counts to the rows of each block of genes: one pass over the non-zeros, or dense by blocks."""
+"""Rows of counts for each block of genes, from a matrix: one pass over the non-zeros, or dense by blocks."""
 
 from __future__ import annotations
 
@@ -91,8 +91,11 @@ class CountTally:
         largest = np.where(self.histogram > 0, values, 0.0).max((1, 2)).astype(np.intp)
         exceed = self.histogram[:, :, ::-1].cumsum(2)[:, :, ::-1]
         exceed = np.concatenate([exceed[:, :, 1:], np.zeros((*self.shape[:2], 1))], 2)
-        cell, value, weight = (np.concatenate(parts) for parts in zip(*self.rest, strict=True)) if self.rest else (
-            np.zeros(0, np.intp), np.zeros(0), np.zeros(0))  # fmt: skip
+        cell, value, weight = (
+            (np.concatenate(parts) for parts in zip(*self.rest, strict=True))
+            if self.rest
+            else (np.zeros(0, np.intp), np.zeros(0), np.zeros(0))
+        )
         order = np.argsort(cell, kind="stable")
         cell, value, weight = cell[order], value[order], weight[order]
         np.add.at(constant, cell // self.shape[1], -weight * gammaln(value + 1))
@@ -171,7 +174,7 @@ class RowSource:
         return self.counts.shape[0] if self.compression is None else self.compression.n_rows
 
     def with_location(self, matrix: Array) -> RowSource:
-        """The same counts with location design ``x @ matrix``; nothing is read again."""
+        """Copy with location design ``x @ matrix`` for the same counts; nothing is read again."""
         other = copy.copy(self)
         for computed in ("basis", "conditioned"):
             vars(other).pop(computed, None)
@@ -191,7 +194,7 @@ class RowSource:
 
     @cached_property
     def conditioned(self) -> RowSource:
-        """The same rows in the coordinates of :attr:`basis`."""
+        """Rows of the same counts in the coordinates of :attr:`basis`."""
         if self.basis.trivial:
             return self
         p = self.design.x.shape[1]
@@ -255,11 +258,14 @@ class RowSource:
         t = self._tensor
         return Rows(
             design=self.designs,
-            offset=t(np.concatenate(plan.nodes)[None]), zeta_offset=t(plan.expand(d.zeta_offset)),
-            total=t(self.total[:, genes].T), weight=t(self._weight[None]),
-            level_z=self.level_z, level_offset=self._level_offset,
+            offset=t(np.concatenate(plan.nodes)[None]),
+            zeta_offset=t(plan.expand(d.zeta_offset)),
+            total=t(self.total[:, genes].T),
+            weight=t(self._weight[None]),
+            level_z=self.level_z,
+            level_offset=self._level_offset,
             table=self._tables.table(genes, self.device),
-        )  # fmt: skip
+        )
 
     def _dense_rows(self, genes: Index) -> Rows:
         d, t = self.design, self._tensor
@@ -271,10 +277,15 @@ class RowSource:
             else np.atleast_2d(d.weights[:, genes].T if d.weights.ndim == 2 else d.weights)
         )
         return Rows(
-            design=self.designs, offset=t(offset), zeta_offset=t(d.zeta_offset), total=t(y * weight), weight=t(weight),
-            level_z=self.level_z, level_offset=self._level_offset,
+            design=self.designs,
+            offset=t(offset),
+            zeta_offset=t(d.zeta_offset),
+            total=t(y * weight),
+            weight=t(weight),
+            level_z=self.level_z,
+            level_offset=self._level_offset,
             table=self._dense_table(y, weight) if self.needs_table else None,
-        )  # fmt: skip
+        )
 
     def _dense_table(self, y: Array, weight: Array) -> CountTable:
         weight = np.broadcast_to(weight, y.shape)

@@ -7,6 +7,7 @@ sequence of distinct draws, which depends on the seed and the gene's number only
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,18 +16,37 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 
 PermutedStatistic = Callable[[Tensor, Tensor], Tensor]
-"""``(genes (A,), order (A, N)) ↦ statistics (A,)``: row ``order[a, i]`` of gene a stands at position i."""
+"""Statistics (A,) of genes (A,) in an ``order`` (A, N): row ``order[a, i]`` of gene a stands at position i."""
+
+
+@dataclass(frozen=True)
+class PermutationNull:
+    """How to permute.
+
+    Attributes
+    ----------
+    n_permutations
+        Largest number L of permutations a gene.
+    seed
+        Non-negative whole number.
+    early_stop
+        Stop a gene once so many permuted statistics h reached the observed one (sequential Monte Carlo test of Besag &
+        Clifford 1991, Biometrika 78:301); its p-value is then :math:`h / l` after l permutations, valid as it is.
+        None: never.
+    """
+
+    n_permutations: int = 1000
+    seed: int = 0
+    early_stop: int | None = None
 
 
 def permutation_test(
     statistic: PermutedStatistic,
+    null: PermutationNull,
     *,
     n_genes: int,
     n_spots: int,
-    n_permutations: int = 1000,
-    seed: int = 0,
     gene_numbers: Tensor | None = None,
-    early_stop: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""P-values from each gene's own permutations, large statistics extreme.
 
@@ -34,15 +54,10 @@ def permutation_test(
     ----------
     statistic
         Called with the genes still in the running and one order for each.
-    n_permutations
-        Largest number L of permutations a gene.
-    seed
-        Non-negative whole number.
+    null
+        How to permute.
     gene_numbers
         Numbers that identify the genes beyond this batch, ``(G,)``; default 0, 1, ….
-    early_stop
-        Stop a gene once so many permuted statistics h reached the observed one (sequential Monte Carlo test of Besag &
-        Clifford 1991, Biometrika 78:301); its p-value is then :math:`h / l` after l permutations, valid as it is.
 
     Returns
     -------
@@ -50,12 +65,13 @@ def permutation_test(
         ``(G,)`` each. Without a stop, :math:`(1 + \#\{\ge\}) / (L + 1)`. NaN where the observed statistic is NaN; a
         NaN permuted statistic counts as reaching it.
     """
+    n_permutations, early_stop = null.n_permutations, null.early_stop
     if n_permutations < 1:
         raise InvalidArgumentError(f"n_permutations: expected at least 1, found {n_permutations}.")
     if early_stop is not None and early_stop < 1:
         raise InvalidArgumentError(f"early_stop: expected at least 1 or None, found {early_stop}.")
     numbers = range(n_genes) if gene_numbers is None else gene_numbers.tolist()
-    generators = [np.random.default_rng([seed, number]) for number in numbers]
+    generators = [np.random.default_rng([null.seed, number]) for number in numbers]
     running = torch.arange(n_genes)
     observed = statistic(running, torch.arange(n_spots).expand(n_genes, -1))
     reached, used = torch.zeros(n_genes, dtype=torch.int64), torch.zeros(n_genes, dtype=torch.int64)

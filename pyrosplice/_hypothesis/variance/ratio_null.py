@@ -49,6 +49,7 @@ from pyrosplice._hypothesis.variance.score_test import orthonormal_columns
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel
 from pyrosplice.errors import InvalidArgumentError
 
+_SEED = 0  # of the quasi-random numbers, which all genes share
 _POSITIVE = 1e-3  # smallest ratio that counts as positive: grids are no finer
 _SHARES = (0.0, 0.002, 0.006, 0.02, 0.04, 0.07, 0.11, 0.17, 0.25, 0.36, 0.52, 0.75, 1.0)  # of θ
 _LEAST, _LARGEST = 0.07, 2.5  # σ² in standard errors of the least total variance; log of σ² over the largest
@@ -61,7 +62,7 @@ _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variance
 
 @dataclass(frozen=True)
 class RatioNull:
-    """``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
+    """Null law of the ratio: the chance ``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
 
     positive: Tensor
     scale: Tensor
@@ -78,28 +79,25 @@ def spatial_ratio_null(
     kernel: SpatialKernel,
     *,
     design: Tensor | None = None,
-    share_variance: bool = True,
     freedom: NoiseFreedom | None = None,
     n_draws: int = 4096,
-    seed: int = 0,
 ) -> RatioNull:
     """Null law of ``2 (log_full − log_null)`` for every gene.
 
     Parameters
     ----------
     information
-        Of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q, Q)``.
+        Information of the counts about their linear predictors, at the null fit without its random
+        effect: ``(B, N, Q, Q)``.
     sigma
-        σ of the null fit (θ = 0), ``(B, 1)`` or ``(B, Q)``.
+        σ of the null fit (θ = 0): ``(B, 1)`` where all logits share (σ, θ), else one each, ``(B, Q)``.
     kernel
-        Of V, from ``spatial_kernel(covariance, damping=0)``.
+        Kernel of V, from ``spatial_kernel(covariance, damping=0)``.
     design
         Covariates ``(N, P)`` of both models beside the intercept.
-    share_variance
-        One (σ, θ) for all logits, else one each.
     freedom
-        Of the likelihood's estimated hyper-parameters; None if it has none.
-    n_draws, seed
+        Freedom of the likelihood's estimated hyper-parameters; None if it has none.
+    n_draws
         Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
         a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
 
@@ -110,12 +108,13 @@ def spatial_ratio_null(
     """
     if n_draws < 2 or n_draws & (n_draws - 1):
         raise InvalidArgumentError(f"n_draws: expected a power of two, found {n_draws}.")
-    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, seed)
-    noise, variance = _noise(information, sigma.to(torch.float64), share_variance)
+    shared = sigma.shape[1] == 1
+    draws = _Draws.of(kernel, orthonormal_columns(design, kernel.diagonal), information.shape[-1], n_draws, _SEED)
+    noise, variance = _noise(information, sigma.to(torch.float64), shared)
     none = torch.zeros_like(sigma)
     both = torch.stack([none, none] if freedom is None else [freedom.share, freedom.floor], -1)
-    free = both.expand(-1, 1 if share_variance else information.shape[-1], -1).tolist()
-    results = [_law(draws, v, s, share_variance, f) for v, s, f in zip(noise, variance, free, strict=True)]
+    free = both.expand(-1, 1 if shared else information.shape[-1], -1).tolist()
+    results = [_law(draws, v, s, shared, f) for v, s, f in zip(noise, variance, free, strict=True)]
     return RatioNull(*(torch.stack(parts) for parts in zip(*results, strict=True)))
 
 
@@ -194,7 +193,7 @@ class _Draws:
         return (1 - short).clamp_min(0.0) / excess, short
 
     def quadratic(self, logit: int, total: Tensor, model: _Model) -> Tensor:
-        """Of the residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
+        """Squared residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
         quadratic = self.squares[logit] @ model.precision
         for row in model.whitening:
             quadratic -= (self.loads[logit].flatten(1) @ row).square_()
@@ -203,8 +202,10 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _Model:
-    """L models of one logit: ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening``
-    (P', J P', L), which takes the loads to the fitted part of the coefficients.
+    """L models of one logit, by the variances of its nodes.
+
+    ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening`` (P', J P', L), which takes
+    the loads to the fitted part of the coefficients.
     """
 
     precision: Tensor
@@ -213,7 +214,7 @@ class _Model:
 
     @classmethod
     def of(cls, draws: _Draws, variances: Tensor) -> _Model:
-        """With ``variances`` (L, J) of the nodes."""
+        """Make the models with ``variances`` (L, J) of the nodes."""
         inverse, width = 1 / variances, draws.grams.shape[-1]
         factor = torch.linalg.cholesky((inverse @ draws.grams.flatten(1)).unflatten(-1, (width, width)))
         root = torch.linalg.inv(factor)
@@ -224,7 +225,7 @@ class _Model:
 def _law(
     draws: _Draws, noise: Tensor, variance: Tensor, shared: bool, free: Sequence[Sequence[float]]
 ) -> tuple[Tensor, Tensor]:
-    """``P(LR > 0)`` and a for one gene, whose components are ``free`` by (ρ², floor)."""
+    """Chance ``P(LR > 0)`` and scale a for one gene, whose components are ``free`` by (ρ², floor)."""
     q = len(noise)
     logits = [list(range(q))] if shared else [[k] for k in range(q)]
     ratio = torch.stack([_ratio(draws, noise, variance, k, *f) for k, f in zip(logits, free, strict=True)]).sum(0)

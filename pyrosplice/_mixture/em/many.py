@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,15 +11,17 @@ from tqdm import tqdm
 
 from pyrosplice._mixture.em.loop import CACHE_BYTES, EMOptions, EMResult, QuadraticExpectation, block_size, why_ended
 from pyrosplice._mixture.em.m_step import Standardization
-from pyrosplice._mixture.em.one_fit import Problem, first_best
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem, first_best
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.starts import seed_means, uniforms
 from pyrosplice._mixture.em.sufficient_statistics import coefficients, n_features
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
-from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, SitePriors
+from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior
 from pyrosplice.reasons import Reason
 
 MAX_PADDING = 1.3
+MAX_LLOYD = 10  # k-means iterations before EM
+MEMORY = CACHE_BYTES  # that the features and responsibilities of one program may take
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Fit:
     parameters
         ``(M,)``, ``(M, D)`` and covariances, units of the data.
     log_likelihood, objective
-        Of its cells; per cell with the prior.
+        Log likelihood of its cells; the objective per cell, with the prior.
     n_iter, converged
         EM iterations; whether the tolerance was met.
     singular
@@ -59,15 +60,11 @@ class Fit:
 def fit_many(
     sets: Sequence[Tensor],
     components: Sequence[int],
+    form: MixtureForm,
     *,
-    covariance_type: CovarianceType = "full",
     n_init: int = 1,
-    prior: MixturePriors | SitePriors = None,
-    regularization: float = 1e-6,
     options: EMOptions | None = None,
     seed: int = 0,
-    max_lloyd: int = 10,
-    memory: int = CACHE_BYTES,
 ) -> list[dict[int, Fit]]:
     """Fit every data set with every number of components; a data set's result does not depend on the others.
 
@@ -77,16 +74,12 @@ def fit_many(
         Matrices ``(N_b, D)``, of any sizes.
     components
         Candidate numbers of components M.
-    covariance_type, prior, regularization, options
+    form, options
         As for one mixture.
     n_init
         k-means++ restarts of each; the best is kept.
     seed
-        Of the restarts, the same random numbers for each data set.
-    max_lloyd
-        k-means iterations before EM.
-    memory
-        Bytes that the features and responsibilities of one program may take.
+        Seed of the restarts, the same random numbers for each data set.
 
     Returns
     -------
@@ -98,24 +91,24 @@ def fit_many(
 
     def run(problem: Problem, seeds: Tensor, group: Sequence[int]) -> EMResult:
         means, active = _candidates(seeds, group)
-        return problem.run(problem.start(means, active, max_lloyd=max_lloyd), quiet)
+        return problem.run(problem.start(means, active, max_lloyd=MAX_LLOYD), quiet)
 
-    alike = prior is None or isinstance(prior, MixturePrior)  # whatever the number of components
+    alike = form.prior is None or isinstance(form.prior, MixturePrior)  # whatever the number of components
     groups = [(1, group) for group in _component_groups(components)] if alike else [(k, [k]) for k in components]
-    of = partial(Problem.of, covariance_type=covariance_type, prior=prior, regularization=regularization)
     out: list[dict[int, Fit]] = [{} for _ in sets]
-    buckets = _buckets(sets, components, covariance_type, n_init, memory)
+    buckets = _buckets(sets, components, form.covariance_type, n_init)
     for bucket in tqdm(buckets, desc="mixtures", disable=not options.progress):
-        rows = _rows([sets[b] for b in bucket], covariance_type)
-        problem, made_for = of(rows, n_components=groups[0][0]), groups[0][0]
+        rows = _rows([sets[b] for b in bucket], form.covariance_type)
+        problem, made_for = Problem.of(rows, form, n_components=groups[0][0]), groups[0][0]
         seeds, distinct = seed_means(rows, problem.standardization.shift, draws)
         for n, group in groups:
-            problem, made_for = (problem if n == made_for else of(rows, n_components=n)), n
+            problem, made_for = (problem if n == made_for else Problem.of(rows, form, n_components=n)), n
             result = run(problem, seeds, group)
             for i, b in enumerate(bucket):
                 fits = _best_fits(result, i, group, n_init, int(distinct[i]))
                 if bool(result.singular[i].any()):
-                    careful = of(_rows([sets[b]], covariance_type), n_components=n, centered=True)
+                    alone = _rows([sets[b]], form.covariance_type)
+                    careful = Problem.of(alone, form, n_components=n, centered=True)
                     again = _best_fits(run(careful, seeds[i : i + 1], group), 0, group, n_init, int(distinct[i]))
                     fits |= {k: fit for k, fit in again.items() if not fit.singular}
                 out[b].update(fits)
@@ -129,15 +122,15 @@ def _rows(sets: Sequence[Tensor], covariance_type: CovarianceType) -> RowBlocks:
 
 
 def _buckets(
-    sets: Sequence[Tensor], components: Sequence[int], covariance_type: CovarianceType, n_init: int, memory: int
+    sets: Sequence[Tensor], components: Sequence[int], covariance_type: CovarianceType, n_init: int
 ) -> list[list[int]]:
-    """Data sets of similar size together, as many as fit into ``memory``."""
+    """Data sets of similar size together, as many as fit into ``MEMORY``."""
     widest = max(max(g) * len(g) for g in _component_groups(components)) * n_init
     per_cell = 8 * (n_features(sets[0].shape[1], covariance_type) + 2 * widest)
     buckets: list[list[int]] = []
     for b in sorted(range(len(sets)), key=lambda i: -len(sets[i])):
         longest = len(sets[buckets[-1][0]]) if buckets else 0
-        fits = buckets and (len(buckets[-1]) + 1) * longest * per_cell <= memory
+        fits = buckets and (len(buckets[-1]) + 1) * longest * per_cell <= MEMORY
         if fits and longest <= MAX_PADDING * len(sets[b]):
             buckets[-1].append(b)
         else:

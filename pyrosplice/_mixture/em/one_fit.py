@@ -1,4 +1,4 @@
-"""From cells to fitted mixtures: standardise, start, run EM, keep the best of the restarts."""
+"""Fit mixtures to cells: standardise, start, run EM, keep the best of the restarts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,25 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 @dataclass(frozen=True)
+class MixtureForm:
+    """Which mixture is fitted, whatever its number of components.
+
+    Attributes
+    ----------
+    covariance_type
+        Form of the covariances.
+    prior
+        Of weights, means and covariances.
+    regularization
+        Added to the variances, squared units of the data.
+    """
+
+    covariance_type: CovarianceType = "full"
+    prior: MixturePriors | SitePriors = None
+    regularization: float = 1e-6
+
+
+@dataclass(frozen=True)
 class Problem:
     """B data sets ready for EM.
 
@@ -34,7 +53,7 @@ class Problem:
     rows
         The cells.
     standardization
-        Of each data set.
+        Standardization of each data set.
     expectation
         Their E-step.
     starter
@@ -56,21 +75,20 @@ class Problem:
     def of(
         cls,
         rows: RowBlocks,
-        covariance_type: CovarianceType,
+        form: MixtureForm,
         *,
-        prior: MixturePriors | SitePriors = None,
         n_components: int = 1,
-        regularization: float = 1e-6,
         missing: bool = False,
         features: bool = False,
         centered: bool = False,
     ) -> Problem:
         """Standardise ``rows``.
 
-        ``prior`` is one of ``n_components``, which matters where it has numbers for each or is the weak one;
+        The prior is one of ``n_components``, which matters where it has numbers for each or is the weak one;
         ``missing`` marginalises NaN; ``features`` asks for quadratic ones in any dimension; ``centered`` for the slower
         E-step that no tiny variance takes its digits.
         """
+        covariance_type, regularization = form.covariance_type, form.regularization
         diagonal: CovarianceType = "spherical" if covariance_type == "spherical" else "diag"
         if missing:
             mean, variance = observed_mean_and_variance(rows)
@@ -91,7 +109,7 @@ class Problem:
         whole = TriangularExpectation if triangular else QuadraticExpectation
         starter = (CenteredExpectation if centered else whole)(complete, to_standard, covariance_type, covariance)
         expectation = MissingExpectation(rows, to_standard, covariance_type) if missing else starter
-        known = _priors_of(prior, n_components, covariance_type, mean, covariance)
+        known = _priors_of(form.prior, n_components, covariance_type, mean, covariance)
         penalty, named = Penalty.of(known, regularization, to_standard), None if known[0].exchangeable else known[0]
         return cls(rows, to_standard, expectation, starter, penalty, named)
 
@@ -140,9 +158,9 @@ def run_carefully(
     make
         Makes the problem, centred or not.
     start
-        Its starting parameters, ``(1, J, M, ...)``.
+        Starting parameters, ``(1, J, M, ...)``.
     options
-        Of EM.
+        Options of EM.
     """
     problem = make(False)
     result = problem.run(start(problem), options)

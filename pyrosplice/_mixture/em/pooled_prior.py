@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyrosplice._mixture.em.loop import EMOptions
 from pyrosplice._mixture.em.many import Fit, fit_many, log_joint_of_cells
+from pyrosplice._mixture.em.one_fit import MixtureForm
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
 from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior
 
@@ -51,12 +52,13 @@ def pooled_prior(
     components
         Candidate numbers of components.
     covariance_type, regularization, options, seed
-        Of the fits.
+        Options of the fits.
     """
-    shared = {"regularization": regularization, "options": options, "seed": seed}
     prior = None
-    for kind in ("tied", covariance_type):
-        fits = fit_many(sets, components, covariance_type=kind, prior=prior, **shared)  # type: ignore[arg-type]
+    kinds: tuple[CovarianceType, ...] = ("tied", covariance_type)
+    for kind in kinds:
+        form = MixtureForm(kind, prior, regularization)
+        fits = fit_many(sets, components, form, options=options, seed=seed)
         chosen = [_by_bic(own, len(cells)) for own, cells in zip(fits, sets, strict=True)]
         prior = prior_of_mixtures(sets, chosen, covariance_type=covariance_type, regularization=regularization)
     assert prior is not None

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from pyrosplice._mixture.em.centered import CenteredExpectation
 from pyrosplice._mixture.em.loop import FLOAT64_SMALLEST, EMOptions, QuadraticExpectation, block_size
-from pyrosplice._mixture.em.one_fit import Problem
+from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks
 from pyrosplice._mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
-from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class SharedExpectation:
         self.used = self._next = torch.full((len(self._size), n_components), 1 / n_components, dtype=torch.float64)
 
     def select(self, sets: Tensor) -> SharedExpectation:
-        """The same: there is one data set."""
+        """Return itself: there is one data set."""
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
         table, sound, smallest = coefficients(unweighted)
@@ -72,14 +71,14 @@ class SharedExpectation:
 
 
 class CenteredSharedExpectation(SharedExpectation):
-    """The same about the components' own means, for variances that are tiny against the spread of the data."""
+    """Expectation step about the components' own means, for variances tiny against the spread of the data."""
 
     def __init__(self, cells: CenteredExpectation, groups: Tensor, n_components: int) -> None:
         super().__init__(cells, groups, n_components)
         self._centered = cells
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         log_weights = self.used.clamp_min(1e-300).log().mT
         counts = torch.zeros_like(log_weights)
@@ -98,9 +97,7 @@ def fit_shared(
     cells: Tensor,
     groups: Tensor,
     start: MixtureParameters,
-    *,
-    prior: MixturePriors | SitePriors,
-    regularization: float,
+    form: MixtureForm,
     options: EMOptions,
     weights: Tensor | None = None,
 ) -> SharedFit:
@@ -113,25 +110,17 @@ def fit_shared(
     groups
         Group of each cell, ``(N,)``, in 0..G − 1.
     start
-        Of the components.
-    prior, regularization, options
+        Start of the components.
+    form, options
         As for one mixture.
     weights
         How many cells each counts as, ``(N,)``; None for 1.
     """
-    kind = start.covariance_type
-    rows = RowBlocks.from_tensor(cells, size=block_size(cells.shape[1], kind), weights=weights)
+    size = block_size(cells.shape[1], start.covariance_type)
+    rows = RowBlocks.from_tensor(cells, size=size, weights=weights)
     lead = start.select((None, None))  # type: ignore[arg-type]
     for centered, shared in ((False, SharedExpectation), (True, CenteredSharedExpectation)):
-        problem = Problem.of(
-            rows,
-            kind,
-            prior=prior,
-            n_components=start.n_components,
-            regularization=regularization,
-            features=not centered,
-            centered=centered,
-        )
+        problem = Problem.of(rows, form, n_components=start.n_components, features=not centered, centered=centered)
         expectation = shared(problem.starter, groups, start.n_components)  # type: ignore[arg-type]
         result = replace(problem, expectation=expectation).run(problem.standardization.forward(lead), options)
         if not bool(result.singular):

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -113,10 +113,10 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     random_state
         Seed of splits and restarts.
     priors
-        Of each patient's mixture, as of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood), Pyro
-        distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned from
-        all patients, for patients with few cells. A Dirichlet of one number is one of any number of components. With
-        priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
+        Priors of each patient's mixture, as those of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood),
+        Pyro distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned
+        from all patients, for patients with few cells. A Dirichlet of one number is one of any number of components.
+        With priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
 
     Notes
     -----
@@ -162,12 +162,7 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
     """
-    if not isinstance(dataset, TripletDataset):
-        raise InvalidArgumentError(
-            f"dataset: expected a TripletDataset or AnnData_TripletDataset, found {type(dataset).__name__}; make one: "
-            "AnnData_TripletDataset(adata, patient_col=..., label_col=..., use_rep=...) of an AnnData, or "
-            "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
-        )
+    _check_data_set(dataset, gmm_key)
     options = GMMOptions(
         component_sharing=component_sharing,
         k_comps=candidate_numbers(k_comps),
@@ -185,8 +180,6 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
         n_folds=n_folds,
         random_state=random_state,
     )
-    if gmm_key is not None:
-        _check_key(gmm_key, dataset)
     patients = [_in_canonical_order(p) for p in dataset.patients()]
     shared = component_sharing == "global" or (component_sharing == "auto" and dataset.identical_points)
     if not shared and any(p.weights is not None for p in patients):
@@ -210,8 +203,16 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     return dataset
 
 
-def _check_key(gmm_key: Any, dataset: TripletDataset) -> None:
-    """Raise unless mixtures can be stored under this name."""
+def _check_data_set(dataset: object, gmm_key: object) -> None:
+    """Raise unless these are patients' cells, and mixtures can be stored under this name."""
+    if not isinstance(dataset, TripletDataset):
+        raise InvalidArgumentError(
+            f"dataset: expected a TripletDataset or AnnData_TripletDataset, found {type(dataset).__name__}; make one: "
+            "AnnData_TripletDataset(adata, patient_col=..., label_col=..., use_rep=...) of an AnnData, or "
+            "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
+        )
+    if gmm_key is None:
+        return
     if not isinstance(dataset, AnnData_TripletDataset):
         raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
     if not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
@@ -269,7 +270,7 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
 
 
 def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], options: GMMOptions) -> list[Fit]:
-    """Every patient's cells fitted with as many components as its judged mixture has, equal numbers together.
+    """Fit every patient's cells with as many components as its judged mixture has, equal numbers together.
 
     A pooled prior is learned from the judged mixtures and all cells.
     """
@@ -289,7 +290,7 @@ def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], op
 def _judge(
     cells: Sequence[Tensor], splits: Sequence[Sequence[Split]], components: Sequence[int], options: GMMOptions
 ) -> tuple[list[list[dict[int, Fit]]], Curves]:
-    """Every candidate fitted to every patient's training cells, and its criteria."""
+    """Fit every candidate to every patient's training cells, and work out its criteria."""
     training = [x[split.train] for x, own in zip(cells, splits, strict=True) for split in own]
     flat = fit_sets(training, components, options)
     n_folds = len(splits[0])

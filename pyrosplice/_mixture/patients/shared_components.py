@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrosplice._mixture.em.loop import why_ended
 from pyrosplice._mixture.em.many import Fit, best_components, log_joint_of_cells
+from pyrosplice._mixture.em.one_fit import MixtureForm
 from pyrosplice._mixture.em.shared import SharedFit, fit_shared
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
 from pyrosplice._mixture.mixture_prior import MixturePrior
@@ -54,7 +55,7 @@ class _Cells:
 
 
 def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
-    """One set of components for all cells, weights of each patient estimated inside EM."""
+    """Fit one set of components to all cells, with weights of each patient estimated inside EM."""
     _require_followed(options)
     every = _Cells.of(patients)
     components = candidates([PatientCells("all patients", every.values, np.arange(0))], options)
@@ -113,7 +114,7 @@ def _require_followed(options: GMMOptions) -> None:
 
 
 def _shared_splits(patients: Sequence[PatientCells], options: GMMOptions) -> list[Split]:
-    """Every patient split on its own, the parts put together."""
+    """Split every patient on its own, and put the parts together."""
     own = [split_cells(len(p.cells), options) for p in patients]
     starts = np.concatenate([[0], np.cumsum([len(p.cells) for p in patients])])
     return [
@@ -128,18 +129,9 @@ def _shared_splits(patients: Sequence[PatientCells], options: GMMOptions) -> lis
 def _fit_one_shared(training: _Cells, components: Sequence[int], options: GMMOptions) -> dict[int, SharedFit]:
     prior = chosen_prior([training.values], components, options)
     (starts,) = fit_sets([training.values], components, replace(options, prior=prior))
-    return {
-        k: fit_shared(
-            training.values,
-            training.groups,
-            fit.parameters,
-            weights=training.weights,
-            prior=prior,
-            regularization=options.added,
-            options=replace(options.em, progress=False),
-        )
-        for k, fit in starts.items()
-    }
+    form = MixtureForm(options.covariance_type, prior, options.added)
+    quiet, cells = replace(options.em, progress=False), (training.values, training.groups)
+    return {k: fit_shared(*cells, fit.parameters, form, quiet, training.weights) for k, fit in starts.items()}
 
 
 def _shared_curves(every: _Cells, splits: Sequence[Split], judged: Sequence[dict[int, SharedFit]]) -> Curves:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrosplice._mixture.component_order import in_order_of
 from pyrosplice._mixture.em.many import Fit, fit_many
+from pyrosplice._mixture.em.one_fit import MixtureForm
 from pyrosplice._mixture.em.pooled_prior import pooled_prior
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters, gaussian_mixture
 from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors, closed_priors, has_covariances
@@ -68,20 +69,13 @@ def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMM
 
 
 def fit_sets(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> list[dict[int, Fit]]:
-    """Every data set with every number of components, one program; each alone for priors without a closed form."""
+    """Fit every data set with every number of components in one program; alone for priors without a closed form."""
     prior = chosen_prior(sets, components, options)
-    kind, lacking = options.covariance_type, options.not_conjugate
+    lacking = options.not_conjugate
     closed = {k: v for k, v in prior.items() if k not in lacking} if isinstance(prior, Mapping) else prior
-    fits = fit_many(
-        sets,
-        components,
-        covariance_type=kind,
-        n_init=options.n_init,
-        prior=closed,
-        regularization=0.0 if has_covariances(closed) else options.eps,
-        options=options.em,
-        seed=options.random_state,
-    )
+    form = MixtureForm(options.covariance_type, closed, 0.0 if has_covariances(closed) else options.eps)
+    seed = options.random_state
+    fits = fit_many(sets, components, form, n_init=options.n_init, options=options.em, seed=seed)
     if not lacking:
         return fits
     return [

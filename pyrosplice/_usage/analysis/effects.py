@@ -36,7 +36,7 @@ def get_effects(
     variance: Literal["robust", "model"] = "robust",
     law: CovarianceLaw | None = None,
 ) -> pd.DataFrame:
-    """How much each covariate changes each isoform, with standard errors and intervals.
+    """Estimate how much each covariate changes each isoform, with standard errors and intervals.
 
     After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
     estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
@@ -45,7 +45,7 @@ def get_effects(
     Parameters
     ----------
     level
-        Of the confidence intervals.
+        Confidence of the intervals.
     variance
         ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
         freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from pyrosplice._devices import as_device
-from pyrosplice._usage.gene_tests.linearized import PermutationNull
+from pyrosplice._hypothesis.variance.permutation import PermutationNull
 from pyrosplice._usage.gene_tests.terms import By, TestLaw, Variance
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.records import MODELS
@@ -222,7 +222,7 @@ class UsageTestOptions:
 
     @property
     def variance_used(self) -> Variance:
-        """Of the score: of surrogates, whose p-values are ranks, the model's, else by default from the residuals."""
+        """Variance of the score: the model's for surrogates, whose p-values are ranks; else by default residuals'."""
         return self.variance or ("model" if self.law == "surrogates" else "robust")
 
     @property

@@ -11,7 +11,8 @@ import xarray as xr
 
 from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.posterior._draws import DrawOptions, n_chains, posterior_tree
+from pyrosplice.posterior._draw_options import DrawOptions
+from pyrosplice.posterior._draws import n_chains, posterior_tree
 from pyrosplice.posterior._genes import joined
 from pyrosplice.posterior._memory import require_memory
 from pyrosplice.posterior._nuts import NutsOptions
@@ -19,7 +20,7 @@ from pyrosplice.posterior._problem import PosteriorProblem
 from pyrosplice.posterior._tree import check_groups, numbers_per_draw
 
 
-def posterior(
+def posterior(  # noqa: PLR0913 (a documented interface)
     self: Analyzed,
     genes: str | Sequence[str] | None = None,
     *,
@@ -32,7 +33,7 @@ def posterior(
     nuts_options: NutsOptions | None = None,
     max_memory: str | float | None = None,
 ) -> xr.DataTree:
-    """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
+    """Draw from the posteriors of the fitted models: one ``xarray.DataTree`` with the groups that ArviZ reads.
 
     Coordinates are names: ``gene`` (in the order asked for), ``spot`` (``obs_names``), ``covariate``, and
     ``isoform_name`` ``(gene, isoform)`` (``var_names``). Genes with the same number of isoforms are drawn as one
@@ -64,9 +65,17 @@ def posterior(
     analysis.shipped_only("posterior")
     positions, prepared = _positions(analysis, genes), analysis.prepared
     asked = DrawOptions(
-        num_samples=num_samples, method=method, hyper=hyper, genes=None, names=None, groups=groups, usage=usage,
-        seed=seed, nuts_options=nuts_options, max_memory=max_memory,
-    )  # fmt: skip
+        num_samples=num_samples,
+        method=method,
+        hyper=hyper,
+        genes=None,
+        names=None,
+        groups=groups,
+        usage=usage,
+        seed=seed,
+        nuts_options=nuts_options,
+        max_memory=max_memory,
+    )
     batches = prepared.batches(analysis.n_genes, group=True)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
     problems = [_problem(analysis, own) for own in parts]

@@ -41,7 +41,7 @@ from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
-Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance)
+Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Prepared:
     data: IsoformData
     counts: list[Tensor]
     design: Design | None
-    covariance: Covariance | None
+    covariance: Covariance
     group_by_n_iso: bool
     section_key: str | None = None
     spatial_key: str | None = None
@@ -80,7 +80,7 @@ class Prepared:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return self.data.adata.n_obs
 
     @property
@@ -129,7 +129,7 @@ class Prepared:
         return self._spectra[rank]
 
     def patterns(self) -> Patterns:
-        """All patterns of space, of which surrogates of covariates are made, once; those of the same covariance."""
+        """Patterns of space, all of them, for surrogates of covariates; found once for a covariance."""
         if not self._patterns:
             solver = self._pattern_solver(None)
             if solver is None:

@@ -248,10 +248,9 @@ class SplisosmGLMM(Described):
             ``save`` could not write (an object in ``uns`` or in a column).
         """
         given = self._given
-        options = DataOptions(
-            given, spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx,
-            covariate_names, min_counts, min_bin_pct, min_component_size, covariance, section_key, missing,
-        )  # fmt: skip
+        read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
+        kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
+        options = DataOptions(given, *read, *kept)
         prepared = prepare(adata, options)
         if self.model_type != "glm":
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
@@ -296,7 +295,7 @@ class SplisosmGLMM(Described):
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
         likelihood, priors, covariance, model
-            Those of your own classes that it was saved with; a file holds no code. Shipped ones come back by
+            Objects of your own classes that it was saved with; a file holds no code. Shipped ones come back by
             themselves, and Pyro's distributions too.
 
         Raises

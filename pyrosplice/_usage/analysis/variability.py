@@ -25,7 +25,7 @@ SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 MORE = ("random_seed", "early_stop", "n_jobs", "n_draws", "null_law")  # options of the keywords
 
 
-def test_spatial_variability(
+def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
     self: Analyzed,
     method: Literal["llr", "score"] = "llr",
     use_perm_null: bool = False,
@@ -98,9 +98,14 @@ def test_spatial_variability(
     for name in kwargs:
         check_option("test_spatial_variability(...)", name, MORE)
     options = VariabilityOptions(
-        method=method, use_perm_null=use_perm_null, n_perms_per_gene=n_perms_per_gene, importance=importance,
-        n_bootstrap=n_bootstrap, adjust_for_design=adjust_for_design, **kwargs,
-    )  # fmt: skip
+        method=method,
+        use_perm_null=use_perm_null,
+        n_perms_per_gene=n_perms_per_gene,
+        importance=importance,
+        n_bootstrap=n_bootstrap,
+        adjust_for_design=adjust_for_design,
+        **kwargs,
+    )
     if analysis.model_type != "glmm-full":
         raise NoResultsError(
             f"model_type={analysis.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
@@ -180,7 +185,7 @@ def _ratio_task(analysis: UsageAnalysis, options: VariabilityOptions) -> tuple[C
 
 
 def _fitted_pairs(analysis: UsageAnalysis, *, with_design: bool, show: bool) -> list[FittedPair]:
-    """Both models of every gene, in batches."""
+    """Fit both models of every gene, in batches."""
     kinds = ("glmm-full", "glmm-null")
     if analysis.fit.null is None:
         raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")

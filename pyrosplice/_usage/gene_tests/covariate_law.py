@@ -84,6 +84,26 @@ MODEL = Law(robust=False)
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Columns of the covariates, in any coding: those of the fixed effects, then those of what is tested beside them.
+
+    Attributes
+    ----------
+    values
+        ``(N, C)``.
+    kept
+        Which a gene's spots tell from others
+        (:func:`~pyrosplice._hypothesis.coefficients.identified.independent_columns`), ``(B, C)``.
+    n_fixed
+        How many the model has coefficients of.
+    """
+
+    values: Tensor
+    kept: Tensor
+    n_fixed: int
+
+
+@dataclass(frozen=True)
 class AveragedFit:
     """A batch at its posterior mean covariance.
 
@@ -96,7 +116,7 @@ class AveragedFit:
     posterior_df
         Degrees of freedom with which the variance of what is tested is known, ``(B, T)``.
     law_df
-        Those of the F law, ``(B, T)``: fewer, for a field that is not Gaussian (:data:`PATTERN_DF`).
+        Degrees of freedom of the F law, ``(B, T)``: fewer, for a field that is not Gaussian (:data:`PATTERN_DF`).
     slope_ratio
         Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """
@@ -109,35 +129,28 @@ class AveragedFit:
 
 
 def averaged_fit(
-    model: MultinomGLMM,
-    spectra: Spectra,
-    columns: Tensor,
-    kept: Tensor,
-    n_fixed: int,
-    target: Target,
-    tested: Sequence[Tensor] = (),
-    *,
-    unequal: bool = False,
+    model: MultinomGLMM, law: Law, columns: Columns, target: Target, tested: Sequence[Tensor]
 ) -> AveragedFit:
     """The model at the posterior mean of its covariance.
 
     Parameters
     ----------
     model
-        A fit whose coefficients are of the first ``n_fixed`` ``columns`` ``(N, C)``, in any coding.
-    kept
-        Columns that a gene's spots tell from others
-        (:func:`~pyrosplice._hypothesis.coefficients.identified.independent_columns`), ``(B, C)``.
+        A fit of the fixed ``columns``.
+    law
+        With spectra. Where it is ``unequal``, fields are averaged over whose standard deviation depends on the one
+        covariate that is tested.
     target
         What it is whose variance matters.
     tested
         The covariates ``(N, C_t)`` of each of what is tested. Where it is one, it is looked at for a field whose
         standard deviation depends on it.
-    unequal
-        Average over fields whose standard deviation depends on the one covariate that is tested.
     """
+    if law.spectra is None:
+        raise AssertionError("a law that is averaged has spectra")
+    spectra, n_fixed = law.spectra, columns.n_fixed
     mode = model.posterior_mode()
-    working, parameters = WorkingModel.at(mode, columns, spectra, kept), mode.step.parameters
+    working, parameters = WorkingModel.at(mode, columns.values, spectra, columns.kept), mode.step.parameters
     largest, prior = (parameters.spatial.amax(1), parameters.white.amax((1, 2))), _variance_prior(model)
 
     def posterior(model: WorkingModel) -> Posterior:
@@ -145,7 +158,7 @@ def averaged_fit(
 
     ratio = torch.zeros(len(working.response), len(tested), dtype=torch.float64)
     single = {t: covariates[:, 0] for t, covariates in enumerate(tested) if covariates.shape[1] == 1}
-    if unequal and 0 in single:
+    if law.unequal and 0 in single:
         scales = [relative_deviations(single[0], slope) for slope in SLOPES]
         each = [posterior(working.scaled(scale)) for scale in scales]
         working, variances, spread = _over_slopes(working, scales, each)

@@ -24,6 +24,7 @@ from pyrosplice._usage.gene_tests.coefficients import estimates
 from pyrosplice._usage.gene_tests.covariate_law import (
     MODEL,
     AveragedFit,
+    Columns,
     Law,
     averaged_fit,
     schur_target,
@@ -103,31 +104,28 @@ def ratio_of_terms(
     lost = lost[:, :1] | lost[:, 1:]
     known = [_or_nan(None, statistic)] * 2
     if law.robust or law.spectra is not None:
-        statistic, residual_dof, *known = _adjusted_ratio(counts, spec, fits, design, terms, law, statistic, lost)
-        degrees = ranks * n_logits
-        pvalue = (
-            chi2_sf(statistic, degrees) if residual_dof is None else trace_sf(statistic, ranks, n_logits, residual_dof)
-        )
+        score, factor, *known = _variance_quotient(counts, spec, fits, design, terms, law)
+        separated = torch.tensor([[fit.reason == Reason.SEPARATED for fit in gene[1:]] for gene in fits])
+        statistic = torch.where(lost | separated, score.statistic, statistic * factor)
+        degrees, dof = ranks * n_logits, score.residual_dof
+        pvalue = chi2_sf(statistic, degrees) if dof is None else trace_sf(statistic, ranks, n_logits, dof)
     kept = (ranks > 0) & ~(lost & (not law.robust))
     return [*(torch.where(kept, value, torch.nan) for value in (statistic, pvalue)), ranks, *known]
 
 
-def _adjusted_ratio(
+def _variance_quotient(
     counts: Tensor,
     spec: ModelSpec,
     fits: Sequence[tuple[FittedGene, ...]],
     design: Design,
     terms: Sequence[Term],
     law: Law,
-    statistic: Tensor,
-    lost: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Ratios with the curvature of another variance, its degrees of freedom, and what the posterior knows."""
+) -> tuple[CovariateTest, Tensor, Tensor, Tensor]:
+    """Score tests of the terms, what the law's variance makes of their ratios, and what the posterior knows."""
     model = spec.rebuild(counts, [gene[0] for gene in fits])
     score, posterior_df, slope_ratio = _score_test(model, design, terms, law)
     plain = score.by_model if law.spectra is None else _score_test(model, design, terms, MODEL)[0].statistic
     factor = torch.where(plain == 0, 1.0, score.statistic / plain)
-    adjusted = statistic.clone()
     for t, term in enumerate(terms):
         own, larger = design.only(term.full), [gene[1 + t] for gene in fits]
         rows = torch.eye(len(term.full), dtype=torch.float64)[[term.full.index(column) for column in term.columns]]
@@ -135,9 +133,7 @@ def _adjusted_ratio(
         base = found if law.spectra is None else estimates(counts, spec.with_design(own), larger, own, MODEL)
         quotient = (found.wald(rows)[0] / base.wald(rows, by_model=True)[0])[:, 0]
         factor[:, t] = torch.where(torch.isfinite(quotient), quotient, factor[:, t])
-        away = lost[:, t] | torch.tensor([fit.reason == Reason.SEPARATED for fit in larger])
-        adjusted[:, t] = torch.where(away, score.statistic[:, t], statistic[:, t] * factor[:, t])
-    return adjusted, score.residual_dof, posterior_df, slope_ratio
+    return score, factor, posterior_df, slope_ratio
 
 
 def _prior_at_zero(counts: Tensor, spec: ModelSpec, genes: Sequence[FittedGene], design: Design, term: Term) -> Tensor:
@@ -201,8 +197,6 @@ def _among_surrogates(
 
 def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], law: Law) -> AveragedFit:
     """A null fit at its posterior mean covariance, and what is known of terms beside it."""
-    if law.spectra is None:
-        raise AssertionError("a law that is averaged has spectra")
     values = torch.from_numpy(design.values)
     columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
     _, bases = orthonormal_terms(values, columns, nuisance)
@@ -212,7 +206,7 @@ def _averaged_null(model: MultinomGLMM, design: Design, terms: Sequence[Term], l
     kept = independent_columns(every, informed_spots(model), n_fixed, widths)
     target = schur_target(kept, n_fixed, model.bias_eta.shape[-1], widths)
     tested = tested_covariates(design, columns)
-    return averaged_fit(model, law.spectra, every, kept, n_fixed, target, tested, unequal=law.unequal)
+    return averaged_fit(model, law, Columns(every, kept, n_fixed), target, tested)
 
 
 def _test_at(fit: Linearized, design: Design, terms: Sequence[Term], robust: bool) -> CovariateTest:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pyrosplice._hypothesis.likelihood_ratio import spatial_likelihood_ratio_test
 from pyrosplice._hypothesis.variance.noise_freedom import noise_freedom
+from pyrosplice._hypothesis.variance.permutation import PermutationNull
 from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel
-from pyrosplice._usage.gene_tests.linearized import PermutationNull, permutation_pvalues, permuted
+from pyrosplice._usage.gene_tests.linearized import permutation_pvalues, permuted
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.records import FittedGene, ModelSpec, stacked
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
@@ -131,7 +132,7 @@ def _log_marginal(genes: Sequence[FittedGene]) -> Tensor:
 
 
 def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) -> Tensor:
-    """By the law at the null fits."""
+    """P-values by the law at the null fits."""
     spec, values = pair.null_spec, stacked(pair.null)
     sigma = values["sigma"]
     if kernel is None:
@@ -145,8 +146,7 @@ def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) 
         information = SoftmaxBasis.plain(eta.shape[-1], eta).information(information)
         likelihood, eta = of_every_isoform(likelihood, eta)
     freedom = noise_freedom(likelihood, free, pair.counts, eta, sigma) if free else None
-    shared = sigma.shape[1] == 1
-    law = spatial_ratio_null(information, sigma, kernel, design=design, share_variance=shared, freedom=freedom)
+    law = spatial_ratio_null(information, sigma, kernel, design=design, freedom=freedom)
     return law.sf(statistic)
 
 

@@ -1,4 +1,4 @@
-"""From an AnnData of isoform counts to one count matrix a gene."""
+"""One count matrix a gene, from an AnnData of isoform counts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class IsoformData:
         return [torch.from_numpy(dense(matrix[:, columns])) for columns in self.columns]
 
 
-def read_isoforms(
+def read_isoforms(  # noqa: PLR0913 (a documented interface)
     adata: AnnData,
     *,
     layer: str | None = "counts",
@@ -118,9 +118,9 @@ def read_isoforms(
     members = group[kept].groupby(group[kept]).transform("size").reindex(group.index).fillna(0).to_numpy()
     least, most = n_isos
     kept &= (members >= least) & (members <= (most or np.inf))
-    _check_selection(
-        adata, kept, total, layer=layer, group=group, min_counts=min_counts, min_bin_pct=min_bin_pct, n_isos=n_isos
-    )
+    if not kept.any():
+        raise _nothing_left(group, layer, min_counts, min_bin_pct, n_isos)
+    _check_seen(adata.var_names[kept & (total == 0)], min_counts)
 
     filtered = subset(adata, spots, kept)
     if layer is None:
@@ -144,7 +144,7 @@ def check_anndata(adata: Any) -> None:
 
 
 def table_of(adata: AnnData, where: Literal["obs", "var"]) -> pd.DataFrame:
-    """``obs`` or ``var`` as a DataFrame, also of a lazy AnnData."""
+    """Read ``obs`` or ``var`` as a DataFrame, also of a lazy AnnData."""
     table = getattr(adata, where)
     return table if isinstance(table, pd.DataFrame) else table.to_memory()
 
@@ -275,30 +275,23 @@ def _groups(values: pd.Series, column: str) -> pd.Series:
     return pd.Series(labels.names, index=values.index, dtype=object)
 
 
-def _check_selection(
-    adata: AnnData,
-    kept: NDArray[np.bool_],
-    total: NDArray[np.float64],
-    *,
-    layer: str | None,
-    group: pd.Series,
-    min_counts: float,
-    min_bin_pct: float,
-    n_isos: tuple[int, int | None],
-) -> None:
-    if not kept.any():
-        wanted = {(2, None): "two or more isoforms", (1, 1): "one isoform", (2, 2): "two isoforms"}.get(n_isos, n_isos)
-        largest = int(group.value_counts().max()) if group.notna().any() else 0
-        raise InvalidArgumentError(
-            f"adata: nothing is left of {adata.n_vars} isoforms in {matrix_name(layer)}: expected a gene with {wanted} "
-            f"that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the largest gene "
-            f"by group_iso_by has {largest} isoform(s)."
-        )
-    unseen = np.flatnonzero(kept & (total == 0))
+def _nothing_left(
+    group: pd.Series, layer: str | None, min_counts: float, min_bin_pct: float, n_isos: tuple[int, int | None]
+) -> InvalidArgumentError:
+    wanted = {(2, None): "two or more isoforms", (1, 1): "one isoform", (2, 2): "two isoforms"}.get(n_isos, n_isos)
+    largest = int(group.value_counts().max()) if group.notna().any() else 0
+    return InvalidArgumentError(
+        f"adata: nothing is left of {len(group)} isoforms in {matrix_name(layer)}: expected a gene with {wanted} "
+        f"that pass min_counts={min_counts} and min_bin_pct={min_bin_pct}; before these filters the largest gene "
+        f"by group_iso_by has {largest} isoform(s)."
+    )
+
+
+def _check_seen(unseen: pd.Index, min_counts: float) -> None:
     if len(unseen):
         raise InvalidArgumentError(
             f"min_counts: expected a value that leaves out isoforms that are never seen, found {min_counts} and "
-            f"{len(unseen)} isoforms without a single count (e.g. {adata.var_names[unseen[0]]!r}), whose usage "
+            f"{len(unseen)} isoforms without a single count (e.g. {unseen[0]!r}), whose usage "
             "cannot be estimated. Use min_counts=1 or more."
         )
 
@@ -306,7 +299,7 @@ def _check_selection(
 def _display_names(
     values: pd.Series, columns: Sequence[NDArray[np.intp]], groups: Sequence[str], column: str
 ) -> list[str]:
-    """One display name a gene: the only value that its isoforms have."""
+    """Find a display name for each gene: the only value that its isoforms have."""
     names = []
     labels = pd.Series(read_labels(values, f"gene_names: adata.var[{column!r}]", keep_missing=True).names, dtype=object)
     for group, positions in zip(groups, columns, strict=True):

@@ -32,7 +32,7 @@ def design():
 
 
 def textbook(gene, kernel):
-    """Of one gene without covariates, everything dense: u, M and T on the covered spots."""
+    """Statistic of one gene without covariates, everything dense: u, M and T on the covered spots."""
     n = gene.sum(1)
     usage = gene.sum(0) / gene.sum()
     residual = gene - n[:, None] * usage
@@ -279,9 +279,15 @@ def test_size(null, depth):
     design = torch.from_numpy(field)[:, None] if null == "smooth covariate" else None
     rare = {"n_isos": 2, "bias": np.log([30.0])} if null == "rare isoform" else {}
     counts = simulate_counts(
-        layout, n_genes=2000, depth=depth * factor, sigma=0.0 if null == "no effect" else 0.7, theta=0.0,
-        seed=10 + depth, effect=effect, **rare,
-    )  # fmt: skip
+        layout,
+        n_genes=2000,
+        depth=depth * factor,
+        sigma=0.0 if null == "no effect" else 0.7,
+        theta=0.0,
+        seed=10 + depth,
+        effect=effect,
+        **rare,
+    )
     pvalue = variance_component_test(counts, spatial_kernel(layout), design=design).pvalue
     for level in (0.05, 0.01, 0.001):
         low, high = binom.ppf([0.0005, 0.9995], 2000, level)

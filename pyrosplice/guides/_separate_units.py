@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrosplice.errors import RefusedModelError
-from pyrosplice.guides._first_points import SiteStart, normal_numbers, shifted
+from pyrosplice.guides._first_points import ModelTrace, SiteStart, normal_numbers, shifted
 from pyrosplice.guides._unit_density import ModelCall, UnitDensity, check_plates, sample_sites
 
 LIBRARY_PLATE = "genes"  # the plate of units in the library's own models
@@ -55,7 +55,7 @@ def unit_density(
     return density
 
 
-def _plate_of_units(prototype: Any, units: str | None) -> str | None:
+def _plate_of_units(prototype: ModelTrace, units: str | None) -> str | None:
     sites = sample_sites(prototype)
     sizes = {f.name: f.size for site in sites.values() for f in site["cond_indep_stack"]}
     if units is None:
