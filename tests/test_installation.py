@@ -14,7 +14,7 @@ import pathlib, torch
 import pyrosplice
 assert pathlib.Path(pyrosplice.__file__).is_relative_to({folder!r}), pyrosplice.__file__
 from pyrosplice import MultinomGLM
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
 space = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(4.), torch.arange(4.))))
 model = MultinomGLM()

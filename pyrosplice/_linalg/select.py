@@ -29,7 +29,7 @@ def solver_for(
     Parameters
     ----------
     covariance
-        An object with a sparse ``precision`` (such as :class:`~pyrosplice.spatial._car.CarCovariance`) or a method
+        An object with a sparse ``precision`` (such as :class:`~pyrosplice.spatial.car.CarCovariance`) or a method
         ``dense()``, or a dense (N, N) tensor. On the CPU, a dense V whose inverse is sparse is recognised and takes
         the sparse path.
     eigenvalues, eigenvectors

@@ -97,7 +97,7 @@ class MultinomGLMM(MultinomGLM):
     --------
     >>> import torch
     >>> from pyrosplice import MultinomGLMM
-    >>> from pyrosplice.spatial._car import get_cov_sp
+    >>> from pyrosplice.spatial.car import get_cov_sp
     >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
     >>> coords = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
     >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
@@ -166,7 +166,7 @@ class MultinomGLMM(MultinomGLM):
             As for :meth:`MultinomGLM.setup_data`.
         corr_sp
             Spatial covariance V: ``(N, N)``, where a table goes by the names of the spots; an object with a sparse
-            ``precision`` such as :class:`~pyrosplice.spatial._car.CarCovariance`; or a
+            ``precision`` such as :class:`~pyrosplice.spatial.car.CarCovariance`; or a
             :class:`~pyrosplice._linalg.solver.SpatialSolver`, to share one between models. A dense V whose inverse is
             sparse is recognised; the identity means that nothing is spatial (θ is reported as 0).
         corr_sp_eigvals, corr_sp_eigvecs

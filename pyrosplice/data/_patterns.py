@@ -9,9 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._domains import Domains, graph_domains
 from pyrosplice.spatial._graph import check_coords, knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 Array = NDArray[np.float64]
 RADIUS, WIDTH = 0.2, 0.1  # of spots and rings, in units of the tissue's longer side

@@ -18,8 +18,8 @@ from pyrosplice._tables.names import by_name
 from pyrosplice.effects._isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import Graph, check_coords, knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 COVARIATES = ("smooth", "iid", "binary")
 

@@ -17,7 +17,7 @@ OWN = 1  # of the seed: numbers of molecules share no random numbers with usage 
 
 
 class Fields(Protocol):
-    """A spatial covariance that can be drawn from, such as :class:`~pyrosplice.spatial._car.CarCovariance`."""
+    """A spatial covariance that can be drawn from, such as :class:`~pyrosplice.spatial.car.CarCovariance`."""
 
     @property
     def n_spots(self) -> int:

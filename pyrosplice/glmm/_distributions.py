@@ -175,7 +175,7 @@ class LazyCovariance:
     Parameters
     ----------
     source
-        An object with ``precision`` or ``dense()`` (:class:`~pyrosplice.spatial._car.CarCovariance`), or a
+        An object with ``precision`` or ``dense()`` (:class:`~pyrosplice.spatial.car.CarCovariance`), or a
         :class:`~pyrosplice._linalg.solver.SpatialSolver`.
     """
 
@@ -250,7 +250,7 @@ class SpatialEffect(TorchDistribution):
     Parameters
     ----------
     covariance
-        V: decomposed, or whatever describes it (:class:`~pyrosplice.spatial._car.CarCovariance`), which is decomposed
+        V: decomposed, or whatever describes it (:class:`~pyrosplice.spatial.car.CarCovariance`), which is decomposed
         when a density or a draw is asked for and never by a fit of the sparse engine.
     sigma, theta_logit
         Total standard deviation and logit of the spatial share, ``(..., G, 1)`` (shared by the logits) or

@@ -138,7 +138,7 @@ class MultinomialGLMM(MultinomialGLM):
         As in :class:`MultinomialGLM`.
     covariance
         Spatial covariance V: dense ``(N, N)``, its decomposition, or whatever describes it
-        (:class:`~pyrosplice.spatial._car.CarCovariance`), which a fit does not decompose.
+        (:class:`~pyrosplice.spatial.car.CarCovariance`), which a fit does not decompose.
     share_variance
         One (σ, θ) a gene (shape ``(G, 1)``), or one per logit (``(G, Q)``).
     fixed

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from pyrosplice import MultinomGLM, MultinomGLMM
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 
 GLM_DESIGNS = {  # columns of the design (baseline of a factor first), columns of the counts
     "mn_sim1": ({"x1": None, "x2": None}, ["y1", "y2", "y3"]),

@@ -17,7 +17,7 @@ import torch
 
 from pyrosplice import MultinomGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 
 PEER_SCRIPT = Path(__file__).with_name("peer_isoform_usage.py")
 OUR_GENES = 32  # in a batch of ours where the peer gets a few of them

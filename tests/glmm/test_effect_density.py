@@ -11,7 +11,7 @@ from pyrosplice.glmm._effect_posterior import RandomEffectPosterior
 from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._mode import MixedModel, Parameters
 from pyrosplice.likelihoods._contract import Multinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 
 G, SIDE, Q = 2, 4, 2
 N = SIDE**2

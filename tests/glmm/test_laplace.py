@@ -16,7 +16,7 @@ from pyrosplice.glmm._mode import Latents, MixedModel, Parameters
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial
 from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.paths import shared
 
 N_SPOTS, N_ISOS = 25, 3

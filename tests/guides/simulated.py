@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 
 def tissue(side: int, genes: int, *, isoforms: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, CarCovariance]:

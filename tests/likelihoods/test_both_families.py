@@ -10,8 +10,8 @@ import pyrosplice.api as de
 from pyrosplice import ExpressionGLM, MultinomGLM, MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotStatedError
 from pyrosplice.likelihoods import BetaBinomial, Likelihood, Multinomial, NegativeBinomial, Normal, Poisson
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import check_likelihood
 
 RNG = np.random.default_rng(5)

@@ -25,9 +25,9 @@ from pyrosplice.likelihoods import (
     Poisson,
 )
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial._covariance import GraphMatern, SpatialCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from pyrosplice.testing import check_likelihood
 
 LIKELIHOODS = [

@@ -11,8 +11,8 @@ from pyrosplice._linalg.select import solver_for, sparse_inverse
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._linalg.sparse import SparseSolver, inverse_diagonal
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 N_SPOTS = 60
 

@@ -7,8 +7,8 @@ import torch
 from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.errors import NoResultsError
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 COUNTS = torch.poisson(
     8 * torch.rand(3, 25, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1,

@@ -17,7 +17,7 @@ from pyrosplice.likelihoods import DirichletMultinomial, Multinomial, Poisson
 from pyrosplice.posterior import _draws as usage_draws
 from pyrosplice.posterior import leave_one_out, one_gene
 from pyrosplice.posterior._tree import GROUPS
-from pyrosplice.spatial._car import get_cov_sp
+from pyrosplice.spatial.car import get_cov_sp
 
 GRID = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))
 

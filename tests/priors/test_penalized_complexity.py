@@ -14,7 +14,7 @@ from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.priors import ScaledNormal
 from pyrosplice.priors._penalized_complexity import SpatialShare, pc_sigma, pc_theta, weak_priors
 from pyrosplice.priors._prior_tables import describe, prior_from_json, prior_table, prior_to_json
-from pyrosplice.spatial._car import IdentityCovariance
+from pyrosplice.spatial.car import IdentityCovariance
 from tests.glmm.test_laplace import grid
 
 CAR = grid(7)

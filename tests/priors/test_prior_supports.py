@@ -10,8 +10,8 @@ from pyrosplice import ExpressionGLM, MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.likelihoods import DirichletMultinomial
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 T = torch.distributions.transforms
 REAL = [

@@ -5,8 +5,8 @@ import scipy.sparse as sp
 import torch
 
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance, get_cov_sp
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance, get_cov_sp
 from tests.paths import shared
 
 

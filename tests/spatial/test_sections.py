@@ -4,9 +4,9 @@ import pytest
 import scipy.sparse as sp
 
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import adjacency_graph, knn_graph, warn_if_disconnected
 from pyrosplice.spatial._sections import section_graph, within_sections
+from pyrosplice.spatial.car import CarCovariance
 
 POINTS = np.random.default_rng(0).uniform(size=(50, 2))
 LABELS = np.where(np.random.default_rng(1).uniform(size=50) < 0.4, "b", "a")

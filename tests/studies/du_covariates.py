@@ -33,10 +33,10 @@ from pyrosplice._usage.gene_tests.reliability import refused, reliable
 from pyrosplice._usage.gene_tests.terms import Term
 from pyrosplice.data import simulate_totals
 from pyrosplice.likelihoods import Multinomial
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._domains import graph_domains
 from pyrosplice.spatial._graph import knn_graph
 from pyrosplice.spatial._sections import section_graph
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import commit, save_row
 
 COVARIATES = ("iid", "smooth", "domain", "gradient", "half", "eig2", "section")

@@ -26,7 +26,7 @@ from pyrosplice._usage.gene_tests.linearized import linearized_at
 from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
 from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
 from pyrosplice.likelihoods._contract import Multinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import commit, save_row, simulate_counts
 from tests.studies.sv_score import DEPTHS, layouts
 

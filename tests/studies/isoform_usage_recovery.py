@@ -15,7 +15,7 @@ import torch
 
 from pyrosplice import MultinomGLMM
 from pyrosplice.data import simulate_isoforms
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 
 THETAS = (0.0, 0.3, 0.7, 1.0)
 SIGMA = 0.7

@@ -34,7 +34,7 @@ from pyrosplice.likelihoods import (
     Poisson,
 )
 from pyrosplice.priors._penalized_complexity import weak_priors
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import calibrate
 from pyrosplice.testing._rank_statistics import chi2_pvalue
 from tests.studies.simulation import commit, grid, save_row

@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrosplice.data import simulate_counts
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 __all__ = ["RESULTS", "commit", "grid", "olfactory_bulb", "places", "save_row", "scattered", "simulate_counts"]
 RESULTS = Path(__file__).parent / "results"

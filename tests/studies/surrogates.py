@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import wide_graph
+from pyrosplice.spatial.car import CarCovariance
 
 Array = NDArray[np.float64]
 BAND = 8  # eigenvectors among which the energy of a covariate is spread anew

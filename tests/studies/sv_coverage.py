@@ -21,8 +21,8 @@ import torch
 from pyrosplice._hypothesis.variance.score_test import variance_component_test
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel, spatial_kernel
 from pyrosplice.data import simulate_counts, simulate_totals
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import commit, grid, save_row
 from tests.studies.sv_score import size_row
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyrosplice._hypothesis.variance.score_test import variance_component_test
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel, spatial_kernel
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.paths import SHARED
 from tests.studies.simulation import commit, grid, olfactory_bulb, save_row, simulate_counts
 

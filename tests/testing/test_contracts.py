@@ -8,8 +8,8 @@ from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods._isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
 from pyrosplice.likelihoods._normal import Normal
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._covariance import GraphMatern, SpatialCovariance
+from pyrosplice.spatial.car import CarCovariance
 from pyrosplice.testing import check_covariance, check_likelihood
 from pyrosplice.testing._problems import ContractError
 from tests.glmm.test_laplace import grid

@@ -12,7 +12,7 @@ from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods._isoform_shares import BetaBinomial, Binomial, DirichletMultinomial
-from pyrosplice.spatial._car import get_cov_sp
+from pyrosplice.spatial.car import get_cov_sp
 
 N = 36
 LIKELIHOODS = {

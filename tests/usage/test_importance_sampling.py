@@ -5,7 +5,7 @@ import torch
 from pyrosplice import MultinomGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 
 def data(n_genes=24, depth=2.0, n_spots=100, theta=0.5, **settings):

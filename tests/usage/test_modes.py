@@ -10,7 +10,7 @@ from pyrosplice import ExpressionGLM, GaussianMixture, MultinomGLM, MultinomGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.likelihoods import DirichletMultinomial
 from pyrosplice.posterior import NutsOptions
-from pyrosplice.spatial._car import get_cov_sp
+from pyrosplice.spatial.car import get_cov_sp
 
 MODES = [torch.inference_mode, torch.no_grad]
 SHORT = {"method": "nuts", "nuts_options": NutsOptions(warmup_steps=3, max_tree_depth=2), "groups": ()}

@@ -14,7 +14,7 @@ from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 from pyrosplice.glmm._multinomial import log_density
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 from tests.paths import shared
 
 SIDE, G = 8, 4

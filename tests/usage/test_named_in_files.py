@@ -15,7 +15,7 @@ from pyrosplice._io.codec import pack
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import ModelFileError
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 
 NO_PRIORS = [
     *("enable_validation", "validation_enabled", "constraints", "kl_divergence", "biject_to", "transforms", "__name__"),

@@ -9,7 +9,7 @@ from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice._usage.gene_tests import variability_ratio
 from pyrosplice._usage.records import FittedGene, ModelSpec
 from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial
-from pyrosplice.spatial._car import IdentityCovariance
+from pyrosplice.spatial.car import IdentityCovariance
 from tests.studies.overdispersion import COVARIATES, fitted, overdispersed
 from tests.studies.simulation import grid
 

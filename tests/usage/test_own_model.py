@@ -16,7 +16,7 @@ from pyrosplice.glmm._distributions import SpotCounts
 from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.guides._own_model import latent_values, random_effects
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.spatial._car import IdentityCovariance
+from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
 
 COUNTS, DESIGN, CAR = tissue(3, 2, isoforms=2, seed=4)

@@ -7,7 +7,7 @@ import torch
 from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
-from pyrosplice.spatial._car import get_cov_sp
+from pyrosplice.spatial.car import get_cov_sp
 
 TOO_MANY = 900
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood. .* raised")

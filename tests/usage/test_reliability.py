@@ -19,8 +19,8 @@ from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.du_covariates import ALL, SET, Cell, Tissue, one_set, simulate
 
 SIDE = 9

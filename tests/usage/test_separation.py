@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.glmm._separation import separated
-from pyrosplice.spatial._car import IdentityCovariance
+from pyrosplice.spatial.car import IdentityCovariance
 from tests.studies import separation as study
 
 QUIET = {"print_progress": False}

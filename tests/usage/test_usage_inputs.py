@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyrosplice import MultinomGLM, MultinomGLMM, SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.usage.conftest import tissue_of
 
 QUIET = {"print_progress": False}

@@ -342,7 +342,7 @@ def spatial_kernel(covariance: Tensor | SpatialCovariance, *, damping: float = 0
     ----------
     covariance
         V: a dense ``(N, N)`` tensor, or an object with ``precision`` (sparse V⁻¹), ``n_spots`` and ``eigen(rank)``
-        such as :class:`~pyrosplice.spatial._car.CarCovariance`. Nothing dense is made of the latter above
+        such as :class:`~pyrosplice.spatial.car.CarCovariance`. Nothing dense is made of the latter above
         ``DENSE_LIMIT`` spots.
     damping
         τ ≥ 0, default 0.1.

@@ -15,8 +15,8 @@ from pyrosplice._usage.reading.isoforms import matrix_name
 from pyrosplice._usage.records import UsageFit
 from pyrosplice.guides._own_model import name_of
 from pyrosplice.priors._prior_tables import describe as describe_prior
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial._graph import component_labels
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 
 def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> dict[str, str]:

@@ -23,8 +23,8 @@ from pyrosplice.priors._prior_tables import (
     prior_from_json,
     prior_to_json,
 )
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial._covariance import GraphMatern
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 COVARIANCES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "CarCovariance": (CarCovariance, ("rho",)),

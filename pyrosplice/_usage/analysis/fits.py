@@ -24,7 +24,7 @@ from pyrosplice.errors import (
 )
 from pyrosplice.guides._own_model import name_of
 from pyrosplice.reasons import Reason
-from pyrosplice.spatial._car import IdentityCovariance
+from pyrosplice.spatial.car import IdentityCovariance
 
 Results = dict[str, dict[str, Any]]  # of the last test, by its kind
 TEST_BATCH = 32  # genes at a time in fits that only tests need

@@ -29,8 +29,8 @@ from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._named import Priors, named_priors
 from pyrosplice.priors._sites import SITES
-from pyrosplice.spatial._car import check_rho
 from pyrosplice.spatial._graph import Graph, check_k_neighbors
+from pyrosplice.spatial.car import check_rho
 
 GLM_METHODS = ("iwls", "newton", "gd")
 EFFECT = (

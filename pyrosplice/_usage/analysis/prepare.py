@@ -28,7 +28,6 @@ from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.reading.design import Design, build_design, complete_spots
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
-from pyrosplice.spatial._car import CarCovariance, IdentityCovariance
 from pyrosplice.spatial._graph import (
     adjacency_graph,
     check_coords,
@@ -38,6 +37,7 @@ from pyrosplice.spatial._graph import (
     warn_if_disconnected,
 )
 from pyrosplice.spatial._sections import section_graph, wide_section_graph, within_sections
+from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
 MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges

@@ -20,8 +20,8 @@ from pyrosplice._hypothesis.coefficients.working_model import SQUARE, STEEPER, G
 from pyrosplice._linalg.lowrank import LowRankSolver
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice._usage.gene_tests.covariate_law import contrast_target, schur_target
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 
 N_GENES = 3
 

@@ -14,8 +14,8 @@ from pyrosplice._hypothesis.coefficients.score import score_test
 from pyrosplice._hypothesis.coefficients.surrogates import Patterns, Surrogates, surrogate_test
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
 from pyrosplice.spatial._graph import knn_graph
+from pyrosplice.spatial.car import CarCovariance
 from tests.hypothesis.coefficients.test_averaged_covariance import N_GENES, working
 
 Layout = tuple[Patterns, torch.Tensor]

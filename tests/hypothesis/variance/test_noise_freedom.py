@@ -12,7 +12,7 @@ from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
 from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._isoform_shares import BetaBinomial, DirichletMultinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.hypothesis.variance.test_ratio_null import LAYOUT, dense_log_likelihood, draws_of
 from tests.studies.simulation import grid
 

@@ -10,7 +10,7 @@ from pyrosplice._hypothesis.variance.score_test import orthonormal_columns
 from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods._contract import Multinomial
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = CarCovariance(grid(7).adjacency, rho=0.7)

@@ -12,7 +12,7 @@ from pyrosplice._hypothesis.variance import spatial_kernel as kernel_module
 from pyrosplice._hypothesis.variance.score_test import variance_component_test
 from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, scattered, simulate_counts
 
 LAYOUT = grid(10)

@@ -4,7 +4,7 @@ import torch
 from pyrosplice._hypothesis.variance import spatial_kernel as module
 from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._car import CarCovariance
+from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import grid, scattered
 
 
