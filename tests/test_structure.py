@@ -27,3 +27,15 @@ def test_what_is_new_and_what_is_gone_is_wrong(capsys):
     assert check_structure.report("names", ["a", "b"], ["a", "b"]) == 0
     assert check_structure.report("names", ["a", "c"], ["a", "b"]) == 2
     assert "new: c" in capsys.readouterr().out
+
+
+def test_what_is_too_long_is_found_without_its_docstring():
+    body, docstring = "    x = 1\n" * 40, '    """One.\n' + "\n" * 50 + '    """\n'
+    source = f"def f():\n{docstring}{body}\nclass A:\n    async def g(self):\n" + "        x = 1\n" * 41
+    assert list(check_structure.long_functions({"a.py": ast.parse(source)})) == ["a.py: g: 41"]
+    assert list(check_structure.long_files({"a.py": "x = 1\n" * 400, "b.py": "x = 1\n" * 401})) == ["b.py: 401"]
+
+
+def test_first_words_of_files_that_are_a_folder_are_found():
+    files = ["a/_unit_x.py", "a/unit_y.py", "a/unit.py", "b/unit_z.py", "a/units.py"]
+    assert check_structure.first_words(files) == ["a/unit_*: 3"]

@@ -247,7 +247,7 @@ class BaseModel(Described, Module):
         """Present values of some sites, copied."""
         return {name: getattr(self, name).detach().clone() for name in names}
 
-    def _checked(self, counts: Any, design_mtx: Any, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    def _checked(self, counts: object, design_mtx: object, device: str | torch.device) -> tuple[Tensor, Tensor]:
         chosen = as_device(device)
         table = as_counts(counts, chosen, self.likelihood)
         return table, as_design(design_mtx, table.shape[1], chosen, spot_names(counts))

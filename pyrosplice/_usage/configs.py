@@ -54,7 +54,7 @@ def complete_configs(given: Mapping[str, Any] | None, defaults: Mapping[str, Any
     return configs
 
 
-def _check_value(key: str, value: Any) -> None:
+def _check_value(key: str, value: object) -> None:
     name = f"fitting_configs[{key!r}]"
     if key == "optim":
         check_option(name, value, RULES)
@@ -112,7 +112,7 @@ def _epochs(configs: Mapping[str, Any]) -> int:
     return 10_000 if configs["max_epochs"] == -1 else int(configs["max_epochs"])
 
 
-def check_likelihood(likelihood: Any) -> None:
+def check_likelihood(likelihood: object) -> None:
     """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         known = ", ".join(f"{name}()" for name in SHIPPED)
@@ -126,7 +126,7 @@ def check_likelihood(likelihood: Any) -> None:
         _check_held(name, getattr(likelihood, name))
 
 
-def _check_held(name: str, value: Any) -> None:
+def _check_held(name: str, value: object) -> None:
     """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
     single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
     held = torch.as_tensor(value) if single else None

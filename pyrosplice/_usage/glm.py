@@ -111,7 +111,7 @@ class MultinomGLM(BaseModel):
     def _default_configs(self) -> dict[str, Any]:
         return {**DEFAULTS, "patience": 5 if self.fitting_method == "gd" else 2}
 
-    def setup_data(self, counts: Any, design_mtx: Any = None, device: str | torch.device = "cpu") -> None:
+    def setup_data(self, counts: object, design_mtx: object = None, device: str | torch.device = "cpu") -> None:
         """Take the data; forgets an earlier fit.
 
         Parameters

@@ -151,12 +151,12 @@ class MultinomGLMM(MultinomGLM):
 
     def setup_data(  # type: ignore[override]  # the documented order of arguments
         self,
-        counts: Any,
-        corr_sp: Any = None,
-        design_mtx: Any = None,
+        counts: object,
+        corr_sp: object = None,
+        design_mtx: object = None,
         device: str | torch.device = "cpu",
-        corr_sp_eigvals: Any = None,
-        corr_sp_eigvecs: Any = None,
+        corr_sp_eigvals: object = None,
+        corr_sp_eigvecs: object = None,
     ) -> None:
         """Take the data; forgets an earlier fit.
 

@@ -168,7 +168,7 @@ def unread_sites(estimator: UsageEstimator, name: str, held: Mapping[str, Tensor
 def _beside(program: Program, known: Program, other: UsageEstimator, held: Mapping[str, Tensor]) -> Pairs:
     """A model and the shipped one, each beside that of another estimator, which is not made before it is run."""
 
-    def mine() -> Any:
+    def mine() -> object:
         return poutine.condition(other.model, data=dict(held))()
 
     return (program, mine), (known, lambda: other.shipped_model()())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -150,7 +150,7 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     return adata
 
 
-def _coordinates(layout: Any, n_spots: int, seed: int) -> NDArray[np.float64]:
+def _coordinates(layout: object, n_spots: int, seed: int) -> NDArray[np.float64]:
     if not isinstance(layout, str):
         return check_coords(layout, name="layout")
     check_option("layout", layout, ("grid", "random"))
@@ -175,7 +175,7 @@ def _covariates(kinds: Sequence[str], covariance: CarCovariance, generator: torc
     return torch.stack(columns, 1) if columns else torch.zeros(covariance.n_spots, 0, dtype=torch.float64)
 
 
-def _effects(beta: Any, n_genes: int, n_covariates: int, n_logits: int) -> Tensor:
+def _effects(beta: object, n_genes: int, n_covariates: int, n_logits: int) -> Tensor:
     """Effects ``(G, P, Q)``."""
     value = as_dense(beta, "beta")
     if value.ndim == 0:
@@ -243,7 +243,7 @@ def _assemble(
     )
 
 
-def per_gene(name: str, value: Any, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
+def per_gene(name: str, value: object, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
     """Read a number for every gene ``(G,)``: one for all, ``(G,)`` or a Series by name, finite and within limits."""
     values, n_genes = as_dense(by_name(value, genes, name, what="gene"), name), len(genes)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
@@ -254,7 +254,7 @@ def per_gene(name: str, value: Any, genes: pd.Index, limits: tuple[float, float]
     return values
 
 
-def _logits_of(usage: Any, genes: pd.Index, n_isoforms: int) -> Tensor:
+def _logits_of(usage: object, genes: pd.Index, n_isoforms: int) -> Tensor:
     """Logits ``(Q,)`` or ``(G, Q)`` against the last isoform."""
     shares = as_dense(by_name(usage, genes, "usage", what="gene"), "usage")
     if shares.shape not in ((n_isoforms,), (len(genes), n_isoforms)):
@@ -266,7 +266,7 @@ def _logits_of(usage: Any, genes: pd.Index, n_isoforms: int) -> Tensor:
     return torch.from_numpy(np.log(shares[..., :-1] / shares[..., -1:]))
 
 
-def _sizes(size_factors: Any, spots: pd.Index) -> Tensor:
+def _sizes(size_factors: object, spots: pd.Index) -> Tensor:
     values = as_dense(by_name(size_factors, spots, "size_factors", what="spot"), "size_factors")
     if values.shape != (len(spots),):
         raise InvalidArgumentError(f"size_factors: expected ({len(spots)},), found shape {values.shape}.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -105,14 +103,14 @@ def simulate_expression(  # noqa: PLR0913 (a documented interface)
     return AnnData(sp.csr_matrix(counts), obs=obs.set_axis(as_text(obs.index), axis=0), var=truth)
 
 
-def _means(mean: Any, shape: tuple[int, int]) -> Array:
+def _means(mean: object, shape: tuple[int, int]) -> Array:
     value = of_shape("mean", mean, ((), shape[1:], (shape[0], 1), shape))
     if not ((value >= 0) & np.isfinite(value)).all():
         raise InvalidArgumentError("mean: expected finite numbers of at least 0.")
     return np.broadcast_to(value, shape)
 
 
-def _donor_factors(cells: Cells, donors: Any, sd: Array, rng: np.random.Generator) -> Array:
+def _donor_factors(cells: Cells, donors: object, sd: Array, rng: np.random.Generator) -> Array:
     """Factor ``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
     if donors is None:
         if sd.any():

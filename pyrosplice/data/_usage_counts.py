@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
     return torch.from_numpy(rng.multinomial(molecules, odds / odds.sum(-1, keepdims=True)).astype(np.float64))
 
 
-def _molecules(depth: Any, totals: Any, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+def _molecules(depth: object, totals: object, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
     if (depth is None) == (totals is None):
         raise InvalidArgumentError("depth, totals: expected one of the two.")
     if totals is None:

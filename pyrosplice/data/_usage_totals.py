@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def _covered(number: int, shape: tuple[int, int], rng: np.random.Generator) -> N
     return rng.permuted(np.broadcast_to(np.arange(shape[1]) < number, shape), axis=1)
 
 
-def mean_depth(depth: Any, shape: tuple[int, int]) -> Array:
+def mean_depth(depth: object, shape: tuple[int, int]) -> Array:
     """Read mean numbers of molecules ``(G, N)``, given as a number, ``(N,)``, ``(G, 1)`` or ``(G, N)``."""
     value = of_shape("depth", depth, ((), shape[1:], (shape[0], 1), shape))
     if not ((value >= 0) & (value < np.inf)).all():

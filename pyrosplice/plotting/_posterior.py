@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import expit
 from scipy.stats import binom
@@ -21,7 +22,7 @@ MOST_ROWS = 60
 NEAR = 1e-8  # nats; closer to the best than this is not shown
 
 
-def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
+def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
     """Tabulate mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
 
     ``gene``, ``label``, ``mean``, ``lower``, ``upper``; central intervals. A label is the covariate and the isoform;
@@ -30,7 +31,7 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
     if names_by_gene(tree):
         parts = (one_gene(tree, gene) for gene in units_of(tree))
         return pd.concat([effect_table(p, site=site, probability=probability) for p in parts], ignore_index=True)
-    array = tree["posterior"][site]
+    array = tree["posterior"].to_dataset()[site]
     edge = (1 - probability) / 2
     table = {
         "mean": array.mean(("chain", "draw")),
@@ -40,14 +41,16 @@ def effect_table(tree: Any, *, site: str = "beta", probability: float = 0.9) -> 
     frame = pd.concat({name: value.to_series() for name, value in table.items()}, axis=1).reset_index()
     if "gene" not in frame:
         frame["gene"] = units_of(tree)[0]
-    frame["label"] = _labels(tree, frame, [dim for dim in array.dims if dim not in ("chain", "draw", "gene")], site)
+    frame["label"] = _labels(
+        tree, frame, [str(dim) for dim in array.dims if dim not in ("chain", "draw", "gene")], site
+    )
     return frame[["gene", "label", "mean", "lower", "upper"]]
 
 
-def _labels(tree: Any, frame: pd.DataFrame, dims: list[str], site: str) -> Any:
+def _labels(tree: xr.DataTree, frame: pd.DataFrame, dims: list[str], site: str) -> list[str] | str:
     words = {dim: [_worded(dim, value) for value in frame[dim]] for dim in dims}
     if "logit" in dims:
-        isoforms = [str(name) for name in tree["observed_data"]["isoform"].values]
+        isoforms = [str(name) for name in tree["observed_data"].to_dataset()["isoform"].values]
         if len(isoforms) == 1:  # a count, not a composition
             del words["logit"]
         else:
@@ -56,7 +59,7 @@ def _labels(tree: Any, frame: pd.DataFrame, dims: list[str], site: str) -> Any:
     return [": ".join(parts) for parts in zip(*words.values(), strict=True)] if words else site
 
 
-def _worded(dim: str, value: Any) -> str:
+def _worded(dim: str, value: object) -> str:
     """A coordinate that is only a number, with what it counts."""
     return f"{dim} {value}" if isinstance(value, int | np.integer) else str(value)
 

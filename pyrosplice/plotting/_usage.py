@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from anndata import AnnData
-from scipy import sparse
+from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from pyrosplice.errors import InvalidArgumentError
@@ -67,7 +68,7 @@ def usage_table(
     return _long(coordinates, isoforms, _dense(gene.layers[counts_layer]), _dense(gene.layers[fitted_layer]))
 
 
-def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataFrame:
+def posterior_usage_table(tree: xr.DataTree, coordinates: ArrayLike, *, gene: Hashable) -> pd.DataFrame:
     """Tabulate raw usage of a gene with posterior means and standard deviations, for :func:`usage_map`.
 
     Parameters
@@ -90,21 +91,27 @@ def posterior_usage_table(tree: Any, coordinates: Any, *, gene: Any) -> pd.DataF
     InvalidArgumentError
         The tree has no usage or no such gene, or the coordinates are not those of its spots.
     """
-    if "usage" not in tree["posterior"]:
+    posterior = tree["posterior"].to_dataset()
+    if "usage" not in posterior:
         raise InvalidArgumentError("tree: expected usage in the posterior; ask posterior(usage=True) for it.")
-    if gene not in tree["posterior"].gene.values:
-        raise InvalidArgumentError(f"gene: expected one of {list(tree['posterior'].gene.values)}, found {gene!r}.")
+    if gene not in posterior["gene"].values:
+        raise InvalidArgumentError(f"gene: expected one of {list(posterior['gene'].values)}, found {gene!r}.")
     place = np.asarray(coordinates, dtype=np.float64)
-    usage = tree["posterior"]["usage"].sel(gene=gene).transpose("chain", "draw", "spot", "isoform")
+    usage = posterior["usage"].sel(gene=gene).transpose("chain", "draw", "spot", "isoform")
     if place.ndim != 2 or place.shape[0] != usage.sizes["spot"] or place.shape[1] < 2:
         raise InvalidArgumentError(f"coordinates: expected ({usage.sizes['spot']}, 2), found {place.shape}.")
-    counts = np.asarray(tree["observed_data"]["counts"].sel(gene=gene), dtype=np.float64)
-    names = tree["observed_data"]["isoform"].values
+    observed = tree["observed_data"].to_dataset()
+    counts = np.asarray(observed["counts"].sel(gene=gene), dtype=np.float64)
+    names = observed["isoform"].values
     return _long(place, names, counts, usage.mean(("chain", "draw")).values, usage.std(("chain", "draw")).values)
 
 
 def _long(
-    place: np.ndarray, names: Any, counts: np.ndarray, fitted: np.ndarray, sd: np.ndarray | None = None
+    place: np.ndarray,
+    names: Sequence[str] | np.ndarray,
+    counts: np.ndarray,
+    fitted: np.ndarray,
+    sd: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Tabulate isoforms and spots, a row each, from coordinates (N, 2), counts and fitted ratios (N, K)."""
     total = counts.sum(1, keepdims=True)
@@ -115,8 +122,8 @@ def _long(
     return pd.DataFrame({"x": x, "y": y, "isoform": np.repeat(np.asarray(names, object), len(place)), **columns})
 
 
-def _dense(layer: Any) -> np.ndarray:
-    return np.asarray(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float64)
+def _dense(layer: object) -> np.ndarray:
+    return np.asarray(layer.toarray() if hasattr(layer, "toarray") else layer, dtype=np.float64)
 
 
 def usage_map(  # noqa: PLR0913 (a documented interface)

@@ -43,9 +43,9 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     priors: Priors = None,
     data_shape: tuple[int, ...] | None = None,
     *,
-    totals: Any = None,
-    design: Any = None,
-    covariance: Any = None,
+    totals: object = None,
+    design: object = None,
+    covariance: object = None,
     n_simulations: int = 500,
     n_draws: int = 99,
     method: str = "laplace",
@@ -203,7 +203,7 @@ def _ranks(
     tree = world.fit(counts).posterior(num_samples=n_samples, groups=("log_likelihood",), seed=seed, **asked)
     kept = np.linspace(0, chains * n_samples - 1, n_draws).round().astype(int)
 
-    def drawn(values: Any) -> NDArray[np.float64]:
+    def drawn(values: object) -> NDArray[np.float64]:
         flat = np.asarray(values).reshape(chains * n_samples, len(counts), -1)
         return flat[kept]
 
@@ -265,7 +265,7 @@ def _of_model(model: MultinomGLM, size: int, given: Mapping[str, Any]) -> World:
     return World(whole, space, totals)
 
 
-def _totals(totals: Any, likelihood: Likelihood, size: int, n_spots: int) -> Tensor:
+def _totals(totals: object, likelihood: Likelihood, size: int, n_spots: int) -> Tensor:
     if totals is not None and not likelihood.conditional:
         raise InvalidArgumentError(f"totals: those of {likelihood.name} counts are random; expected None.")
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from pyrosplice.testing._problems import Problems
 LARGEST = 3000
 
 
-def check_covariance(covariance: Any, *, n_spots: int | None = None) -> None:
+def check_covariance(covariance: object, *, n_spots: int | None = None) -> None:
     """Test a spatial covariance: an object with a sparse ``precision`` or a method ``dense()``, or a solver.
 
     Symmetry, positive definiteness, unit diagonal (σ² and θ mean variance and its share only then), ``precision``
@@ -35,8 +33,9 @@ def check_covariance(covariance: Any, *, n_spots: int | None = None) -> None:
         With every finding in words (an ``AssertionError``).
     """
     problems = Problems(covariance)
-    has = [name for name in ("precision", "dense") if getattr(covariance, name, None) is not None]
-    if not has and not isinstance(covariance, SpatialSolver | Tensor | np.ndarray):
+    precision, written = (getattr(covariance, name, None) for name in ("precision", "dense"))
+    neither = precision is None and written is None
+    if neither and not isinstance(covariance, SpatialSolver | Tensor | np.ndarray):
         problems.add("expected an attribute precision (sparse, N × N) or a method dense() (N × N); found neither.")
         problems.finish()
     try:
@@ -52,10 +51,10 @@ def check_covariance(covariance: Any, *, n_spots: int | None = None) -> None:
     eye = torch.eye(n, dtype=torch.float64)
     dense = solver.covariance_product(eye.unsqueeze(0))[0]
     _matrix(problems, dense)
-    if "dense" in has:
-        problems.close("dense() and what the solver uses", torch.as_tensor(covariance.dense()), dense, tolerance=1e-7)
-    if len(has) == 2:
-        product = torch.from_numpy(covariance.precision @ torch.as_tensor(covariance.dense()).numpy())
+    if written is not None:
+        problems.close("dense() and what the solver uses", torch.as_tensor(written()), dense, tolerance=1e-7)
+    if written is not None and precision is not None:
+        product = torch.from_numpy(precision @ torch.as_tensor(written()).numpy())
         problems.close("precision times dense() and the identity", product, eye, tolerance=1e-6)
     _solver(problems, solver, dense)
     problems.finish()

@@ -84,7 +84,7 @@ def methods_of(
     return {kind: list(dict.fromkeys(names)) for kind in kinds}
 
 
-def _check_effect(effect: Any, kinds: Mapping[str, Any]) -> None:
+def _check_effect(effect: object, kinds: Mapping[str, Any]) -> None:
     if effect is None:
         return
     if not (is_number(effect) and abs(effect) < np.inf and effect != 0):
@@ -95,7 +95,7 @@ def _check_effect(effect: Any, kinds: Mapping[str, Any]) -> None:
         raise InvalidArgumentError(f"effect: expected a positive standard deviation for test='sv', found {effect!r}.")
 
 
-def domains_of(truth: Any, prepared: Prepared, model_type: str) -> Domains | None:
+def domains_of(truth: object, prepared: Prepared, model_type: str) -> Domains | None:
     """The domains that are the truth, if they are; raises where they have no graph to be of, or no variance."""
     domains = (
         truth if isinstance(truth, Domains) else Domains() if isinstance(truth, str) and truth == "domains" else None

@@ -48,7 +48,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
     return_results: bool = False,
     *,
     by: By = "covariate",
-    contrasts: Any = None,
+    contrasts: object = None,
     variance: Variance | None = None,
     law: TestLaw | None = None,
     n_surrogates: int | None = None,

@@ -51,7 +51,7 @@ class Extensions:
     model: str | None = field(default=None, metadata={NEW: True})
 
 
-def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: Any, model: Program | None) -> Extensions:
+def pack(likelihood: Likelihood, priors: Mapping[str, Any], covariance: object, model: Program | None) -> Extensions:
     """Names of everything, and the arguments of what can be brought back."""
     return Extensions(
         SavedObject(repr(likelihood), likelihood_to_json(likelihood)),
@@ -69,7 +69,7 @@ def own_model(saved: Extensions, model: Program | None, *, path: str) -> dict[st
 
 
 def unpack(
-    saved: Extensions, likelihood: Likelihood | None, priors: Mapping[str, Any] | None, covariance: Any, *, path: str
+    saved: Extensions, likelihood: Likelihood | None, priors: Mapping[str, Any] | None, covariance: object, *, path: str
 ) -> dict[str, Any]:
     """Constructor arguments ``likelihood`` and ``priors``.
 
@@ -107,7 +107,7 @@ def unpack(
     return {"likelihood": likelihood, "priors": found}
 
 
-def covariance_of(saved: SavedObject | None, given: Any, n_spots: int) -> Any:
+def covariance_of(saved: SavedObject | None, given: object, n_spots: int) -> object:
     """The covariance of ``n_spots`` spots; one of a person's own is the ``given``."""
     if saved is None:
         return None
@@ -123,13 +123,13 @@ def covariance_of(saved: SavedObject | None, given: Any, n_spots: int) -> Any:
     return kind(graph, **arguments)
 
 
-def _saved_covariance(covariance: Any) -> SavedObject:
+def _saved_covariance(covariance: object) -> SavedObject:
     """The graph and the arguments of a shipped covariance; the name of another, which is never a shipped one's."""
     name = type(covariance).__name__
     if not is_ours(type(covariance)):
         return SavedObject(f"own {name}" if name in COVARIANCES else name, None)
     _, names = COVARIANCES[name]
-    if not names:
+    if not names or not hasattr(covariance, "adjacency"):
         return SavedObject(name, {})
     edges = covariance.adjacency.tocoo()
     graph = {"edges": np.stack([edges.row, edges.col]).astype(np.int64), "weights": edges.data}

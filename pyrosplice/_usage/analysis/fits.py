@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
+from pyrosplice._usage.glm import MultinomGLM
 from pyrosplice._usage.own_usage import require_plain
 from pyrosplice._usage.records import FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.errors import (
@@ -119,7 +120,7 @@ class UsageAnalysis:
             return {"corr_sp": IdentityCovariance(self.prepared.n_spots)}
         return {"corr_sp": self.prepared.solver(self.options.rank(self.prepared.n_spots), device)}
 
-    def rebuilt(self, gene: int) -> Any:
+    def rebuilt(self, gene: int) -> MultinomGLM:
         """Rebuild the fitted model of one gene, with all that such a model has."""
         spec = self.spec(self.model_type, with_design=self.fit.with_design)
         return spec.rebuild(self.counts([gene]), [self.fit.genes[gene]])
@@ -253,7 +254,7 @@ def fit(  # noqa: PLR0913 (a documented interface)
     self.hold(prepared, UsageFit(genes, null, with_design_mtx, n_jobs))
 
 
-def get_fitted_models(self: Analyzed) -> list[Any]:
+def get_fitted_models(self: Analyzed) -> list[MultinomGLM]:
     """Rebuild the models of all genes from the stored fits, at every call; changing them changes nothing here.
 
     Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
@@ -262,7 +263,7 @@ def get_fitted_models(self: Analyzed) -> list[Any]:
     return [analysis.rebuilt(gene) for gene in range(len(analysis.fit.genes))]
 
 
-def get_gene_model(self: Analyzed, gene_name: str) -> Any:
+def get_gene_model(self: Analyzed, gene_name: str) -> MultinomGLM:
     """Rebuild the model of one gene, with all that such a model has. For many genes' draws see :meth:`posterior`.
 
     Raises KeyError for a name that is not in ``gene_names``.

@@ -108,9 +108,9 @@ class Truth:
         rng = np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):  # a likelihood of a person's own may draw from the global generator
             torch.manual_seed(int(rng.integers(2**31)))
-            return [self._gene(source, rng) for source in sources]
+            return [self._gene(source, rng) for source in sources.tolist()]
 
-    def _gene(self, source: Any, rng: np.random.Generator) -> Tensor:
+    def _gene(self, source: int, rng: np.random.Generator) -> Tensor:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         gene, totals = self.genes[source], self.totals[source]
         own = {name: gene.values[name].reshape(1, 1) for name in self.likelihood.free}
@@ -134,7 +134,7 @@ class Truth:
         return sigma * torch.sigmoid(-logit).sqrt() * noise + self.space.draw(scale, n_spots, rng, generator)
 
 
-def graph_of(covariance: Any) -> sp.csr_matrix | None:
+def graph_of(covariance: object) -> sp.csr_matrix | None:
     """Edges of a covariance's graph: pairs whose effects are dependent given all others; None if it has none."""
     precision = None if covariance is None else sparse_precision(covariance)
     if precision is None:

@@ -146,7 +146,7 @@ class AnalysisOptions:
             changed |= {} if priors else {"var_prior_model": "none", "var_prior_model_params": None}
         return changed | ({} if priors else {"priors": None})
 
-    def named_priors(self, name: str, covariance: Any) -> dict[str, Any]:
+    def named_priors(self, name: str, covariance: object) -> dict[str, Any]:
         """The priors of that name for the sites of the model; ``covariance`` is that of the spots."""
         own = SITES if self.model_type != "glm" else SITES[:2]
         space = covariance if self.model_type == "glmm-full" else None

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -296,7 +297,7 @@ def _test(twin: Testable, kind: str, method: str, options: Mapping[str, Any], n_
     return found
 
 
-def _domain_graph(analysis: UsageAnalysis, domains: Domains) -> Any:
+def _domain_graph(analysis: UsageAnalysis, domains: Domains) -> sp.csr_matrix | None:
     prepared = analysis.prepared
     if domains.spatial_key is None:
         return graph_of(prepared.covariance)

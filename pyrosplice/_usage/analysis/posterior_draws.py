@@ -111,7 +111,7 @@ def _check_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> N
     require_memory(numbers, n_chains(asked.method, asked.nuts_options) * asked.num_samples, asked.max_memory)
 
 
-def _positions(analysis: UsageAnalysis, genes: Any) -> list[int]:
+def _positions(analysis: UsageAnalysis, genes: object) -> list[int]:
     """Positions of the genes that are named, each once; of all for None."""
     if not (genes is None or isinstance(genes, Iterable)):
         raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")

@@ -272,7 +272,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
 
 
-def _covariance(adata: AnnData, adjacency: Any, options: DataOptions) -> Covariance | None:
+def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Covariance | None:
     """Covariance of the spots that are left."""
     if options.model.model_type == "glmm-null":
         return IdentityCovariance(adata.n_obs)
@@ -307,14 +307,17 @@ def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
     return complete
 
 
-def check_size(covariance: Any, n_spots: int) -> None:
+def check_size(covariance: object, n_spots: int) -> None:
     """Raise unless a given covariance is one of ``n_spots`` spots."""
-    if getattr(covariance, "precision", None) is None and not hasattr(covariance, "dense"):
+    precision, dense = (getattr(covariance, name, None) for name in ("precision", "dense"))
+    if precision is not None:
+        size = precision.shape[0]
+    elif dense is not None:
+        size = dense().shape[0]
+    else:
         raise InvalidArgumentError(
             f"covariance: expected an object with precision or dense(), found {type(covariance).__name__}."
         )
-    precision = getattr(covariance, "precision", None)
-    size = covariance.dense().shape[0] if precision is None else precision.shape[0]
     found = getattr(covariance, "n_spots", size)
     if found != n_spots:
         raise InvalidArgumentError(f"covariance: expected that of the {n_spots} spots left, found one of {found}.")
@@ -332,7 +335,13 @@ def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> N
     return read_labels(one_column(obs, key, "section_key")[spots], f"section_key: adata.obs[{key!r}]").names
 
 
-def _adjacency(adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], sections: Any, options: DataOptions) -> Any:
+def _adjacency(
+    adata: AnnData,
+    obs: pd.DataFrame,
+    spots: NDArray[np.bool_],
+    sections: NDArray[np.object_] | None,
+    options: DataOptions,
+) -> sp.csr_matrix:
     """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
     model = options.model
     if options.adj_key is not None:
@@ -375,7 +384,7 @@ def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | No
     )
 
 
-def _large_components(adjacency: Any, least: int) -> NDArray[np.bool_]:
+def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:
     """Mask of the spots whose component has at least ``least`` spots."""
     labels = component_labels(adjacency)[1]
     kept = np.bincount(labels)[labels] >= least

@@ -179,12 +179,12 @@ class SplisosmGLMM(Described):
         group_iso_by: str = "gene_symbol",
         gene_names: str | None = None,
         group_gene_by_n_iso: bool = False,
-        design_mtx: Any = None,
+        design_mtx: object = None,
         covariate_names: Sequence[str] | None = None,
         min_counts: float = 10,
         min_bin_pct: float = 0.0,
         min_component_size: int = 1,
-        covariance: Any = None,
+        covariance: object = None,
         section_key: str | None = None,
         missing: Literal["raise", "drop"] = "raise",
     ) -> None:
@@ -283,7 +283,7 @@ class SplisosmGLMM(Described):
         *,
         likelihood: Likelihood | None = None,
         priors: Mapping[str, Any] | None = None,
-        covariance: Any = None,
+        covariance: object = None,
         model: Program | None = None,
     ) -> Self:
         """Read what ``save`` wrote.

@@ -94,7 +94,7 @@ def loaded_analysis(kind: type[Kind], path: str, map_location: str | None, given
         return analysis
 
 
-def _prepared_of(saved: SavedUsage, covariance: Any = None) -> Prepared:
+def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     """The data as ``setup_data`` had made them; a ``covariance`` of the user's own has to be given."""
     stored, n_spots = saved.data, saved.data.adata.n_obs
     _check(saved, n_spots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def terms_of(design: Design, by: By) -> list[Term]:
     return terms
 
 
-def contrasts_of(design: Design, by: By, given: Any) -> list[Contrast]:
+def contrasts_of(design: Design, by: By, given: object) -> list[Contrast]:
     """The contrasts that are asked for, or one a covariate or factor.
 
     Parameters
@@ -109,7 +109,7 @@ def same_nuisance(terms: Sequence[Term]) -> list[list[int]]:
     ]
 
 
-def _rows(argument: str, given: Any) -> NDArray[np.float64]:
+def _rows(argument: str, given: object) -> NDArray[np.float64]:
     try:
         return np.atleast_2d(np.asarray(given, dtype=np.float64))
     except (TypeError, ValueError) as error:
@@ -119,7 +119,7 @@ def _rows(argument: str, given: Any) -> NDArray[np.float64]:
         ) from error
 
 
-def _weights(name: str, given: Any, design: Design) -> NDArray[np.float64]:
+def _weights(name: str, given: object, design: Design) -> NDArray[np.float64]:
     """Rows ``(C, P)`` of one contrast, checked."""
     if isinstance(given, Mapping):
         unknown = [str(covariate) for covariate in given if covariate not in design.names]
