@@ -75,8 +75,7 @@ class ExpressionTest(Described):
     @property
     def code(self) -> NDArray[np.int64]:
         """How each fit ended, as the number that ``model_estim.error_codes`` has ``(G,)``."""
-        codes = [min(FitCode.of(Reason(word)), FitCode.FAILED) for word in self.fit_ended]
-        return np.array(codes, dtype=np.int64)
+        return np.array([min(FitCode.of(Reason(word)), FitCode.FAILED) for word in self.fit_ended], dtype=np.int64)
 
     @property
     def qval(self) -> Array:
@@ -167,8 +166,8 @@ class ExpressionTest(Described):
     ) -> Any:
         """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
-        column = "qval" if corrected_pval else "pval"
-        return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
+        options = {"pvalue_adj": "qval" if corrected_pval else "pval", **_drawn(alpha, min_fc, highlight_ids)}
+        return ma(self.summary(), **{**options, **kwargs})
 
 
 def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.DataFrame:
@@ -178,8 +177,8 @@ def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.Da
         se = test.logfc_se / LOG_2
         half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
         interval = {"se": se, "lower": lfc - half, "upper": lfc + half}
-    effect, ended = None if np.isnan(lfc).all() else lfc, {"fit_ended": test.fit_ended}
     outcome = {"statistic": test.statistic, "pvalue": test.pval, "pvalue_adj": qval, "why": test.why}
+    effect, ended = None if np.isnan(lfc).all() else lfc, {"fit_ended": test.fit_ended}
     ours = TestTable(labels={}, effect=effect, **interval, **outcome, more=ended)
     documented = _documented(test.gene_ids, test.pval, qval, lfc, test.mean) | {"zero_mean": test.mean == 0}
     constant = {} if test.zero_variance is None else {"zero_variance": test.zero_variance}
@@ -273,9 +272,7 @@ class ExpressionTests(Described):
     def qval(self) -> Array:
         """q-values, ``shape + (G,)``, corrected once for each comparison made."""
         raw = np.stack([test.pval for test in self.tests.values()])
-        corrected = (
-            adjust_jointly(raw) if self.pval_correction == "global" else np.stack([adjust_jointly(r) for r in raw])
-        )
+        corrected = adjust_jointly(raw) if self.pval_correction == "global" else [adjust_jointly(row) for row in raw]
         return self._array(dict(zip(self.tests, corrected, strict=True)), self._diagonal, 1.0)
 
     def log_fold_change(self, base: float = math.e) -> Array:
@@ -390,9 +387,7 @@ class ExpressionTests(Described):
         places = [self._place(key) for key in self.tests]
         return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
 
-    def _smallest(
-        self, places: Sequence[tuple[int, ...]], names: list[str], thresholds: dict[str, Any]
-    ) -> pd.DataFrame:
+    def _smallest(self, places: Sequence[tuple[int, ...]], names: list[str], given: dict[str, Any]) -> pd.DataFrame:
         at = tuple(np.array(index) for index in zip(*places, strict=True))
         p, q, lfc = self.pval[at], self.qval[at], self.log2_fold_change()[at]
         best, genes = np.argmin(np.where(np.isnan(p), np.inf, p), axis=0), np.arange(p.shape[1])
@@ -401,4 +396,4 @@ class ExpressionTests(Described):
         why = np.stack([tests[tuple(sorted(place))].why for place in places])[best, genes]
         ours = TestTable(labels={"comparison": [names[b] for b in best]}, **found, why=why)
         documented = _documented(self.gene_ids, found["pvalue"], found["pvalue_adj"], found["effect"], self.mean)
-        return rows_within(pd.DataFrame(documented).join(ours.to_frame()), **thresholds)
+        return rows_within(pd.DataFrame(documented).join(ours.to_frame()), **given)
