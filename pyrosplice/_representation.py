@@ -31,7 +31,7 @@ def as_text(title: str, rows: Mapping[str, str]) -> str:
 
 
 def as_html(title: str, rows: Mapping[str, str]) -> str:
-    """The same as a small table, in the colours of the page that it is on."""
+    """Lay out a description as a small table, in the colours of the page that it is on."""
     cell = "text-align:left;vertical-align:top;padding:1px 12px 1px 0"
     body = "".join(
         f"<tr><th style='{cell};white-space:nowrap'>{escape(name)}</th><td style='{cell}'>{escape(value)}</td></tr>"

@@ -70,7 +70,7 @@ class Analysis:
     spatial, differential
         Tests, as ``get_formatted_test_results`` gives them.
     effects
-        From a second fit with the covariates: :func:`effect_table`.
+        Effects from a second fit, with the covariates: :func:`effect_table`.
     truth
         Tables of estimate and truth by what is estimated (simulated tissue only).
     """
@@ -84,7 +84,7 @@ class Analysis:
 
 
 def simulated_tissue(*, n_spots: int, n_genes: int, seed: int) -> AnnData:
-    """Tissue with known truth: θ cycles through 0, 0.3, 0.7, 1 and σ through 0.5, 0.7, 1; half follow "smooth".
+    """Simulate tissue of known truth: θ cycles through 0, .3, .7, 1, σ through .5, .7, 1; half follow "smooth".
 
     Two covariates: "smooth" in space, and "iid", noise that moves no gene.
     """
@@ -161,7 +161,7 @@ def _fitted(adata: AnnData, options: Options, *, with_design_mtx: bool) -> Splis
 
 
 def gene_table(model: SplisosmGLMM) -> pd.DataFrame:
-    """Gene summary, training summary and the estimated σ and θ (shared by the isoforms), one row a gene."""
+    """Tabulate genes with how their fits went and the estimated σ and θ (shared by the isoforms), one row a gene."""
     table = model.extract_feature_summary(level="gene", print_progress=False).join(model.get_training_summary())
     mixed = [fit for fit in model.get_fitted_models() if isinstance(fit, MultinomGLMM)]
     if mixed:
@@ -171,7 +171,7 @@ def gene_table(model: SplisosmGLMM) -> pd.DataFrame:
 
 
 def effect_table(model: SplisosmGLMM, group_iso_by: str) -> pd.DataFrame:
-    """Effect β of each covariate on the log-odds of each isoform against the gene's last one (whose effect is 0)."""
+    """Tabulate effects β of covariates on the log-odds of each isoform against the gene's last one (whose β is 0)."""
     var = model.filtered_adata.var
     parts = []
     for gene, fit in zip(model.gene_names, model.get_fitted_models(), strict=True):
@@ -191,7 +191,7 @@ def effect_table(model: SplisosmGLMM, group_iso_by: str) -> pd.DataFrame:
 
 
 def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:
-    """For each gene and covariate, the isoform that moves most.
+    """Find for each gene and covariate the isoform that moves most.
 
     Effects are centred over the isoforms of the gene, which frees them from the choice of the reference isoform.
     """
@@ -202,13 +202,13 @@ def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def discoveries(differential: pd.DataFrame) -> pd.Series:
-    """Number of genes found with each covariate, most first."""
+    """Count the genes found with each covariate, most first."""
     found = differential["pvalue_adj"] <= ALPHA
     return found.groupby(differential["covariate"], sort=False).sum().sort_values(ascending=False, kind="stable")
 
 
 def beside_truth(adata: AnnData, genes: pd.DataFrame, effects: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Estimate, from the fit with covariates, and truth of θ, σ and the effects in a simulated tissue."""
+    """Put estimates, from the fit with covariates, beside the truth of θ, σ and effects in a simulated tissue."""
     truth = adata.uns["truth"].loc[genes["gene"]]
     tables = {
         name: pd.DataFrame({"gene": genes["gene"], "estimate": genes[name], "truth": truth[name].to_numpy()})
@@ -221,7 +221,7 @@ def beside_truth(adata: AnnData, genes: pd.DataFrame, effects: pd.DataFrame) -> 
 
 
 def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
-    """CSV files of every table, the fitted usage ratios as h5ad, the fitted model."""
+    """Write every table as CSV, the fitted usage ratios as h5ad, and the fitted model."""
     tables = {
         "genes": analysis.genes,
         "spatial_variability": analysis.spatial,
@@ -240,7 +240,7 @@ def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
 
 
 def draw_figures(analysis: Analysis, options: Options) -> list[Path]:
-    """PNG files: QQ plots, a volcano for each covariate, maps of the clearest genes, estimates against the truth."""
+    """Draw PNG files: QQ plots, a volcano for each covariate, maps of the clearest genes, estimates and truth."""
     figures: dict[str, Axes] = {}
     if analysis.spatial is not None:
         figures["spatial_variability_qq"] = plotting.qq(analysis.spatial)
@@ -275,7 +275,7 @@ def _saved(ax: Axes, path: Path) -> Path:
 
 
 def report(analysis: Analysis) -> str:
-    """What was found, in a few lines."""
+    """Say what was found, in a few lines."""
     genes = analysis.genes
     lines = [f"{len(genes)} genes, {int(genes['converged'].sum())} converged."]
     if analysis.spatial is not None:
@@ -298,7 +298,7 @@ def report(analysis: Analysis) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Command line to options."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m pyrosplice.demo", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder for tables and figures; made if missing")

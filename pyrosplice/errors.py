@@ -45,7 +45,7 @@ class ModelFileError(ValueError):
 
 
 class NoModelFileError(ModelFileError, FileNotFoundError):
-    """Where a model was to be read from there is no file. Says where."""
+    """There is no file where a model was to be read from. Says where."""
 
 
 class NonSpatialWarning(UserWarning):
@@ -89,7 +89,7 @@ def is_whole(value: object, least: int) -> TypeGuard[int]:
 
 
 def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
-    """Names for an error message, the first or those most like ``near`` where there are many."""
+    """List names for an error message, the first or those most like ``near`` where there are many."""
     every = [str(name) for name in names]
     if len(every) <= most:
         return str(every)
@@ -134,7 +134,7 @@ def check_of_options(call: Callable[..., Any]) -> Callable[[tuple[Any, ...], Map
 
 
 def check_integer(name: str, value: object, *, least: int = 1) -> int:
-    """``value`` as an int; :class:`InvalidArgumentError` unless it is a whole number (:func:`is_whole`) of 63 bits."""
+    """Read ``value`` as an int; :class:`InvalidArgumentError` unless it is whole (:func:`is_whole`), of 63 bits."""
     if not is_whole(value, least):
         raise InvalidArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
     if int(value) > MOST:
@@ -143,7 +143,7 @@ def check_integer(name: str, value: object, *, least: int = 1) -> int:
 
 
 def check_share(name: str, value: object, *, ends: bool = False) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a number in (0, 1), with ``ends`` in [0, 1]."""
+    """Read ``value`` as a float; :class:`InvalidArgumentError` unless it is in (0, 1), with ``ends`` in [0, 1]."""
     if not is_number(value) or not (0 <= value <= 1 if ends else 0 < value < 1):
         expected = "in [0, 1]" if ends else "between 0 and 1"
         raise InvalidArgumentError(f"{name}: expected a number {expected}, found {value!r}.")
@@ -151,7 +151,7 @@ def check_share(name: str, value: object, *, ends: bool = False) -> float:
 
 
 def check_number(name: str, value: object, *, least: float = 0.0) -> float:
-    """``value`` as a float; :class:`InvalidArgumentError` unless it is a finite number of at least ``least``."""
+    """Read ``value`` as a float; :class:`InvalidArgumentError` unless it is finite and at least ``least``."""
     if not is_number(value) or not least <= float(value) < math.inf:
         raise InvalidArgumentError(f"{name}: expected a number of at least {least:g}, found {value!r}.")
     return float(value)

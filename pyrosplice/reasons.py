@@ -82,7 +82,7 @@ class Reason(StrEnum):
 
 
 OPTIMA = (Reason.CONVERGED, Reason.BOUNDARY)
-"""Of fits that are at an optimum with finite estimates."""
+"""Reasons of fits that are at an optimum with finite estimates."""
 
 
 def describe_reasons(reasons: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ def lacking(table):
     lost = np.zeros(len(table), dtype=bool)
     for name in {"pvalue", "pvalue_adj"} & set(table):
         lost |= table[name].isna().to_numpy()
-    for name in {"se", "lower", "upper"} & set(table):
+    for name in (column for column in table if column.split("_")[-1] in ("se", "lower", "upper")):
         lost |= ~np.isfinite(table[name].to_numpy(dtype=float))
     return lost
 

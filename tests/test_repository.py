@@ -17,6 +17,7 @@ ENTRIES = {
     "Makefile",
     "README.md",
     "constraints.txt",
+    "docs",
     "pyproject.toml",
     "pyrosplice",
     "tests",
@@ -45,3 +46,13 @@ def test_two_workers_collect_the_same_tests_in_the_same_order(request):
     marks = [(item.nodeid, mark) for item in items for mark in item.iter_markers("parametrize")]
     given = [(name, value) for name, mark in marks for value in (*mark.args, *mark.kwargs.values())]
     assert [name for name, value in given if isinstance(value, set | frozenset)] == []
+
+
+def test_docstrings_begin_with_a_phrase_and_the_formatter_lays_out_every_line():
+    """A first sentence that leans on a name ("Of each gene") is none to a reader of the table of contents."""
+    leaning = re.compile(
+        r'\s*r?"""(Of|The same|As|That|Those|By|At|From|For|In|With|Without|Its|It|To) |\s+r?"""(``|:)'
+    )
+    files = sorted((ROOT / "pyrosplice").rglob("*.py"))
+    lines = [(path.name, line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [found for found in lines if leaning.match(found[1]) or "fmt: skip" in found[1]] == []

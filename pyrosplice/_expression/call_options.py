@@ -28,7 +28,7 @@ TRAINING_WITHOUT_EFFECT = {
     **dict.fromkeys(("use_batching", "batch_size", "batched_model", "featurewise"), "every gene is fitted on its own"),
     **dict.fromkeys(("nproc", "autograd", "benchmark", "feature_batch_size"), "there is one engine"),
 }
-"""The same for the steps of a training strategy."""
+"""Options of a step of a training strategy that have no effect here, and why."""
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:

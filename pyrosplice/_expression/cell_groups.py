@@ -40,7 +40,7 @@ class PlainOptions:
     batch_size
         Cells read at a time, or (cells, genes).
     dtype
-        Of the results in the original; p-values are float64 here.
+        Type of the results in the original; p-values are float64 here.
     """
 
     is_logged: bool = False

@@ -87,7 +87,7 @@ def check_canceled(contrast: Any, rows: Array, design: DesignMatrix) -> None:
 
 
 def _row(design: DesignMatrix, values: Mapping[str, Any]) -> Array | None:
-    """One row, or None where the formula has no finite value there; a level never seen is an error."""
+    """Design row of a condition, or None where the formula has no finite value; a level never seen is an error."""
     table = pd.DataFrame({name: [value] for name, value in values.items()}, index=[0])
     try:
         row = design.for_new(table, "cond")[0]

@@ -28,14 +28,14 @@ ZERO = 1e-10
 
 @dataclass(frozen=True)
 class Constraints:
-    """``matrix`` C ``(P, F)``, ``shift`` d ``(P,)`` and the names of the F free coefficients."""
+    """Linear constraints: matrix C ``(P, F)``, ``shift`` d ``(P,)`` and the names of the F free coefficients."""
 
     matrix: Array
     shift: Array
     free_names: list[str]
 
     def full(self, reduced: Array) -> Array:
-        """All coefficients ``(P, G)`` from the free ones ``(F, G)``."""
+        """Work out all coefficients ``(P, G)`` from the free ones ``(F, G)``."""
         return self.matrix @ reduced + self.shift[:, None]
 
 

@@ -59,7 +59,7 @@ def continuous_1d(  # noqa: PLR0913 (a documented interface)
     test
         ``"wald"`` or ``"lrt"``.
     fit_options
-        Those of ``fit.model``, without designs.
+        Options of ``fit.model``, without designs.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class ContinuousTest(ExpressionTest):
         return self.log_fold_change(10.0, genes, non_numeric)
 
     def summary(self, *thresholds: Any, non_numeric: bool = False, **options: Any) -> pd.DataFrame:
-        """One row a gene, as :meth:`ExpressionTest.summary`; the fold change is that of the curve."""
+        """Table with one row a gene, as :meth:`ExpressionTest.summary`; the fold change is that of the curve."""
         if not non_numeric:
             return super().summary(*thresholds, **options)
         own = {f.name: getattr(self, f.name) for f in fields(ExpressionTest)}
@@ -169,7 +169,7 @@ class ContinuousTest(ExpressionTest):
         return ExpressionTest(**own).summary(*thresholds, **options)
 
     def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:
-        """:func:`pyrosplice.plotting._expression.heatmap` of some genes' curves."""
+        """Draw some genes' curves as a heat map, by :func:`pyrosplice.plotting.heatmap`."""
         genes = text_names(gene_ids, "gene_ids")
         return heatmap(self.covariate, self.curve(genes), genes, **kwargs)
 

@@ -117,7 +117,7 @@ class Estimator(Described):
     error_codes, niter : (G,)
         How each fit ended, a :class:`~pyrosplice.reasons.FitCode` up to ``FAILED``, and evaluations of the likelihood.
     reason : (G,)
-        The same as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
+        How the fit ended, as a :class:`~pyrosplice.reasons.Reason`, which says why a fit failed.
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """
@@ -194,7 +194,7 @@ class Estimator(Described):
         tol: float = 1e-9,
         **others: Any,
     ) -> None:
-        """Newton from where the estimator stands until ``tol`` (log-likelihood units left) or ``max_iter``.
+        """Improve the estimates by Newton's method until ``tol`` (log-likelihood units left) or ``max_iter``.
 
         Arguments of the original's optimisers have no effect here, with a warning
         (:data:`pyrosplice._expression.call_options.TRAINING_WITHOUT_EFFECT`); others are refused.
@@ -336,7 +336,7 @@ class FittedModel:
         return self._counts_j(genes).mean.T.numpy()
 
     def scale_j(self, genes: Any) -> Array:
-        """``exp`` of the scale predictor: r = 1 / dispersion, or the standard deviation ``(N, g)``."""
+        """Exponential of the scale predictor: r = 1 / dispersion, or the standard deviation ``(N, g)``."""
         return np.exp(np.minimum(self.eta_scale_j(genes), 700.0))
 
     def ll_j(self, genes: Any) -> Array:

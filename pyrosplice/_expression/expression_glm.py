@@ -123,7 +123,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return {"data": data, **rows, "coefficients": coefficients, "fit": ended}
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
-        """Maximum likelihood of every gene; ``options`` are the other arguments of ``fit.model``.
+        """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
         """
@@ -165,7 +165,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return self.estimator
 
     def cond(self, **levels: Any) -> Array:
-        """Design row ``(P,)`` of a cell with these levels; factors not named are at their first level, numbers at 0.
+        """Design row ``(P,)`` of a cell with these levels: other factors at their first level, other numbers at 0.
 
         Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``. A number for which the formula
         has no value at 0 (``log(t)``, ``1 / t``, a spline) is at its median over the cells; a contrast in which it does
@@ -255,7 +255,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Fold changes of one coefficient shrunken by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
+        """Shrink fold changes of a coefficient by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Root mean squared errors of log2
@@ -280,7 +280,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return TestTable(labels=labels, effect=mode / LOG_2, se=sd / LOG_2, why=why, more=more).to_frame()
 
     def adjusted_dispersion(self) -> Array:
-        """Cox–Reid adjusted dispersion of each gene ``(G,)``, zero at the boundary; one scale only."""
+        """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
         estimator = self._data()
         if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
             raise InvalidArgumentError(
@@ -290,12 +290,12 @@ class ExpressionGLM(FollowedExpression, Described):
         return np.where(code == FitCode.POISSON_BOUNDARY, 0.0, np.exp(-theta[:, -1]))
 
     def quasi(self) -> QuasiFit:
-        """Trended and shrunken dispersions and moderated variances behind ``method="ql"``."""
+        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``."""
         self._quasi = self._quasi or quasi_fit(self._data())
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Counts ``(N, g)`` of some genes drawn from the fitted model: a predictive check; NaN without a fit."""
+        """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
     def posterior(  # noqa: PLR0913 (a documented interface)
@@ -310,7 +310,7 @@ class ExpressionGLM(FollowedExpression, Described):
         nuts_options: NutsOptions | None = None,
         max_memory: str | float | None = None,
     ) -> xr.DataTree:
-        """Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
+        """Draw from the posterior: an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
         The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
         posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``,
@@ -350,7 +350,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return expression_posterior(self._data(), asked)
 
     def summary(self) -> pd.DataFrame:
-        """One row a gene and location coefficient: its estimate (``effect``, natural log), standard error and why not.
+        """Tabulate estimates (``effect``, natural log), standard errors and why not: one row a gene and coefficient.
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
         or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.

@@ -40,7 +40,7 @@ class ExpressionModel:
     location, scale : Tensor (N, P), (N, R)
         Designs.
     likelihood : Likelihood
-        Of one count given its predictors; negative binomial by default.
+        Noise of one count given its predictors; negative binomial by default.
     location_prior, scale_prior : Distribution, optional
         Prior of each coefficient, batch shape () or (P,), (R,). Flat where None: the mode is then the maximum of
         the likelihood.

@@ -58,7 +58,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     device: str = "cpu",
     **kwargs: Any,
 ) -> Estimator:
-    r"""Fit model via maximum likelihood for each gene.
+    r"""Fit a model of every gene's counts by maximum likelihood.
 
     .. math:: y \sim NB(\mu, r), \quad \log\mu = X_a a + \log s, \quad \log r = X_b b, \quad
               \operatorname{var} y = \mu + \mu^2 / r
@@ -124,7 +124,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     Returns
     -------
     Estimator
-        With the estimates; the model itself in ``.model``.
+        The estimator, with the estimates; the model itself in ``.model``.
 
     Raises
     ------
@@ -312,7 +312,7 @@ def _check_identified(parts: Sequence[tuple[DesignMatrix, Constraints]], weights
 
 
 def residuals(data: Any, formula_loc: str | None = None, formula_scale: str | None = "~1", **kwargs: Any) -> Array:
-    """Counts minus fitted means, cells × genes; arguments as :func:`model`."""
+    """Subtract fitted means from the counts, cells × genes; arguments as :func:`model`."""
     estimator = model(data, formula_loc, formula_scale, **kwargs)
     counts = estimator.input_data.counts
     fitted = estimator.model.location
@@ -374,7 +374,7 @@ class Partition:
             yield part, {**options_of(options, cells, self.cells), **rows, "gene_names": self.gene_names}
 
     def model(self, **options: Any) -> dict[Any, Estimator]:
-        """:func:`model` within each part."""
+        """Fit :func:`model` within each part."""
         return {part: model(**arguments) for part, arguments in self.with_options(options)}
 
 
@@ -391,5 +391,5 @@ def partition(
 
 
 def cell_labels(name: str, labels: Any, sample_description: pd.DataFrame | None, n_cells: int) -> NDArray[np.object_]:
-    """One label a cell, from an array or a column."""
+    """Read one label a cell, from an array or a column."""
     return Cells.of(None, sample_description, n_cells).labels(labels, name)

@@ -33,7 +33,7 @@ def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
 def coefficient_rows(
     fit: GlmFit, constraints: Constraints, genes: NDArray[np.object_], names: Sequence[str]
 ) -> pd.DataFrame:
-    """One row a gene and location coefficient; :meth:`pyrosplice.ExpressionGLM.summary` documents it."""
+    """Tabulate location coefficients, a row each; :meth:`pyrosplice.ExpressionGLM.summary` documents it."""
     p = fit.n_location
     full = constraints.full(fit.theta[:, :p].T).T
     inner, rows = fit.inner_covariance, constraints.matrix @ fit.basis.matrix[:p, :p]

@@ -41,7 +41,7 @@ class DesignMatrix:
     every_level
         Factors that have one column for every level in place of the formula's own.
     terms, variables
-        Of each column: the term that it comes from, and the table's columns that the term uses.
+        For each column the term that it comes from, and the table's columns that the term uses.
     reference
         Median of each variable taken as a number.
     """

@@ -60,7 +60,7 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTest:
-    """Welch's t-test of the second group's mean over the first's.
+    """Test whether a gene's mean differs between two groups, by Welch's t-test of the second over the first.
 
     A gene without counts has p-value NaN, one that is constant at the same value in both groups 1.
 
@@ -71,7 +71,7 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     grouping
         Two groups: labels, or the column that holds them; groups in sorted order.
     is_logged, is_sig_zerovar, options
-        Those of :class:`PlainOptions`.
+        Options of :class:`PlainOptions`.
     missing
         ``"drop"`` leaves out cells without a label, which are an error otherwise.
 
@@ -141,7 +141,7 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTest:
-    """Mann–Whitney rank test of the second group over the first; arguments as :func:`t_test`."""
+    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`."""
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
     groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
@@ -199,7 +199,7 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTest:
-    """One test between two groups.
+    """Test every gene between two groups of cells, by a test of your choice.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTests:
-    """Every pair of groups; arguments as :func:`two_sample`.
+    """Test every pair of groups; arguments as :func:`two_sample`.
 
     ``"z-test"`` fits one model with a mean a group and a common dispersion, and compares its coefficients; the other
     tests fit each pair on its own. ``lazy`` and ``keep_full_test_objs`` are accepted: the pairs of a z-test cost
@@ -307,7 +307,7 @@ def versus_rest(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTests:
-    """Every group against all other cells; arguments as :func:`pairwise`."""
+    """Test every group against all other cells; arguments as :func:`pairwise`."""
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))

@@ -64,7 +64,7 @@ def apply_method(
 
 
 def noise_ratio(estimator: Estimator) -> Array:
-    """:func:`pyrosplice._expression.engine.cell_sandwich.variance_ratio` of a negative-binomial fit without weights."""
+    """Compare the spread of counts with the fitted noise, negative binomial without weights: ``(G,)``."""
     if not _can_be_judged(estimator):
         raise InvalidArgumentError("noise_model: the variance ratio needs negative-binomial noise, and no weights.")
     return variance_ratio(estimator.source, estimator.fit)

@@ -88,7 +88,7 @@ def _wrong_terms(likelihood: Likelihood) -> list[str]:
 
 
 def one_choice(noise_model: str | Likelihood, likelihood: str | Likelihood | None) -> str | Likelihood:
-    """``noise_model``, or ``likelihood``: the same under the name that it has in the other estimators."""
+    """Choose between ``noise_model`` and ``likelihood``, its name in the other estimators."""
     if likelihood is not None and noise_model != "nb":
         raise InvalidArgumentError(
             f"likelihood: it is another name of noise_model, found {likelihood!r} and {noise_model!r}; leave one out."
@@ -110,7 +110,7 @@ def held_scale(likelihood: Likelihood) -> float | None:
 
 
 def mean_link(likelihood: Likelihood) -> str | None:
-    """``"log"`` or ``"identity"`` where the mean of a count is a multiple of it at any predictor, else None."""
+    """Link ``"log"`` or ``"identity"`` where the mean of a count is a multiple of it at any predictor, else None."""
     if not likelihood.states("mean"):
         return None
     eta = torch.tensor([[[-1.0], [0.0], [2.0]]], dtype=torch.float64)

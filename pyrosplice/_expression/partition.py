@@ -31,23 +31,23 @@ class TestPartition(Partition):
         return ExpressionTests(self.partitions, tests, (len(self.partitions),), mean)
 
     def wald(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.tests.wald` in each part."""
+        """Run :func:`pyrosplice._expression.tests.wald` in each part."""
         return self._each(expression_tests.wald, options)
 
     def lrt(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.tests.lrt` in each part."""
+        """Run :func:`pyrosplice._expression.tests.lrt` in each part."""
         return self._each(expression_tests.lrt, options)
 
     def t_test(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.t_test` in each part."""
+        """Run :func:`pyrosplice._expression.groups.t_test` in each part."""
         return self._each(expression_groups.t_test, options)
 
     def rank_test(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.rank_test` in each part."""
+        """Run :func:`pyrosplice._expression.groups.rank_test` in each part."""
         return self._each(expression_groups.rank_test, options)
 
     def two_sample(self, **options: Any) -> ExpressionTests:
-        """:func:`pyrosplice._expression.groups.two_sample` in each part."""
+        """Run :func:`pyrosplice._expression.groups.two_sample` in each part."""
         return self._each(expression_groups.two_sample, options)
 
 

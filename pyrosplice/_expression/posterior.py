@@ -58,11 +58,11 @@ class Data:
     genes: Tensor
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
-        """``(..., G, N)`` at free coefficients ``(..., G, D)``."""
+        """Log likelihood of each count ``(..., G, N)`` at free coefficients ``(..., G, D)``."""
         return self.distribution(theta).log_prob(self.counts)
 
     def distribution(self, theta: Tensor) -> CellCounts:
-        """Of the counts, ``(..., G, N)``."""
+        """Distribution of the counts at these coefficients, ``(..., G, N)``."""
         p, _ = self.model.n_coefficients
         eta = theta[..., :p] @ self.model.location.T + self.model.offset
         zeta = theta[..., p:] @ self.model.scale.T + self.model.zeta_offset
@@ -70,12 +70,12 @@ class Data:
         return CellCounts(self.model.likelihood, eta.clamp_max(limit), zeta.clamp(-limit, limit))
 
     def log_prior(self, theta: Tensor) -> Tensor:
-        """``(..., G)``."""
+        """Log prior density of each gene's coefficients, ``(..., G)``."""
         p, _ = self.model.n_coefficients
         return self.model.location_prior.log_prob(theta[..., :p]) + self.model.scale_prior.log_prob(theta[..., p:])
 
     def full(self, theta: Tensor) -> dict[str, Tensor]:
-        """All coefficients, and quantities derived from them, by name ``(..., G, ·)``."""
+        """Coefficients and quantities derived from them, by name ``(..., G, ·)``."""
         inputs, (p, _) = self.estimator.input_data, self.model.n_coefficients
         sites = {}
         for name, own, constraints in (
@@ -116,7 +116,7 @@ class ExpressionDrawOptions:
 
 
 def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> xr.DataTree:
-    """See :meth:`pyrosplice.ExpressionGLM.posterior`."""
+    """Draw from the posterior of expression; :meth:`pyrosplice.ExpressionGLM.posterior` says how."""
     data = data_of(estimator, asked.priors, asked.genes)
     made = GROUPS if asked.groups is None else asked.groups
     method, n_draws, seed, options = asked.method, asked.num_samples, asked.seed, asked.nuts_options or NutsOptions()

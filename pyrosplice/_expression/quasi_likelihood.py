@@ -113,7 +113,7 @@ def expected_unit_deviance(mean: Array, dispersion: Array) -> Array:
 
 
 def quasi_f(deviance_drop: Array, k: int, squeezed: SqueezedVariance, df: Array) -> tuple[Array, Array, Array]:
-    """F, its p-value and its lower degrees of freedom ``(G,)``; those never exceed the genes' residual total."""
+    """F statistic, its p-value and its lower degrees of freedom ``(G,)``, at most the genes' residual total."""
     total = np.minimum(squeezed.prior_df + df, df.sum())
     statistic = np.maximum(deviance_drop, 0.0) / k / squeezed.posterior
     return statistic, stats.f.sf(statistic, k, total), total

@@ -86,7 +86,7 @@ def quasi_fit(estimator: Estimator, *, adjusted: bool = True) -> QuasiFit:
 
 
 def quasi_test(estimator: Estimator, quasi: QuasiFit, contrast: Array) -> tuple[Array, Array, Array]:
-    """F, p-value and lower degrees of freedom of ``L a = 0`` for rows L ``(k, F)`` of free coefficients."""
+    """Test ``L a = 0`` for rows L ``(k, F)`` of free coefficients: F, p-value and lower degrees of freedom."""
     kept = scipy.linalg.null_space(contrast)
     if kept.shape[1] == 0:
         raise InvalidArgumentError("contrast: nothing is left of the model under the null hypothesis.")

@@ -16,6 +16,7 @@ from pyrosplice._expression.fit_rows import describe_genes
 from pyrosplice._expression.thresholds import check_log10, clean_log10, log_of, rows_within, tail_of
 from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import FDR, Described
 from pyrosplice._tables.labels import label_name
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches, listed
@@ -29,7 +30,7 @@ MOST_LISTED = 12  # comparisons in the text
 
 @dataclass(repr=False)
 class ExpressionTest(Described):
-    """One test of every gene.
+    """Results of one test of every gene.
 
     Attributes
     ----------
@@ -72,6 +73,11 @@ class ExpressionTest(Described):
         return self.estimator
 
     @property
+    def code(self) -> NDArray[np.int64]:
+        """How each fit ended, as the number that ``model_estim.error_codes`` has ``(G,)``."""
+        return np.array([min(FitCode.of(Reason(word)), FitCode.FAILED) for word in self.fit_ended], dtype=np.int64)
+
+    @property
     def qval(self) -> Array:
         """Benjamini–Hochberg q-values ``(G,)``; NaN where there is no p-value."""
         return adjust_jointly(self.pval)
@@ -110,7 +116,7 @@ class ExpressionTest(Described):
         *,
         level: float = 0.95,
     ) -> pd.DataFrame:
-        """One row a gene, with the documented columns first.
+        """Table with one row a gene, the documented columns first.
 
         ``effect``, ``se``, ``lower`` and ``upper`` are of the log₂ fold change; ``reason`` is "" or why the p-value or
         the standard error is missing or infinite, ``fit_ended`` how the fit behind the test ended: words of
@@ -138,7 +144,7 @@ class ExpressionTest(Described):
         log10_p_threshold: float = -30.0,
         **kwargs: Any,
     ) -> Any:
-        """:func:`pyrosplice.plotting._volcano` of the table, by q-values or p-values.
+        """Draw effects against evidence, q-values or p-values, by :func:`pyrosplice.plotting.volcano`.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
         ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
@@ -158,7 +164,7 @@ class ExpressionTest(Described):
         highlight_ids: Sequence[str] = (),
         **kwargs: Any,
     ) -> Any:
-        """:func:`pyrosplice.plotting.ma` of the table; arguments as for :meth:`plot_volcano`."""
+        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         return ma(self.summary(), pvalue_adj=column, **{**_drawn(alpha, min_fc, highlight_ids), **kwargs})
@@ -188,10 +194,9 @@ def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[st
     """Options that volcano and MA share."""
     if check_number("min_fc", min_fc) == 0:
         raise InvalidArgumentError("min_fc: expected a positive fold change, found 0.")
-    if isinstance(highlight_ids, str):
-        highlight_ids = [highlight_ids]
+    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
     names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
-    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": list(highlight_ids)}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": named}
 
 
 @dataclass(repr=False)
@@ -254,8 +259,7 @@ class ExpressionTests(Described):
     @property
     def _diagonal(self) -> Array:
         """P-value of a group against itself: one, and NaN for genes that no comparison tests."""
-        raw = np.stack([test.pval for test in self.tests.values()])
-        return np.where(np.isnan(raw).all(0), np.nan, 1.0)
+        return np.where(np.isnan([test.pval for test in self.tests.values()]).all(0), np.nan, 1.0)
 
     @property
     def pval(self) -> Array:
@@ -266,9 +270,8 @@ class ExpressionTests(Described):
     def qval(self) -> Array:
         """q-values, ``shape + (G,)``, corrected once for each comparison made."""
         raw = np.stack([test.pval for test in self.tests.values()])
-        corrected = (
-            adjust_jointly(raw) if self.pval_correction == "global" else np.stack([adjust_jointly(r) for r in raw])
-        )
+        jointly = self.pval_correction == "global"
+        corrected = adjust_jointly(raw) if jointly else np.stack([adjust_jointly(each) for each in raw])
         return self._array(dict(zip(self.tests, corrected, strict=True)), self._diagonal, 1.0)
 
     def log_fold_change(self, base: float = math.e) -> Array:
@@ -361,7 +364,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(test, self.qval[i, j]), **thresholds)
 
     def summary_pairs(self, groups0: Any = None, groups1: Any = None, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene over some pairs of groups: as :meth:`summary`, group 1 over group 0 of each pair.
+        """Table over some pairs of groups, one row a gene, as :meth:`summary`; group 1 over group 0 of each pair.
 
         *Differs from* the original: the q-values are those of the whole family of comparisons, whatever is picked,
         and the fold change is that of the pair with the smallest p-value.
@@ -379,7 +382,7 @@ class ExpressionTests(Described):
         return rows_within(frame_of(self.tests[(self.groups[self._index(group)],)], q), **thresholds)
 
     def summary(self, **thresholds: Any) -> pd.DataFrame:
-        """One row a gene: the smallest p-value over comparisons, the fold change there, and the comparison."""
+        """Table with one row a gene: the smallest p-value over comparisons, the fold change there, and which it is."""
         places = [self._place(key) for key in self.tests]
         return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
 

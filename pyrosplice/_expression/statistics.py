@@ -19,7 +19,7 @@ ROUNDING = 1e-30  # variance over squared values that is rounding of the values 
 
 
 def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -> tuple[Array, Array]:
-    """``(θ − θ₀) / se`` and its two-sided p-value, normal or, with ``df``, Student's t."""
+    """Statistic ``(θ − θ₀) / se`` and its two-sided p-value, normal or, with ``df``, Student's t."""
     with np.errstate(invalid="ignore", divide="ignore"):
         z = (estimate - theta0) / se
     tail = stats.norm.sf(np.abs(z)) if df is None else stats.t.sf(np.abs(z), df)
@@ -27,7 +27,7 @@ def wald_z(estimate: Array, se: Array, *, theta0: float = 0.0, df: Any = None) -
 
 
 def wald_chi2(estimate: Array, covariance: Array, *, df: Any = None) -> tuple[Array, Array]:
-    """``θ' V⁻¹ θ`` of k coefficients ``(G, k)`` and its p-value: χ² with k degrees of freedom, or F with ``df`` below.
+    """Statistic ``θ' V⁻¹ θ`` of k coefficients ``(G, k)`` and its p-value: χ², or F with ``df`` below.
 
     Genes with an infinite, undefined or singular variance have statistic and p-value NaN.
     """
@@ -46,7 +46,7 @@ def wald_chi2(estimate: Array, covariance: Array, *, df: Any = None) -> tuple[Ar
 
 
 def likelihood_ratio(full: Array, reduced: Array, df: int) -> tuple[Array, Array]:
-    """``2 (ℓ_full − ℓ_reduced)``, not below zero, and its χ² p-value.
+    """Statistic ``2 (ℓ_full − ℓ_reduced)``, not below zero, and its χ² p-value.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def group_moments(
     blocks
         Returns the blocks, each time that it is called.
     group
-        Of each cell, below ``n_groups``.
+        Group of each cell, below ``n_groups``.
     """
     n = np.bincount(group, minlength=n_groups)
     mean, variance = _one_pass(blocks(), group, n, None)
@@ -98,8 +98,9 @@ def group_moments(
 def _one_pass(
     blocks: Iterable[tuple[slice, Any]], group: NDArray[np.intp], n: NDArray[np.intp], level: Array | None
 ) -> tuple[Array, Array]:
-    """Mean and variance of each group ``(K, G)``, the latter zero where it is rounding of values of size ``level``
-    ``(K, G)``.
+    """Mean and variance of each group ``(K, G)``.
+
+    A variance that is rounding of values of size ``level`` ``(K, G)`` is zero.
     """
     total: Any = 0.0
     square: Any = 0.0

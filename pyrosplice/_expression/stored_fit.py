@@ -46,7 +46,7 @@ class SavedExpression:
         The engine's result, how all coefficients follow from the free ones, the location design, names of the genes
         and mean of each.
     own
-        Of a model of a person's own.
+        Fit of a model of a person's own.
     """
 
     settings: dict[str, Any]

@@ -47,7 +47,7 @@ def wald(
     formula_scale: str | None = "~1",
     **fit_options: Any,
 ) -> ExpressionTest:
-    """Wald test of location coefficients: z for one, χ² for several.
+    """Test location coefficients by estimate over standard error (Wald): z for one, χ² for several.
 
     A gene that is separated (no counts in a group, or a group's counts alone) has its optimum at infinity, where a
     Wald statistic says nothing: what its counts identify of the coefficients is tested, with as many degrees of
@@ -76,7 +76,7 @@ def wald(
 def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
-    """Wald test of other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
+    """Test other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
     estimator = det.estimator if isinstance(det, ExpressionTest) else det
     if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
@@ -85,7 +85,7 @@ def wald_repeated(
 
 
 def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
-    """Wald test of ``L a = 0`` for rows L ``(k, P)`` of contrasts of the full location coefficients."""
+    """Test ``L a = 0`` by Wald's statistic, for rows L ``(k, P)`` of contrasts of the full location coefficients."""
     fit, data = estimator.fit, estimator.input_data
     result = contrast_test(
         fit,
@@ -134,7 +134,7 @@ def contrast_test(
     mean: Array,
     robust: RobustCovariance | None = None,
 ) -> ExpressionTest:
-    """:func:`linear_test` from its parts.
+    """Test contrasts as :func:`linear_test` does, from its parts.
 
     ``robust``: covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information,
     and degrees of freedom for t and F in place of normal and χ².
@@ -177,16 +177,16 @@ def lrt(
     reduced_formula_scale: str = "~1",
     **fit_options: Any,
 ) -> ExpressionTest:
-    """Likelihood-ratio test of two nested models.
+    """Test two nested models by their likelihood ratio.
 
     Parameters
     ----------
     data, fit_options
         As for ``fit.model``, without designs.
     full_formula_loc, full_formula_scale
-        Of the larger model.
+        Formulas of the larger model.
     reduced_formula_loc, reduced_formula_scale
-        Of the smaller model.
+        Formulas of the smaller model.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
-    """Likelihood-ratio test of two estimators, the second nested in the first."""
+    """Test two estimators, the second nested in the first, by their likelihood ratio."""
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
@@ -234,7 +234,7 @@ def score(
     formula_scale: str | None = "~1",
     **fit_options: Any,
 ) -> ExpressionTest:
-    """Score test of location coefficients: only the model without them is fitted.
+    """Test location coefficients by the score: only the model without them is fitted.
 
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
     model that is fitted.
@@ -332,7 +332,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
-    """``result`` with statistic and p-value of the likelihood ratio of a contrast in place of its own."""
+    """Replace statistic and p-value of ``result`` by those of the likelihood ratio of a contrast."""
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
     return with_statistic(
         result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason
@@ -346,7 +346,7 @@ def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
 
 
 def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:
-    """``result`` with another statistic and p-value, NaN for genes without counts.
+    """Copy ``result`` with another statistic and p-value, NaN for genes without counts.
 
     ``otherwise`` says why there is none where the fit behind ``result`` is at an optimum: a reason, or how another fit
     that the statistic needs ended.

@@ -105,7 +105,7 @@ def constraint_system_from_star(
     constraints: Any = None,
     return_type: str = "patsy",
 ) -> System:
-    """A design with its constraint matrix, from constraints of any form, for ``dmat_loc`` and ``constraints_loc``.
+    """Build a design and its constraint matrix, from any form of constraints, for ``dmat_loc`` and ``constraints_loc``.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def constraint_matrix_from_dict(
     constraints: dict[str, str] | None = None,
     return_type: str = "patsy",
 ) -> System:
-    """:func:`constraint_system_from_star` for a dict ``{"batch": "condition"}``.
+    """Build design and constraints as :func:`constraint_system_from_star`, from ``{"batch": "condition"}``.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ def adjust_pvalues(pvalues: ArrayLike) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Of the same shape.
+        Adjusted p-values of the same shape.
     """
     values = np.array(pvalues, dtype=np.float64)
     columns = values.reshape(len(values), -1)

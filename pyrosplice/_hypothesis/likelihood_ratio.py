@@ -20,7 +20,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def chi2_sf(statistic: Tensor, dof: Tensor | int) -> Tensor:
-    """``P(χ²_dof > statistic)``, at least the smallest normal double; ``dof`` 0 is a point mass at 0."""
+    """Chance ``P(χ²_dof > statistic)``, at least the smallest normal double; ``dof`` 0 is a point mass at 0."""
     statistic = statistic.to(torch.float64)
     half = torch.as_tensor(dof, dtype=torch.float64, device=statistic.device) / 2
     tail = torch.special.gammaincc(half.clamp_min(0.25), statistic.clamp_min(0.0) / 2).clamp_min(_TINY)

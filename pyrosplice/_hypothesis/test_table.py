@@ -58,7 +58,7 @@ class TestTable:
         return np.where(lost, np.asarray(self.why, dtype=object), "")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row each, columns in the order of :data:`COLUMNS` after the labels."""
+        """Write the results as a DataFrame, columns in the order of :data:`COLUMNS` after the labels."""
         found = {name: getattr(self, name) for name in COLUMNS}
         known = {name: np.asarray(values).ravel() for name, values in found.items() if values is not None}
         return pd.DataFrame({**self.labels, **known, **self.more})

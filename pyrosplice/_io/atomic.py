@@ -20,7 +20,7 @@ DAY = 86_400.0  # seconds after which what is unfinished is what a kill has left
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a Path; :class:`~pyrosplice.errors.InvalidArgumentError` where it is no name of a file."""
+    """Read ``path`` as a Path; :class:`~pyrosplice.errors.InvalidArgumentError` where it is no name of a file."""
     try:
         name = os.fspath(path)
     except TypeError:
@@ -71,7 +71,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises
     ------

@@ -23,7 +23,7 @@ SCALARS = (bool, int, float, str)
 LIFTED = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")  # arrays as tensors
 Tensors = dict[str, Tensor]
 NEW = "new"
-"""In the metadata of a field with a default: files of before there was the field may lack it."""
+"""Mark of a field with a default: files of before there was the field may lack it."""
 
 
 def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:

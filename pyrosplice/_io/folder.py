@@ -65,7 +65,7 @@ class Folder:
             raise
 
     def read(self, kind: str, older: Upgrade, names: Collection[str]) -> dict[str, Archive]:
-        """Those of the named files that are there, of one and the same save, every part verified.
+        """Read those of the named files that are there, of one and the same save, every part verified.
 
         Parameters
         ----------

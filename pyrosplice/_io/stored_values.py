@@ -109,7 +109,7 @@ def _tensor_to_json(tensor: torch.Tensor, name: str) -> Any:
 
 
 def table_to_json(table: pd.DataFrame, name: str) -> dict[str, Any]:
-    """All of a DataFrame as JSON."""
+    """Write all of a DataFrame as JSON."""
     columns = [
         {
             "name": to_json(table.columns[i], f"{name}.columns"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def planar(x: Tensor) -> Tensor:
-    """The same tensor ``(B, N, ...)`` with memory order ``(..., N, B)``: one contiguous plane an entry."""
+    """Reorder the memory of ``(B, N, ...)`` as ``(..., N, B)``, so that each entry is one contiguous plane."""
     order = tuple(range(x.dim()))
     return x.permute(*order[2:], 1, 0).contiguous().permute(x.dim() - 1, x.dim() - 2, *order[: x.dim() - 2])
 
@@ -41,7 +41,7 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def planar_matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    """:func:`matvec` of matrices that spots share, ``(B, 1, A, C)`` or ``(A, C)``; the result is :func:`planar`."""
+    """Multiply as :func:`matvec` by matrices that spots share, ``(B, 1, A, C)`` or ``(A, C)``, to :func:`planar`."""
     shape = (matrix.shape[-2], *reversed(vector.shape[:-1]))
     out = vector.new_zeros(shape).permute(*reversed(range(len(shape))))
     for c in range(matrix.shape[-1]):
@@ -50,7 +50,7 @@ def planar_matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def congruent(matrix: Tensor, block: Tensor) -> Tensor:
-    """``M B M'`` of such matrices M and ``(..., N, C, C)``; the result is :func:`planar`."""
+    """Product ``M B M'`` of such matrices M and ``(..., N, C, C)``; the result is :func:`planar`."""
     return _planar_matmul(_planar_matmul(matrix, block), matrix.mT)
 
 
@@ -64,7 +64,7 @@ def _planar_matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def sandwich(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
-    """``diag(left) matrix diag(right)`` for vectors (..., Q) that broadcast against (..., Q, Q) matrices."""
+    """Scale rows and columns, ``diag(left) matrix diag(right)``: vectors (..., Q), matrices (..., Q, Q) broadcast."""
     return matrix * left[..., :, None] * right[..., None, :]
 
 

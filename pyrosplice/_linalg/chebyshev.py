@@ -25,7 +25,7 @@ RUN = 128  # rows summed in single precision before they are added in double
 
 
 class InversePolynomial:
-    """``P⁻¹`` as a polynomial of P.
+    """Inverse of a matrix P as a polynomial of P.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class InversePolynomial:
         self.coefficients = _coefficients(center, half, self.degree)
 
     def product(self, x: Array) -> Array:
-        """``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
+        """Product ``P⁻¹ x`` for columns ``(N, R)``, in the precision and the memory order of x."""
         out, coefficients = np.empty_like(x), self.coefficients.astype(x.dtype)
         once, twice, block = self._matrices(x)
         new, old = np.empty_like(block), np.empty_like(block)
@@ -69,7 +69,7 @@ class InversePolynomial:
         return out
 
     def quadratic(self, x: Array) -> NDArray[np.float64]:
-        """``x'P⁻¹x`` for every column of ``(N, R)``: ``(R,)``."""
+        """Quadratic form ``x'P⁻¹x`` for every column of ``(N, R)``: ``(R,)``."""
         out = np.empty(x.shape[1])
         once, twice, new = self._matrices(x)
         old = np.empty_like(new)
@@ -111,7 +111,7 @@ def _fill(block: Array, x: Array, first: int) -> int:
 
 @compiled(nogil=True, error_model="numpy")
 def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """``old = P new − old + share x``."""
+    """Advance the recursion: ``old = P new − old + share x``."""
     for i in range(len(pointers) - 1):
         total = product_less(repeated(share), load_line(x, i), load_line(old, i))
         for p in range(pointers[i], pointers[i + 1]):
@@ -121,7 +121,7 @@ def _step(pointers, columns, values, new, old, x, share):  # type: ignore[no-unt
 
 @compiled(nogil=True, error_model="numpy")
 def _step_with_sums(pointers, columns, values, new, old, cross, square):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """``old = P new − old``; its products with ``new`` and itself, summed over rows, are added to the last two."""
+    """Advance the recursion, ``old = P new − old``, and add its products with ``new`` and itself to the last two."""
     n, zero, run = len(pointers) - 1, repeated(values[0] - values[0]), np.empty((2, WIDTH), values.dtype)
     for first in range(0, n, RUN):
         crosses = squares = zero

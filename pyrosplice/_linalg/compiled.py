@@ -11,7 +11,7 @@ Kernel = Callable[..., Any]
 
 
 def compiled(**options: Any) -> Callable[[Kernel], Kernel]:
-    """``numba.njit`` with these options, cached next to the module or in the user's cache directory.
+    """Compile by ``numba.njit`` with these options, cached next to the module or in the user's cache directory.
 
     In a read-only installation without a home there is neither (set ``NUMBA_CACHE_DIR`` to have one): functions are
     then compiled anew in every process.

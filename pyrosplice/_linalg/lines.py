@@ -19,7 +19,7 @@ _LONG = ir.IntType(64)
 
 
 class Line(types.Type):
-    """``WIDTH`` numbers of a precision."""
+    """Line of ``WIDTH`` numbers of a precision."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
@@ -71,7 +71,7 @@ def repeated(typing_context, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def product_and(typing_context, left, right, more):  # type: ignore[no-untyped-def]
-    """``left · right + more``, number by number."""
+    """Multiply and add, ``left · right + more``, number by number."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         product = builder.fmul(arguments[0], arguments[1], flags=_FAST)
@@ -82,7 +82,7 @@ def product_and(typing_context, left, right, more):  # type: ignore[no-untyped-d
 
 @intrinsic
 def product_less(typing_context, left, right, less):  # type: ignore[no-untyped-def]
-    """``left · right − less``, number by number."""
+    """Multiply and subtract, ``left · right − less``, number by number."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         product = builder.fmul(arguments[0], arguments[1], flags=_FAST)

@@ -30,16 +30,16 @@ class LowRankSolver(SpatialSolver):
 
     @classmethod
     def from_dense(cls, covariance: Tensor) -> LowRankSolver:
-        """All eigenpairs of a dense (N, N) covariance."""
+        """Decompose a dense (N, N) covariance into all its eigenpairs."""
         values, vectors = torch.linalg.eigh(covariance.to(torch.float64))
         return cls(values, vectors)
 
     def spread(self, latent: Tensor) -> Tensor:
-        """``F z``."""
+        """Take latents to the field, ``F z``."""
         return self._apply(self.root, latent)
 
     def gather(self, field: Tensor) -> Tensor:
-        """``F' x``."""
+        """Take numbers of the field to the latents, ``F' x``."""
         return self._apply(self.root.T, field)
 
     def prior(self, latent: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class LowRankSolver(SpatialSolver):
         return LowRankFactor(self, cholesky, q)
 
     def color(self, noise: Tensor) -> Tensor:
-        """``F noise``."""
+        """Make a field from standard normal numbers, ``F noise``."""
         return self.spread(noise)
 
     def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
@@ -69,16 +69,16 @@ class LowRankFactor(Factor):
         self.solver, self.cholesky, self.q = solver, cholesky, q
 
     def logdet(self) -> Tensor:
-        """``log |S|``, (B,)."""
+        """Log determinant ``log |S|`` of each gene, (B,)."""
         return 2 * torch.diagonal(self.cholesky, dim1=1, dim2=2).log().sum(-1)
 
     def solve(self, rhs: Tensor) -> Tensor:
-        """``S⁻¹ rhs``."""
+        """Solve with the factor, ``S⁻¹ rhs``."""
         columns = rhs.reshape(rhs.shape[0], self.cholesky.shape[-1], -1)
         return torch.cholesky_solve(columns, self.cholesky).reshape(rhs.shape)
 
     def spot_covariance(self) -> Tensor:
-        """``F_i S⁻¹ F_i'`` for every spot."""
+        """Posterior covariance of the field at every spot, ``F_i S⁻¹ F_i'``."""
         root, q = self.solver.root, self.q
         wide = torch.zeros(self.solver.n_latent, q, self.solver.n_spots, q, dtype=root.dtype, device=root.device)
         for a in range(q):
@@ -89,13 +89,13 @@ class LowRankFactor(Factor):
         return torch.einsum("bkna,bknc->bnac", half, half)
 
     def color(self, noise: Tensor) -> Tensor:
-        """``L⁻ᵀ noise``."""
+        """Make draws of the latents from standard normal numbers, ``L⁻ᵀ noise``."""
         columns = noise.reshape(noise.shape[0], self.cholesky.shape[-1], -1)
         return torch.linalg.solve_triangular(self.cholesky.mT, columns, upper=True).reshape(noise.shape)
 
 
 def quadratic_forms(columns: Tensor, blocks: Tensor) -> Tensor:
-    """``(U ⊗ I)' blockdiag(blocks) (U ⊗ I)`` of columns U ``(N, r)`` and blocks ``(B, N, Q, Q)``: ``(B, r Q, r Q)``."""
+    """Forms ``(U ⊗ I)' blockdiag(blocks) (U ⊗ I)`` of U ``(N, r)`` and blocks ``(B, N, Q, Q)``: ``(B, r Q, r Q)``."""
     q, rank = blocks.shape[-1], columns.shape[1]
     matrix = blocks.new_empty(len(blocks), rank, q, rank, q)
     for a in range(q):

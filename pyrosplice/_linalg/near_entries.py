@@ -25,13 +25,13 @@ class Inverse(Protocol):
     """What multiplies with the inverse of a sparse matrix."""
 
     def product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """``P⁻¹ x`` for columns ``(N, R)``."""
+        """Product ``P⁻¹ x`` for columns ``(N, R)``."""
         ...
 
 
 @dataclass(frozen=True)
 class NearEntries:
-    """For every spot and colour the nearest other spot of that colour and the entry between the two.
+    """Entries of an inverse between each spot and the nearest other spot of every colour.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class NearEntries:
 
     @classmethod
     def of(cls, inverse: Inverse, matrix: sp.spmatrix, *, spacing: int, seed: int = 0) -> NearEntries:
-        """Of the inverse of ``matrix``, by as many products as colours (76 on a grid at spacing 11)."""
+        """Find entries of the inverse of ``matrix``, by as many products as colours (76 on a grid at spacing 11)."""
         graph = sp.csr_matrix(matrix)
         n = graph.shape[0]
         color, n_colors = _colors(graph.indptr, graph.indices, spacing)

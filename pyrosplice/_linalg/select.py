@@ -1,4 +1,4 @@
-"""From whatever describes a spatial covariance to the solver that is fastest for it."""
+"""The solver that is fastest for a spatial covariance, whatever describes it."""
 
 from __future__ import annotations
 

@@ -35,20 +35,20 @@ class SpatialSolver(ABC):
 
     @property
     def factor_blocks(self) -> int:
-        """About how many Q × Q blocks a factor of one gene and its inverse hold."""
+        """Number of Q × Q blocks, about, that a factor of one gene and its inverse hold."""
         return 2 * self.n_latent * (self.n_latent + self.n_spots)
 
     @abstractmethod
     def spread(self, latent: Tensor) -> Tensor:
-        """Field at the spots, ``F z``: (B, r, Q) to (B, N, Q)."""
+        """Take latents to the field, ``F z``: (B, r, Q) to (B, N, Q)."""
 
     @abstractmethod
     def gather(self, field: Tensor) -> Tensor:
-        """``F' x``: (B, N, Q) to (B, r, Q)."""
+        """Take numbers of the field to the latents, ``F' x``: (B, N, Q) to (B, r, Q)."""
 
     @abstractmethod
     def prior(self, latent: Tensor) -> Tensor:
-        """``P z``: (B, r, Q) to (B, r, Q)."""
+        """Multiply latents by their prior precision, ``P z``: (B, r, Q) to (B, r, Q)."""
 
     @abstractmethod
     def factorize(self, blocks: Tensor) -> Factor:
@@ -56,10 +56,10 @@ class SpatialSolver(ABC):
 
     @abstractmethod
     def color(self, noise: Tensor) -> Tensor:
-        """``F P^{-1/2} noise``: (B, r, Q) standard normal numbers to a field (B, N, Q) with covariance F P⁻¹ F'."""
+        """Make a field (B, N, Q) of covariance F P⁻¹ F' from standard normal (B, r, Q), ``F P^{-1/2} noise``."""
 
     def covariance_product(self, field: Tensor) -> Tensor:
-        """``V x`` for (B, N, Q) fields, by a solve with the prior."""
+        """Multiply (B, N, Q) fields by the covariance, ``V x``, by a solve with the prior."""
         width = field.shape[-1]
         blocks = field.new_zeros(1, self.n_spots, 1, 1)
         flat = field.transpose(1, 2).reshape(1, -1, self.n_spots).transpose(1, 2)  # one gene, B·Q right-hand sides
@@ -74,16 +74,16 @@ class Factor(ABC):
 
     @abstractmethod
     def logdet(self) -> Tensor:
-        """``log |S|`` of each gene, (B,); NaN where S is not positive definite."""
+        """Log determinant ``log |S|`` of each gene, (B,); NaN where S is not positive definite."""
 
     @abstractmethod
     def solve(self, rhs: Tensor) -> Tensor:
-        """``S⁻¹ rhs`` for (B, r, Q) or, with R right-hand sides, (B, r, Q, R)."""
+        """Solve with the factor, ``S⁻¹ rhs``, for (B, r, Q) or, with R right-hand sides, (B, r, Q, R)."""
 
     @abstractmethod
     def spot_covariance(self) -> Tensor:
-        """``F_i S⁻¹ F_i'``, the posterior covariance of the field at every spot: (B, N, Q, Q)."""
+        """Posterior covariance of the field at every spot, ``F_i S⁻¹ F_i'``: (B, N, Q, Q)."""
 
     @abstractmethod
     def color(self, noise: Tensor) -> Tensor:
-        """``S^{-1/2} noise`` for (B, r, Q, R) standard normal numbers: R posterior draws of the latents."""
+        """Make R posterior draws of the latents, ``S^{-1/2} noise``, from standard normal (B, r, Q, R)."""

@@ -96,11 +96,11 @@ class LaneFactor:
         kernel(self.pattern.column_start, self.pattern.row, self.diagonal, self.below, *arrays, _width(self.q))
 
     def logdet(self) -> np.ndarray:
-        """(LANES,)."""
+        """Log determinant of each gene in the lanes, (LANES,)."""
         return 2 * np.log(np.einsum("naal->nal", self.diagonal)).sum((0, 1))
 
     def solve(self, rhs: np.ndarray, *, lower: bool = True) -> np.ndarray:
-        """(R, Q, N, lanes) in and out; ``lower=False`` leaves out the forward half, as draws need."""
+        """Solve for (R, Q, N, lanes) in and out; ``lower=False`` leaves out the forward half, as draws need."""
         lanes = rhs.shape[-1]
         x = np.zeros((self.pattern.n, self.q, rhs.shape[0], LANES))
         x[..., :lanes] = rhs[:, :, self.pattern.order].transpose(2, 1, 0, 3)
@@ -158,19 +158,19 @@ class SparseSolver(SpatialSolver):
 
     @property
     def factor_blocks(self) -> int:
-        """Of the sparse factor and its selected inverse."""
+        """Numbers that the sparse factor and its selected inverse hold."""
         return 2 * (self.pattern.row.size + self.n_spots)
 
     def spread(self, latent: Tensor) -> Tensor:
-        """The latents are the field."""
+        """Take latents to the field: the same numbers here."""
         return latent
 
     def gather(self, field: Tensor) -> Tensor:
-        """The latents are the field."""
+        """Take numbers of the field to the latents: the same numbers here."""
         return field
 
     def prior(self, latent: Tensor) -> Tensor:
-        """``P z``."""
+        """Multiply latents by their prior precision, ``P z``."""
         memory = latent.permute(1, 2, 0)  # (N, Q, B)
         flat = memory.reshape(self.n_spots, -1).numpy()
         return torch.from_numpy(self.precision @ flat).reshape(memory.shape).permute(2, 0, 1)
@@ -183,28 +183,28 @@ class SparseSolver(SpatialSolver):
         return SparseFactor(_in_threads(lambda group: self.pattern.factorize(group, q), groups), n_genes)
 
     def color(self, noise: Tensor) -> Tensor:
-        """``L⁻ᵀ noise``: one factor for all genes, so genes and logits are right-hand sides."""
+        """Make fields from standard normal numbers, ``L⁻ᵀ noise``: genes and logits share one factor."""
         memory = noise.permute(2, 0, 1).reshape(-1, 1, self.n_spots, 1).numpy()
         draws = torch.from_numpy(self._prior_factor.solve(memory, lower=False))
         return draws.reshape(noise.shape[2], noise.shape[0], self.n_spots).permute(1, 2, 0)
 
 
 class SparseFactor(Factor):
-    """One :class:`LaneFactor` for every eight genes, worked on by as many threads as torch has."""
+    """Factors of a batch: a :class:`LaneFactor` for every eight genes, on as many threads as torch has."""
 
     def __init__(self, lanes: list[LaneFactor], n_genes: int):
         self.lanes, self.n_genes = lanes, n_genes
 
     def logdet(self) -> Tensor:
-        """``log |S|``, (B,)."""
+        """Log determinant ``log |S|`` of each gene, (B,)."""
         return torch.from_numpy(np.concatenate([lane.logdet() for lane in self.lanes])[: self.n_genes])
 
     def solve(self, rhs: Tensor) -> Tensor:
-        """``S⁻¹ rhs``."""
+        """Solve with the factor, ``S⁻¹ rhs``."""
         return self._solve(rhs, lower=True)
 
     def color(self, noise: Tensor) -> Tensor:
-        """``L⁻ᵀ noise``."""
+        """Make draws of the latents from standard normal numbers, ``L⁻ᵀ noise``."""
         return self._solve(noise, lower=False)
 
     def _solve(self, rhs: Tensor, *, lower: bool) -> Tensor:

@@ -58,7 +58,7 @@ def symbolic_factor(column_start, row, n):  # type: ignore[no-untyped-def]
 
 @compiled()
 def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
-    """For every row, the columns with a block in it and where those blocks are stored."""
+    """List for every row the columns with a block in it and where those blocks are stored."""
     count = np.zeros(n + 1, np.int64)
     for p in range(row.size):
         count[row[p] + 1] += 1
@@ -128,7 +128,7 @@ def _factorize_block(block, q):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def solve_lower(column_start, row, diagonal, below, rhs, width):  # type: ignore[no-untyped-def]
-    """``L⁻¹ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
+    """Solve ``L⁻¹ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
     n, q, n_rhs = column_start.size - 1, len(width), rhs.shape[2]
     for j in range(n):
         for a in range(q):
@@ -150,7 +150,7 @@ def solve_lower(column_start, row, diagonal, below, rhs, width):  # type: ignore
 
 @compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 def solve_upper(column_start, row, diagonal, below, rhs, width):  # type: ignore[no-untyped-def]
-    """``L⁻ᵀ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
+    """Solve ``L⁻ᵀ rhs`` in place; ``rhs`` is (N, Q, R, LANES)."""
     n, q, n_rhs = column_start.size - 1, len(width), rhs.shape[2]
     for j in range(n - 1, -1, -1):
         for p in range(column_start[j], column_start[j + 1]):
@@ -215,7 +215,7 @@ def selected_inverse(column_start, row, diagonal, below, inverse_diagonal, inver
 
 @compiled(nogil=True, inline="always", fastmath={"contract"})
 def _add_product(left, right, out, width):  # type: ignore[no-untyped-def]
-    """``out += left right``."""
+    """Add a product of blocks, ``out += left right``."""
     q = len(width)
     for a in range(q):
         for b in range(q):
@@ -233,7 +233,7 @@ def _add_product(left, right, out, width):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, inline="always", fastmath={"contract"})
 def _add_transposed_product(left, right, out, width):  # type: ignore[no-untyped-def]
-    """``out += left' right``."""
+    """Add a product with the first block transposed, ``out += left' right``."""
     q = len(width)
     for a in range(q):
         for b in range(q):
@@ -251,7 +251,7 @@ def _add_transposed_product(left, right, out, width):  # type: ignore[no-untyped
 
 @compiled(nogil=True, inline="always", fastmath={"contract"})
 def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
-    """``out -= left right'``."""
+    """Subtract a product with the second block transposed, ``out -= left right'``."""
     q = len(width)
     for a in range(q):
         for b in range(q):
@@ -269,7 +269,7 @@ def _subtract_outer(left, right, out, width):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, inline="always", fastmath={"contract"})
 def _square_lower(block, out, q):  # type: ignore[no-untyped-def]
-    """``B' B`` of a lower triangular block."""
+    """Square a lower triangular block, ``B' B``."""
     for a in range(q):
         for b in range(q):
             for lane in range(LANES):

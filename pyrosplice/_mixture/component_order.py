@@ -16,7 +16,7 @@ NEVER = -1e12  # log density of values that a prior excludes, finite for the ass
 
 
 def in_order_of(priors: SitePriors, parameters: MixtureParameters) -> MixtureParameters:
-    """One mixture with its components numbered as priors of components expect them, by their joint log density."""
+    """Number a mixture's components as priors of components expect them, by their joint log density."""
     m = parameters.n_components
     ranks, density = torch.arange(m), parameters.weights.new_empty(m, m)
     for shift in range(m):

@@ -14,7 +14,7 @@ class Loss(Protocol):
     """An estimator whose ``score`` is a mean negative log likelihood."""
 
     def score(self, X: object) -> float:
-        """That of cells."""
+        """Mean negative log likelihood of cells."""
 
 
 def log_likelihood_scorer(estimator: Loss, X: object, y: None = None) -> float:

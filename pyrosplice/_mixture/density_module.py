@@ -62,7 +62,7 @@ class GaussianMixtureModel(nn.Module):
 
     @classmethod
     def from_parameters(cls, parameters: MixtureParameters, dtype: torch.dtype) -> Self:
-        """The module of one mixture's parameters."""
+        """Make the module of one mixture's parameters."""
         m, d = parameters.means.shape
         kind = parameters.covariance_type
         model = cls(GaussianMixtureModelConfig(m, d, kind))
@@ -89,7 +89,7 @@ class GaussianMixtureModel(nn.Module):
 
     @property
     def covariances(self) -> Tensor:
-        """Full ``(M, D, D)``, tied ``(D, D)``, diag ``(M, D)``, spherical ``(M,)``."""
+        """Covariances: full ``(M, D, D)``, tied ``(D, D)``, diag ``(M, D)``, spherical ``(M,)``."""
         if self.covariance_type == "full" or self.covariance_type == "tied":
             root = torch.linalg.inv(self.precisions_cholesky)
             return torch.matmul(root.transpose(-1, -2), root)
@@ -137,7 +137,7 @@ class GaussianMixtureModel(nn.Module):
 
     @torch.jit.export
     def sample(self, num_datapoints: int) -> Tensor:
-        """Cells ``(N, D)`` drawn with torch's generator."""
+        """Draw cells ``(N, D)`` with torch's generator."""
         if num_datapoints < 1:
             raise ValueError(f"num_datapoints: expected a whole number of at least 1, found {num_datapoints}.")
         component = torch.multinomial(self.component_probs, num_datapoints, replacement=True)

@@ -74,7 +74,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Mapping of the fields of :class:`~pyrosplice._mixture.trainer.TrainerOptions`; words of a Lightning
         trainer that mean nothing to EM (``logger``, …) are accepted. ``max_epochs=0`` keeps the starting values.
     init_weights, init_covariances
-        With ``init_means``: the whole of the starting parameters, ``(M,)`` and the shape of ``covariance_type``.
+        Start together with ``init_means``: weights and covariances, ``(M,)`` and the shape of ``covariance_type``.
     prior
         :class:`~pyrosplice._mixture.mixture_prior.MixturePrior`: conjugate ``priors`` in numbers.
     missing
@@ -112,7 +112,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         Whether the tolerance was met within ``max_epochs`` rounds of EM, and how many there were; the round that finds
         no change counts.
     reason_
-        The same in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
+        How the fit ended in a word, a :class:`~pyrosplice.reasons.Reason`: "converged", "max_epochs"; "running" after
         ``partial_fit``.
     nll_
         Mean negative log likelihood of the cells at ``model_``.
@@ -236,7 +236,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return True
 
     def partial_fit(self, X: object, y: None = None, sample_weight: object = None) -> Self:
-        """One step of stepwise EM (Cappé & Moulines 2009) on some more cells; the first call is :meth:`fit`.
+        """Improve the fit by more cells, a step of stepwise EM (Cappé & Moulines 2009); the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
         """
@@ -310,7 +310,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
     def fit_predict(self, X: object, y: None = None, sample_weight: object = None) -> PerCell:
-        """:meth:`fit`, then :meth:`predict` of the same cells."""
+        """Fit the mixture, then :meth:`predict` the same cells."""
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict_proba(self, X: object) -> PerCell:
@@ -343,7 +343,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
-        """Cells ``(num_datapoints, D)`` drawn from the mixture; the same ones each time for an integer seed."""
+        """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed."""
         self._require_gaussian()
         check_is_fitted(self, "model_")
         return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
@@ -376,7 +376,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return super().set_params(**given)
 
     def clone(self) -> Self:
-        """An unfitted estimator with the same parameters."""
+        """Copy the estimator without its fit, with the same parameters."""
         return type(self)(**self.get_params(deep=False))
 
     def trainer(self, **overrides: Any) -> TrainerOptions:

@@ -49,7 +49,7 @@ class MixtureParameters:
         return self.weights.shape[-1]
 
     def covariance_matrices(self) -> Tensor:
-        """All covariances as matrices ``(..., M, D, D)``."""
+        """Write all covariances as matrices ``(..., M, D, D)``."""
         return as_matrices(self.covariances, self.means, self.covariance_type)
 
     def n_free(self) -> int:
@@ -63,7 +63,7 @@ class MixtureParameters:
         return MixtureParameters(self.weights[index], self.means[index], self.covariances[index], self.covariance_type)
 
     def to(self, device: torch.device) -> MixtureParameters:
-        """The same parameters on another device."""
+        """Copy the parameters to another device."""
         weights, means, covariances = self.weights.to(device), self.means.to(device), self.covariances.to(device)
         return MixtureParameters(weights, means, covariances, self.covariance_type)
 

@@ -149,7 +149,7 @@ def aligned_to(
 
 
 def _permutation(overlap: Tensor) -> Tensor:
-    """For each reference label (column) the drawn label (row) that is matched to it."""
+    """Match to each reference label (column) one drawn label (row)."""
     rows, columns = linear_sum_assignment(overlap.numpy(), maximize=True)
     return torch.from_numpy(rows[np.argsort(columns)])
 

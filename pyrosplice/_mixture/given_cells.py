@@ -82,7 +82,7 @@ def read_cells(estimator: MixtureState, X: Any, *, reset: bool, sample_weight: A
 
 
 def _validated(estimator: MixtureState, X: Any, *, reset: bool) -> Any:
-    """``X`` as scikit-learn checks it, with names of features kept or compared."""
+    """Check ``X`` as scikit-learn does, with names of features kept or compared."""
     try:
         if is_array(X):
             with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def check_model_fits(estimator: MixtureState, what: str, dim: int | None = None)
 
 
 def given_means(estimator: MixtureState, dim: int) -> Tensor | None:
-    """``init_means`` as ``(M, D)``, a table's columns in the order of the features."""
+    """Read ``init_means`` as ``(M, D)``, a table's columns in the order of the features."""
     value = estimator.init_means
     if value is None:
         return None

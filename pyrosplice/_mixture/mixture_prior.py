@@ -88,7 +88,7 @@ class MixturePrior:
         return self.concentration == 1 and self.mean is None and self.covariance_scale is None
 
     def by_site(self, n_components: int, n_features: int, covariance_type: CovarianceType) -> dict[str, Any]:
-        """The same prior as Pyro distributions by site; flat ones are left out."""
+        """Write the prior as Pyro distributions by site; flat ones are left out."""
         self.check_features(n_features)
         weights = torch.full((n_components,), float(self.concentration), dtype=torch.float64)
         found: dict[str, Any] = {} if self.concentration == 1 else {"weights": dist.Dirichlet(weights)}
@@ -143,7 +143,7 @@ def weak_prior(covariance: Tensor, mean: Tensor, n_components: int) -> MixturePr
     Parameters
     ----------
     covariance, mean
-        Of all cells, ``(D, D)`` and ``(D,)``.
+        Moments of all cells, ``(D, D)`` and ``(D,)``.
     n_components
         M; the prior covariance is that of all cells over M^(2/D).
     """
@@ -190,7 +190,7 @@ class SitePriors:
     weights, means, covariances
         Distributions of batch shape ``()``, ``(M,)`` and ``(M,)``, or ``()`` where the covariance is tied.
     covariance_type
-        Of the mixture.
+        Covariance type of the mixture.
     """
 
     weights: dist.TorchDistribution | None
@@ -241,7 +241,7 @@ class SitePriors:
         return alike
 
     def without(self, sites: Collection[str]) -> SitePriors:
-        """The same with flat priors of some sites."""
+        """Copy with flat priors of some sites."""
         return replace(self, **dict.fromkeys(sites))  # type: ignore[arg-type]
 
     def weight_distribution(self, like: Tensor, n_components: int) -> dist.TorchDistribution:

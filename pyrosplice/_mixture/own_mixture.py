@@ -131,7 +131,7 @@ class FollowedMixture:
 
     @property
     def sites(self) -> dict[str, Tensor]:
-        """Estimate of every continuous latent site of the model, those of a model of your own among them; copies."""
+        """Estimates of every continuous latent site of the model, those of your own model among them; copies."""
         own = self._saved_own if self._own is None else self._own
         if own is not None:
             return own.copies()
@@ -150,7 +150,7 @@ class FollowedMixture:
         return {**shape, "prior": self.prior, "priors": self.priors}
 
     def _given_options(self) -> dict[str, str]:
-        """Of these, those of which something was asked for, in words."""
+        """Arguments of the Pyro model of which something was asked for, in words."""
         asked = {}
         if self.num_components != 1:
             asked["n_components"] = f"num_components={self.num_components}"
@@ -271,12 +271,12 @@ class FollowedMixture:
         return self._saved_own if self._own is None else SavedSites.of(self._own)
 
     def take_saved(self, saved: SavedSites | None) -> None:
-        """Take what a file holds of one."""
+        """Take what a file holds of a model of your own."""
         self._own, self._saved_own = None, saved
 
 
 def followed_from(start: MixtureParameters, program: Program, name: str, cells: Tensor) -> OwnFit:
-    """The mode of a Pyro model of cells ``(N, D)``, from a mixture where it has the same sites."""
+    """Find the mode of a Pyro model of cells ``(N, D)``, from a mixture where it has the same sites."""
     first = {part: getattr(start, part) for part in PARTS}
 
     def begin(site: Site) -> Tensor:
@@ -300,7 +300,7 @@ def in_words(not_conjugate: Mapping[str, str]) -> str:
 
 
 def all_cells(rows: RowBlocks, name: str, given: Mapping[str, bool]) -> Tensor:
-    """All cells in float64, ``(N, D)``; raises for what a model of a person's own cannot follow.
+    """Read all cells in float64, ``(N, D)``; raises for what a model of a person's own cannot follow.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _log_likelihood(fitted: MixtureParameters, cells: Tensor) -> Tensor | None:
-    """Of all cells, ``(1,)``; None where the parameters are of no mixture of that covariance type."""
+    """Log likelihood of all cells, ``(1,)``; None where the parameters are of no mixture of that covariance type."""
     try:
         factors = torch.linalg.cholesky(as_matrices(fitted.covariances, fitted.means, fitted.covariance_type))
         normal = dist.MultivariateNormal(fitted.means, scale_tril=factors)

@@ -34,7 +34,7 @@ class MixturePosterior(FollowedMixture):
         progress: bool = False,
         max_memory: str | float | None = None,
     ) -> xr.DataTree:
-        """Posterior draws given the cells as an ``xarray.DataTree`` with the groups that ArviZ reads.
+        """Draw from the posterior given the cells: an ``xarray.DataTree`` with the groups that ArviZ reads.
 
         Posterior: ``weights``, ``means``, ``covariances`` and ``sd`` of every component and feature, components in the
         order of the fit (each draw's labels are permuted to agree best with it).
@@ -56,7 +56,7 @@ class MixturePosterior(FollowedMixture):
         names
             Coordinates by dimension: ``cell``, ``feature``, ``component``.
         seed
-            Of all that is random.
+            Seed of all that is random.
         progress
             Show a progress bar (Gibbs).
         max_memory

@@ -76,7 +76,7 @@ class MixtureDrawOptions:
 
 
 def mixture_posterior(X: object, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
-    """See :meth:`pyrosplice.GaussianMixture.posterior`."""
+    """Draw from the posterior of a mixture; :meth:`pyrosplice.GaussianMixture.posterior` says how."""
     asked.check()
     kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=asked.use_rep, dtype=torch.float64)
@@ -210,24 +210,24 @@ class PackedCovariance(Transform):
         return torch.where(row == column, values.abs().log(), values)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """``D log 2 + Σ_i (D + 1 − i) log L_ii``, i = 0, 1, ..."""
+        """Log of the change of volume, ``D log 2 + Σ_i (D + 1 − i) log L_ii``, i = 0, 1, ..."""
         dim = y.shape[-1]
         row, column = torch.tril_indices(dim, dim)
         power = torch.where(row == column, dim + 1 - row, 0).to(x)
         return dim * math.log(2) + (x * power).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        """Of D(D + 1)/2 numbers: D × D."""
+        """Shape D × D of the matrix that D(D + 1)/2 numbers become."""
         dim = math.isqrt(2 * shape[-1])
         return torch.Size([*shape[:-1], dim, dim])
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """Of D × D: D(D + 1)/2."""
+        """Number D(D + 1)/2 of the values that stand for a D × D matrix."""
         return torch.Size([*shape[:-2], shape[-1] * (shape[-1] + 1) // 2])
 
 
 def _transforms(kind: CovarianceType) -> dict[str, Transform]:
-    """From each site to the reals."""
+    """Transformations of each site's values to real numbers."""
     matrix = kind in ("full", "tied")
     covariances = PackedCovariance() if matrix else biject_to(constraints.positive)
     spaces = {"weights": biject_to(constraints.simplex), "means": biject_to(constraints.real)}
@@ -281,14 +281,14 @@ def _matrices(sites: Mapping[str, Tensor], kind: CovarianceType) -> Tensor:
 
 
 def _with_sd(group: xr.Dataset, kind: CovarianceType) -> xr.Dataset:
-    """The same with ``sd``, the standard deviation of every feature in every component."""
+    """Add ``sd``, the standard deviation of every feature in every component."""
     sites = {name: torch.from_numpy(group[name].values.copy()) for name in ("means", "covariances")}
     sd = torch.diagonal(_matrices(sites, kind), dim1=-2, dim2=-1).sqrt()
     return group.assign(sd=(("chain", "draw", "component", "feature"), sd.numpy()))
 
 
 def _cells(sites: Mapping[str, Tensor], kind: CovarianceType, n_cells: int) -> np.ndarray:
-    """As many cells as were observed, drawn at every draw: (C, S, N, D)."""
+    """Draw as many cells as were observed, at every draw: (C, S, N, D)."""
     weights, means = sites["weights"], sites["means"]
     roots = torch.linalg.cholesky(_matrices(sites, kind))
     label = torch.multinomial(weights.flatten(0, 1), n_cells, replacement=True).reshape(*weights.shape[:2], n_cells)
@@ -313,7 +313,7 @@ def _log_likelihood(sites: Mapping[str, Tensor], kind: CovarianceType, cells: Te
 
 
 def _log_prior(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> Tensor:
-    """(C, S)."""
+    """Log prior density of each draw, (C, S)."""
     like, m = sites["means"], sites["weights"].shape[-1]
     density = prior.weight_distribution(like, m).log_prob(sites["weights"])
     covariances = prior.covariance_distribution(like).log_prob(sites["covariances"])
@@ -322,7 +322,7 @@ def _log_prior(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceT
 
 
 def _prior_draws(sites: Mapping[str, Tensor], prior: SitePriors, kind: CovarianceType) -> dict[str, Tensor]:
-    """As many draws of the prior as of the posterior."""
+    """Draw from the prior as often as from the posterior."""
     like, (chains, draws, m) = sites["means"], sites["weights"].shape
     shape = torch.Size([chains, draws])
     covariances = prior.covariance_distribution(like).sample(shape)

@@ -44,9 +44,9 @@ def as_rows(
     use_rep
         Key of ``obsm``; AnnData only.
     dtype, device
-        Of the blocks; as given when None, integers as float64.
+        Type and device of the blocks; as given when None, integers as float64.
     weights
-        Of the rows, ``(N,)``.
+        Weights of the rows, ``(N,)``.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def is_array(data: Any) -> bool:
 
 
 def as_given(data: Any, values: Tensor) -> Any:
-    """``values`` as a NumPy array if ``data`` :func:`is_array`, as the Tensor that they are otherwise."""
+    """Return ``values`` as a NumPy array if ``data`` :func:`is_array`, as the Tensor that they are otherwise."""
     return values.cpu().numpy() if is_array(data) else values
 
 
 def representation_of(adata: anndata.AnnData, use_rep: str | None) -> Any:
-    """``obsm[use_rep]`` of an AnnData, ``X`` for None, as it is held.
+    """Features of an AnnData, ``obsm[use_rep]``, or ``X`` for None, as they are held.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def representation_of(adata: anndata.AnnData, use_rep: str | None) -> Any:
 
 
 def in_memory(matrix: Any, argument: str) -> NDArray[np.float64]:
-    """All of a matrix ``(N, D)``, whatever holds it, as float64."""
+    """Read all of a matrix ``(N, D)``, whatever holds it, as float64."""
     on_disk = is_lazy(matrix) and not (hasattr(matrix, "compute") or hasattr(matrix, "to_memory"))
     dense = _dense(matrix[...] if on_disk else matrix, argument)
     if dense.ndim != 2:

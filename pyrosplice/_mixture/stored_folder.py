@@ -155,7 +155,7 @@ class MixtureStorage(MixtureState):
 
     @classmethod
     def load(cls, path: str | Path, *, model: Program | None = None) -> Self:
-        """The estimator that :meth:`save` wrote, with its fit if it has one; ``model`` as it was saved with.
+        """Read the estimator that :meth:`save` wrote, with its fit if it has one; ``model`` as it was saved with.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class MixtureStorage(MixtureState):
 
     @classmethod
     def load_parameters(cls, path: str | Path, *, model: Program | None = None) -> Self:
-        """An unfitted estimator with saved parameters; ``model`` as it was saved with."""
+        """Read an unfitted estimator with saved parameters; ``model`` as it was saved with."""
         return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
 
     def save_attributes(self, path: str | Path) -> None:

@@ -97,7 +97,7 @@ class Search:
     halvings: Tensor
 
     def select(self, rows: Tensor) -> Search:
-        """The same for some of the rows."""
+        """Take the state of some of the rows."""
         return Search(**{name: value[rows] for name, value in vars(self).items()})
 
 

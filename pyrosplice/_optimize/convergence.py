@@ -36,7 +36,7 @@ class FitCode(IntEnum):
 
     @property
     def reason(self) -> Reason:
-        """The same in the words of every family."""
+        """Say why the fit ended in the words of every family."""
         own = {FitCode.POISSON_BOUNDARY: Reason.BOUNDARY, FitCode.ALL_ZERO: Reason.NO_COUNTS}
         return own.get(self) or Reason(self.name.lower())
 
@@ -48,7 +48,7 @@ def reasons_of_codes(codes: object) -> NDArray[np.object_]:
 
 @dataclass
 class Convergence:
-    """One row per gene, filled in while an engine runs.
+    """Record of searches, one row per gene, filled in while an engine runs.
 
     Attributes
     ----------

@@ -38,7 +38,7 @@ class GradientObjective(Protocol):
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
-        """The same loss for some of the genes (indices among the present ones)."""
+        """Take the loss of some of the genes (indices among the present ones)."""
         ...
 
 
@@ -138,7 +138,7 @@ class _Run:
         self._stop()
 
     def epoch(self) -> None:
-        """One evaluation of every unfinished gene."""
+        """Evaluate every unfinished gene once."""
         step = self.rule.displacement(self.gradient)
         step = self.objective.step_limit(self.point, step).unsqueeze(-1) * step
         trial = self.point + step

@@ -45,7 +45,7 @@ class NewtonObjective(Protocol):
         ...
 
     def select(self: Self, rows: Tensor) -> Self:
-        """The same loss for some of the genes (indices among the present ones)."""
+        """Take the loss of some of the genes (indices among the present ones)."""
         ...
 
 
@@ -119,7 +119,7 @@ def newton(
 
 
 def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
-    """``|H|⁺ right`` for ``(A, D, R)``: by Cholesky, or in the eigenbasis where H is not positive definite.
+    """Solve ``|H|⁺ right`` for ``(A, D, R)``: by Cholesky, or in the eigenbasis where H is not positive definite.
 
     NaN where H is not finite.
     """

@@ -169,7 +169,7 @@ class Lbfgs(DescentRule):
         self.rate[rows] = 1.0
 
     def promise(self, gradient: Tensor) -> Tensor:
-        """``½ g' H g`` with the approximation H, or with the given curvature if that promises more."""
+        """Decrease ``½ g' H g`` that the approximation H promises, or the given curvature's if that is more."""
         return torch.maximum(super().promise(gradient), 0.5 * (gradient * self._inverse(gradient)).sum(-1))
 
     def _inverse(self, gradient: Tensor) -> Tensor:

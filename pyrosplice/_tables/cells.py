@@ -90,7 +90,7 @@ class Cells:
         return self.table.iloc[:, found.index(name)]
 
     def rows(self, given: Any, argument: str) -> Any:
-        """``given`` (a table or array with a row a cell) in the order of the cells, those in use only.
+        """Put ``given`` (a table or array with a row a cell) in the order of the cells, those in use only.
 
         It may have a row for every cell of the data, or for every cell in use.
         """
@@ -107,7 +107,7 @@ class Cells:
         return ordered.iloc[used] if hasattr(ordered, "iloc") else ordered[used]
 
     def levels(self, given: Any, argument: str, *, keep_missing: bool = False) -> Labels:
-        """One label a cell, as codes and levels: from a column's name, or labels of any type.
+        """Read one label a cell, as codes and levels: from a column's name, or labels of any type.
 
         Missing ones are an error unless ``keep_missing``.
 
@@ -125,7 +125,7 @@ class Cells:
         return labels
 
     def labels(self, given: Any, argument: str) -> NDArray[np.object_]:
-        """:meth:`levels` as the labels themselves ``(N,)``, which keep their type."""
+        """Read one label a cell ``(N,)``, as :meth:`levels` does; they keep their type."""
         labels = self.levels(given, argument)
         values = np.empty(len(labels.values), dtype=object)
         values[:] = labels.values

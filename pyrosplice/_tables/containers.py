@@ -16,7 +16,7 @@ NUMBERS = ("integer", "floating", "mixed-integer-float", "boolean", "decimal", "
 
 
 def well_formed(matrix: Any, argument: str) -> Any:
-    """The same numbers as an ndarray or a canonical CSR or CSC matrix; what lies on disk or with Dask stays there.
+    """Return the numbers as an ndarray or a canonical CSR or CSC matrix; what is on disk or with Dask stays there.
 
     Entries of a sparse matrix that stand twice are added up, as SciPy reads them; explicit zeros are left out; the
     person's own arrays are never changed. Missing values of nullable types become NaN.
@@ -57,7 +57,7 @@ def well_formed(matrix: Any, argument: str) -> Any:
 
 
 def loaded(matrix: Any, argument: str) -> Any:
-    """As :func:`well_formed`, with what lies on disk or with Dask read into memory.
+    """Read a matrix into memory, from disk or Dask if it is there, and check it as :func:`well_formed` does.
 
     Raises
     ------

@@ -75,7 +75,7 @@ class FormulaDesign:
         return (*self.levels, *self.numeric)
 
     def again(self, table: pd.DataFrame, argument: str) -> Array:
-        """The same columns for other rows, ``(N', P)``.
+        """Make the same columns for other rows, ``(N', P)``.
 
         Raises
         ------
@@ -211,7 +211,7 @@ def _refuse_arithmetic(tokens: Sequence[Token], argument: str, formula: str) -> 
 
 @contextmanager
 def _strictly() -> Iterator[None]:
-    """Without NumPy's warnings; a value that a categorical's levels lack is an error, not a row of zeros."""
+    """Evaluate formulas without NumPy's warnings; a value that a categorical lacks is an error, not a row of zeros."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("error", DataMismatchWarning)
         yield

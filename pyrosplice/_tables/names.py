@@ -115,7 +115,7 @@ def places_of(wanted: Any, names: Any, argument: str, *, what: str = "gene") -> 
 
 
 def text_names(given: Any, argument: str) -> list[str]:
-    """One name, or several in any container, as a list of text; none for None.
+    """Read one name, or several in any container, as a list of text; none for None.
 
     Raises
     ------

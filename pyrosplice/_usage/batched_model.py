@@ -47,7 +47,7 @@ logger = logging.getLogger("pyrosplice")
 
 
 def place_parameters(model: Module, values: Mapping[str, Tensor]) -> None:
-    """(Re)place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
+    """Place parameters; they carry no gradient unless the user asks (``requires_grad_()``)."""
     for name, value in values.items():
         model.register_parameter(name, Parameter(value.detach().clone(), requires_grad=False))
 
@@ -168,7 +168,7 @@ class BaseModel(Described, Module):
         return []
 
     def _others(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Self]]:
-        """The same, with an estimator that has something else in its place."""
+        """Make estimators with something else in place of each thing that was asked for, with its words."""
         for words, attributes in self._changes(values):
             other = self.clone()
             for name, value in attributes.items():
@@ -265,7 +265,7 @@ class BaseModel(Described, Module):
         return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
     def prior_table(self) -> pd.DataFrame:
-        """Every site that takes a prior: shape of a gene's values, support, prior, role."""
+        """Tabulate every site that takes a prior: shape of a gene's values, support, prior, role."""
         self._require_data()
         return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
 
@@ -312,7 +312,7 @@ class BaseModel(Described, Module):
             raise NotReadyError(f"{type(self).__name__} has no data yet: call setup_data() first.")
 
     def clone(self) -> Self:
-        """A model of its own with the same data, options, parameters and record of the fit.
+        """Copy the model with its data, options, parameters and record of the fit.
 
         The data are shared (they are never changed in place), everything else is copied.
         """

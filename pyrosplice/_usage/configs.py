@@ -87,7 +87,7 @@ def newton_options(configs: Mapping[str, Any], keep: bool) -> NewtonOptions:
 
 
 def guide_options(configs: Mapping[str, Any], defaults: Mapping[str, Any]) -> FitOptions:
-    """The same for the guides of a model of a person's own, which are as exact as ``tol`` asks for, or more.
+    """Options for the guides of a person's own model, which are as exact as ``tol`` asks for, or more.
 
     Raises
     ------

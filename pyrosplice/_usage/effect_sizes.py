@@ -46,7 +46,7 @@ class Change:
     weights: Tensor | None = None
 
     def moved(self, shift: Tensor) -> Change:
-        """The same for covariates that have been moved by ``shift``, ``(P,)``."""
+        """Copy for covariates that have been moved by ``shift``, ``(P,)``."""
         return self if self.levels is None else replace(self, levels=self.levels + shift[list(self.columns)])
 
 
@@ -87,7 +87,7 @@ def centered_log_odds(beta: Tensor, covariance: Tensor) -> Effects:
     beta
         ``(B, P, Q)``.
     covariance
-        Of ``[β; b]``, logits fastest, ``(B, (P + 1) Q, (P + 1) Q)``.
+        Covariance of ``[β; b]``, logits fastest, ``(B, (P + 1) Q, (P + 1) Q)``.
     """
     n_genes, n_factors, n_logits = beta.shape
     centring = torch.eye(n_logits + 1, n_logits, dtype=beta.dtype, device=beta.device) - 1 / (n_logits + 1)
@@ -109,7 +109,7 @@ def average_usage_effects(
     beta
         ``(B, P, Q)``.
     covariance
-        Of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``.
+        Covariance of ``[β; b]``, ``(B, (P + 1) Q, (P + 1) Q)``.
     design
         Covariates ``(N, P)``.
     changes
@@ -145,7 +145,7 @@ def _difference(eta: Tensor, beta: Tensor, design: Tensor, change: Change) -> tu
 
 
 def _derivative(eta: Tensor, beta: Tensor, design: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-    """The same of a derivative."""
+    """Effects ``(B, 1, K)`` of a unit of a covariate, as derivatives, and their derivative in ``[β; b]``."""
     usage, n_logits = _usage(eta), beta.shape[-1]
     jacobian = (torch.diag_embed(usage.mean(1)) - usage.mT @ usage / usage.shape[1])[..., :n_logits]
     (column,) = change.columns

@@ -298,9 +298,9 @@ class MultinomGLM(BaseModel):
         usage
             Whether to keep usage at every spot.
         seed
-            Of all that is random.
+            Seed of all that is random.
         nuts_options
-            Of NUTS.
+            Options of NUTS.
         max_memory
             What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
             take is worked out, and logged, before anything is drawn.

@@ -68,7 +68,7 @@ def asked_for(design: Tensor, likelihood: Likelihood, priors: Mapping[str, Any])
 
 
 def effect_asked_for(spatial: bool, share_variance: bool, isoform_effect: IsoformEffect) -> dict[str, str]:
-    """The same, of a random effect."""
+    """Arguments about the random effect of which something was asked for, in words."""
     asked = {"covariance": "corr_sp: a covariance of the spots (IdentityCovariance is none)"} if spatial else {}
     if not share_variance:
         asked["share_variance"] = "share_variance=False"
@@ -124,7 +124,8 @@ def own_program(
     held
         Values of the sites that are not estimated.
     others
-        From start values of the sites: what was given, in words, and the estimator with something else in its place.
+        Function of start values of the sites to what was given, in words, and the estimator with something else in its
+        place.
 
     Raises
     ------

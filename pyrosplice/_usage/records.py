@@ -60,7 +60,7 @@ class FittedGene:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits."""
         return len(self.values["bias_eta"])
 
     @property
@@ -70,7 +70,7 @@ class FittedGene:
         return self.reason == Reason.ALL_OR_NOTHING or (sigma is not None and bool((sigma > ENDLESS_SIGMA).any()))
 
     def with_values(self, **values: Tensor) -> FittedGene:
-        """The same with other values of some sites."""
+        """Copy with other values of some sites."""
         return replace(self, values={**self.values, **values})
 
     def fixed_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
@@ -94,7 +94,7 @@ class ModelSpec:
     options
         Constructor arguments of the model.
     spatial
-        Its covariance as arguments of ``setup_data``; empty for the GLM.
+        Spatial covariance as arguments of ``setup_data``; empty for the GLM.
     design
         Covariates; None for an intercept only. Models are fitted with its ``reduced`` form, and records and rebuilt
         models have one coefficient for every covariate, those of a factor's levels summing to zero.
@@ -119,11 +119,11 @@ class ModelSpec:
         return (counts.sum(-1) > 0) | (likelihood is not None and not likelihood.conditional)
 
     def with_design(self, design: Design | None) -> ModelSpec:
-        """The same with other covariates."""
+        """Copy with other covariates."""
         return replace(self, design=design)
 
     def with_rows(self, rows: Tensor) -> ModelSpec:
-        """The same with the covariates of the spots in another order."""
+        """Copy with the covariates of the spots in another order."""
         return self if self.design is None else self.with_design(self.design.take(rows.numpy()))
 
     def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
@@ -152,7 +152,7 @@ class ModelSpec:
         return model
 
     def rebuild_estimable(self, counts: Tensor, genes: Sequence[FittedGene]) -> MultinomGLM:
-        """The same model with the covariates that can be estimated together only: all but one level of a factor."""
+        """Build the model with only the covariates that can be estimated together: all but one level of a factor."""
         design = None if self.design is None else self.design.only(self.design.estimable)
         return self.with_design(design).rebuild(counts, self.estimable(genes))
 
@@ -215,7 +215,7 @@ class FitPlan:
     full
         The model that was asked for.
     null
-        The same without spatial variance, fitted too when given.
+        Model without spatial variance, fitted too when given.
     random_seed, quiet
         Passed to the models.
     """

@@ -28,7 +28,7 @@ class MarginalLikelihood:
     value
         Log marginal likelihood, nats, without log prior, ``(G,)``.
     standard_error
-        Its Monte Carlo standard error, ``(G,)``.
+        Monte Carlo standard error, ``(G,)``.
     pareto_k
         Shape of the tail of the weights, ``(G,)``: up to 0.7 the estimate and its standard error can be relied on.
     """

@@ -67,7 +67,7 @@ class MixedSearch:
     share_variance, fix_sigma
         One (σ, θ) for all logits of a gene; keep σ where it is.
     log_prior
-        Of the sites; None where all priors are flat.
+        Log prior density of the sites; None where all priors are flat.
     options, minimiser
         When the search ends, and what searches.
     """

@@ -1,4 +1,4 @@
-"""AnnData and arrays in: layers, isoform groups, designs; simulators."""
+"""Simulators of tissue and of expression, and what reads an AnnData: layers, isoform groups, designs."""
 
 from pyrosplice._usage.reading.design import Design, build_design
 from pyrosplice._usage.reading.isoforms import IsoformData, read_isoforms

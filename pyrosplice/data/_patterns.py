@@ -23,7 +23,7 @@ N_DOMAINS = Domains.number
 def spatial_patterns(
     coords: ArrayLike, shape: str, *, n_genes: int, seed: int, n_logits: int = 2
 ) -> NDArray[np.float64]:
-    """Patterns ``(G, N, Q)`` of logits in space, each gene's of its own place and direction.
+    """Draw patterns ``(G, N, Q)`` of logits in space, each gene's of its own place and direction.
 
     Each has mean 0 and mean square 1 over spots and logits: multiply it by the standard deviation that it is to have,
     and give it to :func:`simulate_counts` as ``effect``.
@@ -40,7 +40,7 @@ def spatial_patterns(
     n_genes, n_logits
         G and Q.
     seed
-        Of everything random.
+        Seed of everything random.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def _stripes(place: Array, n_genes: int, rng: np.random.Generator) -> Array:
 
 
 def _distance(place: Array, n_genes: int, rng: np.random.Generator) -> Array:
-    """To the spot that is nearest to a point in the middle of the tissue."""
+    """Distance of each spot to the one that is nearest to a point in the middle of the tissue."""
     middle = rng.uniform(*MIDDLE, (n_genes, 2)) * place.max(0)
     center = np.square(place - middle[:, None]).sum(-1).argmin(1)
     return np.sqrt(np.square(place - place[center, None]).sum(-1))

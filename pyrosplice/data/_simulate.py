@@ -81,7 +81,7 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     k_neighbors, graph, rho
         The graph and its CAR covariance V.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
     isoform_effect
         ``"independent"``: ν of the logits against the last isoform are independent; this one varies less than the
         others. ``"symmetric"``: with covariance I + 11' between them, that is an effect of standard deviation σ of
@@ -196,8 +196,9 @@ def _random_effects(
     n_logits: int,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """The random part of η, ``(N, Q)``, of one gene after the other: each is drawn when it is asked for, before the
-    gene's counts, which take their random numbers from the same generator.
+    """Draw the random part of η, ``(N, Q)``, of one gene after the other.
+
+    Each is drawn when it is asked for, before the gene's counts, which take their numbers from the same generator.
     """
     n_genes, n_spots = len(genes), covariance.n_spots
     spatial = covariance.sample(n_genes * n_logits, generator).reshape(n_genes, n_logits, n_spots)
@@ -210,8 +211,9 @@ def _random_effects(
 def _draw(
     fixed: Tensor, effects: Iterable[Tensor], expected: Tensor, likelihood: Likelihood, generator: torch.Generator
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
-    """Counts and usage of every gene, each ``(N, K)``; ``fixed`` is η without its random part, ``(G, N, Q)``,
-    and ``expected`` the mean total of each spot ``(G, N)``.
+    """Draw counts and usage of every gene, each ``(N, K)``.
+
+    ``fixed`` is η without its random part, ``(G, N, Q)``, and ``expected`` the mean total of each spot ``(G, N)``.
     """
     counts, ratios = [], []
     for without, effect, depth in zip(fixed, effects, expected, strict=True):
@@ -242,7 +244,7 @@ def _assemble(
 
 
 def per_gene(name: str, value: object, genes: pd.Index, limits: tuple[float, float]) -> NDArray[np.float64]:
-    """A number for every gene ``(G,)``, from one for all, ``(G,)`` or a Series by name, finite and within limits."""
+    """Read a number for every gene ``(G,)``: one for all, ``(G,)`` or a Series by name, finite and within limits."""
     values, n_genes = as_dense(by_name(value, genes, name, what="gene"), name), len(genes)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n_genes):
         raise InvalidArgumentError(f"{name}: expected a number or ({n_genes},), found shape {values.shape}.")
@@ -274,7 +276,7 @@ def _sizes(size_factors: object, spots: pd.Index) -> Tensor:
 
 
 def _with_reference(logits: Tensor) -> NDArray[np.float64]:
-    """``(G, Q)`` as one value an isoform, 0 for the reference: ``(G·K,)``."""
+    """Add the reference isoform as 0 to ``(G, Q)``: ``(G·K,)``."""
     return torch.nn.functional.pad(logits, (0, 1)).reshape(-1).numpy()
 
 

@@ -57,7 +57,7 @@ def simulate_expression(  # noqa: PLR0913 (a documented interface)
     zeros
         Share of counts that are made zero beyond the noise of the model.
     seed
-        Of everything random. The same seed gives the same data.
+        Seed of everything random. The same seed gives the same data.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def _means(mean: object, shape: tuple[int, int]) -> Array:
 
 
 def _donor_factors(cells: Cells, donors: object, sd: Array, rng: np.random.Generator) -> Array:
-    """``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
+    """Factor ``exp(u)`` of every cell and gene ``(N, G)``, or ``(1, 1)`` without donors."""
     if donors is None:
         if sd.any():
             raise InvalidArgumentError("donor_sd: expected 0 without donors; say whose cells they are in donors=.")

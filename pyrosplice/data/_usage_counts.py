@@ -29,7 +29,7 @@ def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
     totals: ArrayLike | None = None,
     isoform_effect: IsoformEffect = "independent",
 ) -> Tensor:
-    """Multinomial counts ``(G, N, K)`` of genes that share σ and θ, on any covariance of the spots.
+    """Draw isoform counts ``(G, N, K)`` of genes that share σ and θ, on any covariance of the spots.
 
     For an AnnData with coordinates, and for other likelihoods, see :func:`simulate_isoforms`, which draws the same
     model gene by gene.
@@ -46,7 +46,7 @@ def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
         Standard deviation of the random effect, of logits or isoforms (``isoform_effect``), and spatial share of its
         variance.
     seed
-        Of everything random.
+        Seed of everything random.
     bias
         Intercepts, logits against the last isoform: ``(Q,)`` or ``(G, Q)``; 0 by default.
     effect

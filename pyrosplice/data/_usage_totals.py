@@ -21,11 +21,11 @@ class Fields(Protocol):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         ...
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``(n, N)``."""
+        """Draw ``n`` fields over the spots, ``(n, N)``."""
         ...
 
 
@@ -41,7 +41,7 @@ def simulate_totals(  # noqa: PLR0913 (a documented interface)
     covered: int | None = None,
     exact: bool = False,
 ) -> Tensor:
-    """Molecules ``(G, N)`` of each gene at each spot: how many, how uneven, and in how many spots.
+    """Draw molecules ``(G, N)`` of each gene at each spot: how many, how uneven, and in how many spots.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ def simulate_totals(  # noqa: PLR0913 (a documented interface)
     n_genes
         G.
     seed
-        Of everything random.
+        Seed of everything random.
     depth
         Mean number of molecules of a spot, Poisson: a number, ``(N,)`` or ``(G, N)``.
     molecules
-        Of each gene in all, in place of ``depth``; each falls on a spot at random.
+        Molecules of each gene in all, in place of ``depth``; each falls on a spot at random.
     spread
         Standard deviation, between spots, of the log of what is expected there, anew for each gene. ``depth`` stays
         the mean over the spots.
@@ -115,7 +115,7 @@ def _covered(number: int, shape: tuple[int, int], rng: np.random.Generator) -> N
 
 
 def mean_depth(depth: object, shape: tuple[int, int]) -> Array:
-    """Mean numbers of molecules ``(G, N)``, given as a number, ``(N,)``, ``(G, 1)`` or ``(G, N)``."""
+    """Read mean numbers of molecules ``(G, N)``, given as a number, ``(N,)``, ``(G, 1)`` or ``(G, N)``."""
     value = of_shape("depth", depth, ((), shape[1:], (shape[0], 1), shape))
     if not ((value >= 0) & (value < np.inf)).all():
         raise InvalidArgumentError("depth: expected numbers of at least 0.")
@@ -123,7 +123,7 @@ def mean_depth(depth: object, shape: tuple[int, int]) -> Array:
 
 
 def as_totals(name: str, value: Array) -> NDArray[np.int64]:
-    """``value`` as integers; refused where it is not whole, or negative."""
+    """Read ``value`` as integers; refused where it is not whole, or negative."""
     if not ((value >= 0) & (value < np.inf) & (value == np.floor(value))).all():
         raise InvalidArgumentError(f"{name}: expected whole numbers of at least 0.")
     return value.astype(np.int64)

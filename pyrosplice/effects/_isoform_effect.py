@@ -49,7 +49,7 @@ class SoftmaxBasis:
 
     @classmethod
     def of(cls, counts: Tensor) -> SoftmaxBasis:
-        """Of genes with ``counts`` ``(B, N, K)``: u does not depend on the order of the isoforms.
+        """Make coordinates u for genes with ``counts`` ``(B, N, K)`` that do not depend on the order of the isoforms.
 
         The rows of H go to the isoforms by their totals, so that whatever is computed in u, step by step, is the same
         for every order.
@@ -59,35 +59,35 @@ class SoftmaxBasis:
 
     @classmethod
     def plain(cls, n_logits: int, like: Tensor) -> SoftmaxBasis:
-        """One for all genes, for what is the same in any such coordinates."""
+        """Make one basis for all genes, for what is the same in any such coordinates."""
         contrasts = _contrasts(n_logits + 1).to(like)
         return cls(contrasts[:-1] - contrasts[-1])
 
     @property
     def inverse(self) -> Tensor:
-        """``L⁻¹ = L' (I − 11' / K)``."""
+        """Matrix from logits to the coordinates, ``L⁻¹ = L' (I − 11' / K)``."""
         turned = self.root.mT
         return turned - turned.sum(-1, keepdim=True) / (turned.shape[-1] + 1)
 
     @property
     def log_volume(self) -> float:
-        """``log |L|`` = ½ log K."""
+        """Log of the volume that the coordinates stretch, ``log |L|`` = ½ log K."""
         return 0.5 * math.log(self.root.shape[-1] + 1)
 
     def select(self, genes: Tensor) -> SoftmaxBasis:
-        """Those of some of the genes."""
+        """Take the coordinates of some of the genes."""
         return self if self.root.ndim == 2 else SoftmaxBasis(planar(self.root[genes]))
 
     def logits(self, u: Tensor) -> Tensor:
-        """``L u``: ``(..., B, N, Q)``."""
+        """Logits of given coordinates, ``L u``: ``(..., B, N, Q)``."""
         return planar_matvec(self.root, u)
 
     def coordinates(self, logits: Tensor) -> Tensor:
-        """``L⁻¹ η``: ``(..., B, N, Q)``."""
+        """Coordinates of given logits, ``L⁻¹ η``: ``(..., B, N, Q)``."""
         return planar_matvec(self.inverse, logits)
 
     def logit_covariance(self, covariance: Tensor) -> Tensor:
-        """``L C L'`` of covariances ``(B, N, Q, Q)`` of u."""
+        """Covariance of the logits from covariances ``(B, N, Q, Q)`` of u, ``L C L'``."""
         return congruent(self.root, covariance)
 
     def information(self, information: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class SoftmaxBasis:
         return planar_matvec(self.inverse.mT, slope)
 
     def logit_precision(self, precision: Tensor) -> Tensor:
-        """``L⁻ᵀ P L⁻¹`` of precisions ``(B, N, Q, Q)`` of u."""
+        """Precision of the logits from precisions ``(B, N, Q, Q)`` of u, ``L⁻ᵀ P L⁻¹``."""
         return congruent(self.inverse.mT, precision)
 
     def logit_information(self, information: Tensor) -> Tensor:
@@ -123,8 +123,9 @@ def check_isoform_effect(
     share_variance
         A symmetric effect has one variance.
     likelihood
-        Its predictors are to be logits against the last isoform. Of one that somebody wrote and that says its ``mean``,
-        the log ratios of this must follow its predictors one for one, or isoforms be exchangeable in it.
+        A likelihood whose predictors are to be logits against the last isoform. Of one that somebody wrote and that
+        says its ``mean``, the log ratios of this must follow its predictors one for one, or isoforms be exchangeable in
+        it.
     counts
         ``(G, N, K)``, where there are any; else for the least K that the likelihood is for.
     """

@@ -36,7 +36,7 @@ class MixedEngine:
     scaling
         The design, standardised, with its intercept column.
     solver
-        Of the spatial covariance; None if nothing is spatial.
+        Solver for the spatial covariance; None if nothing is spatial.
     likelihood
         Density of a spot's counts.
     basis
@@ -51,7 +51,7 @@ class MixedEngine:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     def model(self, genes: Tensor) -> MixedModel:
@@ -74,7 +74,7 @@ class MixedEngine:
         return (self.basis if genes is None else self.basis.select(genes)).coordinates(own)
 
     def weights(self, coefficients: Tensor, genes: Tensor) -> dict[str, Tensor]:
-        """``beta`` and ``bias_eta`` of some genes from the engine's coefficients ``(..., B, P + 1, Q)``."""
+        """Sites ``beta`` and ``bias_eta`` of some genes from the engine's coefficients ``(..., B, P + 1, Q)``."""
         if self.basis is not None:
             coefficients = self.basis.select(genes).logits(coefficients)
         own = self.scaling.matrix @ coefficients
@@ -126,7 +126,7 @@ class MixedEngine:
         return torch.cat(values)
 
     def conditional_information(self, mode: Mode) -> Tensor:
-        r"""Information ``X'(W⁻¹ + Σ)⁻¹ X`` of the engine's coefficients given (σ, θ), ``(B, D, D)``.
+        r"""Information of the engine's coefficients given (σ, θ), ``X'(W⁻¹ + Σ)⁻¹ X``: ``(B, D, D)``.
 
         Predictors fastest. Inverts neither Σ nor W.
         """
@@ -172,7 +172,7 @@ class MixedEngine:
         return profiled_information(observed_information(objective, point), unknowns.sizes[0])
 
     def dense_covariance(self) -> Tensor:
-        """V, ``(N, N)``."""
+        """Spatial covariance V as a full matrix, ``(N, N)``."""
         n_spots = self.counts.shape[1]
         identity = torch.eye(n_spots, dtype=torch.float64, device=self.counts.device)
         if self.solver is None:
@@ -200,12 +200,12 @@ def fit_without_effect(
 
 
 def detached(parameters: Parameters) -> Parameters:
-    """The same without gradients."""
+    """Copy without gradients."""
     return Parameters(*(value.detach() for value in vars(parameters).values()))
 
 
 def _with_gradient(value: Tensor, terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """``value`` (B,), with the given gradient in each tensor (B, ...)."""
+    """Give ``value`` (B,) a gradient in each tensor (B, ...)."""
     for tensor, gradient in terms:
         if tensor.requires_grad:
             value = value + ((tensor - tensor.detach()) * gradient).flatten(1).sum(1)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 PrecisionProduct = Callable[[Tensor], Tensor]
-"""``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
+"""Product ``V⁻¹ x`` of every gene: ``(B, N, Q, R)`` to ``(B, N, Q, R)``."""
 
 BLOCK = 2**24  # numbers that are worked on at once: 128 MB
 
 
 def covariate_information(precision_product: PrecisionProduct, columns: Tensor, n_genes: int, n_logits: int) -> Tensor:
-    """``(X ⊗ I)' V⁻¹ (X ⊗ I)`` of covariates ``(N, C)``: ``(B, C Q, C Q)``, logits fastest."""
+    """Information of covariates ``(N, C)``, ``(X ⊗ I)' V⁻¹ (X ⊗ I)``: ``(B, C Q, C Q)``, logits fastest."""
     n_spots = columns.shape[0]
     eye = torch.eye(n_logits, dtype=columns.dtype, device=columns.device)
     size = max(1, BLOCK // (n_genes * n_spots * n_logits**2))

@@ -51,7 +51,7 @@ class SpotCounts(TorchDistribution):
         super().__init__(batch_shape, torch.Size((n_isos,)), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpotCounts:
-        """The same distribution with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         shape = torch.Size(batch_shape)
         eta = self.eta.expand(*shape, self.eta.shape[-1])
         return SpotCounts(self.likelihood, self.totals.expand(shape), eta, self.event_shape[0], validate_args=False)
@@ -66,7 +66,7 @@ class SpotCounts(TorchDistribution):
         return self.likelihood.log_prob(value, self.eta)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Counts ``(*sample_shape, ..., G, N, K)``."""
+        """Draw counts ``(*sample_shape, ..., G, N, K)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         eta = self.eta.expand(*shape, self.eta.shape[-1])
         with torch.no_grad():
@@ -84,17 +84,17 @@ class CarriedCovariance(Protocol):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         ...
 
     @property
     def eigen(self) -> EigenCovariance:
-        """V decomposed: what its density and its draws need."""
+        """Decompose V, as its density and its draws need it."""
         ...
 
     @property
     def solver(self) -> SpatialSolver:
-        """V in the form that fits need, sparse where it can be."""
+        """Solver for V in the form that fits need, sparse where it can be."""
         ...
 
     @property
@@ -144,17 +144,17 @@ class EigenCovariance:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return len(self.eigenvectors)
 
     @property
     def eigen(self) -> EigenCovariance:
-        """Itself."""
+        """The decomposed covariance, which it is itself."""
         return self
 
     @cached_property
     def solver(self) -> SpatialSolver:
-        """V in the form that fits need, sparse where its inverse is."""
+        """Solver for V in the form that fits need, sparse where its inverse is."""
         dense = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
         return solver_for(((dense + dense.T) / 2).detach())
 
@@ -165,7 +165,7 @@ class EigenCovariance:
 
     @property
     def is_lazy(self) -> bool:
-        """It is decomposed."""
+        """Whether a density would decompose V first: no, that is done."""
         return False
 
 
@@ -187,17 +187,17 @@ class LazyCovariance:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return self.solver.n_spots
 
     @property
     def is_lazy(self) -> bool:
-        """Until it has been decomposed."""
+        """Whether V is still to be decomposed."""
         return self._eigen is None
 
     @property
     def eigen(self) -> EigenCovariance:
-        """V decomposed: N³ operations, once."""
+        """Decompose V, which takes N³ operations, once."""
         if self._eigen is None:
             dense = self.solver.covariance_product(torch.eye(self.n_spots, dtype=torch.float64)[None])[0]
             self._eigen = EigenCovariance.from_dense((dense + dense.T) / 2)
@@ -284,7 +284,7 @@ class SpatialEffect(TorchDistribution):
         super().__init__(shape[:-1], event, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialEffect:
-        """The same distribution with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         shape = (*batch_shape, self.event_shape[1])
         return SpatialEffect(
             self.space,
@@ -297,7 +297,7 @@ class SpatialEffect(TorchDistribution):
 
     @property
     def covariance(self) -> EigenCovariance:
-        """V, decomposed."""
+        """Spatial covariance V, decomposed."""
         return self.space.eigen
 
     @property
@@ -324,7 +324,7 @@ class SpatialEffect(TorchDistribution):
         )
 
     def colored(self, white: Tensor) -> Tensor:
-        """ν from standard normal numbers ``(..., G, N, Q)``."""
+        """Random effects ν from standard normal numbers ``(..., G, N, Q)``."""
         effect = self.covariance.eigenvectors @ (white * self.eigen_variances.sqrt())
         return effect if self._basis is None else self._basis.logits(effect)
 

@@ -21,7 +21,7 @@ from pyrosplice.glmm._mode import Latents, MixedModel, Parameters
 
 @dataclass(frozen=True)
 class EffectDensity:
-    """``value`` (B,), and its derivatives in ν (B, N, Q), a (B, Q) and c (B, N, Q)."""
+    """Log density ``value`` (B,) of a random effect, and its derivatives in ν (B, N, Q), a (B, Q) and c (B, N, Q)."""
 
     value: Tensor
     nu: Tensor

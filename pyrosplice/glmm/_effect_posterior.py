@@ -38,19 +38,19 @@ class RandomEffectPosterior(TorchDistribution):
         super().__init__(self.loc.shape[:1], self.loc.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RandomEffectPosterior:
-        """Itself: a batch of genes cannot be expanded further."""
+        """Return itself: a batch of genes cannot be expanded further."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise NotImplementedError(f"batch shape is {tuple(self.batch_shape)} and stays so.")
         return self
 
     @property
     def mean(self) -> Tensor:
-        """ν at the mode, ``(G, N, Q)``."""
+        """Random effects ν at the mode, ``(G, N, Q)``."""
         return self.loc
 
     @property
     def mode(self) -> Tensor:
-        """ν at the mode, ``(G, N, Q)``."""
+        """Random effects ν at the mode, ``(G, N, Q)``."""
         return self.loc
 
     @property
@@ -103,6 +103,6 @@ class RandomEffectPosterior(TorchDistribution):
 
 
 def bounded_away_from_zero(parameters: Parameters) -> Parameters:
-    """The same with c of at least 1e-8 of the total: a posterior needs a proper prior, however narrow."""
+    """Keep c at 1e-8 of the total or more: a posterior needs a proper prior, however narrow."""
     total = (parameters.spatial.square()[:, None] + parameters.white.square()).sqrt().clamp_min(1e-6)
     return Parameters(parameters.coefficients, parameters.spatial, torch.maximum(parameters.white, 1e-8 * total))

@@ -12,7 +12,7 @@ from pyrosplice.glmm._effect_posterior import RandomEffectPosterior
 
 
 class PointGuide:
-    """All mass of every site at its fitted value (what ``AutoDelta`` is after training, without a parameter store).
+    """Guide with all mass of every site at its fitted value (``AutoDelta`` after training, without a store).
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class StandardCoordinates:
         return cls(matrix, design)
 
     def of_columns(self) -> StandardCoordinates:
-        """That of the orthonormal columns themselves."""
+        """Take the orthonormal columns themselves for the given covariates."""
         return replace(self, matrix=torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device))
 
     def covariance(self, standardized: Tensor, n_logits: int) -> Tensor:
@@ -90,7 +90,7 @@ class GLMObjective:
     scaling
         How coefficients are given, and the whole design.
     design
-        Its rows that are here, ``(N, P + 1)``.
+        Rows of the design that are here, ``(N, P + 1)``.
     likelihood
         Density of a spot's counts.
     prior
@@ -141,17 +141,17 @@ class GLMObjective:
         return point.flatten(1)
 
     def coefficients(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """``beta`` ``(A, P, Q)`` and ``bias_eta`` ``(A, Q)`` of the given covariates."""
+        """Sites ``beta`` ``(A, P, Q)`` and ``bias_eta`` ``(A, Q)`` of the given covariates."""
         weights = self.scaling.matrix @ self._weights(point)
         return weights[:, :-1], weights[:, -1]
 
     def point(self, beta: Tensor, bias_eta: Tensor) -> Tensor:
-        """Inverse of :meth:`coefficients`."""
+        """Unknowns of given ``beta`` and ``bias_eta``, the inverse of :meth:`coefficients`."""
         weights = torch.cat([beta, bias_eta.unsqueeze(-2)], -2)
         return torch.linalg.solve(self.scaling.matrix, weights).flatten(1)
 
     def linear_predictor(self, point: Tensor) -> Tensor:
-        """η ``(A, N, Q)``, stored logit by logit."""
+        """Linear predictor η ``(A, N, Q)``, stored logit by logit."""
         return (self._weights(point).permute(2, 0, 1) @ self.design.T).movedim(0, -1)
 
     def rounding(self) -> Tensor:
@@ -189,7 +189,7 @@ class GLMObjective:
         return gradient - prior_gradient, hessian - prior_hessian
 
     def step_limit(self, point: Tensor, step: Tensor) -> Tensor:
-        """At most five units of any coefficient at a time."""
+        """Limit a step to five units of any coefficient."""
         return (5.0 / step.abs().amax(-1).clamp_min(1e-300)).clamp_max(1.0)
 
     def curvature(self, point: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class GLMObjective:
         return gradient.detach(), torch.stack(columns, -1)
 
     def _assemble(self, information: Tensor) -> Tensor:
-        """``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)`` with D in the order of ``[beta; bias_eta]``, logits fastest."""
+        """Sum ``Σ_i x_ip x_iq [W_i]_kl`` as ``(A, D, D)``, D in the order of ``[beta; bias_eta]``, logits fastest."""
         design, n_logits = self.design, self.n_logits
         n_columns = design.shape[1]
         first, second = torch.triu_indices(n_columns, n_columns, device=design.device)
@@ -285,8 +285,9 @@ def _orthogonal(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sufficient(counts: Tensor, covariates: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Counts without empty spots, those of equal covariates added up if the likelihood allows, and which rows of the
-    design go with them.
+    """Drop empty spots and add up those of equal covariates, if the likelihood allows.
+
+    Returns the counts and which rows of the design go with them.
     """
     kept = torch.arange(len(covariates), device=counts.device)
     seen = (counts.sum(-1) > 0).any(0)

@@ -45,7 +45,7 @@ class Importance:
     value
         Log marginal likelihood, (B,).
     standard_error
-        Of ``value``, from the pairs of draws, (B,).
+        Standard error of ``value``, from the pairs of draws, (B,).
     pareto_k
         Shape of the tail of the weights, (B,); the estimate is reliable up to 0.7.
     log_weights

@@ -88,7 +88,7 @@ class JointObjective(ModeObjective):
         return Measure(value, coefficients, spatial, white, *hyper)
 
     def information(self) -> Tensor:
-        """Exact for the coefficients; the scale of the Gaussian density's own curvature for σ and ψ."""
+        """Information of the unknowns: exact for coefficients, the Gaussian density's own curvature for σ and ψ."""
         out = super().information()
         if self.mode is None:
             raise AssertionError("evaluate first")
@@ -103,7 +103,7 @@ class JointObjective(ModeObjective):
 
 
 def effect_logdet(model: MixedModel, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """``log |Σ_k|`` (B, Q), and ``c_i² (Σ_k⁻¹)_ii`` (B, N, Q), for ``Σ_k = a_k² V + diag(c_k²)``."""
+    """Log determinants ``log |Σ_k|`` (B, Q) and ``c_i² (Σ_k⁻¹)_ii`` (B, N, Q) of ``Σ_k = a_k² V + diag(c_k²)``."""
     n_genes, n_spots, q = model.counts.shape[0], model.counts.shape[1], parameters.spatial.shape[1]
     white = parameters.white.square().expand(n_genes, n_spots, q)
     if model.solver is None:

@@ -51,7 +51,8 @@ class MarginalFit:
     log_marginal
         Laplace log marginal likelihood, without the prior, (B,).
     log_marginal_null
-        The same at the θ = 0 optimum without prior, (B,): never above ``log_marginal`` unless a prior is given.
+        Log marginal likelihood at the θ = 0 optimum without prior, (B,): never above ``log_marginal`` unless a prior is
+        given.
     gradient_norm
         Norm of the gradient of the objective in (coefficients, σ, ψ) at the estimates, (B,).
     convergence
@@ -151,9 +152,9 @@ def search_spatial(
     Parameters
     ----------
     objective
-        With the spatial effect.
+        Objective with the spatial effect.
     genes
-        Of the objective, (B,).
+        Genes of the objective, (B,).
     at
         Unknowns (B, d) to start from, by the angle ψ.
     options, minimiser

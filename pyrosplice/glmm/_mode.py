@@ -54,7 +54,7 @@ class Parameters:
     white: Tensor
 
     def select(self, genes: Tensor) -> Parameters:
-        """The same for some of the genes."""
+        """Take the values of some of the genes."""
         return Parameters(self.coefficients[genes], self.spatial[genes], self.white[genes])
 
 
@@ -66,18 +66,18 @@ class Latents:
     noise: Tensor
 
     def moved(self, step: Latents, length: Tensor | float = 1.0) -> Latents:
-        """``self + length · step``, ``length`` (B,)."""
+        """Move the random effects by ``length`` ``(B,)`` times a step."""
         scale = length[:, None, None] if isinstance(length, Tensor) else length
         return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
 
     def replaced(self, genes: Tensor, others: Latents) -> Latents:
-        """The same with some genes' random effects taken from ``others``."""
+        """Copy with some genes' random effects taken from ``others``."""
         field, noise = self.field.clone(), self.noise.clone()  # which keeps their layout
         field[genes], noise[genes] = others.field, others.noise
         return Latents(field, noise)
 
     def select(self, genes: Tensor) -> Latents:
-        """The same for some of the genes."""
+        """Take the random effects of some of the genes."""
         return Latents(planar(self.field[genes]), planar(self.noise[genes]))
 
 
@@ -122,12 +122,12 @@ class MixedModel:
 
     @property
     def n_predictors(self) -> int:
-        """Q."""
+        """Number Q of linear predictors of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     @property
     def n_coefficients(self) -> int:
-        """P, or N of a model without a design."""
+        """Number P of coefficients of a predictor, or N for a model without a design."""
         return self.counts.shape[1] if self.design is None else self.design.shape[1]
 
     @property
@@ -136,7 +136,7 @@ class MixedModel:
         return torch.arange(len(self.counts), device=self.counts.device)
 
     def select(self, genes: Tensor) -> MixedModel:
-        """The same model for some of the genes."""
+        """Take the model of some of the genes."""
         model = copy(self)
         model.counts = planar(self.counts[genes])
         model.likelihood = self.likelihood.select(genes)
@@ -145,13 +145,13 @@ class MixedModel:
         return model
 
     def bound(self, hyper: Mapping[str, Tensor]) -> MixedModel:
-        """The same model with the likelihood's hyper-parameters at these values, (B, 1) each."""
+        """Copy with the likelihood's hyper-parameters at these values, (B, 1) each."""
         model = copy(self)
         model.set_likelihood(self.likelihood.bind(hyper))
         return model
 
     def without_field(self) -> MixedModel:
-        """The same model with a random effect that is independent between spots."""
+        """Copy with a random effect that is independent between spots."""
         model = copy(self)
         model.solver = None
         return model
@@ -164,7 +164,7 @@ class MixedModel:
         return Latents(planar(blank(n_genes, r, self.n_predictors)), planar(blank(n_genes, n_spots, self.n_predictors)))
 
     def fixed_part(self, coefficients: Tensor) -> Tensor:
-        """``X Γ``: (B, N, Q)."""
+        """Part of the linear predictor that the covariates make, ``X Γ``: (B, N, Q)."""
         return coefficients if self.design is None else (self.design @ coefficients.permute(2, 1, 0)).permute(2, 1, 0)
 
     def coefficient_slope(self, slope: Tensor) -> Tensor:
@@ -172,14 +172,14 @@ class MixedModel:
         return slope if self.design is None else (self.design.T @ slope.permute(2, 1, 0)).permute(2, 1, 0)
 
     def random_part(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """``a s + c e``: (B, N, Q)."""
+        """Part of the linear predictor that the random effects make, ``a s + c e``: (B, N, Q)."""
         out = latents.noise * parameters.white
         if self.solver is not None:
             out += self.solver.spread(latents.field) * parameters.spatial[:, None]
         return out
 
     def effect(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """ν on the scale of the logits: (B, N, Q)."""
+        """Random effect ν on the scale of the logits: (B, N, Q)."""
         out = self.random_part(parameters, latents)
         return out if self.basis is None else self.basis.logits(out)
 
@@ -189,7 +189,7 @@ class MixedModel:
         return 0.0 if self.basis is None else self.counts.shape[1] * self.basis.log_volume
 
     def log_joint(self, parameters: Parameters, latents: Latents) -> Tensor:
-        """``log p(y | η) − ½ z' P z − ½ e' e``: (B,), without the Gaussian constants."""
+        """Joint log density, ``log p(y | η) − ½ z' P z − ½ e' e``: (B,), without the Gaussian constants."""
         eta = self.fixed_part(parameters.coefficients) + self.random_part(parameters, latents)
         value = self.likelihood.kernel(self.counts, eta).sum(-1) - 0.5 * latents.noise.square().sum((1, 2))
         if self.solver is not None:
@@ -290,7 +290,7 @@ class NewtonStep:
         self.curved = torch.isfinite(self.decrement + self.white_logdet)  # the Hessian is negative definite
 
     def pull_back(self, field: Tensor, latents: Latents | None = None) -> Latents:
-        """``J' field``, and less the prior's pull at ``latents`` when given."""
+        """Derivatives in the random effects from those of the predictor, ``J' field``, less the prior's if given."""
         model, noise = self.model, field * self.parameters.white
         spatial = noise.new_zeros(noise.shape[0], 0, noise.shape[2])
         if model.solver is not None:
@@ -310,7 +310,7 @@ class NewtonStep:
         return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
 
     def marginal_precision_product(self, fields: Tensor) -> Tensor:
-        r"""``(W⁻¹ + Σ)⁻¹ x = W̃ x − W̃ a F S⁻¹ F' a W̃ x`` for R fields x (B, N, Q, R): never inverts Σ or W."""
+        r"""Multiply R fields (B, N, Q, R) by ``(W⁻¹ + Σ)⁻¹``, as ``W̃ x − W̃ a F S⁻¹ F' a W̃ x``, inverting neither."""
         out, solver = matmul(self.effective, planar(fields)), self.model.solver
         if solver is None or self.factor is None:
             return out

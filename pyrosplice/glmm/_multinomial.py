@@ -112,7 +112,7 @@ class MultinomialGLM:
         return pyro.sample(name, prior)
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
-        """η ``(..., G, N, Q)`` from the values of the sites."""
+        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites."""
         return self.design @ values["beta"] + values["bias_eta"].unsqueeze(-2)
 
     def __call__(self) -> Tensor:
@@ -202,7 +202,7 @@ class MultinomialGLMM(MultinomialGLM):
 
     @property
     def covariance(self) -> EigenCovariance:
-        """V, decomposed."""
+        """Spatial covariance V, decomposed."""
         return self.space.eigen
 
     def effect(self, values: Mapping[str, Tensor]) -> SpatialEffect:
@@ -216,7 +216,7 @@ class MultinomialGLMM(MultinomialGLM):
         return {**values, "nu": pyro.sample("nu", self.effect(values))}
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
-        """η ``(..., G, N, Q)`` from the values of the sites."""
+        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites."""
         return super().linear_predictor(values) + values["nu"]
 
 

@@ -43,7 +43,7 @@ class Linked:
     Attributes
     ----------
     parameters
-        Of the mixed model.
+        Parameters of the mixed model.
     log_hyper
         Logs of the likelihood's hyper-parameters, (b, H).
     log_prior
@@ -73,7 +73,7 @@ class SearchCoordinates(Protocol):
         ...
 
     def share(self, vector: Tensor, genes: Tensor) -> Tensor:
-        """θ, (b, n_components or Q)."""
+        """Spatial share θ of the variance, (b, n_components or Q)."""
         ...
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Unknowns:
     def pack(
         self, coefficients: Tensor, sigma: Tensor, angle: Tensor | None, hyper: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """One vector a gene, (B, d)."""
+        """Write the unknowns as one vector a gene, (B, d)."""
         parts = [coefficients.flatten(1)]
         if self.fixed_sigma is None:
             parts.append(sigma)
@@ -159,7 +159,7 @@ class Unknowns:
         return Linked(self.parameters(vector, genes), vector[:, vector.shape[1] - len(self.hyper) :], prior)
 
     def share(self, vector: Tensor, genes: Tensor) -> Tensor:
-        """θ, (b, n_components)."""
+        """Spatial share θ of the variance, (b, n_components)."""
         return self.unpack(vector, genes)[2].sin().square()
 
     def parameters(self, vector: Tensor, genes: Tensor) -> Parameters:
@@ -183,7 +183,7 @@ class Unknowns:
         return {**sites, **self.hyper_values(vector)}
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """At most 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ and 1 in a log."""
+        """Limit a step to 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ and 1 in a log."""
         n_gamma, n_sigma, n_angle, n_hyper = self.sizes
         sigma = point[:, n_gamma : n_gamma + n_sigma].abs()
         logits, angles = point.new_full((len(point), n_gamma), 3.0), point.new_full((len(point), n_angle), 0.5)
@@ -311,7 +311,7 @@ class ModeObjective(ABC):
         """Log density of the genes of ``mode``, and its derivatives."""
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """That of the coordinates."""
+        """Limit a step as the coordinates do."""
         return self.unknowns.step_limit(genes, point, direction)
 
     def information(self) -> Tensor:

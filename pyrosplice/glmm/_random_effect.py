@@ -90,7 +90,7 @@ def unit_deviations(
     n_logits
         Q.
     solver
-        Of the spatial covariance; without, θ means nothing.
+        Solver for the spatial covariance; without one, θ means nothing.
     """
     sigma, logit = sigma.expand(-1, n_logits), theta_logit.expand(-1, n_logits)
     if solver is None:

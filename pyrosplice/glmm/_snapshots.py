@@ -42,7 +42,7 @@ class Snapshots:
         return self.minimizer(self._noted, genes, first, convergence=convergence, options=options)
 
     def stacked(self) -> dict[str, Tensor]:
-        """One tensor a name, epochs first."""
+        """Stack the values to one tensor a name, epochs first."""
         return {name: torch.stack([epoch[name] for epoch in self.epochs]) for name in self.epochs[0]}
 
 

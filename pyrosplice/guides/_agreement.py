@@ -60,7 +60,7 @@ def difference_from(
     points: Callable[[torch.Generator], Mapping[str, Tensor]],
     *data: Tensor,
 ) -> str | None:
-    """In which a Pyro model differs from the shipped one, in words; None where density and latent sites are the same.
+    """Say in words how a Pyro model differs from the shipped one; None where density and latent sites are the same.
 
     Parameters
     ----------

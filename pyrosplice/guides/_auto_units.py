@@ -188,12 +188,12 @@ class AutoUnits(AutoGuide):
 
     @property
     def path(self) -> str:
-        """What ran, and why."""
+        """Which way the fit went, and why."""
         self.optimum  # noqa: B018 (which raises before a fit)
         return self._path
 
     def report(self) -> pd.DataFrame:
-        """How the fit of each unit went: one row a unit.
+        """Tabulate how the fit of each unit went, one row a unit.
 
         Returns
         -------
@@ -291,7 +291,7 @@ class AutoUnits(AutoGuide):
         num_samples
             How many.
         seed
-            Of these draws only; torch's own state is used, and moves on, if None.
+            Seed of these draws only; torch's own state is used, and moves on, if None.
         """
         check_integer("num_samples", num_samples)
         with ExitStack() as stack:

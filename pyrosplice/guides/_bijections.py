@@ -11,7 +11,7 @@ from torch.distributions.transforms import IndependentTransform, Transform
 
 
 class VectorToLowerCholesky(Transform):
-    """``D (D + 1) / 2`` real numbers as a lower triangular matrix of positive diagonal, given by its logs.
+    """Transformation of ``D (D + 1) / 2`` real numbers to a lower triangular matrix, its diagonal given by logs.
 
     Pyro's own takes ``D × D`` numbers and ignores those above the diagonal: a direction without curvature for each.
     """
@@ -48,7 +48,7 @@ class VectorToLowerCholesky(Transform):
 
 
 class VectorToPositiveDefinite(VectorToLowerCholesky):
-    """``D (D + 1) / 2`` real numbers as a symmetric positive definite matrix, by its Cholesky factor."""
+    """Transformation of ``D (D + 1) / 2`` real numbers to a positive definite matrix, by its Cholesky factor."""
 
     codomain: constraints.Constraint = constraints.positive_definite
 

@@ -71,7 +71,7 @@ class Curvature:
     Parameters
     ----------
     density
-        Of the model.
+        Density of the model.
     inner
         Names of the sites.
     use_structure
@@ -99,11 +99,11 @@ class Curvature:
 
     @property
     def size(self) -> int:
-        """m, unknowns of a unit."""
+        """Number m of unknowns of a unit."""
         return len(self.columns)
 
     def join(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """All unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
+        """Join all unknowns ``(..., G, d)`` from those of the outer and of the inner sites."""
         return torch.cat([outer, inner], -1)[..., self._order]
 
     def expand(self, outer: Tensor, inner: Tensor, *, create_graph: bool = False) -> Expansion:
@@ -125,22 +125,22 @@ class Curvature:
             return Expansion(-value, -gradient, hessian)
 
     def solve(self, hessian: Tensor, right: Tensor) -> Tensor:
-        """``|H|⁺ right`` of some units: ``(A, B, k, k)`` and ``(A, m, R)`` to ``(A, m, R)``."""
+        """Solve with ``|H|`` for some units: ``(A, B, k, k)`` and ``(A, m, R)`` to ``(A, m, R)``."""
         folded = self.fold(right)
         solved = solve_curvature(hessian.flatten(0, 1), folded.flatten(0, 1))
         return self.unfold(solved.reshape(folded.shape))
 
     def fold(self, right: Tensor) -> Tensor:
-        """``(A, m, R)`` by block: ``(A, B, k, R)``, zero where a block is shorter."""
+        """Split ``(A, m, R)`` into blocks: ``(A, B, k, R)``, zero where a block is shorter."""
         padded = torch.cat([right, right.new_zeros(right.shape[0], 1, right.shape[2])], 1)
         return padded[:, self.layout.blocks]
 
     def unfold(self, folded: Tensor) -> Tensor:
-        """``(..., B, k, R)`` as ``(..., m, R)``."""
+        """Join blocks ``(..., B, k, R)`` to ``(..., m, R)``."""
         return folded.flatten(-3, -2)[..., self._place, :]
 
     def dense(self, hessian: Tensor) -> Tensor:
-        """``(G, B, k, k)`` as ``(G, m, m)``."""
+        """Write the blocks ``(G, B, k, k)`` as full matrices ``(G, m, m)``."""
         blocks = self.layout.blocks
         out = hessian.new_zeros(len(hessian), self.size + 1, self.size + 1)
         out[:, blocks[:, :, None], blocks[:, None, :]] = hessian
@@ -270,7 +270,7 @@ class Curvature:
             )
 
     def describe(self) -> str:
-        """In words: how large the Hessian is and how it is found."""
+        """Say in words how large the Hessian is and how it is found."""
         layout = self.layout
         parts = f", {len(layout.blocks)} blocks of up to {layout.blocks.shape[1]}" if len(layout.blocks) > 1 else ""
         known = f", precision of {', '.join(layout.known)} known" if layout.known else ""

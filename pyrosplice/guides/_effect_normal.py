@@ -22,7 +22,7 @@ class EffectNormal(TorchDistribution):
     loc
         Means ``(G, N Q)``.
     engine
-        Of the model.
+        Engine of the model.
     outer
         Unconstrained coordinates ``(G, p)`` of the other sites.
     """
@@ -40,7 +40,7 @@ class EffectNormal(TorchDistribution):
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> EffectNormal:
-        """The same distribution with dimensions to the left of the units."""
+        """Copy with dimensions to the left of the units."""
         shape = torch.Size(batch_shape)
         if shape[-1:] != self.loc.shape[:1]:
             raise NotImplementedError(f"EffectNormal: the last batch dimension is its {len(self.loc)} units.")
@@ -49,7 +49,7 @@ class EffectNormal(TorchDistribution):
         return expanded
 
     def centered(self) -> EffectNormal:
-        """The same around zero."""
+        """Copy around zero."""
         moved = copy(self)
         moved.loc = torch.zeros_like(self.loc)
         return moved
@@ -74,16 +74,16 @@ class EffectNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """``(G, N Q)``."""
+        """Mean of the effect, ``(G, N Q)``."""
         return self.loc
 
     @property
     def variance(self) -> Tensor:
-        """``(G, N Q)``."""
+        """Variance of the effect, ``(G, N Q)``."""
         return torch.cat([self._of(units, linked).variance.flatten(1) for units, linked in self._parts])
 
     def _of(self, units: Tensor, linked: Linked) -> RandomEffectPosterior:
-        """Of a batch; worked out again at every call where there are many, which together are large."""
+        """Posterior of a batch; worked out again at every call where there are many, which together are large."""
         if self._kept:
             return self._kept[0]
         posterior = self.engine.posterior(linked, units)

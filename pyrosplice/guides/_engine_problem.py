@@ -19,16 +19,16 @@ from pyrosplice.likelihoods._contract import Likelihood
 
 @dataclass(frozen=True)
 class ModelLinks:
-    """All that the counts and the random effect depend on, at values of the other sites.
+    """Everything that the counts and the random effect depend on, at values of the other sites.
 
     Attributes
     ----------
     eta
         Linear predictor with the effect in it, ``(G, N, Q)``.
     sigma, theta_logit
-        Of the effect, ``(G, Q)``.
+        Variance parameters of the effect, ``(G, Q)``.
     hyper
-        Of the likelihood, ``(G, 1)`` by name.
+        Hyper-parameters of the likelihood, ``(G, 1)`` by name.
     others
         Log density of all other sites, ``(G,)``.
     """
@@ -50,13 +50,13 @@ class EngineProblem:
     Attributes
     ----------
     density
-        Of the model by unit.
+        Density of the model by unit.
     effect, observed
         Names of the sites of ν and of the counts.
     counts
         ``(G, N, K)``.
     solver
-        That of the distribution of ν.
+        Solver of the distribution of ν.
     basis
         Coordinates of the logits in which ν is independent; None if it is so in the logits.
     likelihood
@@ -85,7 +85,7 @@ class EngineProblem:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.likelihood.n_predictors(self.counts.shape[-1])
 
     @property

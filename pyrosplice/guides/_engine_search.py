@@ -67,7 +67,7 @@ class EngineDensity:
     Parameters
     ----------
     problem
-        Of the model.
+        What the engine reads of the model.
 
     Attributes
     ----------
@@ -153,12 +153,12 @@ class EngineDensity:
         return (vanishes & steep).any(1), (ends & steep).any(1)
 
     def __call__(self, outer: Tensor) -> MarginalValue:
-        """At unconstrained coordinates ``(G, p)`` of the sites but for the effect."""
+        """Log marginal density at unconstrained coordinates ``(G, p)`` of the sites but for the effect."""
         found = [vars(self._at(outer.detach(), units)) for units in self.batches]
         return MarginalValue(**{name: torch.cat([part[name] for part in found]) for name in found[0]})
 
     def _at(self, outer: Tensor, units: Tensor) -> MarginalValue:
-        """Of some units, at coordinates of all."""
+        """Log marginal density of some units, at coordinates of all."""
         objective = self._objective(units, outer)
         loss, gradient = objective.evaluate(objective.model.genes, outer[units], tolerance=FINAL_TOLERANCE)
         mode = objective.mode
@@ -174,7 +174,7 @@ class EngineDensity:
             return objective.unknowns.linked(outer[units], objective.model.genes, None)
 
     def posterior(self, linked: Linked, units: Tensor) -> RandomEffectPosterior:
-        """Of the effect in some units, given the other sites; does not run the model."""
+        """Posterior of the effect in some units, given the other sites; does not run the model."""
         model = self.problem.mixed_model(units)
         if self.problem.hyper:
             model = model.bound(linked.hyper_values(self.problem.hyper))
@@ -217,7 +217,7 @@ class _BatchSearch:
         return self.full.latents
 
     def _informed(self) -> tuple[Tensor, Convergence]:
-        """From the best fit without space, as the library's own fits go."""
+        """Search from the best fit without space, as the library's own fits go."""
         begin = self._first()
         rough = replace(self.options, tolerance=max(ROUGH, self.options.tolerance))
         null, null_loss = search(self.null, self.genes, begin, Convergence.start(len(self.genes)), rough, minimize)
@@ -262,7 +262,7 @@ class _BatchSearch:
             best[2].reason[gene] = record.reason[gene]
 
     def _finish(self, point: Tensor, record: Convergence, optimum: Optimum) -> None:
-        """With σ ≥ 0 and ψ in [0, π/2]."""
+        """Store a result with σ ≥ 0 and ψ in [0, π/2]."""
         rest, sigma, angle = point.split(self.layout.sizes, 1)
         old = self.full.coordinates.linked(point, self.genes, None).parameters
         point = torch.cat([rest, sigma.abs(), torch.atan2(angle.sin().abs(), angle.cos().abs())], 1)

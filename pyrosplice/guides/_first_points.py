@@ -27,11 +27,11 @@ class ModelTrace(Protocol):
 
     @property
     def plate_to_symbol(self) -> Mapping[str, str]:
-        """Of packed tensors."""
+        """Symbols that stand for the plates in packed tensors."""
 
     @property
     def symbol_to_dim(self) -> Mapping[str, int]:
-        """Of packed tensors, plates and discrete sites."""
+        """Dimensions of the symbols in packed tensors, of plates and of discrete sites."""
 
     def pack_tensors(self) -> None:
         """Pack densities by their plates."""

@@ -39,7 +39,7 @@ def problem_of(
     marginalize: Sequence[str],
     units: str | None = "auto",
 ) -> EngineProblem:
-    """What the sparse engine makes of a Pyro model.
+    """Read what the sparse engine needs from a Pyro model; refused, by name, where it may not fit it.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def problem_of(
 
 
 def read_problem(density: UnitDensity, marginalize: tuple[str, ...]) -> EngineProblem:
-    """The same of a density that is set up already."""
+    """Read what the engine needs from a density that is set up already."""
     if len(marginalize) != 1:
         raise RefusedModelError(
             f"marginalize: {len(marginalize)} sites ({', '.join(marginalize)}); the engine integrates one effect."
@@ -242,20 +242,20 @@ class _Gate:
                 )
 
     def links(self, run: _Run, observed: str) -> ModelLinks:
-        """Of a run."""
+        """Read what counts and effect depend on from a run."""
         return read_links(self.density, run.trace, self.name, observed, self.hyper(observed))
 
     def eta(self, observed: str, run: _Run) -> Tensor:
-        """``(G, N, Q)``."""
+        """Linear predictor ``(G, N, Q)``."""
         node = run.trace.nodes[observed]
         return self.density.by_unit(observed, node["fn"].eta, plates_of(node), event_dim=1)
 
     def counts(self, observed: str) -> Tensor:
-        """``(G, N, K)``, float64."""
+        """Counts ``(G, N, K)``, float64."""
         return self.given_counts(observed).double()
 
     def given_counts(self, observed: str) -> Tensor:
-        """The same in the numbers of the site: of integers torch works out the constants of a density in float32."""
+        """Counts in the numbers of the site: of integers torch works out the constants of a density in float32."""
         node = self.first.trace.nodes[observed]
         value = node["value"].expand(*node["fn"].batch_shape, *node["fn"].event_shape)
         return self.density.by_unit(observed, value, plates_of(node), event_dim=1)

@@ -18,9 +18,9 @@ class LatentSite:
     Attributes
     ----------
     name
-        Of the site.
+        Name of the site.
     transform
-        From unconstrained coordinates to values.
+        Transformation from unconstrained coordinates to values.
     shape, value_shape
         Shapes of the unconstrained coordinates and of the values.
     event_dim
@@ -28,7 +28,7 @@ class LatentSite:
     axis
         Which axis of the coordinates counts the units; None where all are one problem.
     columns
-        Of the vector of unknowns.
+        Columns of the vector of unknowns.
     frames
         The plates of the site.
     dtype

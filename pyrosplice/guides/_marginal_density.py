@@ -37,7 +37,7 @@ class MarginalValue:
     value
         ``(G,)``; minus infinity where there is no mode with Gaussian curvature.
     gradient
-        In the outer unknowns, ``(G, p)``.
+        Gradient in the outer unknowns, ``(G, p)``.
     inner
         The mode, ``(G, m)``.
     found
@@ -52,7 +52,7 @@ class MarginalValue:
 
 @dataclass(frozen=True)
 class CurvedValue(MarginalValue):
-    """The same, with minus the Hessian at the mode, ``(G, B, k, k)``."""
+    """Laplace's approximation at outer unknowns, with minus the Hessian at the mode, ``(G, B, k, k)``."""
 
     hessian: Tensor
 
@@ -66,14 +66,14 @@ class MarginalDensity:
     Parameters
     ----------
     curvature
-        Of the model's density in the inner sites.
+        Curvature of the model's density in the inner sites.
     """
 
     def __init__(self, curvature: Curvature) -> None:
         self.curvature = curvature
 
     def __call__(self, outer: Tensor, start: Tensor) -> CurvedValue:
-        """At outer unknowns ``(G, p)``; the mode is looked for from ``start`` ``(G, m)``."""
+        """Laplace's approximation at outer unknowns ``(G, p)``; the mode is looked for from ``start`` ``(G, m)``."""
         curvature, every = self.curvature, torch.arange(len(outer))
         outer = outer.detach()
         inner, record = newton_search(curvature, outer, start, every, tolerance=INNER_TOLERANCE, max_iter=INNER_STEPS)
@@ -120,7 +120,7 @@ class MarginalFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: BackwardCFunction, weight: Tensor) -> tuple[Tensor, None]:
-        """Its gradient."""
+        """Gradient of the marginal log density, from the weights of its values."""
         (gradient,) = ctx.saved_tensors
         return weight[:, None] * gradient, None
 
@@ -150,5 +150,5 @@ class OuterLoss:
         return -found.value[genes], -found.gradient[genes]
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """At most 2 in each unconstrained coordinate."""
+        """Limit a step to 2 in each unconstrained coordinate."""
         return (2.0 / direction.abs().amax(1).clamp_min(1e-300)).clamp_max(1.0)

@@ -47,7 +47,7 @@ class _Fitted:
 
 
 class AutoMarginalLaplace(AutoUnits):
-    """Empirical Bayes for any model with random effects: some sites integrated out, the others at their best values.
+    """Guide for any model with random effects: some sites integrated out, the others at their best values.
 
     The sites in ``marginalize`` (random effects) are integrated out by Laplace's method, unit by unit. The others are
     at the maximum of the marginal density, as TMB, glmmTMB and INLA's first stage have it. Discrete sites are summed
@@ -117,7 +117,7 @@ class AutoMarginalLaplace(AutoUnits):
         return latent if self.outer == "gaussian" else frozenset(self.marginalize)
 
     def _first_point(self, attempt: int) -> Tensor:
-        """With positive outer sites, standard deviations among them, below their middle: near no random effect.
+        """First point, with positive outer sites (standard deviations among them) low: near no random effect.
 
         From a large one the search can climb to where a mode loses its curvature, and Laplace's value its meaning:
         zero-inflated counts of 80 cells, sd 0.3, did so from sd 0.8 in 4 of 8 genes, and from here in none.
@@ -192,7 +192,7 @@ class AutoMarginalLaplace(AutoUnits):
         return replace(best, point=self._join(state.outer, state.at.inner))
 
     def _join(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """All unknowns ``(..., G, d)`` from those of the outer and of the integrated sites."""
+        """Join all unknowns ``(..., G, d)`` from those of the outer and of the integrated sites."""
         columns = [torch.arange(self.density.size)[self.density.latents[name].columns] for name in self._order]
         return torch.cat([outer, inner], -1)[..., torch.cat(columns).argsort()]
 
@@ -246,7 +246,7 @@ class AutoMarginalLaplace(AutoUnits):
         Parameters
         ----------
         values
-            Of every latent continuous site that is not marginalized, shaped as in the model.
+            Values of every latent continuous site that is not marginalized, shaped as in the model.
         prior
             Whether to add the log prior density of ``values``.
 
@@ -303,14 +303,14 @@ class AutoMarginalLaplace(AutoUnits):
     def laplace_approximation(
         self, *args: Any, options: FitOptions | None = None, **kwargs: Any
     ) -> AutoMarginalLaplace:
-        """The same guide with ``outer="gaussian"``, fitted from the values of this one.
+        """Copy the guide with ``outer="gaussian"``, fitted from the values of this one.
 
         Parameters
         ----------
         *args, **kwargs
             What the model is called with.
         options
-            Of that search.
+            Options of that search.
         """
         guide = AutoMarginalLaplace(
             self._plain[0],

@@ -103,7 +103,7 @@ class AutoNewtonMAP(AutoUnits):
         return torch.zeros_like(self._of_point())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.Delta:
-        """All mass at the unconstrained values: batch shape ``(G,)``."""
+        """Distribution with all mass at the unconstrained values: batch shape ``(G,)``."""
         return dist.Delta(self._of_point(), event_dim=1)
 
     def laplace_approximation(self, *args: Any, options: FitOptions | None = None, **kwargs: Any) -> AutoUnitNormal:
@@ -116,7 +116,7 @@ class AutoNewtonMAP(AutoUnits):
         *args, **kwargs
             What the model is called with.
         options
-            Of that search.
+            Options of that search.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class AutoNewtonMAP(AutoUnits):
 
 
 class AutoUnitNormal(AutoUnits):
-    """One Gaussian a unit over all unconstrained coordinates: what ``AutoNewtonMAP.laplace_approximation`` returns."""
+    """Gaussian of each unit over all unconstrained coordinates: ``AutoNewtonMAP.laplace_approximation`` returns it."""
 
     def _jacobian_sites(self) -> frozenset[str]:
         return self._latent_names()

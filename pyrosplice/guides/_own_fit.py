@@ -166,7 +166,7 @@ class SavedSites:
 
     @classmethod
     def of(cls, own: OwnFit) -> SavedSites:
-        """Of a fit."""
+        """Take from a fit what a file holds of it."""
         return cls(own.name, own.engine, {name: value.double().numpy() for name, value in own.values.items()})
 
     def copies(self) -> dict[str, Tensor]:
@@ -281,7 +281,7 @@ def endless(slope: Tensor, information: Tensor) -> Tensor:
     Parameters
     ----------
     slope, information : (G, D), (G, D, D)
-        Of the log density, in coefficients of covariates of size one, so that units make no difference.
+        Derivatives of the log density, in coefficients of covariates of size one, so that units make no difference.
     """
     curvature, directions = torch.linalg.eigh(information.nan_to_num())
     along = (directions.mT @ slope.unsqueeze(-1)).squeeze(-1).abs()

@@ -56,7 +56,7 @@ def bound_model(
     arguments
         What the shipped model is made with.
     asked
-        Of which of them something was asked for, and in which words.
+        Those of which something was asked for, and in which words.
     data
         Names of what the model is called with later on.
 
@@ -169,7 +169,7 @@ def random_effects(program: Program, name: str, values: Mapping[str, Tensor], ap
     program, name
         The model, and what it is called.
     values
-        Of its latent sites.
+        Values of its latent sites.
     apart
         Sites that are no random effects whatever they depend on.
 

@@ -33,7 +33,7 @@ class DiagonalPrecision:
 
 @dataclass(frozen=True)
 class MatrixPrecision:
-    """One matrix ``(..., k, k)`` for the k numbers of an event, in the order of its flattened value."""
+    """Precision as one matrix ``(..., k, k)`` for the k numbers of an event, in the order of its flattened value."""
 
     matrix: Tensor
 
@@ -92,7 +92,7 @@ class SiteEntries:
 
     @classmethod
     def of(cls, site: LatentSite, fn: torch.distributions.Distribution) -> SiteEntries | None:
-        """Of a site with distribution ``fn``; None where no precision is known."""
+        """Read the precision of a site with distribution ``fn``; None where it is not known."""
         known = precision(fn)
         if known is None or len(fn.batch_shape) > site.batch_dim or not site.is_real():
             return None
@@ -117,7 +117,7 @@ class SiteEntries:
         return self.blocks[:, event, rows % size, columns % size] * (inside & (event == columns // size))
 
     def matrix(self) -> Tensor:
-        """All of it, ``(G, size, size)``."""
+        """Full precision matrix, ``(G, size, size)``."""
         if self.diagonal is not None:
             return torch.diag_embed(self.diagonal)
         assert self.blocks is not None

@@ -54,7 +54,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the searches of all units ended.
+    """Result of the searches: where those of all units ended.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Optimum:
 
     @property
     def converged(self) -> Tensor:
-        """``(G,)``."""
+        """Whether the search of each unit ended at an optimum, ``(G,)``."""
         return torch.tensor([reason == Reason.CONVERGED for reason in self.reason])
 
     def better(self, other: Optimum, rows: Tensor) -> Optimum:
@@ -148,7 +148,7 @@ class UnitLoss:
         return found.gradient[self.rows], found.hessian[self.rows]
 
     def select(self, rows: Tensor) -> UnitLoss:
-        """The same of some of the units (indices among the present ones)."""
+        """Take the loss of some of the units (indices among the present ones)."""
         part = UnitLoss(self.curvature, self.outer, self.inner, self.rows[rows])
         part._size = self._size[rows]
         return part
@@ -191,7 +191,7 @@ def newton_optimum(
 
 
 def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
-    """With the reasons of units corrected by what was found at their last point."""
+    """Correct the reasons of units by what was found at their last point."""
     small = optimum.gradient.norm(dim=1) <= tolerance
     at_rounding = is_small(optimum, tolerance)
     finite = torch.isfinite(optimum.value) & torch.isfinite(optimum.gradient).all(1)

@@ -42,7 +42,7 @@ class SearchLayout:
 
     @classmethod
     def of(cls, problem: EngineProblem, *, scales: bool) -> SearchLayout:
-        """With σ and ψ in the place of sites that are σ and θ (``scales``), or with unconstrained coordinates only."""
+        """Lay out unknowns: σ and ψ in place of sites σ and θ (``scales``), or unconstrained coordinates only."""
         latents = problem.density.latents
         every = torch.arange(problem.density.size)
         none = every[:0]
@@ -58,14 +58,14 @@ class SearchLayout:
 
 
 class SiteCoordinates:
-    """:class:`~pyrosplice.glmm._objective.SearchCoordinates` of some units of a model.
+    """Unknowns of some units of a model, as :class:`~pyrosplice.glmm._objective.SearchCoordinates` has them.
 
     Parameters
     ----------
     problem
-        Of the model.
+        What the engine reads of the model.
     layout
-        Of the unknowns.
+        Layout of the unknowns.
     units
         Which units are the engine's genes, ``(B,)``.
     others
@@ -136,7 +136,7 @@ class SiteCoordinates:
         return size * share, size[:, None] * white
 
     def share(self, vector: Tensor, genes: Tensor) -> Tensor:
-        """θ, one for each component, or ``(b, Q)``."""
+        """Spatial share θ of the variance, one for each component, or ``(b, Q)``."""
         if len(self.layout.angle):
             return vector.split(self.layout.sizes, 1)[2].sin().square()
         with torch.no_grad():
@@ -145,14 +145,14 @@ class SiteCoordinates:
         return spatial / (spatial + found.white.square().mean(1)).clamp_min(1e-300)
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-        """At most 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ, 2 in what η does not depend on."""
+        """Limit a step to 3 logits, 0.7 (or half of itself) in σ, 0.5 radians in ψ, 2 in what η does not depend on."""
         _, n_sigma, n_angle = self.layout.sizes
         sigma = point[:, point.shape[1] - n_angle - n_sigma : point.shape[1] - n_angle].abs()
         most = [self.reach[genes], (0.5 * sigma).clamp_min(0.7), point.new_full((len(point), n_angle), 0.5)]
         return (torch.cat(most, 1) / direction.abs().clamp_min(1e-300)).amin(1).clamp_max(1.0)
 
     def information(self, mode: Mode, genes: Tensor, point: Tensor, hyper_scale: Tensor | None) -> Tensor:
-        """That of η (see :func:`effect_information`), of the hyper-parameters and of the priors, where they curve."""
+        """Information of η (see :func:`effect_information`), of hyper-parameters and of priors, where they curve."""
         with torch.enable_grad():
             vector = point.detach().requires_grad_(True)
             linked = self.linked(vector, genes, None)

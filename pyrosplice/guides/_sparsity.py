@@ -87,7 +87,7 @@ def _by_products(term: Tensor, unknowns: Tensor, columns: Tensor) -> tuple[Tenso
 
 
 def vector_products(source: Tensor, target: Tensor, seeds: Tensor, *, create_graph: bool) -> Tensor:
-    """``seeds`` ``(C, *source.shape)`` pulled back to ``target``, all at once where the model's functions allow it."""
+    """Pull ``seeds`` ``(C, *source.shape)`` back to ``target``, all at once where the model's functions allow it."""
     if not source.requires_grad or not len(seeds):
         return target.new_zeros(len(seeds), *target.shape)
     options = {"create_graph": create_graph, "retain_graph": True, "allow_unused": True}

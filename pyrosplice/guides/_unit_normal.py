@@ -44,7 +44,7 @@ class UnitNormal(TorchDistribution):
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> UnitNormal:
-        """The same distribution with dimensions to the left of the units."""
+        """Copy with dimensions to the left of the units."""
         shape = torch.Size(batch_shape)
         if shape[-1:] != self.loc.shape[:1]:
             raise NotImplementedError(f"UnitNormal: the last batch dimension is its {len(self.loc)} units.")
@@ -53,7 +53,7 @@ class UnitNormal(TorchDistribution):
         return expanded
 
     def centered(self) -> UnitNormal:
-        """The same around zero."""
+        """Copy around zero."""
         moved = copy(self)
         moved.loc = torch.zeros_like(self.loc)
         return moved
@@ -84,21 +84,21 @@ class UnitNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """``(G, m)``."""
+        """Mean of each unit, ``(G, m)``."""
         return self.loc
 
     @property
     def variance(self) -> Tensor:
-        """``(G, m)``."""
+        """Variance of each unknown, ``(G, m)``."""
         inverse = torch.cholesky_inverse(self.root)
         return self.curvature.unfold(torch.diagonal(inverse, dim1=-2, dim2=-1)[..., None])[..., 0]
 
     @property
     def precision_matrix(self) -> Tensor:
-        """``(G, m, m)``."""
+        """Precision matrix of each unit, ``(G, m, m)``."""
         return self.curvature.dense(self.hessian)
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """``(G, m, m)``."""
+        """Covariance matrix of each unit, ``(G, m, m)``."""
         return torch.linalg.inv(self.precision_matrix)

@@ -29,11 +29,11 @@ class ByAutograd(Wrapped):
         self.additive = self.log_concave = False
 
     def bind(self, values: Mapping[str, Tensor]) -> ByAutograd:
-        """The same with hyper-parameters at ``values``."""
+        """Copy with hyper-parameters at ``values``."""
         return ByAutograd(self.inner.bind(values))
 
     def select(self, genes: Tensor) -> ByAutograd:
-        """The same for some of the genes."""
+        """Take the likelihood of some of the genes."""
         return ByAutograd(self.inner.select(genes))
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class ByAutograd(Wrapped):
         return self.inner.sample(totals, eta, generator=generator)
 
     def start(self, counts: Tensor) -> Tensor:
-        """Where searches start."""
+        """Intercepts at which searches start."""
         return self.inner.start(counts)
 
 
@@ -62,7 +62,7 @@ def as_fitted(likelihood: Likelihood, counts: Tensor, eta: Tensor) -> tuple[Like
     Parameters
     ----------
     likelihood
-        With its hyper-parameters bound.
+        Likelihood with its hyper-parameters bound.
     counts, eta
         Where they are compared, ``(G, N, K)`` and ``(G, N, Q)``.
     """

@@ -28,7 +28,7 @@ def log_prob_of(stated: Stated, counts: Tensor, eta: Tensor) -> Tensor:
 
 
 def drawn_from(distribution: dist.TorchDistribution, generator: torch.Generator | None) -> Tensor:
-    """A draw; distributions take no generator, so that one is the seed of the global one, put back afterwards."""
+    """Draw counts; distributions take no generator, so it seeds the global one, which is put back afterwards."""
     if generator is None:
         return distribution.sample()
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

@@ -17,7 +17,7 @@ class CellCounts(TorchDistribution):
     Parameters
     ----------
     likelihood
-        Of one count.
+        Noise of one count.
     eta, zeta
         Location and scale predictor ``(..., G, N)``; the batch shape.
     """
@@ -33,7 +33,7 @@ class CellCounts(TorchDistribution):
         super().__init__(self.eta.shape, torch.Size(), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> CellCounts:
-        """The same distribution with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         shape = torch.Size(batch_shape)
         return CellCounts(self.likelihood, self.eta.expand(shape), self.zeta.expand(shape))
 
@@ -42,7 +42,7 @@ class CellCounts(TorchDistribution):
         return self.likelihood.cell_log_prob(value.to(self.eta).unsqueeze(-1), self.eta.unsqueeze(-1), self.zeta)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Counts ``(*sample_shape, ..., G, N)``."""
+        """Draw counts ``(*sample_shape, ..., G, N)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         eta, zeta = self.eta.expand(shape), self.zeta.expand(shape)
         with torch.no_grad():

@@ -33,7 +33,7 @@ def terms_by_autograd(
     Parameters
     ----------
     density
-        Of counts ``(G, N, 1)``, η ``(G, N, 1)`` and ζ ``(G, N)``: the log density ``(G, N)``.
+        Density of counts ``(G, N, 1)``, η ``(G, N, 1)`` and ζ ``(G, N)``: the log density ``(G, N)``.
     total, weight, eta, zeta
         Rows and their predictors, each ``(G, N)`` or broadcast to it.
     """

@@ -108,7 +108,7 @@ class Likelihood(Extensible):
         return len(self.predictors) or n_isos - 1
 
     def distribution(self, eta: Tensor) -> TorchDistribution:
-        """Of the counts at ``eta``: of a spot's, batch ``(..., N)``, event ``(K,)``, or of each, batch ``(..., N, K)``.
+        """Pyro distribution of the counts at ``eta``: a spot's, event ``(K,)``, or each, batch ``(..., N, K)``.
 
         The density of the counts given their total, where that is not random (whatever the ``total_count``).
         """
@@ -121,7 +121,7 @@ class Likelihood(Extensible):
         return log_prob_of(self.distribution, counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log_prob`` up to terms that do not depend on ``eta``: ``(..., N)``."""
+        """Log density up to terms that do not depend on ``eta``: ``(..., N)``."""
         return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -166,13 +166,13 @@ class Likelihood(Extensible):
         return f"likelihood: {type(self).__name__} does not say {what}; override Likelihood.{method}{why}."
 
     def expected(self, eta: Tensor) -> Tensor:
-        """:meth:`mean`, for those who report it: refused where it is not stated for this density."""
+        """Expected usage, for those who report it: :meth:`mean`, refused where it is not stated for this density."""
         self.require("mean")
         mean = self.mean(eta)
         return mean if is_ours(type(self)) else self._checked_mean(mean, eta)
 
     def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """:meth:`sample`, refused where it is not stated for this density."""
+        """Draw counts by :meth:`sample`, refused where it is not stated for this density."""
         self.require("sample")
         counts = self.sample(totals, eta, generator=generator)
         if is_ours(type(self)):
@@ -180,7 +180,7 @@ class Likelihood(Extensible):
         return shaped(f"sample of {type(self).__name__}", counts, (*eta.shape[:-1], self._categories(counts, eta)))
 
     def _checked_mean(self, mean: Tensor, eta: Tensor) -> Tensor:
-        """``mean``; refused where it is not of each spot and isoform, or no shares of molecules."""
+        """Expected counts; refused where not of each spot and isoform, or no shares of molecules."""
         what = f"mean of {type(self).__name__}"
         mean = shaped(what, mean, (*eta.shape[:-1], self._categories(mean, eta)))
         total = mean.detach().sum(-1)
@@ -198,7 +198,7 @@ class Likelihood(Extensible):
         return own if not wanted or own in wanted else wanted[0]
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """:meth:`log_kernel` where it is of this density, else ``log_prob``."""
+        """Log density up to terms without ``eta``: :meth:`log_kernel` if it is of this density, else ``log_prob``."""
         current = is_current(type(self), "log_kernel", ("log_prob",))
         return self.log_kernel(counts, eta) if current else self.log_prob(counts, eta)
 
@@ -244,7 +244,7 @@ class Likelihood(Extensible):
             return torch.autograd.grad(trace, eta)[0] if trace.requires_grad else torch.zeros_like(eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """:meth:`information` as a differentiable function of ``eta`` (which requires a gradient)."""
+        """Minus the second derivative, a differentiable function of ``eta`` (which requires a gradient)."""
         (score,) = torch.autograd.grad(self.log_prob(counts, eta).sum(), eta, create_graph=True)
         if not score.requires_grad:  # log_prob is linear in eta
             return eta.new_zeros(*eta.shape, eta.shape[-1])
@@ -257,7 +257,7 @@ class Likelihood(Extensible):
         return tuple(name for name in self.hyperparameters if getattr(self, name) is None)
 
     def bind(self: Self, values: Mapping[str, Tensor]) -> Self:
-        """The same likelihood with its hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored."""
+        """Copy with the hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored."""
         bound = copy(self)
         for name in self.hyperparameters:
             if name in values:
@@ -265,20 +265,20 @@ class Likelihood(Extensible):
         return bound
 
     def bind_start(self: Self, n_genes: int, like: Tensor) -> Self:
-        """The same with free hyper-parameters at their start values."""
+        """Copy with free hyper-parameters at their start values."""
         return self.bind({name: like.new_full((n_genes, 1), self.hyperparameters[name]) for name in self.free})
 
     def select(self: Self, genes: Tensor) -> Self:
-        """The same for some of the genes."""
+        """Take the likelihood of some of the genes."""
         own = {name: getattr(self, name) for name in self.hyperparameters}
         return self.bind({name: v[genes] for name, v in own.items() if isinstance(v, Tensor) and v.ndim >= 2})
 
     def at_scale(self: Self, zeta: Tensor) -> Self:
-        """The same with the hyper-parameter that is free at ``exp(± zeta)`` of each cell, ``(..., G, N)``."""
+        """Copy with the free hyper-parameter at ``exp(± zeta)`` of each cell, ``(..., G, N)``."""
         return self.bind({name: (self.scale_sign * zeta).exp() for name in self.free})
 
     def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """:meth:`log_prob` ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
+        """Log density ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
         found = self.at_scale(zeta).log_prob(counts, eta)
         shape = torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
         return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
@@ -298,7 +298,7 @@ class Likelihood(Extensible):
             return torch.stack(torch.autograd.grad(bound.log_prob(counts, eta).sum(), logs), -1)
 
     def _of_each_spot(self: Self, counts: Tensor, names: Sequence[str]) -> tuple[Self, list[Tensor]]:
-        """The same with hyper-parameters of each spot's own, and their logs ``(B, N)``, which require a gradient."""
+        """Copy with hyper-parameters of each spot's own, and their logs ``(B, N)``, which require a gradient."""
         logs = [getattr(self, name).expand(counts.shape[:-1]).detach().log().requires_grad_(True) for name in names]
         return self.bind({name: log.exp() for name, log in zip(names, logs, strict=True)}), logs
 
@@ -342,13 +342,13 @@ class Multinomial(Likelihood):
     log_concave = True
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log n! − Σ log y! + y' [η, 0] − n log(1 + Σ e^η)``."""
+        """Log density of the counts, ``log n! − Σ log y! + y' [η, 0] − n log(1 + Σ e^η)``."""
         total = counts.sum(-1)
         coefficient = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
         return coefficient + self.log_kernel(counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log_prob`` without the multinomial coefficient, the part that depends on ``eta``."""
+        """Log density without the multinomial coefficient, the part that depends on ``eta``."""
         link = self.link_of(Multinomial)
         if link is not None:
             return torch.xlogy(counts, link(eta)).sum(-1)
@@ -357,7 +357,7 @@ class Multinomial(Likelihood):
         return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normalizer
 
     def mean(self, eta: Tensor) -> Tensor:
-        """``softmax([η, 0])``."""
+        """Expected usage of each isoform, ``softmax([η, 0])``."""
         return usage_of(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -365,11 +365,11 @@ class Multinomial(Likelihood):
         return draw_multinomial(totals, self.mean(eta), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``y − n p`` of the free logits."""
+        """First derivative in the logits, counts less what is expected: ``y − n p``."""
         return counts[..., :-1] - self._usage(eta) * counts.sum(-1, keepdim=True)
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``n (diag(p) − p p')``."""
+        """Information of the counts about the logits, ``n (diag(p) − p p')``."""
         usage = self._usage(eta)
         expected = usage * counts.sum(-1, keepdim=True)
         information = -expected.unsqueeze(-1) * usage.unsqueeze(-2)
@@ -377,7 +377,7 @@ class Multinomial(Likelihood):
         return information
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
-        """``n p_m (C_mm − Σ_k C_kk p_k − 2 (C p)_m + 2 p' C p)``."""
+        """Derivative of the information, ``n p_m (C_mm − Σ_k C_kk p_k − 2 (C p)_m + 2 p' C p)``."""
         usage = self._usage(eta)
         diagonal = torch.diagonal(weight, dim1=-2, dim2=-1)
         product = (weight * usage.unsqueeze(-2)).sum(-1)

@@ -45,7 +45,7 @@ class Poisson(Likelihood):
         self.exposure = None if exposure is None else torch.as_tensor(exposure, dtype=torch.float64)
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``y log μ − μ − log y!``."""
+        """Log density of the counts, ``y log μ − μ − log y!``."""
         y, log_mean = counts[..., 0], self._log_mean(eta, Poisson)
         return y * log_mean - log_mean.exp() - torch.lgamma(y + 1)
 
@@ -54,35 +54,35 @@ class Poisson(Likelihood):
         return self._exposed(eta).exp().unsqueeze(-1)
 
     def variance(self, eta: Tensor) -> Tensor:
-        """The mean."""
+        """Variance of each count, which is the mean."""
         return self.mean(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Poisson counts; ``totals`` are not used."""
+        """Draw Poisson counts; ``totals`` are not used."""
         return torch.poisson(self.mean(eta), generator=generator)
 
     def start(self, counts: Tensor) -> Tensor:
-        """Log of the count per exposure."""
+        """Intercept to start from: the log of the count per exposure."""
         exposure = counts.shape[1] if self.exposure is None else self.exposure.sum()
         return ((counts.sum(1) + 0.5) / exposure).log()
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``y − μ``."""
+        """First derivative in the predictor, ``y − μ``."""
         return counts - self._exposed(eta).exp().unsqueeze(-1)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``μ``."""
+        """Information of a count about the predictor, which is its mean ``μ``."""
         return self._exposed(eta).exp()[..., None, None]
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
-        """``t η − w e^η``."""
+        """Log density of a row and its derivatives, ``t η − w e^η``."""
         eta = self._exposed(eta.unsqueeze(-1))
         mu = weight * eta.clamp_max(LOG_LINK_LIMIT).exp()
         zero = torch.zeros_like(mu)
         return Terms(total * eta - mu, total - mu, zero, mu, zero, zero)
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """``w μ``."""
+        """Expected information of a row about its predictor, ``w μ``."""
         return weight * self._exposed(eta.unsqueeze(-1)).clamp_max(LOG_LINK_LIMIT).exp()
 
     def _log_mean(self, eta: Tensor, kind: type[Poisson]) -> Tensor:
@@ -119,7 +119,7 @@ class NegativeBinomial(Poisson):
         self.dispersion = dispersion
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
+        """Log density, ``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
         y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta, NegativeBinomial)
         size = 1 / alpha
         gammas = log_rising(size, y) - torch.lgamma(y + 1)
@@ -131,28 +131,34 @@ class NegativeBinomial(Poisson):
         return super().mean(eta)
 
     def variance(self, eta: Tensor) -> Tensor:
-        """``μ + α μ²``."""
+        """Variance of each count, ``μ + α μ²``."""
         mean = self.mean(eta)
         return mean + mean.square() * self._alpha(eta).unsqueeze(-1)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A rate from the gamma distribution, then a Poisson count; ``totals`` are not used."""
+        """Draw a rate from the gamma distribution, then a Poisson count; ``totals`` are not used."""
         size = (1 / self._alpha(eta)).expand(eta.shape[:-1]).contiguous()
         rate = torch._standard_gamma(size, generator=generator) / size
         return torch.poisson(self.mean(eta) * rate.unsqueeze(-1), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``(y − μ) / (1 + α μ)``, as ``y (1 − t) − t / α`` with ``t = α μ / (1 + α μ)``, finite at any η."""
+        """First derivative in the predictor, ``(y − μ) / (1 + α μ)``.
+
+        As ``y (1 − t) − t / α`` with ``t = α μ / (1 + α μ)`` it is finite at any η.
+        """
         alpha, share, rest = self._shares(eta)
         return counts * rest - share / alpha
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``μ (1 + α y) / (1 + α μ)²``, as ``(1 / α + y) t (1 − t)``."""
+        """Information of a count about the predictor, ``μ (1 + α y) / (1 + α μ)²``, as ``(1 / α + y) t (1 − t)``."""
         alpha, share, rest = self._shares(eta)
         return ((1 / alpha + counts) * share * rest).unsqueeze(-1)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
-        """``t η − (t + w r) log(1 + μ/r)`` for row totals t and weights w, free of cancellation as r → ∞."""
+        """Log density of a row and its derivatives, ``t η − (t + w r) log(1 + μ/r)``.
+
+        For row totals t and weights w; free of cancellation as r → ∞.
+        """
         eta = self._exposed(eta.unsqueeze(-1))
         r = zeta.clamp_max(LOG_LINK_LIMIT).exp()
         u = (eta - zeta).clamp_(max=LOG_LINK_LIMIT).exp_()
@@ -174,7 +180,7 @@ class NegativeBinomial(Poisson):
         )
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """``w μ / (1 + μ / r)``."""
+        """Expected information of a row about its predictor, ``w μ / (1 + μ / r)``."""
         mean = self._exposed(eta.unsqueeze(-1)).clamp_max(LOG_LINK_LIMIT).exp()
         return weight * (mean / (1 + mean * torch.exp(-zeta)))
 
@@ -189,7 +195,7 @@ class NegativeBinomial(Poisson):
 
 
 def _gap(u: Tensor, log1p: Tensor, odds: Tensor, zeta: Tensor) -> Tensor:
-    """``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion so small that it matters."""
+    """Difference ``log(1 + u) − u / (1 + u)``, by its series where u is small and the dispersion too."""
     gap = log1p - odds
     nearly_poisson = (zeta > SERIES_FROM).any(1).nonzero()[:, 0]
     if len(nearly_poisson):

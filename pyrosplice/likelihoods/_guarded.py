@@ -41,11 +41,11 @@ class Guarded(Wrapped):
         self.errors = errors
 
     def bind(self, values: Mapping[str, Tensor]) -> Guarded:
-        """The same with hyper-parameters at ``values``."""
+        """Copy with hyper-parameters at ``values``."""
         return Guarded(self.inner.bind(values), self.errors)
 
     def select(self, genes: Tensor) -> Guarded:
-        """The same for some of the genes."""
+        """Take the likelihood of some of the genes."""
         return Guarded(self.inner.select(genes), self.errors)
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Guarded(Wrapped):
         return self._one_a_spot("log_prob", counts, eta)
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """The part of it that depends on ``eta``."""
+        """Log density up to terms that do not depend on ``eta``."""
         return self._one_a_spot("kernel", counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Guarded(Wrapped):
         return self.inner.mean(eta)
 
     def expected(self, eta: Tensor) -> Tensor:
-        """The same, checked."""
+        """Expected usage, refused where it is not stated for this density."""
         return self.inner.expected(eta)
 
     def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class Guarded(Wrapped):
         return self.inner.sample(totals, eta, generator=generator)
 
     def start(self, counts: Tensor) -> Tensor:
-        """Where searches start."""
+        """Intercepts at which searches start."""
         found = self._each("start", counts)
         return self._shaped("start", found, (len(counts), self.n_predictors(counts.shape[-1])))
 
@@ -86,7 +86,7 @@ class Guarded(Wrapped):
         return self._of_predictors("information", 2, counts, eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """The same, differentiable."""
+        """Minus the second derivative, as a differentiable function of ``eta``."""
         return self._of_predictors("curvature", 2, counts, eta)
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Guarded(Wrapped):
         return torch.cat(found)
 
     def _not_a_number(self, method: str, counts: Tensor, *rest: Any) -> Any:
-        """NaN of the shape that the method has for one gene."""
+        """Return NaN of the shape that the method has for one gene."""
         lead, q = counts.shape[:-1], self.n_predictors(counts.shape[-1])
         n_hyper = len(self.hyperparameters)
         shape = {

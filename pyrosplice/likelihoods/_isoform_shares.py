@@ -52,34 +52,37 @@ class DirichletMultinomial(Likelihood):
         self.concentration = concentration
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log n! − Σ log y! + log Γ(A) − log Γ(n + A) + Σ [log Γ(y + α) − log Γ(α)]``, α = A p."""
+        """Log density, ``log n! − Σ log y! + log Γ(A) − log Γ(n + A) + Σ [log Γ(y + α) − log Γ(α)]``, α = A p."""
         total = counts.sum(-1)
         coefficient = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
         return coefficient + self.log_kernel(counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``log_prob`` without the multinomial coefficient."""
+        """Log density without the multinomial coefficient."""
         usage = (self.link_of(DirichletMultinomial) or usage_of)(eta)
         size, alpha = self._size(eta), self._alpha(usage)
         return log_rising(alpha, counts).sum(-1) - log_rising(size, counts.sum(-1))
 
     def mean(self, eta: Tensor) -> Tensor:
-        """``softmax([η, 0])``."""
+        """Expected usage of each isoform, ``softmax([η, 0])``."""
         return usage_of(eta)
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A usage from the Dirichlet distribution, then molecules."""
+        """Draw a usage from the Dirichlet distribution, then molecules."""
         alpha = self._alpha(self.mean(eta)).clamp_min(1e-12)
         gamma = torch._standard_gamma(alpha.contiguous(), generator=generator).clamp_min(1e-300)
         return draw_multinomial(totals, gamma / gamma.sum(-1, keepdim=True), generator=generator)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``u_m − p_m Σ u`` with ``u = α (ψ(y + α) − ψ(α))``."""
+        """First derivative in the logits, ``u_m − p_m Σ u`` with ``u = α (ψ(y + α) − ψ(α))``."""
         usage, _, slope = self._slope(counts, eta)
         return (slope - usage * slope.sum(-1, keepdim=True))[..., :-1]
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``−v_m δ_ml + v_m p_l + p_m v_l + p_m (δ_ml − p_l) Σu − p_m p_l Σv`` with ``v = du / d log α``."""
+        """Minus the second derivative in the logits.
+
+        ``−v_m δ_ml + v_m p_l + p_m v_l + p_m (δ_ml − p_l) Σu − p_m p_l Σv`` with ``v = du / d log α``.
+        """
         usage, _, slope, second = self._parts(counts, eta)
         bend = slope + second
         total, p, v = slope.sum(-1)[..., None, None], usage[..., :-1], bend[..., :-1]
@@ -89,7 +92,7 @@ class DirichletMultinomial(Likelihood):
         return diagonal + outer + outer.mT - square * (total + bend.sum(-1)[..., None, None])
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
-        """``g_m − p_m Σg + p_m (h_m − p'h)``, g and h the derivatives in log α and, at fixed α, in p."""
+        """Derivative of the information: ``g_m − p_m Σg + p_m (h_m − p'h)``, g in log α and h, at fixed α, in p."""
         parts = self._parts(counts, eta)
         usage, (own, through) = parts[0], self._trace_gradient(counts, parts, weight)
         through = usage * (through - (usage * through).sum(-1, keepdim=True))
@@ -98,7 +101,10 @@ class DirichletMultinomial(Likelihood):
     def hyper_gradient(
         self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares."""
+        """Derivatives in the log of the concentration at fixed η.
+
+        ``Σu − A [ψ(n + A) − ψ(A)] + a' (v − p Σv) − Σg / 2`` of each spot; of its first two terms the squares.
+        """
         usage, _, slope, second = parts = self._parts(counts, eta)
         size = self._size(eta)
         single = whole = slope.sum(-1) - size * rising_slope(size, counts.sum(-1))
@@ -123,12 +129,12 @@ class DirichletMultinomial(Likelihood):
         return own, diagonal * total + 2 * turned - 2 * product * both
 
     def _parts(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p, α, u and v − u, each ``(..., N, K)``."""
+        """Usage p, α, u and v − u, each ``(..., N, K)``."""
         usage, alpha, slope = self._slope(counts, eta)
         return usage, alpha, slope, alpha.square() * rising_bend(alpha, counts)
 
     def _slope(self, counts: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p, α and u, each ``(..., N, K)``."""
+        """Usage p, α and u, each ``(..., N, K)``."""
         usage = usage_of(eta)
         alpha = self._alpha(usage)
         return usage, alpha, alpha * rising_slope(alpha, counts)

@@ -38,16 +38,16 @@ class Normal(Likelihood):
         self.sd = sd
 
     def distribution(self, eta: Tensor) -> dist.TorchDistribution:
-        """Normal around the predictor."""
+        """Normal distribution around the predictor."""
         sd = torch.as_tensor(self.sd, dtype=eta.dtype, device=eta.device).unsqueeze(-1)
         return dist.Normal((self.link_of(Normal) or torch.clone)(eta), sd)
 
     def start(self, counts: Tensor) -> Tensor:
-        """The mean."""
+        """Intercept to start from: the mean."""
         return counts.mean(1)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
-        """``−w [log √(2π) + ζ + (y − η)² e^{−2ζ} / 2]``."""
+        """Log density of a row and its derivatives, ``−w [log √(2π) + ζ + (y − η)² e^{−2ζ} / 2]``."""
         precision = torch.exp(-2 * zeta)
         residual = torch.where(weight > 0, total / weight, torch.zeros_like(total)) - eta
         wp = weight * precision
@@ -62,5 +62,5 @@ class Normal(Likelihood):
         )
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """``w / σ²``."""
+        """Expected information of a row about its predictor, ``w / σ²``."""
         return weight * torch.exp(-2 * zeta).expand_as(eta)

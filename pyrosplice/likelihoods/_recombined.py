@@ -28,16 +28,16 @@ class Recombined(Wrapped):
         self.matrix = matrix
 
     def bind(self, values: Mapping[str, Tensor]) -> Recombined:
-        """The same with hyper-parameters at ``values``."""
+        """Copy with hyper-parameters at ``values``."""
         return Recombined(self.inner.bind(values), self.matrix)
 
     def select(self, genes: Tensor) -> Recombined:
-        """The same for some of the genes."""
+        """Take the likelihood of some of the genes."""
         matrix = self.matrix if self.matrix.ndim == 2 else planar(self.matrix[genes])
         return Recombined(self.inner.select(genes), matrix)
 
     def n_predictors(self, n_isos: int) -> int:
-        """R."""
+        """Number R of predictors."""
         return self.matrix.shape[-1]
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Recombined(Wrapped):
         return self.inner.log_prob(counts, self._own(eta))
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """The part of it that depends on ``eta``."""
+        """Log density up to terms that do not depend on ``eta``."""
         return self.inner.kernel(counts, self._own(eta))
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -57,25 +57,25 @@ class Recombined(Wrapped):
         return self.inner.sample(totals, self._own(eta), generator=generator)
 
     def start(self, counts: Tensor) -> Tensor:
-        """Where searches start: the u nearest to zero at the start of η."""
+        """Predictors at which searches start: the u nearest to zero at the start of η."""
         own = self.inner.start(counts).unsqueeze(-1)
         matrix = self.matrix.expand(len(counts), 1, *self.matrix.shape[-2:])[:, 0]
         return (torch.linalg.pinv(matrix) @ own).squeeze(-1)
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``M' s``."""
+        """First derivative in u, ``M' s``."""
         return planar_matvec(self.matrix.mT, self.inner.score(counts, self._own(eta)))
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """``M' W M``."""
+        """Information about u, ``M' W M``."""
         return congruent(self.matrix.mT, self.inner.information(counts, self._own(eta)))
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """The same, differentiable."""
+        """Minus the second derivative, as a differentiable function of ``eta``."""
         return congruent(self.matrix.mT, self.inner.curvature(counts, self._own(eta)))
 
     def information_gradient(self, counts: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
-        """``M'`` times the gradient at ``M C M'``."""
+        """Derivative of the information, ``M'`` times the gradient at ``M C M'``."""
         gradient = self.inner.information_gradient(counts, self._own(eta), congruent(self.matrix, weight))
         return planar_matvec(self.matrix.mT, gradient)
 

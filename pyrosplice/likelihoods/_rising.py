@@ -18,7 +18,7 @@ LARGE = 1e3
 
 
 def log_rising(alpha: Tensor, counts: Tensor) -> Tensor:
-    """``log Γ(α + y) − log Γ(α)`` for α > 0 and y ≥ 0, not only whole numbers; differentiable in α."""
+    """Log of a rising factorial, ``log Γ(α + y) − log Γ(α)``, α > 0, y ≥ 0, not only whole; differentiable in α."""
     low, small, whole = _series_at(alpha, counts)
     series = (low - 0.5) * torch.log1p(counts * small) - counts * (whole.log() + 1)
     series = series + _fall(small, whole, lambda x, x2: x / 12 - x * x2 / 360)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def usage_of(eta: Tensor) -> Tensor:
-    """``softmax([η, 0])``, ``(..., K)``: elementwise, which for few isoforms is several times faster than softmax."""
+    """Usage of isoforms from logits, ``softmax([η, 0])``, ``(..., K)``; elementwise, faster than softmax for few."""
     top = eta.amax(-1, keepdim=True).clamp_min(0.0)
     odds, reference = torch.exp(eta - top), torch.exp(-top)
     outermost = eta.ndim > 1 and eta.stride(-1) >= max(eta.stride())  # keeps a layout with predictors first
@@ -22,7 +22,7 @@ def usage_of(eta: Tensor) -> Tensor:
 
 
 def draw_multinomial(totals: Tensor, usage: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms with chances ``usage``."""
+    """Draw counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms by ``usage``."""
     draws = torch.multinomial(
         usage.reshape(-1, usage.shape[-1]), max(int(totals.max()), 1), replacement=True, generator=generator
     )

@@ -23,7 +23,7 @@ class Wrapped(Likelihood):
             setattr(self, name, getattr(inner, name))
 
     def n_predictors(self, n_isos: int) -> int:
-        """Q."""
+        """Number Q of predictors."""
         return self.inner.n_predictors(n_isos)
 
     def states(self, method: str) -> bool:

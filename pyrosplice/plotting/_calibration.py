@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax: Axes | None = None) -> Axes:
-    """Distribution of ranks minus the uniform one, with the exact band that all of a uniform line stays in.
+    """Draw the ranks' distribution minus the uniform one, with the exact band that a uniform line stays in.
 
     A line above zero on the left and below on the right (the truth is too often at the ends) says that posteriors are
     too narrow; the other way round, too wide; above or below everywhere, shifted.
@@ -29,7 +29,7 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     n_draws
         Draws of each simulation.
     confidence
-        Of the band, for each quantity.
+        Confidence of the band, for each quantity.
     ax
         Axes to draw on.
 

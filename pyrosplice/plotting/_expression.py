@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 def dispersion(
     mean: Array, gene_wise: Array, *, trend: Array | None = None, shrunk: Array | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Dispersions against the mean: each gene's own, the trend, and the shrunken ones; all ``(G,)``."""
+    """Draw dispersions against the mean: each gene's own, the trend, and the shrunken ones; all ``(G,)``."""
     ax = new_axes(ax, figsize=(5.0, 3.8))
     ax.scatter(mean, gene_wise, s=9, color=GRAY, label="gene-wise", linewidths=0)
     if shrunk is not None:
@@ -33,7 +33,7 @@ def dispersion(
 
 
 def heatmap(covariate: Array, curves: Array, genes: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """Each gene's curve ``(N, g)`` over the covariate ``(N,)``, standardised."""
+    """Draw each gene's curve ``(N, g)`` over the covariate ``(N,)``, standardised."""
     ax = new_axes(ax, figsize=(5.6, 0.28 * len(genes) + 1.2))
     order = np.argsort(covariate)
     values = curves[order]

@@ -21,14 +21,14 @@ CRITERIA = {"aic": "AIC", "bic": "BIC", "heldout_nll": "held-out negative log li
 
 
 def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: Axes | None = None) -> Axes:
-    """A criterion against the number of components: each patient above its best, and the mean ± standard error.
+    """Draw a criterion against the number of components: each patient above its best, and the mean ± its error.
 
     The error is that of the mean over patients; for one patient, that over held-out cells.
 
     Parameters
     ----------
     table
-        From :func:`~pyrosplice._mixture.patients.selection.selection_table`.
+        Table of :func:`~pyrosplice._mixture.patients.selection.selection_table`.
     criterion
         ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
     ax
@@ -83,7 +83,7 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Cells and the components of a mixture in two of the features; ellipses hold 50 and 90 % of a component.
+    """Draw cells and components of a mixture in two of the features; ellipses hold 50 and 90 % of a component.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
     features
         Which two features.
     title
-        Of the axes.
+        Title of the axes.
     ax
         Axes to draw on; new ones by default.
 
@@ -135,7 +135,7 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
 
 
 def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Distances between patients as a heat map, patients ordered by average-linkage clustering.
+    """Draw distances between patients as a heat map, ordered by average-linkage clustering.
 
     Parameters
     ----------

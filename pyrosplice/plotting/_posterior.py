@@ -23,7 +23,7 @@ NEAR = 1e-8  # nats; closer to the best than this is not shown
 
 
 def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
-    """Mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
+    """Tabulate mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
 
     ``gene``, ``label``, ``mean``, ``lower``, ``upper``; central intervals. A label is the covariate and the isoform;
     for effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
@@ -65,7 +65,7 @@ def _worded(dim: str, value: object) -> str:
 
 
 def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None = None) -> Axes:
-    """Interval of each effect, grouped by gene; those that do not cover zero are filled.
+    """Draw the interval of each effect, grouped by gene; those that do not cover zero are filled.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
 
 
 def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    r"""Posterior density of (σ, θ) of one gene as highest-density regions, with the nodes that it was computed at.
+    r"""Draw the posterior of (σ, θ) of one gene as highest-density regions, with the nodes it was computed at.
 
     The nodes are equally spaced in (log σ, logit θ); between them the log density is interpolated by cubic splines, as
     for the posterior draws. The regions are those of the density of (σ, θ), the axes of the picture, so that areas can
@@ -168,7 +168,7 @@ def _shades(n: int) -> list[Any]:
 
 
 def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = None, ax: Axes | None = None) -> Axes:
-    """Hanging rootogram: how often each count occurs, observed bars hung from the predicted curve.
+    """Draw how often each count occurs: observed bars hung from the predicted curve (a hanging rootogram).
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
 
 
 def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str = "", ax: Axes | None = None) -> Axes:
-    """Ranks of true values among posterior draws, with the 99 % band of a uniform histogram."""
+    """Draw ranks of true values among posterior draws, with the 99 % band of a uniform histogram."""
     ax = new_axes(ax, figsize=(3.4, 2.4))
     counts, _ = np.histogram(ranks, np.linspace(0, n_draws + 1, bins + 1))
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / bins)
@@ -220,7 +220,7 @@ def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str
 
 
 def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = None, ax: Axes | None = None) -> Axes:
-    """Objective above each gene's best, by iteration; genes that did not converge are drawn dashed and on top.
+    """Draw the objective above each gene's best, by iteration; genes that did not converge dashed and on top.
 
     A line ends, with a dot, where its gene came within ``1e-8`` of its best.
 
@@ -254,7 +254,7 @@ def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = Non
 
 
 def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """What was observed against what the model predicts, a row a gene and statistic.
+    """Draw what was observed against what the model predicts, a row a gene and statistic.
 
     Statistics have different units, so every row is drawn on a scale of its own: 0 is the predicted mean, ±1 the ends
     of the predictive 90 % interval on either side. Observed values outside of it are filled.
@@ -262,7 +262,7 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     Parameters
     ----------
     table
-        Of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
+        Table of :func:`pyrosplice.posterior.predictive_check`: columns ``gene``, ``statistic``, ``observed``, ``mean``,
         ``lower``, ``upper``; at most 60 rows.
     ax
         Axes to draw on.

@@ -33,7 +33,7 @@ def qq(
     band: Literal["pointwise", "simultaneous"] = "pointwise",
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Observed against expected :math:`-\log_{10} p`, with the band in which uniform p-values lie.
+    r"""Draw observed against expected :math:`-\log_{10} p`, with the band in which uniform p-values lie.
 
     The i-th smallest of n uniform p-values is Beta(i, n − i + 1) distributed: the plot shows it at the expected
     :math:`-\log_{10} i/(n+1)`, and the band is the central ``confidence`` interval of that Beta, point by point; or,
@@ -108,7 +108,7 @@ def _uniform_band(ax: Axes, size: int, confidence: float, *, simultaneous: bool)
 
 
 def pvalue_histogram(table: pd.DataFrame, *, pvalue: str = "pvalue", n_bins: int = 20, ax: Axes | None = None) -> Axes:
-    """Histogram of p-values on [0, 1] with the line of equal counts: flat when nothing is there, a peak at 0 when.
+    """Draw p-values on [0, 1] with the line of equal counts: flat when nothing is there, a peak at 0 when.
 
     A peak at 1 or a slope upwards says that the test is conservative, a hump in the middle that its null
     distribution is wrong.

@@ -25,7 +25,7 @@ def estimate_vs_truth(
     name: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Estimate against truth with the identity line, bias and root mean squared error.
+    """Draw estimates against the truth with the identity line, bias and root mean squared error.
 
     Where the truth takes at most eight values, points of one value are spread sideways so that they can be seen,
     and a black bar marks their median.
@@ -35,7 +35,7 @@ def estimate_vs_truth(
     table
         One row an estimate. Rows with a missing estimate or truth are left out.
     estimate, truth
-        Its columns.
+        Columns of the table.
     by
         Column that colours the points, at most seven values.
     name

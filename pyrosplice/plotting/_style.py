@@ -35,7 +35,7 @@ def new_axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
 
 
 def pyplot():  # type: ignore[no-untyped-def]
-    """``matplotlib.pyplot``, or an error that says how to get it."""
+    """Import ``matplotlib.pyplot``, or say how to get it."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

@@ -30,7 +30,7 @@ def usage_table(
     fitted_layer: str = "fitted_ratios",
     spatial_key: str = "spatial",
 ) -> pd.DataFrame:
-    r"""Raw and fitted usage ratios of one gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
+    r"""Tabulate raw and fitted usage of a gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
 
     Parameters
     ----------
@@ -69,16 +69,16 @@ def usage_table(
 
 
 def posterior_usage_table(tree: xr.DataTree, coordinates: ArrayLike, *, gene: Hashable) -> pd.DataFrame:
-    """Raw usage ratios of one gene with posterior means and standard deviations, for :func:`usage_map`.
+    """Tabulate raw usage of a gene with posterior means and standard deviations, for :func:`usage_map`.
 
     Parameters
     ----------
     tree
-        Of ``model.posterior(usage=True)``.
+        Tree of ``model.posterior(usage=True)``.
     coordinates
         ``(N, 2)`` of the spots.
     gene
-        Its name in the tree.
+        Name of the gene in the tree.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def _long(
     fitted: np.ndarray,
     sd: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """One row an isoform and spot, from coordinates (N, 2) and counts and fitted ratios (N, K)."""
+    """Tabulate isoforms and spots, a row each, from coordinates (N, 2), counts and fitted ratios (N, K)."""
     total = counts.sum(1, keepdims=True)
     raw = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     values = {"raw": raw, "fitted": fitted} | ({} if sd is None else {"sd": sd})
@@ -138,14 +138,14 @@ def usage_map(  # noqa: PLR0913 (a documented interface)
     limits: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Maps of one gene: a column an isoform; raw usage ratios, fitted ones on the same colours, and how sure.
+    """Draw maps of one gene: a column an isoform; raw usage ratios, fitted ones in the same colours, and how sure.
 
     Parameters
     ----------
     table
         One row an isoform and spot (:func:`usage_table` or :func:`posterior_usage_table` makes it).
     x, y, isoform, raw, fitted
-        Its columns. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
+        Columns of the table. Spots without a raw ratio (gene not seen) are small and grey in the upper row.
     sd
         Column of posterior standard deviations of the usage, drawn in a third row if the table has it; from zero, on
         one scale for all isoforms.

@@ -36,7 +36,7 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     effect_name: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Effect against :math:`-\log_{10} p`, one point a gene, the ``n_labels`` smallest significant p-values named.
+    r"""Draw effects against :math:`-\log_{10} p`, a point a gene, the ``n_labels`` smallest significant p named.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     effect_name: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Effect against the gene's mean on a logarithmic axis; coloured and named as in :func:`volcano`.
+    """Draw effects against the gene's mean on a logarithmic axis; coloured and named as in :func:`volcano`.
 
     Genes whose mean is zero have no place on the axis and are left out; everything else as there.
     """

@@ -70,7 +70,7 @@ class HyperDesign:
     axes
         V Λ^½, (B, d, d): φ of a unit of z is a column.
     scales
-        Of either side of z, above and below zero, (B, 2, d).
+        Scales of either side of z, above and below zero, (B, 2, d).
     coefficients
         Response surface of the coefficients, quadratic in z: (B, terms, P, Q).
     """
@@ -81,7 +81,7 @@ class HyperDesign:
     coefficients: Tensor
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d), its log density (S, B) as drawn, and the coefficients to expect there (S, B, P, Q)."""
+        """Draw φ (S, B, d), with its log density (S, B) as drawn and the coefficients to expect there (S, B, P, Q)."""
         above, below = self.scales.unbind(1)
         size = (n_draws, *self.mode.shape)
         unit = torch.randn(size, generator=generator, dtype=self.mode.dtype).abs()
@@ -92,7 +92,7 @@ class HyperDesign:
         return self.at(unit), log_density, self.expected(unit)
 
     def at(self, unit: Tensor) -> Tensor:
-        """φ (S, B, d) of z over its scales (S, B, d)."""
+        """Values φ (S, B, d) at points z (S, B, d), in units of their scales."""
         return self.mode + torch.einsum("bij,sbj->sbi", self.axes, self.scaled(unit))
 
     def expected(self, unit: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class HyperDesign:
         return torch.einsum("sbt,btpq->sbpq", _quadratic(self.scaled(unit)), self.coefficients)
 
     def scaled(self, unit: Tensor) -> Tensor:
-        """The z (S, B, d) of z over its scales."""
+        """Points z (S, B, d) in units of their scales."""
         above, below = self.scales.unbind(1)
         return unit * torch.where(unit > 0, above, below)
 
@@ -177,7 +177,7 @@ def _derivatives(values: Tensor, d: int) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(target: Target, coefficients: Tensor, top: Tensor, found: HyperDesign) -> HyperDesign:
-    """The same with the scales that make the log density fall by one at √2 of them on either side of every axis."""
+    """Scale the axes so that the log density falls by one at √2 scales on either side of every axis."""
     d = found.mode.shape[1]
     unit = AT * torch.cat([torch.eye(d), -torch.eye(d)]).to(top)[:, None].expand(-1, len(top), -1)
     for _ in range(3):

@@ -58,7 +58,7 @@ class Mixture:
         return Mixture(*(getattr(self, f.name)[genes] for f in fields(self)))
 
     def sample(self, n_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Points (B, S, d), and the coefficients of their centres (B, S, P, Q)."""
+        """Draw points (B, S, d), with the coefficients of their centres (B, S, P, Q)."""
         which = torch.multinomial(self.log_shares.exp(), n_points, replacement=True, generator=generator)
         noise = torch.randn(*which.shape, self.centers.shape[-1], generator=generator, dtype=self.centers.dtype)
         gene = torch.arange(len(which))[:, None]
@@ -86,7 +86,7 @@ class HyperCloud:
     points
         (B, M, d).
     log_density
-        At the points, (B, M); integrates to one as far as the points can tell.
+        Log density at the points, (B, M); integrates to one as far as the points can tell.
     log_weights
         (B, M), up to a constant a gene.
     coefficients
@@ -103,7 +103,7 @@ class HyperCloud:
         return HyperCloud(*(getattr(self, f.name)[genes] for f in fields(self)))
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d) by weight; its log density (S, B); and the coefficients there (S, B, P, Q).
+        """Draw φ (S, B, d) by weight, with its log density (S, B) and the coefficients there (S, B, P, Q).
 
         One of each n-th of the weight, in random order: a point is drawn at most once more often than its share.
         """

@@ -24,7 +24,7 @@ FEWEST_DRAWS = 8  # a chain, for R̂ and the effective number of draws
 def compare_posteriors(
     approximate: xr.DataTree, reference: xr.DataTree, *, sites: Sequence[str] = ("beta", "bias_eta", "sigma", "theta")
 ) -> pd.DataFrame:
-    """One row a gene, site and entry: means, sds, a distance and a verdict.
+    """Compare two posteriors: means, sds, a distance and a verdict, one row a gene, site and entry.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _row(ours: np.ndarray, theirs: np.ndarray, k_hat: float) -> dict[str, object
 
 @dataclass(frozen=True)
 class _Summary:
-    """Of draws (C, S) of one number: mean, sd, effective draws, split R̂, and the relative Monte Carlo error of the sd.
+    """Summary of draws (C, S) of a number: mean, sd, effective draws, split R̂, Monte Carlo error of the sd.
 
     Draws that do not vary are known without error.
     """
@@ -135,7 +135,7 @@ class _Summary:
 def _verdict(
     differences: tuple[Difference, ...], draws: tuple[int, int], k_hat: float, r_hat: float
 ) -> tuple[str, float]:
-    """In words, and how many more draws of the reference are needed: zero if the verdict stands."""
+    """Say in words whether two posteriors agree, and how many more reference draws it takes (0 if it stands)."""
     differing = [one for one in differences if one.outcome == "differs"]
     unclear = [one for one in differences if one.outcome == "cannot tell"]
     more = 0.0

@@ -51,12 +51,12 @@ MEASURED: dict[str, Statistic] = {"variance": _variance, "tails": _tails}
 def predictive_check(
     tree: xr.DataTree, *, group: str = "posterior_predictive", statistics: Mapping[str, Statistic] | None = None
 ) -> pd.DataFrame:
-    """Statistics of the counts beside their predictive distribution, one row a gene and statistic.
+    """Compare statistics of the counts with what the model predicts, one row a gene and statistic.
 
     Parameters
     ----------
     tree
-        With the group asked for.
+        Tree with the group asked for.
     group
         ``"posterior_predictive"`` or ``"prior_predictive"``.
     statistics
@@ -88,7 +88,7 @@ def predictive_check(
 
 
 def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
-    r"""Expected log predictive density of a spot left out, by Pareto-smoothed importance sampling; one row a gene.
+    r"""Predict each spot from the others, by Pareto-smoothed importance sampling; one row a gene.
 
     The weights :math:`w_s / p(y_i \mid \cdot_s)` correct for the spot left out and, by the draws' own
     ``log_weight``, for Laplace's approximation. With a random effect at every spot, one spot holds much of what is
@@ -153,7 +153,7 @@ class _OfExpression(Protocol):
 
 
 def convergence_table(model: _OfUsage | _OfExpression) -> pd.DataFrame:
-    """One row a gene of a fitted model: ``converged``, ``n_iter``, ``best_loss``, ``reason`` and what it ``means``.
+    """Tabulate how fits went, a row a gene: ``converged``, ``n_iter``, ``best_loss``, ``reason``, what it ``means``.
 
     ``best_loss`` is minus the log density at the best point seen. Models: ``MultinomGLM``, ``MultinomGLMM``,
     ``ExpressionGLM``; the genes of a ``SplisosmGLMM`` are in its ``get_training_summary()``.
@@ -183,7 +183,7 @@ def _log_weights(tree: xr.DataTree, shape: Sequence[int]) -> torch.Tensor:
 
 
 def observed_name(tree: xr.DataTree) -> str:
-    """The observed variable: ``counts``, or ``x`` of a mixture."""
+    """Name of the observed variable: ``counts``, or ``x`` of a mixture."""
     group = tree["observed_data"] if "observed_data" in tree.children else tree["log_likelihood"]
     return str(next(iter(group.data_vars)))
 

@@ -18,7 +18,7 @@ class Difference:
     Attributes
     ----------
     name, above, below
-        In words: ``"mean"`` too ``"high"`` or ``"low"``.
+        Words: ``"mean"`` too ``"high"`` or ``"low"``.
     value, tolerance
         The difference, and how much of it does not matter.
     error
@@ -34,12 +34,12 @@ class Difference:
 
     @property
     def total_error(self) -> float:
-        """Of both."""
+        """Monte Carlo error of the difference, from those of both posteriors."""
         return math.hypot(*self.error)
 
     @property
     def outcome(self) -> str:
-        """``"agrees"`` or ``"differs"`` if two standard errors either way leave no doubt, else ``"cannot tell"``."""
+        """Say ``"agrees"`` or ``"differs"`` if two standard errors leave no doubt, else ``"cannot tell"``."""
         size, doubt = abs(self.value), SURE * self.total_error
         if size + doubt <= self.tolerance:
             return "agrees"
@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def words(self) -> str:
-        """``mean 0.21 ± 0.03 sd too high``."""
+        """Say the difference in words: ``mean 0.21 ± 0.03 sd too high``."""
         size, error = abs(self.value), self.total_error
         how = f"{size:.2f} ± {error:.2f} sd" if self.name == "mean" else f"{size:.0%} ± {error:.0%}"
         return f"{self.name} {how} too {self.above if self.value > 0 else self.below}"
@@ -65,17 +65,17 @@ class Difference:
 
 
 def mean_difference(value: float, error: tuple[float, float]) -> Difference:
-    """Of means, in posterior sds."""
+    """Difference of two means, in posterior sds."""
     return Difference("mean", "high", "low", value, MEAN_TOLERANCE, error)
 
 
 def sd_difference(value: float, error: tuple[float, float]) -> Difference:
-    """Of sds, relative."""
+    """Difference of two sds, relative."""
     return Difference("sd", "wide", "narrow", value, SD_TOLERANCE, error)
 
 
 def counted(number: float) -> str:
-    """Rounded up to two figures; differences at the tolerance itself take more draws than anyone has."""
+    """Round a number of draws up to two figures; beyond what anyone has at the tolerance itself."""
     if number > MOST_DRAWS:
         return f"over {MOST_DRAWS:,}"
     step = 10 ** max(math.floor(math.log10(max(number, 1))) - 1, 0)

@@ -1,4 +1,4 @@
-"""From a fitted model of isoform usage to the tree of its posterior; what is asked for is checked before any draw."""
+"""Draws of a fitted model of isoform usage, as the tree of its posterior; checked before any is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyrosplice.posterior._tree import check_groups, data_tree, numbers_per_draw
 
 
 def posterior_tree(problem: PosteriorProblem, asked: DrawOptions) -> xr.DataTree:
-    """See :meth:`pyrosplice.MultinomGLM.posterior`."""
+    """Draw from the posterior of a fitted model; :meth:`pyrosplice.MultinomGLM.posterior` says how."""
     made = check_groups(problem, asked.groups, usage=asked.usage)
     asked.check()
     method, names, usage = asked.method, asked.names, asked.usage
@@ -29,5 +29,5 @@ def posterior_tree(problem: PosteriorProblem, asked: DrawOptions) -> xr.DataTree
 
 
 def n_chains(method: str, nuts_options: NutsOptions | None) -> int:
-    """Chains that a method makes."""
+    """Number of chains that a method makes."""
     return (nuts_options or NutsOptions()).num_chains if method == "nuts" else 1

@@ -71,7 +71,7 @@ class HyperPosterior(Protocol):
     """What is known of p(φ | y) of a batch of genes: a grid, a cloud of points or a design."""
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d), its log density as drawn (S, B), and coefficients near their optimum there (S, B, P, Q)."""
+        """Draw φ (S, B, d), with its log density (S, B) as drawn and coefficients near their optimum (S, B, P, Q)."""
         ...
 
 
@@ -99,7 +99,7 @@ def draw_integrated(
 
 
 def _effects(mode: Mode, n_tried: int, generator: torch.Generator) -> tuple[Latents, Tensor]:
-    """One of ``n_tried`` draws of u by weight, and the log of their mean weight ``p(y, u | Γ) / q(u | Γ)``, (L,)."""
+    """Choose one of ``n_tried`` draws of u by weight, with the log of their mean ``p(y, u | Γ) / q(u | Γ)``, (L,)."""
     kept, total, logdet = mode.latents, mode.eta.new_full((len(mode.eta),), -torch.inf), _logdet(mode)
     for deviation in posterior_deviations(mode, n_tried, generator):
         latents = mode.latents.moved(deviation)
@@ -137,7 +137,7 @@ def _responses(mode: Mode, shape: torch.Size) -> list[Latents]:
 
 
 def _logdet(mode: Mode) -> Tensor:
-    """``log |H_u| − Q log |P|`` at the factorised point, (L,)."""
+    """Log determinant ``log |H_u| − Q log |P|`` at the factorised point, (L,)."""
     step, solver = mode.step, mode.step.model.solver
     value = step.white_logdet
     if solver is not None and step.factor is not None:
@@ -146,7 +146,7 @@ def _logdet(mode: Mode) -> Tensor:
 
 
 def _log_ratio(mode: Mode, here: Parameters, latents: Latents, deviation: Latents, logdet: Tensor) -> Tensor:
-    """``log p(y, u | Γ) − log q(u | Γ)``: (L,)."""
+    """Log weight ``log p(y, u | Γ) − log q(u | Γ)``: (L,)."""
     model: MixedModel = mode.step.model
     change = model.random_part(here, deviation)
     square = deviation.noise.square().sum((1, 2)) + (change * matvec(mode.step.information, change)).sum((1, 2))

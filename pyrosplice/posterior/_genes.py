@@ -17,12 +17,12 @@ OBSERVATIONS = ("log_likelihood", "observed_data", "posterior_predictive", "prio
 
 
 def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping[str, Sequence[str]]) -> xr.DataTree:
-    """One tree of all genes, in the order of ``genes``.
+    """Join the trees of all genes to one, in the order of ``genes``.
 
     Parameters
     ----------
     trees
-        The same groups and options, other genes.
+        Trees of the same groups and options, of other genes.
     genes, isoforms
         Order of the genes, and the names of each one's isoforms: coordinate ``isoform_name`` ``(gene, isoform)``.
 
@@ -50,7 +50,7 @@ def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping
 
 
 def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.DataTree:
-    """The tree of one gene as ArviZ's functions want it: no padding, isoforms by name, counts whole numbers again.
+    """Take the tree of one gene as ArviZ's functions want it: no padding, isoforms by name, whole counts.
 
     With ``isoform``, counts (and usage) of that isoform alone, so that there is one observation a spot: ArviZ's
     ``plot_ppc_pit``, ``plot_ppc_pava``, ``plot_ppc_interval``, ``plot_ppc_rootogram`` and ``plot_loo_pit`` take
@@ -62,7 +62,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     Parameters
     ----------
     tree
-        Of a model's ``posterior``.
+        Tree of a model's ``posterior``.
     gene, isoform
         Coordinates, usually names.
 
@@ -87,7 +87,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
 
 
 def informative_spots(tree: xr.DataTree) -> np.ndarray | None:
-    """Which spots have, for a gene of the tree, a log likelihood that differs between draws, ``(N,)``.
+    """Say which spots have, for a gene, a log likelihood that differs between draws, ``(N,)``.
 
     That of a spot without counts does not, where the total of a spot is given: it is no observation. None for a tree
     without log likelihoods, or of other observations.
@@ -103,7 +103,7 @@ def informative_spots(tree: xr.DataTree) -> np.ndarray | None:
 
 
 def without_empty_spots(tree: xr.DataTree, groups: Sequence[str] = ("log_likelihood",)) -> xr.DataTree:
-    """The tree with some groups restricted to the :func:`informative_spots`.
+    """Restrict some groups of the tree to the :func:`informative_spots`.
 
     Leave-one-out cross-validation fits a tail to each observation's draws, and there is none in a constant.
     """

@@ -42,7 +42,7 @@ class HyperGrid:
     axes
         Nodes of each gene and dimension, (B, d, n).
     log_density
-        At the nodes, (B, n, ..., n), up to a constant.
+        Log density at the nodes, (B, n, ..., n), up to a constant.
     coefficients
         Profiled out at the nodes, (B, n^d, P, Q).
     """
@@ -52,7 +52,7 @@ class HyperGrid:
     coefficients: Tensor
 
     def sample(self, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """φ (S, B, d), its log density (S, B) as drawn, and the coefficients at the nearest node (S, B, P, Q)."""
+        """Draw φ (S, B, d), with its log density (S, B) as drawn and coefficients at the nearest node (S, B, P, Q)."""
         found = [self._gene(gene, n_draws, generator) for gene in range(len(self.axes))]
         return tuple(torch.stack(parts, 1) for parts in zip(*found, strict=True))  # type: ignore[return-value]
 

@@ -30,12 +30,12 @@ SHOWN = 3  # entries that a verdict names
 
 
 def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> pd.DataFrame:
-    """How far Laplace's means and sds are off, as the draws' own weights have it; one row a gene, site and entry.
+    """Measure how far Laplace's means and sds are off, by the draws' own weights; one row a gene, site and entry.
 
     Parameters
     ----------
     tree
-        Of ``posterior(method="laplace")``.
+        Tree of ``posterior(method="laplace")``.
     sites
         Variables of the group ``posterior``; by default coefficients and hyper-parameters. What was plugged in, and so
         does not vary, has no row.
@@ -70,7 +70,7 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
 
 
 def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> pd.DataFrame:
-    """Whether Laplace's draws can be used for a gene, by :func:`laplace_shifts`; one row a gene.
+    """Say whether Laplace's draws can be used for a gene, by :func:`laplace_shifts`; one row a gene.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> p
 
 
 def _shift(draws: np.ndarray, weights: np.ndarray) -> dict[str, float] | None:
-    """Of one number's draws (S,) with normalised weights (S,); None where the draws do not differ."""
+    """Shift of the draws (S,) of a number by normalised weights (S,); None where the draws do not differ."""
     mean, exact = draws.mean(), weights @ draws
     squares = (draws - exact) ** 2
     if not draws.std() > 1e-12 * max(abs(mean), 1.0):

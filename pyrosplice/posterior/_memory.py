@@ -12,7 +12,7 @@ from pyrosplice.errors import InvalidArgumentError
 logger = logging.getLogger("pyrosplice")
 
 SHARE = 0.5
-"""Of the machine's memory that ``max_memory=None`` allows."""
+"""Share of the machine's memory that ``max_memory=None`` allows."""
 WORKING = 2.0
 """Peak over what is kept: a second copy of the largest arrays while they are made and labelled."""
 NUMBER = 8  # bytes
@@ -51,7 +51,7 @@ def require_memory(per_draw: Mapping[str, float], n_draws: int, max_memory: str 
 
 
 def as_bytes(memory: str | float | None) -> float:
-    """An amount of memory in bytes: a number, or text such as ``"4 GB"``; None for half of the machine's."""
+    """Read an amount of memory, in bytes: a number, or text such as ``"4 GB"``; None for half of the machine's."""
     if memory is None:
         return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = str(memory).strip().lower()

@@ -59,7 +59,7 @@ def nuts(
     options: NutsOptions,
     pilot: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws by site ``(C, S, G, ...)`` and sampler statistics: ``diverging`` ``(C, S, G)``.
+    """Draw by NUTS: sites ``(C, S, G, ...)`` and sampler statistics, ``diverging`` ``(C, S, G)``.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Coordinates:
     pilot
         Draws of its sites, ``(S, ...)``; the model's own coordinates if None.
     transforms
-        From each site to the reals; PyTorch's if None.
+        Transformations from each site to the reals; PyTorch's if None.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Coordinates:
         return self._energy(self._split(params["u"]))
 
     def start(self) -> Tensor:
-        """Where a chain starts: near the pilot's mean."""
+        """Point where a chain starts: near the pilot's mean."""
         return 0.5 * torch.randn_like(self._location)
 
     def sites(self, u: Tensor) -> dict[str, Tensor]:

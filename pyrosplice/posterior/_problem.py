@@ -27,7 +27,7 @@ class PosteriorProblem:
     counts, design
         ``(G, N, K)`` and ``(N, P)``.
     likelihood
-        Of a spot's counts, its free hyper-parameters free.
+        Noise of a spot's counts, its free hyper-parameters free.
     priors, shapes
         As given, by site; and the shape of each site that takes one, genes first.
     estimates
@@ -37,7 +37,7 @@ class PosteriorProblem:
     engine
         The data in the engine's terms.
     log_prior
-        Of the values of the sites, or None where all are flat.
+        Log prior density of the values of the sites, or None where all are flat.
     program
         Makes the Pyro model of all genes; with a random effect that decomposes V.
     no_mode
@@ -58,17 +58,17 @@ class PosteriorProblem:
 
     @property
     def n_genes(self) -> int:
-        """G."""
+        """Number G of genes."""
         return len(self.counts)
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.shapes["bias_eta"][1]
 
     @property
     def n_components(self) -> int:
-        """Variance components of a gene; 0 without a random effect."""
+        """Number of variance components of a gene; 0 without a random effect."""
         return self.shapes["sigma"][1] if self.has_effect else 0
 
     @property
@@ -94,7 +94,7 @@ class Drawable(Protocol):
 
 
 def target_of(problem: PosteriorProblem, genes: Tensor, *, hyper: str) -> tuple[Target, Tensor, Tensor]:
-    """Target of some genes, their coefficients (B, P, Q) and φ (B, d) at the fit."""
+    """Log posterior of some genes, with their coefficients (B, P, Q) and φ (B, d) at the fit."""
     if problem.no_mode is not None:
         raise InvalidArgumentError(problem.no_mode)
     at, engine, integrate = problem.estimates, problem.engine, hyper != "plug-in"

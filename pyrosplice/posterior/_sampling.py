@@ -41,7 +41,8 @@ class Samples:
     sites
         Values by site, ``(C, S, G, ...)``: chains, draws, genes.
     stats
-        Of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what NUTS reports.
+        Statistics of the sampler, ``(C, S, G)`` or ``(G,)``: ``log_weights`` and ``pareto_k`` of Laplace draws, what
+        NUTS reports.
     method, hyper
         How they were made.
     genes
@@ -56,7 +57,7 @@ class Samples:
 
 
 def sample_posterior(problem: PosteriorProblem, asked: DrawOptions, genes: Tensor) -> Samples:
-    """Draws from the posterior of some of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
+    """Draw from the posterior of some of the model's genes; see :meth:`~pyrosplice.MultinomGLM.posterior`."""
     num_samples, method, hyper, seed = asked.num_samples, asked.method, asked.hyper, asked.seed
     check_option("hyper", hyper, HYPER)
     if not 0 < len(genes) == len(set(genes.tolist()) & set(range(problem.n_genes))):
@@ -163,7 +164,7 @@ def _hyper_posterior(
 def resampled(
     draws: WeightedSites, num_samples: int, method: str, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Importance: each gene's draws resampled by their smoothed weights, systematically. And k̂.
+    """Resample each gene's draws by their smoothed weights, systematically, and report k̂.
 
     A draw comes as often as its share of the weight says, rounded up or down: once at most where weights are even, and
     again and again where it has most of the weight. (Without replacement, σ of eleven Dirichlet-multinomial genes with
@@ -192,7 +193,7 @@ def _without(values: Tensor, failed: Tensor) -> Tensor:
 
 
 def smoothed(log_weights: Tensor) -> Tensor:
-    """Log weights (S, B) less their largest, the tail replaced by quantiles of a generalised Pareto distribution.
+    """Smooth log weights (S, B), less their largest: the tail becomes quantiles of a generalised Pareto law.
 
     Pareto smoothing (Vehtari et al. 2024, JMLR 25:72), truncated at the largest raw weight.
     """

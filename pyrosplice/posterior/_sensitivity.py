@@ -24,12 +24,12 @@ RELEVANT = 0.3  # posterior sds that a mean moves, per doubling
 
 
 def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) -> pd.DataFrame:
-    """What scaling prior and likelihood does to each entry of a site (see the module), and what that means.
+    """Measure how much each entry of a site depends on the prior and on the data, and say what that means.
 
     Parameters
     ----------
     tree
-        With groups ``log_prior`` and ``log_likelihood``.
+        Tree with groups ``log_prior`` and ``log_likelihood``.
     sites
         Variables of the group ``posterior``; those that it does not have are left out.
 

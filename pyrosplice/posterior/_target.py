@@ -36,7 +36,7 @@ class Target:
     genes
         Which genes of the engine, (B,).
     log_prior
-        Of the values of the sites, or None where all are flat.
+        Log prior density of the values of the sites, or None where all are flat.
     sigma, theta_logit
         Where they are not in φ: (B, c).
     free_sigma, free_theta
@@ -66,7 +66,7 @@ class Target:
         return self.engine.likelihood.free
 
     def phi(self, sigma: Tensor, theta_logit: Tensor, hyper: dict[str, Tensor]) -> Tensor:
-        """φ (B, d) of values of the sites (B, ·)."""
+        """Hyper-parameters φ (B, d) from values of the sites (B, ·)."""
         parts = [sigma.clamp_min(1e-6).log()] if self.free_sigma else []
         parts += [theta_logit] if self.free_theta else []
         return torch.cat([sigma[:, :0], *parts, *(hyper[name].log() for name in self.hyper)], 1)

@@ -59,7 +59,7 @@ def data_tree(
     usage: bool = False,
     seed: int = 0,
 ) -> xr.DataTree:
-    """Assemble the groups; see the module's table.
+    """Assemble the groups of a posterior tree; the module's table lists them.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def data_tree(
     usage
         Whether to add ``usage`` at every spot to the posterior (it is large).
     seed
-        Of predictive and prior draws.
+        Seed of predictive and prior draws.
     """
     genes = samples.genes
     counts, generator = problem.counts[genes], torch.Generator().manual_seed(int(seed))
@@ -108,7 +108,7 @@ def data_tree(
 
 
 def check_groups(problem: PosteriorProblem, groups: Sequence[str] | None, *, usage: bool) -> Sequence[str]:
-    """The optional groups to make, all for None; refused where the likelihood does not say what they need."""
+    """Read which optional groups to make, all for None; refused where the likelihood does not say what they need."""
     check_switches(usage=usage)
     if isinstance(groups, str) or not (groups is None or isinstance(groups, Collection)):
         raise InvalidArgumentError(f"groups: expected a list of names among {list(GROUPS)}, found {groups!r}.")
@@ -131,7 +131,7 @@ def numbers_per_draw(
     method: str,
     n_isos: int | None = None,
 ) -> dict[str, float]:
-    """Numbers that one draw of some genes takes, by the group that keeps them.
+    """Count the numbers that one draw of some genes takes, by the group that keeps them.
 
     ``n_isos``: isoforms of the widest gene of the tree, which the others are padded to.
     """
@@ -158,7 +158,7 @@ def numbers_per_draw(
 
 
 def predictors(design: Tensor, sites: Mapping[str, Tensor], likelihood: Likelihood) -> tuple[Tensor, Likelihood]:
-    """η ``(C, S, G, N, Q)`` and the likelihood at the draws."""
+    """Linear predictors η ``(C, S, G, N, Q)`` and the likelihood at the draws."""
     eta = design @ sites["beta"] + sites["bias_eta"].unsqueeze(-2)
     return eta + sites["nu"] if "nu" in sites else eta, likelihood.bind(sites)
 
@@ -166,7 +166,7 @@ def predictors(design: Tensor, sites: Mapping[str, Tensor], likelihood: Likeliho
 def derived(
     design: Tensor, sites: Mapping[str, Tensor], likelihood: Likelihood, eta: Tensor, *, usage: bool
 ) -> dict[str, Tensor]:
-    r"""Quantities that one reports: ``theta``, ``sigma2``, ``effect_on_usage`` and ``usage``.
+    r"""Work out what one reports: ``theta``, ``sigma2``, ``effect_on_usage`` and ``usage``.
 
     The effect of a covariate on usage is the change of the mean usage over spots when it goes up by one standard
     deviation everywhere (expected count, if the likelihood is one of counts), everything else as drawn.
@@ -233,7 +233,7 @@ def _prior_groups(
     *,
     predictive: bool,
 ) -> dict[str, xr.Dataset]:
-    """As many draws of the prior, and of counts under it, as of the posterior."""
+    """Draw parameters from the prior, and counts under it, as often as from the posterior."""
     genes = samples.genes
     n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
     with seeded(seed):
@@ -259,7 +259,7 @@ def prior_draws(program: MultinomialGLM, n_draws: int, genes: Tensor) -> dict[st
 
 
 def whole_numbers(values: Tensor) -> Tensor:
-    """Integers where all are whole, which is how ArviZ tells counts from measurements."""
+    """Make integers where all are whole, which is how ArviZ tells counts from measurements."""
     return values.long() if bool((values == values.round()).all()) else values
 
 

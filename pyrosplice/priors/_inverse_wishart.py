@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 
 class InverseWishart(TorchDistribution):
-    r"""Distribution of a covariance matrix,
+    r"""Distribution of a covariance matrix, the usual prior of one.
 
     .. math:: p(\Sigma) = \frac{|\Psi|^{\nu/2}}{2^{\nu D/2}\,\Gamma_D(\nu/2)}
               |\Sigma|^{-(\nu+D+1)/2} \exp\{-\tfrac12 \operatorname{tr}(\Psi\Sigma^{-1})\}.
@@ -43,7 +43,7 @@ class InverseWishart(TorchDistribution):
         super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> InverseWishart:
-        """The same distribution with more batch dimensions."""
+        """Copy the distribution to more batch dimensions."""
         return InverseWishart(
             self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)
         )
@@ -64,7 +64,7 @@ class InverseWishart(TorchDistribution):
         )
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draws ``sample_shape + batch_shape + (D, D)``."""
+        """Draw covariance matrices, ``sample_shape + batch_shape + (D, D)``."""
         return self.draw(sample_shape)
 
     def draw(

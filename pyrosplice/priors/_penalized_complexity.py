@@ -35,7 +35,7 @@ KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ �
 
 
 def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
-    """Exponential prior of σ with ``P(σ > upper) = probability``; logits."""
+    """Exponential prior of σ, the size of the random effect in logits, with ``P(σ > upper) = probability``."""
     if not upper > 0 or not 0 < probability < 1:
         raise InvalidArgumentError(
             f"upper, probability: expected a positive number and one in (0, 1), found {upper!r} and {probability!r}."
@@ -44,14 +44,15 @@ def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
 
 
 def pc_theta(covariance: object, upper: float = 0.5, probability: float = 2 / 3) -> SpatialShare:
-    """Prior of ``theta_logit`` with ``P(θ < upper) = probability``, for the spatial covariance V.
+    """Prior of ``theta_logit``, the spatial share of the variance, with ``P(θ < upper) = probability``, for V.
 
     Parameters
     ----------
     covariance
         V, as ``corr_sp``: an object with ``precision`` or ``dense()``, or a dense ``(N, N)`` tensor.
     upper, probability
-        In (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large that is.
+        Numbers in (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large
+        that is.
     """
     solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
@@ -79,7 +80,7 @@ class SpatialShare(TorchDistribution):
     distance, slope
         d and its derivative in logit θ at :data:`KNOTS`.
     rate
-        Of the exponential.
+        Rate of the exponential.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -99,7 +100,7 @@ class SpatialShare(TorchDistribution):
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SpatialShare:
-        """The same with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         return SpatialShare(self.distance, self.slope, self.rate, torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class SpatialShare(TorchDistribution):
         return math.log(self.rate) - self.rate * log_distance.exp() + log_slope - whole
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws of logit θ, by inversion."""
+        """Draw logit θ, by inversion."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=torch.float64)
         top = -math.expm1(-self.rate * float(self.distance[-1]))
@@ -152,8 +153,9 @@ def weak_priors(
     likelihood
         For its free hyper-parameters.
     isoform_effect
-        That of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the log odds of
-        any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last one.
+        Isoform effect of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the
+        log odds of any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last
+        one.
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
 

@@ -37,7 +37,7 @@ ROLES = {
 
 
 def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
-    """One row a site: shape of a gene's values, support, prior, role.
+    """Tabulate the priors, one row a site: shape of a gene's values, support, prior, role.
 
     ``priors`` are those given; ``shapes`` are those of all sites, genes first.
     """
@@ -56,7 +56,7 @@ def prior_table(priors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 
 
 def describe(prior: torch.distributions.Distribution) -> str:
-    """A distribution in one line: ``Normal(loc=0, scale=1)``."""
+    """Write a distribution in one line: ``Normal(loc=0, scale=1)``."""
     if isinstance(prior, SpatialShare):
         return f"penalised complexity of θ (rate {prior.rate:.3g})"
     if isinstance(prior, torch.distributions.Independent):
@@ -66,7 +66,7 @@ def describe(prior: torch.distributions.Distribution) -> str:
 
 
 def prior_to_json(prior: torch.distributions.Distribution) -> dict[str, Any] | None:
-    """Class and arguments of a prior of ours or Pyro's; None for any other, which a file cannot bring back."""
+    """Write a prior of ours or Pyro's as its class and arguments; None for any other, which no file brings back."""
     if isinstance(prior, SpatialShare):
         return {"class": "SpatialShare", "distance": prior.distance.tolist(), "slope": prior.slope.tolist()} | {
             "rate": prior.rate
@@ -81,7 +81,7 @@ def prior_to_json(prior: torch.distributions.Distribution) -> dict[str, Any] | N
 
 
 def prior_from_json(content: Mapping[str, Any]) -> dist.TorchDistribution:
-    """Inverse of :func:`prior_to_json`.
+    """Read a prior that :func:`prior_to_json` wrote.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def prior_from_json(content: Mapping[str, Any]) -> dist.TorchDistribution:
 
 
 def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
-    """Class and arguments of a shipped likelihood with plain numbers; None for any other."""
+    """Write a shipped likelihood as its class and plain numbers; None for any other."""
     if SHIPPED.get(type(likelihood).__name__) is not type(likelihood):
         return None
     arguments = dict(vars(likelihood))
@@ -120,7 +120,7 @@ def likelihood_to_json(likelihood: Likelihood) -> dict[str, Any] | None:
 
 
 def likelihood_from_json(content: Mapping[str, Any]) -> Likelihood:
-    """Inverse of :func:`likelihood_to_json`; :class:`ModelFileError` for one that is not shipped."""
+    """Read what :func:`likelihood_to_json` wrote; :class:`ModelFileError` for a likelihood that is not shipped."""
     check_keys(content, ("class", "arguments"), "likelihood")
     kind, arguments = SHIPPED.get(str(content["class"])), content["arguments"]
     arguments = arguments if isinstance(arguments, dict) else {"arguments": arguments}

@@ -33,7 +33,7 @@ class ScaledNormal(TorchDistribution):
         super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> ScaledNormal:
-        """The same distribution with more batch dimensions."""
+        """Copy the distribution to more batch dimensions."""
         return ScaledNormal(
             self.loc.expand(torch.Size(batch_shape) + self.event_shape), self.cells.expand(torch.Size(batch_shape))
         )
@@ -47,7 +47,7 @@ class ScaledNormal(TorchDistribution):
         return self._standard().log_prob(value)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draws for Σ = I."""
+        """Draw means for Σ = I."""
         return self._standard().rsample(torch.Size(sample_shape))
 
     def _standard(self) -> MultivariateNormal:

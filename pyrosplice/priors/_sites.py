@@ -1,4 +1,6 @@
-r"""Priors by site: any Pyro distribution for any site of a model, flat by default. Those of the isoform models are
+r"""Priors by site: any Pyro distribution for any site of a model, flat by default.
+
+The sites of the isoform models are
 
 ==============  ==================  ==========================  =====================================================
 site            shape of one gene   default                     meaning
@@ -91,7 +93,7 @@ class PriorSite:
     Attributes
     ----------
     shape
-        Of all values, units first.
+        Shape of all values, units first.
     support
         What each of them may be.
     units
@@ -112,7 +114,7 @@ Law = TypeVar("Law", bound=torch.distributions.Distribution)
 def complete_priors(
     priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dist.TorchDistribution]:
-    """One prior for each site of ``shapes``, expanded to batch shape ``(G,)`` and the site's own event shape.
+    """Complete the priors of all sites of ``shapes``, expanded to batch shape ``(G,)`` and the site's event shape.
 
     Parameters
     ----------
@@ -268,7 +270,7 @@ def log_prior(
     Parameters
     ----------
     priors
-        Of :func:`complete_priors`, for G genes.
+        Priors of :func:`complete_priors`, for G genes.
     values
         Values by site, genes first.
     genes
@@ -316,7 +318,7 @@ def is_flat(prior: dist.TorchDistribution) -> bool:
 
 
 def converted(prior: Law, like: Tensor | None = None) -> Law:
-    """The same distribution with float64 parameters, or with those of the type and device of ``like``.
+    """Copy a distribution to float64 parameters, or to those of the type and device of ``like``.
 
     ``Normal(0., 1.)`` has torch's default of float32.
     """

@@ -50,7 +50,7 @@ class SymmetricNormal(TorchDistribution):
         return constraints.real if self.n_logits is None else constraints.independent(constraints.real, 1)
 
     def of_logits(self, n_logits: int) -> SymmetricNormal:
-        """The joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits."""
+        """Joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits."""
         scale = self.scale
         if scale.ndim and scale.shape[-1] not in (1, n_logits):
             raise InvalidArgumentError(f"scale: expected shape (..., 1), found {tuple(scale.shape)}.")
@@ -61,7 +61,7 @@ class SymmetricNormal(TorchDistribution):
         return SymmetricNormal(scale, n_logits, validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SymmetricNormal:
-        """The same with a larger batch shape."""
+        """Copy the distribution to a larger batch shape."""
         return SymmetricNormal(self.scale.expand(torch.Size(batch_shape)), self.n_logits, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class SymmetricNormal(TorchDistribution):
         return -0.5 * (square + q * math.log(2 * math.pi) + volume) - q * self.scale.log()
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, differentiable in the scale."""
+        """Draw values, differentiable in the scale."""
         noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.scale.dtype)
         if self.n_logits is None:
             return noise * self.scale

@@ -35,7 +35,7 @@ class SpatialCovariance(Extensible):
     precision: sp.csc_matrix | None = None
 
     def dense(self) -> Tensor:
-        """V, ``(N, N)``, float64."""
+        """Full covariance V, ``(N, N)``, float64."""
         if self.precision is None:
             raise NotImplementedError(f"{type(self).__name__}: override dense(), or set precision.")
         covariance = np.linalg.inv(self.precision.toarray())
@@ -43,7 +43,7 @@ class SpatialCovariance(Extensible):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return int((self.dense() if self.precision is None else self.precision).shape[0])
 
     def eigen(self, rank: int | None = None) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Domains:
 
 
 def graph_domains(adjacency: object, number: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Domain of each spot ``(N,)``: the nearest of ``number`` random spots along the graph's edges of random length.
+    """Divide spots into domains ``(N,)``: the nearest of ``number`` random spots along edges of random length.
 
     Components of the graph that none of these spots is in are domains of their own.
 

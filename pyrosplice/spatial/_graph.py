@@ -72,7 +72,7 @@ def wide_graph(coords: ArrayLike, *, k_neighbors: int = 6) -> sp.csr_matrix:
 
 
 def adjacency_graph(adjacency: object, *, name: str = "adjacency") -> sp.csr_matrix:
-    """Given adjacency, checked and symmetrised by averaging with its transpose; weights as given.
+    """Check a given adjacency and average it with its transpose; weights as given.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def adjacency_graph(adjacency: object, *, name: str = "adjacency") -> sp.csr_mat
 
 
 def component_labels(adjacency: sp.spmatrix) -> tuple[int, NDArray[np.int32]]:
-    """Number of connected components and the component of each spot, ``(N,)``."""
+    """Count connected components and label each spot's, ``(N,)``."""
     count, labels = connected_components(adjacency, directed=False)
     return int(count), labels
 
@@ -120,7 +120,7 @@ def warn_if_disconnected(adjacency: sp.spmatrix, *, n_sections: int = 1, stackle
 
 
 def check_coords(coords: object, *, name: str = "coords") -> NDArray[np.float64]:
-    """Coordinates as a finite float64 matrix ``(N, D)``, from any container, or an error that says who lacks them."""
+    """Check coordinates: a finite float64 matrix ``(N, D)``, from any container; an error says who lacks them."""
     points = as_dense(coords, name)
     if points.ndim != 2 or points.shape[1] == 0:
         raise InvalidArgumentError(f"{name}: expected a matrix (n_spots, n_dims), found shape {points.shape}.")

@@ -24,7 +24,7 @@ def section_graph(
     name: str = "sections",
     least: int = 1,
 ) -> sp.csr_matrix:
-    """k-NN graph within every section: spots of different sections are never neighbours, whatever their coordinates.
+    """Join neighbours within every section; spots of different sections are none, whatever their coordinates.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def section_graph(
 
 
 def wide_section_graph(coords: object, sections: object | None, *, k_neighbors: int = 6) -> sp.csr_matrix:
-    """:func:`~pyrosplice.spatial._graph.wide_graph` of every section; ``sections`` is None for one."""
+    """Join the spots of every section by :func:`~pyrosplice.spatial._graph.wide_graph`; ``sections`` None is one."""
     points = check_coords(coords)
     if sections is None:
         return wide_graph(points, k_neighbors=k_neighbors)
@@ -95,7 +95,7 @@ def _side_by_side(graphs: Sequence[tuple[NDArray[np.intp], sp.csr_matrix]], n_sp
 def within_sections(
     adjacency: sp.csr_matrix, sections: object, *, name: str = "sections", stacklevel: int = 2
 ) -> sp.csr_matrix:
-    """A symmetric adjacency without the edges between sections; warns how many there were.
+    """Drop the edges between sections from a symmetric adjacency; warns how many there were.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from pyrosplice.spatial._graph import Graph, adjacency_graph, knn_graph, warn_if
 
 
 class CarCovariance(SpatialCovariance):
-    """CAR covariance V of a graph, held as its sparse inverse.
+    """Conditional autoregressive (CAR) covariance V of a graph, held as its sparse inverse.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class CarCovariance(SpatialCovariance):
 
 
 class IdentityCovariance(SpatialCovariance):
-    """V = I: the covariance of the model without spatial dependence. Same interface as :class:`CarCovariance`."""
+    """Covariance of the model without spatial dependence, V = I. Same interface as :class:`CarCovariance`."""
 
     def __init__(self, n_spots: int) -> None:
         self.rho = 0.0
@@ -115,7 +115,7 @@ class IdentityCovariance(SpatialCovariance):
 
 
 def get_cov_sp(coords: ArrayLike, k: int = 4, rho: float = 0.99, *, graph: Graph = "mutual") -> Tensor:
-    """CAR covariance of the k-NN graph of ``coords`` as a dense tensor, ``(N, N)``, float64.
+    """Build the CAR covariance of the k-NN graph of ``coords`` as a dense tensor, ``(N, N)``, float64.
 
     Parameters
     ----------

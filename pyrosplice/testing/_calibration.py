@@ -57,7 +57,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     n_jobs: int = 1,
     print_progress: bool = True,
 ) -> PosteriorCalibration:
-    """Simulation-based calibration of the posterior of a likelihood with priors, shipped or your own.
+    """Check by simulation whether the posterior of a likelihood with priors, shipped or your own, is right.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
         :class:`~pyrosplice.MultinomGLM` or :class:`~pyrosplice.MultinomGLMM` that has data: priors, spots, isoforms,
         totals (those of its genes in turn), covariates and covariance are its own then, and not given here.
     priors
-        Of every site, proper: Pyro distributions by site, or ``"weak"``.
+        Proper priors of every site: Pyro distributions by site, or ``"weak"``.
     data_shape
         ``(N, K)``: spots and isoforms of a data set.
     totals
@@ -81,11 +81,11 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     method, hyper
         As of :meth:`MultinomGLM.posterior`. ``"nuts"`` is thinned by ten.
     nuts_options
-        Of NUTS.
+        Options of NUTS.
     confidence
-        Of the bands, and of all verdicts together.
+        Confidence of the bands, and of all verdicts together.
     seed
-        Of everything random. The same seed gives the same ranks, whatever ``n_jobs``.
+        Seed of everything random. The same seed gives the same ranks, whatever ``n_jobs``.
     batch_size
         Data sets fitted together.
     n_jobs
@@ -153,7 +153,7 @@ class World:
     estimator
         The model of all simulations, as genes, with totals but no counts of theirs yet.
     space
-        Its covariance as arguments of ``setup_data``.
+        Spatial covariance as arguments of ``setup_data``.
     totals
         ``(S, N)``.
     """

@@ -50,7 +50,7 @@ def _every_count(likelihood: Likelihood, eta: Tensor) -> tuple[Tensor, Tensor]:
 def check_cells(
     problems: Problems, likelihood: Likelihood, counts: Tensor, eta: Tensor, generator: torch.Generator
 ) -> None:
-    """``terms``, the rows that ``by_totals`` allows to sum, and ``location_information``."""
+    """Check ``terms``, the rows that ``by_totals`` allows to sum, and ``location_information``."""
     if likelihood.scale_sign not in (-1, 1):
         problems.add(f"scale_sign: expected 1 or −1, found {likelihood.scale_sign!r}.")
         return

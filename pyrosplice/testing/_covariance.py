@@ -74,7 +74,7 @@ def _matrix(problems: Problems, dense: Tensor) -> None:
 
 
 def _solver(problems: Problems, solver: SpatialSolver, dense: Tensor) -> None:
-    """``log |I + W V|`` and a solve at random weights, by the solver and densely."""
+    """Compare ``log |I + W V|`` and a solve at random weights, by the solver and densely."""
     n, generator = solver.n_spots, torch.Generator().manual_seed(0)
     weights = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
     field = torch.randn(1, n, 1, generator=generator, dtype=torch.float64)

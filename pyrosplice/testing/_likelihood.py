@@ -32,7 +32,7 @@ def check_likelihood(likelihood: Likelihood, *, n_isos: int | None = None, seed:
     n_isos
         K; by default the least it is for, at least two where it allows more.
     seed
-        Of the numbers that it is tried on.
+        Seed of the numbers that it is tried on.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ContractError(AssertionError):
-    """What a class written by a user does not do as its contract says."""
+    """An error that says what a class written by a user does not do as its contract says."""
 
 
 class Problems:
@@ -17,11 +17,11 @@ class Problems:
         self.subject, self.found = type(subject).__name__, list[str]()
 
     def add(self, words: str) -> None:
-        """Note one."""
+        """Note a finding."""
         self.found.append(words)
 
     def shape(self, what: str, value: Tensor, expected: tuple[int, ...]) -> bool:
-        """Note a wrong shape; whether it is right."""
+        """Note a wrong shape, and return whether it is right."""
         if tuple(value.shape) != expected:
             self.add(f"{what}: expected shape {expected}, found {tuple(value.shape)}.")
         return tuple(value.shape) == expected

@@ -33,13 +33,13 @@ class PosteriorCalibration:
         Rank of the truth among ``n_draws`` draws, 0 to ``n_draws``: one row a data set, one column a quantity (entries
         of sites, and ``log_likelihood``). NaN where a data set has no posterior.
     pareto_k
-        Of each data set, NaN where the method has none.
+        Value of k̂ for each data set, NaN where the method has none.
     n_draws
         Posterior draws of each data set.
     settings
         What was asked for.
     confidence
-        Of the band, and of all verdicts together.
+        Confidence of the band, and of all verdicts together.
     """
 
     ranks: pd.DataFrame
@@ -52,13 +52,13 @@ class PosteriorCalibration:
     def of(
         cls, found: pd.DataFrame, n_draws: int, settings: Mapping[str, Any], confidence: float
     ) -> PosteriorCalibration:
-        """From ranks and, maybe, a column ``pareto_k``."""
+        """Make a calibration from ranks and, maybe, a column ``pareto_k``."""
         pareto_k = found["pareto_k"] if "pareto_k" in found else pd.Series(np.nan, index=found.index)
         return cls(found.drop(columns="pareto_k", errors="ignore"), pareto_k.to_numpy(), n_draws, settings, confidence)
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a quantity.
+        """Tabulate the ranks' tests, one row a quantity.
 
         ``quantity``; ``simulations`` with draws, ``missing`` without; ``mean_rank`` (½ if right); ``chi2_p`` of at
         most 20 bins; ``ecdf_p``, exact, of the whole distribution; ``verdict``: "uniform" where ``ecdf_p`` is not
@@ -83,11 +83,11 @@ class PosteriorCalibration:
 
     @property
     def holds(self) -> bool:
-        """Whether no quantity is known to be wrong."""
+        """Say whether no quantity is known to be wrong."""
         return bool((self.table["verdict"] == "uniform").all())
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
-        """Difference of the ranks' distribution from uniform, with the exact band; what leaves it is named."""
+        """Draw the difference of the ranks' distribution from uniform, with its exact band; what leaves it is named."""
         return rank_ecdf(self.ranks, n_draws=self.n_draws, confidence=self.confidence, ax=ax)
 
     def __str__(self) -> str:

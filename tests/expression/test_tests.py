@@ -249,3 +249,17 @@ def test_tail_probabilities_do_not_underflow_to_a_difference():
 def test_bad_arguments_are_named(call, message, data):
     with pytest.raises(InvalidArgumentError, match=message):
         call(data)
+
+
+def test_codes_of_a_test_are_those_of_its_estimator() -> None:
+    counts = np.random.default_rng(0).poisson(3.0, (40, 4))
+    counts[:, 1] = 0
+    counts[:20, 2] = 0
+    found = de.test.wald(
+        counts,
+        formula_loc="~1+group",
+        factor_loc_totest="group",
+        sample_description=pd.DataFrame({"group": np.repeat(["a", "b"], 20)}),
+    )
+    assert found.code.tolist() == found.model_estim.error_codes.tolist()
+    assert found.code[1] != found.code[2] != found.code[0]

@@ -10,7 +10,7 @@ from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
 
 
 class Plain(Likelihood):
-    """The same density, all else from the base class."""
+    """A likelihood of the same density, all else from the base class."""
 
     hyperparameters = DirichletMultinomial.hyperparameters
 

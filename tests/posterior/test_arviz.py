@@ -152,7 +152,7 @@ def test_the_older_figures_take_one_gene_and_isoform(name, tree, tissue_tree, le
 
 
 def test_prior_sensitivity_figure(tree, tissue_tree, plots):
-    """Of all genes, and of one. With xarray ≥ 2026.4, arviz-plots before 1 cannot draw it of any tree (ArviZ #2576)."""
+    """All genes, and one. With xarray ≥ 2026.4, arviz-plots before 1 cannot draw it of any tree (ArviZ #2576)."""
     if Version(xr.__version__) >= Version("2026.4") and Version(version("arviz-plots")) < Version("1"):
         pytest.skip("this arviz-plots does not work with this xarray; the extra 'arviz' asks for an older one")
     for given in (tree, one_gene(tree, "a"), one_gene(tissue_tree, "gene_2")):

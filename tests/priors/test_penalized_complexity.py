@@ -110,7 +110,7 @@ def spatial_counts():
 
 
 def log_densities(priors, sites):
-    """Of each given prior at a point of its own."""
+    """Log density of each given prior at a point of its own."""
     return {name: float(priors[name].log_prob(torch.tensor(0.7).double())) for name in sites}
 
 

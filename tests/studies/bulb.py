@@ -95,7 +95,7 @@ def variability(adata: ad.AnnData, *, everything: bool) -> pd.DataFrame:
 
 
 def differential(adata: ad.AnnData, covariates: Sequence[str] = COVARIATES) -> pd.DataFrame:
-    """The same for β = 0, each covariate by itself. ``sigma with``, ``theta with``: estimates with it in the model."""
+    """Tests of β = 0, each covariate by itself. ``sigma with``, ``theta with``: estimates with it in the model."""
     tables = []
     for covariate in covariates:
         model = model_of(adata, covariate)
@@ -110,7 +110,7 @@ def differential(adata: ad.AnnData, covariates: Sequence[str] = COVARIATES) -> p
 
 
 def usage_test(model: SplisosmGLMM, method: str) -> dict[str, object]:
-    """Of the one covariate, flat, at the estimated covariance as the peer's tests are."""
+    """Test of the one covariate, flat, at the estimated covariance as the peer's tests are."""
     result = model.test_differential_usage(method, law="plugin", return_results=True, **QUIET)
     return {"gene": result["gene"], **{key: np.ravel(result[key]) for key in ("statistic", "pvalue")}}
 

@@ -107,7 +107,7 @@ def score_at(model: SplisosmGLMM, variances: pd.DataFrame, column: torch.Tensor)
 
 
 def scores_of_ratios(model: SplisosmGLMM, column: torch.Tensor, names: tuple[str, str]) -> dict[str, dict]:
-    """The same in a linear model of the ratios of the spots that have counts, and of all isoforms' squares added up."""
+    """Scores in a linear model of the ratios of spots that have counts, and of all isoforms' squares added up."""
     rows: dict[str, list] = {name: [] for name in names}
     for counts in tables_of(model):
         seen = counts.sum(1) > 0

@@ -54,7 +54,7 @@ def null_fit(counts: Tensor, covariance: CarCovariance) -> tuple[MarginalFit, Mo
 
 
 def pvalues(counts: Tensor, covariance: CarCovariance, design: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the score tests ``(genes, covariates)`` and of the spatial ratio by both null laws ``(genes, 2)``."""
+    """P-values of the score tests ``(genes, covariates)`` and of the spatial ratio by both null laws ``(genes, 2)``."""
     usage, variability = [], []
     kernel = spatial_kernel(covariance, damping=0.0)
     for some in counts.split(_BATCH):

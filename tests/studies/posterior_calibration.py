@@ -100,7 +100,7 @@ def ranks(family: Family, n_simulations: int, *, method: str, seed: int, side: i
 
 
 def expression_ranks(n_simulations: int, *, method: str, seed: int, n_cells: int = 60) -> pd.DataFrame:
-    """The same for the expression GLM: two groups of cells, means about 3, dispersions about 0.4."""
+    """Ranks for the expression GLM: two groups of cells, means about 3, dispersions about 0.4."""
     rng = np.random.default_rng(seed)
     group = np.arange(n_cells) % 2
     location, scale = rng.normal([1.0, 0.0], [1.0, 0.5], (n_simulations, 2)), rng.normal(1.0, 1.0, n_simulations)
@@ -122,7 +122,7 @@ def expression_ranks(n_simulations: int, *, method: str, seed: int, n_cells: int
 
 
 def mixture_ranks(n_simulations: int, *, seed: int, n_cells: int = 40) -> pd.DataFrame:
-    """The same for a mixture of two in two dimensions, by Gibbs: quantities that do not depend on labels."""
+    """Ranks for a mixture of two in two dimensions, by Gibbs: quantities that do not depend on labels."""
     eye = torch.eye(2, dtype=torch.float64)
     prior = MixturePrior(
         concentration=2.0, mean=eye[0] * 0, mean_strength=0.1, covariance_dof=6.0, covariance_scale=3.0 * eye

@@ -29,7 +29,7 @@ QUIET = {"print_progress": False}
 
 
 def pvalues(*, null: str, n_isos: int, depth: float, n_genes: int, n_spots: int, seed: int) -> dict[str, np.ndarray]:
-    """Of each test ``(genes,)``."""
+    """P-values of each test ``(genes,)``."""
     adata = simulate_isoforms(
         n_spots=n_spots,
         n_genes=n_genes,

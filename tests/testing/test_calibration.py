@@ -38,7 +38,7 @@ class Halved(Binomial):
 
 
 class Own(Halved):
-    """The same without the mistake."""
+    """A likelihood without the mistake."""
 
     def sample(self, totals, eta, *, generator=None):
         return Binomial().sample(totals, eta, generator=generator)

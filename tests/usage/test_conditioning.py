@@ -52,8 +52,8 @@ def everything(adata, model_type, design, column):
             found[method] = model.test_differential_usage(method, **ASK)["pvalue"][:, column]
     found["joint"] = model.test_differential_usage("wald", contrasts={"both": np.eye(2)}, **ASK)["pvalue"][:, 0]
     effects = model.get_effects()
-    ratios = (effects["effect"] / effects["se"]).to_numpy().reshape(3, 2, 3, 2)[:, column]
-    found |= {"log_odds": ratios[..., 0], "usage_points": ratios[..., 1]}
+    for name in ("log_odds", "usage_points"):
+        found[name] = (effects[name] / effects[name + "_se"]).to_numpy().reshape(3, 2, 3)[:, column]
     if model_type == "glmm-full":
         found["space"] = model.test_spatial_variability("score", **ASK)["pvalue"]
     return found

@@ -59,7 +59,7 @@ def moved(found, reference):
 
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full"])
 def test_no_p_value_moves(model_type):
-    """Of a GLMM the reference isoform stays the last (its random effect is about it); of a GLM it is another one."""
+    """A GLMM's reference isoform stays the last (its random effect is about it); a GLM's is another one."""
     reference = pvalues(tissue(), model_type)
     rearranged = {"glm": lambda own: np.roll(own, 1), "glmm-full": lambda own: np.r_[own[:-1][::-1], own[-1:]]}
     changed = [in_other_units(tissue()), in_another_order(tissue(), isoforms=rearranged[model_type])]

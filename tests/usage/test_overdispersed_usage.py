@@ -31,7 +31,7 @@ def test_every_test_takes_it(likelihood, n_isos):
     for pvalue in found:
         assert ((pvalue > 0) & (pvalue <= 1)).all()
     effects = model.get_effects()
-    assert (effects["se"] > 0).all() and len(effects) == 2 * 4 * n_isos * 2
+    assert (effects["usage_points_se"] > 0).all() and len(effects) == 2 * 4 * n_isos
     plain = SplisosmGLMM()
     plain.setup_data(adata, design_mtx=["smooth", "kind"])
     model.fit(batch_size=2, **{"print_progress": False})

@@ -116,15 +116,14 @@ def test_tests_of_a_separated_gene(model_type, law, priors):
     if priors is None:
         assert model.get_training_summary()["reason"].tolist() == ["separated"]
         assert np.isnan(wald["pvalue"]).all() and wald["reason"] == [["separated"]]
-        assert effects["se"].isna().all()
+        assert effects["log_odds_se"].isna().all()
         model.test_differential_usage("wald", law=law, **QUIET)
         assert model.get_formatted_test_results("du")["reason"].tolist() == ["separated"]
     else:
         assert model.get_training_summary()["reason"].tolist() == ["converged"]
         assert (wald["pvalue"] < strong).all() and wald["reason"] == [[""]]
-        odds = effects[effects["scale"] == "log_odds"]
-        assert odds["se"].between(0, 1).all()
-        assert (odds["effect"].abs() < 4).all()
+        assert effects["log_odds_se"].between(0, 1).all()
+        assert (effects["log_odds"].abs() < 4).all()
     for variance in ("robust", "model"):
         ratio = model.test_differential_usage("lrt", variance=variance, **ask)
         assert (ratio["pvalue"] < strong).all()
@@ -183,7 +182,7 @@ def test_where_nearly_every_spot_has_one_isoform_only_the_score_test_speaks(n_mi
         found = model.test_differential_usage("wald", variance=variance, **ask)
         assert found["reason"] == [[reason]] * 3
         assert np.isnan(found["pvalue"]).all()
-    assert model.get_effects()["se"].isna().all()
+    assert model.get_effects()["log_odds_se"].isna().all()
     model.fit(batch_size=3, **QUIET)
     score, ratio = (model.test_differential_usage(method, **ask) for method in ("score", "lrt"))
     np.testing.assert_allclose(ratio["statistic"], score["statistic"])

@@ -100,7 +100,7 @@ def test_a_gene_whose_effects_cannot_be_estimated_disturbs_no_other(tissue):
 
 
 def test_glmm_score_is_the_dense_formula(tissue):
-    """Of each covariate at the fit with the other, the covariance as estimated."""
+    """Score of each covariate at the fit with the other, the covariance as estimated."""
     names = ["smooth", "iid"]
     model = fitted(tissue, "glmm-full", options=MARGINAL, design_mtx=names)
     model.test_differential_usage(variance="model", law="plugin", **QUIET)

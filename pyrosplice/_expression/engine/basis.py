@@ -36,11 +36,11 @@ class Basis:
 
     @cached_property
     def log_determinant(self) -> float:
-        r""":math:`\log |\det T^{-1}|`: what half a log determinant of an information gains on the way out."""
+        r"""Log of :math:`|\det T^{-1}|`, which half a log determinant of an information gains on the way out."""
         return float(np.linalg.slogdet(self.inverse)[1])
 
     def part(self, which: slice) -> Basis:
-        """Of some coefficients, which no others mix with."""
+        """Take the part of the basis that concerns some coefficients, which no others mix with."""
         return Basis(self.matrix[which, which], self.inverse[which, which])
 
     def outward(self, inner: Array) -> Array:

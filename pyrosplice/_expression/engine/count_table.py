@@ -45,12 +45,12 @@ class CountTable:
         return CountTable(*(getattr(self, f)[genes] for f in ("exceed", "values", "multiplicity", "constant")))
 
     def sum_squares(self) -> Tensor:
-        """``Σ w y²`` of each gene ``(G,)``."""
+        """Weighted sum of squared counts, ``Σ w y²``, of each gene ``(G,)``."""
         odd = 2 * torch.arange(self.exceed.shape[-1], dtype=self.exceed.dtype, device=self.exceed.device) + 1
         return (self.exceed * odd).sum((1, 2)) + (self.multiplicity * self.values.square()).sum((1, 2))
 
     def saturated(self, zeta: Tensor) -> Tensor:
-        r"""``Σ w [y log y − (y + r) log(1 + y / r)]``: the rows' terms where every mean is its count ``(G,)``.
+        r"""Rows' terms where every mean is its count, ``Σ w [y log y − (y + r) log(1 + y / r)]``: ``(G,)``.
 
         For one common scale, ``zeta`` ``(G, 1)``.
         """
@@ -85,7 +85,7 @@ def _saturated(y: Tensor, zeta: Tensor) -> Tensor:
 
 
 def rising_terms(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r""":math:`\log\Gamma(y + r) - \log\Gamma(r) - y\zeta` and its first and minus its second derivative in ζ.
+    r"""Log of a rising factorial, :math:`\log\Gamma(y + r) - \log\Gamma(r) - y\zeta`, and its derivatives in ζ.
 
     ``y`` is ``(..., U)`` and ``zeta`` ``(..., 1)``. For r ≥ 30 by Stirling's series of the difference, whose terms are
     all of the order of y² / r; below that by the gamma functions themselves.
@@ -108,7 +108,9 @@ def _rising_gamma(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rising_stirling(y: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""With :math:`x = y/r`, :math:`s = r + y`:
+    r"""Log of a rising factorial and its two derivatives in ζ, by Stirling's series.
+
+    With :math:`x = y/r`, :math:`s = r + y`:
     :math:`(s - \tfrac12)\log(1 + x) - y + \sum_k c_k (s^{1-2k} - r^{1-2k})`.
     """
     alpha, r = torch.exp(-zeta), torch.exp(zeta)

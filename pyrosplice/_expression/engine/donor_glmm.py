@@ -51,7 +51,7 @@ class TauProfile:
         Jeffreys's density of log τ up to a constant: half the log of the information
         :math:`2 \sum_d (\tau^2 w_d / (1 + \tau^2 w_d))^2` with w_d that of donor d about its effect.
     variance
-        Of the contrast.
+        Variance of the contrast.
     """
 
     log_tau: Array
@@ -77,7 +77,7 @@ class GlmmFit:
     log_likelihood, code : (G,)
         Laplace approximation of the restricted log likelihood, and a :class:`FitCode`.
     profile : TauProfile or None
-        Of the contrast asked for.
+        Profile of the contrast asked for.
     """
 
     location: Array
@@ -133,11 +133,11 @@ def fit_glmm(source: RowSource, fit: GlmFit, contrast: Array | None = None) -> G
     Parameters
     ----------
     source
-        With a design from :func:`donor_design`.
+        Rows with a design from :func:`donor_design`.
     fit
         Where to start.
     contrast : (P,), optional
-        Of the location coefficients: its profile is kept.
+        Contrast of the location coefficients: its profile is kept.
     """
     g, p, r = len(fit.theta), fit.n_location, source.design.z.shape[1]
     j = source.design.x.shape[1] - p
@@ -226,7 +226,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _DonorPrior:
-    """``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
+    """Normal prior of the donors' levels, ``Σ −u² / 2τ²`` with a τ for each gene, as :class:`Derivatives`."""
 
     precision: Tensor
     p: int

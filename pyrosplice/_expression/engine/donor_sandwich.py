@@ -66,11 +66,11 @@ def cluster_test(source: RowSource, fit: GlmFit, contrast: Array, *, within: boo
     Parameters
     ----------
     source
-        With ``design.strata`` set to the donor of each cell.
+        Rows with ``design.strata`` set to the donor of each cell.
     fit
         Estimates of its genes.
     contrast : (P,)
-        Of location coefficients.
+        Contrast of location coefficients.
     within
         Whether the contrast is about columns that vary within donors: they then differ in their response to it.
     """
@@ -204,7 +204,7 @@ def _law(joint: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tail(root: Tensor, t: Tensor) -> Tensor:
-    """``P(e² > t² Σ r²)`` ``(G,)`` for ``(e, r) = root' z`` of standard normal z."""
+    """Chance ``P(e² > t² Σ r²)`` ``(G,)`` for ``(e, r) = root' z`` of standard normal z."""
     sign = torch.cat([torch.ones_like(t)[:, None], -t.square()[:, None].expand(-1, root.shape[2] - 1)], 1)
     values = torch.linalg.eigvalsh((root * sign[:, None]) @ root.mT)
     ratio = (-values[:, :-1]).clamp_min(0) / values[:, -1:]

@@ -33,7 +33,7 @@ def identified_contrasts(fit: GlmFit, rows: Array) -> dict[int, Array]:
     Returns
     -------
     dict
-        By gene the combinations of the rows ``(q, k)`` that have a finite estimate; none, ``(0, k)``, where every one
+        Combinations by gene of the rows ``(q, k)`` that have a finite estimate; none, ``(0, k)``, where every one
         is at infinity.
     """
     p, out = fit.n_location, {}

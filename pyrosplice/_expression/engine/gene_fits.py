@@ -276,8 +276,9 @@ def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Arr
 
 
 def safe_inverse(matrices: Array) -> Array:
-    """Inverses of symmetric matrices ``(G, D, D)``; NaN stays NaN, and a matrix not positive definite gets
-    infinite variances and NaN covariances.
+    """Invert symmetric matrices ``(G, D, D)``.
+
+    NaN stays NaN, and a matrix not positive definite gets infinite variances and NaN covariances.
     """
     h = torch.as_tensor(np.nan_to_num(matrices))
     size = h.diagonal(dim1=1, dim2=2).abs().sqrt().clamp_min(1e-150)

@@ -249,7 +249,7 @@ class Newton:
 
 
 def solve_ascent(information: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """``H⁻¹ g``, or ``|H|⁻¹ g`` in the eigenbasis where H is not positive definite; and whether it was."""
+    """Newton step ``H⁻¹ g``, or ``|H|⁻¹ g`` where H is not positive definite; and whether it was."""
     factor, info = torch.linalg.cholesky_ex(information)
     step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
     definite = (info == 0) & torch.isfinite(step).all(1)

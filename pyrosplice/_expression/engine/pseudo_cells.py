@@ -50,11 +50,11 @@ class Designs:
 
     @cached_property
     def pseudo_inverse(self) -> Tensor:
-        """Of x, transposed ``(N, P)``."""
+        """Pseudo-inverse of x, transposed: ``(N, P)``."""
         return torch.linalg.pinv(self.x).T.contiguous()
 
     def information(self, h_eta: Tensor, h_cross: Tensor, h_zeta: Tensor) -> Tensor:
-        """``[x z]' diag(·) [x z]`` for weights ``(G, N)`` of the three blocks: ``(G, P + R, P + R)``."""
+        """Information ``[x z]' diag(·) [x z]`` for weights ``(G, N)`` of three blocks: ``(G, P + R, P + R)``."""
         xx, xz, zz = self.products
         p, r = self.x.shape[1], self.z.shape[1]
         h_a, h_b = symmetric(h_eta @ xx, p), symmetric(h_zeta.expand(-1, len(zz)) @ zz, r)
@@ -62,7 +62,7 @@ class Designs:
         return torch.cat([torch.cat([h_a, cross], 2), torch.cat([cross.mT, h_b], 2)], 1)
 
     def gram(self, weight: Tensor) -> Tensor:
-        """``x' diag(weight) x`` of each gene ``(G, P, P)``."""
+        """Weighted products of columns, ``x' diag(weight) x``, of each gene ``(G, P, P)``."""
         return symmetric(weight @ self.products[0], self.x.shape[1])
 
 
@@ -220,6 +220,6 @@ def as_tensor(array: Array, device: torch.device | str) -> Tensor:
 
 
 def weighted_gram(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``left' diag(weight) right`` of each gene ``(G, P, R)``: one product with the columns' pairwise products."""
+    """Weighted products ``left' diag(weight) right`` of each gene ``(G, P, R)``, by the columns' pairwise products."""
     pairs = (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)
     return (weight.expand(-1, len(pairs)) @ pairs).unflatten(1, (left.shape[1], right.shape[1]))

@@ -1,4 +1,4 @@
-"""From a matrix of counts to the rows of each block of genes: one pass over the non-zeros, or dense by blocks."""
+"""Rows of counts for each block of genes, from a matrix: one pass over the non-zeros, or dense by blocks."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class RowSource:
         return self.counts.shape[0] if self.compression is None else self.compression.n_rows
 
     def with_location(self, matrix: Array) -> RowSource:
-        """The same counts with location design ``x @ matrix``; nothing is read again."""
+        """Copy with location design ``x @ matrix`` for the same counts; nothing is read again."""
         other = copy.copy(self)
         for computed in ("basis", "conditioned"):
             vars(other).pop(computed, None)
@@ -194,7 +194,7 @@ class RowSource:
 
     @cached_property
     def conditioned(self) -> RowSource:
-        """The same rows in the coordinates of :attr:`basis`."""
+        """Rows of the same counts in the coordinates of :attr:`basis`."""
         if self.basis.trivial:
             return self
         p = self.design.x.shape[1]

@@ -47,7 +47,7 @@ def shrink_coefficient(
     coefficient
         Which free location coefficient.
     scale
-        Of the Cauchy prior; natural-log units.
+        Scale of the Cauchy prior; natural-log units.
     prior
         Another univariate prior in its place.
     """

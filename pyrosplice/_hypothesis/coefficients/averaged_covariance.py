@@ -20,12 +20,12 @@ from pyrosplice._linalg.solver import Factor
 
 
 class AveragedPrecision:
-    """``S̄⁻¹`` of a batch of genes, as products.
+    """Inverse ``S̄⁻¹`` of the averaged covariance of a batch of genes, as products.
 
     Attributes
     ----------
     spot_precision
-        Its diagonal blocks, ``(B, N, Q, Q)``.
+        Diagonal blocks, ``(B, N, Q, Q)``.
     """
 
     def __init__(self, model: WorkingModel, variances: Variances):
@@ -59,7 +59,7 @@ class AveragedPrecision:
         self._steep, self.spot_precision = steep, self.spot_precision - steep @ steep.mT
 
     def product(self, fields: Tensor) -> Tensor:
-        """``S̄⁻¹ x`` of ``(B, N, Q, R)``."""
+        """Product ``S̄⁻¹ x`` with ``(B, N, Q, R)``."""
         out = self._smooth_product(fields)
         if self._steep is None:
             return out

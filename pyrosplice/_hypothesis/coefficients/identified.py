@@ -25,7 +25,7 @@ class Coverage:
     Attributes
     ----------
     columns
-        Of all spots, orthogonal to each other and of mean square one or less, ``(N, C)``.
+        Columns over all spots, orthogonal to each other and of mean square one or less, ``(N, C)``.
     informed
         Spots that inform about each gene, ``(B, N)``.
     deficient

@@ -59,7 +59,7 @@ MOST = 1e8  # degrees of freedom
 
 @dataclass(frozen=True)
 class Dispersion:
-    """Of every gene: ``root`` G ``(B, Q, Q)`` and its degrees of freedom ν ``(B,)``; NaN where it has none."""
+    """Spread of each gene's residuals: ``root`` G ``(B, Q, Q)`` and its degrees of freedom ν ``(B,)``; NaN without."""
 
     root: Tensor
     dof: Tensor
@@ -192,7 +192,7 @@ def _factor(total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trace_sf(statistic: Tensor, n_columns: Tensor, n_logits: int, dof: Tensor) -> Tensor:
-    """``P(T > statistic)`` of statistics ``(B, T)`` of ``n_columns`` ``(T,)`` covariates each, ``dof`` ν ``(B, T)``.
+    """Chance ``P(T > statistic)`` of ``(B, T)`` statistics of ``n_columns`` ``(T,)`` covariates, ``dof`` ν ``(B, T)``.
 
     One column: Hotelling's law, exact for normal residuals, NaN for ν < Q. More: McKeon's F law, NaN for ν ≤ Q + 3.
     χ² as ν grows.
@@ -217,7 +217,7 @@ def joint_dof(first: Tensor | None, second: Tensor) -> Tensor:
 
 
 def dispersed(root: Tensor, information: Tensor) -> Tensor:
-    """``(I ⊗ G) information (I ⊗ G)'`` for ``information`` ``(B, C Q, C Q)``, logits fastest."""
+    """Information ``(I ⊗ G) information (I ⊗ G)'`` for ``(B, C Q, C Q)``, logits fastest."""
     n_genes, size = information.shape[:2]
     n_logits = root.shape[-1]
     blocks = information.reshape(n_genes, size // n_logits, n_logits, size // n_logits, n_logits)

@@ -24,7 +24,7 @@ from pyrosplice._hypothesis.coefficients.working_model import WorkingModel
 
 PRIOR_DEVIATION = 1.5
 POINTS = 7, 5
-"""Of a and c at which the model is worked out, for each spectrum."""
+"""Numbers of values of a and of c at which the model is worked out, for each spectrum."""
 FINE = 43, 25  # points of the grids between them
 WIDEST = 3.2, 2.2  # standard deviations that the first grid reaches, at least
 AROUND = 4.0  # posterior standard deviations that a further grid reaches to each side
@@ -40,7 +40,7 @@ Prior = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Log prior densities of a and c, which broadcast to ``(B, S, A, C)``, of genes with these positions ``(B,)``."""
 
 Target = Callable[[Tensor, Tensor], Tensor]
-"""From the information ``X' S⁻¹ X`` ``(B, D, D)`` of genes ``(B,)`` to log variances of what is tested, ``(B, T)``."""
+"""Log variances ``(B, T)`` of what is tested, from the information ``X' S⁻¹ X`` ``(B, D, D)`` of genes ``(B,)``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Grid:
 
     @classmethod
     def first(cls, widest: tuple[Tensor, Tensor], n_spectra: int) -> Grid:
-        """From zero to ``widest`` ``(B,)``, closer together near zero."""
+        """Make the first grid, from zero to ``widest`` ``(B,)``, closer together near zero."""
         u, v = (torch.linspace(0, 1, points, dtype=torch.float64) for points in POINTS)
         field = widest[0][:, None] * (0.35 * u + 0.65 * u**2.2)
         if not n_spectra:
@@ -61,7 +61,7 @@ class Grid:
 
     @classmethod
     def around(cls, found: Posterior) -> Grid:
-        """Where the posterior is."""
+        """Make a finer grid where the posterior is."""
         ends = []
         for mean, sd, step in (found.field_moments, found.white_moments):
             reach = AROUND * torch.maximum(sd, 0.35 * step)
@@ -73,7 +73,7 @@ class Grid:
 
     @classmethod
     def near(cls, estimates: tuple[Tensor, Tensor], wide: Grid) -> Grid:
-        """Around estimates ``(B,)`` of a along the first spectrum and of c; along the others as wide as before."""
+        """Make a grid around estimates ``(B,)`` of a along the first spectrum and of c; along the others as before."""
         field, white = (
             low + (high - low) * torch.linspace(0, 1, points, dtype=torch.float64)
             for points, (low, high) in zip(POINTS, map(_around, estimates), strict=True)
@@ -81,13 +81,13 @@ class Grid:
         return cls(torch.cat([field.unsqueeze(1), wide.field[:, 1:]], 1), white)
 
     def select(self, genes: Tensor) -> Grid:
-        """For some of the genes."""
+        """Take the points of some of the genes."""
         return Grid(self.field[genes], self.white[genes])
 
 
 @dataclass(frozen=True)
 class Variances:
-    """Of the field along each spectrum, ``(B, S)``, and of the independent part, ``(B,)``."""
+    """Variance of the field along each spectrum, ``(B, S)``, and of the independent part, ``(B,)``."""
 
     field: Tensor
     white: Tensor
@@ -100,11 +100,11 @@ class Posterior:
     Attributes
     ----------
     weight
-        Of the spectra and points, ``(B, S, A, C)``; they sum to one.
+        Probabilities of the spectra and points, ``(B, S, A, C)``; they sum to one.
     field, white
         The points, ``(B, S, A)`` and ``(B, C)``.
     log_variance
-        Of what is tested at each point, ``(B, S, A, C, T)``.
+        Log variance of what is tested at each point, ``(B, S, A, C, T)``.
     log_evidence
         Log of the restricted likelihood averaged over the prior, up to a constant, ``(B,)``.
     spacing
@@ -203,13 +203,13 @@ def restricted_posterior(
     Parameters
     ----------
     model
-        Its first ``n_fixed`` columns are in the model; the others are only what is tested.
+        The working model; its first ``n_fixed`` columns are fitted, the others are only what is tested.
     target
         What it is whose variance is wanted.
     largest
         Estimates of a and c, ``(B,)`` each, that the first grid must not end before.
     prior
-        Of a and c.
+        Prior of a and c.
     """
     search = _Search(model, n_fixed, target, prior, torch.arange(len(model.response)))
     widest = [(2.5 * estimate).clamp(least, 4 * least) for estimate, least in zip(largest, WIDEST, strict=True)]
@@ -235,11 +235,11 @@ class _Search:
     used: tuple[bool, bool] = (True, True)
 
     def select(self, genes: Tensor) -> _Search:
-        """For some of the genes."""
+        """Take the search of some of the genes."""
         return replace(self, model=select(self.model, genes), genes=self.genes[genes])
 
     def posterior(self, grid: Grid) -> Posterior:
-        """From a first grid, and from further ones where the posterior is narrower."""
+        """Find the posterior on a first grid, and on further ones where it is narrower."""
         found = self.at(grid)
         for _ in range(ZOOMS):
             again = found.narrow.nonzero()[:, 0]
@@ -262,7 +262,7 @@ class _Search:
         return found.replaced(others, self.select(others).posterior(wide.select(others))) if len(others) else found
 
     def at(self, grid: Grid) -> Posterior:
-        """From the points of one grid."""
+        """Work out the posterior on the points of one grid."""
         return _interpolated(*self._values(grid), grid, self.prior, self.genes)
 
     def _values(self, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -302,7 +302,7 @@ def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
 
 
 def degrees_of_freedom(variance: Tensor) -> Tensor:
-    """Those with which a variance is known whose logarithm has this posterior ``variance``.
+    """Degrees of freedom with which a variance is known whose logarithm has this posterior ``variance``.
 
     A χ² over its degrees of freedom ν has 2 / ν, to first order.
     """
@@ -327,7 +327,7 @@ def regular_factor(information: Tensor) -> Tensor:
 
 
 def _interpolated(likelihood: Tensor, log_variance: Tensor, grid: Grid, prior: Prior, genes: Tensor) -> Posterior:
-    """From the coarse points to the fine ones."""
+    """Interpolate the posterior from the coarse points to the fine ones."""
     along, across = (_spline(points, fine) for points, fine in zip(likelihood.shape[2:], FINE, strict=True))
     likelihood = likelihood.nan_to_num(-torch.inf, neginf=-torch.inf)
     likelihood = torch.maximum(likelihood, likelihood.amax((1, 2, 3), keepdim=True) - DEPTH)

@@ -82,7 +82,7 @@ class CovariateTest:
     dof
         Degrees of freedom ``(B, T)``: Q for each column that varies, beside the nuisance, over the gene's spots.
     residual_dof
-        Those of the residuals, ν ``(B, T)``; None with the model's variance.
+        Degrees of freedom of the residuals, ν ``(B, T)``; None with the model's variance.
     by_model
         The statistic with the model's variance, ``(B, T)``.
     """
@@ -232,7 +232,7 @@ def _parts(
 
 
 def _regular(matrix: Tensor, rows: Tensor) -> Tensor:
-    """``matrix`` of ``rows``, those that are zero independent of the others instead of nothing."""
+    """Make ``matrix`` regular: rows that are zero are independent of the others instead of nothing."""
     return matrix + torch.diag_embed((rows == 0).all(-1).to(matrix))
 
 
@@ -245,7 +245,7 @@ class ScoreVariance:
     matrix
         ``(B, D, D)``.
     information
-        The same by the model.
+        Variance by the model.
     fit, columns
         What the score is of.
     source
@@ -273,7 +273,7 @@ class ScoreVariance:
 def score_variance(
     fit: Linearized, columns: Tensor, information: Tensor, n_coefficients: Tensor | int
 ) -> ScoreVariance:
-    """Of the score of ``columns`` ``(N, C)``; ``n_coefficients`` a logit were fitted.
+    """Variance of the score of ``columns`` ``(N, C)``, beside ``n_coefficients`` that were fitted for each logit.
 
     ``information`` is its variance by the model, ``(B, C Q, C Q)``.
     """
@@ -286,7 +286,7 @@ def score_variance(
 
 
 def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """One Fisher step ``(B, D)`` along what a gene's information knows, and how many directions that are ``(B,)``."""
+    """Fisher step ``(B, D)`` along what a gene's information knows, and how many directions that are ``(B,)``."""
     finite = torch.isfinite(information).flatten(1).all(-1)[:, None, None]
     scale = torch.diagonal(information, dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
     scaled = torch.where(finite, scale[:, :, None] * information * scale[:, None], 0.0)
@@ -298,13 +298,14 @@ def _least_squares(information: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
-    """``vector' matrix⁻¹ vector``, ``(B,)``."""
+    """Quadratic form ``vector' matrix⁻¹ vector``, ``(B,)``."""
     return (vector.unsqueeze(-1) * _solve(matrix, vector.unsqueeze(-1))).sum((-2, -1))
 
 
 def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Score and information of what follows the first ``width`` coefficients, those projected out, and the projection
-    ``(B, D − width, D)``.
+    """Score and information of all but the first ``width`` coefficients, which are projected out.
+
+    And the projection, ``(B, D − width, D)``.
     """
     n_genes, size = score.shape
     projection = score.new_zeros(n_genes, size - width, size)
@@ -317,8 +318,9 @@ def _without_nuisance(score: Tensor, information: Tensor, width: int) -> tuple[T
 def orthonormal_terms(
     design: Tensor, terms: Sequence[Sequence[int]] | None, nuisance: Sequence[Sequence[int]] | None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Orthonormal bases: of all columns, and for every term of intercept and nuisance, ``(N, S')``, and of what it adds
-    to them.
+    """Orthonormal bases of all columns, and two for every term.
+
+    Those are of intercept and nuisance, ``(N, S')``, and of what the term adds to them.
     """
     terms = [[j] for j in range(design.shape[1])] if terms is None else terms
     nuisance = [()] * len(terms) if nuisance is None else [tuple(columns) for columns in nuisance]
@@ -354,7 +356,7 @@ def _basis(columns: Tensor, base: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """``matrix⁻¹ right``; NaN for a gene whose matrix is not positive definite."""
+    """Solve ``matrix⁻¹ right``; NaN for a gene whose matrix is not positive definite."""
     scale = torch.diagonal(matrix, dim1=-2, dim2=-1).rsqrt().unsqueeze(-1)
     factor, info = torch.linalg.cholesky_ex(scale * matrix * scale.mT)
     singular = (info != 0) | (torch.diagonal(factor, dim1=-2, dim2=-1).amin(-1) < 1e-7)

@@ -35,7 +35,7 @@ _TIE = 1e-9
 
 @dataclass(frozen=True)
 class Patterns:
-    """All patterns of a tissue around their mean, ``(N, N − 1)``, the smoothest first, and their variances."""
+    """Patterns of a tissue around their mean, ``(N, N − 1)``, the smoothest first, and their variances."""
 
     vectors: Tensor
     values: Tensor
@@ -64,7 +64,7 @@ class Patterns:
         return torch.cat([space.mean(0, keepdim=True).expand_as(space) for space in same])
 
     def smoothed(self, energy: Tensor) -> Tensor:
-        """``energy`` over the logarithm of the rank, its sum kept."""
+        """Smooth ``energy`` over the logarithm of the rank, its sum kept."""
         log_rank = torch.log(torch.arange(len(energy), dtype=torch.float64) + 3.0)
         kernel = torch.exp(-0.5 * ((log_rank[:, None] - log_rank) / SMOOTHING).square())
         kernel /= kernel.sum(0)
@@ -138,7 +138,7 @@ class _Beside:
         self.factor = regular_factor(self._against_fixed(self._images(fixed)))
 
     def statistics(self, columns: Tensor) -> Tensor:
-        """Of each of ``(S, N, C)``, ``(B, S)``."""
+        """Score statistic ``(B, S)`` of each set of columns ``(S, N, C)``."""
         n_sets, _, width = columns.shape
         images = self._images(columns.movedim(0, 1).flatten(1))
         size = width * len(self.eye)
@@ -152,10 +152,10 @@ class _Beside:
         return (score * solved).sum(-1)
 
     def _images(self, columns: Tensor) -> Tensor:
-        """``V⁻¹ (z ⊗ I)`` of ``(N, R)``, logits fastest, ``(B, N, Q, R Q)``."""
+        """Products ``V⁻¹ (z ⊗ I)`` with columns ``(N, R)``, logits fastest, ``(B, N, Q, R Q)``."""
         fields = torch.einsum("nc,qr->nqcr", columns, self.eye).flatten(2)
         return self.fit.precision_product(fields.expand(self.n_genes, -1, -1, -1))
 
     def _against_fixed(self, images: Tensor) -> Tensor:
-        """``(X ⊗ I)' images``, ``(B, F Q, R)``."""
+        """Products of the fixed columns with ``images``, ``(X ⊗ I)' images``: ``(B, F Q, R)``."""
         return torch.einsum("nc,bnqr->bcqr", self.fixed, images).flatten(1, 2)

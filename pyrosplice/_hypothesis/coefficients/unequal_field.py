@@ -22,7 +22,7 @@ from pyrosplice._hypothesis.coefficients.working_model import SQUARE, WorkingMod
 SLOPE = 0.75
 """d of the alternatives, and −d: 4.5 times the standard deviation two standard deviations of a covariate away."""
 SHARES = 1.0, 0.7, 0.5, 0.25, 0.0
-"""Of the field's standard deviation that are looked at: the field of a null fit has taken up the covariate's effect.
+"""Shares of the field's standard deviation that are tried: the field of a null fit has taken up the covariate's effect.
 
 With that field as it is, of genes whose log-odds follow a smooth covariate with β = .5 and 1, 2 and 18 % of 150 on 400
 spots were taken for ones with an unequal field, and 22 and 52 % of 60 on 1,600; with its best share none of them, and

@@ -67,7 +67,7 @@ class Spectra:
         return cls(vectors, powers * n_spots / (powers @ around_mean)[:, None], values)
 
     def for_predictors(self, n_predictors: int) -> Spectra:
-        """As many of the leading eigenvectors as that number of predictors leaves time for."""
+        """Keep as many of the leading eigenvectors as that number of predictors leaves time for."""
         return self._first(max(24, COLUMNS // n_predictors))
 
     def leading_along(self, steeper: int) -> Spectra:
@@ -78,7 +78,7 @@ class Spectra:
         return Spectra(self.vectors[:, :rank], self.values[:, :rank], self.leading[:rank])
 
     def effective_modes(self, columns: Tensor) -> float:
-        """Over how many eigenspaces of V the columns ``(N, C)`` are spread, the constant left out.
+        """Count the patterns of space (eigenspaces of V) that columns ``(N, C)`` are spread over, constant left out.
 
         The inverse participation ratio of the energy of orthonormal columns of the same span. Neither the coding and
         units of the columns make a difference, nor which eigenvectors of equal eigenvalues were found: a column has one
@@ -134,7 +134,7 @@ class WorkingModel:
     design
         Columns X that are common to all predictors, ``(N, C)``.
     solver
-        Of V; None where nothing is spatial.
+        Solver for V; None where nothing is spatial.
     spectra
         The steeper spectra of the same field.
     logit_scale
@@ -156,7 +156,7 @@ class WorkingModel:
 
     @classmethod
     def at(cls, mode: Mode, design: Tensor, spectra: Spectra, kept: Tensor) -> WorkingModel:
-        """At the mode of the random effects of a fit."""
+        """Make the working model at the mode of the random effects of a fit."""
         step, parameters = mode.step, mode.step.parameters
         weight = planar(positive_part(step.information))
         size = torch.diagonal(weight, dim1=-2, dim2=-1)
@@ -172,7 +172,7 @@ class WorkingModel:
 
     @property
     def n_logits(self) -> int:
-        """Q."""
+        """Number Q of logits of a gene."""
         return self.response.shape[-1]
 
     def scaled(self, spot_scale: Tensor) -> WorkingModel:
@@ -180,12 +180,12 @@ class WorkingModel:
         return replace(self, spot_scale=spot_scale.unsqueeze(0))
 
     def field_scale(self, deviation: Tensor) -> Tensor:
-        """``a`` of each spot and predictor for ``deviation`` ``(B,)``: ``(B, N or 1, Q)``."""
+        """Standard deviation a of the field by spot and predictor for ``deviation`` ``(B,)``: ``(B, N or 1, Q)``."""
         scale = deviation[:, None, None] * self.logit_scale
         return scale if self.spot_scale is None else scale * self.spot_scale
 
     def noisy_precision(self, white: Tensor) -> tuple[Tensor, Tensor]:
-        """``W̃ = (W⁻¹ + c²)⁻¹``, ``(B, N, Q, Q)``, and ``log |I + c W c|`` over the spots, ``(B,)``, for c ``(B,)``."""
+        """Precision ``W̃ = (W⁻¹ + c²)⁻¹`` ``(B, N, Q, Q)``, and ``log |I + c W c|`` of spots, for c ``(B,)``."""
         c = white[:, None, None] * self.logit_scale
         scaled = sandwich(c, self.weight, c)
         torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
@@ -194,7 +194,7 @@ class WorkingModel:
         return self.weight - lost, logdet.sum(-1)
 
     def with_noise(self, white: Tensor) -> GivenNoise:
-        """With c ``(B,)`` fixed."""
+        """Fix c ``(B,)``, the standard deviation of the independent part."""
         return GivenNoise(self, white)
 
 
@@ -224,14 +224,14 @@ class GivenNoise:
         self.products = self._against_columns(self.images) * kept.unsqueeze(-1) + torch.diag_embed(1 - kept)
 
     def _against_columns(self, images: Tensor) -> Tensor:
-        """``T' images``, ``(B, R, R')``."""
+        """Products of the model's columns with ``images``, ``T' images``: ``(B, R, R')``."""
         model = self.model
         rows = torch.einsum("nc,bnqr->bcqr", model.design, images).flatten(1, 2)
         last = torch.einsum("bnq,bnqr->br", model.response, images)
         return torch.cat([rows, last.unsqueeze(1)], 1)
 
     def through_field(self, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """``T' S⁻¹ T`` and ``log |S| + log |W|`` with the field of V itself, for a ``(B,)``."""
+        """Products ``T' S⁻¹ T`` and ``log |S| + log |W|`` with the field of V itself, for a ``(B,)``."""
         solver = self.model.solver
         if solver is None:
             return self.products, self.logdet
@@ -261,7 +261,7 @@ class Modes:
         self.information = quadratic_forms(model.spectra.vectors, sandwich(scale, noise.precision, scale))
 
     def through_field(self, values: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """``T' S⁻¹ T`` and ``log |S| + log |W|`` with a field of eigenvalues ``(r,)``, for a ``(B,)``."""
+        """Products ``T' S⁻¹ T`` and ``log |S| + log |W|`` with a field of eigenvalues ``(r,)``, for a ``(B,)``."""
         values = values[values > 0]
         root = deviation[:, None] * values.sqrt().repeat_interleave(self.noise.model.n_logits)
         size = root.shape[1]
@@ -276,7 +276,7 @@ class Modes:
 
 
 def _project(vectors: Tensor, fields: Tensor) -> Tensor:
-    """``U' x`` of ``(B, N, Q, R)``: ``(B, r Q, R)``."""
+    """Coordinates ``U' x`` of ``(B, N, Q, R)`` in the eigenvectors: ``(B, r Q, R)``."""
     n_genes, n_spots, q, width = fields.shape
     found = vectors.T @ fields.reshape(n_genes, n_spots, q * width)
     return found.reshape(n_genes, -1, width)

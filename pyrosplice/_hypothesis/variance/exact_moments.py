@@ -62,8 +62,10 @@ class GraphSums:
 
     @classmethod
     def of_matrix(cls, matrix: Tensor) -> GraphSums:
-        """Of matrices ``(..., n, n)``; the trace of the cube, a product with itself, in single precision from
-        ``SINGLE`` units on (6 digits, and the one sum that does not enter the variance).
+        """Sums over the entries of matrices ``(..., n, n)``.
+
+        The trace of the cube, a product with itself, is in single precision from ``SINGLE`` units on (6 digits, and the
+        one sum that does not enter the variance).
         """
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         factor = matrix if matrix.shape[-1] < SINGLE else matrix.to(torch.float32)
@@ -84,12 +86,12 @@ class GraphSums:
 
     @classmethod
     def cat(cls, parts: Sequence[GraphSums]) -> GraphSums:
-        """Of all matrices of ``parts``, one after the other."""
+        """Join the sums of all matrices of ``parts``, one after the other."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @classmethod
     def of_vectors(cls, vectors: Tensor) -> GraphSums:
-        """Of ``G = u u'`` for ``(..., n, k)`` with centred columns, without G."""
+        """Sums over the entries of ``G = u u'`` for ``(..., n, k)`` with centred columns, without forming G."""
         norm = vectors.square().sum(-1)
         gram = vectors.mT @ vectors
         third = torch.einsum("...ni,...nj,...nk->...ijk", vectors, vectors, vectors)
@@ -185,7 +187,7 @@ def _components(ends: list[int]) -> tuple[Edges, ...] | None:
 
 
 def _canonical(edges: list[tuple[int, int]]) -> Edges:
-    """The same connected graph whatever its vertices are called."""
+    """Rename the vertices of a connected graph, so that graphs that differ in names only are equal."""
     vertices = sorted({vertex for edge in edges for vertex in edge})
     renamed = (dict(zip(vertices, order, strict=True)) for order in permutations(range(len(vertices))))
     return min(tuple(sorted(_edge(name[a], name[b]) for a, b in edges)) for name in renamed)

@@ -30,7 +30,7 @@ _NEWTON = 3
 
 @dataclass(frozen=True)
 class NoiseFreedom:
-    """Of each gene and variance component, ``(B, 1)`` or ``(B, Q)``.
+    """How freely the noise of each gene and variance component may change: ``(B, 1)`` or ``(B, Q)``.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class NoiseFreedom:
 def noise_freedom(
     likelihood: Likelihood, names: Sequence[str], counts: Tensor, eta: Tensor, sigma: Tensor
 ) -> NoiseFreedom:
-    """At the fit without space.
+    """Work out how freely the noise may change, at the fit without space.
 
     ``likelihood`` is bound to the estimates, ``names`` are those of its estimated hyper-parameters, ``counts``
     (B, N, K), ``eta`` (B, N, Q) the fixed part, ``sigma`` (B, 1) or (B, Q). A logit's information is its own.
@@ -76,7 +76,7 @@ def noise_freedom(
 
 
 def freely_scaled(quadratic: Tensor, n_values: float, pull: Tensor, share: float, floor: float) -> Tensor:
-    r"""``min over δ ≥ floor of e^{−δ} quadratic + n (δ + r δ² / 2 − pull δ)``, ``r = (1 − ρ²) / ρ²``.
+    r"""Least deviance ``min over δ ≥ floor of e^{−δ} quadratic + n (δ + r δ² / 2 − pull δ)``, ``r = (1 − ρ²) / ρ²``.
 
     Minus twice a log likelihood whose variances have a common factor :math:`e^\delta`, of which other data know r
     times what these n values do, and ``pull`` (of the shape of ``quadratic``, or one a row) what they say.

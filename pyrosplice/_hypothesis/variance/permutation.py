@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 
 PermutedStatistic = Callable[[Tensor, Tensor], Tensor]
-"""``(genes (A,), order (A, N)) ↦ statistics (A,)``: row ``order[a, i]`` of gene a stands at position i."""
+"""Statistics (A,) of genes (A,) in an ``order`` (A, N): row ``order[a, i]`` of gene a stands at position i."""
 
 
 @dataclass(frozen=True)

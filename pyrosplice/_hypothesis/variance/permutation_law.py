@@ -40,7 +40,7 @@ _NORMAL = 1e-4  # a skewness that a gamma law needs not less than
 
 @dataclass(frozen=True)
 class Residuals:
-    """Of the null model, for B genes.
+    """Residuals of the null model, for B genes.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Residuals:
 
     @cached_property
     def n_covered(self) -> Tensor:
-        """m, the number of spots with counts, ``(B,)``."""
+        """Number m of spots with counts, ``(B,)``."""
         return (self.scale > 0).sum(-1)
 
     @property
@@ -156,7 +156,7 @@ def _centered_form(matrix: Tensor, residuals: Residuals) -> tuple[Tensor, Tensor
 
 
 def product_law(residuals: Residuals, kernel: SpatialKernel) -> tuple[Tensor, Tensor]:
-    """As :func:`exact_law` for many covered spots, from products with the kernel; no more than N × K at a time.
+    """Law of the statistic as :func:`exact_law` has it, from products with the kernel: N × K numbers at a time.
 
     Mean and variance are exact up to what ``kernel.pair_sums`` is; terms of the third cumulant that are smaller
     than the leading ones by the number of spots are taken at their leading order.
@@ -220,24 +220,24 @@ class _ProjectedForm:
 
     @cached_property
     def _removed_diagonal(self) -> Tensor:
-        """Of ``Q Λ Q``."""
+        """Diagonal of ``Q Λ Q``."""
         loading = self.residuals.loading
         core = loading.mT @ (self.removed.unsqueeze(-1) * loading)
         return self.removed * (1 - 2 * self.residuals.leverage) + ((loading @ core) * loading).sum(-1)
 
     @property
     def diagonal(self) -> Tensor:
-        """Of M, ``(B, N)``."""
+        """Diagonal of M, ``(B, N)``."""
         return self.projected - self._removed_diagonal
 
     def square(self, pairs: Tensor) -> Tensor:
-        """``tr M²`` from ``Σ_{i≠j} a_i a_j K_ij²``."""
+        """Trace ``tr M²`` from ``Σ_{i≠j} a_i a_j K_ij²``."""
         whole = pairs + (self.residuals.scale.square() * self.kernel.diagonal).square().sum(-1)
         whole = whole - 2 * self.image.square().sum((-2, -1)) + self.inner.square().sum((-2, -1))
         return whole - 2 * (self.projected * self.removed).sum(-1) + (self.removed * self._removed_diagonal).sum(-1)
 
     def product(self, x: Tensor) -> Tensor:
-        """``M x``, ``(B, N)``."""
+        """Product ``M x``, ``(B, N)``."""
         loading, scale = self.residuals.loading, self.residuals.scale
         x = x - (loading @ (loading.mT @ x.unsqueeze(-1))).squeeze(-1)
         x = scale * self.kernel.product(scale * x) - self.removed * x
@@ -250,7 +250,7 @@ class _ProjectedForm:
 
 
 def _trace_of_cube_by_means(form: _ProjectedForm, pairs: PairSums) -> Tensor:
-    """``tr M³`` of many spots: that of the kernel without its diagonal, times the local means of ``a_i a_j a_k``.
+    """Trace ``tr M³`` of many spots: the kernel's without its diagonal, times local means of ``a_i a_j a_k``.
 
     Right where a varies over larger distances than K, or at random. Against the law by entries (grids and random
     places, 2,500 to 4,900 spots, totals log-normal of sd 0 to 1.5) p at three standard deviations is within 12 %.
@@ -260,7 +260,7 @@ def _trace_of_cube_by_means(form: _ProjectedForm, pairs: PairSums) -> Tensor:
 
 
 def _trace_of_cube_by_subspace(form: _ProjectedForm, square: Tensor) -> Tensor:
-    """``tr (HMH)³``: leading eigenvalues by Rayleigh–Ritz, of the kernel's eigenvectors and of the heaviest spots.
+    """Trace ``tr (HMH)³`` from leading eigenvalues, by Rayleigh–Ritz on eigenvectors and the heaviest spots.
 
     Against all eigenvalues, grids of 576 to 1,600 spots, coverage 30 to 100 %, totals log-normal of sd 0 to 1.5: within
     5 % up to 1,024 spots, 12 % beyond.

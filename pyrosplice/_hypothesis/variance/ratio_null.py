@@ -62,7 +62,7 @@ _STEP, _FARTHEST = 0.37, 7.0  # of the grid of log σ²; ratio of total variance
 
 @dataclass(frozen=True)
 class RatioNull:
-    """``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
+    """Null law of the ratio: the chance ``P(LR > 0)`` and the scale a of its positive part, ``(B,)`` each."""
 
     positive: Tensor
     scale: Tensor
@@ -87,15 +87,16 @@ def spatial_ratio_null(
     Parameters
     ----------
     information
-        Of the counts about their linear predictors, at the null fit without its random effect: ``(B, N, Q, Q)``.
+        Information of the counts about their linear predictors, at the null fit without its random
+        effect: ``(B, N, Q, Q)``.
     sigma
         σ of the null fit (θ = 0): ``(B, 1)`` where all logits share (σ, θ), else one each, ``(B, Q)``.
     kernel
-        Of V, from ``spatial_kernel(covariance, damping=0)``.
+        Kernel of V, from ``spatial_kernel(covariance, damping=0)``.
     design
         Covariates ``(N, P)`` of both models beside the intercept.
     freedom
-        Of the likelihood's estimated hyper-parameters; None if it has none.
+        Freedom of the likelihood's estimated hyper-parameters; None if it has none.
     n_draws
         Of the simulation, a power of two: quasi-random along the largest eigenvalues of V. All genes share the numbers;
         a p-value of 0.05 has a relative error of some 3 % from them, one of 0.001 of 10 to 20 %.
@@ -192,7 +193,7 @@ class _Draws:
         return (1 - short).clamp_min(0.0) / excess, short
 
     def quadratic(self, logit: int, total: Tensor, model: _Model) -> Tensor:
-        """Of the residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
+        """Squared residuals about the fitted coefficients: data of variances ``total`` (M,), L models; (M, L)."""
         quadratic = self.squares[logit] @ model.precision
         for row in model.whitening:
             quadratic -= (self.loads[logit].flatten(1) @ row).square_()
@@ -201,8 +202,10 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _Model:
-    """L models of one logit: ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening``
-    (P', J P', L), which takes the loads to the fitted part of the coefficients.
+    """L models of one logit, by the variances of its nodes.
+
+    ``precision`` (J, L) of the nodes, ``logdet`` (L,) of the variances, and ``whitening`` (P', J P', L), which takes
+    the loads to the fitted part of the coefficients.
     """
 
     precision: Tensor
@@ -211,7 +214,7 @@ class _Model:
 
     @classmethod
     def of(cls, draws: _Draws, variances: Tensor) -> _Model:
-        """With ``variances`` (L, J) of the nodes."""
+        """Make the models with ``variances`` (L, J) of the nodes."""
         inverse, width = 1 / variances, draws.grams.shape[-1]
         factor = torch.linalg.cholesky((inverse @ draws.grams.flatten(1)).unflatten(-1, (width, width)))
         root = torch.linalg.inv(factor)
@@ -222,7 +225,7 @@ class _Model:
 def _law(
     draws: _Draws, noise: Tensor, variance: Tensor, shared: bool, free: Sequence[Sequence[float]]
 ) -> tuple[Tensor, Tensor]:
-    """``P(LR > 0)`` and a for one gene, whose components are ``free`` by (ρ², floor)."""
+    """Chance ``P(LR > 0)`` and scale a for one gene, whose components are ``free`` by (ρ², floor)."""
     q = len(noise)
     logits = [list(range(q))] if shared else [[k] for k in range(q)]
     ratio = torch.stack([_ratio(draws, noise, variance, k, *f) for k, f in zip(logits, free, strict=True)]).sum(0)

@@ -74,7 +74,7 @@ def variance_component_test(
     counts
         ``(B, N, K)``, whole numbers ≥ 0.
     kernel
-        Of the N spots, from :func:`~pyrosplice._hypothesis.variance.spatial_kernel.spatial_kernel`.
+        Kernel of the N spots, from :func:`~pyrosplice._hypothesis.variance.spatial_kernel.spatial_kernel`.
     design
         Covariates ``(N, P)`` to adjust for; an intercept is always added. Collinear columns do no harm.
     """
@@ -157,7 +157,7 @@ def _null_usage(counts: Tensor, basis: Tensor) -> Tensor:
 
 
 def _overdispersion(residual: Tensor, totals: Tensor, usage: Tensor) -> Tensor:
-    """ϱ by moments: pairs of molecules of a spot agree more often than their usage says. ``(B,)``"""
+    """Overdispersion ϱ ``(B,)`` by moments: pairs of a spot's molecules agree more often than their usage says."""
     disagreement = 1 - usage.square().sum(-1)  # trace of one molecule's covariance
     excess = residual.square().sum((-2, -1)) - (totals * disagreement).sum(-1)
     pairs = (totals * (totals - 1) * disagreement).sum(-1)

@@ -51,7 +51,7 @@ class SpatialKernel(Protocol):
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         ...
 
     @property
@@ -80,15 +80,15 @@ class SpatialKernel(Protocol):
         ...
 
     def product(self, x: Tensor) -> Tensor:
-        """``K x`` for rows ``(..., N)``."""
+        """Product ``K x`` for rows ``(..., N)``."""
         ...
 
     def quadratic(self, x: Tensor) -> Tensor:
-        """``x'Kx`` for rows ``(..., N)``: ``(...)``."""
+        """Quadratic form ``x'Kx`` for rows ``(..., N)``: ``(...)``."""
         ...
 
     def pair_sums(self, sizes: Tensor) -> PairSums:
-        r"""For sizes a ``(B, N)``.
+        r"""Sum over all pairs of different spots, weighted by sizes a ``(B, N)``.
 
         ``rows`` :math:`a_i \sum_{j \ne i} K_{ij}^2 a_j`, ``(B, N)``, and ``cubes``
         :math:`\sum_{i \ne j} (K_{ij} - c)^3 (a_i a_j)^{3/2}`, ``(B,)``, with c the mean of K.
@@ -131,7 +131,7 @@ class DenseKernel:
 
     @classmethod
     def of(cls, matrix: Tensor, spatial: Tensor | None = None, damping: float = 0.0) -> DenseKernel:
-        """By its eigenvalues."""
+        """Decompose a matrix into its eigenvalues; refused where it is no covariance."""
         values, vectors = torch.linalg.eigh(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
         if values[-1] < -1e-8 * values[0].abs():
@@ -145,24 +145,24 @@ class DenseKernel:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return len(self.matrix)
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """Of K."""
+        """Diagonal of K."""
         return self.matrix.diagonal().clone()
 
     def product(self, x: Tensor) -> Tensor:
-        """``K x``."""
+        """Product ``K x``."""
         return x @ self.matrix
 
     def quadratic(self, x: Tensor) -> Tensor:
-        """``x'Kx``."""
+        """Quadratic form ``x'Kx``."""
         return (x * self.product(x)).sum(-1)
 
     def pair_sums(self, sizes: Tensor) -> PairSums:
-        """By the powers of the entries."""
+        """Sum over pairs of spots, by the powers of the entries."""
         root = sizes**1.5
         squares, cubes = self._pair_powers
         return PairSums(sizes * (sizes @ squares), (root * (root @ cubes)).sum(-1))
@@ -196,7 +196,7 @@ class DenseKernel:
 
     @cached_property
     def single(self) -> tuple[Tensor, Tensor]:
-        """K, and its leading eigenvectors times the roots of their eigenvalues, in single precision."""
+        """Single-precision K, and its leading eigenvectors times the roots of their eigenvalues."""
         leading = self.vectors * self.values.clamp_min(0.0).sqrt()
         return self.matrix.to(torch.float32), leading.to(torch.float32)
 
@@ -236,27 +236,27 @@ class SparseKernel:
 
     @property
     def values(self) -> Tensor:
-        """Of V, damped."""
+        """Leading eigenvalues of K: those of V, damped."""
         return self._eigen[0]
 
     @property
     def vectors(self) -> Tensor:
-        """Of V."""
+        """Leading eigenvectors, which are those of V."""
         return self._eigen[1]
 
     @property
     def skewness(self) -> float:
-        """From power sums."""
+        """Third standardised moment of the other eigenvalues, from power sums."""
         return self._power_sums[0]
 
     @property
     def trace_square(self) -> float:
-        """From power sums."""
+        """Sum of all squared eigenvalues, from power sums."""
         return self._power_sums[1]
 
     @cached_property
     def _power_sums(self) -> tuple[float, float]:
-        """Of the other eigenvalues, from differences in h of their ``Σ λ / (1 + h λ) = tr (K⁻¹ + h I)⁻¹ − …``."""
+        """Skewness of the other eigenvalues and sum of all squares, from differences in h of ``tr (K⁻¹ + h I)⁻¹``."""
         n, values = self.n_spots, self.values
         step = min(1e-3 / float(values[-1]), 0.5 / float(values[0]))
 
@@ -284,17 +284,17 @@ class SparseKernel:
         return self._inverse(1e-3)
 
     def product(self, x: Tensor) -> Tensor:
-        """To 1e-3 of K's largest eigenvalue, in single precision."""
+        """Product ``K x``, to 1e-3 of K's largest eigenvalue, in single precision."""
         columns = x.reshape(-1, x.shape[-1]).T.to(torch.float32).numpy()
         return torch.from_numpy(self._coarse.product(columns)).T.to(x).reshape(x.shape)
 
     def quadratic(self, x: Tensor) -> Tensor:
-        """To 2e-5 of K's largest eigenvalue; columns in single precision, sums in double."""
+        """Form ``x'Kx``, to 2e-5 of K's largest eigenvalue; columns in single precision, sums in double."""
         columns = x.reshape(-1, x.shape[-1]).T.to(torch.float32).numpy()
         return torch.from_numpy(self._fine.quadratic(columns)).to(x).reshape(x.shape[:-1])
 
     def pair_sums(self, sizes: Tensor) -> PairSums:
-        """Over the near spots; the mean of K is taken as 0."""
+        """Sum over pairs of near spots; the mean of K is taken as 0."""
         found = self.near.pair_sums(sizes.numpy())
         return PairSums(*(torch.from_numpy(x).to(sizes) for x in (found.rows, found.cubes, found.triples)))
 
@@ -326,12 +326,12 @@ class _InverseFactor:
         self._solver = solver
 
     def product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """``P⁻¹ x``."""
+        """Product ``P⁻¹ x``."""
         rows = torch.from_numpy(np.ascontiguousarray(x.T, dtype=np.float64)).unsqueeze(-1)
         return self._solver.covariance_product(rows).squeeze(-1).numpy().T.astype(x.dtype)
 
     def quadratic(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """``x'P⁻¹x``."""
+        """Quadratic form ``x'P⁻¹x``."""
         return (x * self.product(x.astype(np.float64))).sum(0, dtype=np.float64)
 
 
@@ -380,7 +380,7 @@ def _damped(matrix: Tensor, damping: float) -> Tensor:
 
 
 def _skewness(moments: list[float]) -> float:
-    """Of a spectrum with power sums ``[count, Σλ, Σλ², Σλ³]``."""
+    """Third standardised moment of eigenvalues with power sums ``[count, Σλ, Σλ², Σλ³]``."""
     count, first, second, third = moments
     if count == 0:
         return 0.0

@@ -51,7 +51,7 @@ class CenteredExpectation(QuadraticExpectation):
         return self._pass(ranks, center, hard=True)[1]
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells."""
+        """Run an E-step over all cells."""
         return self.expect(parameters, None)
 
     def expect(
@@ -60,7 +60,7 @@ class CenteredExpectation(QuadraticExpectation):
         log_weights: Tensor | None,
         used: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step with log weights ``(M, N)`` of their own for each cell, besides the components'.
+        """Run an E-step with log weights ``(M, N)`` of their own for each cell, besides the components'.
 
         ``used`` is called with the first cell of a block and the responsibilities ``(B, J, M, n)`` in it.
         """

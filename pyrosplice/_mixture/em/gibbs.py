@@ -20,13 +20,13 @@ class GibbsSampler:
     Parameters
     ----------
     expectation
-        Of the cells, ``B = 1``.
+        Expectations of the cells, ``B = 1``.
     penalty
         The prior in standardised units, proper.
     labels
         A reference label of each cell, ``(N,)``; draws report how their labels overlap with it.
     generator
-        Of all draws.
+        Generator of all draws.
     n_components
         M.
     """

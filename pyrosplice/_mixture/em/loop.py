@@ -60,9 +60,9 @@ class EMResult:
     Attributes
     ----------
     parameters
-        In units of the data.
+        Parameters in units of the data.
     log_likelihood
-        Of the cells at ``parameters``, sample weights applied.
+        Log likelihood of the cells at ``parameters``, sample weights applied.
     objective
         Log likelihood plus log prior (up to a constant), per cell.
     n_iter
@@ -193,7 +193,7 @@ class QuadraticExpectation:
         return True
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells."""
+        """Run an E-step over all cells."""
         table, sound, smallest = coefficients(parameters)
         self.promoted(sound, smallest)
         level = table[..., 0]

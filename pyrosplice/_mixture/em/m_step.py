@@ -96,7 +96,7 @@ class Penalty:
     concentration_excess
         α − 1 of the Dirichlet, ``(M,)``; None where it is flat.
     pull
-        Of the means.
+        Prior's pull on the means.
     scale, dof
         Scale of the covariances in their shape, and its degrees of freedom; of diagonal ones twice the rate and shape.
     floor

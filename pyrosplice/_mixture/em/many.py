@@ -33,7 +33,7 @@ class Fit:
     parameters
         ``(M,)``, ``(M, D)`` and covariances, units of the data.
     log_likelihood, objective
-        Of its cells; per cell with the prior.
+        Log likelihood of its cells; the objective per cell, with the prior.
     n_iter, converged
         EM iterations; whether the tolerance was met.
     singular
@@ -79,7 +79,7 @@ def fit_many(
     n_init
         k-means++ restarts of each; the best is kept.
     seed
-        Of the restarts, the same random numbers for each data set.
+        Seed of the restarts, the same random numbers for each data set.
 
     Returns
     -------

@@ -18,7 +18,7 @@ class MeanPull(Protocol):
     """Times that the prior's density has a component's covariance in it, as one more cell would."""
 
     def select(self, sets: Tensor) -> Self:
-        """Of some of the data sets."""
+        """Take the prior of some of the data sets."""
 
     def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
         """Conditional mean, and mode, given the covariances of ``parameters`` and cells with their ``center``."""
@@ -30,7 +30,7 @@ class MeanPull(Protocol):
         """Weights ``(B, J, M, 1)`` and vectors whose squares add to those of the cells about their own centre."""
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
-        """Of each component's mean, up to a constant: ``(B, J, M)``."""
+        """Log prior density of each component's mean, up to a constant: ``(B, J, M)``."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class ScaledPull:
     per_covariance = 1
 
     def select(self, sets: Tensor) -> Self:
-        """Of some of the data sets."""
+        """Take the prior of some of the data sets."""
         return replace(self, mean=self.mean[sets])
 
     def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
-        """Between the cells' centre and the prior's mean; the covariance has no say in it."""
+        """Means between the cells' centre and the prior's mean; the covariance has no say in it."""
         cells, kappa = counts[..., None], self.cells[:, None]
         return (cells * center + kappa * self.mean) / (cells + kappa)
 
@@ -64,12 +64,12 @@ class ScaledPull:
         return spread[..., None, None] * torch.linalg.cholesky(parameters.covariance_matrices())
 
     def squares(self, counts: Tensor, center: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the distance to the prior's mean, the component's own mean maximized or integrated out."""
+        """Weights and vectors of the squared distance to the prior's mean, the component's mean at its best."""
         cells, kappa = counts[..., None], self.cells[:, None]
         return kappa * cells / (cells + kappa), center - self.mean
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
-        """Of each component's mean, up to a constant: ``(B, J, M)``."""
+        """Log prior density of each component's mean, up to a constant: ``(B, J, M)``."""
         factor, _ = torch.linalg.cholesky_ex(parameters.covariance_matrices())
         gap = torch.linalg.solve_triangular(factor, (parameters.means - self.mean)[..., None], upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -96,11 +96,11 @@ class FixedPull:
     per_covariance = 0
 
     def select(self, sets: Tensor) -> Self:
-        """Of some of the data sets."""
+        """Take the prior of some of the data sets."""
         return replace(self, mean=self.mean[sets], precision=self.precision[sets])
 
     def means(self, counts: Tensor, center: Tensor, parameters: MixtureParameters) -> Tensor:
-        """Weighted by the two precisions; written without the inverse of a covariance, which may be small."""
+        """Means weighted by the two precisions, without the inverse of a covariance, which may be small."""
         cells = counts[..., None]
         eye = torch.eye(center.shape[-1], dtype=center.dtype, device=center.device)
         matrix = cells[..., None] * eye + parameters.covariance_matrices() @ self.precision
@@ -115,10 +115,10 @@ class FixedPull:
         return torch.linalg.solve_triangular(factor.mT, eye, upper=True)
 
     def squares(self, counts: Tensor, center: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the distance from the cells' centre to the component's own mean."""
+        """Weights and vectors of the squared distance from the cells' centre to the component's own mean."""
         return counts[..., None], center - means
 
     def log_density(self, parameters: MixtureParameters) -> Tensor:
-        """Of each component's mean, up to a constant: ``(B, J, M)``."""
+        """Log prior density of each component's mean, up to a constant: ``(B, J, M)``."""
         gap = parameters.means - self.mean
         return -0.5 * (gap * (self.precision @ gap[..., None])[..., 0]).sum(-1)

@@ -27,7 +27,7 @@ _MOMENTS = ("counts", "sums", "squares", "origin")
 
 @dataclass(frozen=True)
 class _Conditionals:
-    """One mixture seen through U patterns of observed features."""
+    """A mixture seen through U patterns of observed features."""
 
     weight: Tensor  # (U, M, D, D): inverse of the observed block, 0 elsewhere
     log_constant: Tensor  # (U, M)
@@ -88,7 +88,7 @@ class MissingExpectation:
     standardization
         Diagonal: features must not be mixed.
     covariance_type
-        Of the mixtures.
+        Covariance type of the mixtures.
     """
 
     def __init__(self, rows: RowBlocks, standardization: Standardization, covariance_type: CovarianceType) -> None:
@@ -99,11 +99,11 @@ class MissingExpectation:
         self._log_det = (seen * scale).sum(-1)
 
     def select(self, sets: Tensor) -> MissingExpectation:
-        """The same: there is one data set."""
+        """Return itself: there is one data set."""
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells for each of the J mixtures ``(1, J, M, ...)``."""
+        """Run an E-step over all cells for each of the J mixtures ``(1, J, M, ...)``."""
         zero = torch.zeros((), dtype=torch.int64)
         each = [self._one(parameters.select((zero, torch.tensor(j)))) for j in range(parameters.weights.shape[1])]
         log_likelihood = torch.stack([e[0] for e in each])[None] + self._log_det
@@ -177,7 +177,7 @@ def observed_mean_and_variance(rows: RowBlocks) -> tuple[Tensor, Tensor]:
 
 
 def impute_means(rows: RowBlocks, mean: Tensor) -> RowBlocks:
-    """The same rows with the mean of its feature for every missing value; good enough to start from."""
+    """Fill every missing value with the mean of its feature, which is good enough to start from."""
 
     def read(a: int, b: int) -> Tensor:
         x = rows.block(a, b)

@@ -1,4 +1,4 @@
-"""From cells to fitted mixtures: standardise, start, run EM, keep the best of the restarts."""
+"""Fit mixtures to cells: standardise, start, run EM, keep the best of the restarts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Problem:
     rows
         The cells.
     standardization
-        Of each data set.
+        Standardization of each data set.
     expectation
         Their E-step.
     starter
@@ -158,9 +158,9 @@ def run_carefully(
     make
         Makes the problem, centred or not.
     start
-        Its starting parameters, ``(1, J, M, ...)``.
+        Starting parameters, ``(1, J, M, ...)``.
     options
-        Of EM.
+        Options of EM.
     """
     problem = make(False)
     result = problem.run(start(problem), options)

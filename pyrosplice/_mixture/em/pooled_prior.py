@@ -52,7 +52,7 @@ def pooled_prior(
     components
         Candidate numbers of components.
     covariance_type, regularization, options, seed
-        Of the fits.
+        Options of the fits.
     """
     prior = None
     kinds: tuple[CovarianceType, ...] = ("tied", covariance_type)

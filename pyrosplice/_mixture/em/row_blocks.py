@@ -22,7 +22,7 @@ class RowBlocks:
     size
         Rows in a block.
     weights
-        Of each cell, ``(B, N)``, non-negative; 0 marks padding. None means 1.
+        Weight of each cell, ``(B, N)``, non-negative; 0 marks padding. None means 1.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RowBlocks:
 
     @classmethod
     def padded(cls, sets: Sequence[Tensor]) -> RowBlocks:
-        """One block of several matrices ``(N_b, D)``, the shorter ones padded with cells of weight 0."""
+        """Pad several matrices ``(N_b, D)`` to one block, the shorter ones with cells of weight 0."""
         longest = max(map(len, sets))
         x = sets[0].new_zeros(len(sets), longest, sets[0].shape[1])
         weights = torch.zeros(len(sets), longest, dtype=torch.float64, device=x.device)

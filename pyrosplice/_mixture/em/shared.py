@@ -38,11 +38,11 @@ class SharedExpectation:
         self.used = self._next = torch.full((len(self._size), n_components), 1 / n_components, dtype=torch.float64)
 
     def select(self, sets: Tensor) -> SharedExpectation:
-        """The same: there is one data set."""
+        """Return itself: there is one data set."""
         return self
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         unweighted = replace(parameters, weights=torch.ones_like(parameters.weights))
         table, sound, smallest = coefficients(unweighted)
@@ -71,14 +71,14 @@ class SharedExpectation:
 
 
 class CenteredSharedExpectation(SharedExpectation):
-    """The same about the components' own means, for variances that are tiny against the spread of the data."""
+    """Expectation step about the components' own means, for variances tiny against the spread of the data."""
 
     def __init__(self, cells: CenteredExpectation, groups: Tensor, n_components: int) -> None:
         super().__init__(cells, groups, n_components)
         self._centered = cells
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
+        """Run an E-step over all cells, ``parameters`` ``(1, 1, M, ...)``."""
         self.used = self._next
         log_weights = self.used.clamp_min(1e-300).log().mT
         counts = torch.zeros_like(log_weights)
@@ -110,7 +110,7 @@ def fit_shared(
     groups
         Group of each cell, ``(N,)``, in 0..G − 1.
     start
-        Of the components.
+        Start of the components.
     form, options
         As for one mixture.
     weights

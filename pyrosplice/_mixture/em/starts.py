@@ -140,7 +140,7 @@ def lloyd(
 def from_means(
     expectation: QuadraticExpectation, means: Tensor, active: Tensor, penalty: Penalty
 ) -> tuple[MixtureParameters, Moments]:
-    """Every cell to its nearest mean ``(B, J, M, D)``, then one M-step.
+    """Start from means ``(B, J, M, D)``: every cell goes to its nearest one, then one M-step.
 
     A component with no more than D cells has no covariance of its own yet: it starts with the pooled one.
     """

@@ -85,7 +85,7 @@ def _check_sound(sound: Tensor) -> None:
 
 
 def _about_zero(moments: Moments, kind: CovarianceType) -> Moments:
-    """The same moments about zero, so that blocks add up."""
+    """Shift moments to be about zero, so that blocks add up."""
     origin, sums = moments.origin, moments.sums
     if origin is None:
         return moments

@@ -45,9 +45,9 @@ class Moments:
     counts
         ``(..., M)``.
     sums
-        Of y, ``(..., M, D)``.
+        Sums of y, ``(..., M, D)``.
     squares
-        Of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
+        Sums of yyᵀ, y² or yᵀy, shaped as the covariances are: tied has the total over components.
     origin
         What y is measured from in the sums and squares of each component, ``(..., M, D)``; None is zero.
     """
@@ -163,7 +163,7 @@ def responsibilities_(scores: Tensor) -> Tensor:
 
 
 def bounded_responsibilities_(scores: Tensor, table: Tensor, features: Tensor) -> Tensor:
-    """:func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at their largest: two passes fewer.
+    """Work out :func:`responsibilities_` of ``scores`` ``(B, J, M, N)`` of order one at most: two passes fewer.
 
     Exponentials are taken as they are. Cells that this takes out of the range of the dtype are done over, from
     ``scores = table @ features``, ``(B, J · M, P)`` and ``(B, P, N)``. A component whose density is lost where the

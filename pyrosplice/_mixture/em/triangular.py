@@ -31,7 +31,7 @@ class TriangularExpectation(QuadraticExpectation):
         return self._pass(lambda block: table @ block[:, None], hard=True, like=table)[1]
 
     def __call__(self, parameters: MixtureParameters) -> tuple[Tensor, Moments, Tensor]:
-        """One E-step over all cells."""
+        """Run an E-step over all cells."""
         means, dim = parameters.means, self.rows.dim
         factor, info = torch.linalg.cholesky_ex(parameters.covariances)
         sound = (info == 0) & factor.isfinite().flatten(-2).all(-1)

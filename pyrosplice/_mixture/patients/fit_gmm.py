@@ -113,10 +113,10 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     random_state
         Seed of splits and restarts.
     priors
-        Of each patient's mixture, as of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood), Pyro
-        distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned from
-        all patients, for patients with few cells. A Dirichlet of one number is one of any number of components. With
-        priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
+        Priors of each patient's mixture, as those of :class:`~pyrosplice.GaussianMixture`: None (maximum likelihood),
+        Pyro distributions by site, ``"weak"`` of the patient's cells, or ``"pooled"``: an inverse-Wishart prior learned
+        from all patients, for patients with few cells. A Dirichlet of one number is one of any number of components.
+        With priors of ``covariances``, and with those that EM has no closed form for, ``eps`` is not added.
 
     Notes
     -----
@@ -270,7 +270,7 @@ def _fit_each(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMi
 
 
 def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], options: GMMOptions) -> list[Fit]:
-    """Every patient's cells fitted with as many components as its judged mixture has, equal numbers together.
+    """Fit every patient's cells with as many components as its judged mixture has, equal numbers together.
 
     A pooled prior is learned from the judged mixtures and all cells.
     """
@@ -290,7 +290,7 @@ def _fit_chosen(cells: Sequence[Tensor], judged: Sequence[MixtureParameters], op
 def _judge(
     cells: Sequence[Tensor], splits: Sequence[Sequence[Split]], components: Sequence[int], options: GMMOptions
 ) -> tuple[list[list[dict[int, Fit]]], Curves]:
-    """Every candidate fitted to every patient's training cells, and its criteria."""
+    """Fit every candidate to every patient's training cells, and work out its criteria."""
     training = [x[split.train] for x, own in zip(cells, splits, strict=True) for split in own]
     flat = fit_sets(training, components, options)
     n_folds = len(splits[0])

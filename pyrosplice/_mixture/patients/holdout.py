@@ -33,7 +33,7 @@ def evaluate_holdout_nll(
     Parameters
     ----------
     adata
-        With the mixtures in ``uns``.
+        AnnData with the mixtures in ``uns``.
     gmm_key
         Their key.
     patient_col, label_col
@@ -90,7 +90,7 @@ def summarize_holdout_nll(results: pd.DataFrame, *, groupby_cols: Sequence[str] 
     Parameters
     ----------
     results
-        From :func:`evaluate_holdout_nll`.
+        Result of :func:`evaluate_holdout_nll`.
     groupby_cols
         Columns whose groups have a row each; one row for all when None.
 
@@ -121,7 +121,7 @@ def summarize_holdout_nll(results: pd.DataFrame, *, groupby_cols: Sequence[str] 
 def validate_gmm(
     dataset: AnnData_TripletDataset, *, groupby_cols: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """:func:`evaluate_holdout_nll` of a fitted data set, and its summary.
+    """Measure how well a fitted data set predicts cells left out (:func:`evaluate_holdout_nll`), and summarise.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ EPS = 1e-4  # added to variances by default, as documented
 
 
 class UnknownMetricError(InvalidArgumentError, NotImplementedError):
-    """``k_selection_metric`` is not one that this library has."""
+    """An error for a ``k_selection_metric`` that this library does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pyrosplice.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class PatientCells:
-    """All cells of one patient.
+    """The cells of one patient, all of them.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ def check_covariances(covariances: Any, supports: Any) -> None:
 
 
 def _parts(values: Any, argument: str) -> list[Any]:
-    """One part a distribution."""
+    """Split points into one part a distribution."""
     if isinstance(values, (str, bytes, Mapping, anndata.AnnData)):
         raise InvalidArgumentError(
             f"{argument}: expected one array for each distribution, found {type(values).__name__}; "
@@ -125,7 +125,7 @@ def _parts(values: Any, argument: str) -> list[Any]:
 
 
 def _tensors(parts: list[Any], argument: str) -> Any:
-    """One tensor where the shapes agree, a list of them where they do not; finite float64 either way."""
+    """Make one tensor where shapes agree, a list of them where they do not; finite float64 either way."""
     found = [torch.tensor(dense(part, f"{argument}: distribution {i}")) for i, part in enumerate(parts)]
     for i, part in enumerate(found):
         if part.numel() == 0 or not bool(part.isfinite().all()):

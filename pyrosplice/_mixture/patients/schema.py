@@ -32,7 +32,7 @@ class FittedMixtures:
     mixtures
         One a patient, or one.
     weights
-        Of each patient.
+        Weights of each patient.
     n_fitted, n_train
         Cells that the kept mixtures, and the candidates, were fitted to.
     reasons
@@ -79,7 +79,7 @@ class FittedMixtures:
         return torch.stack(self.weights) if self.shared else self.model()[2]
 
     def responsibilities(self) -> list[Tensor]:
-        """Of each patient's cells, in the order of ``patients[p].cells``: ``(N_p, M_p)``."""
+        """Share of each component in each patient's cells, in the order of ``patients[p].cells``: ``(N_p, M_p)``."""
         mixtures = self.mixtures * len(self.patients) if self.shared else self.mixtures
         own = [[replace(m, weights=w)] for m, w in zip(mixtures, self.weights, strict=True)]
         joints = log_joint_of_cells([p.cells for p in self.patients], own)

@@ -91,7 +91,7 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def warn_of_edges(curves: Curves, chosen: Sequence[int], names: Sequence[str], *, stacklevel: int) -> None:
-    """One warning that names the distributions whose best number of components may lie beyond the candidates."""
+    """Warn, once, of distributions whose best number of components may lie beyond the candidates."""
     ends = [(name, k) for name, k, edge in zip(names, chosen, curves.at_edge(chosen), strict=True) if edge]
     if not ends or len(curves.components) == 1:
         return
@@ -115,14 +115,14 @@ class Split:
 
 
 def split_once(n_cells: int, train_size: float, seed: int) -> list[Split]:
-    """``round(train_size · n_cells)`` cells to train, at random; at least one."""
+    """Split cells at random: ``round(train_size · n_cells)`` to train, at least one, and the rest to judge."""
     order = np.random.default_rng(seed).permutation(n_cells)
     n_train = min(max(1, round(train_size * n_cells)), n_cells)
     return [Split(np.sort(order[:n_train]), np.sort(order[n_train:]))]
 
 
 def split_folds(n_cells: int, n_folds: int, seed: int) -> list[Split]:
-    """``n_folds`` splits in which every cell is held out once."""
+    """Split cells ``n_folds`` times, so that every cell is held out once."""
     folds = np.array_split(np.random.default_rng(seed).permutation(n_cells), n_folds)
     every = np.arange(n_cells)
     return [Split(np.setdiff1d(every, fold), np.sort(fold)) for fold in folds]

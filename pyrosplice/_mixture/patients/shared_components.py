@@ -55,7 +55,7 @@ class _Cells:
 
 
 def fit_shared_components(patients: Sequence[PatientCells], options: GMMOptions) -> FittedMixtures:
-    """One set of components for all cells, weights of each patient estimated inside EM."""
+    """Fit one set of components to all cells, with weights of each patient estimated inside EM."""
     _require_followed(options)
     every = _Cells.of(patients)
     components = candidates([PatientCells("all patients", every.values, np.arange(0))], options)
@@ -114,7 +114,7 @@ def _require_followed(options: GMMOptions) -> None:
 
 
 def _shared_splits(patients: Sequence[PatientCells], options: GMMOptions) -> list[Split]:
-    """Every patient split on its own, the parts put together."""
+    """Split every patient on its own, and put the parts together."""
     own = [split_cells(len(p.cells), options) for p in patients]
     starts = np.concatenate([[0], np.cumsum([len(p.cells) for p in patients])])
     return [

@@ -69,7 +69,7 @@ def chosen_prior(sets: Sequence[Tensor], components: Sequence[int], options: GMM
 
 
 def fit_sets(sets: Sequence[Tensor], components: Sequence[int], options: GMMOptions) -> list[dict[int, Fit]]:
-    """Every data set with every number of components, one program; each alone for priors without a closed form."""
+    """Fit every data set with every number of components in one program; alone for priors without a closed form."""
     prior = chosen_prior(sets, components, options)
     lacking = options.not_conjugate
     closed = {k: v for k, v in prior.items() if k not in lacking} if isinstance(prior, Mapping) else prior

@@ -49,9 +49,9 @@ class TripletDataset(Dataset):
     n_triplets
         Positive and negative partners of a distribution in :meth:`triplets`.
     weights
-        Of the points, ``(P, N)`` or ragged; uniform when None.
+        Weights of the points, ``(P, N)`` or ragged; uniform when None.
     covariances
-        Of components, ``(P, N, D, D)`` or ragged; None for points.
+        Covariances of components, ``(P, N, D, D)`` or ragged; None for points.
     identical_supports
         The distributions differ by their weights alone.
 
@@ -72,7 +72,7 @@ class TripletDataset(Dataset):
     """
 
     fit_gmm: ClassVar[Callable[..., Any]]
-    """:func:`~pyrosplice.fit_gmm` of this data set."""
+    """Fit a mixture to every distribution of this data set, by :func:`~pyrosplice.fit_gmm`."""
 
     @own_options_only
     def __init__(
@@ -105,7 +105,7 @@ class TripletDataset(Dataset):
 
     @classmethod
     def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
-        """The same as the constructor."""
+        """Make a data set from arrays, as the constructor does."""
         return cls(*args, **kwargs)
 
     def _check(self) -> None:
@@ -149,7 +149,7 @@ class TripletDataset(Dataset):
         return [str(i) for i in range(len(self))]
 
     def patients(self) -> list[PatientCells]:
-        """All cells of each distribution, never its fitted components.
+        """The cells of each distribution, all of them, never its fitted components.
 
         Points that all share are the cells of each, weighted as it weights them: as many as there are points in all.
 
@@ -196,7 +196,7 @@ class TripletDataset(Dataset):
         self.identical_supports = identical_supports
 
     def triplets(self, *, seed: int = 0) -> Tensor:
-        """Anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
+        """Draw anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
         rng = np.random.default_rng(check_integer("seed", seed, least=0))
         labels = np.array(self.distribution_labels)
         found = []
@@ -231,12 +231,12 @@ class AnnData_TripletDataset(TripletDataset):
     gmm_key
         Key of ``uns`` with mixtures fitted earlier: they become the supports.
     sample_gmm
-        With ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
+        Used with ``gmm_key``: ``n_cells`` points drawn from each patient's mixture instead of its components.
     gmm_weights_source
-        With ``gmm_key``: ``"stored"`` weights, or shares of the hard labels ``obs[gmm_key + "_comp"]``
+        Used with ``gmm_key``: ``"stored"`` weights, or shares of the hard labels ``obs[gmm_key + "_comp"]``
         (``"components"``); ``"auto"`` takes the labels where no weights are stored.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Raises
     ------
@@ -291,7 +291,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     @classmethod
     def from_anndata(cls, *args: Any, **kwargs: Any) -> Self:
-        """The same as the constructor."""
+        """Make a data set from an AnnData, as the constructor does."""
         return cls(*args, **kwargs)
 
     @property
@@ -300,7 +300,7 @@ class AnnData_TripletDataset(TripletDataset):
         return self._names
 
     def patients(self) -> list[PatientCells]:
-        """All cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
+        """The cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
         x = self.representation()
         return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows, strict=True)]
 

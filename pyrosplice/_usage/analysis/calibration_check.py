@@ -40,7 +40,7 @@ class CalibrationCheck:
     left_out
         Own genes that no gene could be drawn from, and why: reasons of fits without finite estimates.
     confidence
-        Of the exact intervals.
+        Confidence of the exact intervals.
     """
 
     pvalues: pd.DataFrame
@@ -50,7 +50,7 @@ class CalibrationCheck:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a test, covariate and level.
+        """Tabulate the rejections, one row a test, covariate and level.
 
         ``test``, ``covariate``, ``rate``, ``effect``, ``level`` (.05, .01, .001), ``genes`` (with a reliable p-value),
         ``unreliable`` (with one that the test itself does not call so) and ``share_unreliable`` (of these below the
@@ -74,13 +74,13 @@ class CalibrationCheck:
 
     @property
     def sentences(self) -> list[str]:
-        """One a test and covariate."""
+        """Say the outcome, a sentence for each test and covariate."""
         return [self._sentence(some) for some in self._groups()]
 
     def plot(
         self, *, covariates: str | Sequence[str] | None = None, band: str = "simultaneous", ax: Axes | None = None
     ) -> Axes:
-        """QQ plot of the p-values where the null hypothesis is true (of powers, where no sizes were asked for).
+        """Draw a QQ plot of the p-values where the null hypothesis is true (of powers, if no sizes were asked for).
 
         Parameters
         ----------

@@ -36,9 +36,9 @@ class Request:
     methods
         Methods of each test that is asked for.
     truth, domains
-        Its name, and the domains if it is they.
+        Name of the truth, and the domains if it is they.
     options
-        Of the test methods.
+        Options of the test methods.
     """
 
     methods: Mapping[str, Sequence[str]]

@@ -20,7 +20,7 @@ from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 
 def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> dict[str, str]:
-    """All rows on an analysis, None before there are data."""
+    """Describe an analysis in rows, None before there are data."""
     results = {} if analysis is None else analysis.results
     return {
         **_describe_data(None if analysis is None else analysis.prepared),

@@ -87,7 +87,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         factor centred. ``{"a or b": {"region_a": 1, "region_b": -1}}``; ``{name: weights}`` with one weight a
         covariate, ``(P,)``, or several rows that are tested jointly, ``(C, P)``; or a matrix of one test a row.
     variance
-        Of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
+        Variance of the score, and so of estimates. ``"robust"`` (default, but for surrogates): from the residuals
         (:mod:`pyrosplice._hypothesis.coefficients.residual_variance`). With a random effect, the model's with the
         dispersion that they have between the logits, which one variance for all logits does not give. In a GLM,
         with the excess variance that counts have where usage varies between spots, more in deep spots than in
@@ -161,7 +161,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
 
 
 def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: bool) -> dict[str, Any]:
-    """What :func:`test_differential_usage` returns."""
+    """Test covariates, and arrange what :func:`test_differential_usage` returns."""
     prepared, design, method = analysis.prepared, analysis.prepared.design, options.method
     options.check(prepared.covariate_names)
     if design is None:
@@ -204,7 +204,7 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
 
 
 def covariate_modes(self: Analyzed) -> pd.DataFrame:
-    """How much a tissue can say of each covariate: a look before the tests.
+    """Measure how much a tissue can say of each covariate: a look before the tests.
 
     A covariate that varies like one wave over the tissue meets a field that does so too, once: whatever the number
     of spots, there is one replicate. After a fit, for every gene, the posterior of the field's variances tells with
@@ -243,7 +243,7 @@ def covariate_modes(self: Analyzed) -> pd.DataFrame:
 
 
 def modes_of(analysis: UsageAnalysis, columns: Sequence[int]) -> float:
-    """Over how many patterns of space the covariates are spread."""
+    """Count the patterns of space that the covariates are spread over."""
     design = analysis.prepared.design
     if design is None:
         raise AssertionError("tests of covariates have a design")
@@ -260,7 +260,7 @@ def law_of(
 
 
 def usage_score_tests(analysis: UsageAnalysis, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:
-    """Score tests of all genes."""
+    """Test covariates of all genes by the score."""
 
     def fits(group: list[Term]) -> Sequence[Any]:
         return analysis.fit_with(group[0].nuisance, show=show)
@@ -269,7 +269,7 @@ def usage_score_tests(analysis: UsageAnalysis, terms: Sequence[Term], law: Law, 
 
 
 def usage_ratio_tests(analysis: UsageAnalysis, terms: Sequence[Term], law: Law, *, show: bool) -> GeneTests:
-    """Likelihood-ratio tests of all genes."""
+    """Test covariates of all genes by the likelihood ratio."""
     fits: dict[tuple[int, ...], list[FittedGene]] = {}
     for columns in dict.fromkeys(columns for term in terms for columns in (term.full, term.nuisance)):
         fits[columns] = analysis.fit_with(columns, show=show)
@@ -281,7 +281,7 @@ def usage_ratio_tests(analysis: UsageAnalysis, terms: Sequence[Term], law: Law, 
 
 
 def usage_wald_tests(analysis: UsageAnalysis, contrasts: Sequence[Contrast], law: Law, *, show: bool) -> GeneTests:
-    """Wald tests of all genes."""
+    """Test covariates of all genes by estimates over standard errors (Wald)."""
     genes, spec = effect_fits(analysis, law, show=show)
     return UsageTask(covariate_tests.wald_of_contrasts, "wald", analysis, law, show).run(spec, genes, contrasts)
 

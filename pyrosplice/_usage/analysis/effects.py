@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyrosplice._hypothesis.coefficients.identified import TOUCHED
 from pyrosplice._hypothesis.coefficients.wald import Effects
-from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
 from pyrosplice._usage.analysis.fits import Analyzed
 from pyrosplice._usage.analysis.options import check_of_isoforms, law_name
@@ -37,7 +36,7 @@ def get_effects(
     variance: Literal["robust", "model"] = "robust",
     law: CovarianceLaw | None = None,
 ) -> pd.DataFrame:
-    """How much each covariate changes each isoform, with standard errors and intervals.
+    """Estimate how much each covariate changes each isoform, with standard errors and intervals.
 
     After ``fit(with_design_mtx=True)``. With a GLMM the effects are those of the *marginal* optimum with σ
     estimated (as in the Wald test), conditional on the random effect. No isoform is the reference of an effect; the
@@ -46,7 +45,7 @@ def get_effects(
     Parameters
     ----------
     level
-        Of the confidence intervals.
+        Confidence of the intervals.
     variance
         ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
         freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
@@ -58,20 +57,20 @@ def get_effects(
     Returns
     -------
     pandas.DataFrame
-        One row a gene, covariate, isoform (name in ``var``) and ``scale``:
+        One row a gene, covariate and isoform (name in ``var``), on two scales:
 
-        ``"log_odds"``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
+        ``log_odds``: log odds of the isoform against the geometric mean of all isoforms, a unit of the covariate;
         for a level of a factor, against the mean of the levels.
 
-        ``"usage_points"``: percentage points of usage, averaged over the spots; the derivative for a continuous
+        ``usage_points``: percentage points of usage, averaged over the spots; the derivative for a continuous
         covariate, 1 against 0 where these are its values, and a level of a factor against the mean of its levels.
         With two levels that is half their difference. Levels that a formula coded are against the one it left out.
 
-        Columns ``effect``, ``se``, ``lower`` and ``upper``, from the covariance of β and intercept with (σ, θ)
-        estimated too; the last three are NaN where a coefficient is at infinity, or no degrees of freedom are left.
-        An effect that the gene's spots do not identify (a level in which it has no molecules, and so the mean of
-        the levels) is NaN altogether; the others of such a gene are averages over the spots where its usage is
-        identified. ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
+        Each with ``_se``, ``_lower`` and ``_upper``, from the covariance of β and intercept with (σ, θ) estimated
+        too; these are NaN where a coefficient is at infinity, or no degrees of freedom are left. An effect that
+        the gene's spots do not identify (a level in which it has no molecules, and so the mean of the levels) is
+        NaN altogether; the others of such a gene are averages over the spots where its usage is identified.
+        ``reason``: "" or why one is missing, a word of :class:`~pyrosplice.reasons.Reason`.
 
     Raises
     ------
@@ -93,23 +92,19 @@ def get_effects(
     if design is None or not analysis.fit.with_design:
         raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
     genes, spec = effect_fits(analysis, held_to, show=False)
-    tables: dict[int, TestTable] = {}
+    tables: dict[int, pd.DataFrame] = {}
     for batch in batches_under(analysis, held_to):
         some = [genes[g] for g in batch]
         effects = gene_effects(analysis.counts(batch), spec, some, design, held_to)
-        each = [(e.estimate, e.standard_error, *e.interval(level)) for e in effects.values()]
-        found = [torch.stack(values, -1).numpy() for values in zip(*each, strict=True)]  # (B, P, K, scales)
+        found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
         for row, gene in enumerate(batch):
-            labels = {
-                "gene": [prepared.gene_names[gene]],
-                "covariate": design.names,
-                "isoform": prepared.isoform_names(gene),
-                "scale": [*effects],
-            }
-            own = [value[row].ravel() for value in found]
-            why = _reasons(own, prepared.counts[gene], some[row], from_residuals=held_to.robust)
-            tables[gene] = _gene_table(labels, own, why)
-    return pd.concat([tables[gene].to_frame() for gene in range(analysis.n_genes)], ignore_index=True)
+            labels = [[prepared.gene_names[gene]], design.names, prepared.isoform_names(gene)]
+            own = {name: [value[row].numpy().ravel() for value in values] for name, values in found.items()}
+            table = _gene_table(labels, own)
+            values = [column for columns in own.values() for column in columns]
+            why = _reasons(values, prepared.counts[gene], some[row], from_residuals=held_to.robust)
+            tables[gene] = table.assign(reason=why)
+    return pd.concat([tables[gene] for gene in range(analysis.n_genes)], ignore_index=True)
 
 
 def gene_effects(
@@ -154,9 +149,10 @@ def _reasons(effect: Sequence[Floats], counts: Tensor, fit: FittedGene, *, from_
     return reasons_of(known, [counts], rank=rank, fits=[[fit]], from_residuals=from_residuals)[0]
 
 
-def _gene_table(labels: dict[str, Any], effect: Sequence[Floats], why: NDArray[Any]) -> TestTable:
-    """Effects of one gene as rows, the last of the labels fastest."""
-    crossed = pd.MultiIndex.from_product(labels.values())
-    names = {name: crossed.get_level_values(i).to_numpy() for i, name in enumerate(labels)}
-    estimate, se, lower, upper = effect
-    return TestTable(labels=names, effect=estimate, se=se, lower=lower, upper=upper, why=why)
+def _gene_table(labels: Sequence[Sequence[str]], effects: Mapping[str, Sequence[Floats]]) -> pd.DataFrame:
+    """Effects of one gene as rows, isoforms within covariates."""
+    table = pd.MultiIndex.from_product(labels, names=["gene", "covariate", "isoform"]).to_frame(index=False)
+    for scale, values in effects.items():
+        for suffix, value in zip(("", "_se", "_lower", "_upper"), values, strict=True):
+            table[scale + suffix] = value
+    return table

@@ -40,7 +40,7 @@ class UsageAnalysis:
     Attributes
     ----------
     options
-        Of the models.
+        Options of the models.
     prepared
         What ``setup_data`` made.
     fitted
@@ -48,7 +48,7 @@ class UsageAnalysis:
     test_fits
         Fits that only tests needed, by model: found once, and added here.
     results
-        Of the last test of each kind, ``"sv"`` and ``"du"``; tests put theirs here.
+        Results of the last test of each kind, ``"sv"`` and ``"du"``; tests put theirs here.
     """
 
     options: AnalysisOptions
@@ -66,12 +66,12 @@ class UsageAnalysis:
 
     @property
     def model_type(self) -> str:
-        """``"glmm-full"``, ``"glmm-null"`` or ``"glm"``."""
+        """Name of the model: ``"glmm-full"``, ``"glmm-null"`` or ``"glm"``."""
         return self.options.model_type
 
     @property
     def n_genes(self) -> int:
-        """G."""
+        """Number G of genes."""
         return len(self.prepared.counts)
 
     def shipped_only(self, what: str) -> None:
@@ -121,7 +121,7 @@ class UsageAnalysis:
         return {"corr_sp": self.prepared.solver(self.options.rank(self.prepared.n_spots), device)}
 
     def rebuilt(self, gene: int) -> MultinomGLM:
-        """The fitted model of one gene, with all that such a model has."""
+        """Rebuild the fitted model of one gene, with all that such a model has."""
         spec = self.spec(self.model_type, with_design=self.fit.with_design)
         return spec.rebuild(self.counts([gene]), [self.fit.genes[gene]])
 
@@ -194,7 +194,7 @@ class Analyzed(Protocol):
 
 
 class Holder(Analyzed, Protocol):
-    """The same, whose data and fits are changed."""
+    """A :class:`~pyrosplice.SplisosmGLMM` as methods that change its data and fits see it."""
 
     def __init__(self, **options: Any) -> None: ...
 
@@ -255,7 +255,7 @@ def fit(  # noqa: PLR0913 (a documented interface)
 
 
 def get_fitted_models(self: Analyzed) -> list[MultinomGLM]:
-    """Models of all genes, rebuilt at every call from the stored fits; changing them changes nothing here.
+    """Rebuild the models of all genes from the stored fits, at every call; changing them changes nothing here.
 
     Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
     """
@@ -264,7 +264,7 @@ def get_fitted_models(self: Analyzed) -> list[MultinomGLM]:
 
 
 def get_gene_model(self: Analyzed, gene_name: str) -> MultinomGLM:
-    """Model of one gene, with all that such a model has. For draws of many genes see :meth:`posterior`.
+    """Rebuild the model of one gene, with all that such a model has. For many genes' draws see :meth:`posterior`.
 
     Raises KeyError for a name that is not in ``gene_names``.
     """

@@ -29,7 +29,7 @@ class Space:
     Attributes
     ----------
     solver
-        Of the exact covariance V; None where the model has none.
+        Solver for the exact covariance V; None where the model has none.
     adjacency
         The graph that domains are of; None where they are not asked for.
     domains
@@ -67,11 +67,11 @@ class Truth:
     design
         The covariates of ``genes``, ``(N, P)``; None where they were fitted without.
     likelihood
-        Of the counts.
+        Noise of the counts.
     space
         What the spatial part of the random effect is.
     spatial_sd
-        In place of the fitted one, σ√θ.
+        Spatial standard deviation in place of the fitted one, σ√θ.
     shift
         What is added to the first logit, ``(N,)``: the effect of a covariate.
     """

@@ -222,7 +222,7 @@ class UsageTestOptions:
 
     @property
     def variance_used(self) -> Variance:
-        """Of the score: of surrogates, whose p-values are ranks, the model's, else by default from the residuals."""
+        """Variance of the score: the model's for surrogates, whose p-values are ranks; else by default residuals'."""
         return self.variance or ("model" if self.law == "surrogates" else "robust")
 
     @property

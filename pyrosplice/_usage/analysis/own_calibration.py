@@ -69,7 +69,7 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     print_progress: bool = True,
     **options: Any,
 ) -> CalibrationCheck:
-    r"""How often do the tests reject true null hypotheses on tissue, depths and genes like mine?
+    r"""Measure how often the tests reject true null hypotheses on tissue, depths and genes like yours.
 
     Draws genes of which is known what is true, on the spots, graph, covariates and priors of this model, and tests
     them as :meth:`test_spatial_variability` and :meth:`test_differential_usage` do: by these very methods, on fits
@@ -97,15 +97,15 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
         variable as the fitted spatial effect, and no covariate has an effect: size of tests of covariates
         where the random effect is not what the model says. For ``"sv"`` the rejections are power, not size.
     method
-        Of the tests: ``"score"``, ``"llr"``; ``"score"``, ``"wald"``, ``"lrt"``; or several, on the same genes.
+        Methods of the tests: ``"score"``, ``"llr"``; ``"score"``, ``"wald"``, ``"lrt"``; or several, on the same genes.
     effect
         Measure power at this effect too, on genes that are otherwise the same. ``"sv"``: standard deviation
         (logits) of the spatial effect. ``"du"``: log odds of the first isoform against the last for a unit of the
         covariate, one covariate at a time (of a factor tested jointly: its second level against the others).
     confidence
-        Of the exact intervals and of the figure's band.
+        Confidence of the exact intervals and of the figure's band.
     seed
-        Of everything random, beside ``random_seed`` among the options. The same seed gives the same numbers,
+        Seed of everything random, beside ``random_seed`` among the options. The same seed gives the same numbers,
         whatever ``n_jobs``.
     n_jobs
         Processes; those of ``fit`` if None.

@@ -33,7 +33,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     nuts_options: NutsOptions | None = None,
     max_memory: str | float | None = None,
 ) -> xr.DataTree:
-    """Posterior draws of the fitted models as one ``xarray.DataTree`` with the groups that ArviZ reads.
+    """Draw from the posteriors of the fitted models: one ``xarray.DataTree`` with the groups that ArviZ reads.
 
     Coordinates are names: ``gene`` (in the order asked for), ``spot`` (``obs_names``), ``covariate``, and
     ``isoform_name`` ``(gene, isoform)`` (``var_names``). Genes with the same number of isoforms are drawn as one

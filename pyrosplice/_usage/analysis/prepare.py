@@ -80,7 +80,7 @@ class Prepared:
 
     @property
     def n_spots(self) -> int:
-        """N."""
+        """Number N of spots."""
         return self.data.adata.n_obs
 
     @property
@@ -129,7 +129,7 @@ class Prepared:
         return self._spectra[rank]
 
     def patterns(self) -> Patterns:
-        """All patterns of space, of which surrogates of covariates are made, once; those of the same covariance."""
+        """Patterns of space, all of them, for surrogates of covariates; found once for a covariance."""
         if not self._patterns:
             solver = self._pattern_solver(None)
             if solver is None:

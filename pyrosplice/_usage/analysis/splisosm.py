@@ -295,7 +295,7 @@ class SplisosmGLMM(Described):
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
         likelihood, priors, covariance, model
-            Those of your own classes that it was saved with; a file holds no code. Shipped ones come back by
+            Objects of your own classes that it was saved with; a file holds no code. Shipped ones come back by
             themselves, and Pyro's distributions too.
 
         Raises

@@ -20,7 +20,7 @@ TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
 def extract_feature_summary(
     self: Analyzed, level: Literal["gene", "isoform"] = "gene", print_progress: bool = True
 ) -> pd.DataFrame:
-    """Summary statistics of the filtered counts, one row a gene or an isoform; computed once.
+    """Tabulate summary statistics of the filtered counts, one row a gene or an isoform; computed once.
 
     Every call returns the same table: copy it before changing it.
 
@@ -43,7 +43,7 @@ def extract_feature_summary(
 
 
 def get_training_summary(self: Analyzed) -> pd.DataFrame:
-    """How each gene's fit went, indexed by gene name.
+    """Tabulate how each gene's fit went, indexed by gene name.
 
     ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
     ``reason``.
@@ -58,7 +58,7 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
-    """Copy of ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
+    """Copy ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
 
     Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
     """
@@ -79,13 +79,13 @@ class Summarized(Analyzed, Protocol):
     """An analysis with the summary that tables of results are merged with."""
 
     def extract_feature_summary(self, level: Literal["gene", "isoform"], print_progress: bool) -> pd.DataFrame:
-        """One row a gene."""
+        """Tabulate summary statistics, one row a gene."""
 
 
 def get_formatted_test_results(
     self: Summarized, test_type: Literal["sv", "du"], with_gene_summary: bool = False
 ) -> pd.DataFrame:
-    """Results of the last test as a table.
+    """Tabulate the results of the last test.
 
     Parameters
     ----------

@@ -185,7 +185,7 @@ def _ratio_task(analysis: UsageAnalysis, options: VariabilityOptions) -> tuple[C
 
 
 def _fitted_pairs(analysis: UsageAnalysis, *, with_design: bool, show: bool) -> list[FittedPair]:
-    """Both models of every gene, in batches."""
+    """Fit both models of every gene, in batches."""
     kinds = ("glmm-full", "glmm-null")
     if analysis.fit.null is None:
         raise NoResultsError("method='llr': expected null models too; call fit(from_null=True) first.")

@@ -1,1 +1,1 @@
-"""From fitted genes to tests of covariates and of space, one batch of genes at a time."""
+"""Tests of covariates and of space from fitted genes, one batch of genes at a time."""

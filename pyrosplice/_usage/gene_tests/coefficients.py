@@ -43,23 +43,23 @@ class Estimates:
     beta
         ``(B, P, Q)``.
     coefficients
-        The same of orthonormal columns, ``(B, C, Q)``; covariances are of these, ``(B, C Q, C Q)``, NaN for a gene
+        Coefficients of orthonormal columns, ``(B, C, Q)``; covariances are of these, ``(B, C Q, C Q)``, NaN for a gene
         that has none: at infinity, or information in no direction that the gene's spots tell apart.
     covariance, by_model
-        From the residuals, or as asked for; by the model.
+        Covariance from the residuals, or as asked for, and by the model.
     back
-        From coefficients of orthonormal columns to ``[β; b]``, ``(P + 1, C)``.
+        Matrix from coefficients of orthonormal columns to ``[β; b]``, ``(P + 1, C)``.
     variance
-        That of the score; None where ``covariance`` is the model's.
+        Variance of the score; None where ``covariance`` is the model's.
     influence
-        From the score to the coefficients, ``(B, C Q, C Q)``.
+        Matrix from the score to the coefficients, ``(B, C Q, C Q)``.
     coverage
         What the genes do not identify.
     posterior_df
         Degrees of freedom ``(B, T)`` with which the variances of the contrasts asked for are known; None where they
         are taken as estimated.
     law_df
-        Those of the law of their statistics, ``(B, T)``.
+        Degrees of freedom of the law of their statistics, ``(B, T)``.
     slope_ratio
         Likelihood ratios ``(B, T)`` for a field whose standard deviation depends on the one covariate of a contrast.
     """
@@ -182,7 +182,7 @@ class _Point:
 
 
 def _fitted(model: MultinomGLM, basis: _CodedBasis, law: Law) -> _Point:
-    """At the estimates."""
+    """Point and information of the coefficients at the estimates."""
     fit = linearized(model) if law.robust else None
     expected = None if fit is None else _information(fit, basis)
     return _Point(basis.coefficients, model.observed_information()[0], fit, expected)
@@ -197,7 +197,7 @@ def _information(fit: Linearized, basis: _CodedBasis) -> Tensor:
 def _averaged(
     model: MultinomGLMM, basis: _CodedBasis, design: Design, law: Law, contrasts: Sequence[Contrast]
 ) -> _Point:
-    """At the posterior mean covariance."""
+    """Point and information of the coefficients at the posterior mean covariance."""
     columns, n_logits = basis.scaling.design, basis.coefficients.shape[-1]
     rows = [_orthonormal_rows(torch.from_numpy(contrast.rows), basis.back) for contrast in contrasts]
     coverage = Coverage.of(columns, informed_spots(model))
@@ -215,7 +215,7 @@ def _averaged(
 
 
 def _step(model: MultinomGLMM, found: AveragedFit, basis: _CodedBasis, information: Tensor) -> Tensor:
-    """From the fitted coefficients to the generalised least squares of the working response, with priors if any."""
+    """Step from the fitted coefficients to generalised least squares of the working response, with priors if any."""
     columns = basis.scaling.design
     left = (found.response - columns @ basis.coefficients).unsqueeze(-1)
     slope = columns.T @ found.fit.precision_product(left).squeeze(-1)

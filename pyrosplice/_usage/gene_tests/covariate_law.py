@@ -116,7 +116,7 @@ class AveragedFit:
     posterior_df
         Degrees of freedom with which the variance of what is tested is known, ``(B, T)``.
     law_df
-        Those of the F law, ``(B, T)``: fewer, for a field that is not Gaussian (:data:`PATTERN_DF`).
+        Degrees of freedom of the F law, ``(B, T)``: fewer, for a field that is not Gaussian (:data:`PATTERN_DF`).
     slope_ratio
         Likelihood ratio for a field whose standard deviation depends on a covariate, ``(B, T)``; 0 if not asked for.
     """

@@ -1,4 +1,4 @@
-"""From fitted genes to tests: arranges data for :mod:`pyrosplice._hypothesis`, one batch of genes at a time."""
+"""Data of fitted genes as the tests of :mod:`pyrosplice._hypothesis` take them, one batch of genes at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class GeneTests:
-    """Of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and of tests of covariates the tested columns.
+    """Test results of all genes, ``(G,)`` or ``(G, T)``: statistics, p-values, and the columns that were tested.
 
     ``posterior_df``: degrees of freedom with which the variance of what is tested is known, NaN where it is taken as
     given; ``slope_ratio``: likelihood ratio for a field whose standard deviation depends on the covariate. ``reason``:
@@ -45,7 +45,7 @@ class GeneTests:
 
     @classmethod
     def blank(cls, shape: tuple[int, ...]) -> GeneTests:
-        """NaN everywhere."""
+        """Make results that are NaN everywhere."""
         statistic, pvalue, rank, posterior_df, slope_ratio = (np.full(shape, np.nan) for _ in range(5))
         return cls(statistic, pvalue, rank, posterior_df, slope_ratio, np.full(shape, "", dtype=object))
 
@@ -107,7 +107,7 @@ def linearized(model: MultinomGLM) -> Linearized:
 
 
 def linearized_at(mode: Mode) -> Linearized:
-    """The same for a mixed model at the mode of its random effects, as if all spots informed; of the logits."""
+    """Linearise a mixed model at the mode of its random effects, as if all spots informed; logits throughout."""
     weight, laplace = mode.step.information, Laplace(mode)
     spot_precision = weight - matmul(matmul(weight, laplace.covariance), weight)
     fit = Linearized(laplace.residual, mode.step.marginal_precision_product, spot_precision)
@@ -115,7 +115,7 @@ def linearized_at(mode: Mode) -> Linearized:
 
 
 def of_logits(fit: Linearized, basis: SoftmaxBasis | None) -> Linearized:
-    """The same of logits, where ``fit`` is of other coordinates of them."""
+    """Rewrite a linearised fit for the logits, where it is of other coordinates of them."""
     if basis is None:
         return fit
 
@@ -138,7 +138,7 @@ def run_batches(
     n_jobs: int = 1,
     show: bool = False,
 ) -> list[Result]:
-    """One call of ``task`` a batch, in parallel processes when asked, behind a progress bar."""
+    """Call ``task`` for every batch, in parallel processes when asked, behind a progress bar."""
     results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(*call) for call in calls)
     return list(tqdm(results, total=len(calls), desc=description, unit="batch", disable=not show))
 

@@ -13,7 +13,7 @@ from pyrosplice._usage.records import FittedGene
 from pyrosplice.reasons import Reason
 
 WITHOUT_TESTS = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.ALL_OR_NOTHING, Reason.NOT_FINITE, Reason.RAISED)
-"""Of fits that no test rests on."""
+"""Reasons of fits that no test rests on."""
 
 
 def reasons_of(
@@ -29,7 +29,7 @@ def reasons_of(
     Parameters
     ----------
     counts
-        Of each gene, ``(N, K)``.
+        Counts of each gene, ``(N, K)``.
     rank
         Columns that each test has, in the shape of ``pvalue``.
     fits

@@ -49,7 +49,7 @@ def between_sections(prepared: Prepared, columns: Sequence[int]) -> bool:
 
 
 def shares_of_genes(table: pd.DataFrame, df: NDArray[np.float64], closed: NDArray[np.bool_]) -> pd.DataFrame:
-    """``table`` of covariates with what their ``df`` ``(G, T)`` come to; ``closed`` ones are refused for every gene."""
+    """Add to ``table`` what the ``df`` ``(G, T)`` come to; ``closed`` covariates are refused for every gene."""
     known = np.isfinite(df)
     counted = np.where(known.any(0), known.sum(0), np.nan)
     middle = np.array([np.median(own[own == own]) if (own == own).any() else np.nan for own in df.T])
@@ -68,7 +68,7 @@ def refused(
     *,
     of_posterior: bool = True,
 ) -> GeneTests:
-    """Without the p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and why.
+    """Take away p-values that a tissue cannot give of covariates with these ``modes`` ``(T,)``, and say why.
 
     Few degrees of freedom matter to p-values ``of_posterior`` variances only, not to ranks among surrogates.
     """

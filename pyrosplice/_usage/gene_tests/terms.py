@@ -25,7 +25,7 @@ class Term:
     Attributes
     ----------
     name
-        Of the covariate or factor.
+        Name of the covariate or factor.
     columns
         Their positions, linearly independent beside the nuisance.
     nuisance
@@ -56,7 +56,7 @@ class Contrast:
 
 
 def terms_of(design: Design, by: By) -> list[Term]:
-    """One term a covariate or a factor.
+    """List the terms to test, one a covariate or a factor.
 
     A level by itself is tested without the factor's other levels: this level against all others.
     """

@@ -132,7 +132,7 @@ def _log_marginal(genes: Sequence[FittedGene]) -> Tensor:
 
 
 def _pvalues(statistic: Tensor, pair: FittedPair, kernel: SpatialKernel | None) -> Tensor:
-    """By the law at the null fits."""
+    """P-values by the law at the null fits."""
     spec, values = pair.null_spec, stacked(pair.null)
     sigma = values["sigma"]
     if kernel is None:

@@ -50,7 +50,7 @@ class Design:
     given_terms: tuple[str, ...] = ()
 
     def take(self, spots: NDArray[Any]) -> Design:
-        """The same covariates on some spots: a mask, or positions in any order."""
+        """Take the covariates of some spots: a mask, or positions in any order."""
         return replace(self, values=self.values[spots])
 
     def only(self, columns: Sequence[int]) -> Design:

@@ -1,4 +1,4 @@
-"""From an AnnData of isoform counts to one count matrix a gene."""
+"""One count matrix a gene, from an AnnData of isoform counts."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def check_anndata(adata: Any) -> None:
 
 
 def table_of(adata: AnnData, where: Literal["obs", "var"]) -> pd.DataFrame:
-    """``obs`` or ``var`` as a DataFrame, also of a lazy AnnData."""
+    """Read ``obs`` or ``var`` as a DataFrame, also of a lazy AnnData."""
     table = getattr(adata, where)
     return table if isinstance(table, pd.DataFrame) else table.to_memory()
 
@@ -299,7 +299,7 @@ def _check_seen(unseen: pd.Index, min_counts: float) -> None:
 def _display_names(
     values: pd.Series, columns: Sequence[NDArray[np.intp]], groups: Sequence[str], column: str
 ) -> list[str]:
-    """One display name a gene: the only value that its isoforms have."""
+    """Find a display name for each gene: the only value that its isoforms have."""
     names = []
     labels = pd.Series(read_labels(values, f"gene_names: adata.var[{column!r}]", keep_missing=True).names, dtype=object)
     for group, positions in zip(groups, columns, strict=True):

@@ -168,7 +168,7 @@ def test_size_of_the_glm_score_and_wald_tests(kind):
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_residuals_stand_over_dispersion(spread):
-    """Of which the model knows nothing; that depends between the logits, and counts for more in deeper spots.
+    """The model knows nothing of it; it depends between the logits, and counts for more in deeper spots.
 
     A smooth covariate, one that goes with depth, a group of the deepest spots, and one of four spots.
     """

@@ -29,7 +29,7 @@ def draws_of(data, covariance, design):
 
 
 def dense_log_likelihood(data, covariances, design):
-    """Of logits (N, Q) with one dense covariance each, coefficients profiled out."""
+    """Log likelihood of logits (N, Q) with one dense covariance each, coefficients profiled out."""
     value = 0.0
     for k, whole in enumerate(covariances):
         inverse = np.linalg.inv(whole)

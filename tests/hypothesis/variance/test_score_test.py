@@ -32,7 +32,7 @@ def design():
 
 
 def textbook(gene, kernel):
-    """Of one gene without covariates, everything dense: u, M and T on the covered spots."""
+    """Statistic of one gene without covariates, everything dense: u, M and T on the covered spots."""
     n = gene.sum(1)
     usage = gene.sum(0) / gene.sum()
     residual = gene - n[:, None] * usage
