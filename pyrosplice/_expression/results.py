@@ -194,10 +194,9 @@ def _drawn(alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[st
     """Options that volcano and MA share."""
     if check_number("min_fc", min_fc) == 0:
         raise InvalidArgumentError("min_fc: expected a positive fold change, found 0.")
-    if isinstance(highlight_ids, str):
-        highlight_ids = [highlight_ids]
+    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
     names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
-    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": list(highlight_ids)}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": named}
 
 
 @dataclass(repr=False)
@@ -260,8 +259,7 @@ class ExpressionTests(Described):
     @property
     def _diagonal(self) -> Array:
         """P-value of a group against itself: one, and NaN for genes that no comparison tests."""
-        raw = np.stack([test.pval for test in self.tests.values()])
-        return np.where(np.isnan(raw).all(0), np.nan, 1.0)
+        return np.where(np.isnan([test.pval for test in self.tests.values()]).all(0), np.nan, 1.0)
 
     @property
     def pval(self) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -13,11 +13,11 @@ from pyrosplice._mixture.density_module import GaussianMixtureModel
 class Loss(Protocol):
     """An estimator whose ``score`` is a mean negative log likelihood."""
 
-    def score(self, X: Any) -> float:
+    def score(self, X: object) -> float:
         """Mean negative log likelihood of cells."""
 
 
-def log_likelihood_scorer(estimator: Loss, X: Any, y: None = None) -> float:
+def log_likelihood_scorer(estimator: Loss, X: object, y: None = None) -> float:
     """Mean log likelihood of the cells, **larger is better**: what model selection of scikit-learn maximises.
 
     ``GaussianMixture.score`` is the negative of it (a loss), so that a search which maximises ``score`` would keep the
@@ -45,7 +45,7 @@ def log_likelihood_scorer(estimator: Loss, X: Any, y: None = None) -> float:
     return -estimator.score(X)
 
 
-def information_criterion(nll: Any, model: GaussianMixtureModel, *, per_parameter: float | None) -> float:
+def information_criterion(nll: object, model: GaussianMixtureModel, *, per_parameter: float | None) -> float:
     """Twice the negative log likelihood ``(N,)`` and ``per_parameter`` for each free parameter; log N for None."""
     nll = torch.as_tensor(nll).double()
     price = math.log(len(nll)) if per_parameter is None else per_parameter

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -36,6 +37,8 @@ from pyrosplice._mixture.stored_folder import MixtureStorage
 from pyrosplice._mixture.trainer import TrainerOptions
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_option, own_options_only
 from pyrosplice.guides._own_model import Program, name_of
+
+PerCell = Tensor | NDArray[Any]
 
 
 class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstimator):
@@ -160,7 +163,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         missing: Literal["error", "marginalize"] = "error",
         n_init: int = 1,
         warm_start: bool = False,
-        random_state: Any = None,
+        random_state: object = None,
         use_rep: str | None = None,
         model: Program | None = None,
         priors: MixturePriors = None,
@@ -184,7 +187,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self.__dict__["model"] = model
         self.priors = priors
 
-    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: object, y: None = None, sample_weight: object = None) -> Self:
         """Fit the mixture to cells ``X`` ``(N, D)``.
 
         Parameters
@@ -232,7 +235,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self._saved_own = self._stepwise = None
         return True
 
-    def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def partial_fit(self, X: object, y: None = None, sample_weight: object = None) -> Self:
         """Improve the fit by more cells, a step of stepwise EM (Cappé & Moulines 2009); the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
@@ -302,26 +305,26 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self.converged_ = bool(result.converged) and int(result.n_iter) < most
         self.nll_ = -float(result.log_likelihood) / float(rows.total_weight())
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: object) -> PerCell:
         """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise."""
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
-    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+    def fit_predict(self, X: object, y: None = None, sample_weight: object = None) -> PerCell:
         """Fit the mixture, then :meth:`predict` the same cells."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: object) -> PerCell:
         """Probability of each component given each cell: ``(N, M)``; array or Tensor as in :meth:`predict`."""
         return as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
 
-    def score_samples(self, X: Any) -> Any:
+    def score_samples(self, X: object) -> PerCell:
         """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`.
 
         Differs from scikit-learn's, which has the other sign.
         """
         return as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
 
-    def score(self, X: Any, y: None = None) -> float:
+    def score(self, X: object, y: None = None) -> float:
         """Mean **negative** log likelihood of the cells: a loss, **smaller is better**.
 
         Differs from scikit-learn's, which has the other sign: ``GridSearchCV`` and ``cross_val_score`` keep the largest
@@ -329,12 +332,12 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         """
         return -float(torch.cat([log_density for _, log_density in self._evaluate(X)]).to(torch.float64).mean())
 
-    def aic(self, X: Any) -> float:
+    def aic(self, X: object) -> float:
         """Akaike's information criterion of the cells; smaller is better."""
         self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=2.0)
 
-    def bic(self, X: Any) -> float:
+    def bic(self, X: object) -> float:
         """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
         self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
@@ -345,13 +348,13 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         check_is_fitted(self, "model_")
         return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
 
-    def _evaluate(self, X: Any) -> list[tuple[Tensor, Tensor]]:
+    def _evaluate(self, X: object) -> list[tuple[Tensor, Tensor]]:
         self._require_gaussian()
         check_is_fitted(self, "model_")
         rows = read_cells(self, X, reset=False)
         return evaluate(self.model_.to(rows.device), rows, marginalize=self.missing == "marginalize")
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = self.batch_size is not None
         tags.input_tags.allow_nan = self.missing == "marginalize"

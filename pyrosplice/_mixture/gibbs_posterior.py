@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ class GibbsChains:
 
 
 def sample_posterior(
-    X: Any,
+    X: object,
     fitted: MixtureParameters,
     chains: GibbsChains,
     *,

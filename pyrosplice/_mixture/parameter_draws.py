@@ -22,7 +22,7 @@ class MixturePosterior(FollowedMixture):
 
     def posterior(  # noqa: PLR0913 (a documented interface)
         self,
-        X: Any,
+        X: object,
         *,
         num_samples: int = 500,
         method: str = "gibbs",

@@ -75,7 +75,7 @@ class MixtureDrawOptions:
         return GROUPS if self.groups is None else text_names(self.groups, "groups")
 
 
-def mixture_posterior(X: Any, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
+def mixture_posterior(X: object, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
     """Draw from the posterior of a mixture; :meth:`pyrosplice.GaussianMixture.posterior` says how."""
     asked.check()
     kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples

@@ -13,8 +13,9 @@ columns (levels of a factor) are drawn together, their energies matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import scipy.linalg
@@ -79,18 +80,18 @@ class Surrogates:
     number: int
     seed: int
 
-    def draw(self, columns: Tensor) -> Tensor:
-        """Surrogates ``(S, N, C)`` of columns ``(N, C)``; the same ones for the same columns and seed."""
+    def draw(self, columns: Tensor, name: str = "") -> Tensor:
+        """Surrogates ``(S, N, C)`` of columns ``(N, C)``; the same ones for the same columns, ``name`` and seed."""
         energy = self.patterns.smoothed(self.patterns.energy(columns))
         values, vectors = torch.linalg.eigh(energy)
         root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(crc32(name.encode(), self.seed & 0xFFFFFFFF))
         noise = torch.randn(self.number, *root.shape[:2], dtype=torch.float64, generator=generator)
         return torch.einsum("nj,jcd,sjd->snc", self.patterns.vectors, root, noise)
 
 
 def surrogate_test(
-    fit: Linearized, fixed: Tensor, columns: Sequence[Tensor], surrogates: Surrogates
+    fit: Linearized, fixed: Tensor, columns: Mapping[str, Tensor], surrogates: Surrogates
 ) -> tuple[Tensor, Tensor]:
     r"""Score statistics of covariates and their ranks among those of surrogates.
 
@@ -101,7 +102,7 @@ def surrogate_test(
     fixed
         Columns of the null fit, intercept included, ``(N, F)``.
     columns
-        Each covariate, what ``fixed`` explains of it taken away, ``(N, C_t)``.
+        Each covariate by its name, what ``fixed`` explains of it taken away, ``(N, C_t)``. The name seeds its draws.
     surrogates
         How to redraw them.
 
@@ -113,15 +114,15 @@ def surrogate_test(
     """
     beside = _Beside(fit, fixed)
     found = []
-    for own in columns:
+    for name, own in columns.items():
         projector = torch.linalg.qr(fixed)[0]
-        drawn = surrogates.draw(own)
+        drawn = surrogates.draw(own, name)
         drawn = drawn - projector @ (projector.T @ drawn)
         whole = torch.cat([own.unsqueeze(0), drawn])
         width = fit.residual.numel() * fit.residual.shape[-1] * own.shape[1]
         statistic = torch.cat([beside.statistics(some) for some in whole.split(max(1, _AT_ONCE // width))], -1)
         at_least = statistic[:, 1:] >= statistic[:, :1] * (1 - _TIE)
-        pvalue = (1 + at_least.sum(-1)) / (1 + surrogates.number)
+        pvalue = (1.0 + at_least.sum(-1).double()) / (1 + surrogates.number)
         known = torch.isfinite(statistic).all(-1)
         found.append((statistic[:, 0], torch.where(known, pvalue, torch.nan)))
     statistic, pvalue = (torch.stack(values, -1) for values in zip(*found, strict=True))

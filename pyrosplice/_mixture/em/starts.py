@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from sklearn.utils import check_random_state
@@ -188,7 +187,7 @@ def _blank(active: Tensor, means: Tensor, kind: CovarianceType) -> MixtureParame
     return MixtureParameters(weights, means, shape.get(kind, torch.diag_embed(ones)), kind)
 
 
-def seed_of(random_state: Any) -> int | None:
+def seed_of(random_state: object) -> int | None:
     """A seed from what scikit-learn takes as a random state; None for a new one each time."""
     if random_state is None:
         return None

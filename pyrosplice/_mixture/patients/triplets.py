@@ -77,11 +77,11 @@ class TripletDataset(Dataset):
     @own_options_only
     def __init__(
         self,
-        supports: Any,
-        distribution_labels: Any,
+        supports: object,
+        distribution_labels: object,
         n_triplets: int = 3,
-        weights: Any = None,
-        covariances: Any = None,
+        weights: object = None,
+        covariances: object = None,
         identical_supports: bool = False,
     ) -> None:
         check_option("identical_supports", identical_supports, (True, False))
@@ -396,5 +396,5 @@ class AnnData_TripletDataset(TripletDataset):
         }
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return is_number(value) and float(value).is_integer()

@@ -229,7 +229,7 @@ class UsageTestOptions:
     def surrogates(self) -> tuple[int, int] | None:
         """Number and seed of the surrogates; None for other laws."""
         n_surrogates = 999 if self.n_surrogates is None else self.n_surrogates
-        return (n_surrogates, self.random_seed or 0) if self.law == "surrogates" else None
+        return (int(n_surrogates), int(self.random_seed or 0)) if self.law == "surrogates" else None
 
     def check(self, covariates: Sequence[str]) -> None:
         """Raise unless the options exist, and go together; says so where one names a covariate."""

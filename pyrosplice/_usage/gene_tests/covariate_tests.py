@@ -47,7 +47,7 @@ def score_of_terms(
     Statistics, p-values, ranks, posterior degrees of freedom and ratios for an unequal field, ``(B, T)`` each.
     """
     test, *known = _score_test(spec.rebuild(counts, genes), design, terms, law)
-    lost = _with_endless_sigma(genes) & (not law.robust) & (law.surrogates is None)
+    lost = _with_endless_sigma(genes) & (not law.robust)
     statistic, pvalue = (torch.where(lost[:, None], torch.nan, value) for value in (test.statistic, test.pvalue))
     return [statistic, pvalue, test.dof / genes[0].n_logits, *known]
 
@@ -188,7 +188,8 @@ def _among_surrogates(
     columns, nuisance = [term.columns for term in terms], [term.nuisance for term in terms]
     _, bases = orthonormal_terms(torch.from_numpy(design.values), columns, nuisance)
     groups = [group for _, group in bases]
-    statistic, pvalue = surrogate_test(fit, bases[0][0], groups, surrogates)
+    named = dict(zip([term.name for term in terms], groups, strict=True))
+    statistic, pvalue = surrogate_test(fit, bases[0][0], named, surrogates)
     widths = torch.tensor([group.shape[1] for group in groups]) * fit.residual.shape[-1]
     whole = torch.isfinite(test.statistic) & (test.dof == widths)
     statistic, pvalue = (torch.where(whole, value, torch.nan) for value in (statistic, pvalue))

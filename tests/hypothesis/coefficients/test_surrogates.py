@@ -82,7 +82,7 @@ def test_statistics_are_those_of_the_score_test_by_the_model(
     base = torch.linalg.qr(model.design)[0]
     own = own - base @ (base.T @ own)
     patterns = Patterns.of(model.solver)
-    statistic, pvalue = surrogate_test(fit, model.design, [own], Surrogates(patterns, 39, 0))
+    statistic, pvalue = surrogate_test(fit, model.design, {"x": own}, Surrogates(patterns, 39, 0))
     design = torch.cat([model.design[:, 1:], own], 1)
     terms, beside = [tuple(range(2, 2 + width))], [(0, 1)]
     wanted = score_test(fit, design, terms=terms, nuisance=beside)
@@ -90,11 +90,11 @@ def test_statistics_are_those_of_the_score_test_by_the_model(
     assert bool(((pvalue * 40) % 1 < 1e-9).all() | (((pvalue * 40) % 1) > 1 - 1e-9).all())
     monkeypatch.setattr(module, "_AT_ONCE", 1)
     for one, other in zip(
-        (statistic, pvalue), surrogate_test(fit, model.design, [own], Surrogates(patterns, 39, 0)), strict=True
+        (statistic, pvalue), surrogate_test(fit, model.design, {"x": own}, Surrogates(patterns, 39, 0)), strict=True
     ):
         torch.testing.assert_close(one, other)
     units = own @ torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e3
-    again = surrogate_test(fit, model.design, [units], Surrogates(patterns, 39, 0))[0]
+    again = surrogate_test(fit, model.design, {"x": units}, Surrogates(patterns, 39, 0))[0]
     torch.testing.assert_close(again, statistic, rtol=1e-4, atol=1e-8)
 
 
@@ -108,7 +108,7 @@ def test_pvalues_are_uniform_where_the_covariate_is_a_draw_of_what_varies_like_i
     for seed in range(150):
         own = patterns.vectors @ (patterns.values.sqrt() * torch.from_numpy(rng.standard_normal(59)))
         own = (own - base @ (base.T @ own)).unsqueeze(1)
-        found.append(surrogate_test(fit, model.design, [own], Surrogates(patterns, 59, seed))[1][:, 0])
+        found.append(surrogate_test(fit, model.design, {"x": own}, Surrogates(patterns, 59, seed))[1][:, 0])
     pvalues = torch.stack(found)[:, 0].numpy() - 0.5 / 60 * rng.uniform(size=150)
     assert kstest(pvalues, "uniform").pvalue > 0.001
 
