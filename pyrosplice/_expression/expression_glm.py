@@ -58,7 +58,7 @@ class ExpressionGLM(FollowedExpression, Described):
     formula_loc, formula_scale, as_numeric, constraints_loc, constraints_scale, noise_model
         As for :func:`pyrosplice.api.fit.model`.
     likelihood
-        Another name of ``noise_model``, the one that it has in the estimators of usage.
+        Another name of ``noise_model``, as in the estimators of usage; ``"nb"`` where neither is given.
     model
         A Pyro model of your own in the place of :class:`~pyrosplice._expression.expression_model.ExpressionModel`: a
         class with its constructor, or a function of ``counts`` ``(G, N)`` and those of ``location``, ``scale``,
@@ -91,7 +91,7 @@ class ExpressionGLM(FollowedExpression, Described):
         as_numeric: Sequence[str] | str = (),
         constraints_loc: Any = None,
         constraints_scale: Any = None,
-        noise_model: str | Likelihood = "nb",
+        noise_model: str | Likelihood | None = None,
         likelihood: str | Likelihood | None = None,
         model: Program | None = None,
     ) -> None:

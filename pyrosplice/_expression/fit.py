@@ -19,7 +19,7 @@ from pyrosplice._expression.constraints import Constraints, resolve_constraints
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.estimator import Estimator, InputData
 from pyrosplice._expression.formula_design import DesignMatrix, check_full_rank, from_formula, from_matrix
-from pyrosplice._expression.noise_models import likelihood_of
+from pyrosplice._expression.noise_models import check_multiplies, likelihood_of
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.formulas import complete_rows
@@ -92,7 +92,8 @@ def model(  # noqa: PLR0913 (a documented interface)
         :math:`e^{\pm\zeta}` with :math:`\zeta = X_b b`, and one that it holds, as
         ``NegativeBinomial(dispersion=0.3)``, is held.
     size_factors
-        Positive, one a cell, or the column that holds them; their logarithm is added to the location predictor.
+        Positive, one a cell, or the column that holds them; their logarithm is added to the location predictor. Refused
+        for a likelihood of one's own whose mean is not a multiple of :math:`e^\eta`, which they would not multiply.
     batch_size
         Cells read at a time, or (cells, genes).
     training_strategy
@@ -214,6 +215,8 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
         check_full_rank(design.matrix @ resolved.matrix, resolved.free_names, _source(dmat, part))
         parts.append((design, resolved))
     factors = resolve_size_factors(size_factors, cells)
+    if factors is not None and size_factors_logged:
+        check_multiplies(likelihood)
     offset = np.zeros(cells.n_used) if factors is None else np.log(factors) if size_factors_logged else factors
     if offsets is not None:
         offset = offset[:, None] + _per_gene("offsets", offsets, cells, counts)

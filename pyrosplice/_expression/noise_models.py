@@ -87,13 +87,14 @@ def _wrong_terms(likelihood: Likelihood) -> list[str]:
     return [p for p in parts if not torch.allclose(getattr(found, p), getattr(exact, p), rtol=1e-6, atol=1e-6)]
 
 
-def one_choice(noise_model: str | Likelihood, likelihood: str | Likelihood | None) -> str | Likelihood:
-    """Choose between ``noise_model`` and ``likelihood``, its name in the other estimators."""
-    if likelihood is not None and noise_model != "nb":
+def one_choice(noise_model: str | Likelihood | None, likelihood: str | Likelihood | None) -> str | Likelihood:
+    """Choose between ``noise_model`` and ``likelihood``, its name in usage; ``"nb"`` where both are None."""
+    if likelihood is not None and noise_model is not None:
         raise InvalidArgumentError(
             f"likelihood: it is another name of noise_model, found {likelihood!r} and {noise_model!r}; leave one out."
         )
-    chosen = noise_model if likelihood is None else likelihood
+    given = noise_model if likelihood is None else likelihood
+    chosen = "nb" if given is None else given
     likelihood_of(chosen)
     return chosen
 
@@ -107,6 +108,19 @@ def held_scale(likelihood: Likelihood) -> float | None:
     """The scale predictor at which a hyper-parameter is held; None where one is estimated or there is none."""
     held = [getattr(likelihood, name) for name in likelihood.hyperparameters]
     return None if likelihood.free or not held else likelihood.scale_sign * math.log(held[0])
+
+
+def check_multiplies(likelihood: Likelihood) -> None:
+    """Raise where the logarithm of a size factor, added to the predictor, does not multiply the mean.
+
+    The normal likelihood, whose predictor is the mean, takes them as the documented interface does; a density of one's
+    own that says no mean has to be one whose predictor they may be added to.
+    """
+    if likelihood.states("mean") and not is_ours(type(likelihood)) and mean_link(likelihood) != "log":
+        raise InvalidArgumentError(
+            f"size_factors: they multiply means that are exp(eta), and {type(likelihood).__name__} has others; leave "
+            "them out, or give what is added to the predictor with size_factors_logged=False."
+        )
 
 
 def mean_link(likelihood: Likelihood) -> str | None:

@@ -122,8 +122,11 @@ def check_likelihood(likelihood: object) -> None:
             f"Likelihood; found {likelihood!r}{hint}."
         )
     refuse_set_methods(likelihood, "likelihood")
-    for name in likelihood.hyperparameters if likelihood is not None else ():
-        _check_held(name, getattr(likelihood, name))
+    if likelihood is None:
+        return
+    free = likelihood.free  # refuses names without an attribute
+    for name in likelihood.hyperparameters:
+        _check_held(name, None if name in free else getattr(likelihood, name))
 
 
 def _check_held(name: str, value: object) -> None:

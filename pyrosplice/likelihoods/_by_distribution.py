@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrosplice.errors import InvalidArgumentError
+
 Stated = Callable[[Tensor], dist.TorchDistribution]
 
 
@@ -18,6 +20,10 @@ def each_spot(stated: Stated, eta: Tensor) -> dist.TorchDistribution:
     """
     with dist.validation_enabled(False):
         found = stated(eta)
+        if not isinstance(found, torch.distributions.Distribution):  # Pyro's own are, by either of its classes
+            raise InvalidArgumentError(
+                f"likelihood: expected distribution(eta) to be a Pyro distribution, found {type(found).__name__}."
+            )
         return found if found.event_shape else found.to_event(1)
 
 

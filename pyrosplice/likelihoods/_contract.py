@@ -22,6 +22,7 @@ from pyrosplice._overrides import Extensible, is_current, is_ours
 from pyrosplice.errors import InvalidArgumentError, NotStatedError
 from pyrosplice.likelihoods._by_distribution import drawn_from, each_spot, log_prob_of
 from pyrosplice.likelihoods._cell_terms import Terms, terms_by_autograd
+from pyrosplice.likelihoods._hyperparameters import free_hyperparameters
 from pyrosplice.likelihoods._softmax import draw_multinomial, usage_of
 
 UNIT = 1e-4  # how far a sum of usage may be from one
@@ -254,7 +255,7 @@ class Likelihood(Extensible):
     @property
     def free(self) -> tuple[str, ...]:
         """Hyper-parameters that are to be estimated."""
-        return tuple(name for name in self.hyperparameters if getattr(self, name) is None)
+        return free_hyperparameters(self, self.hyperparameters)
 
     def bind(self: Self, values: Mapping[str, Tensor]) -> Self:
         """Copy with the hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored."""
@@ -279,8 +280,7 @@ class Likelihood(Extensible):
 
     def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
         """Log density ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
-        found = self.at_scale(zeta).log_prob(counts, eta)
-        shape = torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
+        found, shape = self.at_scale(zeta).log_prob(counts, eta), torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
         return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
