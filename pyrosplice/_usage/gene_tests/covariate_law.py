@@ -41,10 +41,10 @@ PATTERN_DF = 3.0
 A contrast over few patterns meets whatever field a gene has in just these. Where that is Gaussian the posterior says
 how well its variance is known; fields with edges scatter more from gene to gene, and the more counts, the plainer:
 without this, usage in domains on 256 scattered spots at 10 counts a spot and three isoforms rejects 7.4 and 2.7 % of
-null genes at 5 and 1 % where another domain is tested, with 4 a mode 5.8 and 1.5 (with 10, 6.9 and 2.1; with 2, 4.9
-and .9; tests/studies/du_covariates.py). Draws of the CAR have about 20 modes there, independent covariates 170: on a
-16 × 16 grid the power of β = .3 at depth 1, 5 and 20 is .42, .88 and .99 (.44, .89 and .99 without), and .98 for
-independent ones either way.
+null genes at 5 and 1 % where another domain is tested, with 3 a mode 5.3 and 1.4, and with two isoforms 6.4 and 1.8
+(with 4, 5.9 and 1.9, 6.5 and 2.1; tests/studies/du_covariates.py). Draws of the CAR have about 20 modes there,
+independent covariates 170: on a 16 × 16 grid the power of β = .3 at depth 1, 5 and 20 is .41, .88 and .99 (.44, .89
+and .99 without), and .98 for independent ones either way.
 """
 _AT_ONCE = 2**24  # numbers that the images of the leading eigenvectors of a batch may have
 
