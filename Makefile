@@ -1,10 +1,11 @@
-# make demo | make test | make lint : set up .venv, then run the main job | the whole test suite | all other checks.
+# make demo | make test | make test-long | make lint : set up .venv, then run the main job | the tests that take moments
+# each | the others (tutorials, studies, samplers, sizes of tests) | all other checks.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +19,10 @@ demo: $(VENV)/.installed
 
 # Tests that stand together stay together, and share what their modules fit; the worker that ends first takes the rest.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-long: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -27,6 +27,7 @@ def simulated(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_simulated_tissue_leaves_every_table(simulated):
     sv = pd.read_csv(simulated / "spatial_variability.csv")
     du = pd.read_csv(simulated / "differential_usage.csv")

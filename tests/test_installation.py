@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pyrosplice
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import pathlib, torch

@@ -18,6 +18,7 @@ def test_there_is_a_first_cell():
     assert any("SplisosmGLMM" in cell for _, cell in (own.values for own in CELLS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cell"), CELLS)
 def test_cell_runs(name, cell):
     matplotlib.use("Agg")

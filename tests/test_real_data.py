@@ -9,6 +9,8 @@ from scipy.stats import chi2_contingency, spearmanr
 from pyrosplice import SplisosmGLMM
 from tests.paths import shared
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["counts", "counts_thinned"])
 def bulb(request):

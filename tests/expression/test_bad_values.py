@@ -83,6 +83,7 @@ def options_of(call):
     return OPTIONS.get(call, dict.fromkeys([*names, *others]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", sorted(CALLS))
 @pytest.mark.filterwarnings("ignore")
 def test_arguments_are_taken_or_refused(call):

@@ -35,6 +35,7 @@ def samples(n=8, g=400, *, seed=0, disp=0.2, effect=0.0, log_mean=3.0, spread=0.
     return y, pd.DataFrame({"group": np.where(group == 1, "b", "a")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sim", "pasilla"])
 def test_cox_reid_matches_gold(name):
     z = np.load(shared("gold", "nb", f"{name}.npz"))
@@ -131,6 +132,7 @@ def test_deviance_is_statsmodels_formula_and_drops_fitted_zeros():
     np.testing.assert_array_equal(residual_df(glm.estimator.source, theta), [5, 10, 10, 10, 10])
 
 
+@pytest.mark.slow
 def test_quasi_f_is_calibrated_where_the_lrt_is_not():
     y, obs = samples(n=6, g=2000, disp=0.3, log_mean=4.0)
     glm = ExpressionGLM("~1+group").fit(y, sample_description=obs)
@@ -182,6 +184,7 @@ def test_donors_calibrate_where_the_naive_test_fails(method):
     assert naive > 0.15 and 0.02 < ours < 0.08
 
 
+@pytest.mark.slow
 def test_mixed_model_recovers_tau_and_donors():
     y, obs, u = donors(g=200, n_donors=20, per=40, tau=0.5)
     glm = ExpressionGLM("~1+within").fit(y, sample_description=obs)
@@ -199,6 +202,7 @@ def _no_donor_effect():
     return (np.random.default_rng(2).poisson(3.0, (200, 20)),)
 
 
+@pytest.mark.slow
 def test_laplace_of_the_mixed_model_is_close_to_quadrature():
     # one gene, Poisson-like, 5 donors: integrate each donor's intercept by Gauss–Hermite
     y, obs, _ = donors(g=1, n_donors=5, per=30, tau=0.6, seed=4)

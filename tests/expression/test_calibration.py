@@ -1,8 +1,11 @@
 """The calibration study in small: few samples, and donors."""
 
+import pytest
+
 from tests.studies.negative_binomial_calibration import run
 
 
+@pytest.mark.slow
 def test_few_samples_and_donors_keep_their_level():
     table = run(genes=400, seed=3, samples=(7,)).set_index(["tau", "mean", "dispersion", "method"])["at 5%"]
     few = table.loc[0.0]

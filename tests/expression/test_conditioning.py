@@ -44,6 +44,7 @@ FAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(FAR))
 @pytest.mark.parametrize("scale", ["~1", "~1+x"])
 def test_a_design_far_from_zero_is_the_centered_one(kind, scale):
@@ -87,6 +88,7 @@ def test_a_design_far_from_zero_is_the_centered_one(kind, scale):
     assert (again.niter[good] <= 2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(FAR))
 @pytest.mark.parametrize("method", ["wald", "lrt", "ql", "cluster", "glmm"])
 @pytest.mark.filterwarnings("ignore:donors")

@@ -23,6 +23,7 @@ def counts(genes, tau, *, seed=0, mean=2.0, treated=(1, 2, 5, 6, 9, 10), sizes=S
     return y, pd.DataFrame({"group": np.isin(donor, treated).astype(str), "donor": [f"d{d:02}" for d in donor]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.2, 0.6])
 @pytest.mark.parametrize("method", ["cluster", "glmm"])
 @pytest.mark.parametrize("treated", [(1, 2, 5, 6, 9, 10), (1, 6, 11)])

@@ -58,6 +58,7 @@ HOLDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", ARGUMENTS)
 @given(seed=st.integers(0, 1000), holder=st.sampled_from(sorted(HOLDERS)))
 def test_tables_are_paired_with_cells_by_name(argument, seed, holder):
@@ -144,6 +145,7 @@ FITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", sorted(FITS))
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.filterwarnings("ignore:Transforming to str index:anndata.ImplicitModificationWarning")
@@ -236,6 +238,7 @@ def test_cells_with_missing_labels_are_refused_or_dropped():
         np.testing.assert_array_equal(first, other)
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(["percent.mt", "orig.ident", "total counts", "C", "df", "log", "a:b", "1", "class"]))
 def test_columns_of_any_name_in_every_argument(name):
     numbers, labels = TABLE.rename(columns={"x": name}), TABLE.rename(columns={"g": name})

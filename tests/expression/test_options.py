@@ -75,6 +75,7 @@ def test_a_misspelt_option_names_the_one_meant(cells):
         de.fit.model(cells, "~1", noise_modell="nb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.filterwarnings("ignore:.*fractional")
 def test_every_option_is_honored_or_refused(call, cells):
@@ -200,6 +201,7 @@ def test_a_layer_reaches_every_test(call, cells):
         every_test(cells, layer="absent")[call]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csr", "csc", "dense"])
 def test_data_on_disk_give_the_same(form, cells, tmp_path):
     make = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[form]

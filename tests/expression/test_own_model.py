@@ -169,6 +169,7 @@ def test_the_shipped_model_and_guide_are_shown():
         _ = ExpressionGLM(FORMULA).sites
 
 
+@pytest.mark.slow
 def test_a_gene_that_fails_changes_no_other():
     """A gene without zeros beyond its noise has no gate inside, one of constant zeros no mean."""
     many = np.column_stack([COUNTS, np.zeros(60)])

@@ -61,6 +61,7 @@ def test_densities_are_those_of_the_pyro_model(glm, tree):
     np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.slow
 def test_laplace_importance_and_nuts_agree(glm):
     nuts = glm.posterior(
         num_samples=400, method="nuts", genes=[1], groups=(), nuts_options=NutsOptions(warmup_steps=100)

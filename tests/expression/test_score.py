@@ -119,6 +119,7 @@ def test_a_separated_gene_has_no_sandwich_but_a_score():
     assert np.isnan(robust[0]) and np.isfinite(robust[1:]).all() and np.isfinite(score).all()
 
 
+@pytest.mark.slow
 def test_shrinkage_at_shrunken_dispersions_is_nearer_the_truth_with_few_samples():
     y, table, truth = simulated(600, 6, 0.2, False, seed=3)
     glm = ExpressionGLM("~1+group").fit(y.to_numpy(float), sample_description=table)

@@ -203,6 +203,7 @@ def colored(ax):
     return sum(len(points.get_offsets()) for points in ax.collections[1:3])
 
 
+@pytest.mark.slow
 def test_figures_show_the_right_colors(data):
     test = de.test.wald(data, coef_to_test="group[T.b]", formula_loc="~1+group")
     ax = test.plot_volcano(highlight_ids=["G0"])

@@ -178,6 +178,7 @@ def crafted(family, whole, name, rng):
 FREE = ("reference", "state", "sv", "du")  # their keys are names that a person gave
 
 
+@pytest.mark.slow
 def test_valid_checksums_of_what_no_model_says(family, whole, tmp_path):
     rng = random.Random(2)
     for name in whole:
@@ -231,6 +232,7 @@ def stopped_at(monkeypatch, step, error, *, dead):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [True, False], ids=["killed", "disk full"])
 @pytest.mark.parametrize("before", [None, 1])
 def test_a_save_that_stops_at_any_step(family, tmp_path, monkeypatch, dead, before):

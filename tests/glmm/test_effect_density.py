@@ -109,6 +109,7 @@ def test_posterior_density_is_the_gaussian_at_the_mode(kind):
     torch.testing.assert_close(posterior.variance, variance, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_posterior_draws_have_its_covariance_and_repeat(kind):
     mode, precision, _ = posterior_of(kind)

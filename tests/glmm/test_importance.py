@@ -28,6 +28,7 @@ def at_points(points: pd.DataFrame, data: pd.DataFrame, suffix: str, graph: str,
     return importance(model.mode(parameters, model.zeros(), tolerance=1e-14), n_draws=n_draws, seed=1)
 
 
+@pytest.mark.slow
 def test_exact_values_of_twelve_spots() -> None:
     points = pd.read_csv(shared("gold", "b_tiny12_exact.csv"))
     found = at_points(points, pd.read_csv(shared("gold", "tiny12_binomial.csv")), "", "tiny12_edges.csv", 4000)
@@ -50,6 +51,7 @@ def test_truth_of_the_grid(depth: str) -> None:
     assert depth == "high" or not usable.all()  # σ² = 3 at few counts a spot: k̂ says so
 
 
+@pytest.mark.slow
 def test_draws_have_the_laplace_covariance() -> None:
     counts, design, car = small_problem()
     model = MixedModel(counts, design, SparseSolver(car.precision), Multinomial())
@@ -85,6 +87,7 @@ def test_pareto_k_of_known_tails() -> None:
     assert float(pareto_k(torch.zeros(100, 1))) == -float("inf")
 
 
+@pytest.mark.slow
 def test_refined_estimates_lose_laplaces_bias() -> None:
     """σ² at two counts a spot: Laplace shrinks it by 30 %, importance sampling by no more than a third of that."""
     generator, solver = torch.Generator().manual_seed(5), SparseSolver(grid(12).precision)

@@ -138,6 +138,7 @@ def small_problem(seed: int = 0) -> tuple[Tensor, Tensor, CarCovariance]:
     return counts, design, grid(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", [Multinomial(), PlainMultinomial(), Overdispersed()])
 @pytest.mark.parametrize("kind", ["sparse", "dense", "truncated", "white"])
 def test_value_and_gradient_equal_the_dense_oracle(likelihood: Likelihood, kind: str) -> None:
@@ -248,6 +249,7 @@ HYPER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "values"), HYPER, ids=["Dirichlet-multinomial", "negative binomial"])
 @pytest.mark.parametrize("kind", ["sparse", "white"])
 def test_hyperparameter_gradients_equal_the_dense_oracle(likelihood: Likelihood, values: dict, kind: str) -> None:

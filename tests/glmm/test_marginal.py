@@ -30,6 +30,7 @@ def simulate(side: int, n_genes: int, sigma: float, theta: float, depth: float, 
     return Multinomial().sample(totals, sigma * (theta**0.5 * field + (1 - theta) ** 0.5 * noise), generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", ["raw", "thinned"])
 def test_reaches_tmb_on_real_families(depth: str) -> None:
     gold = pd.read_csv(shared("gold", "b_mob_families_tmb.csv"))
@@ -82,6 +83,7 @@ def check_optimum(fit: MarginalFit, tolerance: float = 1e-3) -> None:
     assert bool((fit.sigma >= 0).all()) and bool(((fit.theta >= 0) & (fit.theta <= 1)).all())
 
 
+@pytest.mark.slow
 def test_recovers_the_truth() -> None:
     counts = simulate(20, 48, 0.7, 0.7, 10.0, seed=1)
     fit = fit_marginal(MixedModel(counts, intercept(400), SparseSolver(grid(20).precision), Multinomial()))
@@ -90,6 +92,7 @@ def test_recovers_the_truth() -> None:
     assert float(fit.theta.median()) == pytest.approx(0.7, abs=0.12)
 
 
+@pytest.mark.slow
 def test_no_spatial_truth_gives_theta_zero() -> None:
     counts = simulate(16, 24, 0.7, 0.0, 5.0, seed=2)
     fit = fit_marginal(MixedModel(counts, intercept(256), SparseSolver(grid(16).precision), Multinomial()))
@@ -98,6 +101,7 @@ def test_no_spatial_truth_gives_theta_zero() -> None:
     assert float(fit.theta.median()) < 0.1
 
 
+@pytest.mark.slow
 def test_solvers_agree() -> None:
     counts, car = simulate(8, 6, 0.8, 0.6, 8.0, seed=3), grid(8)
     options = Options(tolerance=1e-6)

@@ -32,6 +32,7 @@ def gaussian(usage):
     return usage[1].laplace_approximation()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("outer", ["delta", "gaussian"])
 def test_predictive(usage, gaussian, outer, parallel):
@@ -45,6 +46,7 @@ def test_predictive(usage, gaussian, outer, parallel):
     assert (nu[0] != nu[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_draws_are_of_the_posterior(seed):
     y = draws(2, 6, seed=seed)
@@ -124,6 +126,7 @@ def test_starts_nuts_and_svi(usage):
     assert torch.isfinite(chain.get_samples()["nu"]).all()
 
 
+@pytest.mark.slow
 def test_log_marginal_is_a_factor_for_nuts():
     y = draws(1, 10)
     guide = AutoMarginalLaplace(normal_normal, ["effect"], units=None).fit(y)

@@ -37,6 +37,7 @@ def draws(genes=4, cells=15, seed=0):
     return 1.0 + 0.9 * torch.randn(genes, cells, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("units", ["auto", "genes", None])
 def test_laplace_is_exact_for_gaussians(seed, units):
@@ -72,6 +73,7 @@ def test_log_marginal_and_its_gradient(prior):
         torch.testing.assert_close(mine, own)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_value_where_laplace_is_an_approximation():
     counts, x = inflated(2, 15, seed=1)
     guide = AutoMarginalLaplace(zero_inflated, marginalize=["u"]).fit(counts, x)
@@ -103,6 +105,7 @@ def zero_inflated(counts, x):
             pyro.sample("k", dist.ZeroInflatedPoisson(rate, gate=gate.expand(genes, cells)), obs=counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_zero_inflated_counts_against_quadrature(seed):
     counts, x = inflated(2, 80, seed=seed)
@@ -136,6 +139,7 @@ def test_mixture_is_that_of_em():
     assert abs(float(guide.objective) - flat_weights - em.score(x.numpy()) * len(x)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 def test_mixture_from_the_deterministic_point(kind):
     x = blobs(3)

@@ -95,6 +95,7 @@ def data(**options):
     return counts, design, torch.as_tensor(car.dense())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["independent", "symmetric"])
 @pytest.mark.parametrize("covariance", ["dense", "lazy"])
 def test_shipped_model(effect, covariance):
@@ -106,6 +107,7 @@ def test_shipped_model(effect, covariance):
     torch.testing.assert_close(engine.get_posterior().variance, generic.get_posterior().variance, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_variances_of_each_logit():
     counts, design, dense = data(seed=3)
     assert_same(*both(MultinomialGLMM(counts, design, dense, share_variance=False, priors="weak")))
@@ -128,6 +130,7 @@ def test_estimator(effect):
     torch.testing.assert_close(theta, torch.sigmoid(fitted.theta_logit.detach()), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_shifted_predictor():
     counts, design, dense = data()
     shifted, generic = both(
@@ -141,12 +144,14 @@ def test_shifted_predictor():
     torch.testing.assert_close(shifted.median()["bias_eta"], plain.median()["bias_eta"] - 2, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Bounded, OtherScales, SquaredTheta])
 def test_other_predictors_and_parametrizations(kind):
     counts, design, dense = data(seed=4)
     assert_same(*both(kind(counts, design, dense, priors="weak")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Misread, WrongScore])
 def test_likelihood_of_ones_own(kind):
     counts, design, dense = data(seed=5)
@@ -155,11 +160,13 @@ def test_likelihood_of_ones_own(kind):
     assert ("score worked out by autograd" in engine.path) == (kind is WrongScore)
 
 
+@pytest.mark.slow
 def test_free_concentration():
     counts, design, dense = data(seed=6)
     assert_same(*both(MultinomialGLMM(counts, design, dense, priors="weak", likelihood=DirichletMultinomial())))
 
 
+@pytest.mark.slow
 def test_priors_of_ones_own():
     counts, design, dense = data(seed=7)
     one = torch.tensor(1.0).double()
@@ -172,6 +179,7 @@ def test_priors_of_ones_own():
     assert_same(*both(MultinomialGLMM(counts, design, dense, priors=priors)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("genes", [1, 3])
 @pytest.mark.parametrize("units", ["auto", "given"])
 def test_numbers_of_genes(genes, units):
@@ -190,11 +198,13 @@ def single(counts, space):
         pyro.sample("counts", SpotCounts(Multinomial(), counts.sum(-1), bias + nu, 3), obs=counts)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_plate_of_genes():
     counts, _, car = tissue(6, 1, seed=9)
     assert_same(*both(single, counts[0], car))
 
 
+@pytest.mark.slow
 def test_a_plate_further_left():
     counts, _, car = tissue(6, 3, seed=9)
 
@@ -210,6 +220,7 @@ def test_a_plate_further_left():
     assert_same(*both(model, counts))
 
 
+@pytest.mark.slow
 def test_large_tissue_is_never_decomposed():
     counts, design, car = tissue(20, 2, seed=11)
     space = LazyCovariance(car)
@@ -225,6 +236,7 @@ def test_large_tissue_is_never_decomposed():
     assert space.is_lazy
 
 
+@pytest.mark.slow
 def test_log_marginal_and_its_gradient():
     counts, design, dense = data(seed=12)
     engine, generic = both(MultinomialGLMM(counts, design, dense, priors="weak"))
@@ -239,6 +251,7 @@ def test_log_marginal_and_its_gradient():
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gaussian_around_the_other_sites():
     counts, design, dense = data(seed=13)
     engine, generic = both(MultinomialGLMM(counts, design, dense, priors="weak"), outer="gaussian")
@@ -249,6 +262,7 @@ def test_gaussian_around_the_other_sites():
             torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_posterior_density():
     counts, design, dense = data(seed=14)
     engine, generic = both(MultinomialGLMM(counts, design, dense, priors="weak"))
@@ -261,6 +275,7 @@ def test_posterior_density():
     assert abs(float(ratio.mean()) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_boundaries_are_ordinary_points():
     generator = torch.Generator().manual_seed(0)
     _, design, car = tissue(6, 1, seed=15)
@@ -286,6 +301,7 @@ def test_boundaries_are_ordinary_points():
     assert (guide.sample_posterior(2, seed=0)["nu"].isfinite()).all()
 
 
+@pytest.mark.slow
 def test_a_gene_that_fails_changes_no_other():
     counts, design, car = tissue(6, 3, seed=16)
     counts[1, :, 0] = 0  # an isoform that is never seen: the optimum is at infinity
@@ -309,6 +325,7 @@ def test_a_start_of_ones_own():
     torch.testing.assert_close(again.objective, first.objective, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_held_sites():
     counts, design, dense = data(seed=18)
     held = {"sigma": torch.full((2, 1), 0.6).double(), "theta_logit": torch.zeros(2, 1).double()}

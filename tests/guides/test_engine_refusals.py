@@ -63,6 +63,7 @@ class CoupledScales(MultinomialGLMM):
         return super().effect({**values, "sigma": values["sigma"].cumsum(0)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

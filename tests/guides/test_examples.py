@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["guides", "guides._newton_map", "guides._marginal_laplace"])
 def test_examples(module):
     found = doctest.testmod(import_module(f"pyrosplice.{module}"))

@@ -25,6 +25,7 @@ def test_glm(isoforms, priors):
         torch.testing.assert_close(value, getattr(fitted, name).detach(), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["independent", "symmetric"])
 def test_glmm(effect):
     counts, design, car = tissue(4, 2, seed=1)
@@ -45,6 +46,7 @@ def test_glmm(effect):
         torch.testing.assert_close(value, getattr(fitted, name).detach(), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["generic", "engine"])
 def test_free_hyper_parameter(path):
     counts, design, car = tissue(3, 2, isoforms=2, seed=2)

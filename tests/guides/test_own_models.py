@@ -120,6 +120,7 @@ def test_a_log_density_of_ones_own():
     torch.testing.assert_close(guide.median()["bias_eta"], (share[:, :-1] / share[:, -1:]).log())
 
 
+@pytest.mark.slow
 def test_a_second_random_effect():
     counts, design, car = tissue(3, 2, isoforms=2)
     model = Donors(counts, design, torch.as_tensor(car.dense()), priors="weak")
@@ -133,6 +134,7 @@ def test_a_second_random_effect():
         assert float(found.abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_cell_effects_on_negative_binomial_counts():
     counts, x = inflated(2, 20, seed=2)
     design = torch.stack([torch.ones_like(x), x], 1)
@@ -149,6 +151,7 @@ def test_zero_inflation_by_a_discrete_site(seed):
     assert slope(zero_inflated, guide, counts, x) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [other_mixture, informed_mixture])
 def test_mixtures_with_another_prior(model):
     x = blobs()

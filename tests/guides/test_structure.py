@@ -81,6 +81,7 @@ def test_the_hessian_is_that_of_autograd(inner):
     torch.testing.assert_close(fine.solve(a.hessian, right), plain.solve(b.hessian, right))
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_not_the_curvature_is_noticed():
     y = torch.poisson(torch.ones(3, 10), generator=torch.Generator().manual_seed(0)).double()
     guide = AutoMarginalLaplace(nested, ["u", "t"]).fit(y)
@@ -158,6 +159,7 @@ def test_float32_is_worked_on_in_float64():
     assert drawn["y"].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_units_that_fail_do_not_disturb_others():
     def model(y):
         with pyro.plate("genes", len(y), dim=-2):

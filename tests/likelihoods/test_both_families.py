@@ -174,6 +174,7 @@ def test_a_mixed_model_is_at_the_optimum_of_its_own_density(kind):
         assert ((values[0] - values[1]) / (2 * step)).abs().max() <= 2e-3, name
 
 
+@pytest.mark.slow
 def test_the_same_density_has_the_same_mixed_model_however_it_is_said():
     for one, other in (
         (GeometricDensity(), NegativeBinomial(1.0)),

@@ -71,6 +71,7 @@ def fitted(likelihood, counts, *space, **options):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "given"), LIKELIHOODS, ids=lambda value: getattr(value, "__name__", None))
 @pytest.mark.parametrize("space", [False, True])
 def test_the_density_alone_reaches_its_own_optimum(kind, given, space):

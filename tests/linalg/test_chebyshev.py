@@ -17,6 +17,7 @@ def matrix() -> sp.csc_matrix:
     return sp.csc_matrix(0.3 * np.eye(N) + square * (7.7 / np.linalg.eigvalsh(square)[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_columns", [1, 16, 37])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize(("kind", "error"), [(np.float64, 1e-9), (np.float32, 2e-6)])

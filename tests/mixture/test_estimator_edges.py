@@ -112,6 +112,7 @@ STATES = {
 KNOWN = ("n_features_in_", "feature_names_in_", "converged_", "num_iter_", "nll_", "named_by_anndata_")
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(sorted(STATES)), min_size=1, max_size=4), st.booleans())
 @settings(max_examples=25)
 def test_the_last_model_saved_is_the_one_that_loads(tmp_path_factory, names, note):

@@ -236,6 +236,7 @@ def _mixture(data):
     return MixtureParameters(torch.full((2,), 0.5, dtype=torch.float64), data.supports, data.covariances, "full")
 
 
+@pytest.mark.slow
 def test_a_pooled_prior_helps_patients_with_few_cells():
     rng = np.random.default_rng(3)
     train, test = [], []

@@ -40,6 +40,7 @@ def given(kind, name):
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 @pytest.mark.parametrize("name", ["weak", "conjugate", "generic"])
 def test_each_patient_has_the_fit_of_its_cells(kind, name):

@@ -50,6 +50,7 @@ def _exact_sharing(x, prior):
     return weighted / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES[:1] + COVARIANCE_TYPES[2:])
 def test_draws_of_a_tiny_mixture_have_the_enumerated_posterior(kind):
     x = np.array([-1.2, -0.8, 0.1, 0.9, 2.5, 3.1, -0.3])

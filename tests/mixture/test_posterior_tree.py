@@ -59,6 +59,7 @@ def test_packed_covariances_are_a_bijection():
     torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, packed.log_abs_det_jacobian(x, covariance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_nuts_on_the_pyro_model_agrees_with_gibbs(kind):
     x, model = fitted(kind, n=60)
@@ -70,6 +71,7 @@ def test_nuts_on_the_pyro_model_agrees_with_gibbs(kind):
     assert table["sd_ratio"].between(0.7, 1.4).all(), table
 
 
+@pytest.mark.slow
 def test_every_patient_of_a_data_set():
     points = [clouds(60 + 20 * s, 2, 2, seed=s, spread=6)[0] for s in range(3)]
     data = fit_gmm(TripletDataset(points, [0, 0, 1]), k_comps=2, verbose=False)

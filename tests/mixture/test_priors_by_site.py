@@ -83,6 +83,7 @@ SPACE = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(**SPACE, weighted=st.booleans())
 def test_em_stops_where_the_density_of_the_model_does(kind, weights, means, covariances, dim, seed, weighted):
@@ -95,6 +96,7 @@ def test_em_stops_where_the_density_of_the_model_does(kind, weights, means, cova
     assert slope(mixture, x.repeat_interleave(times, 0)) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 @pytest.mark.parametrize("means", MEANS)
 def test_the_generic_way_has_the_same_optimum(kind, means):
@@ -108,6 +110,7 @@ def test_the_generic_way_has_the_same_optimum(kind, means):
         torch.testing.assert_close(mixture.sites[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(**SPACE)
 def test_no_iteration_lowers_the_density(kind, weights, means, covariances, dim, seed):
@@ -122,6 +125,7 @@ def test_no_iteration_lowers_the_density(kind, weights, means, covariances, dim,
     assert all(later >= earlier - 1e-9 * abs(earlier) for earlier, later in pairwise(densities))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(**SPACE)
 def test_features_and_rows_have_no_order(kind, weights, means, covariances, dim, seed):
@@ -255,6 +259,7 @@ def test_a_density_of_ones_own_is_followed():
     torch.testing.assert_close(own.sites["means"], known.sites["means"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 @pytest.mark.parametrize("means", ["normal", "scaled"])
 def test_draws_have_the_posterior_on_a_grid(kind, means):
@@ -278,6 +283,7 @@ def test_draws_have_the_posterior_on_a_grid(kind, means):
     assert float(np.log(drawn.covariances).mean()) == pytest.approx((p * log_v).sum(), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_prior_is_drawn_from():
     x = torch.from_numpy(clouds(50, 2, 2, seed=6)[0])
     for kind in COVARIANCE_TYPES:

@@ -44,6 +44,7 @@ def close_figures():
     mpl.pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_summary(tree, stats, legacy):
     beta, names = tree["posterior"].beta, ["beta", "sigma", "theta", "effect_on_usage"]
     new = stats.summary(tree, var_names=names, round_to="none")
@@ -108,6 +109,7 @@ def test_prior_sensitivity_of_every_gene(tree, stats, legacy):
     assert old["sigma"].shape == (2, 1)
 
 
+@pytest.mark.slow
 def test_predictive_plots(tree, plots, legacy):
     plots.plot_ppc_dist(tree, kind="ecdf", backend="matplotlib", num_samples=20)
     plots.plot_ppc_tstat(tree, backend="matplotlib")
@@ -130,6 +132,7 @@ def tissue_tree():
 ONE_DIMENSION = ("plot_ppc_pit", "plot_ppc_pava", "plot_ppc_interval", "plot_ppc_rootogram", "plot_loo_pit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_DIMENSION)
 def test_figures_of_one_observation_a_spot_take_one_gene_and_isoform(name, tree, tissue_tree, plots):
     """They take observations with one dimension only, and fail on spots × isoforms whoever made them."""
@@ -141,6 +144,7 @@ def test_figures_of_one_observation_a_spot_take_one_gene_and_isoform(name, tree,
         getattr(plots, name)(one_gene(tree, "a"), backend="matplotlib")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plot_ppc", "plot_loo_pit", "plot_bpv"])
 def test_the_older_figures_take_one_gene_and_isoform(name, tree, tissue_tree, legacy):
     for given in (one_gene(tree, "a", isoform=0), one_gene(tissue_tree, "gene_2", isoform="gene_2_iso_2")):
@@ -151,6 +155,7 @@ def test_the_older_figures_take_one_gene_and_isoform(name, tree, tissue_tree, le
             getattr(legacy, name)(data, show=False, **options)
 
 
+@pytest.mark.slow
 def test_prior_sensitivity_figure(tree, tissue_tree, plots):
     """All genes, and one. With xarray ≥ 2026.4, arviz-plots before 1 cannot draw it of any tree (ArviZ #2576)."""
     if Version(xr.__version__) >= Version("2026.4") and Version(version("arviz-plots")) < Version("1"):

@@ -12,12 +12,14 @@ def calibrated(table, bins=5):
     return (uniformity(table, bins=bins) > 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["glm-multinomial", "glm-negative-binomial", "poisson"])
 def test_isoform_models(family):
     table = ranks(FAMILIES[family], 50 if FAMILIES[family].mixed else 100, method="laplace", seed=3)
     assert calibrated(table), uniformity(table, bins=5)
 
 
+@pytest.mark.slow
 def test_three_hyperparameters_of_which_two_describe_the_same_variation():
     """σ and the concentration; sixteen spots, so that many simulations take little time."""
     table = ranks(FAMILIES["dirichlet-multinomial"], 100, method="laplace", seed=3, side=4)
@@ -29,6 +31,7 @@ def test_expression():
     assert calibrated(table), uniformity(table, bins=5)
 
 
+@pytest.mark.slow
 def test_mixtures():
     table = mixture_ranks(25, seed=3)
     assert calibrated(table), uniformity(table, bins=5)

@@ -76,15 +76,18 @@ def agree(model, *, n_draws=2000, hyper_sds=0.3, hyper_ratio=1.35):
     assert (ccd["sample_stats"].pareto_k < 1).all() and ccd.attrs["hyper"] == "ccd"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [4.0, 15.0])
 def test_two_hyperparameters_as_on_the_grid(depth):
     agree(mixed(*data(4, depth=depth, seed=13)))
 
 
+@pytest.mark.slow
 def test_three_hyperparameters_as_on_the_grid():
     agree(mixed(*data(2, seed=13), likelihood=DirichletMultinomial()), hyper_sds=0.5, hyper_ratio=1.8)
 
 
+@pytest.mark.slow
 def test_four_hyperparameters_beside_nuts():
     """One (σ, θ) for each of two logits: by the design, and by importance sampling that starts from it."""
     model = mixed(*data(1, seed=13), share_variance=False)
@@ -98,6 +101,7 @@ def test_four_hyperparameters_beside_nuts():
         assert table["sd_ratio"].between(0.5, 1.7).all(), table  # NUTS alone: .56 to 1.62 over 6 seeds
 
 
+@pytest.mark.slow
 def test_too_many_hyperparameters_for_points_are_few_enough_for_the_design():
     """One (σ, θ) for each of four logits."""
     generator = torch.Generator().manual_seed(0)

@@ -74,6 +74,7 @@ def exact(width):
     return mean, variance.sqrt(), torch.logsumexp(value, 0) + cell - logistic_at_zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [3, 4])
 def test_draws_along_a_bent_ridge_have_its_means_and_spreads_and_their_density(d):
     n_draws, blank = 4000, torch.zeros(2, 1, 1, dtype=torch.float64)

@@ -134,6 +134,7 @@ def test_comparison_speaks():
         compare_posteriors(tree, tree, sites=("theta",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.11, 0.19])
 def test_comparison_says_how_many_draws_would_decide(shift):
     """Too few draws either side of the tolerance; as many as it asks for, and half as many again, settle it."""
@@ -155,6 +156,7 @@ def test_what_is_above_the_tolerance_is_never_said_to_agree():
         assert not (beyond and row["verdict"].startswith("agrees")), row
 
 
+@pytest.mark.slow
 def test_monte_carlo_errors_of_a_comparison_are_those_of_repetition():
     rows = [verdict_of(*normal_posteriors(0.1, 1.2, n_draws=400, seed=seed)) for seed in range(150)]
     for name, truth in (("shift", 0.1), ("sd_ratio", 1.2)):
@@ -177,6 +179,7 @@ def weighted_tree(shift, scale=1.0, *, n_draws=2000, seed=0, method="laplace"):
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.1), (-0.2, 1.3), (0.2, 0.9)])
 def test_weights_say_how_far_draws_are_off(shift, scale):
     """Against the truth, and the error against repetition."""
@@ -206,6 +209,7 @@ def no_k(dataset):
     return dataset.assign(pareto_k=dataset["pareto_k"] * np.nan) if "pareto_k" in dataset else dataset
 
 
+@pytest.mark.slow
 def test_laplace_check_flags_one_count_a_spot_and_not_twenty():
     found = {}
     for depth in (1.0, 20.0):
@@ -215,6 +219,7 @@ def test_laplace_check_flags_one_count_a_spot_and_not_twenty():
     assert found[1.0].mean() >= 0.5 and not found[20.0].any(), found
 
 
+@pytest.mark.slow
 def test_figures_of_a_posterior():
     model = mixed(*data(1))
     tree = model.posterior(num_samples=50, hyper="integrate")

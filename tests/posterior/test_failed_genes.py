@@ -45,6 +45,7 @@ def fitted(kind, counts, *, space):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Multinomial, DirichletMultinomial])
 @pytest.mark.parametrize("space", [False, True])
 @pytest.mark.parametrize("method", ["laplace", "importance"])

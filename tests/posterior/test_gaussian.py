@@ -18,6 +18,7 @@ def fit():
     return target, coefficients, torch.tensor([0.3, 0.5]).to(phi).expand_as(phi)  # log σ and logit θ
 
 
+@pytest.mark.slow
 def test_the_mean_weight_is_the_marginal_likelihood_and_the_weighted_draws_are_the_random_effects(fit):
     target, coefficients, phi = fit
     generator = torch.Generator().manual_seed(0)
@@ -39,6 +40,7 @@ def test_the_mean_weight_is_the_marginal_likelihood_and_the_weighted_draws_are_t
     assert ((means[1] - means[0]).square().sum(1) < 0.3 * (laplace - means[1]).square().sum(1)).all()
 
 
+@pytest.mark.slow
 def test_trying_more_random_effects_evens_the_weights(fit):
     target, coefficients, phi = fit
     known = hyper_grid(target, coefficients, phi)

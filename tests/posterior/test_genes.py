@@ -38,6 +38,7 @@ def tree(model):
     return model.posterior(num_samples=60, hyper="integrate", usage=True)
 
 
+@pytest.mark.slow
 def test_every_gene_is_there_by_name(model, tree):
     posterior = tree["posterior"]
     assert posterior.theta.dims == ("chain", "draw", "gene", "component")
@@ -67,6 +68,7 @@ def test_what_genes_do_not_have_is_missing_and_nothing_else(tree):
     assert np.isfinite(tree["log_likelihood"].counts).all() and np.isfinite(tree["posterior"].theta).all()
 
 
+@pytest.mark.slow
 def test_one_gene_is_the_gene_as_it_was(model, tree):
     data = model.filtered_adata
     for gene, n_isoforms in zip(model.gene_names, N_ISOFORMS, strict=True):
@@ -85,6 +87,7 @@ def test_one_gene_is_the_gene_as_it_was(model, tree):
         one_gene(tree, "gene_1", isoform="x")
 
 
+@pytest.mark.slow
 def test_the_draws_are_those_of_the_genes_own_posterior(model, tree):
     """The same distribution as of the gene by itself: means within the noise of 400 draws."""
     many = model.posterior(num_samples=400, groups=())["posterior"]
@@ -114,6 +117,7 @@ def test_genes_are_chosen_and_ordered_by_name(model):
         SplisosmGLMM().posterior()
 
 
+@pytest.mark.slow
 def test_tables_know_of_the_padding(tree):
     predictive = predictive_check(tree)
     alone = predictive_check(one_gene(tree, "gene_2"))
@@ -147,6 +151,7 @@ def test_other_models(model_type, options):
         assert np.isfinite(drawn.sigma).sum("component").isel(chain=0, draw=0).values.tolist() == [2, 1]
 
 
+@pytest.mark.slow
 def test_without_covariates_and_by_nuts():
     adata = tissue_of((3, 2), seed=1, covariates=("smooth", "iid"))
     model = fitted(adata, with_design=False)

@@ -68,6 +68,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [GROUPS, (), ("log_likelihood",)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memory_is_that_of_what_is_kept(family, groups, monkeypatch):
@@ -143,6 +144,7 @@ def test_genes_by_name_in_every_family():
         whole.posterior(["gene_9"], num_samples=4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")
 @given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 35)), max_size=12), st.booleans())
 @settings(max_examples=8)

@@ -51,6 +51,7 @@ def tree(model):
     return model.posterior(num_samples=400, hyper="integrate", usage=True, names={"gene": ["a", "b"]})
 
 
+@pytest.mark.slow
 def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
     tree = model.posterior(num_samples=2000, groups=())
     posterior = tree["posterior"]
@@ -67,6 +68,7 @@ def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
     np.testing.assert_allclose(posterior.nu.values[0].mean(0), model.nu, atol=0.1)
 
 
+@pytest.mark.slow
 def test_weights_are_the_joint_density_over_the_proposal(model):
     """Weights of draws differ as the Pyro model's own log density and the proposal's do: a check by mean one."""
     for hyper in ("plug-in", "integrate"):
@@ -77,6 +79,7 @@ def test_weights_are_the_joint_density_over_the_proposal(model):
         assert (size > 60).all()
 
 
+@pytest.mark.slow
 def test_the_grid_is_the_posterior_density_of_the_hyperparameters(model):
     """At its nodes, against brute force: Laplace over everything but φ, from the Pyro model's own density."""
     target, coefficients, phi = target_of(model.posterior_problem(), torch.tensor([0]), hyper="integrate")
@@ -139,6 +142,7 @@ def test_log_likelihood_and_log_prior_are_those_of_the_pyro_model(model, tree):
     np.testing.assert_allclose(parts + nu.numpy(), whole)
 
 
+@pytest.mark.slow
 def test_importance_moves_towards_nuts_where_counts_are_low():
     options = NutsOptions(warmup_steps=100, max_tree_depth=6)
     model = mixed(*data(1, depth=3.0))
@@ -151,6 +155,7 @@ def test_importance_moves_towards_nuts_where_counts_are_low():
     assert table["sd_ratio"].between(0.5, 1.7).all(), table
 
 
+@pytest.mark.slow
 def test_the_glm_and_other_likelihoods():
     counts, design = data(3)
     glm = MultinomGLM()
@@ -212,6 +217,7 @@ def test_weights_of_one_draw_alone_have_an_infinite_shape():
     assert float(torch.softmax(smoothed(weights), 0)[3]) == 1
 
 
+@pytest.mark.slow
 def test_the_grid_is_not_fooled_by_what_a_step_promises_from_afar():
     """σ = 1.6 and counts to thousands: from the fit's coefficients, a Newton step at σ = 0.01 promises the moon."""
     space, generator = grid(6), torch.Generator().manual_seed(5)

@@ -139,6 +139,7 @@ def test_weak_by_name_is_the_table_of_the_data_at_hand():
     assert torch.isfinite(model.priors["theta_logit"].log_prob(torch.tensor(0.7).double()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
 def test_weak_by_name_of_an_anndata(model_type, tmp_path):
     adata = simulate_isoforms(n_spots=36, n_genes=2, covariates=("iid",), seed=0)

@@ -29,6 +29,7 @@ from pyrosplice._hypothesis.coefficients.residual_variance import joint_dof, tra
 from pyrosplice._hypothesis.coefficients.score import joined
 from pyrosplice._hypothesis.uniform_bands import exact_interval
 from pyrosplice._tables.containers import as_dense
+from pyrosplice._usage.analysis.differential_usage import UsageTask, law_of, modes_of
 from pyrosplice._usage.gene_tests import covariate_tests
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.reliability import refused, reliable, unequal_field
@@ -109,7 +110,7 @@ def null_fit(tissue: Tissue, values: Array) -> SplisosmGLMM:
     model.setup_data(tissue.adata, section_key=key, group_gene_by_n_iso=True, design_mtx=values[:, :1])
     model.fit(batch_size=32, print_progress=False)
     names = tuple(map(str, range(values.shape[1])))
-    model._prepared = replace(model._ready(), design=Design(values, names, names))
+    model.hold(replace(model.analysis.prepared, design=Design(values, names, names)), model.analysis.fit)
     return model
 
 
@@ -126,14 +127,15 @@ def alone(
 
 def tested(model: SplisosmGLMM, columns: range) -> pd.DataFrame:
     """Score tests of some covariates: a row a gene and covariate."""
-    parts, spec, fits = [], model._spec_with(()), model._fit_with((), show=False)
-    law = model._law("averaged", "robust")
+    analysis, parts = model.analysis, []
+    law = law_of(analysis, "averaged", "robust")
+    task = UsageTask(alone, "", analysis, law, show=False)
+    spec, fits = analysis.spec_with(()), analysis.fit_with((), show=False)
     for start in range(columns.start, columns.stop, TOGETHER):
         terms = [Term(str(i), (i,), ()) for i in columns[start - columns.start :][:TOGETHER]]
         each = [term.columns for term in terms]
-        modes = np.array([model._modes(some) for some in each])
-        tests = model._linearized_tests(alone, spec, fits, terms, law, description="", show=False)
-        tests = refused(tests, model._ready(), each, modes)
+        modes = np.array([modes_of(analysis, some) for some in each])
+        tests = refused(task.run(spec, fits, terms), analysis.prepared, each, modes)
         index = pd.MultiIndex.from_product([model.gene_names, np.ravel(each)], names=["gene", "replicate"])
         found = {"pvalue": tests.pvalue, "posterior_df": tests.posterior_df, "reliable": reliable(tests, modes)}
         found |= {"unequal": unequal_field(tests), "modes": np.broadcast_to(modes, tests.pvalue.shape)}

@@ -6,6 +6,8 @@ from scipy.stats import chi2, f, norm
 
 from tests.studies.chi2_mixture import chi2_mixture_log_sf, chi2_mixture_sf
 
+pytestmark = pytest.mark.slow
+
 torch64 = {"dtype": torch.float64}
 
 

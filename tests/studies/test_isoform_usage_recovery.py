@@ -4,6 +4,8 @@ import pytest
 
 from tests.studies.isoform_usage_recovery import SIGMA, estimates, summary
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table():

@@ -9,6 +9,8 @@ from tests.paths import shared
 from tests.studies import bulb, real_covariates, surrogates
 from tests.studies.bulb_explained import explanation
 
+pytestmark = pytest.mark.slow
+
 FEW = 3  # isoforms: larger families take longer to fit
 
 
@@ -81,7 +83,7 @@ def simulated():
     grid = np.stack(np.divmod(np.arange(SIDE**2), SIDE), 1).astype(float)
     adata.obsm["spatial"] = np.concatenate([grid, rng.permutation(grid)])
     adata.obs["section"] = np.repeat(["one", "two"], SIDE**2)
-    expression = rng.poisson(np.exp(adata.obsm["spatial"] @ rng.normal(size=(2, 30)) / 20 + 2.0))
+    expression = np.rint(np.exp(adata.obsm["spatial"] @ rng.normal(size=(2, 30)) / 20 + 2.0))
     return real_covariates.Tissue("simulated", "raw", real_covariates.with_covariates(adata, expression))
 
 

@@ -10,6 +10,8 @@ from scipy.stats import binom
 from tests.studies import expression_small_groups, laplace_nuts, sv_coverage
 from tests.studies.sv_shapes import COVERED, SHAPES, Cell, nulls, simulate
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 DRAWS_COUNTS = {"poisson", "multinomial", "binomial", "negative_binomial", "Poisson", "Multinomial"}
 MAKES_FAULTS = "calibration_finds_faults.py"  # whose genes are seen where no simulator would put them

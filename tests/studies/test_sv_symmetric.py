@@ -1,8 +1,11 @@
 """Reduced study of the tests of space under a symmetric random effect."""
 
+import pytest
 from scipy.stats import binom
 
 from tests.studies.sv_symmetric import TESTS, pvalues
+
+pytestmark = pytest.mark.slow
 
 N_GENES, LEVEL = 40, 0.2  # a level at which few genes tell much
 

@@ -19,6 +19,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_column_may_have_any_name(name):
     """In backticks, alone, in an interaction and within functions: the columns are those of an ordinary name."""

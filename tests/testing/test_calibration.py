@@ -69,6 +69,7 @@ def test_the_same_seed_gives_the_same_ranks_for_any_number_of_processes():
     assert list(once) == ["beta_0", "beta_1", "bias_eta_0", "bias_eta_1", "log_likelihood"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["laplace", "importance", "nuts"])
 def test_every_method_and_a_model_with_data(method):
     model = (

@@ -149,6 +149,7 @@ def test_table_counts_and_its_intervals_are_exact(model):
         np.testing.assert_allclose([row.lower, row.upper], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_test_and_method_gives_a_row_for_every_covariate(model, fixed):
     check = fixed.check_calibration("du", n_genes=6, method=("score", "wald", "lrt"), **SOON)
     names = {(test, covariate) for test in ("DU score", "DU wald", "DU lrt") for covariate in fixed.covariate_names}
@@ -220,6 +221,7 @@ def test_what_is_true_has_the_moments_of_the_fit():
     assert abs(float(moved.mean()) - 1.0) < 0.02  # the same draws but for the effect
 
 
+@pytest.mark.slow
 def test_fitted_nuisance_is_as_it_was_fitted():
     adata = tissue_of((2,), seed=1, covariates=("smooth", "iid"), beta=np.array([[[1.5, 0, 0], [0, 0, 0]]]))
     model = fitted(adata, design=("smooth", "iid"))
@@ -293,6 +295,7 @@ class Far(SpatialCovariance):
         return torch.exp(-(x[:, None] - x).abs() / 5) * 0.9 + 0.1 * torch.eye(36, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_hyperparameters_priors_groups_and_covariances_of_ones_own():
     adata = tissue_of((3,), seed=1, covariates=("smooth",))
     wide = fitted(adata, design=("smooth",), likelihood=DirichletMultinomial(), priors="weak", share_variance=False)

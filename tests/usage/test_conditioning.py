@@ -59,6 +59,7 @@ def everything(adata, model_type, design, column):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(pairs(tissue())))
 @pytest.mark.parametrize("model_type", ["glm", "glmm-null"])
 def test_where_a_design_lies_makes_no_difference(kind, model_type):

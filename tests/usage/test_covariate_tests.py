@@ -77,6 +77,7 @@ def test_a_matrix_is_one_contrast_a_row(tissue):
     np.testing.assert_allclose(table_of(model)["contrast_1"], table_of(plain)["smooth"], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full", "glmm-null"])
 def test_the_ratio_does_not_depend_on_which_fit_it_starts_from(tissue, model_type):
@@ -96,6 +97,7 @@ def test_the_coding_of_a_factor_does_not_matter_to_its_joint_test(tissue, method
         np.testing.assert_allclose(theirs, ours, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ratios_of_the_mixed_model_find_effects_and_hold_their_size():
     beta = np.zeros((100, 2, 2))
     beta[60:, 1] = [0.6, 0.0]

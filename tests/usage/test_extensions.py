@@ -48,6 +48,7 @@ def fitted(adata, *, likelihood=None, priors=None, covariance=None, with_design=
     return model
 
 
+@pytest.mark.slow
 def test_everything_of_the_users_own(tissue, tmp_path):
     parts = {"likelihood": Zealous(), "priors": {"beta": Shrinking(0.0, 0.2)}}
     covariance = Exponential(tissue.obsm["spatial"])
@@ -85,6 +86,7 @@ def test_everything_of_the_users_own(tissue, tmp_path):
         SplisosmGLMM.load(tmp_path / "model", likelihood=DirichletMultinomial(), covariance=covariance)
 
 
+@pytest.mark.slow
 def test_the_posterior_of_the_users_own_with_hyperparameters_integrated_over(tissue):
     """Laplace, importance and NUTS need nothing else of a likelihood than its density, of a covariance than itself."""
     covariance = Exponential(tissue.obsm["spatial"])
@@ -102,6 +104,7 @@ def test_the_posterior_of_the_users_own_with_hyperparameters_integrated_over(tis
         gene.posterior(num_samples=2, groups=("posterior_predictive",))
 
 
+@pytest.mark.slow
 def test_shipped_extensions_come_back_by_themselves(tissue, tmp_path):
     space = GraphMatern(tissue.obsp["connectivities"], range_=3.0)
     likelihood = DirichletMultinomial()
@@ -115,6 +118,7 @@ def test_shipped_extensions_come_back_by_themselves(tissue, tmp_path):
     torch.testing.assert_close(again.get_fitted_models()[0].forward(), model.get_fitted_models()[0].forward())
 
 
+@pytest.mark.slow
 def test_the_glm_and_ratio_tests_take_a_likelihood(tissue):
     for model_type in ("glm", "glmm-full"):
         model = SplisosmGLMM(model_type, likelihood=DirichletMultinomial(), fitting_configs={"max_epochs": 100})

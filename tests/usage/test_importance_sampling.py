@@ -42,6 +42,7 @@ def test_the_corrected_value_is_the_integral():
     assert not torch.equal(model.importance(100, seed=3).value, model.importance(100, seed=4).value)
 
 
+@pytest.mark.slow
 def test_refined_estimates_are_a_better_optimum_and_less_shrunken():
     _, counts, covariance = data()
     model = fitted(counts, covariance)

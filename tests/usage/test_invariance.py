@@ -57,6 +57,7 @@ def moved(found, reference):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full"])
 def test_no_p_value_moves(model_type):
     """A GLMM's reference isoform stays the last (its random effect is about it); a GLM's is another one."""

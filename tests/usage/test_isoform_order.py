@@ -73,6 +73,7 @@ def usage_of_isoforms(model):
     return torch.stack([one[:, back] for one, back in zip(model.get_isoform_ratio(), BACK, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -196,6 +197,7 @@ def tissue_of_orders(seed=3):
     return adata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
 def test_no_test_knows_the_order(model_type):
     options = {**SYMMETRIC, "fitting_method": "iwls"} if model_type == "glm" else SYMMETRIC
@@ -309,6 +311,7 @@ def test_what_a_model_says_of_itself():
         assert words in repr(fitted(counts, design, solver, isoform_effect=kind))
 
 
+@pytest.mark.slow
 def test_real_families():
     adata = read_h5ad(shared("data", "mob_rep11_families.h5ad"))
     names = adata.var["gene_symbol"].astype(str).to_numpy()

@@ -35,6 +35,7 @@ def adata():
     )
 
 
+@pytest.mark.slow
 def test_fits_and_tests_of_many_spots_hold_nothing_dense(adata):
     model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
     tracemalloc.start()

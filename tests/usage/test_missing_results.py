@@ -43,6 +43,7 @@ def fitted(model_type, *, with_design, **options):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("variance", ["robust", "model"])
 @pytest.mark.parametrize("model_type", ["glm", "glmm-null", "glmm-full"])
@@ -64,6 +65,7 @@ def test_tables_of_differential_usage_and_effects(model_type, variance):
     assert set(training) <= {reason.value for reason in Reason} and training["separated"] == "separated"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("options", [{"method": "score"}, {"method": "llr"}, {"method": "llr", "null_law": "boundary"}])
 def test_tables_of_spatial_variability(options):

@@ -109,6 +109,7 @@ def test_marginal_gradient_is_the_slope_of_the_marginal(data, share):
         torch.testing.assert_close(slope.flatten(1)[:, -1], difference, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "fixed"), [(True, False), (False, False), (True, True)])
 def test_every_marginal_method_reaches_the_same_optimum(data, share, fixed):
     counts, design = data
@@ -309,6 +310,7 @@ def test_recovers_the_truth():
     assert torch.corrcoef(torch.stack([model.nu.flatten(), effect.flatten()]))[0, 1] > 0.7
 
 
+@pytest.mark.slow
 def test_start_values_are_the_documented_ones(data):
     counts, design = data
     model = MultinomGLMM(share_variance=False, init_ratio="observed")
@@ -334,6 +336,7 @@ def test_a_held_sigma_is_held_where_the_user_put_it(data):
     assert torch.equal(model.var_total(), sigma.square())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["marginal_newton", "joint_gd"])
 def test_history_ends_at_the_estimates(data, method):
     counts, design = data
@@ -376,6 +379,7 @@ def test_guides_run_in_pyro_and_joint_ones_are_points(data):
     assert (usage - model.get_isoform_ratio())[seen].abs().mean() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [2, 14])
 def test_importance_sampling_from_the_guide_gives_the_exact_evidence(row):
     table = pd.read_csv(shared("gold", "tiny12_binomial.csv"))

@@ -16,6 +16,7 @@ from tests.studies.simulation import grid
 QUIET = {"print_progress": False, "return_results": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "n_isos"), [(DirichletMultinomial(), 3), (BetaBinomial(), 2)])
 def test_every_test_takes_it(likelihood, n_isos):
     adata = overdispersed(n_genes=2, n_isos=n_isos, n_spots=36, seed=1)
@@ -42,6 +43,7 @@ def test_every_test_takes_it(likelihood, n_isos):
 BY = ("covariate", "factor")
 
 
+@pytest.mark.slow
 def test_size_with_and_without_the_right_likelihood():
     """Score tests of 300 null genes in the GLM; its multinomial, taken at its word, rejects six times too often."""
     adata = overdispersed(n_genes=300, n_isos=3, n_spots=64, seed=4)
@@ -58,6 +60,7 @@ def test_size_with_and_without_the_right_likelihood():
     assert (wrong > 3 * 0.05 * 300).all()
 
 
+@pytest.mark.slow
 def test_importance_sampling_is_at_the_fitted_concentration():
     covariance = grid(6)
     generator = torch.Generator().manual_seed(2)

@@ -125,6 +125,7 @@ def test_a_shift_is_followed(space, given):
     assert model.__name__ not in repr(plain) and mine.guide().keys() >= mine.sites.keys() == plain.sites.keys()
 
 
+@pytest.mark.slow
 def test_a_second_random_effect_is_integrated_out():
     priors = {**WEAK, "sigma": dist.LogNormal(-0.5, 0.5)}
     mine = fitted(MultinomGLMM, **MARGINAL, priors=priors, model=DonorsGLMM)

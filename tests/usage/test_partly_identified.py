@@ -66,6 +66,7 @@ def test_a_factor_is_tested_as_without_its_empty_level(model_type, method, varia
         np.testing.assert_allclose(whole["pvalue"], chi2.sf(whole["statistic"], whole["df"]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 @pytest.mark.parametrize("method", ["score", "wald", "lrt"])
 @pytest.mark.parametrize("model_type", MODELS)
@@ -122,6 +123,7 @@ def test_contrasts_and_effects_of_the_levels_that_are_seen(model_type, variance)
     assert effects.loc["seen", columns].notna().all(axis=None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pyrosplice.errors.UnreliableWarning")
 @pytest.mark.parametrize("model_type", MODELS)
 def test_few_and_no_spots(model_type):

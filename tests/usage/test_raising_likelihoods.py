@@ -38,6 +38,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Multinomial, DirichletMultinomial])
 @pytest.mark.parametrize("error", [ValueError, FloatingPointError])
 @pytest.mark.parametrize("which", MODELS)
@@ -56,6 +57,7 @@ def test_the_other_genes_are_fitted(kind, error, which):
     assert torch.isnan(found()[1]) and torch.isnan(found.vcov()[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full"])
 def test_in_an_analysis(batch_size, model_type):

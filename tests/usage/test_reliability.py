@@ -229,6 +229,7 @@ def test_domains_are_no_field_of_the_model_and_their_size_holds(layout: str) -> 
     assert shares["plugin"] > 0.14 and shares["averaged"] < 0.1, shares
 
 
+@pytest.mark.slow
 def test_a_field_of_two_sizes_is_seen_and_told_from_one_of_one_size() -> None:
     tissue, seen = Tissue("grid"), {}
     for truth in ("halves", "model"):
@@ -280,6 +281,7 @@ def test_surrogates_refuse_what_they_have_no_use_for(
         fit_of("noise").test_differential_usage(**options)
 
 
+@pytest.mark.slow
 def test_a_strong_effect_is_not_taken_for_a_field_of_two_sizes() -> None:
     beta = np.full((12, 1, 2), [1.0, -1.0])
     found = simulate_isoforms(

@@ -88,6 +88,7 @@ def test_a_model_shows_the_options_that_its_method_uses(make, method, shown):
     assert {name for name in every if f" {name}=" in text} == shown
 
 
+@pytest.mark.slow
 def test_notebooks_without_ipywidgets_hear_nothing_of_it():
     """In a kernel, where importing tqdm's bars (as Pyro does) warns."""
     cell = nbformat.v4.new_code_cell("import pyrosplice")

@@ -71,6 +71,7 @@ def test_small_components_are_left_out_everywhere_with_a_warning(tissue):
     np.testing.assert_allclose(model.design_mtx[:, 0], tissue.obs["iid"].iloc[4:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_batches_and_jobs_do_not_change_the_results(tissue, model_type):
     one = fitted(tissue, model_type)

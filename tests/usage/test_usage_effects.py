@@ -56,6 +56,7 @@ def test_the_order_of_isoforms_makes_no_difference(tissue, model_type):
         np.testing.assert_allclose(other[f"{name}_se"], tables[0][f"{name}_se"], rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_the_data_were_drawn_with():
     adata = simulate_isoforms(n_spots=196, n_genes=120, covariates=("iid",), beta=0.5, sigma=0.5, theta=0.5, seed=11)
     table = fitted(adata, "glmm-full", design_mtx="iid").get_effects()

@@ -67,6 +67,7 @@ def test_glm_wald_of_two_groups_is_the_closed_form(tissue):
         np.testing.assert_allclose(beta, [-difference / 2, difference / 2], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["glm", "glmm-full"])
 def test_shift_unit_and_recoding_of_covariates_change_nothing(tissue, model_type):
     values = tissue.obs[["smooth", "iid"]].to_numpy()
@@ -157,6 +158,7 @@ def test_other_covariates_are_adjusted_for():
     assert (table_of(alone)["pvalue"] < 1e-3).all()
 
 
+@pytest.mark.slow
 def test_null_genes_have_the_right_size_and_effects_are_found():
     beta = np.zeros((120, 2, 2))
     beta[60:, 1] = [0.6, 0.0]
@@ -216,6 +218,7 @@ def test_tests_of_space_adjust_for_the_covariates_whatever_the_fit(with_design):
         assert (table_of(model, "sv")["pvalue"] < 0.01).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"use_perm_null": True, "n_perms_per_gene": 3}, {"n_bootstrap": 3}])
 def test_ratios_of_space_do_not_depend_on_what_was_fitted_before(tissue, how):
     found = []
@@ -228,6 +231,7 @@ def test_ratios_of_space_do_not_depend_on_what_was_fitted_before(tissue, how):
         np.testing.assert_allclose(other["pvalue"], found[0]["pvalue"], atol=0.02)
 
 
+@pytest.mark.slow
 def test_llr_compares_marginal_optima_whatever_the_fit_was(tissue):
     tables = []
     for options in ({}, MARGINAL, {**MARGINAL, "fitting_configs": {"max_epochs": 1}}):
@@ -255,6 +259,7 @@ def test_results_as_a_dictionary_say_how_they_were_made(tissue):
     assert list(found["df"]) == [k - 1 for k in apart.n_isos_per_gene]
 
 
+@pytest.mark.slow
 def test_spatial_genes_are_found_and_others_are_not():
     theta = np.repeat([0.0, 0.9], 40)
     adata = simulate_isoforms(n_spots=196, n_genes=80, theta=theta, depth=8, seed=7)
@@ -266,6 +271,7 @@ def test_spatial_genes_are_found_and_others_are_not():
         assert (pvalue[40:] < 0.05).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["score", "llr"])
 @pytest.mark.parametrize("with_design", [False, True])
 def test_permutations_are_seeded_distinct_and_never_give_zero(tissue, method, with_design):

@@ -35,6 +35,7 @@ def test_the_corrected_ratio_is_near_laplaces_where_counts_are_many():
     assert found["statistic"].max() > 4  # there is something to agree on
 
 
+@pytest.mark.slow
 def test_the_corrected_ratio_of_unspatial_genes_is_zero_or_small(model):
     found = model.test_spatial_variability(importance=True, n_draws=200, **QUIET)
     plain = model.test_spatial_variability(**QUIET)
@@ -47,6 +48,7 @@ def test_the_corrected_ratio_of_unspatial_genes_is_zero_or_small(model):
     np.testing.assert_array_equal(found["statistic"], again["statistic"])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_seeded_and_agrees_with_the_mixture(model):
     plain = model.test_spatial_variability(**QUIET)
     found = model.test_spatial_variability(n_bootstrap=39, random_seed=2, **QUIET)

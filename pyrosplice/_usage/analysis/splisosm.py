@@ -304,7 +304,7 @@ class SplisosmGLMM(Described):
             A file that is truncated, foreign, of another kind, or written by a newer version.
         """
         given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "model": model}
-        return storage.loaded_analysis(cls, os.fspath(path), map_location, given)
+        return storage.loaded_analysis(cls, path, map_location, given)
 
     @property
     def n_spots(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
+from pyrosplice._io.atomic import as_path
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice._io.older import usage_1
 from pyrosplice._usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
@@ -79,8 +80,11 @@ def _saved_data(prepared: Prepared) -> SavedData:
 Kind = TypeVar("Kind", bound=Holder)
 
 
-def loaded_analysis(kind: type[Kind], path: str, map_location: str | None, given: Mapping[str, Any]) -> Kind:
+def loaded_analysis(
+    kind: type[Kind], file: str | os.PathLike[str], map_location: str | None, given: Mapping[str, Any]
+) -> Kind:
     """An analysis as ``save`` wrote it, with the objects that a person has ``given``."""
+    path = os.fspath(as_path(file))
     archive = Archive.load(path, kind.__name__, {1: usage_1})
     helped = map_location is not None or any(value is not None for value in given.values())
     with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):

@@ -121,6 +121,7 @@ def test_averaged_precision_is_that_of_the_mean_covariance(q: int, dense: bool, 
         np.testing.assert_allclose(fit.residual[gene].reshape(-1), residual, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_posterior_means_are_those_of_brute_force(seed: int) -> None:
     model, target = working(40, 1, seed), schur_target(torch.ones(N_GENES, 3, dtype=torch.bool), 1, 1, [1, 1])

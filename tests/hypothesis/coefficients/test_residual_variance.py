@@ -114,6 +114,7 @@ def repeated(totals, n_genes):
     return ((totals - 1).clamp_min(0) / totals.clamp_min(1)).expand(n_genes, -1)
 
 
+@pytest.mark.slow
 def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
     """Which is (n + A) / (1 + A) times the multinomial's, at every depth."""
     residual, blocks, repeats, totals = over_dispersed(20, 20000)
@@ -123,6 +124,7 @@ def test_excess_is_the_variance_of_dirichlet_multinomial_counts():
         torch.testing.assert_close(gene[totals > 0], expected, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True])
 def test_degrees_of_freedom_are_those_of_the_variance_of_a_combination(deep):
     """Ten deep spots among single counts: few for what differs between the former, many for the rest. Multinomial."""

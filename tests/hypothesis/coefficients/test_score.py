@@ -148,6 +148,7 @@ def test_a_gene_that_cannot_be_tested_fails_alone(gene_batch):
     assert torch.isfinite(result.pvalue[[0, 2]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["iid", "smooth", "binary"])
 def test_size_of_the_glm_score_and_wald_tests(kind):
     """No random effect: both tests reject as often as they say, whatever the covariate and the variance."""
@@ -166,6 +167,7 @@ def test_size_of_the_glm_score_and_wald_tests(kind):
         assert all(low <= int((pvalue < level).sum()) <= high for pvalue in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_residuals_stand_over_dispersion(spread):
     """The model knows nothing of it; it depends between the logits, and counts for more in deeper spots.

@@ -32,6 +32,7 @@ def test_scale_is_at_its_best(share: float, floor: float) -> None:
             assert float(found[row, column]) == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ratio_is_that_of_the_dense_linear_model_with_a_free_scale_of_the_noise() -> None:
     """Draw by draw, against a search over σ², θ and δ without grid."""
     rng, share, floor = np.random.default_rng(2), 0.7, -0.4

@@ -45,6 +45,7 @@ def test_pvalue_counts_the_observed_one():
     assert int(used) == 99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early_stop", [None, 10])
 def test_size_is_right(early_stop):
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 20)))

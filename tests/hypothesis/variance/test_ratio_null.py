@@ -39,6 +39,7 @@ def dense_log_likelihood(data, covariances, design):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", [0.0, 0.3, 2.0])
 @pytest.mark.parametrize("covariates", [0, 2])
 def test_ratio_is_that_of_the_dense_linear_model(covariates, variance):

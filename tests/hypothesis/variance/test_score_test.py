@@ -62,6 +62,7 @@ def permuted_statistics(u, matrix, n_draws, seed=0):
     return (moved * (matrix @ moved)).sum((-2, -1))
 
 
+@pytest.mark.slow
 def test_statistic_and_null_law_are_those_of_the_definition(counts):
     """Mean and spread against 20,000 permutations, three standard errors; the tail at three levels."""
     result = variance_component_test(counts, KERNEL)
@@ -111,6 +112,7 @@ def test_moments_of_the_null_law_are_exact(covered, covariates, design, monkeypa
     assert float((exact.trace / exact.square.sqrt()).abs().max()) < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covered", range(3, 8))
 def test_few_covered_spots_are_compared_with_all_permutations(covered):
     """p is a share of the permutations, so that under the null it is never too small too often."""
@@ -224,6 +226,7 @@ def test_nothing_to_test_is_nan_and_alone(counts):
     assert float(two.pvalue) == pytest.approx(float(result.pvalue[3]), rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covered", [20, 60, 200, 900])
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_sparse_and_dense_kernels_agree(covered, spread, monkeypatch):
@@ -268,6 +271,7 @@ def smooth_field(layout):
     return (field - field.mean()) / field.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null", ["no effect", "over-dispersion", "spatial totals", "smooth covariate", "rare isoform"])
 @pytest.mark.parametrize("depth", [1, 5])
 def test_size(null, depth):

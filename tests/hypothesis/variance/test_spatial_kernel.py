@@ -71,6 +71,7 @@ def test_sums_over_pairs(layout, monkeypatch):
     assert float((entries - dense.matrix).square().sum() / matrix.square().sum()) < 0.05
 
 
+@pytest.mark.slow
 def test_an_ill_conditioned_precision_takes_a_factor(monkeypatch):
     """Where the polynomial would need thousands of products."""
     monkeypatch.setattr(module, "DENSE_LIMIT", 0)
