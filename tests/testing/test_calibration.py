@@ -93,7 +93,8 @@ def test_every_method_and_a_model_with_data(method):
 
 def test_data_sets_have_the_given_totals_and_the_priors_moments():
     totals = torch.arange(8.0)
-    world = _of_likelihood(Binomial(), NARROW, 4_000, data_shape=(8, 2), totals=totals, design=None, covariance=None)
+    given = {"data_shape": (8, 2), "totals": totals, "design": None, "covariance": None}
+    world = _of_likelihood(Binomial(), NARROW, 4_000, given)
     counts, truth = world.draw()
     assert torch.equal(counts.sum(-1), totals.expand(4_000, 8).double())
     assert abs(float(truth["bias_eta"].mean())) < 0.05 and abs(float(truth["bias_eta"].std()) - 1) < 0.04

@@ -113,8 +113,8 @@ def test_intervals_and_wald_tests_agree(fit_of: Callable[..., SplisosmGLMM]) -> 
     found, effects = results_of(model, "wald"), model.get_effects(level=0.95)
     for law in ("averaged", "plugin"):
         effects = model.get_effects(law=law)
-        assert np.isfinite(effects["effect"]).all() and (effects["reason"] == "").all()
-        assert (effects["lower"] < effects["upper"]).all()
+        assert np.isfinite(effects["log_odds"]).all() and (effects["reason"] == "").all()
+        assert (effects["log_odds_lower"] < effects["log_odds_upper"]).all()
     assert found["law"] == "averaged"
 
 
