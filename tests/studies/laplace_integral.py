@@ -28,6 +28,7 @@ from tests.studies.simulation import commit, save_row
 
 KEPT = 1e-6  # independent variance that a field of few patterns is given where it has none
 STEPS = 60
+KINDS = {"shipped": "pvalue", "integral": "integral"}
 COVARIATES = ("iid", "smooth", "domain")
 
 
@@ -118,10 +119,12 @@ def run(cell: Cell, n_genes: int, seed: int) -> None:
         own = some[some["pvalue"].notna() & some["integral"].notna()]
         apart = np.abs(np.log10(own["integral"] / own["pvalue"]))
         row = {"layout": cell.layout, "truth": cell.truth, "depth": cell.depth, "covariate": name, "genes": len(own)}
-        row |= {"shipped_0.05": (own["pvalue"] < 0.05).mean(), "integral_0.05": (own["integral"] < 0.05).mean()}
-        row |= {"median_log10": apart.median(), "p95_log10": apart.quantile(0.95), "seed": seed, "commit": commit()}
+        shares = {f"{kind}_0.05": (own[column] < 0.05).mean() for kind, column in KINDS.items()}
+        row |= {name: round(float(share), 4) for name, share in shares.items()}
+        row |= {f"{name}_log10": round(float(apart.quantile(at)), 4) for name, at in (("median", 0.5), ("p95", 0.95))}
+        row |= {"seed": seed, "commit": commit()}
         save_row("laplace_integral", row, ("layout", "truth", "depth", "covariate", "seed"))
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
