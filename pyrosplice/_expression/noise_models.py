@@ -29,7 +29,11 @@ def likelihood_of(noise_model: Any) -> Likelihood:
     if isinstance(noise_model, str) and noise_model in NOISE_MODELS:
         return NOISE_MODELS[noise_model]()
     if not isinstance(noise_model, Likelihood):
-        hint = f" (call it: {noise_model.__name__}())" if isinstance(noise_model, type) else ""
+        hint = (
+            f" (call it: {noise_model.__name__}())"
+            if isinstance(noise_model, type) and issubclass(noise_model, Likelihood)
+            else ""
+        )
         raise InvalidArgumentError(
             f"noise_model: expected one of {sorted(NOISE_MODELS)} or a likelihood of one count a cell, as "
             f"pyrosplice.likelihoods.NegativeBinomial(), found {noise_model!r}{hint}."

@@ -116,7 +116,9 @@ def check_likelihood(likelihood: object) -> None:
     """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         known = ", ".join(f"{name}()" for name in SHIPPED)
-        hint = f" (call it: {likelihood.__name__}())" if isinstance(likelihood, type) else ""
+        hint = ""
+        if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+            hint = f" (call it: {likelihood.__name__}())"
         raise InvalidArgumentError(
             f"likelihood: expected an object of pyrosplice.likelihoods, one of {known}, or of your own subclass of "
             f"Likelihood; found {likelihood!r}{hint}."

@@ -1,5 +1,8 @@
 """Nothing that a person gives to the usage family is ignored, and nothing ends in an error of another library."""
 
+import copy
+import pickle
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -180,3 +183,42 @@ def test_another_default_device_changes_nothing(adata):
     finally:
         torch.set_default_device(None)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rho", 0.1),
+        ("k_neighbors", 6),
+        ("graph", "union"),
+        ("fitting_configs", {"max_epochs": 3}),
+        ("model_type", "bad"),
+        ("fitting_method", "marginal_gd"),
+        ("isoform_effect", "symmetric"),
+        ("priors", {"sigma": dist.Gamma(2.0, 1.0)}),
+        ("likelihood", Multinomial()),
+        ("share_variance", False),
+        ("var_fix_sigma", True),
+        ("init_ratio", "observed"),
+    ],
+)
+def test_options_that_change_after_the_data_are_refused(name, value):
+    adata = simulate_isoforms(n_spots=36, n_genes=2, covariates=("iid",), seed=0)
+    model = SplisosmGLMM("glmm-full", fitting_method="marginal_newton", var_fix_sigma=False)
+    model.setup_data(adata, design_mtx="iid", min_counts=1)
+    model.fit(print_progress=False)
+    before = getattr(model, name)
+    setattr(model, name, value)
+    for ask in (model.fit, model.test_differential_usage, model.test_spatial_variability, model.get_training_summary):
+        with pytest.raises(InvalidArgumentError, match=rf"{name}: set to .* after setup_data"):
+            ask()
+    setattr(model, name, before)
+    assert copy.deepcopy(model).get_training_summary()["converged"].all()
+    assert pickle.loads(pickle.dumps(model)).get_training_summary()["converged"].all()
+
+
+def test_options_are_checked_again_where_data_are_read():
+    model = SplisosmGLMM()
+    model.rho = 5.0
+    with pytest.raises(InvalidArgumentError, match="rho"):
+        model.setup_data(simulate_isoforms(n_spots=36, n_genes=2, seed=0))

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from torch import Tensor
@@ -56,6 +56,14 @@ NEEDED = {
 }
 
 
+def _same(before: object, after: object) -> bool:
+    """Whether an option is what it was: equal, or for objects of a person's own the same one."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
+    plain = isinstance(before, str | int | float | None) and isinstance(after, str | int | float | None)
+    return before is after or (plain and before == after)
+
+
 @dataclass(frozen=True)
 class AnalysisOptions:
     """Arguments of :class:`~pyrosplice.SplisosmGLMM`, which documents them."""
@@ -93,6 +101,16 @@ class AnalysisOptions:
         if self.model_type == "glm":  # which takes those of a GLMM too, for compatibility
             method = "joint_gd" if self.fitting_method in GLM_METHODS else self.fitting_method
             MultinomGLMM(**{name: getattr(self, name) for name in EFFECT}, fitting_method=method)
+
+    def check_unchanged(self, now: AnalysisOptions) -> None:
+        """Raise where an option is another ``now`` than when the data were read: fits would half follow it."""
+        for option in fields(self):
+            before, after = getattr(self, option.name), getattr(now, option.name)
+            if not _same(before, after):
+                raise InvalidArgumentError(
+                    f"{option.name}: set to {after!r} after setup_data, which had {before!r}; call setup_data and fit "
+                    "again, or make another analysis."
+                )
 
     def rank(self, n_spots: int) -> int | None:
         """Number of eigenpairs of the spatial covariance to keep; None for all of it.

@@ -248,6 +248,7 @@ class SplisosmGLMM(Described):
             ``save`` could not write (an object in ``uns`` or in a column).
         """
         given = self._given
+        given.check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
         kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
         options = DataOptions(given, *read, *kept)
@@ -356,7 +357,8 @@ class SplisosmGLMM(Described):
         """Options, data, fits and results as they are now, which is what all that reads an analysis takes."""
         if self._read is None:
             raise NotReadyError("There are no data yet: call setup_data(adata) first.")
-        return replace(self._read, options=self._given)
+        self._read.options.check_unchanged(self._given)
+        return self._read
 
     @property
     def _prepared(self) -> Prepared | None:
