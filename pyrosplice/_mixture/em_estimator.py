@@ -232,7 +232,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         if own is None:
             return False
         self._fit_own(*own, cells, self._fit_rows(rows).parameters.select((torch.tensor(0), torch.tensor(0))))
-        self._saved_own = self._stepwise = None
+        self._saved_own = self._saved_reason = self._stepwise = None
         return True
 
     def partial_fit(self, X: object, y: None = None, sample_weight: object = None) -> Self:
@@ -298,7 +298,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
 
     def _keep(self, result: EMResult, rows: RowBlocks) -> None:
         first = (torch.tensor(0), torch.tensor(0))
-        self._own = self._saved_own = self._stepwise = None
+        self._own = self._saved_own = self._saved_reason = self._stepwise = None
         self.model_ = GaussianMixtureModel.from_parameters(result.parameters.select(first), rows.dtype)
         most = self.trainer().max_epochs
         self.num_iter_ = min(int(result.n_iter) + 1, most)

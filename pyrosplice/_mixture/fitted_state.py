@@ -12,6 +12,7 @@ from pyrosplice._mixture.density_module import GaussianMixtureModel
 from pyrosplice._mixture.mixture_prior import CovarianceType
 from pyrosplice._mixture.trainer import TrainerOptions
 from pyrosplice.guides._own_fit import SavedSites
+from pyrosplice.reasons import Reason
 
 
 class MixtureState(Protocol):
@@ -46,7 +47,11 @@ class MixtureState(Protocol):
     def saved_sites(self) -> SavedSites | None:
         """What a file holds of a model of a person's own."""
 
-    def take_saved(self, saved: SavedSites | None) -> None:
+    @property
+    def reason_(self) -> Reason:
+        """How the fit ended."""
+
+    def take_saved(self, saved: SavedSites | None, reason: Reason | None = None) -> None:
         """Take it."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class FollowedMixture:
     nll_: float
     _own: OwnFit | None = None
     _saved_own: SavedSites | None = None
+    _saved_reason: Reason | None = None  # of the fit of a file, which the fits here leave behind
     _stepwise: Any = None
 
     @property
@@ -123,6 +124,8 @@ class FollowedMixture:
     def reason_(self) -> Reason:
         """How the fit ended: ``converged_`` in a word, whose ``text`` is a sentence."""
         check_is_fitted(self, "converged_")
+        if self._saved_reason is not None:
+            return self._saved_reason
         if self._own is not None:
             return next((r for r in self._own.guide.optimum.reason if r != Reason.CONVERGED), Reason.CONVERGED)
         if self.converged_ or (self._stepwise is None and self._saved_own is None):
@@ -270,9 +273,9 @@ class FollowedMixture:
         self._require_gaussian()
         return self._saved_own if self._own is None else SavedSites.of(self._own)
 
-    def take_saved(self, saved: SavedSites | None) -> None:
+    def take_saved(self, saved: SavedSites | None, reason: Reason | None = None) -> None:
         """Take what a file holds of a model of your own."""
-        self._own, self._saved_own = None, saved
+        self._own, self._saved_own, self._saved_reason = None, saved, reason
 
 
 def followed_from(start: MixtureParameters, program: Program, name: str, cells: Tensor) -> OwnFit:

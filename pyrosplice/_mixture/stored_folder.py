@@ -25,6 +25,7 @@ from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.guides._own_fit import SavedSites, check_saved
 from pyrosplice.guides._own_model import Program, name_of
 from pyrosplice.priors._prior_tables import prior_from_json, prior_to_json
+from pyrosplice.reasons import Reason
 
 PARAMETERS, ATTRIBUTES = "params.json", "attributes.json"
 CONFIG, TENSORS = "model/config.json", "model/parameters.safetensors"
@@ -50,6 +51,7 @@ class Attributes:
     tensors: str
     own_name: str | None = field(default=None, metadata={NEW: True})
     own_engine: str | None = field(default=None, metadata={NEW: True})
+    reason: Reason | None = field(default=None, metadata={NEW: True})
 
 
 def write_mixture(
@@ -126,7 +128,7 @@ class SavedMixture:
         elif hasattr(estimator, "feature_names_in_"):
             del estimator.feature_names_in_
         estimator.model_ = model
-        estimator.take_saved(own)
+        estimator.take_saved(own, attributes.reason)
         estimator.named_by_anndata_ = attributes.named_by_anndata
 
     def _attributes(self) -> Attributes:
@@ -218,7 +220,9 @@ def _fit_to(estimator: MixtureState) -> dict[str, Archive]:
         seal,
         config.seal,
         tensors.seal,
-        *((None, None) if own is None else (own.name, own.engine)),
+        None if own is None else own.name,
+        None if own is None else own.engine,
+        estimator.reason_,
     )
     return {ATTRIBUTES: Archive.of(kind, attributes), CONFIG: config, TENSORS: tensors}
 

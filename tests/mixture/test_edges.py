@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from pyrosplice import GaussianMixture
 from pyrosplice._mixture.patients.fit_gmm import fit_gmm
 from pyrosplice._mixture.patients.selection import selection_table
 from pyrosplice._mixture.patients.triplets import TripletDataset
@@ -61,3 +62,15 @@ def test_every_patient_has_the_reason_why_its_fit_ended():
     assert (selection_table(dataset.gmm)["reason"] == "few_cells").all()
     fit_gmm(dataset, k_comps=[1, 2], verbose=False)
     assert (selection_table(dataset.gmm)["reason"] == "").all()
+
+
+def test_a_file_says_how_the_fit_ended(tmp_path):
+    cells = np.random.default_rng(0).normal(size=(60, 2))
+    going = GaussianMixture(2, random_state=0).partial_fit(cells).partial_fit(cells[:20])
+    short = GaussianMixture(3, random_state=0, trainer_params={"max_epochs": 1}).fit(cells)
+    for mixture in (going, short, GaussianMixture(2, random_state=0).fit(cells)):
+        mixture.save(tmp_path / "mixture")
+        again = GaussianMixture.load(tmp_path / "mixture")
+        assert again.reason_ == mixture.reason_
+        assert again.partial_fit(cells[:30]).partial_fit(cells[:20]).reason_ == "running"
+        assert again.fit(cells).reason_ == GaussianMixture(**mixture.get_params()).fit(cells).reason_
