@@ -98,6 +98,11 @@ def listed(names: Iterable[Any], *, near: str = "", most: int = 20) -> str:
     return f"[{shown}, …] ({len(every)} in all)"
 
 
+def call_hint(found: object, kind: type) -> str:
+    """How to make an object of a class of that ``kind`` that was given in its place; "" for anything else."""
+    return f" (call it: {found.__name__}())" if isinstance(found, type) and issubclass(found, kind) else ""
+
+
 def own_options_only(call: Call) -> Call:
     """Make ``call`` refuse options that it does not have with :class:`UnknownOptionError`, which lists its own.
 

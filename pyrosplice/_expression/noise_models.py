@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyrosplice._overrides import is_ours, refuse_set_methods
-from pyrosplice.errors import InvalidArgumentError, is_number
+from pyrosplice.errors import InvalidArgumentError, call_hint, is_number
 from pyrosplice.likelihoods._cell_terms import Terms, terms_by_autograd
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
@@ -29,14 +29,10 @@ def likelihood_of(noise_model: Any) -> Likelihood:
     if isinstance(noise_model, str) and noise_model in NOISE_MODELS:
         return NOISE_MODELS[noise_model]()
     if not isinstance(noise_model, Likelihood):
-        hint = (
-            f" (call it: {noise_model.__name__}())"
-            if isinstance(noise_model, type) and issubclass(noise_model, Likelihood)
-            else ""
-        )
         raise InvalidArgumentError(
             f"noise_model: expected one of {sorted(NOISE_MODELS)} or a likelihood of one count a cell, as "
-            f"pyrosplice.likelihoods.NegativeBinomial(), found {noise_model!r}{hint}."
+            f"pyrosplice.likelihoods.NegativeBinomial(), found {noise_model!r}"
+            f"{call_hint(noise_model, Likelihood)}."
         )
     refuse_set_methods(noise_model, "noise_model")
     wrong = _unfit(noise_model)

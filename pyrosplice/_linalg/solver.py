@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 
@@ -67,6 +68,12 @@ class SpatialSolver(ABC):
         out = self.spread(self.factorize(blocks).solve(latent.unsqueeze(2)).squeeze(2))
         out = out.transpose(1, 2).reshape(field.shape[0], width, self.n_spots).transpose(1, 2)
         return out if self.remainder is None else out + self.remainder[:, None] * field
+
+    def dense_covariance(self, device: torch.device | str = "cpu") -> Tensor:
+        """V as a full symmetric matrix ``(N, N)``, by a solve a spot."""
+        identity = torch.eye(self.n_spots, dtype=torch.float64, device=device)
+        covariance = self.covariance_product(identity.unsqueeze(0))[0]
+        return (covariance + covariance.T) / 2
 
 
 class Factor(ABC):

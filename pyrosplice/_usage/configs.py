@@ -16,7 +16,7 @@ from pyrosplice._optimize.first_order import Descent, DescentOptions
 from pyrosplice._optimize.newton import NewtonOptions
 from pyrosplice._optimize.step_rules import RULES
 from pyrosplice._overrides import refuse_set_methods
-from pyrosplice.errors import InvalidArgumentError, check_option, is_number
+from pyrosplice.errors import InvalidArgumentError, call_hint, check_option, is_number
 from pyrosplice.guides import FitOptions
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._prior_tables import SHIPPED
@@ -116,26 +116,23 @@ def check_likelihood(likelihood: object) -> None:
     """Raise unless it is a likelihood, or None for the default; lists the shipped ones."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         known = ", ".join(f"{name}()" for name in SHIPPED)
-        hint = ""
-        if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
-            hint = f" (call it: {likelihood.__name__}())"
         raise InvalidArgumentError(
             f"likelihood: expected an object of pyrosplice.likelihoods, one of {known}, or of your own subclass of "
-            f"Likelihood; found {likelihood!r}{hint}."
+            f"Likelihood; found {likelihood!r}{call_hint(likelihood, Likelihood)}."
         )
     refuse_set_methods(likelihood, "likelihood")
     if likelihood is None:
         return
     free = likelihood.free  # refuses names without an attribute
-    for name in likelihood.hyperparameters:
-        _check_held(name, None if name in free else getattr(likelihood, name))
+    for name in (name for name in likelihood.hyperparameters if name not in free):
+        _check_held(name, getattr(likelihood, name))
 
 
 def _check_held(name: str, value: object) -> None:
-    """Raise unless a likelihood's hyper-parameter is free, a positive number, or one a gene, ``(G, 1)``."""
+    """Raise unless a likelihood's hyper-parameter is held at a positive number, or one a gene, ``(G, 1)``."""
     single = is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[1:] == (1,)))
     held = torch.as_tensor(value) if single else None
-    if value is not None and (held is None or not bool((torch.isfinite(held) & (held > 0)).all())):
+    if held is None or not bool((torch.isfinite(held) & (held > 0)).all()):
         raise InvalidArgumentError(
             f"likelihood: expected {name} to be a positive finite number, or a tensor (G, 1) of them, or None to "
             f"estimate it, found {value!r}."

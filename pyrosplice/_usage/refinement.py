@@ -13,7 +13,6 @@ from pyrosplice.glmm._batches import MixedEngine, detached
 from pyrosplice.glmm._importance import importance
 from pyrosplice.glmm._mode import Parameters
 from pyrosplice.glmm._objective import LogPrior
-from pyrosplice.glmm._random_effect import logit_of
 from pyrosplice.glmm._refine import StartingPoint, refine
 
 FEWEST_DRAWS = 50  # below which a Pareto tail cannot be fitted
@@ -77,10 +76,8 @@ class ImportanceSampling:
             start = StartingPoint(coefficients, values["sigma"][genes], torch.sigmoid(values["theta_logit"][genes]))
             own = None if prior is None else engine.own_prior(prior, genes)
             found = refine(engine.model(genes), start, n_draws=self.n_draws, seed=self.seed, log_prior=own)
-            theta = found.theta if engine.solver is not None else torch.zeros_like(found.theta)
-            sites = {**engine.weights(found.coefficients, genes), "sigma": found.sigma, "theta_logit": logit_of(theta)}
             done = torch.nonzero(found.converged).squeeze(-1)
-            for name, value in sites.items():
+            for name, value in engine.sites(found.coefficients, found.sigma, found.theta, genes).items():
                 refined[name][genes[done]] = value[done]
             converged[genes] = found.converged
         parameters = engine.parameters(*(refined[name] for name in ("beta", "bias_eta", "sigma", "theta_logit")))

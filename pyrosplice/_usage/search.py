@@ -19,7 +19,6 @@ from pyrosplice.glmm._glm_objective import GLMObjective
 from pyrosplice.glmm._joint import JointFit, fit_joint
 from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
 from pyrosplice.glmm._objective import LogPrior, ModeObjective
-from pyrosplice.glmm._random_effect import logit_of
 from pyrosplice.glmm._snapshots import Snapshots, joined
 
 
@@ -120,6 +119,5 @@ class MixedSearch:
 
     def _sites(self, found: Mapping[str, Tensor], genes: Tensor) -> dict[str, Tensor]:
         """Estimates of the engine for some genes, with any leading dimensions, as values of the sites."""
-        theta = found["theta"] if self.engine.solver is not None else torch.zeros_like(found["theta"])
-        own = {name: found[name] for name in ("nu", "sigma", *self.engine.likelihood.free)}
-        return {**self.engine.weights(found["coefficients"], genes), "theta_logit": logit_of(theta), **own}
+        sites = self.engine.sites(found["coefficients"], found["sigma"], found["theta"], genes)
+        return {**sites, **{name: found[name] for name in ("nu", *self.engine.likelihood.free)}}

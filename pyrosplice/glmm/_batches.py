@@ -20,7 +20,7 @@ from pyrosplice.glmm._marginal import MarginalObjective, batches_of, fit_margina
 from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
 from pyrosplice.glmm._objective import FINAL_TOLERANCE, LogPrior, Unknowns
 from pyrosplice.glmm._observed_information import observed_information, profiled_information
-from pyrosplice.glmm._random_effect import unit_deviations
+from pyrosplice.glmm._random_effect import logit_of, unit_deviations
 from pyrosplice.glmm._snapshots import Snapshots
 from pyrosplice.likelihoods._contract import Likelihood
 
@@ -79,6 +79,11 @@ class MixedEngine:
             coefficients = self.basis.select(genes).logits(coefficients)
         own = self.scaling.matrix @ coefficients
         return {"beta": own[..., :-1, :], "bias_eta": own[..., -1, :]}
+
+    def sites(self, coefficients: Tensor, sigma: Tensor, theta: Tensor, genes: Tensor) -> dict[str, Tensor]:
+        """Values of the sites of some genes, with any leading dimensions; θ is zero where nothing is spatial."""
+        spatial = theta if self.solver is not None else torch.zeros_like(theta)
+        return {**self.weights(coefficients, genes), "sigma": sigma, "theta_logit": logit_of(spatial)}
 
     def own_prior(self, prior: LogPrior, genes: Tensor) -> LogPrior:
         """A log prior of the sites as a function of the engine's values of some genes.
@@ -173,12 +178,9 @@ class MixedEngine:
 
     def dense_covariance(self) -> Tensor:
         """Spatial covariance V as a full matrix, ``(N, N)``."""
-        n_spots = self.counts.shape[1]
-        identity = torch.eye(n_spots, dtype=torch.float64, device=self.counts.device)
         if self.solver is None:
-            return identity
-        covariance = self.solver.covariance_product(identity.unsqueeze(0))[0]
-        return (covariance + covariance.T) / 2
+            return torch.eye(self.counts.shape[1], dtype=torch.float64, device=self.counts.device)
+        return self.solver.dense_covariance(self.counts.device)
 
 
 def fit_without_effect(

@@ -199,8 +199,7 @@ class LazyCovariance:
     def eigen(self) -> EigenCovariance:
         """Decompose V, which takes N³ operations, once."""
         if self._eigen is None:
-            dense = self.solver.covariance_product(torch.eye(self.n_spots, dtype=torch.float64)[None])[0]
-            self._eigen = EigenCovariance.from_dense((dense + dense.T) / 2)
+            self._eigen = EigenCovariance.from_dense(self.solver.dense_covariance())
         return self._eigen
 
 

@@ -82,7 +82,7 @@ class Integrated:
         _, variances = self.shipped(search, grid)
         model, counts = search.model, self.counts[search.genes]
         n_spots = counts.shape[1]
-        smooth = model.solver.covariance_product(torch.eye(n_spots, dtype=torch.float64)[None])[0]
+        smooth = model.solver.dense_covariance()
         vectors, fixed = model.spectra.vectors, model.design[:, : search.n_fixed]
         fields = [smooth, *((vectors * values) @ vectors.T for values in model.spectra.values)]
         eye = torch.eye(n_spots, dtype=torch.float64)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyrosplice._hypothesis.coefficients.restricted_posterior import regular_factor
 from pyrosplice._hypothesis.coefficients.score import Linearized
-from pyrosplice._hypothesis.coefficients.working_model import EQUAL
+from pyrosplice._hypothesis.coefficients.working_model import eigenspaces
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice.errors import InvalidArgumentError
 
@@ -50,9 +50,9 @@ class Patterns:
                 f"law='surrogates': expected at most {MOST_SPOTS} spots, whose patterns are all worked out, found "
                 f"{n_spots}; law='averaged' is for any number."
             )
-        covariance = solver.covariance_product(torch.eye(n_spots, dtype=torch.float64)[None])[0]
+        covariance = solver.dense_covariance()
         centered = covariance - covariance.mean(0) - covariance.mean(1, keepdim=True) + covariance.mean()
-        values, vectors = scipy.linalg.eigh(((centered + centered.T) / 2).numpy(), subset_by_index=(1, n_spots - 1))
+        values, vectors = scipy.linalg.eigh(centered.numpy(), subset_by_index=(1, n_spots - 1))
         reversed_order = np.ascontiguousarray(vectors[:, ::-1])
         return cls(torch.from_numpy(reversed_order), torch.from_numpy(values[::-1].copy()))
 
@@ -60,8 +60,7 @@ class Patterns:
         """Energy of columns ``(N, C)`` in each pattern, ``(N − 1, C, C)``, even over patterns of equal variance."""
         along = self.vectors.T @ columns
         energy = along.unsqueeze(-1) * along.unsqueeze(-2)
-        apart = torch.nonzero(self.values[:-1] - self.values[1:] > EQUAL * self.values[:1]).squeeze(-1) + 1
-        same = energy.tensor_split(apart)
+        same = energy.tensor_split(eigenspaces(self.values))
         return torch.cat([space.mean(0, keepdim=True).expand_as(space) for space in same])
 
     def smoothed(self, energy: Tensor) -> Tensor:
@@ -112,10 +111,8 @@ def surrogate_test(
         Statistics :math:`U' (I_{tt} - I_{tn} I_{nn}^{-1} I_{nt})^{-1} U` with the variance of the model, and p-values
         ``(1 + n larger or equal) / (1 + S)``, ``(B, T)`` each.
     """
-    beside = _Beside(fit, fixed)
-    found = []
+    beside, projector, found = _Beside(fit, fixed), torch.linalg.qr(fixed)[0], []
     for name, own in columns.items():
-        projector = torch.linalg.qr(fixed)[0]
         drawn = surrogates.draw(own, name)
         drawn = drawn - projector @ (projector.T @ drawn)
         whole = torch.cat([own.unsqueeze(0), drawn])

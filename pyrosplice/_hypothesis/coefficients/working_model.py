@@ -42,7 +42,7 @@ SQUARE = STEEPER.index(2.0)
 RANK = 64  # leading eigenvectors of V that the steeper spectra are made of
 KEPT = 0.99  # share of a steeper spectrum within them that its own leading ones must have
 COLUMNS = 400  # eigenvectors times predictors that are used, at most; of 24 eigenvectors at least
-EQUAL = 1e-7  # share of the largest eigenvalue of V by which eigenvalues differ, at least
+_EQUAL = 1e-7  # share of the largest eigenvalue of V by which eigenvalues differ, at least
 _DENSE = 1_500  # spots up to which eigenvectors come from a dense decomposition
 _NEVER = 1e-10  # share of the largest information that is added before dividing by it
 
@@ -86,8 +86,7 @@ class Spectra:
         """
         left, sizes, _ = torch.linalg.svd(columns - columns.mean(0), full_matrices=False)
         span = left[:, sizes > _NEVER * sizes.amax(0, keepdim=True).clamp_min(1e-300)]
-        apart = torch.nonzero(self.leading[:-1] - self.leading[1:] > EQUAL * self.leading[:1]).squeeze(-1) + 1
-        spaces = list(self.vectors.T.tensor_split(apart))
+        spaces = list(self.vectors.T.tensor_split(eigenspaces(self.leading)))
         if self.vectors.shape[1] < len(columns):
             spaces.pop()  # it may go on beyond the leading ones
         grams = [(space @ span).T @ (space @ span) for space in spaces]
@@ -96,6 +95,11 @@ class Spectra:
         others = len(columns) - sum(len(space) for space in spaces)
         squares = sum((gram.square().sum() for gram in grams), rest.square() / others if others else rest * 0)
         return float((energy + rest).square() / squares.clamp_min(1e-300))
+
+
+def eigenspaces(values: Tensor) -> Tensor:
+    """Where eigenvalues ``(r,)``, descending, become others: the positions at which their eigenvectors are split."""
+    return torch.nonzero(values[:-1] - values[1:] > _EQUAL * values[:1]).squeeze(-1) + 1
 
 
 def _leading_share(values: Tensor) -> Tensor:
@@ -112,10 +116,8 @@ def _leading(solver: SpatialSolver, rank: int) -> tuple[Tensor, Tensor]:
         rank = min(rank, len(roots))
         return roots[:rank].square(), vectors[:, :rank]
     if n_spots <= _DENSE or not isinstance(solver, SparseSolver):
-        eye = torch.eye(n_spots, dtype=torch.float64)
-        covariance = solver.covariance_product(eye[None])[0].numpy()
         some = (n_spots - rank, n_spots - 1)
-        values, found = scipy.linalg.eigh((covariance + covariance.T) / 2, subset_by_index=some)
+        values, found = scipy.linalg.eigh(solver.dense_covariance().numpy(), subset_by_index=some)
         return torch.from_numpy(values[::-1].copy()), torch.from_numpy(np.ascontiguousarray(found[:, ::-1]))
     least, found = smallest_eigenpairs(solver.precision, rank)
     return torch.from_numpy(1.0 / least), torch.from_numpy(np.ascontiguousarray(found))
