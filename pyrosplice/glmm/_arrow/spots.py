@@ -29,6 +29,8 @@ from pyrosplice.glmm._arrow.support_columns import SupportColumns
 from pyrosplice.glmm._laplace import Border, EffectMoments
 from pyrosplice.glmm._mode import Latents, MixedModel, NewtonStep, Parameters
 
+DIFFERENCE = 1e-4  # in the log of a hyper-parameter: central differences of a score are then exact to eight digits
+
 
 class SpotEliminator:
     """Observations, likelihood and inner effects of all genes; an :class:`~.eliminator.Eliminator`.
@@ -89,11 +91,16 @@ class SpotEliminator:
         return SpotElimination(self, step, curved)
 
     def slope_of(self, elimination: SpotElimination, log_hyper: Tensor) -> Tensor:
-        """Change of the scores ``(b, N, Q)`` at the same η when logs of hyper-parameters change by ``(b, H)``."""
+        """First-order change of the scores ``(b, N, Q)`` when logs of hyper-parameters change by ``(b, H)``."""
         step = elimination.step
         likelihood = step.model.likelihood
-        moved = {name: getattr(likelihood, name) * log_hyper[:, [h]].exp() for h, name in enumerate(self.hyper)}
-        return likelihood.bind(moved).score(step.model.counts, step.eta) - step.score
+
+        def score(length: float) -> Tensor:
+            logs = length * log_hyper
+            moved = {name: getattr(likelihood, name) * logs[:, [h]].exp() for h, name in enumerate(self.hyper)}
+            return likelihood.bind(moved).score(step.model.counts, step.eta)
+
+        return (score(DIFFERENCE) - score(-DIFFERENCE)) / (2 * DIFFERENCE)
 
     def changed(self, sds: Tensor, fixed: Tensor) -> Parameters:
         """Parameters of the mixed model of standard deviations ``(b, I)`` and a fixed part of η, or changes of them."""
@@ -178,10 +185,7 @@ class SpotElimination:
         return self.step.direction.moved(self.eliminator.carried(self, step))
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> SpotResponse:
-        """Change of the mode when b's fixed part, sds and logs of hyper-parameters change by these.
-
-        To first order, but that scores change with hyper-parameters as they do.
-        """
+        """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
         eliminator, step = self.eliminator, self.step
         change = eliminator.changed(sds, eliminator.columns.spread(blocks))
         moved = change.coefficients + step.model.random_part(change, step.latents)
@@ -209,7 +213,11 @@ class SpotResponse:
 
 
 class SpotMeasure:
-    """Laplace's value and what its gradient needs; an :class:`~.eliminator.InnerMeasure`."""
+    """Laplace's value and what its gradient needs; an :class:`~.eliminator.InnerMeasure`.
+
+    To ``value`` belongs what the inner effects' own Newton step, b held, does to the determinants to first order: with
+    ``tilt`` times a step of b, and half of the whole decrement, value and determinants are those of the mode.
+    """
 
     def __init__(self, elimination: SpotElimination, covariance: Tensor):
         self._elimination, step = elimination, elimination.step
@@ -225,6 +233,8 @@ class SpotMeasure:
         self._moments = EffectMoments(step, border)
         tilt = model.likelihood.information_gradient(model.counts, step.eta, self._moments.covariance)
         self._tilt = -0.5 * tilt
+        moved = model.random_part(step.parameters, step.direction)  # the determinants are carried to the mode
+        self.value = self.value + (self._tilt * moved).sum((1, 2))
         self._latents = step.solve(step.pull_back(self._tilt))
         self.tilt = columns.gather(elimination.remaining(self._tilt, self._latents))
 
