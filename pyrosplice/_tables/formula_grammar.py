@@ -26,8 +26,8 @@ SAFE = (
 def is_plain(formula: str, columns: Iterable[str] = ()) -> bool:
     """Whether a formula is names, numbers, operators and known functions only, so that it is safe to evaluate.
 
-    Formulas can hold code. One that comes out of a file is evaluated only if this says yes. Random terms are plain where
-    their left-hand sides are; on the right they have names only. ``columns`` are names that may have dots.
+    Formulas can hold code. One that comes out of a file is evaluated only if this says yes. Random terms are plain
+    where their left-hand sides are; on the right they have names only. ``columns`` are names that may have dots.
     """
     try:
         rest, random = split_random_terms(formula, "formula")

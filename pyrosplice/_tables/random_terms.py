@@ -62,7 +62,8 @@ def split_random_terms(formula: str, argument: str) -> tuple[str, tuple[RandomTe
         return formula, ()
     depth = _enclosing(tokens)
     reader = _Reader(formula, argument, tokens, depth)
-    if min(depth) < 0 or sum(_is(token, "(") - _is(token, ")") for token in tokens):
+    opened, closed = (sum(1 for token in tokens if _is(token, sign)) for sign in "()")
+    if min(depth) < 0 or opened != closed:
         raise reader.wrong("has parentheses that do not match")
     strange = next((bar for bar in bars if bar not in BARS), None)
     if strange is not None:
@@ -142,9 +143,7 @@ class _Reader:
         for sign in ("/", ":"):
             places = [p for p in range(first, last) if _is(self.tokens[p], sign) and self.depth[p] == self.depth[first]]
             if places and first < places[-1] < last - 1:
-                outer, inner = (
-                    self._factors(*ends, text) for ends in ((first, places[-1]), (places[-1] + 1, last))
-                )
+                outer, inner = (self._factors(*ends, text) for ends in ((first, places[-1]), (places[-1] + 1, last)))
                 if len(inner) > 1 or (sign == ":" and len(outer) > 1):
                     self._refuse_factor(text)
                 crossed = tuple(dict.fromkeys((*outer[-1], *inner[0])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -163,7 +162,7 @@ def check_distinguishable(blocks: Sequence[GroupBlock]) -> None:
     still = [
         name
         for name, column in zip(blocks[0].column_names, blocks[0].columns.T, strict=True)
-        if not column.min() == column.max() and spanned(groups, np.ones((len(column), 1)), column)
+        if column.min() != column.max() and spanned(groups, np.ones((len(column), 1)), column)
     ]
     why = f": {still} do not vary within any group. Leave these out" if still else ". Write it with fewer columns"
     raise InvalidArgumentError(

@@ -79,8 +79,9 @@ class Field:
         """Arguments that are not the default."""
         defaults = {"k_neighbors": K_NEIGHBORS, "rho": RHO, "graph": GRAPH, "covariance": None, "by": None}
         return [
-            f"{name}={value!r}" for name, default in defaults.items() if (value := getattr(self, name)) is not default
-            and (name == "covariance" or value != default)
+            f"{name}={value!r}"
+            for name, default in defaults.items()
+            if (value := getattr(self, name)) is not default and (name == "covariance" or value != default)
         ]
 
     def adjacency(
@@ -118,12 +119,10 @@ class Field:
         warn_if_shared(points, labels, names, stacklevel=stacklevel + 1)
         if sections is None:
             return knn_graph(points, k_neighbors=self.k_neighbors, graph=self.graph)
-        options = {"k_neighbors": self.k_neighbors, "graph": self.graph, "name": names[1], "least": least}
-        return section_graph(points, sections, **options)
+        k, graph = self.k_neighbors, self.graph
+        return section_graph(points, sections, k_neighbors=k, graph=graph, name=names[1], least=least)
 
-    def solver(
-        self, coords: object, sections: object = None, *, device: torch.device | str = "cpu"
-    ) -> SpatialSolver:
+    def solver(self, coords: object, sections: object = None, *, device: torch.device | str = "cpu") -> SpatialSolver:
         """What engines need of the field at these spots.
 
         Parameters
@@ -143,9 +142,7 @@ class Field:
         solver = solver_for(self.covariance, device=device)
         expected = None if coords is None else len(check_coords(coords))
         if expected is not None and solver.n_spots != expected:
-            raise InvalidArgumentError(
-                f"covariance: expected that of {expected} spots, found one of {solver.n_spots}."
-            )
+            raise InvalidArgumentError(f"covariance: expected that of {expected} spots, found one of {solver.n_spots}.")
         return solver
 
     def multiplier(self, table: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -161,8 +158,8 @@ class Field:
         column = one_column(table, self.by, "Field, by")
         if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
             raise InvalidArgumentError(
-                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 and 1 "
-                "for each level that is to have a field."
+                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
+                "and 1 for each level that is to have a field."
             )
         values = numbers(column.astype("Float64"), self.by, "Field, by")
         if np.ptp(values) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ def rows_of_levels(levels: NDArray[np.intp]) -> Rows:
     """Observations of each group; those of none (−1) are left out."""
     order = np.argsort(levels, kind="stable")
     ends = np.searchsorted(levels[order], np.arange(levels.max(initial=-1) + 2))
-    return [order[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    return [order[start:stop] for start, stop in pairwise(ends)]
 
 
 def range_and_rows(matrix: Array) -> tuple[Array, Array]:
