@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,7 @@ from pyrosplice._tables.names import square_by_name
 from pyrosplice.errors import InvalidArgumentError, NonSpatialWarning, check_option
 
 Graph = Literal["mutual", "union", "connected"]
+MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 TIE = 1e-9  # relative difference below which two distances are the same
 
 
@@ -131,6 +132,25 @@ def check_coords(coords: object, *, name: str = "coords") -> NDArray[np.float64]
             f"(first: row {missing[0]}). Remove these spots first."
         )
     return points
+
+
+def check_apart(
+    coords: NDArray[np.float64], sections: NDArray[Any] | None, *, name: str = "coords", stacklevel: int = 2
+) -> None:
+    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
+    codes = np.zeros(len(coords)) if sections is None else np.unique(sections, return_inverse=True)[1]
+    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
+    if shared.max() == 1:
+        return
+    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
+    if shared.max() > MOST_AT_ONE_POSITION:
+        raise InvalidArgumentError(
+            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
+        )
+    warnings.warn(
+        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def check_k_neighbors(k_neighbors: int, n_spots: int | None = None) -> None:

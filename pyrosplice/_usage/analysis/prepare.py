@@ -30,6 +30,7 @@ from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
 from pyrosplice.spatial._graph import (
     adjacency_graph,
+    check_apart,
     check_coords,
     check_k_neighbors,
     component_labels,
@@ -40,7 +41,6 @@ from pyrosplice.spatial._sections import section_graph, wide_section_graph, with
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
-MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
@@ -354,7 +354,7 @@ def _adjacency(
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
     coords = check_coords(coords[spots], name=name)
     check_k_neighbors(model.k_neighbors, len(coords))
-    _check_apart(coords, sections, name)
+    check_apart(coords, sections, name=name, stacklevel=5)
     if sections is None:
         return knn_graph(coords, k_neighbors=model.k_neighbors, graph=model.graph)
     return section_graph(
@@ -364,23 +364,6 @@ def _adjacency(
         graph=model.graph,
         name="section_key",
         least=options.min_component_size,
-    )
-
-
-def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | None, name: str) -> None:
-    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
-    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
-    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
-    if shared.max() == 1:
-        return
-    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
-    if shared.max() > MOST_AT_ONE_POSITION:
-        raise InvalidArgumentError(
-            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
-        )
-    warnings.warn(
-        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
-        stacklevel=5,
     )
 
 
