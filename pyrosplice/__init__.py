@@ -9,6 +9,7 @@ with warnings.catch_warnings():  # in a notebook without ipywidgets its bars are
     import_module("tqdm.auto")
 
 from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._expression.spatial_genes import spatially_variable_genes
 from pyrosplice._mixture.criteria import log_likelihood_scorer
 from pyrosplice._mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice._mixture.em_estimator import GaussianMixture
@@ -37,6 +38,7 @@ __all__ = [
     "log_likelihood_scorer",
     "patient_distances",
     "selection_table",
+    "spatially_variable_genes",
     "summarize_holdout_nll",
     "validate_gmm",
 ]

@@ -80,6 +80,8 @@ class Reason(StrEnum):
     )
     FEW_SPOTS = "few_spots", "the spots or cells leave no degrees of freedom for the variance of the residuals"
 
+    FEW_COUNTS = "few_counts", "too few spots have counts of the gene to say whether they are near each other"
+
 
 OPTIMA = (Reason.CONVERGED, Reason.BOUNDARY)
 """Reasons of fits that are at an optimum with finite estimates."""

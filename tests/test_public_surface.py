@@ -30,6 +30,7 @@ ROOMS = {
         "log_likelihood_scorer",
         "patient_distances",
         "selection_table",
+        "spatially_variable_genes",
         "summarize_holdout_nll",
         "validate_gmm",
     },

@@ -27,6 +27,8 @@ from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.posterior import ExpressionDrawOptions, expression_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import LOG_2, ExpressionTest
+from pyrosplice._expression.spatial_variability import spatial_variability
+from pyrosplice._expression.spots import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.stored_fit import SavedExpression, noise_again, saved_design, saved_design_of, saved_noise
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
@@ -104,7 +106,7 @@ class ExpressionGLM(FollowedExpression, Described):
         self.estimator: Estimator | None = None
         self._fit: GlmFit | None = None
         self._quasi: QuasiFit | None = None
-        self._noise_checked = False
+        self._noise_checked, self._spots = False, Spots.of(None)
 
     def _rows(self) -> dict[str, str]:
         rows = {"noise": str(self.noise_model), "location": str(self.formula_loc), "scale": self.formula_scale}
@@ -139,7 +141,7 @@ class ExpressionGLM(FollowedExpression, Described):
             self._own, self._inputs, self._fit = None, None, self.estimator.fit
             self._mean = self.estimator.gene_means
         inputs = self._input_data()
-        self._saved_own, self._quasi, self._noise_checked = None, None, False
+        self._saved_own, self._quasi, self._noise_checked, self._spots = None, None, False, Spots.of(data)
         self._location, self._constraints = inputs.location, inputs.constraints_loc
         self.gene_names, self.coefficient_names = inputs.counts.gene_names, list(inputs.location.names)
         return self
@@ -212,24 +214,7 @@ class ExpressionGLM(FollowedExpression, Described):
             ``"glmm"`` gives donors levels of their own but one response: too little where the tested column varies
             within donors, and a warning says what to do; ``"cluster"`` allows for responses that differ.
 
-        Notes
-        -----
-        Null genes rejected at 5 / 1 / .1 %, and power at 5 % of a log fold change of 0.5 (2,000 to 4,000 genes a cell):
-
-        ==============================================  ================  ================  ================  ======
-        layout                                          wald              lrt               score             robust
-        ==============================================  ================  ================  ================  ======
-        500 against 20 cells, mean 0.2, dispersion 0.5  3.0 / 0.8 / .18   5.0 / 2.1 / .07   4.5 / 0.7 / .07   -
-        the same, other genes                           3.8 / 1.1 / .26   6.0 / 2.8 / .05   5.8 / 1.0 / .00   3.6
-        the same, dispersion 2                          2.2 / 0.8 / .05   4.7 / 1.7 / .05   4.7 / 0.7 / .05   2.6
-        200 and 200, mean 5, half of the cells zero     1.1, power .84    1.1, power .83    1.0, power .83    4.5, .96
-        200 and 200, mean 20, 70 % zero                 0.1, power .18    0.1, power .17    0.1, power .12    5.5, .79
-        60 and 60, mean 20, 70 % zero                   0.1, power .02    0.1, power .01    0.0, power .00    4.7, .34
-        200 and 200, mean 5, dispersion 0.5, no zeros   -                 -                 -                 5.1
-        ==============================================  ================  ================  ================  ======
-
-        A rank test of the last layout with zeros, :func:`pyrosplice.api.test.rank_test`: 4.6, power .09. The
-        likelihood ratio rejects at 1 % every gene of which the 20 cells have no count at all, which is 2 % of them.
+        Sizes and power of each: :mod:`pyrosplice._expression.methods`.
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
@@ -246,6 +231,23 @@ class ExpressionGLM(FollowedExpression, Described):
 
     contrast = test
 
+    def test_spatial_variability(
+        self,
+        method: str = "score",
+        *,
+        spatial_key: str = SPATIAL_KEY,
+        adj_key: str | None = None,
+        k_neighbors: int = K_NEIGHBORS,
+        section_key: str | None = None,
+    ) -> pd.DataFrame:
+        """Test every gene for variability in space beside the fitted covariates: a table by gene.
+
+        By :func:`~pyrosplice._expression.spatial_variability.spatial_variability`; the arguments are as for
+        :func:`pyrosplice.spatially_variable_genes`, but that sections have levels of their own where the formula says.
+        """
+        space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
+        return spatial_variability(self._data(), self._spots, space, method)
+
     def variance_ratio(self) -> Array:
         """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
 
@@ -258,10 +260,8 @@ class ExpressionGLM(FollowedExpression, Described):
         """Shrink fold changes of a coefficient by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
-        the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Root mean squared errors of log2
-        fold changes (1,500 genes, a fifth with normal effects, 6 and 20 samples; ``tests/benchmarks/shrinkage.py``):
-        maximum likelihood 0.86 and 0.49, ``"fitted"`` 0.49 and 0.26, ``"shrunken"`` 0.38 and 0.28, DESeq2 1.38 with its
-        normal prior 0.42 and 0.30, apeglm's method (pydeseq2 0.5) 0.37 and 0.28.
+        the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
+        :mod:`pyrosplice._expression.engine.shrink`.
         """
         check_option("dispersions", dispersions, ("fitted", "shrunken"))
         names = self._constraints.free_names

@@ -1,4 +1,22 @@
-"""The methods by which a fitted model tests a contrast, and whether its noise is right enough for them."""
+"""The methods by which a fitted model tests a contrast, and whether its noise is right enough for them.
+
+Null genes rejected at 5 / 1 / .1 %, and power at 5 % of a log fold change of 0.5 (2,000 to 4,000 genes a cell):
+
+==============================================  ================  ================  ================  ======
+layout                                          wald              lrt               score             robust
+==============================================  ================  ================  ================  ======
+500 against 20 cells, mean 0.2, dispersion 0.5  3.0 / 0.8 / .18   5.0 / 2.1 / .07   4.5 / 0.7 / .07   -
+the same, other genes                           3.8 / 1.1 / .26   6.0 / 2.8 / .05   5.8 / 1.0 / .00   3.6
+the same, dispersion 2                          2.2 / 0.8 / .05   4.7 / 1.7 / .05   4.7 / 0.7 / .05   2.6
+200 and 200, mean 5, half of the cells zero     1.1, power .84    1.1, power .83    1.0, power .83    4.5, .96
+200 and 200, mean 20, 70 % zero                 0.1, power .18    0.1, power .17    0.1, power .12    5.5, .79
+60 and 60, mean 20, 70 % zero                   0.1, power .02    0.1, power .01    0.0, power .00    4.7, .34
+200 and 200, mean 5, dispersion 0.5, no zeros   -                 -                 -                 5.1
+==============================================  ================  ================  ================  ======
+
+A rank test of the last layout with zeros, :func:`pyrosplice.api.test.rank_test`: 4.6, power .09. The
+likelihood ratio rejects at 1 % every gene of which the 20 cells have no count at all, which is 2 % of them.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,11 @@ r"""Shrunken fold changes: a Cauchy prior on one coefficient (Zhu, Ibrahim and L
 
 The heavy tails leave large, well-determined effects alone; small or noisy ones move to zero. The scale of the prior is
 estimated from all genes: the estimates are the effects, Cauchy, plus normal errors.
+
+Root mean squared errors of log2 fold changes (1,500 genes, a fifth with normal effects, 6 and 20 samples;
+``tests/benchmarks/shrinkage.py``): maximum likelihood 0.86 and 0.49, dispersions ``"fitted"`` 0.49 and 0.26,
+``"shrunken"`` 0.38 and 0.28, DESeq2 1.38 with its normal prior 0.42 and 0.30, apeglm's method (pydeseq2 0.5) 0.37 and
+0.28.
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.columns import complete_cells
 from pyrosplice.effects._effect import Effect, bind
-from pyrosplice.effects._field import Field
+from pyrosplice.effects._field import Field, Independent
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._groups import Groups, random_effects
-from pyrosplice.effects._independent import Independent
+from pyrosplice.effects._group_terms import Groups, random_effects
 from pyrosplice.errors import InvalidArgumentError, call_hint
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.likelihoods._contract import Likelihood

@@ -106,6 +106,12 @@ class GraphSums:
             ((gram @ gram) * gram).sum((-2, -1)),
         )
 
+    @classmethod
+    def of_power_sums(cls, square: Tensor, cube: Tensor, fourth: Tensor, sixth: Tensor) -> GraphSums:
+        """Sums over the entries of ``G = u u'`` for one u of sum zero, from the sums of its powers ``(...)``."""
+        mixed = (cube.square(), cube.square(), fourth * square, square**3)
+        return cls(square, fourth, sixth, square.square(), *mixed)
+
     def of(self, graph: Edges) -> Tensor:
         """The sum of one connected graph."""
         return {

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice._hypothesis.variance.permutation_law import EXACT, Residuals, exact_law, product_law
+from pyrosplice._hypothesis.variance.permutation_law import Residuals, permutation_law
 from pyrosplice._hypothesis.variance.spatial_kernel import SparseKernel, SpatialKernel
 from pyrosplice._linalg.lines import WIDTH
 from pyrosplice._optimize.newton import newton
@@ -88,11 +88,17 @@ def variance_component_test(
         )
     basis = orthonormal_columns(design, kernel.diagonal)
     per_spot = counts.shape[2] if design is None else max(counts.shape[2] ** 2, basis.shape[1])
-    size = max(1, _BLOCK // (counts.shape[1] * per_spot))
-    if isinstance(kernel, SparseKernel):  # whose products take that many columns for the price of one
-        size = WIDTH * max(1, size // WIDTH)
+    size = genes_per_block(kernel, per_spot)
     blocks = [_test_genes(block.to(torch.float64), kernel, basis) for block in counts.split(size)]
     return VarianceComponentTest(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def genes_per_block(kernel: SpatialKernel, per_spot: int) -> int:
+    """Number of genes of a block, of which ``per_spot`` numbers a spot are held at once."""
+    size = max(1, _BLOCK // (kernel.n_spots * per_spot))
+    if isinstance(kernel, SparseKernel):  # whose products take that many columns for the price of one
+        size = WIDTH * max(1, size // WIDTH)
+    return size
 
 
 def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
@@ -113,13 +119,7 @@ def orthonormal_columns(design: Tensor | None, like: Tensor) -> Tensor:
 
 def _test_genes(counts: Tensor, kernel: SpatialKernel, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     residuals, overdispersion = standardized_residuals(counts, basis)
-    small = residuals.n_covered <= EXACT
-    statistic, pvalue = torch.empty_like(overdispersion), torch.empty_like(overdispersion)
-    for genes, law in ((torch.nonzero(small).squeeze(-1), exact_law), (torch.nonzero(~small).squeeze(-1), product_law)):
-        if len(genes):
-            some = residuals if len(genes) == len(small) else residuals.take(genes)
-            statistic[genes], pvalue[genes] = law(some, kernel)
-    return statistic, pvalue, overdispersion
+    return *permutation_law(residuals, kernel), overdispersion
 
 
 def standardized_residuals(counts: Tensor, basis: Tensor) -> tuple[Residuals, Tensor]:
@@ -131,7 +131,7 @@ def standardized_residuals(counts: Tensor, basis: Tensor) -> tuple[Residuals, Te
     overdispersion = _overdispersion(residual, totals, usage)
     weight = 1 / (1 + (totals - 1).clamp_min(0.0) * overdispersion.unsqueeze(-1))
     size = weight * totals  # a, (B, N)
-    root = _inverse_root_gram(size, basis)
+    root = inverse_root_gram(size, basis)
     residual = _project(residual.mul_(weight.unsqueeze(-1)), size, usage, basis, root)
     scale = size.sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
@@ -164,7 +164,7 @@ def _overdispersion(residual: Tensor, totals: Tensor, usage: Tensor) -> Tensor:
     return torch.where(pairs > 0, excess / pairs, 0.0).clamp(0.0, _MAX_OVERDISPERSION)
 
 
-def _inverse_root_gram(size: Tensor, basis: Tensor) -> Tensor:
+def inverse_root_gram(size: Tensor, basis: Tensor) -> Tensor:
     """R ``(B, P, P)`` with ``R R' = (X'AX)⁻¹``, A = diag(a); flat directions are left out."""
     gram = torch.einsum("bn,np,nq->bpq", size, basis, basis)
     values, vectors = torch.linalg.eigh(torch.nan_to_num(gram))

@@ -1,0 +1,133 @@
+"""Which genes vary in space: the score test of a fitted model of expression, gene by gene."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.noise_models import mean_link
+from pyrosplice._expression.spots import SpotOptions, Spots
+from pyrosplice._hypothesis.fdr import adjust_pvalues
+from pyrosplice._hypothesis.test_table import TestTable
+from pyrosplice._hypothesis.variance.count_residuals import count_residuals
+from pyrosplice._hypothesis.variance.permutation_law import permutation_law
+from pyrosplice._hypothesis.variance.score_test import genes_per_block, orthonormal_columns
+from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel, spatial_kernel
+from pyrosplice._linalg.rank import collinear_columns
+from pyrosplice._optimize.convergence import FitCode
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, UnreliableWarning, check_option
+from pyrosplice.likelihoods._cell_terms import LOG_LINK_LIMIT
+from pyrosplice.reasons import Reason
+
+Array = NDArray[np.float64]
+COUNTED = 5
+"""Spots with counts that a test needs: fewer give T so few values that a null law has hardly a tail."""
+
+
+@dataclass(frozen=True)
+class SpatialScores:
+    """Standardised score and p-value, mean count and number of spots with counts of each gene, ``(G,)``."""
+
+    statistic: Array
+    pvalue: Array
+    mean: Array
+    counted: NDArray[np.int64]
+
+
+def spatial_variability(estimator: Estimator, spots: Spots | None, options: SpotOptions, method: str) -> pd.DataFrame:
+    """Test every gene of a fitted model for spatial variability beside its covariates.
+
+    Returns
+    -------
+    DataFrame
+        By gene ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``reason`` ("" or why there is no
+        p-value), ``mean`` (counts a spot) and ``coverage`` (share of spots with a count).
+    """
+    check_option("method", method, ("score",))
+    if spots is None:
+        raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
+    inputs = estimator.input_data
+    if options.section_key is not None:
+        _warn_of_sections(inputs.location.matrix, inputs.cells.levels(options.section_key, "section_key").codes)
+    scores = spatial_scores(estimator, spatial_kernel(spots.covariance(inputs.cells, options)))
+    why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, Reason.FEW_SPOTS.value).astype(object)
+    why = np.where(estimator.fit.code >= FitCode.ALL_ZERO, estimator.fit.reason, why)
+    table = TestTable(
+        labels={},
+        statistic=scores.statistic,
+        pvalue=scores.pvalue,
+        pvalue_adj=adjust_pvalues(scores.pvalue),
+        why=why,
+        more={"mean": scores.mean, "coverage": scores.counted / len(inputs.location.matrix)},
+    ).to_frame()
+    return table.set_axis(pd.Index(inputs.counts.gene_names, name="gene"))
+
+
+def spatial_scores(estimator: Estimator, kernel: SpatialKernel) -> SpatialScores:
+    """Score tests of all genes, read and tested in blocks; NaN for those without a fit and of few spots with counts.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A likelihood whose mean is no multiple of the exponential of its predictor; observation weights.
+    """
+    source, theta = estimator.source, estimator.fit.theta
+    if mean_link(source.likelihood) != "log":
+        raise InvalidArgumentError(
+            f"noise_model: the test of space is of counts with a log mean, found {source.likelihood!r}; fit 'nb' or "
+            "'poisson'."
+        )
+    if source.design.weights is not None:
+        raise InvalidArgumentError("weights: the test of space takes no observation weights.")
+    n_genes = len(theta)
+    statistic, pvalue, mean = (np.full(n_genes, np.nan) for _ in range(3))
+    counted = np.zeros(n_genes, dtype=np.int64)
+    basis = orthonormal_columns(torch.from_numpy(np.ascontiguousarray(source.design.x)), kernel.diagonal)
+    fitted = np.isfinite(theta).all(1) & (estimator.fit.code < FitCode.FAILED)
+    size = genes_per_block(kernel, max(2, basis.shape[1]))
+    for genes in np.split(np.arange(n_genes), range(size, n_genes, size)):
+        counts = source.counts.genes(genes)
+        mean[genes], counted[genes] = counts.mean(1), (counts > 0).sum(1)
+        tested = fitted[genes] & (counted[genes] >= COUNTED)
+        if tested.any():
+            moments = _null_moments(estimator, genes[tested])
+            residuals = count_residuals(torch.from_numpy(counts[tested]), *moments, basis)
+            found = permutation_law(residuals, kernel)
+            statistic[genes[tested]], pvalue[genes[tested]] = (x.numpy() for x in found)
+    return SpatialScores(statistic, pvalue, mean, counted)
+
+
+def _null_moments(estimator: Estimator, genes: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+    """Fitted mean and variance of the counts of some genes, ``(g, N)`` each."""
+    design, fit = estimator.source.design, estimator.fit
+    location, scale = fit.theta[genes, : fit.n_location], fit.theta[genes, fit.n_location :]
+    offset = design.offset if design.offset.ndim == 1 else design.offset[:, genes].T
+    eta = torch.from_numpy(location @ design.x.T + offset).clamp_max(LOG_LINK_LIMIT).unsqueeze(-1)
+    bound = estimator.source.likelihood.at_scale(torch.from_numpy(scale @ design.z.T + design.zeta_offset))
+    return bound.expected(eta).squeeze(-1), bound.variance(eta).squeeze(-1)
+
+
+def _warn_of_sections(location: Array, codes: NDArray[np.intp]) -> None:
+    """Warn where the fitted design leaves the sections' levels in what is tested."""
+    if section_columns(location, codes).shape[1]:
+        warnings.warn(
+            "section_key: the fit has no levels of the sections, so that differences between them count as spatial "
+            "variability; add the column to the formula.",
+            UnreliableWarning,
+            stacklevel=5,
+        )
+
+
+def section_columns(location: Array, codes: NDArray[np.intp]) -> Array:
+    """Indicators ``(N, S')`` of those sections whose levels the location design ``(N, P)`` does not have."""
+    sections = np.eye(codes.max() + 1)[codes][:, 1:]
+    known = location.shape[1]
+    nothing = collinear_columns(torch.from_numpy(np.concatenate([location, sections], 1)))
+    return sections[:, [k for k in range(sections.shape[1]) if known + k not in nothing]]

@@ -1,0 +1,47 @@
+r"""Residuals of counts for the score test of a spatial variance component of their log mean.
+
+With null mean :math:`\mu_i` and variance :math:`v_i` (negative binomial: :math:`\mu_i + \alpha \mu_i^2`), and an effect
+of the spots :math:`u \sim N(0, \sigma^2 K)` added to :math:`\log \mu`, the score for σ² is a quadratic form of
+
+.. math:: e_i = \frac{\mu_i}{v_i} (y_i - \mu_i), \qquad a_i = \operatorname{var} e_i = \frac{\mu_i^2}{v_i},
+
+so that what a spot of large mean adds to is bounded, by :math:`1/\alpha`, where counts are over-dispersed. As in
+:mod:`~pyrosplice._hypothesis.variance.score_test`, only pairs of different spots enter, and the covariates' effects are
+projected out: :math:`e - A X (X'AX)^{-1} X'e`. Whatever the counts' true noise, T has mean zero; its variance is taken
+from the residuals.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrosplice._hypothesis.variance.permutation_law import Residuals
+from pyrosplice._hypothesis.variance.score_test import inverse_root_gram
+
+_NOTHING = 1e-8  # share of the largest a below which a spot is not covered: a group whose mean is fitted as 0
+
+
+def count_residuals(counts: Tensor, mean: Tensor, variance: Tensor, basis: Tensor) -> Residuals:
+    """Standardised residuals ``e / √a`` of counts, given what the null model says of them.
+
+    Parameters
+    ----------
+    counts, mean, variance
+        y, μ and v, ``(B, N)``.
+    basis
+        Orthonormal covariates ``(N, P)``, as from
+        :func:`~pyrosplice._hypothesis.variance.score_test.orthonormal_columns`.
+    """
+    weight = mean / variance
+    size = weight * mean
+    seen = size > _NOTHING * size.amax(-1, keepdim=True)
+    size = torch.where(seen, size, 0.0)
+    residual = torch.where(seen, weight * (counts - mean), 0.0)
+    root = inverse_root_gram(size, basis)
+    step = root @ (root.mT @ (residual @ basis).unsqueeze(-1))
+    residual = residual - size * (basis @ step).squeeze(-1)
+    scale = size.sqrt()
+    vectors = torch.where(seen, residual / scale, 0.0)
+    loading = scale.unsqueeze(-1) * (basis @ root)
+    return Residuals(vectors.unsqueeze(-1), scale, loading, alike=False)
