@@ -1,0 +1,165 @@
+"""The estimator of expression with random effects: restricted maximum likelihood by Laplace's method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrosplice._expression.call_options import is_default
+from pyrosplice._expression.engine.basis import identity
+from pyrosplice._expression.engine.gene_fits import GlmFit
+from pyrosplice._expression.estimator import Estimator, InputData
+from pyrosplice._expression.mixed.cell_effects import CellEffects
+from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._optimize.convergence import FitCode
+from pyrosplice.effects._units import Coefficients, DesignUnits
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._arrow.covariance_law import CovarianceLaw, covariance_law
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
+from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.reasons import Reason
+
+Array = NDArray[np.float64]
+Genes = NDArray[np.intp]
+BLOCK_BYTES = 2**28  # counts of genes that are read together
+OF_THE_GLM = {
+    "init_a": "AUTO",
+    "init_b": "AUTO",
+    "quick_scale": False,
+    "batch_size": None,
+    "device": "cpu",
+    "training_strategy": "AUTO",
+    "train_args": None,
+    "weights": None,
+}
+
+
+class MixedEstimator(Estimator):
+    """Estimates of every gene with random effects of groups, in space, or of single cells.
+
+    Coefficients and their covariance are those of the restricted likelihood; ``log_likelihood`` is that. Predictors
+    and means of ``model`` are those of the fixed effects and size factors alone.
+
+    Attributes
+    ----------
+    effects : CellEffects
+        The random effects.
+    mixed : EffectsFit
+        The engine's result.
+    """
+
+    def __init__(self, input_data: InputData, *, dtype: str = "float64") -> None:
+        super().__init__(input_data, dtype=dtype)
+        effects = input_data.effects
+        if effects is None:
+            raise AssertionError("a GLM has an estimator of its own")
+        self.effects: CellEffects = effects
+        self._mixed: EffectsFit | None = None
+        self._maximum: EffectsFit | None = None
+
+    def _rows(self) -> dict[str, str]:
+        rows = super()._rows()
+        return {**{k: rows[k] for k in ("data", "noise", "location")}, "effects": str(self.effects), "fit": rows["fit"]}
+
+    def train(self, **options: Any) -> None:
+        """Fit every gene; there is one way to, which takes no options."""
+        if options:
+            raise InvalidArgumentError(f"training_strategy: a fit with random effects takes none, found {options}.")
+        self._mixed = self._fitted(restricted=True)
+        self._fit = glm_fit_of_effects(self._mixed, self.input_data)
+        self.lls.append(float(np.nansum(self._fit.log_likelihood)))
+
+    @property
+    def mixed(self) -> EffectsFit:
+        """The engine's result."""
+        _ = self.fit
+        assert self._mixed is not None
+        return self._mixed
+
+    @property
+    def maximum(self) -> EffectsFit:
+        """Maximum likelihood estimates, which ratio tests of coefficients compare; fitted when asked for."""
+        if self._maximum is None:
+            self._maximum = self._fitted(restricted=False)
+        return self._maximum
+
+    def problem(self, genes: Genes) -> EffectsProblem:
+        """What the engine fits of some genes."""
+        design = self.source.design
+        offset = design.offset if design.offset.ndim == 1 else design.offset[:, genes].T
+        return self.effects.problem(self.input_data.counts.genes(genes), design.x, offset, self.input_data.likelihood)
+
+    def blocks(self) -> Iterator[Genes]:
+        """Genes that are read together."""
+        n_cells, n_genes = self.input_data.counts.shape
+        size = int(np.clip(BLOCK_BYTES // (8 * n_cells), 1, n_genes))
+        return (np.arange(start, min(start + size, n_genes)) for start in range(0, n_genes, size))
+
+    def _fitted(self, *, restricted: bool) -> EffectsFit:
+        blocks = list(self.blocks())
+        return joined_fits([fit_effects(self.problem(genes), restricted=restricted) for genes in blocks], blocks)
+
+    @cached_property
+    def units(self) -> DesignUnits:
+        """What the units of contrasts of the free coefficients are."""
+        inputs = self.input_data
+        names, location = inputs.constraints_loc.free_names, inputs.location
+        terms = dict(zip(location.names, location.terms, strict=True))
+        coefficients = Coefficients(
+            self.source.design.x, names, [terms.get(name, name) for name in names], _numeric(inputs)
+        )
+        return DesignUnits(coefficients, self.effects.groups, "cells")
+
+    @cached_property
+    def law(self) -> UnitLaw:
+        """Laws of contrasts of the free coefficients."""
+        laws = [covariance_law(self.problem(genes), self.mixed.take_rows(genes)) for genes in self.blocks()]
+        return UnitLaw(CovarianceLaw.joined(laws), self.units)
+
+
+def _numeric(inputs: InputData) -> list[str]:
+    """Columns of the design that are covariates of cells, not levels."""
+    numeric = set(inputs.location.numeric)
+    pairs = zip(inputs.location.names, inputs.location.variables, strict=True)
+    return [name for name, variables in pairs if variables and variables <= numeric]
+
+
+def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:
+    """The estimates as tests and tables of a GLM take them: restricted, given the random effects' variances."""
+    g = len(mixed.reason)
+    location, covariance = mixed.coefficients[:, :, 0].numpy(), mixed.covariance.numpy()
+    p, likelihood = location.shape[1], inputs.likelihood
+    scale = np.full((g, 1), held_scale(likelihood) or 0.0)
+    for values in mixed.hyper.values():
+        scale = likelihood.scale_sign * np.log(values.numpy())
+    known = np.isfinite(covariance).all((1, 2))
+    fisher = np.full((g, p, p), np.nan)
+    fisher[known] = np.linalg.inv(covariance[known])
+    information = np.zeros((g, p + 1, p + 1))
+    information[:, :p, :p], information[:, p, p] = fisher, np.nan
+    codes = np.array([FitCode.of(Reason(word)) for word in mixed.reason], dtype=np.int64)
+    return GlmFit(
+        theta=np.concatenate([location, np.where(np.isnan(location[:, :1]), np.nan, scale)], 1),
+        log_likelihood=mixed.log_likelihood.numpy(),
+        code=codes,
+        n_iter=mixed.n_iter.numpy(),
+        gradient=np.zeros((g, p + 1)) + mixed.gradient_norm.numpy()[:, None],
+        inner_information=information,
+        inner_fisher=fisher,
+        basis=identity(p + 1),
+        reach=np.abs(inputs.design().x).max(0),
+    )
+
+
+def refuse_of_the_glm(options: Mapping[str, Any]) -> None:
+    """Raise for options of the GLM's search, which a fit with random effects does not make."""
+    for name, value in options.items():
+        if name in OF_THE_GLM and not is_default(value, OF_THE_GLM[name]):
+            raise InvalidArgumentError(f"{name}: a fit with random effects has none, found {value!r}; leave it out.")
