@@ -8,7 +8,8 @@ a support are a score and an information of b, the inner effects being eliminate
 .. math::
     g_u = C_u' r^*, \qquad M_u = C_u' W^* C_u, \qquad W^* = (W^{-1} + \Sigma)^{-1}
 
-with Σ the inner effects' covariance. Shapes: b genes, U supports, w Q = ``width``, I inner parameters, H hyper-parameters.
+with Σ the inner effects' covariance. Shapes: b genes, U supports, w Q = ``width``, I inner parameters, H
+hyper-parameters.
 Derivatives of Laplace's value are by the adjoint: with h_i the covariance of η_i, the *tilt* is
 :math:`t_i = -\tfrac12 \partial \operatorname{tr}(h_i W_i) / \partial \eta_i`, λ solves the whole Newton system for the
 right-hand side J't, and

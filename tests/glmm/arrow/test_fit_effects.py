@@ -8,8 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._arrow.fit import EffectsOptions, fit_effects
-from pyrosplice.likelihoods import NegativeBinomial, Normal
+from pyrosplice.glmm._arrow.fitting import EffectsOptions, fit_effects
 from pyrosplice.likelihoods import Likelihood
 from tests.glmm.arrow.dense_laplace import block, dense_value, design_of, random_problem
 
@@ -113,7 +112,9 @@ def test_merged_rows_are_their_cells():
     merged = replace(
         whole,
         design=whole.design[:, :2],
-        groups=tuple(replace(g, columns=g.columns[:, :1], basis=g.basis[:1, :1, :1], parameters=("sd",)) for g in whole.groups),
+        groups=tuple(
+            replace(g, columns=g.columns[:, :1], basis=g.basis[:1, :1, :1], parameters=("sd",)) for g in whole.groups
+        ),
     )
     spread = np.zeros((3, 150, 1)) + 1e-300 * np.arange(3)[:, None, None]  # an offset of each gene: nothing merges
     one = fit_effects(merged, options=TIGHT)
