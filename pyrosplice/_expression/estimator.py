@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,16 +13,15 @@ from numpy.typing import NDArray
 
 from pyrosplice._devices import as_device
 from pyrosplice._expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, is_default, known_options
-from pyrosplice._expression.constraints import Constraints
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
-from pyrosplice._expression.engine.row_source import Design, RowSource
-from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.engine.row_source import RowSource
+from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
-from pyrosplice._tables.cells import Cells, as_numbers
+from pyrosplice._tables.cells import as_numbers
 from pyrosplice._tables.names import by_name, places_of
 from pyrosplice.errors import (
     InvalidArgumentError,
@@ -34,7 +32,6 @@ from pyrosplice.errors import (
     check_switches,
 )
 from pyrosplice.likelihoods._cell_counts import CellCounts
-from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import describe_reasons
 
 Array = NDArray[np.float64]
@@ -42,58 +39,6 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {"AUTO": [{}], "DEFAULT": [{}], "Q
 INIT = {"auto": "closed_form", "closed_form": "closed_form", "standard": "standard", "all_zero": "all_zero"}
 TRAIN_OPTIONS = ("train_loc", "train_scale", "max_iter", "tol")
 TRAIN_ALIASES = {"maxiter": "max_iter", "max_steps": "max_iter", "train_mu": "train_loc", "train_r": "train_scale"}
-
-
-@dataclass(frozen=True)
-class InputData:
-    """What a model is fitted to.
-
-    Attributes
-    ----------
-    counts
-        Counts, read in blocks.
-    location, scale
-        Designs with all columns.
-    constraints_loc, constraints_scale
-        How the full coefficients follow from the free ones.
-    size_factors : (N,) or None
-        Size factors as given.
-    offset : (N,) or (N, G)
-        What they, and gene-wise offsets, add to the location predictor.
-    weights
-        Observation weights, or None.
-    cells
-        The cells with their table; ``cells.used`` says which of the data were fitted where some were left out.
-    """
-
-    counts: CountMatrix
-    location: DesignMatrix
-    scale: DesignMatrix
-    constraints_loc: Constraints
-    constraints_scale: Constraints
-    size_factors: Array | None
-    offset: Array
-    weights: Array | None
-    cells: Cells
-    likelihood: Likelihood
-
-    @property
-    def sample_description(self) -> pd.DataFrame | None:
-        """The sample table of the cells that are fitted, in their order."""
-        return self.cells.table
-
-    def design(self) -> Design:
-        """The design of the free coefficients."""
-        c, s = self.constraints_loc, self.constraints_scale
-        fixed = self.location.matrix @ c.shift
-        offset = self.offset + (fixed if self.offset.ndim == 1 else fixed[:, None])
-        return Design(
-            self.location.matrix @ c.matrix,
-            self.scale.matrix @ s.matrix,
-            offset,
-            self.scale.matrix @ s.shift,
-            self.weights,
-        )
 
 
 class Estimator(Described):

@@ -17,8 +17,9 @@ from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.call_options import defaults_of, is_default
 from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.gene_fits import GlmFit
-from pyrosplice._expression.estimator import Estimator, InputData
+from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.expression_model import ExpressionModel
+from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.noise_models import held_scale, likelihood_of
 from pyrosplice._modes import works_in_any_mode
@@ -45,7 +46,7 @@ OF_THE_ENGINE = {"train_args": None} | {
     if name in ("init_a", "init_b", "batch_size", "training_strategy", "quick_scale", "dtype", "device", "weights")
 }
 
-OF_THE_DATA = {*defaults_of(expression_fit.prepare)} - {"weights"}
+OF_THE_DATA = {*defaults_of(prepare)} - {"weights"}
 
 
 class ExpressionPoints:
@@ -133,7 +134,7 @@ class FollowedExpression:
         before = self._inputs
         try:
             rest = {option: value for option, value in options.items() if option in OF_THE_DATA}
-            self._inputs = inputs = expression_fit.prepare(**settings, **rest)
+            self._inputs = inputs = prepare(**settings, **rest)
             program, name = self.model, name_of(self.model if self._given is None else self._given)
             counts = torch.from_numpy(inputs.counts.genes(np.arange(inputs.counts.shape[1])).astype(np.float64))
             known = ExpressionModel(**model_arguments(inputs))

@@ -22,7 +22,8 @@ from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
-from pyrosplice._expression.estimator import Estimator, InputData
+from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.statistics import likelihood_ratio, wald_chi2, wald_z
@@ -241,7 +242,7 @@ def score(
     """
     fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
-    full = expression_fit.prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
+    full = prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
         raise InvalidArgumentError("constraints_loc: the score test takes no constraints; use test.wald or test.lrt.")
     tested = tested_columns(full.location, factor_loc_totest, coef_to_test)

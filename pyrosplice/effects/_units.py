@@ -127,7 +127,7 @@ class DesignUnits:
         InvalidArgumentError
             No more units than coefficients that are compared with them.
         """
-        units = self._of(contrast)
+        units = self.describe(contrast)
         if units.df < 1:
             raise InvalidArgumentError(
                 f"{self._subject(contrast)}: expected more units than coefficients, found {units.n_units} "
@@ -158,12 +158,13 @@ class DesignUnits:
 
     def table(self) -> pd.DataFrame:
         """One row a coefficient: ``coefficient``, ``unit``, ``n_units``, ``df``, between–within, 0 for none."""
-        every = [self._of(row) for row in np.eye(len(self.coefficients.names))]
+        every = [self.describe(row) for row in np.eye(len(self.coefficients.names))]
         columns = [list(self.coefficients.names), [u.unit for u in every], [u.n_units for u in every]]
         parts = dict(zip(("coefficient", "unit", "n_units"), columns, strict=True))
         return pd.DataFrame({**parts, "df": [max(u.df, 0.0) for u in every]})
 
-    def _of(self, contrast: Array) -> ContrastUnits:
+    def describe(self, contrast: Array) -> ContrastUnits:
+        """Units of w'β, also where their degrees of freedom are none."""
         weights = np.asarray(contrast, dtype=np.float64)
         n_coefficients = len(self.coefficients.names)
         if weights.shape != (n_coefficients,) or not np.isfinite(weights).all() or not weights.any():

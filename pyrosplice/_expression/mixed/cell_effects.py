@@ -109,7 +109,7 @@ class EffectsRequest:
         given += [] if space is None else [space]
         fields = [one for one in given if isinstance(one, Field)]
         if len(fields) > 1 or sum(isinstance(one, Independent) for one in given) > 1:
-            raise InvalidArgumentError(f"effects: expected one field and one effect of every cell at most, found {given}.")
+            raise InvalidArgumentError(f"effects: expected one field and one effect of every cell at most: {given}.")
         for name, value, default in (("spatial_key", spatial_key, SPATIAL_KEY), ("section_key", section_key, None)):
             if not fields and value != default:
                 raise InvalidArgumentError(

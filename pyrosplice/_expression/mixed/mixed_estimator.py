@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyrosplice._expression.call_options import is_default
 from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.gene_fits import GlmFit
-from pyrosplice._expression.estimator import Estimator, InputData
+from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.effects._units import Coefficients, DesignUnits
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._arrow.covariance_law import CovarianceLaw, covariance_law
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.glmm._arrow.satterthwaite import CovarianceSlopes, covariance_slopes
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -120,8 +121,12 @@ class MixedEstimator(Estimator):
     @cached_property
     def law(self) -> UnitLaw:
         """Laws of contrasts of the free coefficients."""
-        laws = [covariance_law(self.problem(genes), self.mixed.take_rows(genes)) for genes in self.blocks()]
-        return UnitLaw(CovarianceLaw.joined(laws), self.units)
+        parts = [
+            covariance_slopes(self.problem(genes), self.mixed.take(torch.from_numpy(genes))) for genes in self.blocks()
+        ]
+        names = ("covariance", "slopes", "parameter_covariance")
+        whole = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return UnitLaw(CovarianceSlopes(*whole), self.units)
 
 
 def _numeric(inputs: InputData) -> list[str]:
@@ -163,3 +168,10 @@ def refuse_of_the_glm(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in OF_THE_GLM and not is_default(value, OF_THE_GLM[name]):
             raise InvalidArgumentError(f"{name}: a fit with random effects has none, found {value!r}; leave it out.")
+
+
+def mixed_estimator(inputs: InputData, *, dtype: str) -> MixedEstimator:
+    """Fit every gene with its random effects."""
+    estimator = MixedEstimator(inputs, dtype=dtype)
+    estimator.train()
+    return estimator
