@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
@@ -22,9 +21,15 @@ from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
+from pyrosplice._expression.mixed import effect_tables
+from pyrosplice._expression.mixed.cell_effects import EffectsRequest
+from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._expression.mixed.spatial_null import spatial_variability_beside
+from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
-from pyrosplice._expression.posterior import ExpressionDrawOptions, expression_posterior
+from pyrosplice._expression.posterior import posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import LOG_2, ExpressionTest
 from pyrosplice._expression.spatial_variability import spatial_variability
@@ -39,15 +44,18 @@ from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.names import text_names
+from pyrosplice.effects._effect import Effect
+from pyrosplice.effects._field import Field, Independent
+from pyrosplice.effects._reference_df import DfRule
+from pyrosplice.effects._units import DesignUnits
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
 from pyrosplice.guides._own_model import Program, check_model, takes
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.posterior._nuts import NutsOptions
-from pyrosplice.priors._named import Priors
 from pyrosplice.reasons import Reason, describe_reasons
 
 Array = NDArray[np.float64]
-OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model")
+OF_EFFECTS = ("effects", "space", "spatial_key", "section_key")
+OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model", *OF_EFFECTS)
 SETTINGS = ("formula_loc", "formula_scale", *OF_THE_MODEL)
 
 
@@ -61,6 +69,8 @@ class ExpressionGLM(FollowedExpression, Described):
         As for :func:`pyrosplice.api.fit.model`.
     likelihood
         Another name of ``noise_model``, as in the estimators of usage; ``"nb"`` where neither is given.
+    effects, space, spatial_key, section_key
+        Random effects beside the random terms of the formula, as for :func:`pyrosplice.api.fit.model`.
     model
         A Pyro model of your own in the place of :class:`~pyrosplice._expression.expression_model.ExpressionModel`: a
         class with its constructor, or a function of ``counts`` ``(G, N)`` and those of ``location``, ``scale``,
@@ -96,8 +106,15 @@ class ExpressionGLM(FollowedExpression, Described):
         noise_model: str | Likelihood | None = None,
         likelihood: str | Likelihood | None = None,
         model: Program | None = None,
+        effects: Sequence[Effect | Field | Independent] = (),
+        space: Field | None = None,
+        spatial_key: str = SPATIAL_KEY,
+        section_key: str | None = None,
     ) -> None:
         check_model(model)
+        EffectsRequest.of(effects, space, spatial_key, section_key)
+        self.effects, self.space = effects, space
+        self.spatial_key, self.section_key = spatial_key, section_key
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
         self.as_numeric = text_names(as_numeric, "as_numeric")
@@ -107,6 +124,7 @@ class ExpressionGLM(FollowedExpression, Described):
         self._fit: GlmFit | None = None
         self._quasi: QuasiFit | None = None
         self._noise_checked, self._spots = False, Spots.of(None)
+        self._law: UnitLaw | None = None
 
     def _rows(self) -> dict[str, str]:
         rows = {"noise": str(self.noise_model), "location": str(self.formula_loc), "scale": self.formula_scale}
@@ -164,7 +182,24 @@ class ExpressionGLM(FollowedExpression, Described):
             )
         if self.estimator is None:
             raise NotReadyError("This needs the data: call fit (a loaded model has none).")
+        if self.estimator.input_data.effects is not None:
+            raise RefusedModelError(
+                "This is worked out for models without random effects, and the fit has "
+                f"{self.estimator.input_data.effects}. It has tests, summary(), variance_components(), "
+                "random_effects() and units()."
+            )
         return self.estimator
+
+    def _mixed_estimator(self) -> MixedEstimator:
+        return effect_tables.require_effects(self.estimator)
+
+    def _law_of_units(self) -> UnitLaw | None:
+        """Laws of contrasts beside random effects; None of a model without."""
+        return self._law if self.estimator is None else self.estimator.law
+
+    def _units(self) -> DesignUnits:
+        law = self._law_of_units()
+        return self._mixed_estimator().units if law is None else law.units
 
     def cond(self, **levels: Any) -> Array:
         """Design row ``(P,)`` of a cell with these levels: other factors at their first level, other numbers at 0.
@@ -188,6 +223,7 @@ class ExpressionGLM(FollowedExpression, Described):
         coefficient: str | Sequence[str] | None = None,
         method: str = "wald",
         donors: Any = None,
+        df: DfRule | float | None = None,
     ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
@@ -218,6 +254,15 @@ class ExpressionGLM(FollowedExpression, Described):
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
+        law = self._law_of_units()
+        if law is not None:
+            if donors is not None:
+                raise InvalidArgumentError("donors: they are in the formula of this fit, as random effects; leave out.")
+            given = None if self.estimator is None else self._mixed_estimator()
+            mixed = MixedResults(self.results, self._constraints, law, self.gene_names, self._mean, given)
+            return mixed.test(rows, method, "clip" if df is None else df)
+        if df is not None:
+            raise InvalidArgumentError(f"df: the fit has no random effects, whose levels could be units, found {df!r}.")
         needs_donors = method in ("cluster", "glmm")
         if needs_donors != (donors is not None):
             raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
@@ -246,7 +291,12 @@ class ExpressionGLM(FollowedExpression, Described):
         :func:`pyrosplice.spatially_variable_genes`, but that sections have levels of their own where the formula says.
         """
         space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
-        return spatial_variability(self._data(), self._spots, space, method)
+        if self._law_of_units() is None:
+            return spatial_variability(self._data(), self._spots, space, method)
+        estimator = self._mixed_estimator()
+        asked = space != SpotOptions() or estimator.effects.field is None
+        covariance = self._spots.covariance(estimator.input_data.cells, space) if asked and self._spots else None
+        return spatial_variability_beside(estimator, covariance, method)
 
     def variance_ratio(self) -> Array:
         """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
@@ -298,56 +348,10 @@ class ExpressionGLM(FollowedExpression, Described):
         """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    def posterior(  # noqa: PLR0913 (a documented interface)
-        self,
-        *,
-        num_samples: int = 1000,
-        method: str = "laplace",
-        priors: Priors = None,
-        genes: str | Sequence[str | int] | None = None,
-        groups: Sequence[str] | None = None,
-        seed: int = 0,
-        nuts_options: NutsOptions | None = None,
-        max_memory: str | float | None = None,
-    ) -> xr.DataTree:
-        """Draw from the posterior: an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
-
-        The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-        posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``,
-        the gene's hyper-parameter, if any. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
-
-        Parameters
-        ----------
-        num_samples
-            Draws a gene (and chain); NUTS makes four at least.
-        method
-            ``"laplace"``: a Gaussian of location and scale together at the mode. ``"importance"``: these draws,
-            resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.
-        priors
-            Pyro distributions of each free coefficient: ``location`` and ``scale``;
-            :func:`pyrosplice._expression.posterior.weak_priors` for those not given, and for ``"weak"``.
-        genes
-            Names or positions of the genes to draw from; all by default.
-        groups
-            Optional groups to make (:mod:`pyrosplice.posterior._tree`); all by default. Those with an entry a cell are
-            large: draws × genes × cells.
-        seed, nuts_options
-            The seed of all that is random; options of ``method="nuts"``.
-        max_memory
-            What the draws may take, as ``"4 GB"`` or bytes (half of the machine's memory by default); logged before.
-
-        Raises
-        ------
-        InvalidArgumentError
-            More memory needed than allowed; options that do not exist; observation weights; a gene whose posterior has
-            no Gaussian curvature.
-        NotReadyError
-            Before ``fit``, or of a loaded model.
-        """
-        draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
-        kept: dict[str, Any] = {"genes": genes, "groups": groups}
-        asked = ExpressionDrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
-        return expression_posterior(self._data(), asked)
+    posterior = posterior
+    variance_components = effect_tables.variance_components
+    random_effects = effect_tables.random_effects
+    units = effect_tables.units
 
     def summary(self) -> pd.DataFrame:
         """Tabulate estimates (``effect``, natural log), standard errors and why not: one row a gene and coefficient.

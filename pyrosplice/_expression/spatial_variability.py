@@ -56,7 +56,12 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     inputs = estimator.input_data
     if options.section_key is not None:
         _warn_of_sections(inputs.location.matrix, inputs.cells.levels(options.section_key, "section_key").codes)
-    scores = spatial_scores(estimator, spatial_kernel(spots.covariance(inputs.cells, options)))
+    return score_table(estimator, spatial_scores(estimator, spatial_kernel(spots.covariance(inputs.cells, options))))
+
+
+def score_table(estimator: Estimator, scores: SpatialScores) -> pd.DataFrame:
+    """Tabulate the tests of all genes."""
+    inputs = estimator.input_data
     why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, Reason.FEW_SPOTS.value).astype(object)
     why = np.where(estimator.fit.code >= FitCode.ALL_ZERO, estimator.fit.reason, why)
     table = TestTable(

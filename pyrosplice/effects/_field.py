@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.columns import is_numeric, numbers, one_column
 from pyrosplice._tables.labels import read_labels
 from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.spatial._covariance import SpatialCovariance
 from pyrosplice.spatial._graph import Graph, check_coords, check_k_neighbors, knn_graph, warn_if_disconnected
 from pyrosplice.spatial._sections import section_graph, warn_if_shared
 from pyrosplice.spatial.car import CarCovariance, check_rho
 
-K_NEIGHBORS, RHO, GRAPH = 4, 0.99, "mutual"  # as SplisosmGLMM's: the documented model
+K_NEIGHBORS, RHO, GRAPH = 6, 0.99, "union"  # hexagons have six; the union leaves no spot without neighbours
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Field:
 
     k_neighbors: int = K_NEIGHBORS
     rho: float = RHO
-    graph: Graph = "mutual"
+    graph: Graph = GRAPH
     covariance: object | None = None
     by: str | None = None
 
@@ -122,24 +123,34 @@ class Field:
         k, graph = self.k_neighbors, self.graph
         return section_graph(points, sections, k_neighbors=k, graph=graph, name=names[1], least=least)
 
-    def solver(self, coords: object, sections: object = None, *, device: torch.device | str = "cpu") -> SpatialSolver:
-        """What engines need of the field at these spots.
+    def covariance_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> SpatialCovariance:
+        """Covariance of the field at these spots.
 
         Parameters
         ----------
         coords
-            Positions ``(N, D)``; of a field with a covariance of its own, None will do.
+            Positions ``(N, D)``; not read of a field with a covariance of its own.
         sections
             Section of each spot, N labels; a given covariance is taken as it is.
-        device
-            Where fits run.
+        stacklevel
+            Of warnings of spots at one position, and of graphs in pieces.
         """
-        if self.covariance is None:
-            adjacency = self.adjacency(coords, sections, stacklevel=3)
-            n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
-            warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=3)
-            return solver_for(CarCovariance(adjacency, rho=self.rho), device=device)
-        solver = solver_for(self.covariance, device=device)
+        if self.covariance is not None:
+            return cast(SpatialCovariance, self.covariance)
+        adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
+        n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
+        warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=stacklevel + 1)
+        return CarCovariance(adjacency, rho=self.rho)
+
+    def solver(self, coords: object, sections: object = None, *, device: torch.device | str = "cpu") -> SpatialSolver:
+        """What engines need of the field at these spots; arguments as for :meth:`covariance_at`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A covariance of another number of spots.
+        """
+        solver = solver_for(self.covariance_at(coords, sections, stacklevel=3), device=device)
         expected = None if coords is None else len(check_coords(coords))
         if expected is not None and solver.n_spots != expected:
             raise InvalidArgumentError(f"covariance: expected that of {expected} spots, found one of {solver.n_spots}.")

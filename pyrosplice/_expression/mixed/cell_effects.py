@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice._expression.spots import SPATIAL_KEY, Spots
+from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.columns import complete_cells
@@ -22,6 +23,7 @@ from pyrosplice.effects._group_terms import Groups, random_effects
 from pyrosplice.errors import InvalidArgumentError, call_hint
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
 
@@ -36,14 +38,17 @@ class CellEffects:
         As they were asked for, those of the formula first.
     groups
         Effects of groups.
+    field
+        The field's covariance; None for no field.
     space, space_by
-        The field's covariance and what multiplies it; None for none.
+        The same as the engine takes it, and what multiplies the field.
     noise
         Whether every cell has an effect of its own.
     """
 
     given: tuple[Effect | Field | Independent, ...]
     groups: tuple[GroupBlock, ...]
+    field: SpatialCovariance | None = None
     space: SpatialSolver | None = None
     space_by: Array | None = None
     noise: bool = False
@@ -156,5 +161,11 @@ class EffectsRequest:
             if spots is None:
                 raise InvalidArgumentError("space: a field needs an AnnData with the positions of its cells in obsm.")
             positions = spots.points(cells, self.spatial_key)
-        space = field.solver(positions, sections)
-        return CellEffects(self.effects, groups, space, field.multiplier(table), noise)
+        covariance = field.covariance_at(positions, sections, stacklevel=6)
+        space = solver_for(covariance)
+        if space.n_spots != cells.n_used:
+            raise InvalidArgumentError(
+                f"space: expected a covariance of {cells.n_used} cells, those that are fitted, found one of "
+                f"{space.n_spots}."
+            )
+        return CellEffects(self.effects, groups, covariance, space, field.multiplier(table), noise)

@@ -119,7 +119,7 @@ class MixedEstimator(Estimator):
         return DesignUnits(coefficients, self.effects.groups, "cells")
 
     @cached_property
-    def law(self) -> UnitLaw:
+    def law(self) -> UnitLaw:  # type: ignore[override]  # a GLM's is None
         """Laws of contrasts of the free coefficients."""
         parts = [
             covariance_slopes(self.problem(genes), self.mixed.take(torch.from_numpy(genes))) for genes in self.blocks()

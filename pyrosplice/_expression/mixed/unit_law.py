@@ -32,6 +32,8 @@ class UnitLaw:
         found = [self.units.of(row) if df in ("clip", "between-within") else self.units.describe(row) for row in rows]
         for words in dict.fromkeys(filter(None, (self.units.warning(row) for row in rows))):
             warnings.warn(words, UserWarning, stacklevel=stacklevel)
-        curvature = self.covariance.joint_degrees(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))).numpy()
+        curvature = self.covariance.joint_degrees(
+            torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
+        ).numpy()
         least = min(units.df for units in found)
         return RobustCovariance(self.covariance.covariance, degrees_of_freedom(curvature, least, df)), found

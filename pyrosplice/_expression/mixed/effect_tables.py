@@ -1,0 +1,138 @@
+"""Tables of random effects: variances of every gene, effects of every level, and the units of coefficients."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice.effects._units import DesignUnits
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, listed
+from pyrosplice.reasons import Reason
+
+
+class WithEffects(Protocol):
+    """A fitted model of expression."""
+
+    def _mixed_estimator(self) -> MixedEstimator: ...
+
+    def _units(self) -> DesignUnits: ...
+
+
+def variance_components(self: WithEffects) -> pd.DataFrame:
+    """Tabulate how much random effects vary, a row a gene and standard deviation or correlation.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``effect`` (a term of the formula, ``"space"`` or ``"cell"``), ``parameter`` (``"sd(1)"``,
+        ``"correlation(1, age)"``), ``estimate`` on the scale of the predictor (natural log) and ``reason``, "" or why
+        there is none. Zero where the data show no variance.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``fit``, of a loaded model, or without random effects.
+    """
+    estimator = self._mixed_estimator()
+    mixed, genes = estimator.mixed, estimator.input_data.counts.gene_names
+    rows: list[tuple[str, str, np.ndarray]] = []
+    for e, block in enumerate(estimator.effects.groups):
+        covariance = mixed.effect_covariance(e).numpy()
+        sd = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
+        rows += [(block.name, f"sd({name})", sd[:, k]) for k, name in enumerate(block.column_names)]
+        if (block.basis.sum(0) != np.diag(np.diag(block.basis.sum(0)))).any():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                correlation = covariance / (sd[:, :, None] * sd[:, None])
+            for k, first in enumerate(block.column_names):
+                for j, second in enumerate(block.column_names[:k]):
+                    rows.append((block.name, f"correlation({second}, {first})", correlation[:, k, j]))
+    named = {"space": "space", "noise": "cell"}
+    rows += [(named[name], "sd", mixed.sds[:, k].numpy()) for k, name in enumerate(mixed.inner)]
+    table = TestTable(
+        labels={
+            "gene": np.repeat(genes, len(rows)),
+            "effect": np.tile([name for name, _, _ in rows], len(genes)),
+            "parameter": np.tile([parameter for _, parameter, _ in rows], len(genes)),
+        },
+        why=np.repeat("", len(rows) * len(genes)),
+        more={"estimate": np.stack([values for *_, values in rows], 1).ravel()},
+    ).to_frame()
+    why = np.repeat(unless_ended(mixed.reason, Reason.BOUNDARY.value), len(rows))  # of an sd of zero: no correlation
+    return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
+
+
+def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
+    """Tabulate the effects of every level of a grouping factor, a row a gene, level and column.
+
+    Parameters
+    ----------
+    effect
+        A random term as the formula writes it, ``"1 | donor"``, or its grouping factor where that has one term; may be
+        left out where there is one.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``level``, ``column``, ``effect`` (mode of the effect, natural log), ``se`` (its posterior standard
+        deviation, given the variances) and ``reason``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another name, or none of several.
+    """
+    estimator = self._mixed_estimator()
+    blocks = estimator.effects.groups
+    names = [block.name for block in blocks]
+    asked = None if effect is None else effect.strip().removeprefix("(").removesuffix(")").strip()
+    found = [k for k, name in enumerate(names) if asked in (None, name, name.rpartition("|")[2].strip())]
+    if len(found) != 1:
+        raise InvalidArgumentError(f"effect: expected one of {listed(names, near=str(effect))}, found {effect!r}.")
+    block, mixed, genes = blocks[found[0]], estimator.mixed, estimator.input_data.counts.gene_names
+    mode, sd = (values[found[0]][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
+    d, q = mode.shape[1:]
+    return TestTable(
+        labels={
+            "gene": np.repeat(genes, d * q),
+            "level": np.tile(np.repeat(block.level_names, q), len(genes)),
+            "column": np.tile(block.column_names, len(genes) * d),
+        },
+        effect=mode.ravel(),
+        se=sd.ravel(),
+        why=np.repeat(unless_ended(mixed.reason, Reason.NOT_IDENTIFIED.value), d * q),
+    ).to_frame()
+
+
+def units(self: WithEffects) -> pd.DataFrame:
+    """Say what the units of each coefficient are: cells, or the groups that it is compared between.
+
+    Returns
+    -------
+    DataFrame
+        ``coefficient``, ``unit``, ``n_units`` and ``df``, between–within degrees of freedom.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``fit``, or without random effects.
+    """
+    return self._units().table()
+
+
+def require_effects(estimator: object) -> MixedEstimator:
+    """The estimator of a fit with random effects.
+
+    Raises
+    ------
+    NotReadyError
+        There is none, or it has none.
+    """
+    if not isinstance(estimator, MixedEstimator):
+        raise NotReadyError(
+            "This is of random effects and needs the data: call fit with a formula such as '~ condition + (1 | donor)'."
+        )
+    return estimator

@@ -1,0 +1,114 @@
+"""Whether genes vary in space beside random effects of groups: the score test of their levels' GLM, and the ratio."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from pyrosplice._expression.constraints import no_constraints
+from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._expression.spatial_variability import score_table, spatial_scores
+from pyrosplice._hypothesis.fdr import adjust_pvalues
+from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
+from pyrosplice._linalg.rank import collinear_columns
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
+from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.reasons import Reason
+from pyrosplice.spatial._covariance import SpatialCovariance
+
+Array = NDArray[np.float64]
+SPACE_METHODS = ("score", "llr")
+
+
+def spatial_variability_beside(
+    estimator: MixedEstimator, covariance: SpatialCovariance | None, method: str
+) -> pd.DataFrame:
+    """Test every gene for variability in space beside random effects.
+
+    ``"score"``: every level of a random effect has a coefficient of its own, so that nothing of it is left in what is
+    tested (:mod:`pyrosplice._expression.spatial_variability`). ``"llr"``: twice the gain in restricted log likelihood
+    by the fit's field, under the equal mixture of zero and χ² with one degree of freedom.
+
+    Parameters
+    ----------
+    estimator
+        The fit.
+    covariance
+        Whose neighbours count, for a fit without a field.
+    method
+        ``"score"`` or ``"llr"``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A field beside one that was fitted; no field for the ratio; levels that leave nothing to test.
+    """
+    check_option("method", method, SPACE_METHODS)
+    own = estimator.effects.field
+    if own is not None and covariance is not None:
+        raise InvalidArgumentError("spatial_key: the fit has a field, whose neighbours are tested; leave options out.")
+    if estimator.effects.space_by is not None and method == "score":
+        raise InvalidArgumentError("method: the field multiplies a covariate, which method='llr' tests.")
+    if method == "llr":
+        return _ratio_table(estimator)
+    field = own if covariance is None else covariance
+    if field is None:
+        raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
+    null = _with_levels(estimator)
+    return score_table(null, spatial_scores(null, spatial_kernel(field)))
+
+
+def _with_levels(estimator: MixedEstimator) -> Estimator:
+    """The GLM in which every level of every random effect of groups has coefficients."""
+    inputs, design = estimator.input_data, estimator.source.design
+    columns = np.concatenate([design.x, *(_indicators(block) for block in estimator.effects.groups)], 1)
+    dependent = collinear_columns(torch.from_numpy(columns))
+    kept = columns[:, [k for k in range(columns.shape[1]) if k not in dependent]]
+    if kept.shape[1] >= len(kept) // 2:
+        raise InvalidArgumentError(
+            f"method: the random effects have {kept.shape[1]} levels for {len(kept)} cells, which leaves too little."
+        )
+    names = [f"column {k + 1}" for k in range(kept.shape[1])]
+    location, offset = DesignMatrix(kept, names), design.offset
+    glm = Estimator(
+        replace(inputs, location=location, constraints_loc=no_constraints(names), offset=offset, effects=None)
+    )
+    glm.train()
+    return glm
+
+
+def _indicators(block: GroupBlock) -> Array:
+    """Columns of an effect, one set for each level, ``(N, D q)``."""
+    levels = np.eye(len(block.level_names) + 1)[block.levels][:, :-1]
+    return np.einsum("nd,nq->ndq", levels, block.columns).reshape(len(levels), -1)
+
+
+def _ratio_table(estimator: MixedEstimator) -> pd.DataFrame:
+    if estimator.effects.space is None:
+        raise InvalidArgumentError(
+            "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
+        )
+    problems = (estimator.problem(genes) for genes in estimator.blocks())
+    nulls = [fit_effects(replace(problem, space=None, space_by=None)) for problem in problems]
+    reduced = np.concatenate([null.log_likelihood.numpy() for null in nulls])
+    full, inputs = estimator.mixed, estimator.input_data
+    statistic = np.maximum(2 * (full.log_likelihood.numpy() - reduced), 0.0)
+    pvalue = np.where(statistic > 0, 0.5 * stats.chi2.sf(statistic, 1), 1.0)
+    pvalue[np.isnan(statistic)] = np.nan
+    table = TestTable(
+        labels={},
+        statistic=statistic,
+        pvalue=pvalue,
+        pvalue_adj=adjust_pvalues(pvalue),
+        why=unless_ended(full.reason, Reason.NOT_FINITE.value),
+    ).to_frame()
+    return table.set_axis(pd.Index(inputs.counts.gene_names, name="gene"))
