@@ -24,7 +24,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.glmm._arrow.satterthwaite import CovarianceSlopes, covariance_slopes
+from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw, covariance_law
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -122,11 +122,11 @@ class MixedEstimator(Estimator):
     def law(self) -> UnitLaw:  # type: ignore[override]  # a GLM's is None
         """Laws of contrasts of the free coefficients."""
         parts = [
-            covariance_slopes(self.problem(genes), self.mixed.take(torch.from_numpy(genes))) for genes in self.blocks()
+            covariance_law(self.problem(genes), self.mixed.take(torch.from_numpy(genes))) for genes in self.blocks()
         ]
         names = ("covariance", "slopes", "parameter_covariance")
-        whole = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-        return UnitLaw(CovarianceSlopes(*whole), self.units)
+        whole = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return UnitLaw(CovarianceLaw(*whole), self.units)
 
 
 def _numeric(inputs: InputData) -> list[str]:

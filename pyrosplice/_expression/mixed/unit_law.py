@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice.effects._reference_df import DfRule, degrees_of_freedom
 from pyrosplice.effects._units import ContrastUnits, DesignUnits
-from pyrosplice.glmm._arrow.satterthwaite import CovarianceSlopes
+from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw
 
 Array = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 class UnitLaw:
     """Covariances of the free coefficients, how well they are known, and what the units of contrasts are."""
 
-    covariance: CovarianceSlopes
+    covariance: CovarianceLaw
     units: DesignUnits
 
     def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[RobustCovariance, list[ContrastUnits]]:
@@ -32,8 +32,6 @@ class UnitLaw:
         found = [self.units.of(row) if df in ("clip", "between-within") else self.units.describe(row) for row in rows]
         for words in dict.fromkeys(filter(None, (self.units.warning(row) for row in rows))):
             warnings.warn(words, UserWarning, stacklevel=stacklevel)
-        curvature = self.covariance.joint_degrees(
-            torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
-        ).numpy()
+        curvature = self.covariance.df(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))).numpy()
         least = min(units.df for units in found)
-        return RobustCovariance(self.covariance.covariance, degrees_of_freedom(curvature, least, df)), found
+        return RobustCovariance(self.covariance.covariance.numpy(), degrees_of_freedom(curvature, least, df)), found

@@ -101,13 +101,15 @@ def _score(estimator: MixedEstimator, free: Array) -> tuple[Array, NDArray[np.ob
     kept, parts, reasons = scipy.linalg.null_space(free), [], []
     for genes, null in zip(estimator.blocks(), _null_fits(estimator, free, restricted=True), strict=True):
         coefficients = torch.einsum("fp,gpq->gfq", torch.from_numpy(kept), null.coefficients)
-        score, covariance = (x.numpy() for x in coefficient_score(estimator.problem(genes), null, coefficients))
+        parts_of_null = null.parameters, null.sds, null.hyper
+        found = coefficient_score(estimator.problem(genes), coefficients, *parts_of_null)
+        score, covariance = (values.numpy() for values in found)
         step = np.einsum("gpq,gq->gp", covariance, score) @ free.T
         variance = free @ covariance @ free.T
         good = np.isfinite(step).all(1) & np.isfinite(variance).all((1, 2))
-        found = np.full(len(genes), np.nan)
-        found[good] = (step[good] * np.linalg.solve(variance[good], step[good][..., None])[..., 0]).sum(1)
-        parts.append(found)
+        statistic = np.full(len(genes), np.nan)
+        statistic[good] = (step[good] * np.linalg.solve(variance[good], step[good][..., None])[..., 0]).sum(1)
+        parts.append(statistic)
         reasons.append(null.reason)
     ended = _worse(np.concatenate(reasons))
     return np.where(ended == "", np.concatenate(parts), np.nan), ended
