@@ -26,6 +26,7 @@ from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
 METHODS = ("wald", "lrt", "score")
+NEAREST = 1e-6  # how near a score statistic may come to its bound, which it passes where counts are far from normal
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,37 @@ class MixedResults:
             raise NotReadyError(f"method {method!r} needs the counts, which a loaded model has not; call fit.")
         if np.abs(rows @ self.constraints.shift).any():
             raise InvalidArgumentError(f"contrast: method {method!r} takes no coefficient bound to a constant.")
-        kind = _ratio if method == "lrt" else _score
-        statistic, ended = kind(self.estimator, free)
-        pvalue = stats.f.sf(statistic / len(rows), len(rows), robust.df)
+        if method == "lrt":
+            statistic, ended = _ratio(self.estimator, free)
+            pvalue = ratio_tail(statistic, len(rows), robust.df, robust.df + fewest.n_units - fewest.df)
+        else:
+            statistic, ended = _score(self.estimator, free)
+            pvalue = score_tail(statistic, len(rows), robust.df)
         return with_statistic(wald, statistic, pvalue, otherwise=ended)
+
+
+def ratio_tail(statistic: Array, k: int, df: Array, n_units: Array) -> Array:
+    r"""P-values (G,) of likelihood ratios of k coefficients, by the F that they are in the balanced normal model.
+
+    There :math:`LR = n \log(1 + k F / \nu)` exactly, with n units and ν degrees of freedom; χ² for infinite ν.
+    """
+    known = np.isfinite(df)
+    with np.errstate(over="ignore", invalid="ignore"):
+        f = np.expm1(statistic / n_units) * df / k
+        return np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+
+
+def score_tail(statistic: Array, k: int, df: Array) -> Array:
+    r"""P-values (G,) of score statistics of k coefficients at restricted null fits, by the F that they are there.
+
+    In the balanced normal model :math:`S = (\nu + k) k F / (\nu + k F)`, which is below ν + k; χ² for infinite ν.
+    """
+    known = np.isfinite(df)
+    most = (np.where(known, df, 1.0) + k) * (1 - NEAREST)
+    own = np.where(known, np.minimum(statistic, most), 0.0)
+    f = own / (most / (1 - NEAREST) - own) * np.where(known, df, 1.0) / k
+    pvalue = np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+    return np.where(np.isnan(statistic), np.nan, pvalue)
 
 
 def _null_fits(estimator: MixedEstimator, free: Array, *, restricted: bool) -> list[EffectsFit]:
