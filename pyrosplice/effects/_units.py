@@ -9,13 +9,15 @@ are its units. All of this depends on what X and the effects span, not on how th
 Between–within degrees of freedom are those of analysis of variance (Pinheiro and Bates 2000, Mixed-Effects Models in S
 and S-PLUS, 2.4.2): groups less those of the factor that they are nested in, less the coefficients that the factor
 carries and that one does not. For a slope it is the number of groups that know about it less the coefficients that it
-is explained by.
+is explained by. Where a contrast varies within some groups and between the others, only the former count, as in
+nlme, which is on the safe side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,21 @@ from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 ESTIMABLE = 1e-6  # part of a contrast outside of what data tell, below which it is rounding
+
+
+class NamedDesign(Protocol):
+    """What is asked of the design of a formula: columns, their names, terms and variables, and which are numbers."""
+
+    @property
+    def matrix(self) -> Array: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def terms(self) -> list[str]: ...
+    @property
+    def variables(self) -> list[frozenset[str]]: ...
+    @property
+    def numeric(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,16 @@ class Coefficients:
     names: Sequence[str]
     terms: Sequence[str] = ()
     numeric: Collection[str] = ()
+
+    @classmethod
+    def of(cls, design: NamedDesign) -> Coefficients:
+        """The columns of a formula."""
+        covariates = [
+            name
+            for name, used in zip(design.names, design.variables, strict=True)
+            if used and used <= set(design.numeric)
+        ]
+        return cls(design.matrix, design.names, design.terms, covariates)
 
     @property
     def scale(self) -> Array:
@@ -96,7 +123,7 @@ class _Stratum:
         return np.ones((len(self.levels), int(self.intercept)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class DesignUnits:
     """Units of every contrast of a design beside some effects of groups.
 
@@ -132,7 +159,8 @@ class DesignUnits:
             raise InvalidArgumentError(
                 f"{self._subject(contrast)}: expected more units than coefficients, found {units.n_units} "
                 f"({units.unit}), whose differences the model's coefficients and effects explain all. Take "
-                "covariates out of the formula, or test it where there are more."
+                "covariates out of the formula, or test it where there are more; if it varies within few groups only, "
+                "leave a part of these out, so that it varies within none."
             )
         return units
 

@@ -34,7 +34,7 @@ def test_one_design_for_many_genes():
 
 @pytest.mark.parametrize("df", ["kenward-roger", 0, -1.0, True, None, np.nan])
 def test_other_rules_are_refused(df):
-    with pytest.raises(InvalidArgumentError, match="^df: expected"):
+    with pytest.raises(InvalidArgumentError, match=r"^df: expected"):
         degrees_of_freedom([3.0], [3.0], df)
 
 

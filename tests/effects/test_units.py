@@ -16,8 +16,7 @@ from pyrosplice.errors import InvalidArgumentError
 def units_of(formula: str, table: pd.DataFrame) -> DesignUnits:
     rest, effects = random_effects(formula, table, "formula")
     design = read_formula(rest, table, "formula")
-    numeric = [n for n, used in zip(design.names, design.variables, strict=True) if used and used <= {*design.numeric}]
-    return DesignUnits(Coefficients(design.matrix, design.names, design.terms, numeric), bind(effects, table))
+    return DesignUnits(Coefficients.of(design), bind(effects, table))
 
 
 def described(formula: str, table: pd.DataFrame) -> dict[str, tuple[str, int, float]]:
@@ -38,7 +37,7 @@ def donors(n: int, cells: int = 8, seed: int = 0) -> pd.DataFrame:
 
 
 @given(st.integers(3, 8), st.integers(2, 5))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_between_within_and_nested_designs(half, quarter):
     n, table = 2 * half, donors(2 * half, 4 * quarter)
     cells = ("cells", len(table))
@@ -106,7 +105,7 @@ RANDOM = ["(1 | donor)", "(condition | donor)", "(0 + condition | donor)", "(1 |
 @given(
     st.sampled_from(CODINGS), st.sampled_from(RANDOM), st.integers(0, 99), st.floats(-1e4, 1e4), st.floats(0.01, 1e3)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_units_depend_neither_on_coding_nor_on_order_nor_on_the_unit_of_a_covariate(coding, random, seed, shift, scale):
     table = donors(8)
     expected = units_of(f"~ condition + score + {random}", table).of(np.array([0.0, 1.0, 0.0]))
@@ -185,3 +184,24 @@ def test_without_effects_observations_are_the_units():
     table = donors(4)
     found = describe_units(Coefficients(np.ones((len(table), 1)), ["Intercept"]), (), observations="spots")
     assert found.to_dict("list") == {"coefficient": ["Intercept"], "unit": ["spots"], "n_units": [32], "df": [31.0]}
+
+
+# nlme 3.1.162, denDF of anova(lme(y ~ ..., random = ~ 1 | ..., data = t)), t being this table with any y; its intercept
+# is counted with the observations and is left out
+NLME = {
+    "~ treated*condition + donor_age + score + (1 | donor/sample)": [5, 6, 5, 223, 6],
+    "~ treated + score + (1 | donor)": [6, 231],
+    "~ condition + score + (1 | batch/donor)": [214, 214],
+}
+
+
+@pytest.mark.parametrize("formula", sorted(NLME))
+def test_degrees_of_freedom_of_unbalanced_designs_are_nlme_s(formula):
+    rng = np.random.default_rng(3)
+    parts = [rng.choice(list(levels), 240) for levels in ("abcdefgh", "pqr", "xy", "uvw")]
+    table = pd.DataFrame(dict(zip(("donor", "batch", "condition", "stage"), parts, strict=True)))
+    table["age"], table["score"] = rng.uniform(1, 80, 240), rng.normal(size=240)
+    table["sample"] = table["donor"] + table["condition"]
+    table["treated"] = np.where(table["donor"] < "e", "no", "yes")
+    table["donor_age"] = table["donor"].map(dict(zip("abcdefgh", rng.normal(40, 9, 8), strict=True)))
+    assert [df for name, (_, _, df) in described(formula, table).items() if name != "Intercept"] == NLME[formula]

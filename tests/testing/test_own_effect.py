@@ -92,5 +92,5 @@ def test_matrices_that_say_the_same_of_the_covariance_are_found():
 
 
 def test_anything_else_is_no_effect():
-    with pytest.raises(AssertionError, match="subclass of pyrosplice.effects.Effect"):
+    with pytest.raises(AssertionError, match="expected an object of a subclass"):
         check_effect("donor", TABLE)
