@@ -4,9 +4,9 @@
     python -m tests.studies.sv_expression power [--genes 400] [--only field] [--seed 0]
 
 Every gene is a draw of its own; sizes of the spots are one draw a cell, given to the fit. Size: null genes of every
-mean, noise and spread of sizes; columns have the share of p-values below each level, over all that have one. Power: patterns of
-log means beside rivals on the same counts (sv_rivals.py), "none" first, which shows who is calibrated. Tables go to
-tests/studies/results/sv_expression_size.csv and _power.csv.
+mean, noise and spread of sizes; columns have the share of p-values below each level, over all that have one. Power:
+patterns of log means beside rivals on the same counts (sv_rivals.py), "none" first, which shows who is calibrated.
+Tables go to tests/studies/results/sv_expression_size.csv and _power.csv.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.studies.sv_score import LEVELS
 Array = NDArray[np.float64]
 MEANS = (0.05, 0.3, 2.0, 20.0)
 NOISES = ("poisson", "nb 10", "nb 1", "nb 0.3", "zeros", "lognormal")
+FEW = 5  # counts of a gene, on average, at which so few genes have a p-value that more are drawn
 KEY = ["layout", "mean", "noise", "spread", "with"]
 
 
@@ -111,11 +112,12 @@ def size_table(n_genes: int, only: str, salt: int, at: str) -> None:
         if only not in " ".join(map(str, cell)):
             continue
         seed = zlib.crc32(f"{cell} {salt}".encode()) % 2**31
-        pvalue = null_pvalues(cell, n_genes, seed)
+        drawn = n_genes if cell.mean * len(places_of(cell.layout)) > FEW else 8 * n_genes
+        pvalue = null_pvalues(cell, drawn, seed)
         pvalue = pvalue[np.isfinite(pvalue)]
         row = dict(zip(KEY, cell, strict=True)) | {"with": cell.extra or "-", "tested": len(pvalue)}
         row |= {f"size {level:g}": (pvalue < level).mean() if len(pvalue) else np.nan for level in LEVELS}
-        save_row("sv_expression_size", row | {"genes": n_genes, "seed": seed, "commit": at}, KEY)
+        save_row("sv_expression_size", row | {"genes": drawn, "seed": seed, "commit": at}, KEY)
         print(row, flush=True)
 
 
