@@ -25,10 +25,15 @@ from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, UnreliableWarning, check_option
 from pyrosplice.likelihoods._cell_terms import LOG_LINK_LIMIT
 from pyrosplice.reasons import Reason
+from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
 COUNTED = 5
 """Spots with counts that a test needs: fewer give T so few values that a null law has hardly a tail."""
+DAMPING = 0.01
+"""Damping of the kernel. Power at 5 % of .1, .01 and 0 (mean 2; effects as in tests/studies/sv_expression.py, at 1,024
+spots .45 of these): 256 spots, fields .42, .40, .39, hot-spots .55, .50, .48, gradients .95, .97, .97; 1,024 spots,
+fields .23, .24, .24, domains .59, .69, .68, hot-spots .52, .55, .55, gradients .76, .90, .92."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     inputs = estimator.input_data
     if options.section_key is not None:
         _warn_of_sections(inputs.location.matrix, inputs.cells.levels(options.section_key, "section_key").codes)
-    return score_table(estimator, spatial_scores(estimator, spatial_kernel(spots.covariance(inputs.cells, options))))
+    return spatial_table(estimator, spots.covariance(inputs.cells, options))
 
 
-def score_table(estimator: Estimator, scores: SpatialScores) -> pd.DataFrame:
-    """Tabulate the tests of all genes."""
+def spatial_table(estimator: Estimator, covariance: SpatialCovariance) -> pd.DataFrame:
+    """Tabulate the tests of all genes with the kernel of a covariance of the spots."""
     inputs = estimator.input_data
+    scores = spatial_scores(estimator, spatial_kernel(covariance, damping=DAMPING))
     why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, Reason.FEW_SPOTS.value).astype(object)
     why = np.where(estimator.fit.code >= FitCode.ALL_ZERO, estimator.fit.reason, why)
     table = TestTable(

@@ -14,10 +14,9 @@ from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.spatial_variability import score_table, spatial_scores
+from pyrosplice._expression.spatial_variability import spatial_table
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
-from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice._linalg.rank import collinear_columns
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
@@ -63,8 +62,7 @@ def spatial_variability_beside(
     field = own if covariance is None else covariance
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
-    null = _with_levels(estimator)
-    return score_table(null, spatial_scores(null, spatial_kernel(field)))
+    return spatial_table(_with_levels(estimator), field)
 
 
 def _with_levels(estimator: MixedEstimator) -> Estimator:

@@ -13,8 +13,8 @@ covered spots all permutations are looked at instead. Covariates take up degrees
 are permuted (Q takes their part out): u is scaled by :math:`\sqrt{(m - 1)/(m - P)}`.
 
 Counts of few molecules at unequal sizes have residuals of one variance, but not of one law: where :math:`\mu_i` is
-small u is rare and large, :math:`\mu_i^{-1/2}`, and carries little of T. Mean powers of u over all spots then say more of
-these spots than of those that T is made of (12 counts in 256 spots, sizes log-normal of sd 1.5: 10 % rejected at 5 %).
+small u is rare and large, :math:`\mu_i^{-1/2}`, and carries little of T. Mean powers of u over all spots then say more
+of these spots than of those that make T (12 counts in 256 spots, sizes log-normal of sd 1.5: 10 % rejected at 5 %).
 With ``alike=False`` spots count by what they carry, :math:`\sum_i e_i^k / \sum_i a_i^{k/2}` in the place of
 :math:`\sum_i u_i^k / m`: the same where all a are equal, and 4 to 5 % there (tests/studies/sv_expression.py).
 """
