@@ -18,7 +18,6 @@ from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_start
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.fit_inputs import InputData
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
@@ -67,8 +66,6 @@ class Estimator(Described):
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """
-
-    law: UnitLaw | None = None  # of contrasts beside random effects
 
     def __init__(  # noqa: PLR0913 (a documented interface)
         self,

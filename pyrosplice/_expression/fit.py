@@ -179,7 +179,13 @@ def model(  # noqa: PLR0913 (a documented interface)
         missing=missing,
         effects=EffectsRequest.of(effects, space, spatial_key, section_key),
     )
-    how = {"init_a": init_a, "init_b": init_b, "quick_scale": quick_scale, "batch_size": batch_size, "device": device}
+    how: dict[str, Any] = {
+        "init_a": init_a,
+        "init_b": init_b,
+        "quick_scale": quick_scale,
+        "batch_size": batch_size,
+        "device": device,
+    }
     if inputs.effects is not None:
         refuse_of_the_glm({**how, "training_strategy": training_strategy, "train_args": train_args or None})
         return mixed_estimator(inputs, dtype=dtype)
