@@ -20,7 +20,7 @@ from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator, InputData
 from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice._expression.formula_design import DesignMatrix
-from pyrosplice._expression.noise_models import held_scale, likelihood_of
+from pyrosplice._expression.noise_models import held_scale, likelihood_of, mean_link
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
@@ -124,6 +124,12 @@ class FollowedExpression:
         if self.estimator is None:
             raise NotReadyError("This needs the data: call fit (a loaded model has none).")
         return self.estimator.input_data
+
+    @property
+    def _link(self) -> str | None:
+        """How means follow from the predictor; None of a model of one's own, which says for itself."""
+        own = self._own is not None or self._saved_own is not None
+        return None if own else mean_link(likelihood_of(self.noise_model))
 
     def _has_own(self) -> bool:
         return self._given is not None or "model" in overridden(type(self))[1]

@@ -17,10 +17,17 @@ from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._tables.formula_files import check_plain, pack, unpack
 from pyrosplice._tables.formula_grammar import is_plain
 from pyrosplice.errors import ModelFileError
+from pyrosplice.guides._own_model import takes
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._prior_tables import likelihood_from_json, likelihood_to_json
 
 FORMULAS = ("formula_loc", "formula_scale")
+SETTINGS = (*FORMULAS, "as_numeric", "constraints_loc", "constraints_scale", "noise_model")
+
+
+def file_arguments(kind: type) -> set[str]:
+    """Constructor arguments that a file holds, or that ``load`` takes; a class may be without the last two."""
+    return {*SETTINGS, *(name for name in ("model", "likelihood") if takes(kind, name))}
 
 
 @dataclass(frozen=True)

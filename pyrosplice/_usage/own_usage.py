@@ -22,6 +22,7 @@ from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.guides._agreement import difference_from, overridden, random_values
 from pyrosplice.guides._own_fit import OwnFit, endless, same_numbers
 from pyrosplice.guides._own_model import Program, have_shapes, ignores, latent_values, refuse_ignored
+from pyrosplice.likelihoods._by_autograd import refuse_wrong_forms
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._sites import complete_priors, is_flat
 from pyrosplice.reasons import Reason
@@ -37,6 +38,8 @@ class UsageEstimator(Protocol):
 
     n_genes: int
     device: torch.device
+    likelihood: Likelihood
+    counts: Tensor
 
     @property
     def model(self) -> Program:
@@ -230,7 +233,11 @@ def require_fittable(estimator: UsageEstimator) -> None:
 
 
 def require_followed(estimator: UsageEstimator) -> None:
-    """Raise where a subclass has an objective or a predictor of its own, which no fit would follow."""
+    """Raise where a subclass has an objective or a predictor of its own, which no fit would follow.
+
+    And where a likelihood of one's own has closed forms that a fit should not follow.
+    """
+    refuse_wrong_forms(estimator.likelihood, estimator.counts)
     shipped, names = overridden(type(estimator))
     for name in sorted({"forward", "linear_predictor"} & {*names}):
         other = estimator.clone()
