@@ -58,7 +58,7 @@ class UsageAnalysis:
     results: Results = field(default_factory=dict)
 
     def twin(self) -> UsageAnalysis:
-        """The same with results of its own: what is tested of one is not the other's."""
+        """Copy with results of its own: what is tested of one is not the other's."""
         results = {test: dict(found) for test, found in self.results.items()}
         return replace(self, test_fits=dict(self.test_fits), results=results)
 
