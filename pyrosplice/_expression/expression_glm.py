@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
+from pyrosplice._expression import stored_fit
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
 from pyrosplice._expression.engine.dispersion import cox_reid
@@ -30,16 +31,10 @@ from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.posterior import posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
-from pyrosplice._expression.results import LOG_2, ExpressionTest
+from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.spots import SPATIAL_KEY, Spots
-from pyrosplice._expression.stored_fit import (
-    SavedExpression,
-    saved_design,
-    saved_design_of,
-    saved_noise,
-    settings_again,
-)
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
+from pyrosplice._expression.thresholds import unit_of
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.older import expression_2
@@ -50,14 +45,11 @@ from pyrosplice._tables.names import text_names
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
-from pyrosplice.guides._own_model import Program, check_model, takes
+from pyrosplice.guides._own_model import Program, check_model
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason, describe_reasons
 
 Array = NDArray[np.float64]
-OF_EFFECTS = ("effects", "space", "spatial_key", "section_key")
-OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model", *OF_EFFECTS)
-SETTINGS = ("formula_loc", "formula_scale", *OF_THE_MODEL)
 
 
 @works_in_any_mode
@@ -139,17 +131,16 @@ class ExpressionGLM(FollowedExpression, Described):
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
         ended = describe_reasons(self._fit.reason) + ("; loaded, without the counts" if self.estimator is None else "")
-        coefficients = ", ".join(self.coefficient_names)
-        data = f"{cells}{len(self.gene_names)} genes"
-        return {"data": data, **rows, "coefficients": coefficients, "fit": ended}
+        rows |= {"coefficients": ", ".join(self.coefficient_names), "fit": ended}
+        return {"data": f"{cells}{len(self.gene_names)} genes", **rows}
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
         """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
         """
-        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(OF_THE_MODEL))
-        settings = {name: getattr(self, name) for name in SETTINGS}
+        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(stored_fit.SETTINGS))
+        settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
         followed = self._follow({"data": data, **settings}, options) if self._has_own() else None
         if followed is not None:
             self._own, self._inputs = followed
@@ -265,13 +256,16 @@ class ExpressionGLM(FollowedExpression, Described):
             given = None if self.estimator is None else self._mixed_estimator()
             law = self._mixed_record().unit_law
             mixed = MixedResults(self.results, self._constraints, law, self.gene_names, self._mean, given)
-            return mixed.test(rows, method, "clip" if df is None else df)
+            found = mixed.test(rows, method, "clip" if df is None else df)
+            found.link = self._link
+            return found
         if df is not None:
             raise InvalidArgumentError(f"df: the fit has no random effects, whose levels could be units, found {df!r}.")
         needs_donors = method in ("cluster", "glmm")
         if needs_donors != (donors is not None):
             raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
         wald = contrast_test(self.results, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean)
+        wald.link = self._link
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
             warn_of_noise(self.estimator, stacklevel=4)
@@ -292,7 +286,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Shrink fold changes of a coefficient by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
+        """Shrink a coefficient by a Cauchy prior: ``effect`` and ``se``, posterior mode and SD (log₂ of a fold change).
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
@@ -309,10 +303,9 @@ class ExpressionGLM(FollowedExpression, Described):
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        mle = self.results.theta[:, k] / LOG_2
-        labels, more = {"gene": self.gene_names}, {"effect_mle": mle, "prior_scale": scale}
-        why = unless_ended(fit.reason, Reason.NOT_FINITE.value)
-        return TestTable(labels=labels, effect=mode / LOG_2, se=sd / LOG_2, why=why, more=more).to_frame()
+        unit, why = unit_of(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
+        labels, more = {"gene": self.gene_names}, {"effect_mle": self.results.theta[:, k] / unit, "prior_scale": scale}
+        return TestTable(labels=labels, effect=mode / unit, se=sd / unit, why=why, more=more).to_frame()
 
     def adjusted_dispersion(self) -> Array:
         """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
@@ -352,16 +345,14 @@ class ExpressionGLM(FollowedExpression, Described):
         A formula that is more than names, numbers, operators and known functions is left out: the loaded model cannot
         make designs of new cells, and says so.
         """
-        fit = self.results
-        settings = {name: getattr(self, name) for name in SETTINGS} | {"noise_model": saved_noise(self.noise_model)}
+        settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
+        settings["noise_model"] = stored_fit.saved_noise(self.noise_model)
         settings |= saved_effects(self.effects, self.space)
-        check_arguments(type(self), {*settings, *(name for name in ("model", "likelihood") if takes(type(self), name))})
-        design, settings = saved_design(self._location, settings)
-        genes = list(self.gene_names)
+        check_arguments(type(self), stored_fit.file_arguments(type(self)))
+        design, settings = stored_fit.saved_design(self._location, settings)
         mixed = self._mixed_record() if self._has_effects() else None
-        parts = (self._constraints, design, genes, self._mean, self._saved_sites(), mixed)
-        saved = SavedExpression(settings, fit, *parts)
-        Archive.of(type(self).__name__, saved, part="about").save(path)
+        parts = self.results, self._constraints, design, list(self.gene_names), self._mean, self._saved_sites(), mixed
+        Archive.of(type(self).__name__, stored_fit.SavedExpression(settings, *parts), part="about").save(path)
 
     @classmethod
     def load(
@@ -386,12 +377,12 @@ class ExpressionGLM(FollowedExpression, Described):
             or ``likelihood``.
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
+        check_arguments(cls, stored_fit.file_arguments(cls))
         with damage_named(repr(os.fspath(path))):
-            saved = archive.to(SavedExpression)
-            own: dict[str, Any] = {} if model is None else {"model": model}
-            name = repr(os.fspath(path))
-            settings = settings_again(saved, SETTINGS, (likelihood, effects), name)
-            glm, design = cls(**(settings | own)), saved_design_of(saved)
+            saved, name = archive.to(stored_fit.SavedExpression), repr(os.fspath(path))
+            settings = stored_fit.settings_again(saved, cls, (likelihood, effects), name)
+            settings |= {} if model is None else {"model": model}
+            glm, design = cls(**settings), stored_fit.saved_design_of(saved)
             glm._take_saved(saved.own, name)
         glm._fit, glm._constraints, glm._location, glm._record = saved.fit, saved.constraints, design, saved.mixed
         glm.gene_names = np.asarray(saved.genes, dtype=object)

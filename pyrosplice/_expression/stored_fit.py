@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pyrosplice._expression.constraints import Constraints
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
 from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, restored
 from pyrosplice._expression.own_expression import SavedSites
 from pyrosplice._expression.spots import SPATIAL_KEY
@@ -21,10 +22,18 @@ from pyrosplice._tables.formula_files import check_plain, pack, unpack
 from pyrosplice._tables.formula_grammar import is_plain
 from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import ModelFileError
+from pyrosplice.guides._own_model import takes
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._prior_tables import likelihood_from_json, likelihood_to_json
 
 FORMULAS = ("formula_loc", "formula_scale")
+SETTINGS = (*FORMULAS, "as_numeric", "constraints_loc", "constraints_scale", "noise_model", *OF_EFFECTS)
+
+
+def file_arguments(kind: type) -> set[str]:
+    """Constructor arguments that a file holds, or that ``load`` takes; a class may be without newer ones."""
+    optional = ("model", "likelihood", *OF_EFFECTS)
+    return {*SETTINGS} - {*OF_EFFECTS} | {name for name in optional if takes(kind, name)}
 
 
 @dataclass(frozen=True)
@@ -98,28 +107,24 @@ def noise_again(saved: Any, given: Likelihood | None, path: str) -> str | Likeli
 
 
 def settings_again(
-    saved: SavedExpression, names: Sequence[str], given: tuple[Likelihood | None, Sequence[GivenEffect]], path: str
+    saved: SavedExpression, kind: type, given: tuple[Likelihood | None, Sequence[GivenEffect]], path: str
 ) -> dict[str, Any]:
-    """Arguments of the constructor, ``names`` of them; likelihood and effects of one's own are the ``given``.
+    """Arguments of the constructor of a class; likelihood and effects of one's own are the ``given``.
 
     Raises
     ------
     ModelFileError
         Arguments that are missing or unknown, or of one's own and not given; parts of different sizes.
     """
-    before: dict[str, Any] = {
-        "effects": [],
-        "space": None,
-        "spatial_key": SPATIAL_KEY,
-        "section_key": None,
-    }  # of older files
-    stored = before | saved.settings
-    check_keys(stored, names, "settings")
+    older: dict[str, Any] = {"effects": [], "space": None, "spatial_key": SPATIAL_KEY, "section_key": None}
+    stored = older | saved.settings
+    check_keys(stored, SETTINGS, "settings")
     if saved.mixed is not None:
         saved.mixed.check(saved.genes)
     effects = [restored(one, given[1], path) for one in stored["effects"]]
     noise, space = noise_again(stored["noise_model"], given[0], path), restored(stored["space"], given[1], path)
-    return stored | {"noise_model": noise, "effects": effects, "space": space}
+    settings = stored | {"noise_model": noise, "effects": effects, "space": space}
+    return {name: value for name, value in settings.items() if name not in OF_EFFECTS or takes(kind, name)}
 
 
 def saved_design(design: DesignMatrix, settings: dict[str, Any]) -> tuple[SavedDesign, dict[str, Any]]:

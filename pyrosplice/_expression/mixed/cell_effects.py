@@ -26,6 +26,7 @@ from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
+OF_EFFECTS = ("effects", "space", "spatial_key", "section_key")  # arguments that make an :class:`EffectsRequest`
 
 
 @dataclass(frozen=True)
