@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression.results import Array, ExpressionTest, documented_columns, frame_of
-from pyrosplice._expression.thresholds import LOG, clean_log10, log_of, rows_within, unit_of
+from pyrosplice._expression.thresholds import LOG, clean_log10, log_of, log_unit, rows_within
 from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._representation import FDR, Described
@@ -217,7 +217,9 @@ class ExpressionTests(Described):
     def _smallest(self, places: Sequence[tuple[int, ...]], names: list[str], given: dict[str, Any]) -> pd.DataFrame:
         at = tuple(np.array(index) for index in zip(*places, strict=True))
         p, q, lfc = self.pval[at], self.qval[at], self.log2_fold_change()[at]
-        effect = self._array({key: test.effect for key, test in self.tests.items()}, 0.0, -1.0)[at] / unit_of(self.link)
+        effect = self._array({key: test.effect for key, test in self.tests.items()}, 0.0, -1.0)[at] / log_unit(
+            self.link
+        )
         best, genes = np.argmin(np.where(np.isnan(p), np.inf, p), axis=0), np.arange(p.shape[1])
         found = {"pvalue": p[best, genes], "pvalue_adj": q[best, genes], "effect": effect[best, genes]}
         tests = {tuple(sorted(self._place(key))): test for key, test in self.tests.items()}

@@ -17,8 +17,8 @@ from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
 from pyrosplice._expression.engine.row_source import RowSource
-from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.cells import as_numbers

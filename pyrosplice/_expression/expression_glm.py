@@ -29,12 +29,12 @@ from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, 
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
-from pyrosplice._expression.posterior import posterior
+from pyrosplice._expression.places import SPATIAL_KEY, Spots
+from pyrosplice._expression.posterior import draw_from_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import ExpressionTest
-from pyrosplice._expression.spots import SPATIAL_KEY, Spots
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
-from pyrosplice._expression.thresholds import unit_of
+from pyrosplice._expression.thresholds import log_unit
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.older import expression_2
@@ -275,7 +275,7 @@ class ExpressionGLM(FollowedExpression, Described):
 
     contrast = test
 
-    test_spatial_variability = spatial_null.test_spatial_variability
+    test_spatial_variability = spatial_null.test_in_space
 
     def variance_ratio(self) -> Array:
         """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
@@ -303,7 +303,7 @@ class ExpressionGLM(FollowedExpression, Described):
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        unit, why = unit_of(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
+        unit, why = log_unit(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
         labels, more = {"gene": self.gene_names}, {"effect_mle": self.results.theta[:, k] / unit, "prior_scale": scale}
         return TestTable(labels=labels, effect=mode / unit, se=sd / unit, why=why, more=more).to_frame()
 
@@ -326,9 +326,9 @@ class ExpressionGLM(FollowedExpression, Described):
         """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    posterior = posterior
+    posterior = draw_from_posterior
     variance_components = effect_tables.variance_components
-    random_effects = effect_tables.random_effects
+    random_effects = effect_tables.level_effects
     units = effect_tables.units
 
     def summary(self) -> pd.DataFrame:

@@ -19,10 +19,10 @@ from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.expression_model import ExpressionModel
-from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS, EffectsRequest
 from pyrosplice._expression.noise_models import held_scale, likelihood_of, mean_link
+from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError

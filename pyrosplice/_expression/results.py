@@ -19,9 +19,9 @@ from pyrosplice._expression.thresholds import (
     check_log10,
     clean_log10,
     log_of,
+    log_unit,
     rows_within,
     tail_of,
-    unit_of,
 )
 from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
@@ -191,9 +191,9 @@ class ExpressionTest(Described):
 
 def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.DataFrame:
     """The table of a test with q-values ``(G,)`` that may be of more comparisons than its own."""
-    tail, value, interval = tail_of(level), test.effect / unit_of(test.link), dict[str, Any]()
+    tail, value, interval = tail_of(level), test.effect / log_unit(test.link), dict[str, Any]()
     if test.effect_se is not None:
-        se = test.effect_se / unit_of(test.link)
+        se = test.effect_se / log_unit(test.link)
         half = (stats.norm.isf(tail) if test.df is None else stats.t.isf(tail, test.df)) * se
         interval = {"se": se, "lower": value - half, "upper": value + half}
     outcome = {"statistic": test.statistic, "pvalue": test.pval, "pvalue_adj": qval, "why": test.why}

@@ -23,9 +23,9 @@ from pyrosplice._expression.engine.endless_contrasts import identified_contrasts
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.noise_models import mean_link
+from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice._hypothesis.test_table import unless_ended

@@ -31,7 +31,7 @@ def log_of(base: Any) -> float:
     return math.log(base)
 
 
-def unit_of(link: str | None) -> float:
+def log_unit(link: str | None) -> float:
     """What a coefficient is divided by in a table: log₂ fold changes with the link ``"log"``, else as it is."""
     return LOG_2 if link == LOG else 1.0
 

@@ -80,7 +80,7 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
 
 
-def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
+def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
     """Tabulate the effects of every level of a grouping factor, a row a gene, level and column.
 
     Parameters

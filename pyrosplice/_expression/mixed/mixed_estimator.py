@@ -14,10 +14,10 @@ from pyrosplice._expression.call_options import is_default
 from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._units import Coefficients

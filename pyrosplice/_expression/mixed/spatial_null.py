@@ -15,8 +15,8 @@ from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._expression.places import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
-from pyrosplice._expression.spots import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._linalg.rank import collinear_columns
@@ -42,7 +42,7 @@ class InSpace(Protocol):
     def _mixed_estimator(self) -> MixedEstimator: ...
 
 
-def test_spatial_variability(
+def test_in_space(
     self: InSpace,
     method: str = "score",
     *,
@@ -79,7 +79,7 @@ def test_spatial_variability(
     return spatial_variability_beside(estimator, covariance, method)
 
 
-test_spatial_variability.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
+test_in_space.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
 
 
 def spatial_variability_beside(
