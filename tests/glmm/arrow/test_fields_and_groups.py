@@ -13,8 +13,8 @@ from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.layout import Layout
-from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
+from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
@@ -81,7 +81,7 @@ def random_point(problem: EffectsProblem, seed: int, *, restricted: bool) -> Out
 
 
 def engine_at(problem: EffectsProblem, point: OuterPoint, *, restricted: bool) -> ArrowLaplace:
-    layout = Layout.of(problem)
+    layout = SupportLayout.of(problem)
     arrow, eliminator = Arrow(layout, problem.groups, restricted=restricted), eliminator_of(problem, layout)
     start = arrow.zeros(len(point.psi)), eliminator.zeros(point.genes)
     return laplace_at(arrow, eliminator, point, start, tolerance=1e-20)

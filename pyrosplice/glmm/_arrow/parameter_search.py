@@ -8,6 +8,7 @@ promise less than its square.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,19 +17,29 @@ from torch import Tensor
 
 from pyrosplice._optimize.bfgs import FirstPoint, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
-from pyrosplice.glmm._arrow.arrow import Arrow, Unknowns
+from pyrosplice.glmm._arrow.arrow import Arrow, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
 from pyrosplice.glmm._mode import Latents
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 LogPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Log density (b,) of effects' parameters (b, J), inner standard deviations (b, I) and logs of hyper-parameters (b, H)."""
+"""Log density (b,) of effects' parameters (b, J), inner standard deviations (b, I), logs of hyper-parameters (b, H)."""
 LOG_HYPER = (-12.0, 12.0)  # beyond, a dispersion makes no difference to any count below 10^5, nor a concentration
 SD_STEP, HYPER_STEP = 0.25, 1.0  # longest steps, in units of the data and in logs (sketch of this engine)
 PROBE = 0.05  # change of an inner sd or log whose effect on the gradient is the first curvature
-LEAST_CURVATURE = 0.5  # of those
+LEAST_CURVATURE = 0.5  # of those, in units of the data
+
+
+@dataclass(frozen=True)
+class SearchStart:
+    """Where a search begins: parameters x (B, d), unknowns of the mode, and the size (B,) that sds are measured in."""
+
+    parameters: Array
+    unknowns: ArrowUnknowns
+    unit: Array
 
 
 class OuterObjective:
@@ -41,7 +52,7 @@ class OuterObjective:
     genes
         Which of it, (B,).
     start
-        Parameters x (B, d), and unknowns to start from.
+        Where it starts.
     tolerance
         Newton decrement at which a mode is good enough, in nats².
     log_prior
@@ -53,41 +64,43 @@ class OuterObjective:
         arrow: Arrow,
         eliminator: Eliminator,
         genes: Tensor,
-        start: tuple[Array, Unknowns],
+        start: SearchStart,
         *,
         tolerance: float,
         log_prior: LogPrior | None = None,
     ):
         self.arrow, self.eliminator, self.genes = arrow, eliminator, genes
         self.tolerance, self.log_prior = tolerance, log_prior
-        self.origin, self.unknowns = start[0], start[1]
+        self.origin, self.unknowns = start.parameters, start.unknowns
         self.latents = eliminator.zeros(genes)
-        self.at = start[0].copy()
-        self.moves: list[tuple[Unknowns, Latents]] = []
+        self.at = start.parameters.copy()
+        self.moves: list[tuple[ArrowUnknowns, Latents]] = []
         self.sizes = (arrow.n_parameters, len(eliminator.inner), len(eliminator.hyper))
-        n, d = start[0].shape
+        n, d = start.parameters.shape
         self.whitening = np.broadcast_to(np.eye(d), (n, d, d))
-        self.caps = np.full(d, SD_STEP)
-        self.caps[sum(self.sizes[:2]) :] = HYPER_STEP
+        self.unit = np.ones((n, d))
+        self.unit[:, : sum(self.sizes[:2])] = self.unit[:, sum(self.sizes) :] = start.unit[:, None]
+        self.caps = SD_STEP * self.unit
+        self.caps[:, sum(self.sizes[:2]) :] *= HYPER_STEP / SD_STEP
 
     def parameters(self, rows: Tensor, y: Tensor) -> Array:
         """Parameters x (b, d) at whitened ones."""
         own = rows.numpy()
         return self.origin[own] + np.einsum("bij,bj->bi", self.whitening[own], y.numpy())
 
-    def outer(self, rows: Array, x: Array) -> OuterPoint:
+    def outer(self, rows: Rows, x: Array) -> OuterPoint:
         """Parts of parameters, hyper-parameters within their bounds."""
         psi, sds, log_hyper, coefficients = np.split(x, np.cumsum(self.sizes), axis=1)
         bounded = torch.from_numpy(np.clip(log_hyper, *LOG_HYPER))
-        sds = torch.from_numpy(np.ascontiguousarray(sds))
+        inner = torch.from_numpy(np.ascontiguousarray(sds))
         psi, coefficients = np.ascontiguousarray(psi), np.ascontiguousarray(coefficients)
-        return OuterPoint(self.genes[torch.from_numpy(rows)], psi, sds, bounded, coefficients)
+        return OuterPoint(self.genes[torch.from_numpy(rows)], psi, inner, bounded, coefficients)
 
-    def laplace(self, rows: Array, x: Array, *, tolerance: float | None = None, keep: bool = True) -> ArrowLaplace:
+    def laplace(self, rows: Rows, x: Array, *, tolerance: float | None = None, keep: bool = True) -> ArrowLaplace:
         """Laplace's value at x (b, d) of the listed rows; its mode is where the next one is sought from."""
         pick = torch.from_numpy(rows)
         unknowns, latents = self.unknowns.select(rows), self.latents.select(pick)
-        change = np.clip(x - self.at[rows], -2 * self.caps, 2 * self.caps)
+        change = np.clip(x - self.at[rows], -2 * self.caps[rows], 2 * self.caps[rows])
         for j, (move, inner) in enumerate(self.moves):
             unknowns = unknowns.moved(move.select(rows), change[:, j])
             latents = latents.moved(inner.select(pick), torch.from_numpy(change[:, j].copy()))
@@ -99,7 +112,7 @@ class OuterObjective:
             self._keep(rows, x, found)
         return found
 
-    def _keep(self, rows: Array, x: Array, found: ArrowLaplace) -> None:
+    def _keep(self, rows: Rows, x: Array, found: ArrowLaplace) -> None:
         sound = np.flatnonzero(np.isfinite(found.value))
         at, pick = rows[sound], torch.from_numpy(sound)
         self.unknowns.border[at] = found.unknowns.border[sound]
@@ -110,7 +123,10 @@ class OuterObjective:
         if not self.moves:
             blank = self.unknowns
             self.moves = [
-                (Unknowns(np.zeros_like(blank.border), np.zeros_like(blank.private)), self.eliminator.zeros(self.genes))
+                (
+                    ArrowUnknowns(np.zeros_like(blank.border), np.zeros_like(blank.private)),
+                    self.eliminator.zeros(self.genes),
+                )
                 for _ in prediction.unknowns
             ]
         for j, (step, inner) in enumerate(zip(prediction.unknowns, prediction.latents, strict=True)):
@@ -146,7 +162,7 @@ class OuterObjective:
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
         """Longest step that may be tried, (b,)."""
         moved = np.einsum("bij,bj->bi", self.whitening[genes.numpy()], direction.numpy())
-        return torch.from_numpy(1 / np.maximum(np.abs(moved) / self.caps, 1e-12).max(1)).clamp_max(1.0)
+        return torch.from_numpy(1 / np.maximum(np.abs(moved) / self.caps[genes.numpy()], 1e-12).max(1)).clamp_max(1.0)
 
     def search(
         self, curvature: Array, held: NDArray[np.bool_], *, tolerance: float, max_iter: int
@@ -163,7 +179,9 @@ class OuterObjective:
         white = np.einsum("bij,bi->bj", self.whitening, gradient)
         record = Convergence.start(n)
         identity = torch.eye(d, dtype=torch.float64).expand(n, d, d).clone()
-        first = FirstPoint(torch.zeros(n, d, dtype=torch.float64), identity, torch.from_numpy(loss), torch.from_numpy(white))
+        first = FirstPoint(
+            torch.zeros(n, d, dtype=torch.float64), identity, torch.from_numpy(loss), torch.from_numpy(white)
+        )
         options = Options(tolerance=tolerance, max_iter=max_iter)
         y, last, slope = minimize(self, rows, first, convergence=record, options=options)
         return self.parameters(rows, y), last.numpy(), slope.norm(dim=-1).numpy(), record
@@ -172,11 +190,12 @@ class OuterObjective:
         rows, low, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes)
         for j in range(low, high):
             probed = self.origin.copy()
-            probed[:, j] += PROBE
+            probed[:, j] += PROBE * self.unit[:, j]
             slope = self.loss(probed, self.laplace(rows, probed, keep=False))[1]
-            hessian[:, low:high, j] = (slope - gradient)[:, low:high] / PROBE
+            hessian[:, low:high, j] = (slope - gradient)[:, low:high] / (PROBE * self.unit[:, j, None])
         if high > low:
-            hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high])
+            unit = self.unit[:, low:high, None] * self.unit[:, None, low:high]
+            hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high] * unit) / unit
         factor = np.linalg.inv(np.swapaxes(np.linalg.cholesky(hessian), 1, 2))
         return np.where(held[:, None], 0.0, factor)
 
