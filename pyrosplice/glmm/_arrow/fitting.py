@@ -52,7 +52,7 @@ class EffectsOptions:
         Genes that are worked on together; None for as many as stay within 256 MB, 64 at most.
     """
 
-    tolerance: float = 1e-3
+    tolerance: float = 3e-4
     max_iter: int = 80
     mode_tolerance: float = 1e-9
     batch_genes: int | None = None
