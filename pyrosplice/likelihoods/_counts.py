@@ -12,13 +12,15 @@ Their ``terms`` leave out what depends on a count and the scale alone, which a t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods._cell_terms import LOG_LINK_LIMIT, Terms
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.likelihoods._rising import log_rising
+from pyrosplice.likelihoods._rising import log_rising, rising_slope
 
 SERIES_FROM = 8.0  # ζ from which differences of like terms are taken by series
 
@@ -46,8 +48,12 @@ class Poisson(Likelihood):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of the counts, ``y log μ − μ − log y!``."""
-        y, log_mean = counts[..., 0], self._log_mean(eta, Poisson)
-        return y * log_mean - log_mean.exp() - torch.lgamma(y + 1)
+        return self.log_kernel(counts, eta) - torch.lgamma(counts[..., 0] + 1)
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """Log density without ``−log y!``."""
+        log_mean = self._log_mean(eta, Poisson)
+        return counts[..., 0] * log_mean - log_mean.exp()
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""
@@ -120,11 +126,14 @@ class NegativeBinomial(Poisson):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density, ``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
+        y = counts[..., 0]
+        return log_rising(1 / self._alpha(eta), y) - torch.lgamma(y + 1) + self.log_kernel(counts, eta)
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """Log density without gamma functions, ``y log(α μ) − (y + r) log(1 + α μ)``."""
         y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta, NegativeBinomial)
-        size = 1 / alpha
-        gammas = log_rising(size, y) - torch.lgamma(y + 1)
         log_ratio = alpha.log() + log_mean
-        return gammas + y * log_ratio - (y + size) * torch.nn.functional.softplus(log_ratio)
+        return y * log_ratio - (y + 1 / alpha) * torch.nn.functional.softplus(log_ratio)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""
@@ -153,6 +162,28 @@ class NegativeBinomial(Poisson):
         """Information of a count about the predictor, ``μ (1 + α y) / (1 + α μ)²``, as ``(1 / α + y) t (1 − t)``."""
         alpha, share, rest = self._shares(eta)
         return ((1 / alpha + counts) * share * rest).unsqueeze(-1)
+
+    def hyper_gradient(
+        self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Derivatives in log α, with r = 1 / α and t as in :meth:`score`.
+
+        Of a count: :math:`y - (y + r) t + r \log(1 + \alpha\mu) - r (\psi(y + r) - \psi(r))`, of its score
+        :math:`t (r t - y (1 - t))`, and of its information :math:`t (1 - t) (y - 2 t (y + r))`.
+        """
+        if not names:
+            return super().hyper_gradient(counts, eta, names, along, weight)
+        alpha, share, rest = self._shares(eta)
+        size = 1 / alpha
+        spread = torch.nn.functional.softplus((self._alpha(eta).log() + self._exposed(eta)).unsqueeze(-1))
+        slope = counts - (counts + size) * share + size * spread - size * rising_slope(size, counts)
+        total = slope
+        if along is not None:
+            total = total + along * share * (size * share - counts * rest)
+        if weight is not None:
+            bend = share * rest * (counts - 2 * share * (counts + size))
+            total = total - 0.5 * weight[..., 0] * bend
+        return total.sum(-2), slope.square().sum(-2)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
         """Log density of a row and its derivatives, ``t η − (t + w r) log(1 + μ/r)``.

@@ -134,7 +134,8 @@ class InnerMeasure(Protocol):
     Attributes
     ----------
     value : (b,)
-        ``log p(y | η) − ½ z'Pz − ½ e'e − ½ log|inner Hessian|``, and the field's ``½ Q log|P|``.
+        ``log p(y | η) − ½ z'Pz − ½ e'e − ½ log|inner Hessian|``, and the field's ``½ Q log|P|``; the determinants with
+        what the inner effects' own Newton step, b held, changes in them to first order.
     raw_score : (b, U, w Q)
         ``C' r`` with r the derivative of the log likelihood in η, inner effects not eliminated.
     tilt : (b, U, w Q)
