@@ -62,7 +62,9 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
         _warn_of_sections(inputs.location.matrix, inputs.cells.levels(options.section_key, "section_key").codes)
     kernel = spatial_kernel(spots.covariance(inputs.cells, options), damping=DAMPING)
     scores = spatial_scores(estimator, kernel)
-    why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, Reason.FEW_SPOTS.value).astype(object)
+    free = np.subtract(*inputs.location.matrix.shape)
+    otherwise = Reason.FEW_SPOTS if free < 2 else Reason.NOT_IDENTIFIED  # the counts do not vary beside the covariates
+    why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, otherwise.value).astype(object)
     why = np.where(estimator.fit.code >= FitCode.ALL_ZERO, estimator.fit.reason, why)
     table = TestTable(
         labels={},
