@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyrosplice._devices import as_device
 from pyrosplice._expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, is_default, known_options
 from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
 from pyrosplice._expression.engine.row_source import RowSource
@@ -195,6 +196,13 @@ class Estimator(Described):
         if self._fit is None:
             raise NotReadyError("train() has not been called: the training strategy did nothing.")
         return self._fit
+
+    def contrast_law(self, rows: Array) -> RobustCovariance | None:
+        """Covariance and degrees of freedom of contrasts ``(k, F)`` of free coefficients; None: expected information.
+
+        Of a fit with random effects they go by the units of the contrasts.
+        """
+        return None
 
     @property
     def _n_genes(self) -> int:

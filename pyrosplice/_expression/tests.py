@@ -95,6 +95,7 @@ def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
         contrast,
         gene_ids=data.counts.gene_names,
         mean=estimator.gene_means,
+        robust=estimator.contrast_law(contrast @ data.constraints_loc.matrix),
     )
     return replace(result, estimator=estimator, link=mean_link(data.likelihood))
 
@@ -209,6 +210,8 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     """Test two estimators, the second nested in the first, by their likelihood ratio."""
+    for estimator in (full, reduced):
+        refuse_effects(estimator.input_data, "lrt")
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
@@ -243,6 +246,7 @@ def score(
     fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
+    refuse_effects(full, "score")
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
         raise InvalidArgumentError("constraints_loc: the score test takes no constraints; use test.wald or test.lrt.")
     tested = tested_columns(full.location, factor_loc_totest, coef_to_test)
@@ -272,6 +276,15 @@ def score(
         fit_ended=reduced.fit.reason,
         link=mean_link(full.likelihood),
     )
+
+
+def refuse_effects(inputs: InputData, method: str) -> None:
+    """Raise for random effects: their fits are of restricted likelihoods, which tests of two models cannot compare."""
+    if inputs.effects is not None:
+        raise InvalidArgumentError(
+            f"formula_loc, effects: this {method} test is of models without random effects, found {inputs.effects}; "
+            f"call ExpressionGLM(formula).fit(data).test(factor=..., method={method!r}), or test.wald."
+        )
 
 
 def tested_columns(
@@ -334,6 +347,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """Replace statistic and p-value of ``result`` by those of the likelihood ratio of a contrast."""
+    refuse_effects(estimator.input_data, "lrt")
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
     return with_statistic(
         result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyrosplice._expression.call_options import is_default
 from pyrosplice._expression.engine.basis import identity
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.mixed.cell_effects import CellEffects
@@ -121,6 +122,10 @@ class MixedEstimator(Estimator):
         return Coefficients(
             self.source.design.x, names, [terms.get(name, name) for name in names], Coefficients.of(location).numeric
         )
+
+    def contrast_law(self, rows: Array) -> RobustCovariance:
+        """Covariance and degrees of freedom of contrasts ``(k, F)`` by their units."""
+        return self.record.unit_law.of(rows, "clip", stacklevel=6)[0]
 
     @cached_property
     def record(self) -> MixedRecord:

@@ -74,17 +74,18 @@ def test_in_space(
     if not self._has_effects():
         return spatial_variability(self._data(), self._spots, space, method)
     estimator = self._mixed_estimator()
-    asked = space != SpotOptions() or estimator.effects.field is None
-    covariance = self._spots.covariance(estimator.input_data.cells, space) if asked and self._spots else None
-    return spatial_variability_beside(estimator, covariance, method)
+    field = estimator.effects.field
+    if field is not None and space != SpotOptions():
+        raise InvalidArgumentError("spatial_key: the fit has a field, whose neighbours are tested; leave options out.")
+    if field is None and method == "score" and self._spots is not None:
+        field = self._spots.covariance(estimator.input_data.cells, space)
+    return spatial_variability_beside(estimator, field, method)
 
 
 test_in_space.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
 
 
-def spatial_variability_beside(
-    estimator: MixedEstimator, covariance: SpatialCovariance | None, method: str
-) -> pd.DataFrame:
+def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovariance | None, method: str) -> pd.DataFrame:
     """Test every gene for variability in space beside random effects.
 
     ``"score"``: every level of a random effect has a coefficient of its own, so that nothing of it is left in what is
@@ -95,25 +96,21 @@ def spatial_variability_beside(
     ----------
     estimator
         The fit.
-    covariance
-        Whose neighbours count, for a fit without a field.
+    field
+        Whose neighbours count.
     method
         ``"score"`` or ``"llr"``.
 
     Raises
     ------
     InvalidArgumentError
-        A field beside one that was fitted; no field for the ratio; levels that leave nothing to test.
+        No field for the ratio; levels that leave nothing to test.
     """
     check_option("method", method, SPACE_METHODS)
-    own = estimator.effects.field
-    if own is not None and covariance is not None:
-        raise InvalidArgumentError("spatial_key: the fit has a field, whose neighbours are tested; leave options out.")
     if estimator.effects.space_by is not None and method == "score":
         raise InvalidArgumentError("method: the field multiplies a covariate, which method='llr' tests.")
     if method == "llr":
         return _ratio_table(estimator)
-    field = own if covariance is None else covariance
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
     return spatial_table(_with_levels(estimator), field)
