@@ -15,6 +15,7 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +133,7 @@ class SpotEliminator:
             model = self._model.select(at.genes)
         if self.hyper:
             model = model.bound({name: at.log_hyper[:, [h]].exp() for h, name in enumerate(self.hyper)})
-        self._bound = (at.genes, at.log_hyper, model)
+        self._bound = (at.genes.clone(), at.log_hyper.clone(), model)  # which callers may write to
         return model
 
     def _parameters(self, at: InnerPoint) -> Parameters:
@@ -268,6 +269,12 @@ def _solver(problem: EffectsProblem, columns: SupportColumns) -> tuple[SpatialSo
         raise InvalidArgumentError(
             "space: expected a covariance that is not truncated, found a low-rank one that leaves variance out. "
             "Use a sparse precision, or all eigenpairs."
+        )
+    shape = (len(supports),)
+    if (solver.n_spots,) != shape or np.shape(problem.space_by) not in ((), shape):
+        raise InvalidArgumentError(
+            f"space: expected a covariance of the {shape[0]} observations and space_by of shape {shape}, found one of "
+            f"{solver.n_spots} spots and {np.shape(problem.space_by)}."
         )
     spots = torch.arange(solver.n_spots, dtype=torch.float64).reshape(1, -1, 1)
     if columns.n_supports == 1:
