@@ -15,7 +15,6 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -270,11 +269,12 @@ def _solver(problem: EffectsProblem, columns: SupportColumns) -> tuple[SpatialSo
             "space: expected a covariance that is not truncated, found a low-rank one that leaves variance out. "
             "Use a sparse precision, or all eigenpairs."
         )
-    shape = (len(supports),)
-    if (solver.n_spots,) != shape or np.shape(problem.space_by) not in ((), shape):
+    shape: tuple[int, ...] = (len(supports),)
+    by = () if problem.space_by is None else problem.space_by.shape
+    if (solver.n_spots,) != shape or by not in ((), shape):
         raise InvalidArgumentError(
             f"space: expected a covariance of the {shape[0]} observations and space_by of shape {shape}, found one of "
-            f"{solver.n_spots} spots and {np.shape(problem.space_by)}."
+            f"{solver.n_spots} spots and {by}."
         )
     spots = torch.arange(solver.n_spots, dtype=torch.float64).reshape(1, -1, 1)
     if columns.n_supports == 1:
