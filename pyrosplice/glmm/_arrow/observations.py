@@ -43,7 +43,7 @@ class ObservationEliminator:
             offset = torch.as_tensor(problem.offset, dtype=torch.float64)
             if offset.ndim == 1:
                 offset = offset[None, :, None].expand(1, -1, self.n_predictors)
-            self.offset = offset if basis is None else basis.coordinates(offset)
+            self.offset = offset if basis is None else basis.coordinates(offset.expand(len(self.counts), -1, -1))
 
     def zeros(self, genes: Tensor) -> Latents:
         """No inner effects."""
