@@ -32,7 +32,7 @@ plugin <- function(fit) {
   plain((solve(hessian * outer(scale, scale)) * outer(scale, scale))[fixed, fixed, drop = FALSE])
 }
 
-modes <- function(terms) lapply(terms, function(t) { m <- as.matrix(t); list(levels = rownames(m), values = plain(m)) })
+modes <- function(terms) lapply(terms[names(terms) != "cell"], function(t) { m <- as.matrix(t); list(levels = rownames(m), values = plain(m)) })
 
 # Newton steps from where nlminb stopped (gradients there are up to 1e-3), while the gradient falls.
 polish <- function(fit, reml) {

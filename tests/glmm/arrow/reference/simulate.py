@@ -19,6 +19,7 @@ N_GENES, N_DONORS, N_BATCHES = 3, 10, 5
 SEED = 17
 DISPERSION = 0.4
 SLOPE, CROSSED = "(1 + x | donor)", "(1 | donor) + (1 | batch)"
+NOISE = "(1 | donor) + (1 | cell)"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ MODELS = (
     Model("gaussian_slope", "gaussian", "condition + x", SLOPE, {"donor": 0.6, "donor:x": 0.5}),
     Model("gaussian_crossed", "gaussian", "condition * layer", CROSSED, {"donor": 0.6, "batch": 0.5}),
     Model("gaussian_no_effect", "gaussian", "condition + x", "(1 | donor)", {"donor": 0.0}),
+    Model("poisson_noise", "poisson", "condition + x", NOISE, {"donor": 0.5, "cell": 0.6}),
+    Model("binomial_noise", "binomial", "condition + x", NOISE, {"donor": 0.6, "cell": 0.8}),
 )
 WITH_OFFSET = ("nbinom2", "poisson")
 
@@ -69,6 +72,7 @@ def cells(rng: np.random.Generator) -> pd.DataFrame:
             "x": rng.normal(size=n).round(3),
             "log_size": rng.normal(0, 0.3, n).round(3),
             "trials": rng.integers(1, 9, n),
+            "cell": [f"c{k}" for k in range(n)],
         }
     )
 
