@@ -1,0 +1,172 @@
+r"""Supports, columns and levels: what of an :class:`EffectsProblem` does not depend on a gene.
+
+A *support* is a set of observations that no inner effect links with another: without a field, the observations of one
+combination of levels of all grouping factors; with one, a connected component of its precision. η of observation i of
+support u is :math:`c_i' b_u`, with c_i the distinct columns of the design and of all effects, each once. A component
+of several combinations has a set of columns for each of them, zero elsewhere, and all supports are padded to one width.
+
+Everything is expanded to Q linear predictors here, once: index ``k * Q + q`` for column k, and so for coefficients and
+for columns of an effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+
+from pyrosplice._linalg.solver import SpatialSolver
+from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Incidence:
+    """Which levels of an effect a support sees: one entry for each pair of the two.
+
+    Attributes
+    ----------
+    support, level : (R,)
+        The pair.
+    select : (R, w Q, q Q)
+        How the level's effects enter the support's coefficients.
+    """
+
+    support: Indices
+    level: Indices
+    select: Array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Supports of a problem and how coefficients and effects enter them.
+
+    Attributes
+    ----------
+    support : (N,)
+        Support of each observation, 0 to U − 1.
+    columns : (N, w)
+        c of each observation.
+    fixed : (U, w Q, P Q)
+        A: how the coefficients of the design enter those of a support.
+    incidences
+        One of each effect of groups.
+    n_predictors
+        Q.
+    """
+
+    support: Indices
+    columns: Array
+    fixed: Array
+    incidences: tuple[Incidence, ...]
+    n_predictors: int
+
+    @classmethod
+    def of(cls, problem: EffectsProblem) -> Layout:
+        """Lay a problem out."""
+        for block in problem.groups:
+            _check_block(block, len(problem.design))
+        n_predictors = problem.likelihood.n_predictors(problem.counts.shape[-1])
+        levels = np.column_stack([np.zeros(len(problem.design), np.int64), *(b.levels for b in problem.groups)])
+        combinations, combination = np.unique(levels, axis=0, return_inverse=True)
+        combination = combination.ravel().astype(np.int64)
+        columns, places = _distinct([problem.design, *(b.columns for b in problem.groups)])
+        if problem.space is None:
+            support, copy = combination, np.zeros_like(combination)
+            holder, slot = np.arange(len(combinations)), np.zeros(len(combinations), np.int64)
+        else:
+            support = _components(problem.space, len(problem.design))
+            pairs, pair = np.unique(np.column_stack([support, combination]), axis=0, return_inverse=True)
+            holder, first = pairs[:, 0], np.searchsorted(pairs[:, 0], pairs[:, 0])
+            slot = np.arange(len(pairs)) - first
+            copy, combinations = slot[pair.ravel()], combinations[pairs[:, 1]]
+        width = columns.shape[1]
+        spread = np.zeros((len(columns), width * (int(slot.max()) + 1)))
+        spread[np.arange(len(columns))[:, None], copy[:, None] * width + np.arange(width)] = columns
+        maker = _Placement(holder.astype(np.int64), slot, width, n_predictors)
+        fixed = maker.incidence(np.zeros(len(holder), np.int64), places[0])
+        incidences = (maker.incidence(combinations[:, e + 1], place) for e, place in enumerate(places[1:]))
+        return cls(support, spread, fixed.select, tuple(incidences), n_predictors)
+
+    @property
+    def n_supports(self) -> int:
+        """U."""
+        return len(self.fixed)
+
+    @property
+    def width(self) -> int:
+        """Length of b, w Q."""
+        return self.fixed.shape[1]
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where each combination of levels has its columns: in which support, and in which set of columns of that."""
+
+    support: Indices
+    slot: Indices
+    width: int
+    n_predictors: int
+
+    def incidence(self, level: NDArray[np.int64], place: Indices) -> Incidence:
+        """Entries of an effect whose levels (C,) the combinations have, and whose columns are at ``place``."""
+        rows = np.flatnonzero(level >= 0)
+        pairs, entry = np.unique(np.column_stack([self.support[rows], level[rows]]), axis=0, return_inverse=True)
+        select = np.zeros((len(pairs), (int(self.slot.max()) + 1) * self.width, len(place)))
+        select[entry.ravel()[:, None], self.slot[rows, None] * self.width + place, np.arange(len(place))] = 1.0
+        expanded = np.kron(select, np.eye(self.n_predictors))
+        return Incidence(pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), expanded)
+
+
+def _distinct(parts: list[Array]) -> tuple[Array, list[Indices]]:
+    """Distinct columns of all parts ``(N, w)``, and where those of each part are among them."""
+    known: dict[bytes, int] = {}
+    columns: list[Array] = []
+    places: list[Indices] = []
+    for part in parts:
+        own = np.zeros(part.shape[1], np.int64)
+        for k, column in enumerate(np.ascontiguousarray(part.T, dtype=np.float64) + 0.0):  # −0 becomes 0
+            own[k] = known.setdefault(column.tobytes(), len(columns))
+            if own[k] == len(columns):
+                columns.append(column)
+        places.append(own)
+    return np.column_stack(columns), places
+
+
+def _components(space: SpatialSolver, n_spots: int) -> Indices:
+    """Connected component of each spot by the field's precision; one for a covariance that is not sparse."""
+    if not isinstance(space, SparseSolver):
+        return np.zeros(n_spots, np.int64)
+    return np.asarray(connected_components(space.precision, directed=False)[1], np.int64)
+
+
+def _check_block(block: GroupBlock, n_observations: int) -> None:
+    """Raise unless an effect's arrays fit each other and the observations."""
+    n_levels, (_, q, q2) = len(block.level_names), block.basis.shape
+    wrong = [
+        (block.levels.shape != (n_observations,), f"levels of shape ({n_observations},), found {block.levels.shape}"),
+        (
+            block.columns.shape != (n_observations, q) or q != q2 or not q,
+            f"columns ({n_observations}, q) and a basis (J, q, q), found {block.columns.shape} and {block.basis.shape}",
+        ),
+        (len(block.parameters) != len(block.basis), f"{len(block.basis)} names of parameters, one a matrix of the basis"),
+        (
+            bool(np.any((block.levels < -1) | (block.levels >= n_levels))),
+            f"levels from −1 to {n_levels - 1}, one for each of level_names",
+        ),
+        (not bool(np.isfinite(block.columns).all()), "finite columns"),
+        (
+            block.root is not None and block.root.shape != (n_levels, n_levels),
+            f"a root of shape ({n_levels}, {n_levels})",
+        ),
+    ]
+    for bad, expected in wrong:
+        if bad:
+            raise InvalidArgumentError(f"groups: effect {block.name!r}: expected {expected}.")

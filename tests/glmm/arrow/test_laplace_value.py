@@ -1,0 +1,83 @@
+"""The engine's value and gradient are those of dense Laplace, for lists of effects of every kind."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyrosplice.glmm._arrow.arrow import Arrow
+from pyrosplice.glmm._arrow.joint_mode import OuterPoint
+from pyrosplice.glmm._arrow.layout import Layout
+from pyrosplice.glmm._arrow.objective import laplace_at
+from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from tests.glmm.arrow.dense_laplace import dense_value, random_outer, random_problem
+
+LAYOUTS = (
+    "none",
+    "intercept",
+    "slopes",
+    "uncorrelated",
+    "nested",
+    "nested slopes",
+    "crossed",
+    "crossed twice",
+    "missing",
+    "root",
+    "root alone",
+    "same factor",
+)
+
+
+def engine_at(problem, outer, *, restricted, tolerance=1e-20):
+    layout = Layout.of(problem)
+    arrow, eliminator = Arrow(layout, problem.groups, restricted=restricted), eliminator_of(problem, layout)
+    psi, log_hyper, beta = outer
+    genes = torch.arange(len(psi))
+    point = OuterPoint(genes, psi, torch.zeros(len(psi), 0), torch.as_tensor(log_hyper), beta)
+    return laplace_at(arrow, eliminator, point, (arrow.zeros(len(psi)), eliminator.zeros(genes)), tolerance=tolerance)
+
+
+def joined(outer):
+    return np.concatenate(outer, 1)
+
+
+def split_like(flat, outer):
+    return np.split(flat, np.cumsum([part.shape[1] for part in outer])[:-1], axis=1)
+
+
+CASES = [(layout, "nb", restricted) for layout in LAYOUTS for restricted in (True, False)]
+CASES += [
+    ("nested slopes", "poisson", True),
+    ("crossed", "binomial", False),
+    ("slopes", "multinomial", True),
+    ("crossed", "multinomial", True),
+    ("nested", "multinomial", False),
+    ("root", "multinomial", True),
+    ("missing", "normal", True),
+    ("crossed twice", "nb held", True),
+]
+
+
+@pytest.mark.parametrize(("layout", "family", "restricted"), CASES)
+def test_value_is_that_of_dense_laplace(layout, family, restricted):
+    problem = random_problem(layout, family, seed=1, n_genes=2)
+    outer = random_outer(problem, 1, restricted=restricted)
+    found = engine_at(problem, outer, restricted=restricted).value
+    wanted = [dense_value(problem, g, [part[g] for part in outer], restricted=restricted) for g in range(len(found))]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("layout", "family", "restricted"), CASES)
+def test_gradient_is_that_of_the_value(layout, family, restricted):
+    problem = random_problem(layout, family, seed=2)
+    outer = random_outer(problem, 2, restricted=restricted)
+    found = engine_at(problem, outer, restricted=restricted).gradient
+    at, step = joined(outer), 1e-4
+    for j in range(at.shape[1]):
+        change = np.zeros_like(at)
+        change[:, j] = step
+        values = [
+            engine_at(problem, split_like(at + sign * change, outer), restricted=restricted).value
+            for sign in (-2, -1, 1, 2)
+        ]
+        slope = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+        np.testing.assert_allclose(found[:, j], slope, rtol=1e-6, atol=1e-6)
