@@ -46,7 +46,15 @@ ROOMS = {
         "spatial_patterns",
     },
     "effects": {"SoftmaxBasis"},
-    "glmm": {"EigenCovariance", "MultinomialGLM", "MultinomialGLMM", "SpatialEffect", "SpotCounts", "log_density"},
+    "glmm": {
+        "CountGLMM",
+        "EigenCovariance",
+        "MultinomialGLM",
+        "MultinomialGLMM",
+        "SpatialEffect",
+        "SpotCounts",
+        "log_density",
+    },
     "guides": {
         "AutoMarginalLaplace",
         "AutoNewtonMAP",

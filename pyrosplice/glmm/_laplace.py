@@ -15,12 +15,13 @@ J. Stat. Softw. 70(5)). It needs only the diagonal blocks of S⁻¹ and one more
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyrosplice._linalg.blocks import matmul, matvec, sandwich
-from pyrosplice.glmm._mode import Mode
+from pyrosplice.glmm._mode import Latents, Mode, NewtonStep
 
 
 class Laplace:
@@ -37,6 +38,8 @@ class Laplace:
         Log marginal likelihood, (B,).
     covariance
         Posterior covariance of ν at each spot, (B, N, Q, Q).
+    adjoint_eta
+        The random effects' part in η of the adjoint, (B, N, Q).
     residual
         Derivative of ``value`` in the fixed part of each spot's linear predictor, (B, N, Q).
     coefficients_gradient, spatial_gradient, white_gradient
@@ -47,46 +50,90 @@ class Laplace:
     def __init__(self, mode: Mode):
         self.mode = mode
         step, model = mode.step, mode.step.model
-        self._moments()
+        moments = EffectMoments(step)
+        self.covariance = moments.covariance
         tilt = model.likelihood.information_gradient(model.counts, step.eta, self.covariance)
-        logdet = step.white_logdet + (tilt * (mode.eta - step.eta)).sum((1, 2))
-        if model.solver is not None and step.factor is not None:
-            logdet = logdet + step.factor.logdet() - model.n_predictors * model.solver.prior_logdet
+        logdet = step.logdet() + (tilt * (mode.eta - step.eta)).sum((1, 2))
         self.value = mode.log_joint - 0.5 * logdet
-        self._gradient(-0.5 * tilt)
-
-    def _moments(self) -> None:
-        """Posterior covariance of ν at each spot, and of ν with s and with e."""
-        step = self.mode.step
-        a, c = step.parameters.spatial[:, None], step.parameters.white
-        self.covariance = sandwich(c, step.white_covariance, c)
-        self.cross_white = step.white_covariance * c[..., None]
-        self.cross_spatial: Tensor | None = None
-        if step.factor is not None:
-            spread = step.factor.spot_covariance() * a[..., None]
-            self.cross_spatial = matmul(step.transfer, spread)  # T a S⁻¹
-            through = self.cross_spatial * a[..., None, :]
-            self.covariance = self.covariance + matmul(through, step.transfer.mT)
-            coupling = matmul(step.information, step.white_covariance * c[..., None])
-            self.cross_white = self.cross_white - matmul(through, coupling)
+        self._gradient(moments, -0.5 * tilt)
 
     def hyper_gradient(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Derivative of ``value`` in the logs of the likelihood's hyper-parameters, and its scale: both (B, H)."""
         model = self.mode.step.model
         return model.likelihood.hyper_gradient(model.counts, self.mode.eta, names, self.adjoint_eta, self.covariance)
 
-    def _gradient(self, tilt: Tensor) -> None:
+    def _gradient(self, moments: EffectMoments, tilt: Tensor) -> None:
         mode, step, model = self.mode, self.mode.step, self.mode.step.model
         adjoint = step.solve(step.pull_back(tilt))
         self.adjoint_eta = model.random_part(step.parameters, adjoint)
         response = matvec(step.information, self.adjoint_eta)
-        self.residual = residual = mode.score + tilt - response
-        self.coefficients_gradient = model.coefficient_slope(residual)
+        self.residual = mode.score + tilt - response
+        self.coefficients_gradient = model.coefficient_slope(self.residual)
+        self.spatial_gradient, self.white_gradient = moments.gradients(mode.latents, adjoint, self.residual, mode.score)
+
+
+class EffectMoments:
+    """Posterior covariances at each spot, with the derivatives of Laplace's value that they make.
+
+    Parameters
+    ----------
+    step
+        The Newton system at the mode.
+    border
+        What coefficients outside of it add; None where they are held.
+
+    Attributes
+    ----------
+    covariance
+        Posterior covariance of η at each spot, (B, N, Q, Q).
+    """
+
+    def __init__(self, step: NewtonStep, border: Border | None = None):
+        self.step = step
+        a, c = step.parameters.spatial[:, None], step.parameters.white
+        self.covariance = sandwich(c, step.white_covariance, c)
+        self.cross_white = step.white_covariance * c[..., None]  # of η with e
+        self.cross_spatial: Tensor | None = None  # of η with s
+        around = None if border is None else border.covariance  # of what moves η but e: the coefficients and a s
+        if step.factor is not None:
+            spread = step.factor.spot_covariance() * a[..., None]
+            through = spread * a[..., None, :]
+            around = through if border is None else through + border.covariance
+            spread = spread if border is None or border.cross is None else spread - border.cross
+            self.cross_spatial = matmul(step.transfer, spread)
+        if around is not None:
+            through = matmul(step.transfer, around)
+            self.covariance = self.covariance + matmul(through, step.transfer.mT)
+            coupling = matmul(step.information, step.white_covariance * c[..., None])
+            self.cross_white = self.cross_white - matmul(through, coupling)
+
+    def gradients(self, latents: Latents, adjoint: Latents, residual: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of Laplace's value in the standard deviations: spatial (B, Q), and white (B, N, Q) of each spot.
+
+        ``residual`` is the value's derivative in η at fixed ``latents``, ``score`` that of the log likelihood.
+        """
+        step = self.step
         trace = (step.information * self.cross_white.mT).sum(-1)
-        self.white_gradient = residual * mode.latents.noise + adjoint.noise * mode.score - trace
-        self.spatial_gradient = torch.zeros_like(step.parameters.spatial)
-        if model.solver is not None and self.cross_spatial is not None:
-            spread = model.solver.spread
+        white = residual * latents.noise + adjoint.noise * score - trace
+        spatial = torch.zeros_like(step.parameters.spatial)
+        if step.model.solver is not None and self.cross_spatial is not None:
+            spread = step.model.solver.spread
             trace = (step.information * self.cross_spatial.mT).sum(-1)
-            pull = residual * spread(mode.latents.field) + spread(adjoint.field) * mode.score - trace
-            self.spatial_gradient = pull.sum(1)
+            spatial = (residual * spread(latents.field) + spread(adjoint.field) * score - trace).sum(1)
+        return spatial, white
+
+
+@dataclass(frozen=True)
+class Border:
+    """Posterior moments at each spot that are due to coefficients which vary too, (B, N, Q, Q) each.
+
+    Attributes
+    ----------
+    covariance
+        Of what is left of the coefficients' part in η once the field has undone its own.
+    cross
+        Of that with what the field undoes; None without a field.
+    """
+
+    covariance: Tensor
+    cross: Tensor | None

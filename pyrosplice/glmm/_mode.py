@@ -289,6 +289,12 @@ class NewtonStep:
         ).sum((1, 2))
         self.curved = torch.isfinite(self.decrement + self.white_logdet)  # the Hessian is negative definite
 
+    def logdet(self) -> Tensor:
+        """Log determinant of minus the Hessian in the random effects, less that of their prior precision, (B,)."""
+        if self.model.solver is None or self.factor is None:
+            return self.white_logdet
+        return self.white_logdet + self.factor.logdet() - self.model.n_predictors * self.model.solver.prior_logdet
+
     def pull_back(self, field: Tensor, latents: Latents | None = None) -> Latents:
         """Derivatives in the random effects from those of the predictor, ``J' field``, less the prior's if given."""
         model, noise = self.model, field * self.parameters.white
@@ -311,12 +317,34 @@ class NewtonStep:
 
     def marginal_precision_product(self, fields: Tensor) -> Tensor:
         r"""Multiply R fields (B, N, Q, R) by ``(W⁻¹ + Σ)⁻¹``, as ``W̃ x − W̃ a F S⁻¹ F' a W̃ x``, inverting neither."""
-        out, solver = matmul(self.effective, planar(fields)), self.model.solver
+        fields = planar(fields)
+        return matmul(self.effective, self.left_over(fields, self.absorbed(fields)))
+
+    def absorbed(self, fields: Tensor) -> Tensor:
+        """Change of the field's latents that undoes R fields (B, N, Q, R) of η, ``S⁻¹ F' a W̃ x``: (B, r, Q, R)."""
+        solver, shape = self.model.solver, fields.shape[2:]
         if solver is None or self.factor is None:
-            return out
-        a, shape = self.parameters.spatial[:, None, :, None], fields.shape[2:]
-        pulled = self.factor.solve(solver.gather((a * out).flatten(2)).unflatten(2, shape))
-        return out - matmul(self.effective, a * solver.spread(pulled.flatten(2)).unflatten(2, shape))
+            return fields.new_zeros(fields.shape[0], 0, *shape)
+        pulled = self.parameters.spatial[:, None, :, None] * matmul(self.effective, fields)
+        return self.factor.solve(solver.gather(pulled.flatten(2)).unflatten(2, shape))
+
+    def left_over(self, fields: Tensor, absorbed: Tensor) -> Tensor:
+        """What is left of R fields of η once the field has undone its part, ``x − a F absorbed``."""
+        if self.model.solver is None:
+            return fields
+        undone = self.model.solver.spread(absorbed.flatten(2)).unflatten(2, fields.shape[2:])
+        return fields - self.parameters.spatial[:, None, :, None] * undone
+
+    def response(self, slope: Tensor, score: Tensor, change: Parameters) -> Latents:
+        """First-order change of the mode, where the score is ``score``, when the standard deviations change.
+
+        ``slope`` (B, N, Q) is the change of that score while the random effects stay.
+        """
+        pulled, noise = self.pull_back(slope), score * change.white
+        if self.model.solver is None:
+            return self.solve(Latents(pulled.field, pulled.noise + noise))
+        field = self.model.solver.gather(score * change.spatial[:, None])
+        return self.solve(Latents(pulled.field + field, pulled.noise + noise))
 
 
 class Mode:
@@ -345,12 +373,6 @@ class Mode:
 
     def response(self, change: Parameters) -> Latents:
         """First-order change of the mode when the parameters change."""
-        step, model = self.step, self.step.model
-        moved = model.fixed_part(change.coefficients) + self.latents.noise * change.white
-        noise = self.score * change.white
-        field = self.latents.field
-        if model.solver is not None:
-            moved = moved + model.solver.spread(self.latents.field) * change.spatial[:, None]
-            field = model.solver.gather(self.score * change.spatial[:, None])
-        pulled = step.pull_back(-matvec(step.information, moved))
-        return step.solve(Latents(pulled.field + field, pulled.noise + noise))
+        model = self.step.model
+        moved = model.fixed_part(change.coefficients) + model.random_part(change, self.latents)
+        return self.step.response(-matvec(self.step.information, moved), self.score, change)

@@ -43,7 +43,7 @@ from pyrosplice.effects._isoform_effect import IsoformEffect, check_isoform_effe
 from pyrosplice.glmm._distributions import EigenCovariance, SpatialEffect, SpotCounts, carried
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._named import Priors, check_priors, named_priors
-from pyrosplice.priors._sites import complete_priors
+from pyrosplice.priors._sites import REAL_SITES, complete_priors
 
 
 class MultinomialGLM:
@@ -69,6 +69,8 @@ class MultinomialGLM:
     the prior asks for proper ones.
     """
 
+    real_sites: Collection[str] = REAL_SITES  # every other site is positive
+
     def __init__(
         self,
         counts: Tensor,
@@ -81,10 +83,14 @@ class MultinomialGLM:
         self.design = design
         self.totals = counts.sum(-1)
         self.likelihood = likelihood or Multinomial()
-        name, shapes = check_priors(priors), self.site_shapes()
+        name, shapes = check_priors(priors, real=self.real_sites), self.site_shapes()
         if name is not None:
             priors = self._named(name, shapes)
-        self.priors = complete_priors(priors, shapes)  # type: ignore[arg-type]  # no name any more
+        self.priors = complete_priors(
+            priors,  # type: ignore[arg-type]  # no name any more
+            shapes,
+            real=self.real_sites,
+        )
 
     def _named(self, name: str, sites: Collection[str]) -> dict[str, Any]:
         """The priors of that name."""

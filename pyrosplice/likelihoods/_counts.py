@@ -12,13 +12,15 @@ Their ``terms`` leave out what depends on a count and the scale alone, which a t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods._cell_terms import LOG_LINK_LIMIT, Terms
 from pyrosplice.likelihoods._contract import Likelihood
-from pyrosplice.likelihoods._rising import log_rising
+from pyrosplice.likelihoods._rising import log_rising, rising_slope
 
 SERIES_FROM = 8.0  # ζ from which differences of like terms are taken by series
 
@@ -153,6 +155,28 @@ class NegativeBinomial(Poisson):
         """Information of a count about the predictor, ``μ (1 + α y) / (1 + α μ)²``, as ``(1 / α + y) t (1 − t)``."""
         alpha, share, rest = self._shares(eta)
         return ((1 / alpha + counts) * share * rest).unsqueeze(-1)
+
+    def hyper_gradient(
+        self, counts: Tensor, eta: Tensor, names: Sequence[str], along: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Derivatives in log α, with r = 1 / α and t as in :meth:`score`.
+
+        Of a count: :math:`y - (y + r) t + r \log(1 + \alpha\mu) - r (\psi(y + r) - \psi(r))`, of its score
+        :math:`t (r t - y (1 - t))`, and of its information :math:`t (1 - t) (y - 2 t (y + r))`.
+        """
+        if not names:
+            return super().hyper_gradient(counts, eta, names, along, weight)
+        alpha, share, rest = self._shares(eta)
+        size = 1 / alpha
+        spread = torch.nn.functional.softplus((self._alpha(eta).log() + self._exposed(eta)).unsqueeze(-1))
+        slope = counts - (counts + size) * share + size * spread - size * rising_slope(size, counts)
+        total = slope
+        if along is not None:
+            total = total + along * share * (size * share - counts * rest)
+        if weight is not None:
+            bend = share * rest * (counts - 2 * share * (counts + size))
+            total = total - 0.5 * weight[..., 0] * bend
+        return total.sum(-2), slope.square().sum(-2)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
         """Log density of a row and its derivatives, ``t η − (t + w r) log(1 + μ/r)``.

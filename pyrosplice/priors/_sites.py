@@ -24,7 +24,7 @@ Mixtures have sites of their own (:func:`~pyrosplice._mixture.mixture_prior.prio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -112,7 +112,10 @@ Law = TypeVar("Law", bound=torch.distributions.Distribution)
 
 
 def complete_priors(
-    priors: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
+    priors: Mapping[str, Any] | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    real: Collection[str] = REAL_SITES,
 ) -> dict[str, dist.TorchDistribution]:
     """Complete the priors of all sites of ``shapes``, expanded to batch shape ``(G,)`` and the site's event shape.
 
@@ -122,6 +125,8 @@ def complete_priors(
         Pyro distributions by site; sites left out (or None) get a flat, improper prior.
     shapes
         Shape of each site, genes first: ``{"beta": (G, P, Q), ...}``.
+    real
+        Sites of real numbers; every other site is positive.
 
     Raises
     ------
@@ -131,11 +136,12 @@ def complete_priors(
     given = dict(priors or {})
     for name in given:
         check_option("priors", name, shapes)
-    return {name: _expanded(name, given.get(name), shape) for name, shape in shapes.items()}
+    return {name: _expanded(name, given.get(name), shape, name in real) for name, shape in shapes.items()}
 
 
-def _expanded(name: str, prior: dist.TorchDistribution | None, shape: tuple[int, ...]) -> dist.TorchDistribution:
-    real = name in REAL_SITES
+def _expanded(
+    name: str, prior: dist.TorchDistribution | None, shape: tuple[int, ...], real: bool
+) -> dist.TorchDistribution:
     if prior is None:
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         start = dist.Normal(zero, one) if real else dist.LogNormal(zero, one)

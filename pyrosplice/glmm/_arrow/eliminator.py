@@ -8,7 +8,8 @@ a support are a score and an information of b, the inner effects being eliminate
 .. math::
     g_u = C_u' r^*, \qquad M_u = C_u' W^* C_u, \qquad W^* = (W^{-1} + \Sigma)^{-1}
 
-with Σ the inner effects' covariance. Shapes: b genes, U supports, w Q = ``width``, I inner parameters, H hyper-parameters.
+with Σ the inner effects' covariance. Shapes: b genes, U supports, w Q = ``width``, I inner parameters, H
+hyper-parameters.
 Derivatives of Laplace's value are by the adjoint: with h_i the covariance of η_i, the *tilt* is
 :math:`t_i = -\tfrac12 \partial \operatorname{tr}(h_i W_i) / \partial \eta_i`, λ solves the whole Newton system for the
 right-hand side J't, and
@@ -133,7 +134,8 @@ class InnerMeasure(Protocol):
     Attributes
     ----------
     value : (b,)
-        ``log p(y | η) − ½ z'Pz − ½ e'e − ½ log|inner Hessian|``, and the field's ``½ Q log|P|``.
+        ``log p(y | η) − ½ z'Pz − ½ e'e − ½ log|inner Hessian|``, and the field's ``½ Q log|P|``; the determinants with
+        what the inner effects' own Newton step, b held, changes in them to first order.
     raw_score : (b, U, w Q)
         ``C' r`` with r the derivative of the log likelihood in η, inner effects not eliminated.
     tilt : (b, U, w Q)
