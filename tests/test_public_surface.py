@@ -45,7 +45,7 @@ ROOMS = {
         "simulate_totals",
         "spatial_patterns",
     },
-    "effects": {"SoftmaxBasis"},
+    "effects": {"Effect", "Field", "Groups", "Independent", "SoftmaxBasis"},
     "glmm": {
         "CountGLMM",
         "EigenCovariance",
@@ -127,7 +127,7 @@ ROOMS = {
         "warn_if_disconnected",
         "within_sections",
     },
-    "testing": {"Domains", "calibrate", "check_covariance", "check_likelihood"},
+    "testing": {"Domains", "calibrate", "check_covariance", "check_effect", "check_likelihood"},
 }
 MODULES = {
     "api",

@@ -64,7 +64,7 @@ class PlainOptions:
         return block_sizes(self.batch_size)
 
 
-class Groups:
+class GroupedCells:
     """Cells of a data set in groups: labels checked and paired by name, groups sorted, data read in blocks.
 
     Parameters
@@ -132,14 +132,14 @@ class Groups:
         return name, arguments
 
 
-def moments_of_two(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
+def moments_of_two(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> list[Moments]:
     """Size, mean and variance of every gene in the first and the second group, from one pass over the cells."""
     groups.counts.block_cells = options.block[0]
     factors = resolve_size_factors(options.size_factors, groups.cells)
     return group_moments(lambda: groups.blocks(factors), np.where(index >= 0, index, 2), 3)[:2]
 
 
-def two_groups(groups: Groups) -> Groups:
+def two_groups(groups: GroupedCells) -> GroupedCells:
     """Check that there are two groups, as a test of one against the other needs."""
     if len(groups.names) != 2:
         raise InvalidArgumentError(f"grouping: expected two groups, found {listed(groups.names)}.")

@@ -17,7 +17,7 @@ from pyrosplice._expression.call_options import (
     known_options,
     refuse_unused,
 )
-from pyrosplice._expression.cell_groups import PLAIN_TESTS, Groups, PlainOptions, moments_of_two, two_groups
+from pyrosplice._expression.cell_groups import PLAIN_TESTS, GroupedCells, PlainOptions, moments_of_two, two_groups
 from pyrosplice._expression.results import ExpressionTest, ExpressionTests
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._expression.statistics import Moments, mann_whitney, welch
@@ -82,11 +82,11 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.t_test", options, PLAIN))
-    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _t_test(groups, groups.index, plain)
 
 
-def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
+def _t_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
     first, second = moments_of_two(groups, index, options)
     for moments in (first, second):
         if moments.n < 2:
@@ -99,7 +99,7 @@ def _t_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> E
 
 
 def _plain_result(
-    groups: Groups, first: Moments, second: Moments, statistic: Array, pval: Array, options: PlainOptions
+    groups: GroupedCells, first: Moments, second: Moments, statistic: Array, pval: Array, options: PlainOptions
 ) -> ExpressionTest:
     """The result, with what a p-value is where a gene is constant: 1, 0 at different values, NaN without counts."""
     constant = ~(first.variance > 0) & ~(second.variance > 0)
@@ -144,11 +144,11 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
     """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`."""
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
-    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _rank_test(groups, groups.index, plain)
 
 
-def _rank_test(groups: Groups, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
+def _rank_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
     n_genes = groups.counts.shape[1]
     factors = resolve_size_factors(options.size_factors, groups.cells)
     statistic, pval = np.empty(n_genes), np.empty(n_genes)
@@ -225,12 +225,12 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
     """
     test = _test_name(test)
     options = _options("test.two_sample", test, {"as_numeric": as_numeric, **options})
-    groups = two_groups(Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
+    groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
     return _between(groups, groups.index == 0, groups.index == 1, test, options)
 
 
 def _between(
-    groups: Groups, first: NDArray[np.bool_], second: NDArray[np.bool_], test: str, options: dict[str, Any]
+    groups: GroupedCells, first: NDArray[np.bool_], second: NDArray[np.bool_], test: str, options: dict[str, Any]
 ) -> ExpressionTest:
     if test in PLAIN_TESTS:
         index = np.where(first, 0, np.where(second, 1, -1))
@@ -267,7 +267,7 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     check_switches(lazy=lazy, keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.pairwise", test, {"as_numeric": as_numeric, **options})
-    groups = Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
+    groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
     k = len(groups.names)
     tests: dict[tuple[Any, ...], ExpressionTest] = {}
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
@@ -285,7 +285,7 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     return ExpressionTests(groups.names, tests, (k, k), groups.mean(test, options), pval_correction)
 
 
-def _group_means_model(groups: Groups, options: dict[str, Any]) -> Any:
+def _group_means_model(groups: GroupedCells, options: dict[str, Any]) -> Any:
     cells = np.flatnonzero(groups.index >= 0)
     arguments = groups.fit_arguments(cells, options)
     columns = {str(name): (groups.index[cells] == i) * 1.0 for i, name in enumerate(groups.names)}
@@ -312,7 +312,7 @@ def versus_rest(  # noqa: PLR0913 (a documented interface)
     check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.versus_rest", test, {"as_numeric": as_numeric, **options})
-    groups = Groups(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
+    groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
     tests: dict[tuple[Any, ...], ExpressionTest] = {
         (name,): _between(groups, (groups.index != i) & (groups.index >= 0), groups.index == i, test, options)
         for i, name in enumerate(groups.names)

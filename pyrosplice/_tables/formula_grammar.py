@@ -13,6 +13,8 @@ from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 from formulaic.transforms import TRANSFORMS
 
+from pyrosplice._tables.random_terms import split_random_terms
+
 UFUNCS = frozenset(name for name in dir(np) if isinstance(getattr(np, name), np.ufunc)) | {"where", "clip", "round"}
 SAFE = (
     *(ast.Expression, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.Attribute),
@@ -24,16 +26,23 @@ SAFE = (
 def is_plain(formula: str, columns: Iterable[str] = ()) -> bool:
     """Whether a formula is names, numbers, operators and known functions only, so that it is safe to evaluate.
 
-    Formulas can hold code. One that comes out of a file is evaluated only if this says yes. ``columns`` are names that
-    may have dots.
+    Formulas can hold code. One that comes out of a file is evaluated only if this says yes. Random terms are plain
+    where their left-hand sides are; on the right they have names only. ``columns`` are names that may have dots.
     """
     try:
-        tokens = list(tokenize(formula))
-        if any(a.token in ("**", "^") and len(b.token) > 1 for a, b in pairwise(tokens)):
-            return False  # expands to as many terms
-        return all(_safe(parse(token.token), set(columns)) for token in tokens if token.kind is Token.Kind.PYTHON)
+        rest, random = split_random_terms(formula, "formula")
+        known = set(columns)
+        return all(_is_plain_side(side, known) for side in (rest, *(term.left for term in random)))
     except (FormulaicError, SyntaxError, ValueError, RecursionError):
         return False
+
+
+def _is_plain_side(formula: str, columns: set[str]) -> bool:
+    """Whether a formula without random terms is plain."""
+    tokens = list(tokenize(formula))
+    if any(a.token in ("**", "^") and len(b.token) > 1 for a, b in pairwise(tokens)):
+        return False  # expands to as many terms
+    return all(_safe(parse(token.token), columns) for token in tokens if token.kind is Token.Kind.PYTHON)
 
 
 def _safe(tree: ast.AST, columns: set[str]) -> bool:

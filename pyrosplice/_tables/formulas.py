@@ -28,6 +28,7 @@ from pyrosplice._tables.columns import complete_cells, numbers, one_column, type
 from pyrosplice._tables.formula_grammar import is_function, parse, plain_message
 from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice._tables.names import text_names
+from pyrosplice._tables.random_terms import BARS
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -184,7 +185,7 @@ def _tokens(formula: str, argument: str, random_effects: str) -> list[Token]:
         tokens = list(tokenize(formula))
     except FormulaicError as error:
         raise InvalidArgumentError(f"{argument}: {formula!r} is not a formula ({plain_message(error)}).") from error
-    bars = [token for token in tokens if token.kind is Token.Kind.OPERATOR and token.token == "|"]
+    bars = [token for token in tokens if token.kind is Token.Kind.OPERATOR and token.token in BARS]
     if bars and any(token.token == "(" for token in tokens):
         raise InvalidArgumentError(
             f"{argument}: {formula!r} has a random effect, such as (1 | donor), which a formula here does not take: "

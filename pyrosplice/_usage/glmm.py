@@ -30,7 +30,7 @@ from pyrosplice.glmm._mode import Mode, Parameters
 from pyrosplice.glmm._multinomial import MultinomialGLMM
 from pyrosplice.glmm._random_effect import INIT_RATIOS, spatial_solver, start_of_effect
 from pyrosplice.guides._own_fit import OwnFit
-from pyrosplice.guides._own_model import Program, random_effects
+from pyrosplice.guides._own_model import Program, integrated_sites
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._named import Priors, with_variance_prior
 from pyrosplice.priors._sites import SITES, complete_priors, is_flat
@@ -339,7 +339,7 @@ class MultinomGLMM(MultinomGLM):
         return {**shapes, "nu": (self.n_genes, self.n_spots, shapes["bias_eta"][1])}
 
     def _effects(self, program: Program, name: str, values: Mapping[str, Tensor]) -> list[str]:
-        return random_effects(program, name, values, ("beta", "bias_eta")) if self.is_marginal else []
+        return integrated_sites(program, name, values, ("beta", "bias_eta")) if self.is_marginal else []
 
     def _take_own(self, own: OwnFit) -> None:
         super()._take_own(own)

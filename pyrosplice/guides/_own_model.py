@@ -161,7 +161,7 @@ def _off_center(site: dict[str, Any]) -> Tensor:
     return transform(free + OFF_CENTER * normal_numbers(free, crc32(site["name"].encode())))
 
 
-def random_effects(program: Program, name: str, values: Mapping[str, Tensor], apart: Collection[str]) -> list[str]:
+def integrated_sites(program: Program, name: str, values: Mapping[str, Tensor], apart: Collection[str]) -> list[str]:
     """Names of the sites to integrate out: what the model's ``random_effects`` says, or those that depend on others.
 
     Parameters

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
@@ -13,6 +14,8 @@ from pyrosplice._tables.labels import read_labels
 from pyrosplice._tables.names import by_name, names_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._graph import Graph, check_coords, knn_graph, wide_graph
+
+MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 
 
 def section_graph(
@@ -120,3 +123,25 @@ def within_sections(
     found = sp.csr_matrix(kept, shape=adjacency.shape)
     found.sort_indices()
     return found
+
+
+def warn_if_shared(
+    coords: NDArray[np.float64], sections: NDArray[np.object_] | None, names: tuple[str, str], *, stacklevel: int = 2
+) -> None:
+    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing.
+
+    ``names`` are what errors call coordinates and sections.
+    """
+    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
+    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
+    if shared.max() == 1:
+        return
+    hint = f"; if the spots are of several sections, name them by {names[1]}" if sections is None else ""
+    if shared.max() > MOST_AT_ONE_POSITION:
+        raise InvalidArgumentError(
+            f"{names[0]}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
+        )
+    warnings.warn(
+        f"{names[0]}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
+        stacklevel=stacklevel + 1,
+    )

@@ -14,7 +14,7 @@ from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
 from pyrosplice.glmm._distributions import SpotCounts
 from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
-from pyrosplice.guides._own_model import latent_values, random_effects
+from pyrosplice.guides._own_model import integrated_sites, latent_values
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.guides.simulated import tissue
@@ -153,7 +153,7 @@ def test_a_random_effect_about_another_site_is_integrated_out():
             return {**values, "donor": effect}
 
     model = About(COUNTS, DESIGN, CAR)
-    assert random_effects(model, "About", latent_values(model, "About"), ("beta", "bias_eta")) == ["nu", "donor"]
+    assert integrated_sites(model, "About", latent_values(model, "About"), ("beta", "bias_eta")) == ["nu", "donor"]
 
 
 def test_a_model_that_has_become_the_shipped_one_has_its_predictor():

@@ -301,7 +301,7 @@ def select(model: WorkingModel, genes: Tensor) -> WorkingModel:
     return WorkingModel(*parts, model.logit_scale[genes], model.kept[genes], own)
 
 
-def degrees_of_freedom(variance: Tensor) -> Tensor:
+def df_of_variance(variance: Tensor) -> Tensor:
     """Degrees of freedom with which a variance is known whose logarithm has this posterior ``variance``.
 
     A χ² over its degrees of freedom ν has 2 / ν, to first order.

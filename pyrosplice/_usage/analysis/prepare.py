@@ -27,20 +27,13 @@ from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.reading.design import Design, build_design, complete_spots
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
+from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
-from pyrosplice.spatial._graph import (
-    adjacency_graph,
-    check_coords,
-    check_k_neighbors,
-    component_labels,
-    knn_graph,
-    warn_if_disconnected,
-)
-from pyrosplice.spatial._sections import section_graph, wide_section_graph, within_sections
+from pyrosplice.spatial._graph import adjacency_graph, component_labels, warn_if_disconnected
+from pyrosplice.spatial._sections import wide_section_graph, within_sections
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
-MOST_AT_ONE_POSITION = 1000  # they are all each other's neighbours: a million edges
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
@@ -352,36 +345,9 @@ def _adjacency(
     check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
     name = f"adata.obsm[{options.spatial_key!r}]"
     coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
-    coords = check_coords(coords[spots], name=name)
-    check_k_neighbors(model.k_neighbors, len(coords))
-    _check_apart(coords, sections, name)
-    if sections is None:
-        return knn_graph(coords, k_neighbors=model.k_neighbors, graph=model.graph)
-    return section_graph(
-        coords,
-        sections,
-        k_neighbors=model.k_neighbors,
-        graph=model.graph,
-        name="section_key",
-        least=options.min_component_size,
-    )
-
-
-def _check_apart(coords: NDArray[np.float64], sections: NDArray[np.object_] | None, name: str) -> None:
-    """Warn of spots of a section that are at one position; refuse so many that their coordinates must be missing."""
-    codes = np.zeros(len(coords)) if sections is None else pd.factorize(sections)[0]
-    shared = np.unique(np.column_stack([codes, coords]), axis=0, return_counts=True)[1]
-    if shared.max() == 1:
-        return
-    hint = "; if the spots are of several sections, name them by section_key" if sections is None else ""
-    if shared.max() > MOST_AT_ONE_POSITION:
-        raise InvalidArgumentError(
-            f"{name}: expected the position of every spot, found {shared.max()} spots at one position{hint}."
-        )
-    warnings.warn(
-        f"{name}: {int(shared[shared > 1].sum())} of {len(coords)} spots share their position with another{hint}.",
-        stacklevel=5,
-    )
+    field = Field(k_neighbors=model.k_neighbors, graph=model.graph)
+    names = name, "section_key"
+    return field.adjacency(coords[spots], sections, names=names, least=options.min_component_size, stacklevel=5)
 
 
 def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from pyrosplice._hypothesis.coefficients.restricted_posterior import (
     Prior,
     Target,
     Variances,
-    degrees_of_freedom,
+    df_of_variance,
     half_normal,
     regular_factor,
     restricted_posterior,
@@ -170,7 +170,7 @@ def averaged_fit(
     basis = mode.step.model.basis
     fit = replace(of_logits(averaged(working, variances, n_fixed), basis), informed=informed_spots(model))
     response = working.response if basis is None else basis.logits(working.response)
-    posterior_df = degrees_of_freedom(spread)
+    posterior_df = df_of_variance(spread)
     modes = [spectra.effective_modes(covariates) for covariates in tested]
     return AveragedFit(fit, response, posterior_df, law_df(posterior_df, modes), ratio)
 

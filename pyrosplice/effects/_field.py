@@ -1,0 +1,169 @@
+"""Random effects of single observations: a field in space, and independent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from pyrosplice._linalg.select import solver_for
+from pyrosplice._linalg.solver import SpatialSolver
+from pyrosplice._tables.columns import is_numeric, numbers, one_column
+from pyrosplice._tables.labels import read_labels
+from pyrosplice.errors import InvalidArgumentError, check_option
+from pyrosplice.spatial._graph import Graph, check_coords, check_k_neighbors, knn_graph, warn_if_disconnected
+from pyrosplice.spatial._sections import section_graph, warn_if_shared
+from pyrosplice.spatial.car import CarCovariance, check_rho
+
+K_NEIGHBORS, RHO, GRAPH = 4, 0.99, "mutual"  # as SplisosmGLMM's: the documented model
+
+
+@dataclass(frozen=True)
+class Independent:
+    """An effect of every observation by itself: more variation than the likelihood's, none of it shared."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Field:
+    r"""A smooth effect in space: neighbouring spots are alike.
+
+    Parameters
+    ----------
+    k_neighbors, graph
+        Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several.
+    rho
+        Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours.
+    covariance
+        A covariance of the spots instead, with unit diagonal: an object with a sparse ``precision`` or ``dense()``
+        (:class:`~pyrosplice.spatial.SpatialCovariance`).
+    by
+        Column of the table that multiplies the field, numbers or booleans: a coefficient that varies in space.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Values out of range; neighbours, ρ or a graph beside a covariance, which has its own.
+    """
+
+    k_neighbors: int = K_NEIGHBORS
+    rho: float = RHO
+    graph: Graph = "mutual"
+    covariance: object | None = None
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        check_k_neighbors(self.k_neighbors)
+        check_rho(self.rho)
+        check_option("graph", self.graph, get_args(Graph))
+        if self.by is not None and (not isinstance(self.by, str) or not self.by.strip()):
+            raise InvalidArgumentError(f"by: expected the name of a column, or None, found {self.by!r}.")
+        if self.covariance is None:
+            return
+        unused = [part for part in self._parts() if not part.startswith(("covariance", "by"))]
+        if unused:
+            raise InvalidArgumentError(f"covariance: it is used instead of neighbours; leave out {', '.join(unused)}.")
+        if not any(getattr(self.covariance, name, None) is not None for name in ("precision", "dense")):
+            raise InvalidArgumentError(
+                f"covariance: expected an object with precision or dense(), found {self.covariance!r}."
+            )
+
+    def __repr__(self) -> str:
+        return f"Field({', '.join(self._parts())})"
+
+    def _parts(self) -> list[str]:
+        """Arguments that are not the default."""
+        defaults = {"k_neighbors": K_NEIGHBORS, "rho": RHO, "graph": GRAPH, "covariance": None, "by": None}
+        return [
+            f"{name}={value!r}"
+            for name, default in defaults.items()
+            if (value := getattr(self, name)) is not default and (name == "covariance" or value != default)
+        ]
+
+    def adjacency(
+        self,
+        coords: object,
+        sections: object = None,
+        *,
+        names: tuple[str, str] = ("coords", "sections"),
+        least: int = 1,
+        stacklevel: int = 2,
+    ) -> sp.csr_matrix:
+        """Neighbours of the spots at ``coords`` ``(N, D)``, within ``sections`` (N labels) where these are given.
+
+        Parameters
+        ----------
+        names
+            What errors call the two.
+        least
+            Sections of fewer spots may be too small for a graph.
+        stacklevel
+            Of a warning of spots at one position.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Coordinates that are missing; fewer spots than neighbours; a field with a covariance of its own.
+        """
+        if self.covariance is not None:
+            raise InvalidArgumentError("Field: neighbours are not known of a field with a covariance of its own.")
+        points = check_coords(coords, name=names[0])
+        check_k_neighbors(self.k_neighbors, len(points))
+        labels = None if sections is None else read_labels(sections, names[1]).names
+        if labels is not None and len(labels) != len(points):
+            raise InvalidArgumentError(f"{names[1]}: expected {len(points)} labels, found {len(labels)}.")
+        warn_if_shared(points, labels, names, stacklevel=stacklevel + 1)
+        if sections is None:
+            return knn_graph(points, k_neighbors=self.k_neighbors, graph=self.graph)
+        k, graph = self.k_neighbors, self.graph
+        return section_graph(points, sections, k_neighbors=k, graph=graph, name=names[1], least=least)
+
+    def solver(self, coords: object, sections: object = None, *, device: torch.device | str = "cpu") -> SpatialSolver:
+        """What engines need of the field at these spots.
+
+        Parameters
+        ----------
+        coords
+            Positions ``(N, D)``; of a field with a covariance of its own, None will do.
+        sections
+            Section of each spot, N labels; a given covariance is taken as it is.
+        device
+            Where fits run.
+        """
+        if self.covariance is None:
+            adjacency = self.adjacency(coords, sections, stacklevel=3)
+            n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
+            warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=3)
+            return solver_for(CarCovariance(adjacency, rho=self.rho), device=device)
+        solver = solver_for(self.covariance, device=device)
+        expected = None if coords is None else len(check_coords(coords))
+        if expected is not None and solver.n_spots != expected:
+            raise InvalidArgumentError(f"covariance: expected that of {expected} spots, found one of {solver.n_spots}.")
+        return solver
+
+    def multiplier(self, table: pd.DataFrame) -> NDArray[np.float64] | None:
+        """What multiplies the field at every spot ``(N,)``; None for 1.
+
+        Raises
+        ------
+        InvalidArgumentError
+            No such column, labels, missing values, or one value at every spot.
+        """
+        if self.by is None:
+            return None
+        column = one_column(table, self.by, "Field, by")
+        if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
+            raise InvalidArgumentError(
+                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
+                "and 1 for each level that is to have a field."
+            )
+        values = numbers(column.astype("Float64"), self.by, "Field, by")
+        if np.ptp(values) == 0:
+            raise InvalidArgumentError(
+                f"Field, by: column {self.by!r} is {values[0]:g} at every spot; leave by out for one field of all."
+            )
+        return values

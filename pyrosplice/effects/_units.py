@@ -1,0 +1,262 @@
+r"""What the units of a coefficient are: observations, or the groups whose random effects it is compared with.
+
+A contrast w'β is *carried* by the effects of a factor if no data within its groups tell about it once every group has
+these effects of its own: w is outside of the row space of (I − P) X, P the projection on the effects' columns within
+groups. Condition is carried by (1 | donor) if donors have one condition each, and by (1 + condition | donor) in any
+case. Of several factors that carry a contrast the one with the fewest groups has its units; without any, observations
+are its units. All of this depends on what X and the effects span, not on how they are coded.
+
+Between–within degrees of freedom are those of analysis of variance (Pinheiro and Bates 2000, Mixed-Effects Models in S
+and S-PLUS, 2.4.2): groups less those of the factor that they are nested in, less the coefficients that the factor
+carries and that one does not. For a slope it is the number of groups that know about it less the coefficients that it
+is explained by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._level_spaces import NOTHING, Rows, rank_within, rows_of_levels, spanned, without
+from pyrosplice.errors import InvalidArgumentError
+
+Array = NDArray[np.float64]
+ESTIMABLE = 1e-6  # part of a contrast outside of what data tell, below which it is rounding
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The fixed part of a model.
+
+    Attributes
+    ----------
+    matrix : (N, P)
+        Design, of full rank.
+    names
+        P names of its columns.
+    terms
+        The term of a formula that each column is of, for sentences; the names, where none are given.
+    numeric
+        Names of columns that are covariates of observations, for which there is no nested effect.
+    """
+
+    matrix: Array
+    names: Sequence[str]
+    terms: Sequence[str] = ()
+    numeric: Collection[str] = ()
+
+    @property
+    def scale(self) -> Array:
+        """Size of each column, of what varies in it where it does: ``(P,)``."""
+        spread = np.sqrt(np.square(self.matrix - self.matrix.mean(0)).sum(0))
+        size = np.sqrt(np.square(self.matrix).sum(0))
+        return np.where(spread > NOTHING * size, spread, size)
+
+
+@dataclass(frozen=True)
+class ContrastUnits:
+    """Units of a contrast: their factor (or what observations are called), their number, between–within df."""
+
+    unit: str
+    n_units: int
+    df: float
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """All effects of one grouping factor.
+
+    Attributes
+    ----------
+    name
+        The factor.
+    levels : (N,)
+    groups
+        Observations of each group.
+    columns : (N, q)
+        Those of all its effects.
+    intercept
+        Whether these span a constant within each group.
+    """
+
+    name: str
+    levels: NDArray[np.intp]
+    groups: Rows
+    columns: Array
+    intercept: bool
+
+    @property
+    def constant(self) -> Array:
+        """A column of ones where an effect of the factor is one, else no column."""
+        return np.ones((len(self.levels), int(self.intercept)))
+
+
+@dataclass(frozen=True)
+class DesignUnits:
+    """Units of every contrast of a design beside some effects of groups.
+
+    Parameters
+    ----------
+    coefficients
+        The design.
+    blocks
+        Effects of groups (:func:`pyrosplice.effects._effect.bind`).
+    observations
+        What observations are called.
+    """
+
+    coefficients: Coefficients
+    blocks: Sequence[GroupBlock]
+    observations: str = "cells"
+    _strata: tuple[_Stratum, ...] = field(init=False, repr=False)
+    _spaces: dict[tuple[int, bytes], Array] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_strata", _strata(self.blocks))
+
+    def of(self, contrast: Array) -> ContrastUnits:
+        """Units of w'β, w ``(P,)``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            No more units than coefficients that are compared with them.
+        """
+        units = self._of(contrast)
+        if units.df < 1:
+            raise InvalidArgumentError(
+                f"{self._subject(contrast)}: expected more units than coefficients, found {units.n_units} "
+                f"({units.unit}), whose differences the model's coefficients and effects explain all. Take "
+                "covariates out of the formula, or test it where there are more."
+            )
+        return units
+
+    def warning(self, contrast: Array, *, samples: str = "sample") -> str | None:
+        """What is wrong with observations as the units of w'β; None where nothing is.
+
+        Parameters
+        ----------
+        samples
+            Column of the samples of a group, or what it would be called.
+        """
+        varying = [s for s in self._strata if s.intercept and not self._carries(contrast, s.groups, s.constant)]
+        if not varying or any(self._carries(contrast, s.groups, s.columns) for s in self._strata):
+            return None
+        largest = max(varying, key=lambda stratum: len(stratum.groups))
+        names = [self.coefficients.names[i] for i in np.flatnonzero(contrast).tolist()]
+        slope = f"(1 + {self._subject(contrast)} | {largest.name})"
+        nested = "" if set(names) & set(self.coefficients.numeric) else f"(1 | {largest.name}/{samples}) or "
+        return (
+            f"{self._subject(contrast)} varies within {largest.name}; {self.observations} are the units of this test. "
+            f"Add {nested}{slope}."
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a coefficient: ``coefficient``, ``unit``, ``n_units``, ``df``, between–within, 0 for none."""
+        every = [self._of(row) for row in np.eye(len(self.coefficients.names))]
+        columns = [list(self.coefficients.names), [u.unit for u in every], [u.n_units for u in every]]
+        parts = dict(zip(("coefficient", "unit", "n_units"), columns, strict=True))
+        return pd.DataFrame({**parts, "df": [max(u.df, 0.0) for u in every]})
+
+    def _of(self, contrast: Array) -> ContrastUnits:
+        weights = np.asarray(contrast, dtype=np.float64)
+        n_coefficients = len(self.coefficients.names)
+        if weights.shape != (n_coefficients,) or not np.isfinite(weights).all() or not weights.any():
+            raise InvalidArgumentError(
+                f"contrast: expected {n_coefficients} finite weights, not all zero, found {contrast!r}."
+            )
+        for stratum in sorted(self._strata, key=lambda s: len(s.groups)):
+            if stratum.intercept and self._carries(weights, stratum.groups, stratum.constant):
+                return self._between(weights, stratum)
+            if self._carries(weights, stratum.groups, stratum.columns):
+                return self._by_slope(weights, stratum)
+        n = len(self.coefficients.matrix)
+        innermost = [s for s in self._strata if not any(o is not s and _nested(o, s) for o in self._strata)]
+        taken = sum(int(rank_within(s.groups, s.columns).sum()) for s in innermost)
+        left = [self._rank(s.groups, s.columns) for s in innermost]
+        return ContrastUnits(self.observations, n, float(n - taken - min(left, default=n_coefficients)))
+
+    def _between(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
+        """Groups that have one value each."""
+        outer = [s for s in self._strata if s is not stratum and s.intercept and _nested(stratum, s)]
+        outer = [s for s in outer if not self._carries(contrast, s.groups, s.constant)]
+        around = max(outer, key=lambda s: len(s.groups), default=None)
+        n, within = len(stratum.groups), self._rank(stratum.groups, stratum.constant)
+        if around is None:
+            return ContrastUnits(stratum.name, n, float(n - (len(contrast) - within)))
+        beyond = self._rank(around.groups, around.constant)
+        return ContrastUnits(stratum.name, n, float(n - len(around.groups) - (beyond - within)))
+
+    def _by_slope(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
+        """Groups that have slopes of their own of what the contrast compares."""
+        groups, constant = stratum.groups, stratum.constant
+        slopes = [k for k, column in enumerate(stratum.columns.T) if not _constant(column)]
+        alone = {k: np.hstack([constant, stratum.columns[:, [k]]]) for k in slopes}
+        essential = [k for k in slopes if self._carries(contrast, groups, alone[k])] or slopes
+        others = np.hstack([constant, np.delete(stratum.columns, essential, axis=1)])
+        directions = rank_within(groups, stratum.columns) - rank_within(groups, others)
+        explained = self._rank(groups, others) - self._rank(groups, stratum.columns)
+        n = int((directions > 0).sum())
+        return ContrastUnits(stratum.name, n, float((directions.sum() - explained) / directions.max()))
+
+    def _left(self, groups: Rows, columns: Array) -> Array:
+        """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""
+        key = id(groups), columns.tobytes()  # groups are the strata's, which live as long as this
+        if key not in self._spaces:
+            left = without(groups, columns, self.coefficients.matrix) / self.coefficients.scale
+            _, s, vt = np.linalg.svd(left, full_matrices=False)
+            self._spaces[key] = vt[s > ESTIMABLE].T
+        return self._spaces[key]
+
+    def _rank(self, groups: Rows, columns: Array) -> int:
+        return int(self._left(groups, columns).shape[1])
+
+    def _carries(self, contrast: Array, groups: Rows, columns: Array) -> bool:
+        """Whether data within groups that have effects of these columns tell nothing of the contrast."""
+        scaled = contrast / self.coefficients.scale
+        space = self._left(groups, columns)
+        outside = scaled - space @ (space.T @ scaled)
+        return bool(np.linalg.norm(outside) > ESTIMABLE * np.linalg.norm(scaled))
+
+    def _subject(self, contrast: Array) -> str:
+        """What a contrast is about: its terms."""
+        terms = self.coefficients.terms or self.coefficients.names
+        return " + ".join(dict.fromkeys(terms[i] for i in np.flatnonzero(contrast).tolist()))
+
+
+def describe_units(
+    coefficients: Coefficients, blocks: Sequence[GroupBlock], *, observations: str = "cells"
+) -> pd.DataFrame:
+    """Units of every coefficient: columns ``coefficient``, ``unit``, ``n_units`` and ``df``, between–within."""
+    return DesignUnits(coefficients, blocks, observations).table()
+
+
+def _strata(blocks: Sequence[GroupBlock]) -> tuple[_Stratum, ...]:
+    """Effects by what they group: factors that put together the same observations are one."""
+    alike: dict[bytes, list[GroupBlock]] = {}
+    for block in blocks:
+        alike.setdefault(pd.factorize(block.levels)[0].tobytes(), []).append(block)
+    out = []
+    for same in alike.values():
+        levels, columns = same[0].levels, np.hstack([block.columns for block in same])
+        groups = rows_of_levels(levels)
+        name = same[0].name.rpartition("|")[2].strip()
+        intercept = spanned(groups, columns, np.ones(len(levels)))
+        out.append(_Stratum(name, levels, groups, columns, intercept))
+    return tuple(out)
+
+
+def _nested(inner: _Stratum, outer: _Stratum) -> bool:
+    """Whether every group of ``inner`` is in one of ``outer``."""
+    return len(inner.groups) > len(outer.groups) and all(
+        (outer.levels[rows] == outer.levels[rows[0]]).all() for rows in inner.groups if len(rows)
+    )
+
+
+def _constant(column: Array) -> bool:
+    return bool(column.min() == column.max())
