@@ -1,6 +1,6 @@
 r"""The algebra of the arrow: Newton systems of groups and coefficients, dense only in the corner.
 
-With b of support u a linear map :math:`F_u(\psi)` of standardised unknowns z, the Newton matrix is
+With b of support u a linear map :math:`F_u(\psi)` of standardized unknowns z, the Newton matrix is
 :math:`H = \sum_u F_u' M_u F_u + \text{prior}`. The unknowns are *private* to one group of supports (the levels of one
 primary effect, and of effects that are nested in it) or in the *border* (coefficients, effects that cross the groups or
 whose levels are related): H is block diagonal but for the border, and so are all solves, determinants and covariances.
@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow import arrow_kernels as kernels
-from pyrosplice.glmm._arrow.layout import Incidence, Layout
+from pyrosplice.glmm._arrow.layout import Incidence, SupportLayout
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -26,23 +26,23 @@ MOST_BORDER = 4000  # unknowns of the dense corner: 128 MB a gene
 
 
 @dataclass(frozen=True)
-class Unknowns:
-    """Standardised unknowns of b genes: those of the ``border`` (b, B), coefficients first, and ``private`` (b, D, m)."""
+class ArrowUnknowns:
+    """Standardized unknowns of genes: the ``border`` (b, B), coefficients first, and ``private`` ones (b, D, m)."""
 
     border: Array
     private: Array
 
-    def moved(self, step: Unknowns, length: Array) -> Unknowns:
+    def moved(self, step: ArrowUnknowns, length: Array) -> ArrowUnknowns:
         """Move by ``length`` (b,) times a step."""
-        return Unknowns(
+        return ArrowUnknowns(
             self.border + length[:, None] * step.border, self.private + length[:, None, None] * step.private
         )
 
-    def select(self, genes: NDArray[np.intp] | NDArray[np.bool_]) -> Unknowns:
+    def select(self, genes: NDArray[np.intp] | NDArray[np.bool_]) -> ArrowUnknowns:
         """Take those of some of the genes."""
-        return Unknowns(self.border[genes], self.private[genes])
+        return ArrowUnknowns(self.border[genes], self.private[genes])
 
-    def dot(self, other: Unknowns) -> Array:
+    def dot(self, other: ArrowUnknowns) -> Array:
         """Inner product of each gene's (b,)."""
         return (self.border * other.border).sum(1) + (self.private * other.private).sum((1, 2))
 
@@ -70,7 +70,7 @@ class Arrow:
         Whether the coefficients are among the unknowns.
     """
 
-    def __init__(self, layout: Layout, blocks: tuple[GroupBlock, ...], *, restricted: bool):
+    def __init__(self, layout: SupportLayout, blocks: tuple[GroupBlock, ...], *, restricted: bool):
         self.layout, self.blocks, self.restricted = layout, blocks, restricted
         q = layout.n_predictors
         self.bases = [np.kron(block.basis, np.eye(q)) for block in blocks]
@@ -148,7 +148,8 @@ class Arrow:
         """Number the unknowns of the border, and say which of them each support has where."""
         n_supports, n = self.layout.n_supports, self.n_coefficients
         index = [np.broadcast_to(np.arange(n), (n_supports, n))]
-        roots, start, slot = [np.eye(n)], n, n
+        roots: list[Array] = [np.eye(n)]
+        start = slot = n
         for e in outside:
             block, width, entry = self.blocks[e], self.widths[e], self.layout.incidences[e]
             n_levels = len(block.level_names)
@@ -162,13 +163,13 @@ class Arrow:
                 )
             rank = _ranks(entry)
             own = np.full((n_supports, (int(rank.max(initial=-1)) + 1) * width), -1, np.int64)
-            own[entry.support[:, None], rank[:, None] * width + np.arange(width)] = place[entry.level, None] + np.arange(
-                width
-            )
+            own[entry.support[:, None], rank[:, None] * width + np.arange(width)] = place[
+                entry.level, None
+            ] + np.arange(width)
             self.homes[e] = _Home(False, np.zeros(n_levels, np.int64), place, slot + rank * width)
             slot += own.shape[1]
             index.append(own)
-            roots.append(np.kron(np.eye(n_levels) if block.root is None else block.root, np.eye(width)))
+            roots.append(np.asarray(np.kron(np.eye(n_levels) if block.root is None else block.root, np.eye(width))))
         self.index = np.ascontiguousarray(np.concatenate(index, 1), dtype=np.int64)
         self.n_border = start
         self.prior = (np.arange(start) >= n).astype(np.float64)
@@ -180,9 +181,9 @@ class Arrow:
                 self.homes[e] = _Home(True, home.group, home.place, slot + home.slot)
         self.n_local = slot + self.n_private
 
-    def zeros(self, n_genes: int) -> Unknowns:
-        """Unknowns at zero."""
-        return Unknowns(np.zeros((n_genes, self.n_border)), np.zeros((n_genes, self.n_groups, self.n_private)))
+    def zeros(self, n_genes: int) -> ArrowUnknowns:
+        """ArrowUnknowns at zero."""
+        return ArrowUnknowns(np.zeros((n_genes, self.n_border)), np.zeros((n_genes, self.n_groups, self.n_private)))
 
     def scales(self, psi: Array) -> list[Array]:
         """L of every effect, (b, q Q, q Q), at parameters (b, J)."""
@@ -227,28 +228,28 @@ class Arrow:
         """Border unknowns (..., B) as they enter supports: related levels mixed by their root."""
         return border if self.root is None else border @ self.root.T
 
-    def local(self, unknowns: Unknowns) -> Array:
-        """Unknowns of each support, (b, U, c)."""
+    def local(self, unknowns: ArrowUnknowns) -> Array:
+        """ArrowUnknowns of each support, (b, U, c)."""
         out = np.empty((len(unknowns.border), self.layout.n_supports, self.n_local))
         kernels.gather(self.index, self.group, self.rooted(unknowns.border), unknowns.private, out)
         return out
 
-    def blocks_of(self, map_: Array, unknowns: Unknowns) -> Array:
+    def blocks_of(self, map_: Array, unknowns: ArrowUnknowns) -> Array:
         """Coefficients of each support, ``F z``: (b, U, w)."""
         return self.product(map_, self.local(unknowns))
 
-    def pull(self, map_: Array, score: Array) -> Unknowns:
+    def pull(self, map_: Array, score: Array) -> ArrowUnknowns:
         """Right-hand side of the unknowns from that of every support's b, ``F' g``."""
         out = self.zeros(len(map_))
         kernels.pull(map_, np.ascontiguousarray(score), self.index, self.group, out.border, out.private)
-        return out if self.root is None else Unknowns(out.border @ self.root, out.private)
+        return out if self.root is None else ArrowUnknowns(out.border @ self.root, out.private)
 
-    def prior_slope(self, unknowns: Unknowns) -> Unknowns:
+    def prior_slope(self, unknowns: ArrowUnknowns) -> ArrowUnknowns:
         """Prior precision times unknowns."""
-        return Unknowns(self.prior * unknowns.border, unknowns.private)
+        return ArrowUnknowns(self.prior * unknowns.border, unknowns.private)
 
-    def effects(self, e: int, unknowns: Unknowns) -> Array:
-        """Standardised effects of every level of an effect, (b, D, q Q), roots applied."""
+    def effects(self, e: int, unknowns: ArrowUnknowns) -> Array:
+        """Standardized effects of every level of an effect, (b, D, q Q), roots applied."""
         home, width = self.homes[e], np.arange(self.widths[e])
         if not home.private:
             return self.rooted(unknowns.border)[:, home.place[:, None] + width]
@@ -256,12 +257,12 @@ class Arrow:
         return np.where(home.group[:, None] >= 0, taken, 0.0)
 
     def factor(self, map_: Array, information: Array) -> ArrowFactor:
-        """Factorise the Newton matrix with F (b, U, w, c) and M (b, U, w, w)."""
+        """Factorize the Newton matrix with F (b, U, w, c) and M (b, U, w, w)."""
         return ArrowFactor(self, map_, information)
 
 
 class ArrowFactor:
-    """A factorised Newton matrix of a batch of genes.
+    """A factorized Newton matrix of a batch of genes.
 
     Attributes
     ----------
@@ -275,7 +276,7 @@ class ArrowFactor:
         self.inverse, self.mixed = np.zeros((b, d, m, m)), np.zeros((b, d, m, n))
         self.through, schur, private_logdet = np.empty((b, d, m, n)), np.zeros((b, n, n)), np.empty(b)
         kernels.assemble(map_, self.information, arrow.index, arrow.group, self.inverse, self.mixed, schur)
-        kernels.eliminate(self.inverse, self.mixed, self.through, schur, private_logdet)
+        kernels.eliminate_private(self.inverse, self.mixed, self.through, schur, private_logdet)
         if arrow.root is not None:
             schur = arrow.root.T @ schur @ arrow.root
         schur[:, range(n), range(n)] += arrow.prior
@@ -285,14 +286,14 @@ class ArrowFactor:
         safe = torch.where((failed == 0)[:, None, None], factor, torch.eye(n, dtype=torch.float64))
         self.border_covariance: Array = torch.cholesky_inverse(safe).numpy()
 
-    def solve(self, rhs: Unknowns) -> Unknowns:
+    def solve(self, rhs: ArrowUnknowns) -> ArrowUnknowns:
         """Solve for a right-hand side."""
         arrow, border, private = self.arrow, np.zeros_like(rhs.border), rhs.private.copy()
         kernels.before_border(self.inverse, self.mixed, border, private)
         border = rhs.border + (border if arrow.root is None else border @ arrow.root)
         border = (self.border_covariance @ border[..., None])[..., 0]
         kernels.after_border(self.through, arrow.rooted(border), private)
-        return Unknowns(border, private)
+        return ArrowUnknowns(border, private)
 
     def moments(self) -> ArrowMoments:
         """Posterior covariances of the unknowns."""
@@ -305,9 +306,7 @@ class ArrowFactor:
         private = self.inverse - mixed @ np.swapaxes(self.through, -1, -2)
         cross = np.empty((*map_.shape[:2], map_.shape[3], map_.shape[2]))
         out = np.empty((*map_.shape[:3], map_.shape[2]))
-        kernels.covariances(
-            map_, arrow.index, arrow.group, np.ascontiguousarray(border), mixed, private, cross, out
-        )
+        kernels.covariances(map_, arrow.index, arrow.group, np.ascontiguousarray(border), mixed, private, cross, out)
         return ArrowMoments(arrow, border, private, cross, out)
 
 
@@ -325,7 +324,7 @@ class ArrowMoments:
     blocks: Array
 
     def effects(self, e: int) -> Array:
-        """Covariance of the standardised effects of every level of an effect, (b, D, q Q, q Q), roots applied."""
+        """Covariance of the standardized effects of every level of an effect, (b, D, q Q, q Q), roots applied."""
         home, width = self.arrow.homes[e], np.arange(self.arrow.widths[e])
         rows = home.place[:, None, None] + width[:, None]
         columns = home.place[:, None, None] + width

@@ -39,7 +39,7 @@ def displace(support: Indices, slot: Indices, select: Array, slope: Array, out: 
 
 
 @compiled(fastmath=LOOSE, nogil=True)
-def assemble(
+def assemble(  # noqa: PLR0913
     map_: Array, information: Array, index: Indices, group: Indices, private: Array, mixed: Array, border: Array
 ) -> None:
     """Add ``F' M F`` of every support to private (b, D, m, m), mixed (b, D, m, B) and border (b, B, B) blocks."""
@@ -74,8 +74,8 @@ def assemble(
 
 
 @compiled(nogil=True)
-def eliminate(private: Array, mixed: Array, through: Array, border: Array, logdet: Array) -> None:
-    """Invert ``private + I`` in place, ``through`` = its product with ``mixed``, and take what it explains off ``border``.
+def eliminate_private(private: Array, mixed: Array, through: Array, border: Array, logdet: Array) -> None:
+    """Invert ``private + I`` in place, ``through`` its product with ``mixed``; take what that explains off ``border``.
 
     ``logdet`` (b,) gets the sum of the logs of determinants, NaN where a block is not positive definite.
     """
@@ -139,7 +139,7 @@ def pull(map_: Array, score: Array, index: Indices, group: Indices, border: Arra
 
 @compiled(fastmath=LOOSE, nogil=True)
 def gather(index: Indices, group: Indices, border: Array, private: Array, out: Array) -> None:
-    """Unknowns of each support, ``out`` (b, U, c)."""
+    """ArrowUnknowns of each support, ``out`` (b, U, c)."""
     n_genes, n_supports, c = out.shape
     n_border = index.shape[1]
     for a in range(n_genes):
@@ -180,7 +180,7 @@ def after_border(through: Array, border: Array, private: Array) -> None:
 
 
 @compiled(fastmath=LOOSE, nogil=True)
-def covariances(
+def covariances(  # noqa: PLR0913
     map_: Array, index: Indices, group: Indices, border: Array, mixed: Array, private: Array, cross: Array, out: Array
 ) -> None:
     """Covariance of the unknowns of each support with its b, ``cross`` (b, U, c, w), and of b, ``out`` (b, U, w, w).

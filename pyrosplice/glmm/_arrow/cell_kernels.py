@@ -93,7 +93,29 @@ def predictor(columns: Array, offset: Array, b: Array, start: int, n: int, out: 
 
 
 @compiled(fastmath=LOOSE, nogil=True)
-def score_pass(
+def variances(columns: Array, covariance: Array, start: int, n: int, out: Array) -> None:
+    """Variances ``c' covariance c`` of the predictors of n rows of one support."""
+    for j in range(n):
+        out[j] = 0.0
+    for k in range(len(covariance)):
+        for i in range(k, len(covariance)):
+            c = covariance[k, i] if i == k else 2.0 * covariance[k, i]
+            for j in range(n):
+                out[j] += c * columns[k, start + j] * columns[i, start + j]
+
+
+@compiled(fastmath=LOOSE, nogil=True)
+def add_sums(columns: Array, x: Array, start: int, n: int, out: Array) -> None:
+    """Add ``Σ x c`` of n rows to ``out`` (w,)."""
+    for k in range(len(out)):
+        total = 0.0
+        for j in range(n):
+            total += x[j] * columns[k, start + j]
+        out[k] += total
+
+
+@compiled(fastmath=LOOSE, nogil=True)
+def score_pass(  # noqa: PLR0913
     columns: Array,
     offset: Array,
     number: Array,
@@ -143,7 +165,7 @@ def score_pass(
 
 
 @compiled(fastmath=LOOSE, nogil=True)
-def value_pass(
+def value_pass(  # noqa: PLR0913
     columns: Array,
     offset: Array,
     number: Array,
@@ -181,7 +203,7 @@ def value_pass(
 
 
 @compiled(fastmath=LOOSE, nogil=True)
-def measure_pass(
+def measure_pass(  # noqa: PLR0913
     columns: Array,
     offset: Array,
     number: Array,
@@ -201,7 +223,6 @@ def measure_pass(
     ``value`` as :func:`value_pass`; ``tilt`` (b, U, w) sums ``−½ h w' c``; ``pulled`` (b, U, w) the derivative of the
     score in log α; ``explicit`` (b,) that of ``value − ½ h w``.
     """
-    w = columns.shape[0]
     x, mu, eta, h = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
     rest, logs, mantissa = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
     bits, rest_bits, mantissa_bits = mu.view(np.int64), rest.view(np.int64), mantissa.view(np.int64)
@@ -217,13 +238,8 @@ def measure_pass(
                 predictor(columns, own, b[a, u], first, n, eta)
                 for j in range(n):
                     x[j] = eta[j]
-                    h[j] = 0.0
                 exp_into(x, mu, bits, n)
-                for k in range(w):
-                    for i in range(k, w):
-                        c = cov[k, i] if i == k else 2.0 * cov[k, i]
-                        for j in range(n):
-                            h[j] += c * columns[k, first + j] * columns[i, first + j]
+                variances(columns, cov, first, n, h)
                 if al > 0.0:
                     for j in range(n):
                         rest[j] = 1.0 + al * mu[j]
@@ -233,7 +249,6 @@ def measure_pass(
                         odds = al * mu[j] * q
                         acc += total * eta[j] - (total + m / al) * logs[j]
                         slope += m / al * logs[j] - (total + m / al) * odds
-                        # derivative of w in log α: −2 odds w + μ q² α t
                         width = mu[j] * q * q * (m + al * total)
                         slope -= 0.5 * h[j] * (mu[j] * q * q * al * total - 2.0 * odds * width)
                         x[j] = -0.5 * h[j] * width * (2.0 * q - 1.0)
@@ -244,13 +259,8 @@ def measure_pass(
                         acc += y[first + j] * eta[j] - m * mu[j]
                         x[j] = -0.5 * h[j] * m * mu[j]
                         h[j] = 0.0
-                for k in range(w):
-                    s, t = 0.0, 0.0
-                    for j in range(n):
-                        s += x[j] * columns[k, first + j]
-                        t += h[j] * columns[k, first + j]
-                    tilt[a, u, k] += s
-                    pulled[a, u, k] += t
+                add_sums(columns, x, first, n, tilt[a, u])
+                add_sums(columns, h, first, n, pulled[a, u])
         value[a] = acc
         explicit[a] = slope
 

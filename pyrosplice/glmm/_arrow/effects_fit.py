@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +17,16 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._mode import Latents
 
 Array = NDArray[np.float64]
+OF_GENES = (
+    "coefficients",
+    "covariance",
+    "parameters",
+    "sds",
+    "log_likelihood",
+    "gradient_norm",
+    "n_iter",
+)
+"""Attributes that are tensors with a row a gene."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,8 @@ class EffectsFit:
 
     def take(self, genes: Tensor) -> EffectsFit:
         """Take the estimates of some of the genes."""
-        kept = ("parameter_names", "inner", "restricted", "bases")
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in kept}
-        taken = {name: value[genes] for name, value in own.items() if isinstance(value, Tensor)}
         return replace(
-            self,
-            **taken,
+            self.changed({name: getattr(self, name)[genes] for name in OF_GENES}),
             hyper={name: value[genes] for name, value in self.hyper.items()},
             group_modes=tuple(mode[genes] for mode in self.group_modes),
             group_sds=tuple(sd[genes] for sd in self.group_sds),
@@ -86,8 +94,14 @@ class EffectsFit:
             reason=self.reason[genes.numpy()],
         )
 
+    def changed(self, tensors: Mapping[str, Tensor]) -> EffectsFit:
+        """Copy with other tensors, of those of :data:`OF_GENES`."""
+        out = copy(self)
+        vars(out).update(tensors)
+        return out
+
     def in_logits(self, root: Tensor | None) -> EffectsFit:
-        """Turn estimates in coordinates u of the predictors, and ``group_sds`` that are covariances, to those of logits.
+        """Turn estimates in coordinates u of the predictors, ``group_sds`` covariances among them, to those of logits.
 
         With ``root`` (G, Q, Q) the logits are ``root @ u``; None where they are u.
         """
@@ -120,10 +134,8 @@ class EffectsFit:
         def blank(value: Tensor) -> Tensor:
             return torch.where(rows.reshape(-1, *[1] * (value.ndim - 1)), torch.nan, value)
 
-        names = ("coefficients", "covariance", "parameters", "sds", "log_likelihood", "gradient_norm")
         return replace(
-            self,
-            **{name: blank(getattr(self, name)) for name in names},
+            self.changed({name: blank(getattr(self, name)) for name in OF_GENES if name != "n_iter"}),
             hyper={name: blank(value) for name, value in self.hyper.items()},
             group_modes=tuple(map(blank, self.group_modes)),
             group_sds=tuple(map(blank, self.group_sds)),
@@ -164,10 +176,8 @@ def joined_fits(parts: list[EffectsFit], places: list[NDArray[np.intp]]) -> Effe
     """One fit of all genes from those of batches, which are at ``places`` of it."""
     order = torch.as_tensor(np.argsort(np.concatenate(places), kind="stable"))
     first = parts[0]
-    tensors = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
     whole = replace(
-        first,
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        first.changed({name: torch.cat([getattr(part, name) for part in parts]) for name in OF_GENES}),
         hyper={name: torch.cat([part.hyper[name] for part in parts]) for name in first.hyper},
         group_modes=tuple(torch.cat(own) for own in zip(*(part.group_modes for part in parts), strict=True)),
         group_sds=tuple(torch.cat(own) for own in zip(*(part.group_sds for part in parts), strict=True)),
@@ -187,7 +197,7 @@ def with_signs(parameters: Array, bases: list[Array]) -> Array:
     out, first = parameters.copy(), 0
     for basis in bases:
         own = out[:, first : first + len(basis)]
-        touched = [set(np.flatnonzero(np.any(matrix != 0, axis=0))) for matrix in basis]
+        touched = [set(np.flatnonzero(np.any(matrix != 0, axis=0)).tolist()) for matrix in basis]
         for linked in _linked(touched):
             members = [j for j, columns in enumerate(touched) if columns & linked]
             weight = np.array([np.trace(basis[j]) for j in members])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice.glmm._arrow.arrow import Arrow, ArrowFactor, Unknowns
+from pyrosplice.glmm._arrow.arrow import Arrow, ArrowFactor, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Elimination, Eliminator, InnerPoint
 from pyrosplice.glmm._mode import Latents
 
@@ -47,9 +47,7 @@ class OuterPoint:
     def select(self, rows: Rows) -> OuterPoint:
         """Take some of the genes."""
         at = torch.from_numpy(rows)
-        return OuterPoint(
-            self.genes[at], self.psi[rows], self.sds[at], self.log_hyper[at], self.coefficients[rows]
-        )
+        return OuterPoint(self.genes[at], self.psi[rows], self.sds[at], self.log_hyper[at], self.coefficients[rows])
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class NewtonSystem:
 
     elimination: Elimination
     factor: ArrowFactor
-    step: Unknowns
+    step: ArrowUnknowns
     decrement: Array
     definite: NDArray[np.bool_]
 
@@ -78,7 +76,7 @@ class JointMode:
     """
 
     outer: OuterPoint
-    unknowns: Unknowns
+    unknowns: ArrowUnknowns
     latents: Latents
     system: NewtonSystem
     found: NDArray[np.bool_]
@@ -90,25 +88,25 @@ class ModeSearch:
     def __init__(self, arrow: Arrow, eliminator: Eliminator):
         self.arrow, self.eliminator = arrow, eliminator
 
-    def blocks(self, outer: OuterPoint, map_: Array, unknowns: Unknowns) -> Array:
+    def blocks(self, outer: OuterPoint, map_: Array, unknowns: ArrowUnknowns) -> Array:
         """Coefficients of each support, (b, U, w)."""
         out = self.arrow.blocks_of(map_, unknowns)
         if outer.coefficients.shape[1]:
             out += np.einsum("uwp,bp->buw", self.arrow.layout.fixed, outer.coefficients)
         return out
 
-    def point(self, outer: OuterPoint, map_: Array, unknowns: Unknowns, latents: Latents) -> InnerPoint:
+    def point(self, outer: OuterPoint, map_: Array, unknowns: ArrowUnknowns, latents: Latents) -> InnerPoint:
         """The same point as eliminators take it."""
         blocks = torch.from_numpy(self.blocks(outer, map_, unknowns))
         return InnerPoint(outer.genes, outer.sds, outer.log_hyper, blocks, latents)
 
-    def log_joint(self, outer: OuterPoint, map_: Array, unknowns: Unknowns, latents: Latents) -> Array:
+    def log_joint(self, outer: OuterPoint, map_: Array, unknowns: ArrowUnknowns, latents: Latents) -> Array:
         """Joint log density (b,), without the groups' Gaussian constants."""
         value = self.eliminator.log_joint(self.point(outer, map_, unknowns, latents)).numpy()
         return value - 0.5 * unknowns.dot(self.arrow.prior_slope(unknowns))
 
-    def system(self, outer: OuterPoint, map_: Array, unknowns: Unknowns, latents: Latents) -> NewtonSystem:
-        """Factorise and solve at a point; where the Hessian is indefinite, with the positive part of the information."""
+    def system(self, outer: OuterPoint, map_: Array, unknowns: ArrowUnknowns, latents: Latents) -> NewtonSystem:
+        """Factorise and solve at a point; where the Hessian is indefinite, with the information made positive."""
         elimination = self.eliminator.linearize(self.point(outer, map_, unknowns, latents))
         information = elimination.information.numpy()
         factor = self.arrow.factor(map_, information)
@@ -119,16 +117,18 @@ class ModeSearch:
             information = information.copy()
             values, vectors = np.linalg.eigh(information[turn])
             floor = 1e-6 * np.abs(values).max((1, 2), keepdims=True)
-            information[turn] = (vectors * np.maximum(np.abs(values), floor)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+            information[turn] = (vectors * np.maximum(np.abs(values), floor)[..., None, :]) @ np.swapaxes(
+                vectors, -1, -2
+            )
             factor = self.arrow.factor(map_, information)
         rhs = self.arrow.pull(map_, elimination.score.numpy())
         prior = self.arrow.prior_slope(unknowns)
-        rhs = Unknowns(rhs.border - prior.border, rhs.private - prior.private)
+        rhs = ArrowUnknowns(rhs.border - prior.border, rhs.private - prior.private)
         step = factor.solve(rhs)
         decrement = elimination.decrement.numpy() + rhs.dot(step)
         return NewtonSystem(elimination, factor, step, decrement, definite & np.isfinite(decrement))
 
-    def find(self, outer: OuterPoint, unknowns: Unknowns, latents: Latents, *, tolerance: float) -> JointMode:
+    def find(self, outer: OuterPoint, unknowns: ArrowUnknowns, latents: Latents, *, tolerance: float) -> JointMode:
         """Go from a point to the mode, up to a last step with a decrement of at most ``tolerance`` nats².
 
         The joint density of a gene never falls. A step is checked where its decrement is not small, or is not smaller
@@ -152,13 +152,20 @@ class ModeSearch:
         return JointMode(outer, unknowns, latents, system, done & ~lost)
 
     def _approach(
-        self, outer: OuterPoint, map_: Array, unknowns: Unknowns, latents: Latents, taken: tuple[Rows, NewtonSystem]
-    ) -> tuple[Unknowns, Latents, NDArray[np.bool_]]:
+        self,
+        outer: OuterPoint,
+        map_: Array,
+        unknowns: ArrowUnknowns,
+        latents: Latents,
+        taken: tuple[Rows, NewtonSystem],
+    ) -> tuple[ArrowUnknowns, Latents, NDArray[np.bool_]]:
         """Newton steps of some genes, from a system of all genes, until a step is small enough to be the last."""
         rows, system = taken
         at = torch.from_numpy(rows)
         step, decrement, own = system.step.select(rows), system.decrement[rows], latents.select(at)
-        inner = system.elimination.advance(torch.from_numpy(self.arrow.blocks_of(system.factor.map, system.step))).select(at)
+        inner = system.elimination.advance(
+            torch.from_numpy(self.arrow.blocks_of(system.factor.map, system.step))
+        ).select(at)
         stuck, before = np.zeros(len(rows), bool), np.full(len(rows), np.inf)
         live = np.arange(len(rows))
         for _ in range(MOST_STEPS):
@@ -190,11 +197,11 @@ class ModeSearch:
     def _line_search(
         self,
         at: tuple[OuterPoint, Array],
-        start: tuple[Unknowns, Latents],
-        step: tuple[Unknowns, Latents],
+        start: tuple[ArrowUnknowns, Latents],
+        step: tuple[ArrowUnknowns, Latents],
         decrement: Array,
         checked: NDArray[np.bool_],
-    ) -> tuple[Unknowns, Latents, NDArray[np.bool_]]:
+    ) -> tuple[ArrowUnknowns, Latents, NDArray[np.bool_]]:
         """Take the steps, those of the ``checked`` genes halved until the joint density rises; who finds none stays."""
         length = np.ones(len(decrement))
         rows = np.flatnonzero(checked)
@@ -216,7 +223,7 @@ class ModeSearch:
         return start[0].moved(step[0], length), moved, length == 0.0
 
 
-def _replaced(unknowns: Unknowns, rows: Rows, others: Unknowns) -> Unknowns:
+def _replaced(unknowns: ArrowUnknowns, rows: Rows, others: ArrowUnknowns) -> ArrowUnknowns:
     border, private = unknowns.border.copy(), unknowns.private.copy()
     border[rows], private[rows] = others.border, others.private
-    return Unknowns(border, private)
+    return ArrowUnknowns(border, private)

@@ -45,7 +45,7 @@ class Incidence:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SupportLayout:
     """Supports of a problem and how coefficients and effects enter them.
 
     Attributes
@@ -69,7 +69,7 @@ class Layout:
     n_predictors: int
 
     @classmethod
-    def of(cls, problem: EffectsProblem) -> Layout:
+    def of(cls, problem: EffectsProblem) -> SupportLayout:
         """Lay a problem out."""
         for block in problem.groups:
             _check_block(block, len(problem.design))
@@ -121,7 +121,7 @@ class _Placement:
         pairs, entry = np.unique(np.column_stack([self.support[rows], level[rows]]), axis=0, return_inverse=True)
         select = np.zeros((len(pairs), (int(self.slot.max()) + 1) * self.width, len(place)))
         select[entry.ravel()[:, None], self.slot[rows, None] * self.width + place, np.arange(len(place))] = 1.0
-        expanded = np.kron(select, np.eye(self.n_predictors))
+        expanded: Array = np.asarray(np.kron(select, np.eye(self.n_predictors)), dtype=np.float64)
         return Incidence(pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), expanded)
 
 
@@ -156,7 +156,10 @@ def _check_block(block: GroupBlock, n_observations: int) -> None:
             block.columns.shape != (n_observations, q) or q != q2 or not q,
             f"columns ({n_observations}, q) and a basis (J, q, q), found {block.columns.shape} and {block.basis.shape}",
         ),
-        (len(block.parameters) != len(block.basis), f"{len(block.basis)} names of parameters, one a matrix of the basis"),
+        (
+            len(block.parameters) != len(block.basis),
+            f"{len(block.basis)} names of parameters, one a matrix of the basis",
+        ),
         (
             bool(np.any((block.levels < -1) | (block.levels >= n_levels))),
             f"levels from −1 to {n_levels - 1}, one for each of level_names",

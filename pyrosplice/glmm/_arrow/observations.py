@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrosplice.effects._isoform_effect import basis_of
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
-from pyrosplice.glmm._arrow.layout import Layout
+from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._mode import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._guarded import guarded
@@ -30,7 +30,7 @@ class ObservationEliminator:
 
     inner: tuple[str, ...] = ()
 
-    def __init__(self, problem: EffectsProblem, layout: Layout):
+    def __init__(self, problem: EffectsProblem, layout: SupportLayout):
         order = torch.from_numpy(layout.support).argsort(stable=True)
         self.support = torch.from_numpy(layout.support)[order]
         self.columns = torch.from_numpy(layout.columns)[order]
@@ -149,7 +149,7 @@ class ObservationElimination:
         return ObservationMeasure(value, self.score, self.observations.gathered(tilt), self, spots)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ObservationResponse:
     """Change of the score; there are no inner effects."""
 
@@ -161,7 +161,7 @@ class ObservationResponse:
         return self.elimination.advance(step)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ObservationMeasure:
     """Laplace's value and what its gradient needs."""
 

@@ -107,7 +107,9 @@ def dense_value(problem, gene, outer, *, restricted):
     psi, log_hyper, beta = (torch.as_tensor(part) for part in outer)
     x, z = torch.as_tensor(problem.design), design_of(problem, psi)
     n_predictors = problem.likelihood.n_predictors(problem.counts.shape[-1])
-    bound = problem.likelihood.bind({n: log_hyper[k].exp().reshape(1, 1) for k, n in enumerate(problem.likelihood.free)})
+    bound = problem.likelihood.bind(
+        {n: log_hyper[k].exp().reshape(1, 1) for k, n in enumerate(problem.likelihood.free)}
+    )
     counts, offset = problem.counts[gene : gene + 1], torch.as_tensor(problem.offset)[:, None]
     n_fixed = x.shape[1] * n_predictors
 

@@ -6,8 +6,8 @@ import torch
 
 from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.layout import Layout
-from pyrosplice.glmm._arrow.objective import laplace_at
+from pyrosplice.glmm._arrow.laplace_value import laplace_at
+from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from tests.glmm.arrow.dense_laplace import dense_value, random_outer, random_problem
 
@@ -28,7 +28,7 @@ LAYOUTS = (
 
 
 def engine_at(problem, outer, *, restricted, tolerance=1e-20):
-    layout = Layout.of(problem)
+    layout = SupportLayout.of(problem)
     arrow, eliminator = Arrow(layout, problem.groups, restricted=restricted), eliminator_of(problem, layout)
     psi, log_hyper, beta = outer
     genes = torch.arange(len(psi))

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrosplice.glmm._arrow import cell_kernels as kernels
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
-from pyrosplice.glmm._arrow.layout import Layout
+from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._mode import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
@@ -38,7 +38,7 @@ def _is_known(likelihood: Likelihood) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows sorted by support: columns (w, R), offset (1 or G, R), number (R,), first row of each support, totals (G, R)."""
+    """Rows by support: columns (w, R), offset (1 or G, R), number (R,), where each support starts, totals (G, R)."""
 
     columns: Array
     offset: Array
@@ -47,7 +47,7 @@ class _Rows:
     totals: Array
 
     @classmethod
-    def of(cls, problem: EffectsProblem, layout: Layout) -> _Rows:
+    def of(cls, problem: EffectsProblem, layout: SupportLayout) -> _Rows:
         """Sort the cells, and merge those of equal support, columns and offset where there are many."""
         counts = problem.counts[..., 0].numpy()
         offset = np.zeros((1, counts.shape[1])) if problem.offset is None else np.asarray(problem.offset, np.float64)
@@ -86,7 +86,7 @@ class CellEliminator:
 
     inner: tuple[str, ...] = ()
 
-    def __init__(self, problem: EffectsProblem, layout: Layout):
+    def __init__(self, problem: EffectsProblem, layout: SupportLayout):
         self.rows = _Rows.of(problem, layout)
         self.likelihood, self.hyper = problem.likelihood, problem.likelihood.free
         self.n_supports, self.width = layout.n_supports, layout.width
@@ -169,7 +169,11 @@ class CellElimination:
         constant, slope = cells.of_alpha(genes, self.alpha)
         self._pulled = torch.from_numpy(pulled)
         return CellMeasure(
-            torch.from_numpy(value + constant), self.score, torch.from_numpy(tilt), self, torch.from_numpy(explicit + slope)
+            torch.from_numpy(value + constant),
+            self.score,
+            torch.from_numpy(tilt),
+            self,
+            torch.from_numpy(explicit + slope),
         )
 
     def pulled(self) -> Tensor:
@@ -178,7 +182,7 @@ class CellElimination:
         return self._pulled
 
 
-@dataclass(frozen=True)
+@dataclass
 class CellResponse:
     """Change of the score; there are no inner effects."""
 
@@ -190,7 +194,7 @@ class CellResponse:
         return self.elimination.advance(step)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CellMeasure:
     """Laplace's value and what its gradient needs."""
 
@@ -205,4 +209,6 @@ class CellMeasure:
         own = self.elimination
         blocks = self.raw_score + self.tilt - (own.information @ adjoint[..., None])[..., 0]
         log_hyper = self.explicit[:, None] + (own.pulled() * adjoint).sum((1, 2))[:, None]
-        return InnerGradient(blocks, torch.zeros(len(blocks), 0, dtype=torch.float64), log_hyper[:, : len(own.cells.hyper)])
+        return InnerGradient(
+            blocks, torch.zeros(len(blocks), 0, dtype=torch.float64), log_hyper[:, : len(own.cells.hyper)]
+        )

@@ -1,4 +1,4 @@
-"""Where searches start: coefficients, hyper-parameters and standard deviations, and how curved the likelihood is there."""
+"""Where searches start: coefficients, hyper-parameters and the size of standard deviations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ def unit_of(problem: EffectsProblem) -> Array:
     return np.where(spread > 0, spread, 1.0)
 
 
-def start_coefficients(problem: EffectsProblem) -> Array:
+def first_coefficients(problem: EffectsProblem) -> Array:
     """Coefficients (G, P, Q) whose predictors are nearest to the likelihood's start, less the mean offset."""
     level = problem.likelihood.start(problem.counts)
     if problem.offset is not None:
         offset = torch.as_tensor(problem.offset, dtype=torch.float64)
         log_link = problem.likelihood.of_counts and problem.likelihood.n_categories == (1, 1)
-        mean = offset.exp().mean(0 if offset.ndim == 1 else 1).log() if log_link else offset.mean(-1 if offset.ndim == 1 else 1)
+        mean = (
+            offset.exp().mean(0 if offset.ndim == 1 else 1).log()
+            if log_link
+            else offset.mean(-1 if offset.ndim == 1 else 1)
+        )
         level = level - mean
     basis = basis_of(problem.isoform_effect, problem.counts)
     if basis is not None:
@@ -37,10 +41,12 @@ def start_coefficients(problem: EffectsProblem) -> Array:
     return fixed[:, None] * level.numpy()[:, None, :]
 
 
-def start_hyper(problem: EffectsProblem) -> Array:
+def first_hyper(problem: EffectsProblem) -> Array:
     """Logs of the free hyper-parameters (G, H)."""
     likelihood, counts = problem.likelihood, problem.counts
-    out = np.log([[likelihood.hyperparameters[name] for name in likelihood.free]] * len(counts)).reshape(len(counts), -1)
+    out = np.log([[likelihood.hyperparameters[name] for name in likelihood.free]] * len(counts)).reshape(
+        len(counts), -1
+    )
     if likelihood.is_negative_binomial and likelihood.free:
         out[:, 0] = np.log(_moment_dispersion(problem))
     elif not likelihood.of_counts and "sd" in likelihood.free:

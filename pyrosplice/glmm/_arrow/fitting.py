@@ -13,15 +13,15 @@ from pyrosplice._modes import outside_inference_mode
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.effects._isoform_effect import basis_of
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._arrow.arrow import Arrow, Unknowns
+from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits, with_signs
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import Eliminator
-from pyrosplice.glmm._arrow.layout import Layout
-from pyrosplice.glmm._arrow.objective import ArrowLaplace
-from pyrosplice.glmm._arrow.outer_search import LogPrior, OuterObjective
+from pyrosplice.glmm._arrow.first_values import START_SD, first_coefficients, first_hyper, unit_of
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
+from pyrosplice.glmm._arrow.layout import SupportLayout
+from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
-from pyrosplice.glmm._arrow.starts import START_SD, start_coefficients, start_hyper, unit_of
 from pyrosplice.glmm._separation import FAR_LOGIT, separated
 from pyrosplice.reasons import OPTIMA, Reason
 
@@ -95,7 +95,9 @@ def fit_effects(
     _check_problem(problem)
     fitter = _Fitter(problem, restricted, log_prior, options)
     n_genes = len(problem.counts)
-    counted = ~np.asarray((problem.counts == 0).flatten(1).all(1)) if problem.likelihood.of_counts else np.ones(n_genes, bool)
+    counted = (
+        ~np.asarray((problem.counts == 0).flatten(1).all(1)) if problem.likelihood.of_counts else np.ones(n_genes, bool)
+    )
     size = options.batch_genes or fitter.batch_size()
     rows, empty = np.flatnonzero(counted), np.flatnonzero(~counted)
     batches = [rows[k : k + size] for k in range(0, len(rows), size)]
@@ -123,14 +125,12 @@ class _Start:
 class _Fitter:
     """Fits batches of the genes of a problem."""
 
-    def __init__(
-        self, problem: EffectsProblem, restricted: bool, log_prior: LogPrior | None, options: EffectsOptions
-    ):
+    def __init__(self, problem: EffectsProblem, restricted: bool, log_prior: LogPrior | None, options: EffectsOptions):
         self.problem, self.restricted, self.log_prior, self.options = problem, restricted, log_prior, options
-        self.layout = Layout.of(problem)
+        self.layout = SupportLayout.of(problem)
         self.arrow = Arrow(self.layout, problem.groups, restricted=restricted)
         self.eliminator: Eliminator = eliminator_of(problem, self.layout)
-        self.coefficients, self.hyper = start_coefficients(problem), start_hyper(problem)
+        self.coefficients, self.hyper = first_coefficients(problem), first_hyper(problem)
         self.unit = unit_of(problem)
         diagonal = [np.trace(matrix) > 0 for block in problem.groups for matrix in block.basis]
         self.diagonal = np.array(diagonal, dtype=bool)
@@ -180,7 +180,7 @@ class _Fitter:
         return start if self.restricted else self._with_coefficients(start)
 
     def _with_coefficients(self, start: _Start) -> _Start:
-        """Coefficients among the parameters, at their restricted estimates and with the curvature that they have there."""
+        """Coefficients among the parameters, at their restricted estimates and with the curvature there."""
         arrow = Arrow(self.layout, self.problem.groups, restricted=True)
         found = self._objective(arrow, start).laplace(np.arange(len(start.genes)), start.x, keep=False)
         n = arrow.n_coefficients
@@ -202,9 +202,7 @@ class _Fitter:
             arrow, self.eliminator, own, (start.x, unknowns), tolerance=tolerance, log_prior=self.log_prior
         )
 
-    def _search(
-        self, start: _Start, *, held: NDArray[np.bool_]
-    ) -> tuple[Array, Array, Convergence, OuterObjective]:
+    def _search(self, start: _Start, *, held: NDArray[np.bool_]) -> tuple[Array, Array, Convergence, OuterObjective]:
         objective, options = self._objective(self.arrow, start), self.options
         at, _, norm, record = objective.search(
             start.curvature, held, tolerance=options.tolerance, max_iter=options.max_iter
@@ -247,7 +245,7 @@ class _Fitter:
         return fit.in_logits(self._root(start.genes)).without([Reason(reason) in MISSING for reason in reasons])
 
     def _covariance(self, found: ArrowLaplace) -> Array:
-        """Covariance (b, P Q, P Q) of the coefficients given all else; that of the joint mode if they are not integrated."""
+        """Covariance (b, P Q, P Q) of the coefficients given the parameters."""
         if self.restricted:
             return found.covariance().copy()
         arrow = Arrow(self.layout, self.problem.groups, restricted=True)
@@ -298,11 +296,14 @@ def _check_problem(problem: EffectsProblem) -> None:
     rank = int(np.linalg.matrix_rank(design))
     if rank < design.shape[1]:
         raise InvalidArgumentError(
-            f"design: expected full rank, found {design.shape[1]} columns of rank {rank}. Drop those that others add up to."
+            f"design: expected full rank, found {design.shape[1]} columns of rank {rank}. "
+            "Drop those that others add up to."
         )
     n_predictors = problem.likelihood.n_predictors(problem.counts.shape[-1])
     shapes = ((n_observations,), (n_genes, n_observations, n_predictors))
     if problem.offset is not None and np.shape(problem.offset) not in shapes:
-        raise InvalidArgumentError(f"offset: expected shape {shapes[0]} or {shapes[1]}, found {np.shape(problem.offset)}.")
+        raise InvalidArgumentError(
+            f"offset: expected shape {shapes[0]} or {shapes[1]}, found {np.shape(problem.offset)}."
+        )
     if not bool(torch.isfinite(problem.counts).all()):
         raise InvalidArgumentError("counts: expected finite numbers.")

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from pyrosplice._optimize.bfgs import FirstPoint, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
-from pyrosplice.glmm._arrow.arrow import Arrow, Unknowns
+from pyrosplice.glmm._arrow.arrow import Arrow, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
 from pyrosplice.glmm._mode import Latents
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 LogPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Log density (b,) of effects' parameters (b, J), inner standard deviations (b, I) and logs of hyper-parameters (b, H)."""
+"""Log density (b,) of effects' parameters (b, J), inner standard deviations (b, I), logs of hyper-parameters (b, H)."""
 LOG_HYPER = (-12.0, 12.0)  # beyond, a dispersion makes no difference to any count below 10^5, nor a concentration
 SD_STEP, HYPER_STEP = 0.25, 1.0  # longest steps, in units of the data and in logs (sketch of this engine)
 PROBE = 0.05  # change of an inner sd or log whose effect on the gradient is the first curvature
@@ -53,7 +54,7 @@ class OuterObjective:
         arrow: Arrow,
         eliminator: Eliminator,
         genes: Tensor,
-        start: tuple[Array, Unknowns],
+        start: tuple[Array, ArrowUnknowns],
         *,
         tolerance: float,
         log_prior: LogPrior | None = None,
@@ -63,7 +64,7 @@ class OuterObjective:
         self.origin, self.unknowns = start[0], start[1]
         self.latents = eliminator.zeros(genes)
         self.at = start[0].copy()
-        self.moves: list[tuple[Unknowns, Latents]] = []
+        self.moves: list[tuple[ArrowUnknowns, Latents]] = []
         self.sizes = (arrow.n_parameters, len(eliminator.inner), len(eliminator.hyper))
         n, d = start[0].shape
         self.whitening = np.broadcast_to(np.eye(d), (n, d, d))
@@ -75,15 +76,15 @@ class OuterObjective:
         own = rows.numpy()
         return self.origin[own] + np.einsum("bij,bj->bi", self.whitening[own], y.numpy())
 
-    def outer(self, rows: Array, x: Array) -> OuterPoint:
+    def outer(self, rows: Rows, x: Array) -> OuterPoint:
         """Parts of parameters, hyper-parameters within their bounds."""
         psi, sds, log_hyper, coefficients = np.split(x, np.cumsum(self.sizes), axis=1)
         bounded = torch.from_numpy(np.clip(log_hyper, *LOG_HYPER))
-        sds = torch.from_numpy(np.ascontiguousarray(sds))
+        inner = torch.from_numpy(np.ascontiguousarray(sds))
         psi, coefficients = np.ascontiguousarray(psi), np.ascontiguousarray(coefficients)
-        return OuterPoint(self.genes[torch.from_numpy(rows)], psi, sds, bounded, coefficients)
+        return OuterPoint(self.genes[torch.from_numpy(rows)], psi, inner, bounded, coefficients)
 
-    def laplace(self, rows: Array, x: Array, *, tolerance: float | None = None, keep: bool = True) -> ArrowLaplace:
+    def laplace(self, rows: Rows, x: Array, *, tolerance: float | None = None, keep: bool = True) -> ArrowLaplace:
         """Laplace's value at x (b, d) of the listed rows; its mode is where the next one is sought from."""
         pick = torch.from_numpy(rows)
         unknowns, latents = self.unknowns.select(rows), self.latents.select(pick)
@@ -99,7 +100,7 @@ class OuterObjective:
             self._keep(rows, x, found)
         return found
 
-    def _keep(self, rows: Array, x: Array, found: ArrowLaplace) -> None:
+    def _keep(self, rows: Rows, x: Array, found: ArrowLaplace) -> None:
         sound = np.flatnonzero(np.isfinite(found.value))
         at, pick = rows[sound], torch.from_numpy(sound)
         self.unknowns.border[at] = found.unknowns.border[sound]
@@ -110,7 +111,10 @@ class OuterObjective:
         if not self.moves:
             blank = self.unknowns
             self.moves = [
-                (Unknowns(np.zeros_like(blank.border), np.zeros_like(blank.private)), self.eliminator.zeros(self.genes))
+                (
+                    ArrowUnknowns(np.zeros_like(blank.border), np.zeros_like(blank.private)),
+                    self.eliminator.zeros(self.genes),
+                )
                 for _ in prediction.unknowns
             ]
         for j, (step, inner) in enumerate(zip(prediction.unknowns, prediction.latents, strict=True)):
@@ -163,7 +167,9 @@ class OuterObjective:
         white = np.einsum("bij,bi->bj", self.whitening, gradient)
         record = Convergence.start(n)
         identity = torch.eye(d, dtype=torch.float64).expand(n, d, d).clone()
-        first = FirstPoint(torch.zeros(n, d, dtype=torch.float64), identity, torch.from_numpy(loss), torch.from_numpy(white))
+        first = FirstPoint(
+            torch.zeros(n, d, dtype=torch.float64), identity, torch.from_numpy(loss), torch.from_numpy(white)
+        )
         options = Options(tolerance=tolerance, max_iter=max_iter)
         y, last, slope = minimize(self, rows, first, convergence=record, options=options)
         return self.parameters(rows, y), last.numpy(), slope.norm(dim=-1).numpy(), record

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pyrosplice.glmm._arrow.arrow import Arrow, ArrowMoments, Unknowns
+from pyrosplice.glmm._arrow.arrow import Arrow, ArrowMoments, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator, InnerMeasure
 from pyrosplice.glmm._arrow.joint_mode import JointMode, ModeSearch, OuterPoint
 from pyrosplice.glmm._mode import Latents
@@ -32,7 +31,7 @@ Array = NDArray[np.float64]
 class Prediction:
     """Derivatives of the mode in the d outer parameters: of the unknowns and of the inner effects, one each."""
 
-    unknowns: list[Unknowns]
+    unknowns: list[ArrowUnknowns]
     latents: list[Latents]
 
 
@@ -111,14 +110,14 @@ class ArrowLaplace:
                 blocks = np.broadcast_to(arrow.layout.fixed[..., k - n_inner - n_hyper], blocks.shape).copy()
             response = system.elimination.respond(torch.from_numpy(blocks), sds, log_hyper)
             own = arrow.pull(map_, response.score.numpy())
-            step = system.factor.solve(Unknowns(own.border + rhs.border, own.private + rhs.private))
+            step = system.factor.solve(ArrowUnknowns(own.border + rhs.border, own.private + rhs.private))
             out.unknowns.append(step)
             out.latents.append(response.advance(torch.from_numpy(arrow.blocks_of(map_, step))))
         return out
 
 
 def laplace_at(
-    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[Unknowns, Latents], *, tolerance: float
+    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[ArrowUnknowns, Latents], *, tolerance: float
 ) -> ArrowLaplace:
     """Laplace's value at given parameters, its mode sought from ``start``."""
     search = ModeSearch(arrow, eliminator)
