@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
 from pyrosplice.glmm._arrow.cell_passes import CellEliminator, is_counted
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.observations import ObservationEliminator
+from pyrosplice.glmm._arrow.spots import SpotEliminator
 
 
 def eliminator_of(problem: EffectsProblem, layout: SupportLayout) -> Eliminator:
     """The eliminator of a problem."""
-    if problem.space is None and not problem.noise:
-        return CellEliminator(problem, layout) if is_counted(problem) else ObservationEliminator(problem, layout)
-    raise NotImplementedError
+    if problem.space is not None or problem.noise:
+        return SpotEliminator(problem, torch.from_numpy(layout.columns), torch.from_numpy(layout.support))
+    return CellEliminator(problem, layout) if is_counted(problem) else ObservationEliminator(problem, layout)

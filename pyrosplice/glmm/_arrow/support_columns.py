@@ -28,7 +28,7 @@ class SupportColumns:
         at = (supports[:, None] * w + torch.arange(w)).numpy()
         rows = np.arange(0, n * w + 1, w)
         shape = (n, self.n_supports * w)
-        self._matrix = sp.csr_matrix((columns.numpy().ravel(), at.ravel(), rows), shape=shape)
+        self._matrix = sp.csr_matrix((columns.numpy().ravel().copy(), at.ravel(), rows), shape=shape)
         self._matrix.eliminate_zeros()
         self._transposed = self._matrix.T.tocsr()
 
