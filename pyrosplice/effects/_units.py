@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,21 @@ from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 ESTIMABLE = 1e-6  # part of a contrast outside of what data tell, below which it is rounding
+
+
+class NamedDesign(Protocol):
+    """What is asked of a design that a formula made: columns, their names, terms and variables, and which are numbers."""
+
+    @property
+    def matrix(self) -> Array: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def terms(self) -> list[str]: ...
+    @property
+    def variables(self) -> list[frozenset[str]]: ...
+    @property
+    def numeric(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,16 @@ class Coefficients:
     names: Sequence[str]
     terms: Sequence[str] = ()
     numeric: Collection[str] = ()
+
+    @classmethod
+    def of(cls, design: NamedDesign) -> Coefficients:
+        """The columns of a formula."""
+        covariates = [
+            name
+            for name, used in zip(design.names, design.variables, strict=True)
+            if used and used <= set(design.numeric)
+        ]
+        return cls(design.matrix, design.names, design.terms, covariates)
 
     @property
     def scale(self) -> Array:
@@ -96,7 +122,7 @@ class _Stratum:
         return np.ones((len(self.levels), int(self.intercept)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class DesignUnits:
     """Units of every contrast of a design beside some effects of groups.
 
