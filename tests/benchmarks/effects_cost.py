@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.data import simulate_counts
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.fit import EffectsFit, fit_effects
-from pyrosplice.glmm._arrow.satterthwaite import degrees_of_freedom
+from pyrosplice.glmm._arrow.fitting import EffectsFit, fit_effects
+from pyrosplice.glmm._arrow.satterthwaite import covariance_law
 from pyrosplice.likelihoods import Multinomial, NegativeBinomial
 from pyrosplice.spatial._sections import section_graph
 from pyrosplice.spatial.car import CarCovariance
@@ -137,9 +137,8 @@ def cost(problem: EffectsProblem, repeats: int) -> tuple[float, float, EffectsFi
     """Processor milliseconds a gene of a fit and of its degrees of freedom."""
     per_gene = 1e3 / len(problem.counts)
     fits, fit = timed(lambda: fit_effects(problem), repeats)
-    contrast = np.zeros(fit.coefficients[0].numel())
-    contrast[fit.coefficients.shape[2]] = 1  # the condition, of the first logit
-    laws, _ = timed(lambda: degrees_of_freedom(problem, fit, contrast), repeats)
+    condition = torch.eye(fit.coefficients[0].numel(), dtype=torch.float64)[fit.coefficients.shape[2], None]
+    laws, _ = timed(lambda: covariance_law(problem, fit).df(condition), repeats)
     return per_gene * fits, per_gene * laws, fit
 
 

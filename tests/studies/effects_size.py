@@ -27,9 +27,11 @@ from scipy import stats
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.data import simulate_expression
 from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._reference_df import DfRule, degrees_of_freedom
+from pyrosplice.effects._units import Coefficients, DesignUnits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.fit import fit_effects
-from pyrosplice.glmm._arrow.satterthwaite import degrees_of_freedom
+from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.glmm._arrow.satterthwaite import covariance_law
 from pyrosplice.likelihoods import Binomial, NegativeBinomial
 from pyrosplice.spatial._sections import section_graph
 from pyrosplice.spatial.car import CarCovariance
@@ -41,7 +43,8 @@ LEVELS = (0.05, 0.01, 0.001)
 LEAST_MOLECULES = 10  # of a gene that is tested, some of them in each condition
 DISPERSION = 0.5
 N_LAYOUTS = 5
-LAWS = ("normal", "satterthwaite", "between-within", "clip")
+LAWS: tuple[DfRule, ...] = ("normal", "satterthwaite", "between-within", "clip")
+CONDITION = np.array([0.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,6 @@ class Donors:
     def fits(self) -> tuple[str, ...]:
         within = ("(1 | donor/sample)", "(1 + condition | donor)") if self.paired else ()
         return ("none", "(1 | donor)", *within)
-
-    @property
-    def between_within(self) -> int:
-        """Degrees of freedom of the condition if donors, or their samples, are its units."""
-        return self.n_donors - (1 if self.paired else 2)
 
     def data(self, n_genes: int, seed: int) -> tuple[pd.DataFrame, Array]:
         """Cells, and counts ``(G, N)`` of those genes that can be tested."""
@@ -125,10 +123,6 @@ class Sections:
     depth: float = 2.0
 
     fits = ("field", "(1 | section) + spot", "(1 | section) + field")
-
-    @property
-    def between_within(self) -> int:
-        return self.n_sections - 2
 
     def covariance(self) -> CarCovariance:
         section = np.repeat(np.arange(self.n_sections), self.side**2)
@@ -213,24 +207,16 @@ def log_bulk(counts: Array, units: Array, size: Array) -> Array:
 
 
 def pvalues(setting: Setting, fit: str, table: pd.DataFrame, counts: Array) -> dict[str, Array]:
-    """P-values of the condition by each law, degrees of freedom of two of them, and milliseconds a gene."""
+    """P-values of the condition by each law, Satterthwaite's degrees of freedom, and milliseconds a gene."""
     start = time.process_time()
     problem = setting.problem(fit, table, counts)
     fitted = fit_effects(problem)
-    contrast = np.array([0.0, 1.0])
-    if problem.groups or problem.space is not None:
-        satterthwaite = degrees_of_freedom(problem, fitted, contrast).numpy()
-    else:
-        satterthwaite = np.full(len(counts), np.inf)
+    satterthwaite = covariance_law(problem, fitted).df(torch.tensor(CONDITION)[None]).numpy()
     seconds = time.process_time() - start
     z = (fitted.coefficients[:, 1, 0] / fitted.covariance[:, 1, 1].sqrt()).numpy()
-    least = setting.between_within
-    df = {
-        "normal": np.full(len(z), np.inf),
-        "satterthwaite": satterthwaite,
-        "between-within": np.full(len(z), float(least)),
-        "clip": np.clip(satterthwaite, least, 2 * least),
-    }
+    coefficients = Coefficients(problem.design, ["intercept", "condition"])
+    between_within = DesignUnits(coefficients, problem.groups).of(CONDITION).df
+    df = {law: degrees_of_freedom(satterthwaite, between_within, law) for law in LAWS}
     tails = {law: 2 * stats.t.sf(np.abs(z), of_law) for law, of_law in df.items()}
     return tails | {"df": satterthwaite, "ms": np.full(len(z), 1e3 * seconds / len(z))}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.fit import EffectsFit, EffectsOptions, fit_effects
+from pyrosplice.glmm._arrow.fitting import EffectsFit, EffectsOptions, fit_effects
 from pyrosplice.likelihoods import Binomial, Likelihood, NegativeBinomial, Normal, Poisson
 from tests.glmm.arrow.reference.blocks import group_block
 
