@@ -20,7 +20,7 @@ from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.first_values import START_SD, first_coefficients, first_hyper, unit_of
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
 from pyrosplice.glmm._arrow.layout import SupportLayout
-from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective
+from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.glmm._separation import FAR_LOGIT, separated
 from pyrosplice.reasons import OPTIMA, Reason
@@ -197,10 +197,9 @@ class _Fitter:
         """The objective of some genes, unknowns at zero but for the coefficients."""
         unknowns = arrow.zeros(len(start.genes))
         unknowns.border[:, : arrow.n_coefficients] = start.coefficients[:, : arrow.n_coefficients]
+        begin = SearchStart(start.x, unknowns, self.unit[start.genes])
         own, tolerance = torch.from_numpy(start.genes), self.options.mode_tolerance
-        return OuterObjective(
-            arrow, self.eliminator, own, (start.x, unknowns), tolerance=tolerance, log_prior=self.log_prior
-        )
+        return OuterObjective(arrow, self.eliminator, own, begin, tolerance=tolerance, log_prior=self.log_prior)
 
     def _search(self, start: _Start, *, held: NDArray[np.bool_]) -> tuple[Array, Array, Convergence, OuterObjective]:
         objective, options = self._objective(self.arrow, start), self.options

@@ -8,6 +8,7 @@ promise less than its square.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +30,16 @@ LogPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOG_HYPER = (-12.0, 12.0)  # beyond, a dispersion makes no difference to any count below 10^5, nor a concentration
 SD_STEP, HYPER_STEP = 0.25, 1.0  # longest steps, in units of the data and in logs (sketch of this engine)
 PROBE = 0.05  # change of an inner sd or log whose effect on the gradient is the first curvature
-LEAST_CURVATURE = 0.5  # of those
+LEAST_CURVATURE = 0.5  # of those, in units of the data
+
+
+@dataclass(frozen=True)
+class SearchStart:
+    """Where a search begins: parameters x (B, d), unknowns of the mode, and the size (B,) that sds are measured in."""
+
+    parameters: Array
+    unknowns: ArrowUnknowns
+    unit: Array
 
 
 class OuterObjective:
@@ -42,7 +52,7 @@ class OuterObjective:
     genes
         Which of it, (B,).
     start
-        Parameters x (B, d), and unknowns to start from.
+        Where it starts.
     tolerance
         Newton decrement at which a mode is good enough, in nats².
     log_prior
@@ -54,22 +64,24 @@ class OuterObjective:
         arrow: Arrow,
         eliminator: Eliminator,
         genes: Tensor,
-        start: tuple[Array, ArrowUnknowns],
+        start: SearchStart,
         *,
         tolerance: float,
         log_prior: LogPrior | None = None,
     ):
         self.arrow, self.eliminator, self.genes = arrow, eliminator, genes
         self.tolerance, self.log_prior = tolerance, log_prior
-        self.origin, self.unknowns = start[0], start[1]
+        self.origin, self.unknowns = start.parameters, start.unknowns
         self.latents = eliminator.zeros(genes)
-        self.at = start[0].copy()
+        self.at = start.parameters.copy()
         self.moves: list[tuple[ArrowUnknowns, Latents]] = []
         self.sizes = (arrow.n_parameters, len(eliminator.inner), len(eliminator.hyper))
-        n, d = start[0].shape
+        n, d = start.parameters.shape
         self.whitening = np.broadcast_to(np.eye(d), (n, d, d))
-        self.caps = np.full(d, SD_STEP)
-        self.caps[sum(self.sizes[:2]) :] = HYPER_STEP
+        self.unit = np.ones((n, d))
+        self.unit[:, : sum(self.sizes[:2])] = self.unit[:, sum(self.sizes) :] = start.unit[:, None]
+        self.caps = SD_STEP * self.unit
+        self.caps[:, sum(self.sizes[:2]) :] *= HYPER_STEP / SD_STEP
 
     def parameters(self, rows: Tensor, y: Tensor) -> Array:
         """Parameters x (b, d) at whitened ones."""
@@ -88,7 +100,7 @@ class OuterObjective:
         """Laplace's value at x (b, d) of the listed rows; its mode is where the next one is sought from."""
         pick = torch.from_numpy(rows)
         unknowns, latents = self.unknowns.select(rows), self.latents.select(pick)
-        change = np.clip(x - self.at[rows], -2 * self.caps, 2 * self.caps)
+        change = np.clip(x - self.at[rows], -2 * self.caps[rows], 2 * self.caps[rows])
         for j, (move, inner) in enumerate(self.moves):
             unknowns = unknowns.moved(move.select(rows), change[:, j])
             latents = latents.moved(inner.select(pick), torch.from_numpy(change[:, j].copy()))
@@ -150,7 +162,7 @@ class OuterObjective:
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
         """Longest step that may be tried, (b,)."""
         moved = np.einsum("bij,bj->bi", self.whitening[genes.numpy()], direction.numpy())
-        return torch.from_numpy(1 / np.maximum(np.abs(moved) / self.caps, 1e-12).max(1)).clamp_max(1.0)
+        return torch.from_numpy(1 / np.maximum(np.abs(moved) / self.caps[genes.numpy()], 1e-12).max(1)).clamp_max(1.0)
 
     def search(
         self, curvature: Array, held: NDArray[np.bool_], *, tolerance: float, max_iter: int
@@ -178,11 +190,12 @@ class OuterObjective:
         rows, low, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes)
         for j in range(low, high):
             probed = self.origin.copy()
-            probed[:, j] += PROBE
+            probed[:, j] += PROBE * self.unit[:, j]
             slope = self.loss(probed, self.laplace(rows, probed, keep=False))[1]
-            hessian[:, low:high, j] = (slope - gradient)[:, low:high] / PROBE
+            hessian[:, low:high, j] = (slope - gradient)[:, low:high] / (PROBE * self.unit[:, j, None])
         if high > low:
-            hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high])
+            unit = self.unit[:, low:high, None] * self.unit[:, None, low:high]
+            hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high] * unit) / unit
         factor = np.linalg.inv(np.swapaxes(np.linalg.cholesky(hessian), 1, 2))
         return np.where(held[:, None], 0.0, factor)
 
