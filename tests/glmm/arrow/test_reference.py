@@ -21,6 +21,7 @@ from torch import Tensor
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import EffectsFit, EffectsOptions, fit_effects
+from pyrosplice.glmm._arrow.satterthwaite import covariance_law
 from pyrosplice.likelihoods import Binomial, Likelihood, NegativeBinomial, Normal, Poisson
 from tests.glmm.arrow.reference.blocks import group_block
 
@@ -137,6 +138,21 @@ def test_covariance_of_the_coefficients_is_that_of_r_at_known_variances(name, re
         if reml and reference["peer"] == "glmmTMB" and np.isfinite(np.array(reference["vcov"], float)).all():
             more = np.linalg.eigvalsh(np.array(reference["vcov"]) - ours)
             assert more.min() > -1e-4 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("name", ["gaussian_intercept", "gaussian_slope", "gaussian_crossed"])
+def test_degrees_of_freedom_are_those_of_lmertest(name):
+    """Satterthwaite's of each coefficient, and Fai and Cornelius's of all but the intercept at once.
+
+    Differences to one side, by which the engine takes them, are .6 to 1.5 % low.
+    """
+    problem, fit = fitted(name, True)
+    law = covariance_law(problem, fit)
+    rows = torch.eye(fit.coefficients.shape[1], dtype=torch.float64)
+    each, joint = torch.stack([law.df(row[None]) for row in rows], -1), law.df(rows[1:])
+    for gene, reference in references(name, True):
+        np.testing.assert_allclose(each[gene], reference["df"]["each"], rtol=0.02)
+        assert float(joint[gene]) == pytest.approx(reference["df"]["joint"], rel=0.02)
 
 
 @each_case

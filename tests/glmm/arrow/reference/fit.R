@@ -1,7 +1,8 @@
-# Fits of glmmTMB (every model, REML = FALSE and TRUE) and of lme4 (Poisson and binomial by glmer, Gaussian by lmer).
+# Fits of glmmTMB (every model, REML = FALSE and TRUE) and of lme4 (Poisson and binomial by glmer, Gaussian by lmer),
+# and Satterthwaite's degrees of freedom of the latter by lmerTest: of each coefficient, and of all but the intercept.
 #   Rscript tests/glmm/arrow/reference/fit.R
 # Reads cells.csv, counts.csv and models.json of its folder, writes fits.json there.
-suppressMessages({library(glmmTMB); library(lme4); library(jsonlite)})
+suppressMessages({library(glmmTMB); library(lme4); library(lmerTest); library(jsonlite)})
 here <- dirname(sub("--file=", "", grep("--file=", commandArgs(), value = TRUE)))
 at <- function(file) file.path(here, file)
 cells <- read.csv(at("cells.csv"), stringsAsFactors = TRUE)
@@ -61,10 +62,16 @@ fit_tmb <- function(model, data, reml) {
   )
 }
 
+degrees_of_freedom <- function(fit) {
+  contrasts <- diag(length(fixef(fit)))
+  each <- apply(contrasts, 1, function(row) lmerTest::contest1D(fit, row)$df)
+  list(each = each, joint = lmerTest::contestMD(fit, contrasts[-1, ])$DenDF)
+}
+
 fit_lme4 <- function(model, data, reml) {
   formula <- formula_of(model, FALSE)
   fit <- suppressMessages(suppressWarnings(if (model$family == "gaussian") {
-    lmer(formula, data, REML = reml, control = lmerControl(optimizer = "Nelder_Mead",
+    lmerTest::lmer(formula, data, REML = reml, control = lmerControl(optimizer = "Nelder_Mead",
          optCtrl = list(FtolAbs = 1e-14, FtolRel = 1e-15, XtolRel = 1e-10, maxfun = 1e5)))
   } else {
     glmer(formula, data, family = model$family, control = glmerControl(optimizer = "bobyqa", tolPwrss = 1e-12,
@@ -74,7 +81,8 @@ fit_lme4 <- function(model, data, reml) {
   list(
     peer = "lme4", reml = reml, log_likelihood = as.numeric(logLik(fit)), coefficients = unname(fixef(fit)),
     names = names(fixef(fit)), vcov = plain(vcov_plain), plugin = plain(vcov_plain), covariances = covariances(VarCorr(fit)),
-    sigma = sigma(fit), modes = modes(ranef(fit, condVar = FALSE)), n_parameters = attr(logLik(fit), "df")
+    sigma = sigma(fit), modes = modes(ranef(fit, condVar = FALSE)), n_parameters = attr(logLik(fit), "df"),
+    df = if (model$family == "gaussian" && reml && !isSingular(fit)) degrees_of_freedom(fit) else NULL
   )
 }
 
@@ -88,7 +96,7 @@ fits_of <- function(model) lapply(seq_len(model$genes) - 1, function(gene) {
 
 version <- function(package) as.character(packageVersion(package))
 made <- list(
-  versions = list(R = R.version.string, glmmTMB = version("glmmTMB"), lme4 = version("lme4"), TMB = version("TMB")),
+  versions = list(R = R.version.string, glmmTMB = version("glmmTMB"), lme4 = version("lme4"), lmerTest = version("lmerTest"), TMB = version("TMB")),
   models = lapply(models, function(model) c(model, list(fits = fits_of(model))))
 )
 write(toJSON(made, auto_unbox = TRUE, digits = 10, na = "null", null = "null", matrix = "rowmajor"), at("fits.json"))
