@@ -9,7 +9,8 @@ are its units. All of this depends on what X and the effects span, not on how th
 Between–within degrees of freedom are those of analysis of variance (Pinheiro and Bates 2000, Mixed-Effects Models in S
 and S-PLUS, 2.4.2): groups less those of the factor that they are nested in, less the coefficients that the factor
 carries and that one does not. For a slope it is the number of groups that know about it less the coefficients that it
-is explained by.
+is explained by. Where a contrast varies within some groups and between the others, only the former count, as in
+nlme, which is on the safe side.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ESTIMABLE = 1e-6  # part of a contrast outside of what data tell, below which it
 
 
 class NamedDesign(Protocol):
-    """What is asked of a design that a formula made: columns, their names, terms and variables, and which are numbers."""
+    """What is asked of the design of a formula: columns, their names, terms and variables, and which are numbers."""
 
     @property
     def matrix(self) -> Array: ...
@@ -158,7 +159,8 @@ class DesignUnits:
             raise InvalidArgumentError(
                 f"{self._subject(contrast)}: expected more units than coefficients, found {units.n_units} "
                 f"({units.unit}), whose differences the model's coefficients and effects explain all. Take "
-                "covariates out of the formula, or test it where there are more."
+                "covariates out of the formula, or test it where there are more; if it varies within few groups only, "
+                "leave a part of these out, so that it varies within none."
             )
         return units
 

@@ -37,7 +37,7 @@ def donors(n: int, cells: int = 8, seed: int = 0) -> pd.DataFrame:
 
 
 @given(st.integers(3, 8), st.integers(2, 5))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_between_within_and_nested_designs(half, quarter):
     n, table = 2 * half, donors(2 * half, 4 * quarter)
     cells = ("cells", len(table))
@@ -105,7 +105,7 @@ RANDOM = ["(1 | donor)", "(condition | donor)", "(0 + condition | donor)", "(1 |
 @given(
     st.sampled_from(CODINGS), st.sampled_from(RANDOM), st.integers(0, 99), st.floats(-1e4, 1e4), st.floats(0.01, 1e3)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_units_depend_neither_on_coding_nor_on_order_nor_on_the_unit_of_a_covariate(coding, random, seed, shift, scale):
     table = donors(8)
     expected = units_of(f"~ condition + score + {random}", table).of(np.array([0.0, 1.0, 0.0]))
