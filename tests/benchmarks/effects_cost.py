@@ -164,25 +164,13 @@ def peer_cost(rscript: str, case: Donors, table: pd.DataFrame, counts: NDArray[n
 
 
 def shown(row: list[object]) -> None:
-    print("| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row) + " |", flush=True)
+    cells = [f"{x:.3g}" if isinstance(x, float) else str(x).replace("|", r"\|") for x in row]
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main(rscript: str | None, repeats: int, only: str | None) -> None:
-    shown(
-        [
-            "observations",
-            "groups",
-            "fixed",
-            "random",
-            "ms",
-            "df ms",
-            "target",
-            "ended well",
-            "glmmTMB ms",
-            "log-likelihood off by",
-        ]
-    )
-    shown(["---"] * 10)
+    shown(COLUMNS)
+    shown(["---"] * len(COLUMNS))
     for case in CELLS if only != "space" else ():
         rng = np.random.default_rng(0)
         table = case.table(rng)
