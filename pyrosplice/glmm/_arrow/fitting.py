@@ -53,7 +53,7 @@ class EffectsOptions:
     """
 
     tolerance: float = 3e-4
-    max_iter: int = 80
+    max_iter: int = 150
     mode_tolerance: float = 1e-9
     batch_genes: int | None = None
 
@@ -143,7 +143,8 @@ class _Fitter:
         unknowns = (arrow.n_parameters + 3) * (arrow.n_border + arrow.n_groups * arrow.n_private)
         dense = 3 * arrow.n_groups * arrow.n_private * arrow.n_border + 3 * arrow.n_border**2
         cells = 6 * len(layout.support) * q * (q + 1)
-        return int(np.clip(BATCH_BYTES // (8 * (maps + unknowns + dense + cells)), 1, MOST_GENES))
+        space = 0 if self.problem.space is None else self.problem.space.factor_blocks * q**2
+        return int(np.clip(BATCH_BYTES // (8 * (maps + unknowns + dense + cells + space)), 1, MOST_GENES))
 
     def fit(self, genes: Rows) -> EffectsFit:
         """Fit some genes."""
@@ -306,5 +307,6 @@ def _check_problem(problem: EffectsProblem) -> None:
         raise InvalidArgumentError(
             f"offset: expected shape {shapes[0]} or {shapes[1]}, found {np.shape(problem.offset)}."
         )
-    if not bool(torch.isfinite(problem.counts).all()):
-        raise InvalidArgumentError("counts: expected finite numbers.")
+    for name, numbers in (("counts", problem.counts), ("design", design), ("offset", problem.offset)):
+        if numbers is not None and not bool(torch.isfinite(torch.as_tensor(numbers)).all()):
+            raise InvalidArgumentError(f"{name}: expected finite numbers, found some that are not.")
