@@ -158,9 +158,7 @@ def power_table(n_genes: int, only: str, salt: int, at: str) -> None:
                     ddof=1
                 ) / n_genes**0.5
         row |= {f"{name} at 0.001": (pvalue < 0.001).mean() for name, pvalue in pvalues.items()}
-        save_row(
-            "sv_expression_power", row | {"genes": n_genes, "seed": seed, "commit": at}, ["shape", "mean", "effect"]
-        )
+        save_row("sv_expression_power", row | {"genes": n_genes, "seed": seed, "commit": at}, ["shape", "mean", "side"])
         print(row, flush=True)
 
 
