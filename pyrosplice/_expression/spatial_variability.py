@@ -49,11 +49,32 @@ class SpatialScores:
 def spatial_variability(estimator: Estimator, spots: Spots | None, options: SpotOptions, method: str) -> pd.DataFrame:
     """Test every gene of a fitted model for spatial variability beside its covariates.
 
+    The score for an effect on the log mean that is alike in neighbouring spots (a CAR field), from the residuals of
+    pairs of different spots, :mod:`pyrosplice._hypothesis.variance.count_residuals`; p-values from their permutations,
+    each spot weighted by what it carries, :mod:`pyrosplice._hypothesis.variance.permutation_law`. Nothing spatial is
+    fitted, and the noise need not be negative binomial: its variance is taken from the residuals.
+
     Returns
     -------
     DataFrame
         By gene ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``reason`` ("" or why there is no
         p-value), ``mean`` (counts a spot) and ``coverage`` (share of spots with a count).
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another method or likelihood, observation weights, and what :meth:`Spots.covariance` refuses.
+    NotReadyError
+        The fit was of something else than an AnnData.
+
+    Notes
+    -----
+    Size at 5 %, 60 to 4,900 spots, mean counts .05 to 20, sizes of the spots log-normal of sd 0 to 1.5, Poisson, NB of
+    dispersion .1 to 3.3, half of the counts zero, log-normal noise, a covariate, spatial sizes, four sections: .029 to
+    .068 in 167 settings of about 1,000 genes, .049 on average; .010 at 1 %, .0010 at .1 %. With few counts for many
+    levels of sections it is conservative (.014 with four sections and five to seven spots with counts).
+    Power: no less than rivals on log-normalised counts for fields, domains, gradients and hot-spots
+    (``tests/studies/sv_expression.py``).
     """
     check_option("method", method, ("score",))
     if spots is None:

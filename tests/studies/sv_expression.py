@@ -36,6 +36,7 @@ MEANS = (0.05, 0.3, 2.0, 20.0)
 NOISES = ("poisson", "nb 10", "nb 1", "nb 0.3", "zeros", "lognormal")
 FEW = 5  # counts of a gene, on average, at which so few genes have a p-value that more are drawn
 KEY = ["layout", "mean", "noise", "spread", "with"]
+REPEATED = [*KEY, "draw"]  # of --seed, so that a cell drawn again stands beside what it was
 
 
 class Cell(NamedTuple):
@@ -115,9 +116,9 @@ def size_table(n_genes: int, only: str, salt: int, at: str) -> None:
         drawn = n_genes if cell.mean * len(places_of(cell.layout)) > FEW else 8 * n_genes
         pvalue = null_pvalues(cell, drawn, seed)
         pvalue = pvalue[np.isfinite(pvalue)]
-        row = dict(zip(KEY, cell, strict=True)) | {"with": cell.extra or "-", "tested": len(pvalue)}
+        row = dict(zip(KEY, cell, strict=True)) | {"with": cell.extra or "-", "draw": salt, "tested": len(pvalue)}
         row |= {f"size {level:g}": (pvalue < level).mean() if len(pvalue) else np.nan for level in LEVELS}
-        save_row("sv_expression_size", row | {"genes": drawn, "seed": seed, "commit": at}, KEY)
+        save_row("sv_expression_size", row | {"genes": drawn, "seed": seed, "commit": at}, REPEATED)
         print(row, flush=True)
 
 
@@ -154,13 +155,10 @@ def power_table(n_genes: int, only: str, salt: int, at: str) -> None:
             rejected = pvalue < 0.05
             row[name] = rejected.mean()
             if name != "ours":
-                row[f"SE of difference, {name}"] = (rejected * 1.0 - (pvalues["ours"] < 0.05)).std(
-                    ddof=1
-                ) / n_genes**0.5
+                difference = rejected.astype(float) - (pvalues["ours"] < 0.05)
+                row[f"SE of difference, {name}"] = difference.std(ddof=1) / n_genes**0.5
         row |= {f"{name} at 0.001": (pvalue < 0.001).mean() for name, pvalue in pvalues.items()}
-        save_row(
-            "sv_expression_power", row | {"genes": n_genes, "seed": seed, "commit": at}, ["shape", "mean", "effect"]
-        )
+        save_row("sv_expression_power", row | {"genes": n_genes, "seed": seed, "commit": at}, ["shape", "mean", "side"])
         print(row, flush=True)
 
 
