@@ -47,9 +47,17 @@ class SpotGroups:
     likelihood: Likelihood
     counts: Tensor
 
-    def density(self, eta: Tensor) -> Tensor:
-        """Log density ``(B, M)`` of each group at predictors ``(B, M, I, Q)``."""
-        return self.likelihood.log_prob(self.counts.flatten(1, 2), eta.flatten(1, 2)).unflatten(1, eta.shape[1:3]).sum(-1)
+    def kernel(self, eta: Tensor) -> Tensor:
+        """Log density ``(B, M)`` of each group at predictors ``(B, M, I, Q)``, less :meth:`constant`."""
+        return self._summed(self.likelihood.kernel(self.counts.flatten(1, 2), eta.flatten(1, 2)))
+
+    def constant(self, like: Tensor) -> Tensor:
+        """What of it does not depend on the predictors, which are as ``like``."""
+        counts, zero = self.counts.flatten(1, 2), torch.zeros_like(like).flatten(1, 2)
+        return self._summed(self.likelihood.log_prob(counts, zero) - self.likelihood.kernel(counts, zero))
+
+    def _summed(self, density: Tensor) -> Tensor:
+        return density.unflatten(1, self.counts.shape[1:3]).sum(-1)
 
     def slopes(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Score ``(B, M, I, Q)`` and information ``(B, M, I, Q, Q)``, of that its positive part."""
@@ -83,9 +91,9 @@ def log_predictive(
     total = torch.full_like(logdet, -torch.inf)
     points, log_weights = _rule(root.shape[-1], FINE if nodes is None else nodes, seed)
     for z, log_weight in zip(points.to(mean), log_weights.tolist(), strict=True):
-        value = spots.density(center + (through @ z).reshape(mean.shape)) - 0.5 * (x + spread @ z).square().sum(-1)
+        value = spots.kernel(center + (through @ z).reshape(mean.shape)) - 0.5 * (x + spread @ z).square().sum(-1)
         total = torch.logaddexp(total, value + (log_weight + 0.5 * float(z.square().sum())))
-    return total - 0.5 * logdet
+    return total - 0.5 * logdet + spots.constant(mean)
 
 
 def _moved(mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ def _moved(mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
 def _mode(spots: SpotGroups, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mode x̂ ``(B, M, D)`` by Newton's method, ``H^{-1/2}`` ``(B, M, D, D)`` and ``log |H|`` ``(B, M)`` there."""
     x = root.new_zeros(*root.shape[:2], root.shape[-1])
-    value = spots.density(mean)
+    value = spots.kernel(mean)
     for _ in range(MOST_STEPS):
         score, information = spots.slopes(_moved(mean, root, x))
         spread, logdet = _inverse_root(_curvature(root, information))
@@ -149,7 +157,7 @@ def _line_search(
     length = torch.ones_like(value)
     for _ in range(30):
         moved = x + length.unsqueeze(-1) * step
-        reached = spots.density(_moved(*gaussian, moved)) - 0.5 * moved.square().sum(-1)
+        reached = spots.kernel(_moved(*gaussian, moved)) - 0.5 * moved.square().sum(-1)
         short = reached < value + 1e-4 * length * decrement - 1e-12 * value.abs()
         if not bool(short.any()):
             break

@@ -20,6 +20,7 @@ from pyrosplice._usage.analysis import (
     fits,
     own_calibration,
     posterior_draws,
+    prediction,
     storage,
     tables,
     variability,
@@ -273,6 +274,7 @@ class SplisosmGLMM(Described):
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
     posterior = posterior_draws.posterior
+    predict = prediction.predict
     check_calibration = own_calibration.check_calibration
     save = storage.save
 
