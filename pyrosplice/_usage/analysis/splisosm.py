@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._representation import Described
 from pyrosplice._usage.analysis import (
+    cross_validation,
     differential_usage,
     effects,
     fits,
@@ -275,6 +276,7 @@ class SplisosmGLMM(Described):
     get_effects = effects.get_effects
     posterior = posterior_draws.posterior
     predict = prediction.predict
+    cross_validate = cross_validation.cross_validate
     check_calibration = own_calibration.check_calibration
     save = storage.save
 
