@@ -5,8 +5,8 @@ of the group's counts at the mode,
 
 .. math:: \eta_I \mid y_{-I} \;\approx\; N(m - \Lambda^{-1} g,\; \Lambda^{-1}), \qquad \Lambda = C^{-1} - W
 
-Variances and hyper-parameters, and the curvature at the other spots, are those of all counts; the group's own counts are
-then integrated over η exactly (:mod:`pyrosplice.glmm._predictive_density`), as in the group.cv of INLA (Liu and Rue
+Variances and hyper-parameters, and the curvature at the other spots, are those of all counts; the group's own counts
+are then integrated over η exactly (:mod:`pyrosplice.glmm._predictive_density`), as in the group.cv of INLA (Liu and Rue
 2023, arXiv:2210.04482).
 """
 

@@ -3,7 +3,8 @@ r"""Laplace's posterior of the linear predictor, coefficients and random effects
 Variances and the likelihood's own hyper-parameters are at their estimates. Around the mode (Γ̂, û),
 
 .. math::
-    \Gamma \mid y \sim N(\hat\Gamma, H^{-1}), \qquad u \mid \Gamma, y \sim N(\hat u + \dot u\, (\Gamma - \hat\Gamma), H_u^{-1})
+    \Gamma \mid y \sim N(\hat\Gamma, H^{-1}), \qquad
+    u \mid \Gamma, y \sim N(\hat u + \dot u\, (\Gamma - \hat\Gamma), H_u^{-1})
 
 and a predictor is linear in both, so that it is Gaussian: at a fitted spot x'Γ + ν; at a new one
 :math:`x_*'\Gamma + a s_* + c e_*`, with the field s_* given that at the fitted spots
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import matmul, sandwich
+from pyrosplice._linalg.blocks import sandwich
 from pyrosplice.glmm._importance import posterior_deviations
 from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._mode import Latents, Mode, Parameters

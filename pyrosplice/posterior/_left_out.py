@@ -1,6 +1,7 @@
 r"""Log likelihood of each spot with its own random effect integrated out, at draws of everything else.
 
-.. math:: \log p(y_i \mid \nu_{-i}, \beta, \varphi) = \log \int p(y_i \mid \eta_i)\, p(\nu_i \mid \nu_{-i}, \varphi)\, d\nu_i
+.. math::
+    \log p(y_i \mid \nu_{-i}, \beta, \varphi) = \log \int p(y_i \mid \eta_i)\, p(\nu_i \mid \nu_{-i}, \varphi)\, d\nu_i
 
 A spot holds much of what is known of its own effect, so that :math:`1 / p(y_i \mid \nu_i)` has a heavy tail over the
 draws; this density hardly varies, and leaves out the same spot as well (integrated importance sampling: Vehtari,
@@ -14,8 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pyrosplice.glmm._effect_given_others import left_out_effect
 from pyrosplice.glmm._effect_posterior import bounded_away_from_zero
-from pyrosplice.glmm._left_out import left_out_effect
 from pyrosplice.glmm._mode import MixedModel, Parameters
 from pyrosplice.glmm._predictive_density import ROUGH, SpotGroups, log_predictive
 from pyrosplice.glmm._random_effect import unit_deviations
@@ -26,7 +27,7 @@ AT_ONCE = 2**21  # numbers of the predictors of a chunk
 
 def integrated_log_likelihood(problem: PosteriorProblem, sites: Mapping[str, Tensor], genes: Tensor) -> Tensor:
     """Log density ``(C, S, G, N)`` at draws ``(C, S, G, ...)`` of some genes; NaN for one whose draws are."""
-    n_chains, n_draws, n_genes, n_spots, q = sites["nu"].shape
+    n_chains, n_draws, n_genes, _, q = sites["nu"].shape
     flat = {name: value.flatten(0, 1) for name, value in sites.items()}
     fixed = all(bool((flat[name] == flat[name][:1]).all()) for name in problem.hyper_sites)
     out = []

@@ -1,14 +1,14 @@
 r"""The field at new spots, given that at the spots a model was fitted to.
 
-The CAR of the graph of old and new spots together, with precision P in unit variance, gives the new spots' law given the
-old ones, and the fit the law of these:
+The CAR of the graph of old and new spots together, with precision P in unit variance, gives the new spots' law given
+the old ones, and the fit the law of these:
 
 .. math:: s_* \mid s \sim N(K s,\; P_{**}^{-1}), \qquad K = -P_{**}^{-1} P_{*o}, \qquad s \sim N(0, V)
 
-so that the joint law of the old spots is the one that was fitted, whatever is asked about, and a spot in the middle of a
-hole is reached over the new spots around it: the farther, the less certain. (A CAR is not consistent: that of the joint
-graph alone would have changed the fit.) No edge is longer than the longest one of the fitted graph, in its section; a
-new spot from which no path leads to an old one has the field's prior. Predictions at a spot depend, a little, on which
+so that the joint law of the old spots is the one that was fitted, whatever is asked about, and a spot in the middle of
+a hole is reached over the new spots around it: the farther, the less certain. (A CAR is not consistent: that of the
+joint graph alone would have changed the fit.) No edge is longer than the longest one of the fitted graph, in its
+section; a new spot from which no path leads to an old one has the field's prior. Predictions at a spot depend, a little, on which
 others are predicted with it, as they do on the spots that a graph is made of.
 """
 

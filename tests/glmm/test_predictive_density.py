@@ -26,7 +26,9 @@ def simulated(n_isos, total, sd, *, seed=0, n_groups=60, size=1):
 
 
 @pytest.mark.parametrize("total", [1, 3, 30, 200])
-@pytest.mark.parametrize(("n_isos", "sd", "fine", "rough"), [(2, 1, 1e-8, 2e-4), (2, 3, 1e-4, 5e-3), (3, 1, 5e-6, 3e-3)])
+@pytest.mark.parametrize(
+    ("n_isos", "sd", "fine", "rough"), [(2, 1, 1e-8, 2e-4), (2, 3, 1e-4, 5e-3), (3, 1, 5e-6, 3e-3)]
+)
 def test_few_nodes_are_as_many(n_isos, total, sd, fine, rough):
     counts, mean, root = simulated(n_isos, total, sd)
     spots = SpotGroups(Multinomial(), counts)

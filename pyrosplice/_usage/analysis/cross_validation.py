@@ -17,15 +17,14 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
-from pyrosplice._usage.analysis.posterior_draws import gene_positions, problem_of
+from pyrosplice._usage.analysis.posterior_draws import gene_positions, usage_problem
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.glmm._group_cross_validation import group_densities
 from pyrosplice.posterior._problem import link_posterior
 from pyrosplice.reasons import Reason
-from pyrosplice.spatial._blocks import spatial_blocks
+from pyrosplice.spatial._spatial_blocks import spatial_blocks
 
 Method = Literal["laplace", "corrected", "refit"]
-MISSING = "groups: expected a label of every spot"
 
 
 def cross_validate(  # noqa: PLR0913 (options of a table, all by keyword)
@@ -114,7 +113,7 @@ class LeftOut:
     spots: list[Tensor]
 
 
-def _groups(analysis: UsageAnalysis, given: Any, n_blocks: int) -> LeftOut:
+def _groups(analysis: UsageAnalysis, given: object, n_blocks: int) -> LeftOut:
     """Read which spots are left out together."""
     prepared, obs = analysis.prepared, analysis.prepared.data.adata.obs
     if isinstance(given, str) and given == "spot" and given not in obs:
@@ -138,7 +137,7 @@ def _groups(analysis: UsageAnalysis, given: Any, n_blocks: int) -> LeftOut:
     return _of_labels(labels.codes, labels.levels)
 
 
-def _given_labels(given: Any, obs: pd.DataFrame) -> Labels:
+def _given_labels(given: object, obs: pd.DataFrame) -> Labels:
     if not isinstance(given, pd.Series | pd.Index | np.ndarray | list | tuple | Tensor | pd.Categorical):
         raise InvalidArgumentError(
             f"groups: expected 'spot', 'block', a column of obs or {len(obs)} labels, found {type(given).__name__}."
@@ -156,7 +155,7 @@ def _of_labels(codes: NDArray[np.intp], names: Sequence[Any]) -> LeftOut:
 def _densities(analysis: UsageAnalysis, genes: list[int], left_out: LeftOut, method: str, seed: int) -> Tensor:
     """Log density of each group's counts, (B, M)."""
     if method == "laplace":
-        return group_densities(link_posterior(problem_of(analysis, genes)), left_out.spots, seed=seed)
+        return group_densities(link_posterior(usage_problem(analysis, genes)), left_out.spots, seed=seed)
     counts, fit, columns = analysis.counts(genes), analysis.fit, []
     spec = analysis.spec(analysis.model_type, with_design=fit.with_design)
     for spots in left_out.spots:

@@ -134,7 +134,7 @@ def _required(obs: pd.DataFrame | None) -> pd.DataFrame:
     return obs
 
 
-def _given_covariates(names: tuple[str, ...], design_mtx: Any, n_spots: int) -> NDArray[np.float64]:
+def _given_covariates(names: tuple[str, ...], design_mtx: object, n_spots: int) -> NDArray[np.float64]:
     """A matrix with a column for every covariate; a table's columns by name."""
     if isinstance(design_mtx, pd.DataFrame):
         design_mtx = np.column_stack([one_column(design_mtx, name, "design_mtx").to_numpy() for name in names])
@@ -159,7 +159,7 @@ def _estimable(analysis: UsageAnalysis, values: NDArray[np.float64] | None, n_sp
 def _positions(
     analysis: UsageAnalysis, obs: pd.DataFrame | None, coords: NDArray[np.float64]
 ) -> tuple[Positions, Positions]:
-    """Where the fitted spots are, and those asked for; sections by name, one that was not fitted has a code of its own."""
+    """Where the fitted spots are, and those asked for; a section that was not fitted has a code of its own."""
     prepared, key = analysis.prepared, analysis.prepared.section_key
     own = as_dense(prepared.data.adata.obsm[prepared.spatial_key], "spatial_key")
     if key is None:

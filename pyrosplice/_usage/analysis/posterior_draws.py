@@ -78,7 +78,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     )
     batches = prepared.batches(analysis.n_genes, group=True)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
-    problems = [problem_of(analysis, own) for own in parts]
+    problems = [usage_problem(analysis, own) for own in parts]
     asked.check()
     _check_memory(problems, asked)
     names: dict[str, Sequence[Any]] = {"spot": prepared.data.adata.obs_names}
@@ -93,7 +93,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     return joined(trees, list(isoforms), isoforms)
 
 
-def problem_of(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorProblem:
+def usage_problem(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorProblem:
     """The posterior of fitted genes with the same number of isoforms."""
     fit = analysis.fit
     spec = analysis.spec(analysis.model_type, with_design=fit.with_design)

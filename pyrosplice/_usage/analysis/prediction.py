@@ -19,7 +19,7 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice._usage.analysis.options import check_of_isoforms
 from pyrosplice._usage.analysis.places import AskedSpots, asked_spots
-from pyrosplice._usage.analysis.posterior_draws import gene_positions, problem_of
+from pyrosplice._usage.analysis.posterior_draws import gene_positions, usage_problem
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share
 from pyrosplice.glmm._link_posterior import LinkPosterior, Places
 from pyrosplice.likelihoods._contract import Likelihood
@@ -55,10 +55,11 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     .. math:: \eta_* = x_*'\Gamma + \sigma (\sqrt\theta\, s_* + \sqrt{1 - \theta}\, e_*)
 
     with an i.i.d. effect e_* of its own, and the field s_* of the graph over old and new spots together, given that at
-    the old ones, whose joint law stays the fitted one (:mod:`pyrosplice.spatial._new_spots`). So spots inside of a hole
-    are less certain than those beside fitted ones, and a prediction depends a little on which spots are asked about with
-    it. Where no path over neighbors leads to a fitted spot (a section that was not fitted, or farther than the longest
-    edge of the fitted graph from everything) the field is the prior's, and ``reason`` says ``"no_neighbors"``.
+    the old ones, whose joint law stays the fitted one (:mod:`pyrosplice.spatial._new_spots`). So spots inside of a
+    hole are less certain than those beside fitted ones, and a prediction depends a little on which spots are asked
+    about with it. Where no path over neighbors leads to a fitted spot (a section that was not fitted, or farther than
+    the longest edge of the fitted graph from everything) the field is the prior's, and ``reason`` says
+    ``"no_neighbors"``.
 
     Parameters
     ----------
@@ -151,7 +152,7 @@ def _batches(analysis: UsageAnalysis, positions: Sequence[int]) -> list[list[int
 def _posterior(
     analysis: UsageAnalysis, genes: Sequence[int], spots: AskedSpots
 ) -> tuple[PosteriorProblem, LinkPosterior, Places]:
-    problem = problem_of(analysis, genes)
+    problem = usage_problem(analysis, genes)
     rows = torch.cat([spots.covariates, torch.ones(len(spots.names), 1, dtype=torch.float64)], 1)
     return problem, link_posterior(problem), Places(rows @ problem.engine.scaling.matrix, spots.fitted, spots.field)
 
@@ -204,7 +205,7 @@ def _summaries(
     return [torch.cat(columns, 1) for columns in zip(*parts, strict=True)]
 
 
-def _drawn(  # noqa: PLR0913
+def _drawn(
     analysis: UsageAnalysis,
     genes: Sequence[int],
     spots: AskedSpots,
@@ -239,8 +240,8 @@ def _category_names(analysis: UsageAnalysis, gene: int, n_values: int, what: str
     return names[:n_values] if what == "link" else names
 
 
-def _totals(  # noqa: PLR0913
-    analysis: UsageAnalysis, genes: Sequence[int], spots: AskedSpots, totals: Any, what: str, *, fitted: bool
+def _totals(
+    analysis: UsageAnalysis, genes: Sequence[int], spots: AskedSpots, totals: object, what: str, *, fitted: bool
 ) -> dict[int, Tensor]:
     """Totals ``(n,)`` by gene that expected counts are of; none where they are not asked for, or random."""
     given_totals = analysis.options.likelihood.conditional

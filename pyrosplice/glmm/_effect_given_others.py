@@ -4,8 +4,8 @@ r"""Law of the random effect at each spot given that at all other spots, which i
     \nu_i \mid \nu_{-i} \sim N\!\left(\nu_i - \frac{(\Sigma^{-1} \nu)_i}{(\Sigma^{-1})_{ii}},\;
     \frac{1}{(\Sigma^{-1})_{ii}}\right), \qquad \Sigma = a^2 V + c^2 I
 
-independently over logits: the field around the spot says where, and its own i.i.d. effect how far from there. One sparse
-factor of :math:`V^{-1} + a^2 / c^2` gives both.
+independently over logits: the field around the spot says where, and its own i.i.d. effect how far from there. One
+sparse factor of :math:`V^{-1} + a^2 / c^2` gives both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def left_out_effect(model: MixedModel, parameters: Parameters, nu: Tensor) -> tu
 
     In the coordinates of the model; ``nu`` ``(B, N, Q, R)`` are R random effects with the same parameters.
     """
-    n_genes, n_spots, q, width = nu.shape
+    n_genes, n_spots, q = nu.shape[:3]
     spatial = parameters.spatial[:, None].expand(n_genes, n_spots, q)
     white = parameters.white.expand(n_genes, n_spots, q).square()
     white = torch.maximum(white, LEAST_WHITE**2 * (spatial.square() + white))

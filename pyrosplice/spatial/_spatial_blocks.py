@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def spatial_blocks(
-    coords: NDArray[np.float64], sections: NDArray[np.intp], n_blocks: int
-) -> NDArray[np.intp]:
+def spatial_blocks(coords: NDArray[np.float64], sections: NDArray[np.intp], n_blocks: int) -> NDArray[np.intp]:
     """Which block each spot is of, ``(N,)``: blocks stay within sections.
 
     The largest block is halved at the median of its longer side until there are ``n_blocks`` of them, or as many as
