@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm._effect_given_others import left_out_effect
 from pyrosplice.glmm._effect_posterior import bounded_away_from_zero
+from pyrosplice.glmm._given_others import left_out_effect
 from pyrosplice.glmm._mode import MixedModel, Parameters
 from pyrosplice.glmm._predictive_density import ROUGH, SpotGroups, log_predictive
 from pyrosplice.glmm._random_effect import unit_deviations
@@ -27,7 +27,7 @@ AT_ONCE = 2**21  # numbers of the predictors of a chunk
 
 def integrated_log_likelihood(problem: PosteriorProblem, sites: Mapping[str, Tensor], genes: Tensor) -> Tensor:
     """Log density ``(C, S, G, N)`` at draws ``(C, S, G, ...)`` of some genes; NaN for one whose draws are."""
-    n_chains, n_draws, n_genes, _, q = sites["nu"].shape
+    n_chains, n_draws, n_genes, n_spots, q = sites["nu"].shape
     flat = {name: value.flatten(0, 1) for name, value in sites.items()}
     fixed = all(bool((flat[name] == flat[name][:1]).all()) for name in problem.hyper_sites)
     out = []
@@ -38,7 +38,7 @@ def integrated_log_likelihood(problem: PosteriorProblem, sites: Mapping[str, Ten
 
 def _density(problem: PosteriorProblem, sites: Mapping[str, Tensor], genes: Tensor, *, fixed: bool) -> Tensor:
     """Log density (S, G, N) at draws (S, G, ...); ``fixed`` where these have the same hyper-parameters."""
-    n_draws, n_genes, n_spots, q = sites["nu"].shape
+    n_draws, n_genes, _, q = sites["nu"].shape
     lanes = {name: value.flatten(0, 1) for name, value in sites.items()}
     own = torch.arange(n_genes).repeat(n_draws)
     model = problem.engine.model(genes).select(own).bound({name: lanes[name] for name in problem.likelihood.free})

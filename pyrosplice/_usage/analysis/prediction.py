@@ -20,7 +20,7 @@ from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice._usage.analysis.options import check_of_isoforms
 from pyrosplice._usage.analysis.places import AskedSpots, asked_spots
 from pyrosplice._usage.analysis.posterior_draws import gene_positions, usage_problem
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share, is_number
 from pyrosplice.glmm._link_posterior import LinkPosterior, Places
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.posterior._genes import NAMES
@@ -260,7 +260,8 @@ def _totals(
         names = analysis.prepared.gene_names
         columns = {g: numbers(one_column(totals, names[g], "totals"), names[g], "totals") for g in genes}
     else:
-        columns = dict.fromkeys(genes, np.broadcast_to(as_dense(np.atleast_1d(totals), "totals"), (n_spots,)))
+        shared = np.full(n_spots, float(totals)) if is_number(totals) else as_dense(totals, "totals")
+        columns = dict.fromkeys(genes, shared)
     for column in columns.values():
         _check_totals(column, n_spots)
     return {gene: torch.from_numpy(np.array(column, dtype=np.float64)) for gene, column in columns.items()}

@@ -254,9 +254,8 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
                 f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
             )
     kept = None if spots.all() else spots
-    design, formula = None, None
+    design, formula = None, formula_of(options.design_mtx, obs)
     if options.design_mtx is not None:
-        formula = formula_of(options.design_mtx, obs)
         design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=kept)
         design.check()
     data = read_isoforms(

@@ -86,7 +86,6 @@ class SplisosmGLMM(Described):
     graph
         Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial._graph.knn_graph`.
-
     likelihood
         Density of a spot's counts, a :class:`~pyrosplice.likelihoods._contract.Likelihood`; multinomial if None. Its
         free hyper-parameters are estimated for each gene.
