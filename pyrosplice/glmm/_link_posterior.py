@@ -79,7 +79,7 @@ class LinkPosterior:
 
     def mean(self, places: Places) -> Tensor:
         """Mean of η, (B, n, Q)."""
-        fixed = self._fixed(places.design, self.parameters.coefficients)
+        fixed = torch.einsum("np,bpq->bnq", places.design, self.parameters.coefficients)
         return fixed + self._effect(places, self.mode.latents)
 
     def covariance(self, places: Places) -> Tensor:
@@ -119,30 +119,23 @@ class LinkPosterior:
 
     def draws(self, places: Places, n_draws: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Draws of η at all spots together, (B, n, Q) each."""
-        base, q = self.parameters.coefficients, self.model.n_predictors
+        mean, slopes, q = self.mean(places), self.slopes(places), self.model.n_predictors
         for deviation in posterior_deviations(self.mode, n_draws, generator):
-            noise = torch.randn(*self.root.shape[:2], 1, generator=generator, dtype=base.dtype)
+            noise = torch.randn(*self.root.shape[:2], 1, generator=generator, dtype=mean.dtype)
             shift = (self.root @ noise).squeeze(-1)
-            latents = self.mode.latents.moved(deviation)
-            for j, response in enumerate(self.responses):
-                latents = latents.moved(response, shift[:, j])
-            eta = self._fixed(places.design, base + shift.reshape(base.shape)) + self._effect(places, latents)
+            eta = mean + torch.einsum("bnqd,bd->bnq", slopes, shift) + self._effect(places, deviation)
             new = ~places.old
             if bool(new.any()):
-                shape = (len(base), int(new.sum()), q)
-                extra = self._white()[:, :1] * torch.randn(*shape, generator=generator, dtype=base.dtype)
+                shape = (len(mean), int(new.sum()), q)
+                extra = self._white()[:, :1] * torch.randn(*shape, generator=generator, dtype=mean.dtype)
                 if places.field is not None:
-                    normal = torch.randn(*shape, generator=generator, dtype=base.dtype)
+                    normal = torch.randn(*shape, generator=generator, dtype=mean.dtype)
                     extra = extra + self.parameters.spatial[:, None] * places.field.noise(normal)
                 eta[:, new] += extra
             yield eta
 
     def _white(self) -> Tensor:
         return self.parameters.white.expand(-1, self.model.counts.shape[1], self.model.n_predictors)
-
-    @staticmethod
-    def _fixed(design: Tensor, coefficients: Tensor) -> Tensor:
-        return torch.einsum("np,bpq->bnq", design, coefficients)
 
     def _effect(self, places: Places, latents: Latents) -> Tensor:
         """Random effect that latents make, at new spots its expectation: (B, n, Q)."""

@@ -29,7 +29,8 @@ FINE = {1: 25, 2: 15, 3: 9}
 ROUGH = {1: 7, 2: 5, 3: 4}
 N_DRAWS = 400  # of longer predictors
 MOST_STEPS, DECREMENT = 60, 1e-8  # of Newton's search, nats²: the rule need not sit at the mode exactly
-SMALL = 4
+SMALL = 4  # numbers of predictors up to which elementwise operations are faster than LAPACK
+AT_ONCE = 2**17  # predictors at some of the points
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class SpotGroups:
     counts: Tensor
 
     def kernel(self, eta: Tensor) -> Tensor:
-        """Log density ``(B, M)`` of each group at predictors ``(B, M, I, Q)``, less :meth:`constant`."""
-        return self._summed(self.likelihood.kernel(self.counts.flatten(1, 2), eta.flatten(1, 2)))
+        """Log density ``(..., B, M)`` of each group at predictors ``(..., B, M, I, Q)``, less :meth:`constant`."""
+        return self._summed(self.likelihood.kernel(self.counts.flatten(1, 2), eta.flatten(-3, -2)))
 
     def constant(self, like: Tensor) -> Tensor:
         """What of it does not depend on the predictors, which are as ``like``."""
@@ -57,7 +58,7 @@ class SpotGroups:
         return self._summed(self.likelihood.log_prob(counts, zero) - self.likelihood.kernel(counts, zero))
 
     def _summed(self, density: Tensor) -> Tensor:
-        return density.unflatten(1, self.counts.shape[1:3]).sum(-1)
+        return density.unflatten(-1, self.counts.shape[1:3]).sum(-1)
 
     def slopes(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Score ``(B, M, I, Q)`` and information ``(B, M, I, Q, Q)``, of that its positive part."""
@@ -90,9 +91,13 @@ def log_predictive(
     center, through = _moved(mean, root, x), matmul(root, spread) if _is_small(root) else root @ spread
     total = torch.full_like(logdet, -torch.inf)
     points, log_weights = _rule(root.shape[-1], FINE if nodes is None else nodes, seed)
-    for z, log_weight in zip(points.to(mean), log_weights.tolist(), strict=True):
-        value = spots.kernel(center + (through @ z).reshape(mean.shape)) - 0.5 * (x + spread @ z).square().sum(-1)
-        total = torch.logaddexp(total, value + (log_weight + 0.5 * float(z.square().sum())))
+    for some in torch.arange(len(points)).split(max(AT_ONCE // mean.numel(), 1)):
+        z = points[some].to(mean)
+        eta = center + torch.einsum("bmdk,sk->sbmd", through, z).reshape(len(z), *mean.shape)
+        square = (x + torch.einsum("bmdk,sk->sbmd", spread, z)).square().sum(-1)
+        log_weight = log_weights[some].to(mean) + 0.5 * z.square().sum(-1)
+        value = spots.kernel(eta) - 0.5 * square + log_weight[:, None, None]
+        total = torch.logaddexp(total, torch.logsumexp(value, 0))
     return total - 0.5 * logdet + spots.constant(mean)
 
 
@@ -117,7 +122,7 @@ def _mode(spots: SpotGroups, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor
 
 
 def _is_small(root: Tensor) -> bool:
-    """Whether a call of LAPACK for each matrix would cost more than the arithmetic."""
+    """Whether a call of LAPACK for each matrix costs more than the arithmetic."""
     return root.shape[-1] <= SMALL
 
 

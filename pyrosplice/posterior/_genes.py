@@ -13,7 +13,8 @@ from pyrosplice.errors import InvalidArgumentError
 
 NAMES = "isoform_name"  # (gene, isoform); empty where padded
 PADDED = ("isoform", "logit", "component")
-OBSERVATIONS = ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive")
+DENSITIES = ("log_likelihood", "left_out")  # one a spot
+OBSERVATIONS = (*DENSITIES, "observed_data", "posterior_predictive", "prior_predictive")
 
 
 def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping[str, Sequence[str]]) -> xr.DataTree:
@@ -36,7 +37,7 @@ def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping
         parts = [tree[name].to_dataset() for tree in trees]
         whole = xr.concat(parts, "gene", data_vars="minimal", coords="minimal", compat="override", join="outer")
         whole = whole.sel(gene=list(genes))
-        if name == "log_likelihood" and "spot" in whole.dims:  # a batch leaves out the spots that all its genes lack
+        if name in DENSITIES and "spot" in whole.dims:  # a batch leaves out the spots that all its genes lack
             spots = trees[0]["constant_data"]["spot"].to_numpy()
             whole = whole.sel(spot=spots[np.isin(spots, whole["spot"].to_numpy())]).fillna(0.0)
         if "isoform" in whole.dims:

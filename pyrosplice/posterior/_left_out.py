@@ -33,7 +33,10 @@ def integrated_log_likelihood(problem: PosteriorProblem, sites: Mapping[str, Ten
     out = []
     for rows in torch.arange(n_chains * n_draws).split(max(AT_ONCE // (n_genes * n_spots * q), 1)):
         out.append(_density(problem, {name: value[rows] for name, value in flat.items()}, genes, fixed=fixed))
-    return torch.cat(out).unflatten(0, (n_chains, n_draws))
+    density = torch.cat(out).unflatten(0, (n_chains, n_draws))
+    if problem.likelihood.conditional:
+        density = density.masked_fill(problem.counts[genes].sum(-1) == 0, 0.0)  # but for rounding
+    return density
 
 
 def _density(problem: PosteriorProblem, sites: Mapping[str, Tensor], genes: Tensor, *, fixed: bool) -> Tensor:

@@ -117,7 +117,7 @@ def test_single_spots_in_one_pass_are_the_groups_of_one(isoform_effect):
 
 
 @pytest.mark.slow
-def test_draws_have_the_mean_and_covariance(n_draws=4000):
+def test_draws_have_the_mean_and_covariance(n_draws=2000):
     posterior, covariance, field = fitted(3)
     n, m = len(posterior.design), len(field)
     design = torch.randn(m, 2, generator=torch.Generator().manual_seed(5)).double()

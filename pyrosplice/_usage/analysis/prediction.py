@@ -116,11 +116,7 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     scale = PredictedScale(what, level, _totals(analysis, positions, spots, totals, what, fitted=adata_new is None))
     parts = _batches(analysis, positions)
     if draws:
-        generator = torch.Generator().manual_seed(seed)
-        found = [_drawn(analysis, own, spots, scale, draws, generator) for own in parts]
-        return xr.concat(found, "gene", join="outer", fill_value=_fill(found)).sel(
-            gene=[analysis.prepared.gene_names[gene] for gene in positions]
-        )
+        return _draws(analysis, positions, spots, scale, n_draws=draws, seed=seed)
     tables = {gene: table for own in parts for gene, table in _tables(analysis, own, spots, scale).items()}
     return pd.concat([tables[gene] for gene in positions], ignore_index=True)
 
@@ -205,29 +201,35 @@ def _summaries(
     return [torch.cat(columns, 1) for columns in zip(*parts, strict=True)]
 
 
-def _drawn(
+def _draws(  # noqa: PLR0913 (what predict was asked for)
     analysis: UsageAnalysis,
-    genes: Sequence[int],
+    positions: Sequence[int],
     spots: AskedSpots,
     scale: PredictedScale,
+    *,
     n_draws: int,
-    generator: torch.Generator,
+    seed: int,
 ) -> xr.DataArray:
-    """Draws of a batch of genes, ``(draw, gene, spot, isoform)``."""
-    problem, posterior, places = _posterior(analysis, genes, spots)
-    basis, likelihood, found = posterior.model.basis, _bound(problem), []
-    for eta in posterior.draws(places, n_draws, generator):
-        found.append(scale.of(eta if basis is None else basis.logits(eta), likelihood, genes))
-    values = torch.stack(found).numpy()
-    names = [_category_names(analysis, gene, values.shape[-1], scale.what) for gene in genes]
-    gene_names = [analysis.prepared.gene_names[gene] for gene in genes]
-    coords: dict[str, Any] = {"gene": gene_names, "spot": spots.names, NAMES: (("gene", "isoform"), np.array(names))}
+    """Draws of genes, ``(draw, gene, spot, isoform)``, those of fewer isoforms padded."""
+    generator, found, names = torch.Generator().manual_seed(seed), dict[int, Tensor](), dict[int, list[str]]()
+    for genes in _batches(analysis, positions):
+        problem, posterior, places = _posterior(analysis, genes, spots)
+        basis, likelihood = posterior.model.basis, _bound(problem)
+        drawn = [
+            scale.of(eta if basis is None else basis.logits(eta), likelihood, genes)
+            for eta in posterior.draws(places, n_draws, generator)
+        ]
+        for row, gene in enumerate(genes):
+            found[gene] = torch.stack([one[row] for one in drawn])
+            names[gene] = _category_names(analysis, gene, found[gene].shape[-1], scale.what)
+    width = max(value.shape[-1] for value in found.values())
+    values = np.full((n_draws, len(positions), len(spots.names), width), np.nan)
+    for place, gene in enumerate(positions):
+        values[:, place, :, : found[gene].shape[-1]] = found[gene].numpy()
+    padded = np.array([[*names[gene], *[""] * (width - len(names[gene]))] for gene in positions])
+    gene_names = [analysis.prepared.gene_names[gene] for gene in positions]
+    coords: dict[str, Any] = {"gene": gene_names, "spot": spots.names, NAMES: (("gene", "isoform"), padded)}
     return xr.DataArray(values, coords, ("draw", "gene", "spot", "isoform"), name=scale.what)
-
-
-def _fill(found: Sequence[xr.DataArray]) -> dict[str, Any]:
-    """What genes with fewer isoforms are padded with."""
-    return {str(found[0].name): np.nan, NAMES: ""}
 
 
 def _bound(problem: PosteriorProblem) -> Likelihood:
