@@ -59,7 +59,7 @@ def without_groups(posterior: LinkPosterior, spots: Tensor) -> tuple[Tensor, Ten
     else:
         covariance = posterior.joint_covariance(flat).unsqueeze(1)
     values, vectors = torch.linalg.eigh(torch.nan_to_num(covariance))
-    root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)  # R R' = C
+    root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT  # symmetric, R R = C: unique
     information = mode.step.information[:, flat].unflatten(1, shape)
     weighted = information @ root.unflatten(2, (shape[1], -1))
     left = torch.eye(root.shape[-1], dtype=root.dtype) - root.mT @ weighted.flatten(2, 3)

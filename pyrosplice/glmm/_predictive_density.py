@@ -127,7 +127,7 @@ def _is_small(root: Tensor) -> bool:
 
 
 def _curvature(root: Tensor, information: Tensor) -> Tensor:
-    """``I + R' W R``: (B, M, D, D)."""
+    """Minus the second derivative in x, ``I + R' W R``: (B, M, D, D)."""
     blocks = root.unflatten(2, information.shape[2:4])
     weighted = matmul(information, blocks).flatten(2, 3)
     curvature = matmul(root.mT, weighted) if _is_small(root) else root.mT @ weighted

@@ -106,8 +106,8 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
     """
     integrated = "left_out" in tree.children
     require(tree, "left_out" if integrated else "log_likelihood")
-    density = tree["left_out" if integrated else "log_likelihood"][observed_name(tree)]
-    density = torch.from_numpy(by_unit(density).copy()).flatten(0, 1)  # (S, G, N)
+    found = by_unit(tree["left_out" if integrated else "log_likelihood"][observed_name(tree)])
+    density = torch.from_numpy(found.copy()).flatten(0, 1)  # (S, G, N)
     own = _log_weights(tree, density.shape[:2])
     k_hat = pareto_k(own)
     own = torch.zeros_like(own) if integrated else own

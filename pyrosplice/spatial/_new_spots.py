@@ -8,8 +8,9 @@ the old ones, and the fit the law of these:
 so that the joint law of the old spots is the one that was fitted, whatever is asked about, and a spot in the middle of
 a hole is reached over the new spots around it: the farther, the less certain. (A CAR is not consistent: that of the
 joint graph alone would have changed the fit.) No edge is longer than the longest one of the fitted graph, in its
-section; a new spot from which no path leads to an old one has the field's prior. Predictions at a spot depend, a little,
-on which others are predicted with it, as they do on the spots that a graph is made of.
+section; a new spot from which no path leads to an old one has the field's prior. Predictions at a spot depend a little
+on which others are predicted with it, as they do on the spots that a graph is made of. Over both laws the variance of
+s_* is near that of the old spots (.73 to 1.0 where a quarter of a grid is new), not quite the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A spot's density with its own effect integrated out: the law that it is under, LOO by it, and the tree that has it."""
+"""A spot's density with its own effect integrated out: its law, leave-one-out by it, and the tree with it."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ import torch
 from pyrosplice import MultinomGLM, MultinomGLMM
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._group_cross_validation import group_densities
 from pyrosplice.glmm._given_others import left_out_effect
+from pyrosplice.glmm._group_cross_validation import group_densities
 from pyrosplice.glmm._mode import MixedModel, Parameters
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 from pyrosplice.posterior import leave_one_out, one_gene
@@ -80,6 +80,7 @@ def test_the_tree_has_the_mean_density_over_what_the_others_say(method):
             assert found[draw, 1, spot] == pytest.approx(float(density), abs=0.03)
 
 
+@pytest.mark.slow
 def test_leave_one_out_is_fine_where_it_was_not():
     counts, design = data(n_genes=4, depth=20.0)
     trees = mixed(counts, design).posterior(num_samples=400, groups=("left_out", "log_likelihood"))
@@ -90,7 +91,8 @@ def test_leave_one_out_is_fine_where_it_was_not():
     assert (old.pareto_k > 0.7).any() and (old.elpd > new.elpd).all()  # which sees its own spot
 
 
-def test_arviz_takes_it(recwarn):
+@pytest.mark.slow
+def test_arviz_takes_it():
     stats = pytest.importorskip("arviz_stats")
     counts, design = data(depth=20.0)
     counts[0, :5] = 0

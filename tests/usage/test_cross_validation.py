@@ -48,9 +48,8 @@ def test_within_a_twentieth_of_a_nat_a_spot_of_refits(model, groups):
     assert found.group.tolist() == refits.group.tolist()
 
 
-@pytest.mark.parametrize(
-    ("isoforms", "likelihood"), [((3, 2, 4), None), ((2, 3), DirichletMultinomial(15.0))], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("isoforms", "likelihood"), [((3, 2, 4), None), ((2, 3), DirichletMultinomial(15.0))], ids=str)
 def test_the_downdate_is_the_mode_found_again(isoforms, likelihood):
     model = fitted(tissue_of(isoforms, seed=3), options=MARGINAL | {"likelihood": likelihood}, design_mtx="half")
     groups = np.repeat(["a", "b", "c", "rest"], [1, 3, 5, 27])

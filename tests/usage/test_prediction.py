@@ -4,7 +4,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from pyrosplice import SplisosmGLMM
 from pyrosplice.data import simulate_isoforms
@@ -25,9 +24,7 @@ def fitted(adata, *, options=MARGINAL, kind="glmm-full", **setup):
 
 
 def new_tissue(**obs):
-    return ad.AnnData(
-        obs=pd.DataFrame(obs, index=list(BESIDE)), obsm={"spatial": np.array(list(BESIDE.values()))}
-    )
+    return ad.AnnData(obs=pd.DataFrame(obs, index=list(BESIDE)), obsm={"spatial": np.array(list(BESIDE.values()))})
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,9 @@ def test_at_the_fitted_spots_the_link_is_the_fitted_predictor(model, tissue):
 @pytest.mark.parametrize("what", ["usage", "mean", "link"])
 def test_an_anndata_of_fitted_spots_is_the_fit_in_any_order(model, tissue, what):
     order = np.random.default_rng(0).permutation(tissue.n_obs)
-    totals = pd.DataFrame({g: c.sum(-1).numpy() for g, c in zip(model.gene_names, model.analysis.prepared.counts)})
+    totals = pd.DataFrame(
+        {g: c.sum(-1).numpy() for g, c in zip(model.gene_names, model.analysis.prepared.counts, strict=True)}
+    )
     given = {"totals": totals.iloc[order]} if what == "mean" else {}
     here, there = model.predict(what=what), model.predict(tissue[order], what=what, **given)
     keys = ["gene", "spot", "isoform"]
@@ -110,7 +109,9 @@ def test_new_covariates_move_the_link_by_their_effect(model, tissue):
     here, there = tissue[:4].copy(), tissue[:4].copy()
     there.obs["iid"] = there.obs["iid"] + 2.0
     moved = model.predict(there, what="link")["mean"] - model.predict(here, what="link")["mean"]
-    effect = {g: one.beta[0, 1].detach().numpy() for g, one in zip(model.gene_names, model.get_fitted_models())}
+    effect = {
+        g: one.beta[0, 1].detach().numpy() for g, one in zip(model.gene_names, model.get_fitted_models(), strict=True)
+    }
     expected = np.concatenate([np.tile(2 * effect[g], 4) for g in model.gene_names])
     np.testing.assert_allclose(moved, expected, atol=1e-8)
 
@@ -217,3 +218,20 @@ def test_nine_of_ten_intervals_cover_the_usage_of_spots_that_were_left_out():
         values = truth.loc[list(zip(found.spot, found.isoform, strict=True))].to_numpy()
         inside.append(((found.lower < values) & (values < found.upper)).mean())
     assert 0.86 < np.mean(inside) < 0.94
+
+
+def test_counts_of_random_totals(tissue):
+    one = tissue[:, [0, 3, 5]].copy()
+    model = fitted(one, options=MARGINAL | {"likelihood": NegativeBinomial(0.2)})
+    table, link = model.predict(new_tissue(), what="mean"), model.predict(new_tissue(), what="link")
+    assert len(table) == 6 and (table["lower"] > 0).all()
+    np.testing.assert_allclose(table["upper"], np.exp(link["upper"]), rtol=0.03)
+    np.testing.assert_allclose(table["mean"], np.exp(link["mean"] + link["sd"] ** 2 / 2), rtol=0.01)
+    with pytest.raises(InvalidArgumentError, match="random totals"):
+        model.predict(new_tissue(), what="mean", totals=3)
+    with pytest.raises(InvalidArgumentError, match="what='mean'"):
+        model.predict(new_tissue())
+    scores = model.cross_validate()
+    assert (scores.n_spots == 36).all() and np.isfinite(scores.elpd).all()
+    with pytest.raises(InvalidArgumentError, match="laplace"):
+        model.cross_validate(method="refit")

@@ -201,7 +201,7 @@ def _summaries(
     return [torch.cat(columns, 1) for columns in zip(*parts, strict=True)]
 
 
-def _draws(  # noqa: PLR0913 (what predict was asked for)
+def _draws(
     analysis: UsageAnalysis,
     positions: Sequence[int],
     spots: AskedSpots,
