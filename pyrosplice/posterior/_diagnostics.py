@@ -96,7 +96,8 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
     ``posterior(groups=("left_out", ...))`` for the density with that effect integrated out, given those of the other
     spots, which is used here where the tree has it: k̂ is then rarely high. It asks so little of the draws that
     Laplace's are taken as they are, as ArviZ does: within .011 nats a spot of NUTS in nine genes of depth 1 and 8, σ of
-    1 and 2, whatever their ``pareto_k_draws`` (up to .94); with their weights it was no nearer, and k̂ above .7.
+    1 and 2, whatever their ``pareto_k_draws`` (up to .94); with their weights it was no nearer, and k̂ above .7. The
+    verdict was *fine* for all of 240 genes of depth 1 to 30, σ of .7 to 2 and θ of .3 to .9 (without: for 0 to 90 %).
 
     Returns
     -------

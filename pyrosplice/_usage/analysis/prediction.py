@@ -61,6 +61,10 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     the longest edge of the fitted graph from everything) the field is the prior's, and ``reason`` says
     ``"no_neighbors"``.
 
+    Intervals of 90 % cover the usage that was simulated in .87 to .91 of new spots alone, .87 to .90 of those in a hole
+    and .87 to .89 of fitted ones at 6 and 20 molecules a spot; at 2 molecules in .81, .80 and .82, because Laplace's
+    estimate of σ is then too small and its uncertainty is not in them (tests/usage/test_prediction.py).
+
     Parameters
     ----------
     adata_new
