@@ -78,6 +78,10 @@ class Reason(StrEnum):
         "between_sections",
         "the covariate is constant in every section, and sections are too few to replicate it",
     )
+    NO_NEIGHBORS = (
+        "no_neighbors",
+        "no path over neighbors leads from the spot to one that was fitted, so that its field is the prior's",
+    )
     FEW_SPOTS = "few_spots", "the spots or cells leave no degrees of freedom for the variance of the residuals"
 
     FEW_COUNTS = "few_counts", "too few spots have counts of the gene to say whether they are near each other"

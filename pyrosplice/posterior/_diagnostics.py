@@ -92,7 +92,12 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
 
     The weights :math:`w_s / p(y_i \mid \cdot_s)` correct for the spot left out and, by the draws' own
     ``log_weight``, for Laplace's approximation. With a random effect at every spot, one spot holds much of what is
-    known of its own effect: k̂ is then often above 0.7, and the row says so.
+    known of its own effect: k̂ is then often above 0.7, and the row says so. Ask
+    ``posterior(groups=("left_out", ...))`` for the density with that effect integrated out, given those of the other
+    spots, which is used here where the tree has it: k̂ is then rarely high. It asks so little of the draws that
+    Laplace's are taken as they are, as ArviZ does: within .011 nats a spot of NUTS in nine genes of depth 1 and 8, σ of
+    1 and 2, whatever their ``pareto_k_draws`` (up to .94); with their weights it was no nearer, and k̂ above .7. The
+    verdict was *fine* for all of 240 genes of depth 1 to 30, σ of .7 to 2 and θ of .3 to .9 (without: for 0 to 90 %).
 
     Returns
     -------
@@ -100,9 +105,13 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
         Index ``gene``: ``elpd``, ``se``, ``p_loo`` (effective number of parameters), ``pareto_k`` (the largest of the
         spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
     """
-    require(tree, "log_likelihood")
-    density = torch.from_numpy(by_unit(tree["log_likelihood"][observed_name(tree)]).copy()).flatten(0, 1)  # (S, G, N)
+    integrated = "left_out" in tree.children
+    require(tree, "left_out" if integrated else "log_likelihood")
+    found = by_unit(tree["left_out" if integrated else "log_likelihood"][observed_name(tree)])
+    density = torch.from_numpy(found.copy()).flatten(0, 1)  # (S, G, N)
     own = _log_weights(tree, density.shape[:2])
+    k_hat = pareto_k(own)
+    own = torch.zeros_like(own) if integrated else own
     rows = []
     for position, gene in enumerate(units_of(tree)):
         informed = density[:, position]
@@ -115,7 +124,7 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
         base = torch.log_softmax(own[:, position], 0)
         whole = torch.logsumexp(base[:, None] + informed, 0)
         k = pareto_k(ratios)
-        k_draws = float(pareto_k(own[:, [position]]))
+        k_draws = float(k_hat[position])
         bad = float((k > RELIABLE).double().mean())
         rows.append(
             {
@@ -126,7 +135,7 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
                 "pareto_k": float(k.max()),
                 "bad_spots": bad,
                 "pareto_k_draws": k_draws,
-                "verdict": _loo_verdict(bad, k_draws),
+                "verdict": _loo_verdict(bad, -np.inf if integrated else k_draws),
             }
         )
     return pd.DataFrame(rows).set_index("gene")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyrosplice._linalg.blocks import matvec
 from pyrosplice.glmm._importance import posterior_deviations
+from pyrosplice.glmm._link_posterior import coefficient_responses
 from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
 from pyrosplice.posterior._target import Profile, Target
 
@@ -48,7 +49,7 @@ def draw_plugged_in(
     centered, _ = profile.optimum()
     mode, model = profile.mode, profile.mode.step.model
     away, log_coefficients = _coefficient_draws(profile, n_draws, generator)
-    responses = _responses(mode, coefficients.shape[1:])
+    responses = coefficient_responses(mode, coefficients.shape[1:])
     logdet = _logdet(mode)
     nu, weights = [], []
     for s, deviation in enumerate(posterior_deviations(mode, n_draws, generator)):
@@ -120,20 +121,6 @@ def _coefficient_draws(profile: Profile, n_draws: int, generator: torch.Generato
     away = (vectors @ (noise * values.rsqrt()).unsqueeze(-1)).squeeze(-1)
     constant = 0.5 * values.log().sum(-1) - 0.5 * values.shape[-1] * torch.tensor(2 * torch.pi).log()
     return away.reshape(n_draws, *profile.coefficients.shape), constant - 0.5 * noise.square().sum(-1)
-
-
-def _responses(mode: Mode, shape: torch.Size) -> list[Latents]:
-    """How the mode moves with each coefficient."""
-    base = mode.step.parameters
-    responses = []
-    for p in range(shape[0]):
-        for q in range(shape[1]):
-            unit = torch.zeros_like(base.coefficients)
-            unit[:, p, q] = 1.0
-            responses.append(
-                mode.response(Parameters(unit, torch.zeros_like(base.spatial), torch.zeros_like(base.white)))
-            )
-    return responses
 
 
 def _logdet(mode: Mode) -> Tensor:

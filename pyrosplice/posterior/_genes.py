@@ -13,7 +13,8 @@ from pyrosplice.errors import InvalidArgumentError
 
 NAMES = "isoform_name"  # (gene, isoform); empty where padded
 PADDED = ("isoform", "logit", "component")
-OBSERVATIONS = ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive")
+DENSITIES = ("log_likelihood", "left_out")  # one a spot
+OBSERVATIONS = (*DENSITIES, "observed_data", "posterior_predictive", "prior_predictive")
 
 
 def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping[str, Sequence[str]]) -> xr.DataTree:
@@ -36,7 +37,7 @@ def joined(trees: Sequence[xr.DataTree], genes: Sequence[str], isoforms: Mapping
         parts = [tree[name].to_dataset() for tree in trees]
         whole = xr.concat(parts, "gene", data_vars="minimal", coords="minimal", compat="override", join="outer")
         whole = whole.sel(gene=list(genes))
-        if name == "log_likelihood" and "spot" in whole.dims:  # a batch leaves out the spots that all its genes lack
+        if name in DENSITIES and "spot" in whole.dims:  # a batch leaves out the spots that all its genes lack
             spots = trees[0]["constant_data"]["spot"].to_numpy()
             whole = whole.sel(spot=spots[np.isin(spots, whole["spot"].to_numpy())]).fillna(0.0)
         if "isoform" in whole.dims:
@@ -92,9 +93,10 @@ def informative_spots(tree: xr.DataTree) -> np.ndarray | None:
     That of a spot without counts does not, where the total of a spot is given: it is no observation. None for a tree
     without log likelihoods, or of other observations.
     """
-    if "log_likelihood" not in tree.children or "spot" not in tree["log_likelihood"].dims:
+    group = next((name for name in DENSITIES if name in tree.children), None)
+    if group is None or "spot" not in tree[group].dims:
         return None
-    density = tree["log_likelihood"]["counts"]
+    density = tree[group]["counts"]
     draws, others = ("chain", "draw"), [dim for dim in density.dims if dim not in ("chain", "draw", "spot")]
     total = tree["constant_data"]["total"]
     total = total.isel(spot=np.isin(total["spot"].to_numpy(), density["spot"].to_numpy()))
@@ -110,7 +112,7 @@ def without_empty_spots(tree: xr.DataTree, groups: Sequence[str] = ("log_likelih
     seen = informative_spots(tree)
     if seen is None or not bool(seen.any()):
         return tree
-    names = tree["log_likelihood"]["spot"].to_numpy()[seen]
+    names = next(tree[name]["spot"].to_numpy() for name in DENSITIES if name in tree.children)[seen]
     kept = {name: child.to_dataset() for name, child in tree.children.items()}
     for name in groups:
         if name in kept and "spot" in kept[name].dims:

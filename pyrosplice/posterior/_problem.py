@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._batches import MixedEngine
+from pyrosplice.glmm._link_posterior import LinkPosterior
 from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.glmm._objective import LogPrior, at_held
 from pyrosplice.glmm._random_effect import LARGEST_LOGIT
@@ -116,3 +118,15 @@ def target_of(problem: PosteriorProblem, genes: Tensor, *, hyper: str) -> tuple[
     coefficients = engine.coefficients(at["beta"][genes], at["bias_eta"][genes], genes)
     free = {name: at[name][genes] for name in engine.likelihood.free}
     return target, coefficients, target.phi(sigma[genes], logit[genes].clamp(-8, 8), free)
+
+
+def link_posterior(problem: PosteriorProblem, *, corrected: bool = False) -> LinkPosterior:
+    """Laplace's posterior of the linear predictors of all genes at the estimates.
+
+    ``corrected``: with the coefficients a Newton step further, for estimates that are of other counts than these.
+    """
+    target, coefficients, phi = target_of(problem, torch.arange(problem.n_genes), hyper="plug-in")
+    profile = target.profile(coefficients, phi)
+    if corrected:
+        profile = target.profile(profile.optimum()[0], phi)
+    return LinkPosterior(profile.mode, profile.information)

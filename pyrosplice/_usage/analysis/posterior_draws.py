@@ -63,7 +63,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     """
     analysis = self.analysis
     analysis.shipped_only("posterior")
-    positions, prepared = _positions(analysis, genes), analysis.prepared
+    positions, prepared = gene_positions(analysis, genes), analysis.prepared
     asked = DrawOptions(
         num_samples=num_samples,
         method=method,
@@ -78,7 +78,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     )
     batches = prepared.batches(analysis.n_genes, group=True)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
-    problems = [_problem(analysis, own) for own in parts]
+    problems = [usage_problem(analysis, own) for own in parts]
     asked.check()
     _check_memory(problems, asked)
     names: dict[str, Sequence[Any]] = {"spot": prepared.data.adata.obs_names}
@@ -93,7 +93,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     return joined(trees, list(isoforms), isoforms)
 
 
-def _problem(analysis: UsageAnalysis, genes: list[int]) -> PosteriorProblem:
+def usage_problem(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorProblem:
     """The posterior of fitted genes with the same number of isoforms."""
     fit = analysis.fit
     spec = analysis.spec(analysis.model_type, with_design=fit.with_design)
@@ -111,7 +111,7 @@ def _check_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> N
     require_memory(numbers, n_chains(asked.method, asked.nuts_options) * asked.num_samples, asked.max_memory)
 
 
-def _positions(analysis: UsageAnalysis, genes: object) -> list[int]:
+def gene_positions(analysis: UsageAnalysis, genes: object) -> list[int]:
     """Positions of the genes that are named, each once; of all for None."""
     if not (genes is None or isinstance(genes, Iterable)):
         raise InvalidArgumentError(f"genes: expected names of genes, found {genes!r}.")

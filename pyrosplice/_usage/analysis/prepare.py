@@ -25,7 +25,7 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import read_labels
 from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.options import AnalysisOptions
-from pyrosplice._usage.reading.design import Design, build_design, complete_spots
+from pyrosplice._usage.reading.design import Design, build_design, complete_spots, formula_of
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
@@ -57,6 +57,8 @@ class Prepared:
         Column of ``obs`` with the spots' sections; None if they are one.
     spatial_key
         Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
+    formula
+        Formula of the covariates; None where they are columns or numbers.
     """
 
     data: IsoformData
@@ -66,6 +68,7 @@ class Prepared:
     group_by_n_iso: bool
     section_key: str | None = None
     spatial_key: str | None = None
+    formula: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -244,7 +247,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
                 f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
             )
     kept = None if spots.all() else spots
-    design = None
+    design, formula = None, formula_of(options.design_mtx, obs)
     if options.design_mtx is not None:
         design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=kept)
         design.check()
@@ -261,7 +264,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
     ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
-    keys = options.section_key, options.spatial_key if ours else None
+    keys = options.section_key, options.spatial_key if ours else None, formula
     return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
 
 

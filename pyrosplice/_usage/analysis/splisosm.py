@@ -16,11 +16,13 @@ from pyrosplice._modes import works_in_any_mode
 from pyrosplice._overrides import refuse_properties
 from pyrosplice._representation import Described
 from pyrosplice._usage.analysis import (
+    cross_validation,
     differential_usage,
     effects,
     fits,
     own_calibration,
     posterior_draws,
+    prediction,
     storage,
     tables,
     variability,
@@ -85,7 +87,6 @@ class SplisosmGLMM(Described):
     graph
         Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial._graph.knn_graph`.
-
     likelihood
         Density of a spot's counts, a :class:`~pyrosplice.likelihoods._contract.Likelihood`; multinomial if None. Its
         free hyper-parameters are estimated for each gene.
@@ -278,6 +279,8 @@ class SplisosmGLMM(Described):
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
     posterior = posterior_draws.posterior
+    predict = prediction.predict
+    cross_validate = cross_validation.cross_validate
     check_calibration = own_calibration.check_calibration
     save = storage.save
 

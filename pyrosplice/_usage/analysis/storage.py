@@ -42,6 +42,7 @@ class SavedData:
     section_key: str | None
     design: Design | None
     spatial_key: str | None = field(default=None, metadata={NEW: True})
+    formula: str | None = field(default=None, metadata={NEW: True})
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _warn_of_attributes(analysis: Analyzed) -> None:
 def _saved_data(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
-    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
+    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key, prepared.formula
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
 
 
@@ -125,7 +126,7 @@ def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
-    keys = stored.section_key, stored.spatial_key
+    keys = stored.section_key, stored.spatial_key, stored.formula
     return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
 
 

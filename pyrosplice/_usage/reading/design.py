@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyrosplice._linalg.rank import collinear_columns, constant_columns
 from pyrosplice._tables.columns import complete_cells, one_column, typed_column
 from pyrosplice._tables.containers import as_dense
-from pyrosplice._tables.formulas import complete_rows, read_formula
+from pyrosplice._tables.formulas import FormulaDesign, complete_rows, read_formula
 from pyrosplice._tables.labels import Labels
 from pyrosplice._tables.names import by_name
 from pyrosplice.errors import InvalidArgumentError
@@ -166,10 +166,59 @@ def complete_spots(design_mtx: Any, obs: pd.DataFrame) -> NDArray[np.bool_]:
     return complete_cells(table, table.columns, ARGUMENT)
 
 
+def formula_of(design_mtx: Any, obs: pd.DataFrame) -> str | None:
+    """The formula that covariates are asked for by, if they are: a column may be called so."""
+    return design_mtx if isinstance(design_mtx, str) and "~" in design_mtx and design_mtx not in obs.columns else None
+
+
+def covariates_again(design: Design, formula: str | None, obs: pd.DataFrame, new: pd.DataFrame, argument: str) -> Array:
+    """Covariates of a design for the rows of another table, ``(N', P)``.
+
+    Parameters
+    ----------
+    design, formula, obs
+        The design, the formula that it is of (None if of columns) and the table that it was made of.
+    new
+        The other table, with the same columns.
+    argument
+        Name of the table that errors begin with.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A column that is absent or has missing values; a level that the first table did not have; covariates whose
+        columns are not known by their names any more.
+    """
+    if formula is not None:
+        made = read_formula(formula, obs, ARGUMENT, random_effects=RANDOM_EFFECTS)
+        return made.again(new, argument)[:, _covariates_of(made)]
+    pieces = []
+    for factor in dict.fromkeys(design.factors):
+        own = [name for name, source in zip(design.names, design.factors, strict=True) if source == factor]
+        levels = [name.removeprefix(f"{factor}_") for name in own]
+        if design.given_terms or (len(own) > 1 and any(name == level for name, level in zip(own, levels, strict=True))):
+            raise InvalidArgumentError(
+                f"{argument}: what {own[0]!r} was made of is not known any more; give the covariates "
+                f"{list(design.names)} themselves, as design_mtx."
+            )
+        column = typed_column(new, factor, argument, as_numeric=[factor] if len(own) == 1 else [])
+        if isinstance(column, Labels):
+            unseen = sorted(set(column.levels) - set(levels))
+            if unseen:
+                raise InvalidArgumentError(
+                    f"{argument}: column {factor!r} has levels that the fit never saw: {unseen}; it saw {levels}."
+                )
+            pieces.append((column.names[:, None] == np.array(levels, dtype=object)).astype(np.float64))
+        else:
+            pieces.append(column[:, None])
+    return np.concatenate(pieces, axis=1)
+
+
 def _formula_and_table(design_mtx: Any, obs: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
     """A formula, if it is one, and the columns that covariates are made of, in the order of the spots."""
-    if isinstance(design_mtx, str) and "~" in design_mtx and design_mtx not in obs.columns:
-        return design_mtx, obs
+    formula = formula_of(design_mtx, obs)
+    if formula is not None:
+        return formula, obs
     if isinstance(design_mtx, str):
         return None, _columns([design_mtx], obs)
     if isinstance(design_mtx, (list, tuple, pd.Index)) and all(isinstance(name, str) for name in design_mtx):
@@ -229,8 +278,13 @@ def _from_columns(table: pd.DataFrame) -> tuple[Array, list[str], list[str], lis
 
 def _from_formula(formula: str, table: pd.DataFrame) -> tuple[Array, list[str], list[str], list[str]]:
     design = read_formula(formula, table, ARGUMENT, random_effects=RANDOM_EFFECTS)
-    kept = [i for i, term in enumerate(design.terms) if term != "1" or design.variables[i]]  # a column may be called 1
+    kept = _covariates_of(design)
     if not kept:
         raise InvalidArgumentError(f"design_mtx: formula {formula!r} has no covariates beside the intercept.")
     names = [design.names[i] for i in kept]
     return design.matrix[:, kept], names, names, [design.terms[i] for i in kept]
+
+
+def _covariates_of(design: FormulaDesign) -> list[int]:
+    """Columns that are no intercept; one of the table may be called 1."""
+    return [i for i, term in enumerate(design.terms) if term != "1" or design.variables[i]]
