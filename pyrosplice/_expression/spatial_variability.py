@@ -71,7 +71,7 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     -----
     Size at 5 %, 60 to 4,900 spots, mean counts .05 to 20, sizes of the spots log-normal of sd 0 to 1.5, Poisson, NB of
     dispersion .1 to 3.3, half of the counts zero, log-normal noise, a covariate, spatial sizes, four sections: .029 to
-    .068 in 167 settings of about 1,000 genes, .049 on average; .010 at 1 %, .0010 at .1 %. With few counts for many
+    .068 in 193 settings of about 1,000 genes, .049 on average; .010 at 1 %, .0010 at .1 %. With few counts for many
     levels of sections it is conservative (.014 with four sections and five to seven spots with counts).
     Power: no less than rivals on log-normalised counts for fields, domains, gradients and hot-spots
     (``tests/studies/sv_expression.py``).
