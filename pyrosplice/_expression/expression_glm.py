@@ -29,7 +29,7 @@ from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, 
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
-from pyrosplice._expression.places import SPATIAL_KEY, Spots
+from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._expression.posterior import draw_from_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import ExpressionTest

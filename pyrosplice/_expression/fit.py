@@ -19,7 +19,7 @@ from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import mixed_estimator, refuse_of_the_glm
-from pyrosplice._expression.places import SPATIAL_KEY
+from pyrosplice._expression.positions import SPATIAL_KEY
 from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._tables.cells import Cells
 from pyrosplice.effects._field import Field

@@ -17,7 +17,7 @@ from pyrosplice._expression.engine.row_source import Design
 from pyrosplice._expression.formula_design import DesignMatrix, check_full_rank, from_formula, from_matrix
 from pyrosplice._expression.mixed.cell_effects import CellEffects, EffectsRequest
 from pyrosplice._expression.noise_models import check_multiplies, likelihood_of
-from pyrosplice._expression.places import Spots
+from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.formulas import complete_rows

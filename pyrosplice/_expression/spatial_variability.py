@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.noise_models import mean_link
-from pyrosplice._expression.places import SpotOptions, Spots
+from pyrosplice._expression.positions import SpotOptions, Spots
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._hypothesis.variance.count_residuals import count_residuals

@@ -15,7 +15,7 @@ from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
 from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, restored
 from pyrosplice._expression.own_expression import SavedSites
-from pyrosplice._expression.places import SPATIAL_KEY
+from pyrosplice._expression.positions import SPATIAL_KEY
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._tables.formula_files import check_plain, pack, unpack

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pyrosplice._expression.places import SPATIAL_KEY, Spots
+from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells

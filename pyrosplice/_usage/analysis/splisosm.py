@@ -227,8 +227,7 @@ class SplisosmGLMM(Described):
         min_counts, min_bin_pct
             Least total of an isoform; least fraction (above 1: percent) of spots in which it is seen.
         min_component_size
-            Spots in smaller components of the graph are left out, with a warning; so are the levels of covariates
-            that only they have.
+            Spots in smaller components of the graph, and levels that only they have, are left out, with a warning.
         covariance
             Spatial covariance of the spots to use instead of the graph's CAR: a
             :class:`~pyrosplice.spatial._covariance.SpatialCovariance` or any object with ``precision`` or ``dense()``.
@@ -239,9 +238,8 @@ class SplisosmGLMM(Described):
             section among the covariates too (no other call has to know), or differences between sections count as
             spatial variability.
         missing
-            What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
-            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
-            in ``adata``.
+            Spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank text):
+            ``"raise"`` refuses, ``"drop"`` leaves them out, with a warning, as if they were not in ``adata``.
 
         Raises
         ------
