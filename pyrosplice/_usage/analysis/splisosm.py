@@ -73,8 +73,7 @@ class SplisosmGLMM(Described):
         ``"joint_gd"``, ``"joint_newton"``, ``"marginal_gd"`` or ``"marginal_newton"``. The GLM takes ``"iwls"``,
         ``"newton"`` or ``"gd"``, and reads any of the GLMM's names as ``"iwls"``.
     fitting_configs
-        ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None. Copied,
-        never changed.
+        ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None.
     k_neighbors
         Neighbours of the k-NN graph; not used with ``adj_key``.
     rho
