@@ -18,8 +18,8 @@ from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_start
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.fit_inputs import InputData
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.cells import as_numbers

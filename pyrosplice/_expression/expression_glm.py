@@ -25,7 +25,6 @@ from pyrosplice._expression.mixed import effect_tables
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.spatial_null import spatial_variability_beside
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
@@ -36,6 +35,7 @@ from pyrosplice._expression.spatial_variability import spatial_variability
 from pyrosplice._expression.spots import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.stored_fit import SavedExpression, noise_again, saved_design, saved_design_of, saved_noise
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
+from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.codec import check_keys

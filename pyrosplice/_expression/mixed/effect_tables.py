@@ -1,4 +1,4 @@
-"""Tables of random effects: variances of every gene, effects of every level, and the units of coefficients."""
+"""Tables of random effects of expression: variances of genes, effects of levels, and the units of coefficients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._hypothesis.group_tables import block_named, table_of_variances
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.effects._units import DesignUnits
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, listed
+from pyrosplice.errors import NotReadyError
 from pyrosplice.reasons import Reason
 
 
@@ -38,31 +39,8 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
         Before ``fit``, of a loaded model, or without random effects.
     """
     estimator = self._mixed_estimator()
-    mixed, genes = estimator.mixed, estimator.input_data.counts.gene_names
-    rows: list[tuple[str, str, np.ndarray]] = []
-    for e, block in enumerate(estimator.effects.groups):
-        covariance = mixed.effect_covariance(e).numpy()
-        sd = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
-        rows += [(block.name, f"sd({name})", sd[:, k]) for k, name in enumerate(block.column_names)]
-        if (block.basis.sum(0) != np.diag(np.diag(block.basis.sum(0)))).any():
-            with np.errstate(invalid="ignore", divide="ignore"):
-                correlation = covariance / (sd[:, :, None] * sd[:, None])
-            for k, first in enumerate(block.column_names):
-                for j, second in enumerate(block.column_names[:k]):
-                    rows.append((block.name, f"correlation({second}, {first})", correlation[:, k, j]))
-    named = {"space": "space", "noise": "cell"}
-    rows += [(named[name], "sd", mixed.sds[:, k].numpy()) for k, name in enumerate(mixed.inner)]
-    table = TestTable(
-        labels={
-            "gene": np.repeat(genes, len(rows)),
-            "effect": np.tile([name for name, _, _ in rows], len(genes)),
-            "parameter": np.tile([parameter for _, parameter, _ in rows], len(genes)),
-        },
-        why=np.repeat("", len(rows) * len(genes)),
-        more={"estimate": np.stack([values for *_, values in rows], 1).ravel()},
-    ).to_frame()
-    why = np.repeat(unless_ended(mixed.reason, Reason.BOUNDARY.value), len(rows))  # of an sd of zero: no correlation
-    return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
+    genes = estimator.input_data.counts.gene_names
+    return table_of_variances(estimator.mixed, estimator.effects.groups, genes, "cell")
 
 
 def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
@@ -87,13 +65,9 @@ def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame
     """
     estimator = self._mixed_estimator()
     blocks = estimator.effects.groups
-    names = [block.name for block in blocks]
-    asked = None if effect is None else effect.strip().removeprefix("(").removesuffix(")").strip()
-    found = [k for k, name in enumerate(names) if asked in (None, name, name.rpartition("|")[2].strip())]
-    if len(found) != 1:
-        raise InvalidArgumentError(f"effect: expected one of {listed(names, near=str(effect))}, found {effect!r}.")
-    block, mixed, genes = blocks[found[0]], estimator.mixed, estimator.input_data.counts.gene_names
-    mode, sd = (values[found[0]][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
+    found = block_named(blocks, effect)
+    block, mixed, genes = blocks[found], estimator.mixed, estimator.input_data.counts.gene_names
+    mode, sd = (values[found][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
     d, q = mode.shape[1:]
     return TestTable(
         labels={

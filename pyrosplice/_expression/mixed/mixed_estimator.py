@@ -16,8 +16,8 @@ from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.mixed.cell_effects import CellEffects
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.effects._units import Coefficients, DesignUnits
 from pyrosplice.errors import InvalidArgumentError

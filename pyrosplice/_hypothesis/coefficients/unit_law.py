@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice.effects._reference_df import DfRule, degrees_of_freedom
 from pyrosplice.effects._units import ContrastUnits, DesignUnits
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw
@@ -24,8 +23,8 @@ class UnitLaw:
     covariance: CovarianceLaw
     units: DesignUnits
 
-    def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[RobustCovariance, list[ContrastUnits]]:
-        """Law and units of contrasts ``(k, F)`` that are tested together; F has the fewest degrees of freedom of any.
+    def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[Array, list[ContrastUnits]]:
+        """Degrees of freedom ``(G,)`` and units of contrasts ``(k, F)`` tested together; F has the fewest of any.
 
         Warns where observations are units of a contrast that varies within groups.
         """
@@ -34,4 +33,4 @@ class UnitLaw:
             warnings.warn(words, UserWarning, stacklevel=stacklevel)
         curvature = self.covariance.df(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))).numpy()
         least = min(units.df for units in found)
-        return RobustCovariance(self.covariance.covariance.numpy(), degrees_of_freedom(curvature, least, df)), found
+        return degrees_of_freedom(curvature, least, df), found
