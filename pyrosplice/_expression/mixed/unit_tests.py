@@ -62,11 +62,10 @@ class MixedResults:
         rank = int(np.linalg.matrix_rank(free))
         if rank < len(free):
             raise InvalidArgumentError(f"contrast: expected independent rows, found {len(free)} of rank {rank}.")
-        freedom, units = self.law.of(free, df, stacklevel=5)
+        freedom, fewest = self.law.of(free, df, stacklevel=5)
         robust = RobustCovariance(self.law.covariance.covariance.numpy(), freedom)
         wald = contrast_test(self.fit, self.constraints, rows, gene_ids=self.genes, mean=self.mean, robust=robust)
         wald = replace(wald, otherwise=Reason.NOT_IDENTIFIED.value)
-        fewest = min(units, key=lambda one: one.df)
         wald.extra.pop("grad")
         wald.extra.update(
             df=robust.df, unit=np.full(len(self.genes), fewest.unit), n_units=np.full(len(self.genes), fewest.n_units)

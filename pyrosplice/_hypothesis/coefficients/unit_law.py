@@ -23,14 +23,33 @@ class UnitLaw:
     covariance: CovarianceLaw
     units: DesignUnits
 
-    def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[Array, list[ContrastUnits]]:
-        """Degrees of freedom ``(G,)`` and units of contrasts ``(k, F)`` tested together; F has the fewest of any.
+    def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[Array, ContrastUnits]:
+        """Degrees of freedom ``(G,)`` and units of contrasts ``(k, F)`` that are tested together.
 
         Warns where observations are units of a contrast that varies within groups.
         """
-        found = [self.units.of(row) if df in ("clip", "between-within") else self.units.describe(row) for row in rows]
-        for words in dict.fromkeys(filter(None, (self.units.warning(row) for row in rows))):
-            warnings.warn(words, UserWarning, stacklevel=stacklevel)
-        curvature = self.covariance.df(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))).numpy()
-        least = min(units.df for units in found)
-        return degrees_of_freedom(curvature, least, df), found
+        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel + 1)
+        return freedom_of(self.covariance, rows, fewest, df), fewest
+
+
+def fewest_units(units: DesignUnits, rows: Array, df: DfRule | float, *, stacklevel: int) -> ContrastUnits:
+    """Units of contrasts ``(k, F)`` that are tested together: of the one that has the fewest degrees of freedom.
+
+    Warns where observations are units of a contrast that varies within groups.
+    """
+    found = [units.of(row) if df in ("clip", "between-within") else units.describe(row) for row in rows]
+    for words in dict.fromkeys(filter(None, (units.warning(row) for row in rows))):
+        warnings.warn(words, UserWarning, stacklevel=stacklevel + 1)
+    return min(found, key=lambda one: one.df)
+
+
+def freedom_of(
+    covariance: CovarianceLaw, rows: Array, units: ContrastUnits, df: DfRule | float, *, n_predictors: int = 1
+) -> Array:
+    """Degrees of freedom ``(G,)`` of contrasts ``(k, F)`` tested together, each in Q predictors.
+
+    All predictors share the variance of an effect, so that Q of them have Q times the between–within degrees of freedom
+    of one, in the balanced normal model exactly.
+    """
+    whole = np.kron(np.asarray(rows, dtype=np.float64), np.eye(n_predictors))
+    return degrees_of_freedom(covariance.df(torch.from_numpy(whole)).numpy(), n_predictors * units.df, df)
