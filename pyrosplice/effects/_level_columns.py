@@ -24,7 +24,8 @@ def columns_with_levels(fixed: Array, groups: Sequence[GroupBlock], observations
         They are half as many as the observations, or more, which leaves too little to test.
     """
     columns = np.concatenate([fixed, *(_indicators(block) for block in groups)], 1)
-    dependent = collinear_columns(torch.from_numpy(columns))
+    both = torch.from_numpy(np.concatenate([columns, -columns]))  # about zero, so that no intercept is taken for given
+    dependent = collinear_columns(both)
     kept = columns[:, [k for k in range(columns.shape[1]) if k not in dependent]]
     if kept.shape[1] >= len(kept) // 2:
         raise InvalidArgumentError(

@@ -46,6 +46,22 @@ def score_tail(statistic: Array, k: int, df: Array) -> Array:
     return np.where(np.isnan(statistic), np.nan, pvalue)
 
 
+def wald_tail(statistic: Array, k: int, df: Array) -> Array:
+    """P-values (G,) of Wald statistics of k coefficients, whose k-th part is an F; χ² for infinite ``df``."""
+    known = np.isfinite(df)
+    return np.where(known, stats.f.sf(statistic / k, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+
+
+def wald_of_units(fit: EffectsFit, rows: Array) -> Array:
+    """Wald statistic ``(G,)`` that contrasts ``(k, P)`` are zero in every predictor, given the variances."""
+    q = fit.coefficients.shape[2]
+    whole = torch.from_numpy(np.kron(rows, np.eye(q)))
+    value = torch.einsum("rp,gp->gr", whole, fit.coefficients.flatten(1)).unsqueeze(-1)
+    factor, info = torch.linalg.cholesky_ex(torch.nan_to_num(whole @ fit.covariance @ whole.T))
+    statistic = (value * torch.cholesky_solve(value, factor)).sum((-2, -1))
+    return torch.where(info == 0, statistic, torch.nan).numpy()
+
+
 def fit_without(problem: EffectsProblem, free: Array, *, restricted: bool) -> EffectsFit:
     """Fit of the model in which contrasts ``(k, P)`` of the coefficients are zero, in all predictors."""
     return fit_effects(replace(problem, design=problem.design @ scipy.linalg.null_space(free)), restricted=restricted)
