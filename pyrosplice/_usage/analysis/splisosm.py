@@ -218,8 +218,8 @@ class SplisosmGLMM(Described):
             *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
             has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
             :meth:`test_spatial_variability` adjusts for them. A formula may have lme4's random terms,
-            ``"~ condition + (1 | section)"``, ``(1 + age | donor)``, ``(1 | donor/sample)``: groups are the units of tests
-            then. Fitted beside the type's own effect, with covariance ``isoform_effect``, by restricted likelihood, they
+            ``"~ condition + (1 | section)"``, ``(1 + age | donor)``, ``(1 | donor/sample)``; groups are units of tests
+            then. Fitted beside the type's own effect, with covariance ``isoform_effect``, by restricted likelihood they
             need ``fitting_method="marginal_newton"``, ``var_fix_sigma=False`` and no priors.
         covariate_names
             P names to use instead of the columns' own.
