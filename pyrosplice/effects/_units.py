@@ -92,6 +92,7 @@ class ContrastUnits:
     unit: str
     n_units: int
     df: float
+    of_observations: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class DesignUnits:
         innermost = [s for s in self._strata if not any(o is not s and _nested(o, s) for o in self._strata)]
         taken = sum(int(rank_within(s.groups, s.columns).sum()) for s in innermost)
         left = [self._rank(s.groups, s.columns) for s in innermost]
-        return ContrastUnits(self.observations, n, float(n - taken - min(left, default=n_coefficients)))
+        df = float(n - taken - min(left, default=n_coefficients))
+        return ContrastUnits(self.observations, n, df, of_observations=True)
 
     def _between(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have one value each."""

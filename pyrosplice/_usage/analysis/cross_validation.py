@@ -84,6 +84,7 @@ def cross_validate(  # noqa: PLR0913 (options of a table, all by keyword)
     """
     analysis = self.analysis
     analysis.shipped_only("cross_validate")
+    analysis.without_groups("cross_validate")
     check_option("method", method, get_args(Method))
     check_integer("n_blocks", n_blocks, least=2)
     check_integer("seed", seed, least=0)

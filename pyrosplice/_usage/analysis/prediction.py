@@ -110,6 +110,7 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     """
     analysis = self.analysis
     analysis.shipped_only("predict")
+    analysis.without_groups("predict")
     check_option("what", what, get_args(Scale))
     check_share("level", level)
     check_integer("draws", draws, least=0)

@@ -20,6 +20,7 @@ from pyrosplice._usage.analysis import (
     differential_usage,
     effects,
     fits,
+    group_effects,
     own_calibration,
     posterior_draws,
     prediction,
@@ -98,8 +99,7 @@ class SplisosmGLMM(Described):
     isoform_effect
         Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
         ``"symmetric"``, with which the order of the isoforms makes no difference to fits, tests and posteriors, priors
-        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM, which has none, it says what ``"weak"``
-        priors are of.
+        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
     model
         A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
         to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
@@ -205,14 +205,11 @@ class SplisosmGLMM(Described):
         adj_key
             Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
         layer
-            Counts in ``layers``, whole numbers in any container (dense, sparse, nullable, Dask, on disk); None for
-            ``X``.
+            Counts in ``layers``, whole numbers in any container (dense, sparse, Dask, on disk); None for ``X``.
         group_iso_by, gene_names
-            Columns of ``var``: the gene of each isoform (those without, or with a blank name, are left out with a
-            warning), and display names (those of ``group_iso_by`` by default).
+            Columns of ``var``: the gene of each isoform (those without are left out, with a warning), and display names.
         group_gene_by_n_iso
-            Sort genes by isoform count before batching, so that batches are as full as ``batch_size`` says. Without,
-            only neighbouring genes with the same count share a batch.
+            Sort genes by isoform count before batching; without, only neighbours of one count share a batch.
         design_mtx
             Covariates: array, tensor, sparse matrix or DataFrame ``(N, P)``, column(s) of ``obs``, or a formula such as
             ``"~ region + log(total)"`` (names that are no words in backticks). What is no number (text, booleans,
@@ -220,7 +217,10 @@ class SplisosmGLMM(Described):
             and type, is paired by them; one that has none of them by position; one that has some is refused.
             *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
             has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
-            :meth:`test_spatial_variability` adjusts for them.
+            :meth:`test_spatial_variability` adjusts for them. A formula may have lme4's random terms,
+            ``"~ condition + (1 | section)"``, ``(1 + age | donor)``, ``(1 | donor/sample)``; groups are units of tests
+            then. Fitted beside the type's own effect, with covariance ``isoform_effect``, by restricted likelihood they
+            need ``fitting_method="marginal_newton"``, ``var_fix_sigma=False`` and no priors.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
@@ -233,9 +233,8 @@ class SplisosmGLMM(Described):
         section_key
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
-            that counts them), so that their random effects are independent and their coordinates may overlap. Put the
-            section among the covariates too (no other call has to know), or differences between sections count as
-            spatial variability.
+            that counts them), so that their fields are independent and their coordinates may overlap. Put
+            ``(1 | section)`` or the section among the covariates too, or their differences are spatial variability.
         missing
             Spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank text):
             ``"raise"`` refuses, ``"drop"`` leaves them out, with a warning, as if they were not in ``adata``.
@@ -243,19 +242,18 @@ class SplisosmGLMM(Described):
         Raises
         ------
         InvalidArgumentError
-            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
-            ``save`` could not write (an object in ``uns`` or in a column).
+            Bad input; also something in ``adata`` that ``save`` could not write (an object in ``uns`` or a column).
         """
         given = self._given
         given.check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
         kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
-        options = DataOptions(given, *read, *kept)
-        prepared = prepare(adata, options)
+        prepared = prepare(adata, DataOptions(given, *read, *kept))
         if self.model_type != "glm":
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
+        UsageAnalysis(given, prepared).check_groups()
         self.adata = adata
         self.hold(prepared)
 
@@ -275,6 +273,9 @@ class SplisosmGLMM(Described):
     test_differential_usage = differential_usage.test_differential_usage
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
+    variance_components = group_effects.usage_variances
+    random_effects = group_effects.effects_of_levels
+    units = group_effects.covariate_units
     posterior = posterior_draws.posterior
     predict = prediction.predict
     cross_validate = cross_validation.cross_validate
@@ -301,8 +302,7 @@ class SplisosmGLMM(Described):
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
         likelihood, priors, covariance, model
-            Objects of your own classes that it was saved with; a file holds no code. Shipped ones come back by
-            themselves, and Pyro's distributions too.
+            Objects of your own classes that it was saved with; a file holds no code. Shipped and Pyro's come back.
 
         Raises
         ------

@@ -17,14 +17,12 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.formulas import FormulaDesign, complete_rows, read_formula
 from pyrosplice._tables.labels import Labels
 from pyrosplice._tables.names import by_name
+from pyrosplice.effects._group_terms import Groups, random_effects
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 ARGUMENT = "design_mtx"
-RANDOM_EFFECTS = (
-    "leave it out. The spots' own effect is always in a GLMM; for sections of tissue use section_key; for patients or "
-    "donors, put them among the covariates"
-)
+RANDOM_EFFECTS = "write random terms as (1 | section) or (1 + covariate | donor)"
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,16 @@ def build_design(
     if len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise InvalidArgumentError(f"covariate_names: expected unique names, none of them blank, found {names}.")
     return Design(np.ascontiguousarray(values), tuple(names), tuple(factors), tuple(terms))
+
+
+def split_design(design_mtx: Any, obs: pd.DataFrame) -> tuple[Any, tuple[Groups, ...]]:
+    """Covariates without the random terms of their formula, and these terms; none of what is no formula."""
+    return random_effects(design_mtx, obs, ARGUMENT) if formula_of(design_mtx, obs) is not None else (design_mtx, ())
+
+
+def is_intercept(formula: str, obs: pd.DataFrame) -> bool:
+    """Whether what random terms left of a formula is an intercept only."""
+    return list(read_formula(formula, obs, ARGUMENT).names) == ["Intercept"]
 
 
 def complete_spots(design_mtx: Any, obs: pd.DataFrame) -> NDArray[np.bool_]:
