@@ -207,7 +207,7 @@ class SplisosmGLMM(Described):
         layer
             Counts in ``layers``, whole numbers in any container (dense, sparse, Dask, on disk); None for ``X``.
         group_iso_by, gene_names
-            Columns of ``var``: the gene of each isoform (those without are left out, with a warning), and display names.
+            Columns of ``var``: the gene of each isoform (others are left out, with a warning), and display names.
         group_gene_by_n_iso
             Sort genes by isoform count before batching; without, only neighbours of one count share a batch.
         design_mtx
