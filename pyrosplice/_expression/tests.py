@@ -19,18 +19,21 @@ from pyrosplice._expression.call_options import defaults_of, known_options
 from pyrosplice._expression.conditions import check_canceled
 from pyrosplice._expression.constraints import Constraints
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
-from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
+from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span, largest_log_likelihood
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
+from pyrosplice._expression.noise_models import mean_link
+from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice._hypothesis.test_table import unless_ended
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._tables.cells import as_numbers
 from pyrosplice._tables.names import by_name, text_names
+from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.reasons import Reason
 
@@ -94,9 +97,9 @@ def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
         contrast,
         gene_ids=data.counts.gene_names,
         mean=estimator.gene_means,
+        robust=estimator.contrast_law(contrast @ data.constraints_loc.matrix),
     )
-    result.estimator = estimator
-    return result
+    return replace(result, estimator=estimator, link=mean_link(data.likelihood))
 
 
 def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient: Any) -> Array:
@@ -135,7 +138,7 @@ def contrast_test(
     mean: Array,
     robust: RobustCovariance | None = None,
 ) -> ExpressionTest:
-    """Test contrasts as :func:`linear_test` does, from its parts.
+    """Test contrasts as :func:`linear_test` does, from its parts; the ``link`` of the result is its caller's to say.
 
     ``robust``: covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information,
     and degrees of freedom for t and F in place of normal and χ².
@@ -164,10 +167,10 @@ def contrast_test(
             found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
             statistic[gene], pval[gene] = (value[0] for value in found)
     statistic, pval = (np.where(fit.code >= FitCode.FAILED, np.nan, value) for value in (statistic, pval))
-    logfc, logfc_se = estimate[genes, largest], se[genes, largest]
+    effect, effect_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
-    extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
-    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.reason, extra=extra, df=df)
+    extra = {"grad": gradient, "coef_mle": effect, "coef_sd": effect_se, "ll": fit.log_likelihood}
+    return ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
 
 
 def lrt(
@@ -194,7 +197,8 @@ def lrt(
     InvalidArgumentError
         For models that are not nested, and options that do not exist.
     """
-    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale"})
+    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale", *OF_EFFECTS})
+    refuse_random_terms("lrt", full_formula_loc, reduced_formula_loc)
     full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
     fit_options |= same_cells(full.input_data)
     reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
@@ -215,7 +219,7 @@ def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
     if not new:  # the models differ in their scales only: there is no fold change
         none = np.full(len(pval), np.nan)
-        result = replace(result, logfc=none, logfc_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
+        result = replace(result, effect=none, effect_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
     return with_statistic(result, statistic, pval, otherwise=reduced.reason)
 
 
@@ -240,7 +244,8 @@ def score(
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
     model that is fitted.
     """
-    fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
+    fit_options = known_options("test.score", fit_options, FIT_OPTIONS - {*OF_EFFECTS})
+    refuse_random_terms("score", formula_loc)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
@@ -266,12 +271,22 @@ def score(
         gene_ids=full.counts.gene_names,
         pval=pval,
         statistic=statistic,
-        logfc=step[genes, largest],
-        logfc_se=se[genes, largest],
+        effect=step[genes, largest],
+        effect_se=se[genes, largest],
         mean=big.gene_means,
         fit_ended=reduced.fit.reason,
-        estimator=None,
+        link=mean_link(full.likelihood),
     )
+
+
+def refuse_random_terms(method: str, *formulas: str | None) -> None:
+    """Raise for random terms: such fits are of restricted likelihoods, which tests of two models cannot compare."""
+    for formula in formulas:
+        if formula is not None and split_random_terms(formula, "formula_loc")[1]:
+            raise InvalidArgumentError(
+                f"formula_loc: this {method} test is of models without random effects, found {formula!r}; call "
+                f"ExpressionGLM(formula).fit(data).test(factor=..., method={method!r}), or test.wald."
+            )
 
 
 def tested_columns(
@@ -341,9 +356,9 @@ def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) ->
 
 
 def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
-    """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
-    failed = (full.code >= FitCode.FAILED) | (reduced.code >= FitCode.FAILED)
-    return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood
+    """Largest log likelihoods of two models, at infinity too, NaN where either is not known: it failed."""
+    best, null = largest_log_likelihood(full), largest_log_likelihood(reduced)
+    return np.where(np.isnan(null), np.nan, best), null
 
 
 def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:

@@ -6,21 +6,37 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._hypothesis.group_tables import block_named, table_of_variances
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
-from pyrosplice.effects._units import DesignUnits
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._units import Coefficients, describe_units
 from pyrosplice.errors import NotReadyError
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.reasons import Reason
+
+
+class MixedFit(Protocol):
+    """Effects of groups of a fit, and its estimates."""
+
+    @property
+    def groups(self) -> tuple[GroupBlock, ...]: ...
+
+    @property
+    def mixed(self) -> EffectsFit: ...
+
+    @property
+    def coefficients(self) -> Coefficients: ...
 
 
 class WithEffects(Protocol):
     """A fitted model of expression."""
 
-    def _mixed_estimator(self) -> MixedEstimator: ...
+    gene_names: NDArray[np.object_]
 
-    def _units(self) -> DesignUnits: ...
+    def _mixed_fit(self) -> MixedFit: ...
 
 
 def variance_components(self: WithEffects) -> pd.DataFrame:
@@ -36,14 +52,13 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     Raises
     ------
     NotReadyError
-        Before ``fit``, of a loaded model, or without random effects.
+        Before ``fit``, or without random effects.
     """
-    estimator = self._mixed_estimator()
-    genes = estimator.input_data.counts.gene_names
-    return table_of_variances(estimator.mixed, estimator.effects.groups, genes, "cell")
+    fit = self._mixed_fit()
+    return table_of_variances(fit.mixed, fit.groups, self.gene_names, "cell")
 
 
-def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
+def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
     """Tabulate the effects of every level of a grouping factor, a row a gene, level and column.
 
     Parameters
@@ -63,10 +78,9 @@ def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame
     InvalidArgumentError
         Another name, or none of several.
     """
-    estimator = self._mixed_estimator()
-    blocks = estimator.effects.groups
+    blocks, mixed, genes = self._mixed_fit().groups, self._mixed_fit().mixed, self.gene_names
     found = block_named(blocks, effect)
-    block, mixed, genes = blocks[found], estimator.mixed, estimator.input_data.counts.gene_names
+    block = blocks[found]
     mode, sd = (values[found][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
     d, q = mode.shape[1:]
     return TestTable(
@@ -94,7 +108,8 @@ def units(self: WithEffects) -> pd.DataFrame:
     NotReadyError
         Before ``fit``, or without random effects.
     """
-    return self._units().table()
+    fit = self._mixed_fit()
+    return describe_units(fit.coefficients, fit.groups)
 
 
 def require_effects(estimator: object) -> MixedEstimator:

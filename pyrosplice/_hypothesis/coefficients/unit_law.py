@@ -28,8 +28,8 @@ class UnitLaw:
 
         Warns where observations are units of a contrast that varies within groups.
         """
-        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel + 1)
-        return freedom_of(self.covariance, rows, fewest, df), fewest
+        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel)
+        return freedom_of(self.covariance, rows, fewest, df, observations=self.units.observations), fewest
 
 
 def fewest_units(units: DesignUnits, rows: Array, df: DfRule | float, *, stacklevel: int) -> ContrastUnits:
@@ -44,12 +44,22 @@ def fewest_units(units: DesignUnits, rows: Array, df: DfRule | float, *, stackle
 
 
 def freedom_of(
-    covariance: CovarianceLaw, rows: Array, units: ContrastUnits, df: DfRule | float, *, n_predictors: int = 1
+    covariance: CovarianceLaw,
+    rows: Array,
+    units: ContrastUnits,
+    df: DfRule | float,
+    *,
+    observations: str,
+    n_predictors: int = 1,
 ) -> Array:
     """Degrees of freedom ``(G,)`` of contrasts ``(k, F)`` tested together, each in Q predictors.
 
     All predictors share the variance of an effect, so that Q of them have Q times the between–within degrees of freedom
-    of one, in the balanced normal model exactly.
+    of one, in the balanced normal model exactly. ``observations`` is what these are called.
     """
     whole = np.kron(np.asarray(rows, dtype=np.float64), np.eye(n_predictors))
-    return degrees_of_freedom(covariance.df(torch.from_numpy(whole)).numpy(), n_predictors * units.df, df)
+    curvature, design = covariance.df(torch.from_numpy(whole)).numpy(), n_predictors * units.df
+    if df == "clip" and units.unit == observations:
+        # a field leaves a smooth covariate fewer than its cells: nothing of the design says so, the curvature does
+        return np.clip(np.where(np.isnan(curvature), design, curvature), 1.0, design)
+    return degrees_of_freedom(curvature, design, df)

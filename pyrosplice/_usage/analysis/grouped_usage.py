@@ -30,7 +30,7 @@ from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_o
 from pyrosplice._usage.gene_tests.linearized import run_batches
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.terms import Contrast, contrasts_of
-from pyrosplice._usage.grouped.usage_problem import GroupedSpec
+from pyrosplice._usage.grouped.usage_problem import SPOTS, GroupedSpec
 from pyrosplice._usage.records import FitPlan, FittedGene, fit_genes
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import ContrastUnits
@@ -141,7 +141,7 @@ def unit_tests(
     q, columns = genes[0].n_logits, []
     for one in tested:
         k = q * len(one.rows)
-        freedom = freedom_of(law, one.rows, one.units, df, n_predictors=q)
+        freedom = freedom_of(law, one.rows, one.units, df, observations=SPOTS, n_predictors=q)
         if maximum is not None:
             statistic, ended = ratio_of_units(problem, one.rows, maximum)
             tail = ratio_tail(statistic, k, freedom, freedom + q * (one.units.n_units - one.units.df))
@@ -171,7 +171,7 @@ def grouped_gene_effects(
     order = torch.roll(torch.arange(fit.covariance.shape[-1]), -q)  # the intercept last
     beta, covariance = fit.coefficients[:, 1:], fit.covariance[:, order][:, :, order]
     law = covariance_law(spec.problem(counts), fit)
-    dof = [freedom_of(law, one.rows, one.units, df, n_predictors=q) for one in covariates]
+    dof = [freedom_of(law, one.rows, one.units, df, observations=SPOTS, n_predictors=q) for one in covariates]
     usage = average_usage_effects(spec.predictor(genes), beta, covariance, given, changes_of(given, design.terms))
     odds, freedom = centered_log_odds(beta, covariance), torch.from_numpy(np.stack(dof, -1))
     return replace(odds, dof=freedom), replace(usage, dof=freedom)

@@ -13,6 +13,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyrosplice._modes import works_in_any_mode
+from pyrosplice._overrides import refuse_properties
 from pyrosplice._representation import Described
 from pyrosplice._usage.analysis import (
     differential_usage,
@@ -27,7 +28,7 @@ from pyrosplice._usage.analysis import (
 )
 from pyrosplice._usage.analysis.description import analysis_rows
 from pyrosplice._usage.analysis.fits import Results, UsageAnalysis
-from pyrosplice._usage.analysis.options import AnalysisOptions, check_logits
+from pyrosplice._usage.analysis.options import MAPPINGS, AnalysisOptions, check_logits, snapshot
 from pyrosplice._usage.analysis.prepare import Covariance, DataOptions, Prepared, prepare
 from pyrosplice._usage.records import UsageFit
 from pyrosplice.effects._isoform_effect import IsoformEffect
@@ -235,31 +236,32 @@ class SplisosmGLMM(Described):
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
             that counts them), so that their random effects are independent and their coordinates may overlap. Put
-            ``(1 | section)`` or the section among the covariates too, or differences between sections count as spatial
-            variability.
+            ``(1 | section)`` or the section among the covariates too, or its differences count as spatial variability.
         missing
             What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
-            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
-            in ``adata``.
+            text): ``"raise"`` refuses, ``"drop"`` leaves them out, with a warning, as if they were not in ``adata``.
 
         Raises
         ------
         InvalidArgumentError
-            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
-            ``save`` could not write (an object in ``uns`` or in a column).
+            Bad input, naming argument, what was found and expected; something in ``adata`` that ``save`` cannot write.
         """
         given = self._given
         given.check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
         kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
         prepared = prepare(adata, DataOptions(given, *read, *kept))
-        if self.model_type != "glm":
+        if self.model_type != "glm" or prepared.groups:
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
         UsageAnalysis(given, prepared).check_groups()
         self.adata = adata
         self.hold(prepared)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        refuse_properties(cls, SplisosmGLMM, read=("analysis", "_prepared", "_given"))
 
     # methods that stand in the file of their subject
     fit = fits.fit
@@ -274,7 +276,7 @@ class SplisosmGLMM(Described):
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
     variance_components = group_effects.usage_variances
-    random_effects = group_effects.level_effects
+    random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
     posterior = posterior_draws.posterior
     check_calibration = own_calibration.check_calibration
@@ -369,24 +371,22 @@ class SplisosmGLMM(Described):
 
     @property
     def _given(self) -> AnalysisOptions:
-        options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions)}
+        options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions) if option.init}
         return AnalysisOptions(**options | {"priors": self.priors or self._priors_name})
-
-    @property
-    def _sv_test_results(self) -> dict[str, Any]:
-        return {} if self._read is None else self._read.results.get("sv", {})
-
-    @property
-    def _du_test_results(self) -> dict[str, Any]:
-        return {} if self._read is None else self._read.results.get("du", {})
 
     def _like(self, counts: Sequence[Tensor]) -> Self:
         """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
-        twin = copy(self)
+        twin = copy(self)  # with results of its own
         if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
             twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
         twin.adata = None
         twin.hold(self.analysis.prepared.of_counts(counts))
+        return twin
+
+    def __copy__(self) -> Self:
+        twin, read = object.__new__(type(self)), self._read
+        own = {option: snapshot(getattr(self, option)) for option in MAPPINGS}
+        vars(twin).update(vars(self), **own, _read=None if read is None else read.twin())
         return twin
 
     def hold(self, prepared: Prepared, fitted: UsageFit | None = None, results: Results | None = None) -> None:
