@@ -128,8 +128,8 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         ``"satterthwaite"`` or ``"between-within"`` alone; ``"normal"``: infinite; or a number. All K − 1 logits
         share the variance of an effect, so that those of the design count K − 1 times; of a covariate within groups
         the curvature's, at most the design's. 400 genes without effect, three isoforms, depth 2, 4 against 4
-        sections of 64 spots: 4 to 5 % rejected at 5 % where every isoform varies alike between sections, 7 to 8 %
-        (2 to 3 % at 1 %) where one does and the others do not; 47 and 42 % without ``(1 | section)``.
+        sections of 64 spots: 4 to 7 % rejected at 5 % where sections vary as ``isoform_effect`` says, 7 to 8 %
+        (2 to 3 % at 1 %) where one isoform varies and the others do not; 36 to 47 % without ``(1 | section)``.
 
     Returns
     -------
