@@ -28,7 +28,7 @@ class UnitLaw:
 
         Warns where observations are units of a contrast that varies within groups.
         """
-        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel + 1)
+        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel)
         return freedom_of(self.covariance, rows, fewest, df), fewest
 
 

@@ -29,7 +29,7 @@ def usage_variances(self: Analyzed) -> pd.DataFrame:
     return _variances(analysis)
 
 
-def effects_of_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
+def usage_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
     """Tabulate the effects of every level of a grouping factor, a row a gene, level, column and isoform.
 
     Parameters

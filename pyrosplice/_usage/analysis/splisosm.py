@@ -249,7 +249,7 @@ class SplisosmGLMM(Described):
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
         kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
         prepared = prepare(adata, DataOptions(given, *read, *kept))
-        if self.model_type != "glm":
+        if self.model_type != "glm" or prepared.groups:
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
@@ -274,7 +274,7 @@ class SplisosmGLMM(Described):
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
     variance_components = group_effects.usage_variances
-    random_effects = group_effects.effects_of_levels
+    random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
     posterior = posterior_draws.posterior
     predict = prediction.predict

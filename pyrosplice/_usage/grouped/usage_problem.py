@@ -27,6 +27,7 @@ from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
+SPOTS = "spots"  # what observations are called
 FAR = 36.0  # logit of a share of the variance that is one, or minus that of zero, as in fits without groups
 
 
@@ -68,7 +69,7 @@ class GroupedSpec:
         terms = () if design is None else design.terms
         numeric = [] if design is None else [n for n, x in zip(names, design.values.T, strict=True) if set(x) - {0, 1}]
         coefficients = Coefficients(self.columns, ("Intercept", *names), ("Intercept", *terms), numeric)
-        return DesignUnits(coefficients, self.groups, "spots")
+        return DesignUnits(coefficients, self.groups, SPOTS)
 
     def problem(self, counts: Tensor) -> EffectsProblem:
         """What the engine fits of genes ``(B, N, K)``."""

@@ -47,8 +47,8 @@ def test_of_endless_counts_every_test_is_the_f_test_of_section_means(n_levels, n
     genes = spec.fit(counts)
     for method in METHODS:
         found = unit_tests(counts, spec, genes, [one], method, "clip")
-        np.testing.assert_allclose(found.df[:, 0], df, rtol=1e-3, err_msg=method)
-        np.testing.assert_allclose(found.pvalue[:, 0], expected, atol=1e-3, err_msg=method)
+        np.testing.assert_allclose(found.df[:, 0], df, rtol=0.03, err_msg=method)  # by differences
+        np.testing.assert_allclose(found.pvalue[:, 0], expected, atol=2e-3, err_msg=method)
 
 
 @pytest.mark.slow
