@@ -56,7 +56,8 @@ class ArrowLaplace:
         self.moments: ArrowMoments = system.factor.moments()
         self.measure: InnerMeasure = system.elimination.measure(torch.from_numpy(self.moments.blocks))
         tilt = arrow.pull(system.factor.map, self.measure.tilt.numpy())
-        self.adjoint = system.factor.solve(tilt)
+        # with the last step added the adjoint's gradient is that of the mode it leads to, to first order
+        self.adjoint = system.factor.solve(tilt).moved(system.step, np.ones(len(tilt.border)))
         moved = search.arrow.blocks_of(system.factor.map, system.step)
         one = np.ones(len(moved))
         self.unknowns = mode.unknowns.moved(system.step, one)

@@ -116,7 +116,7 @@ class SpotEliminator:
         moved = self.columns.spread(step)
         if newton.factor is not None:
             own = step.index_select(1, self._latent_supports) if self.n_supports > 1 else step
-            field = -(elimination.absorbed * planar(own)[:, :, None]).sum(-1)
+            field = -matvec(elimination.absorbed, planar(own))
             moved = moved + newton.model.random_part(newton.parameters, Latents(field, torch.zeros_like(moved)))
         noise = -matvec(newton.white_covariance, matvec(newton.information, moved) * c)
         return Latents(field, noise)
@@ -242,7 +242,7 @@ class SpotMeasure:
         """Derivatives of the value, given the adjoint's part ``(b, U, w Q)`` in b."""
         elimination, step = self._elimination, self._elimination.step
         eliminator, model = elimination.eliminator, step.model
-        latents = self._latents.moved(eliminator.carried(elimination, adjoint))
+        latents = self._latents.moved(step.direction).moved(eliminator.carried(elimination, adjoint))
         eta = eliminator.columns.spread(adjoint) + model.random_part(step.parameters, latents)
         residual = step.score + self._tilt - matvec(step.information, eta)
         spatial, white = self._moments.gradients(step.latents, latents, residual, step.score)
