@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class ArrowLaplace:
     value : (b,)
         NaN for a gene without a mode.
     gradient : (b, d)
-        In psi, inner sds, logs of hyper-parameters, and coefficients that are not integrated.
+        In psi, inner sds, logs of hyper-parameters, and coefficients that are not integrated; carried to the mode, to
+        first order, by the last step.
     unknowns, latents
         The mode itself, one last Newton step from where the system was factorised.
     moments
@@ -68,9 +70,10 @@ class ArrowLaplace:
         # the last step is not measured again: what it changes, to first order in the determinants
         value = value + 0.5 * system.decrement + tilt.dot(system.step)
         self.value = np.where(mode.found, value, np.nan)
-        self.gradient = self._gradient()
 
-    def _gradient(self) -> Array:
+    @cached_property
+    def gradient(self) -> Array:
+        """Derivatives (b, d) of the value in psi, inner sds, logs of hyper-parameters, and coefficients held."""
         arrow, system = self.search.arrow, self.mode.system
         map_ = system.factor.map
         inner = self.measure.gradient(torch.from_numpy(arrow.blocks_of(map_, self.adjoint)))
@@ -118,7 +121,7 @@ class ArrowLaplace:
 
 
 def laplace_at(
-    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[ArrowUnknowns, Latents], *, tolerance: float
+    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[ArrowUnknowns, Latents], *, tolerance: float | Array
 ) -> ArrowLaplace:
     """Laplace's value at given parameters, its mode sought from ``start``."""
     search = ModeSearch(arrow, eliminator)

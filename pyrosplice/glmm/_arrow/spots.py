@@ -84,10 +84,10 @@ class SpotEliminator:
         Of genes that are not curved there, with the positive part of each spot's information, whose step ascends.
         """
         model, parameters = self._model_at(at), self._parameters(at)
-        step = model.newton(parameters, at.latents)
+        step = model.newton(parameters, at.latents, fields=self._fields)
         curved = step.curved
         if not model.likelihood.log_concave and not bool(curved.all()):
-            step = model.newton(parameters, at.latents, exact=curved)
+            step = model.newton(parameters, at.latents, exact=curved, fields=self._fields)
         return SpotElimination(self, step, curved)
 
     def slope_of(self, elimination: SpotElimination, log_hyper: Tensor) -> Tensor:
@@ -118,8 +118,9 @@ class SpotEliminator:
             own = step.index_select(1, self._latent_supports) if self.n_supports > 1 else step
             field = -matvec(elimination.absorbed, planar(own))
             moved = moved + newton.model.random_part(newton.parameters, Latents(field, torch.zeros_like(moved)))
-        noise = -matvec(newton.white_covariance, matvec(newton.information, moved) * c)
-        return Latents(field, noise)
+        if not newton.noisy:
+            return Latents(field, torch.zeros_like(moved))
+        return Latents(field, -matvec(newton.white_covariance, matvec(newton.information, moved) * c))
 
     def _model_at(self, at: InnerPoint) -> MixedModel:
         """The mixed model of those genes with those hyper-parameters; that of the last call where they are the same."""
@@ -169,7 +170,8 @@ class SpotElimination:
     def __init__(self, eliminator: SpotEliminator, step: NewtonStep, curved: Tensor):
         self.eliminator, self.step, self.curved = eliminator, step, curved
         columns, fields = eliminator.columns, eliminator._fields
-        self.absorbed = step.absorbed(fields)  # (b, r, Q, w Q)
+        assert step.taken is not None
+        self.absorbed = step.taken  # (b, r, Q, w Q)
         self.left_over = step.left_over(fields, self.absorbed)  # (b, N, Q, w Q)
         self.information = columns.gather(matmul(step.effective, self.left_over))
         self.score = columns.gather(self.remaining(step.score, step.direction))
@@ -187,12 +189,15 @@ class SpotElimination:
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> SpotResponse:
         """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
         eliminator, step = self.eliminator, self.step
+        if not bool((sds != 0).any()) and not bool((log_hyper != 0).any()):
+            return SpotResponse(self, -(self.information @ blocks[..., None])[..., 0], eliminator.carried(self, blocks))
         change = eliminator.changed(sds, eliminator.columns.spread(blocks))
         moved = change.coefficients + step.model.random_part(change, step.latents)
         slope = -matvec(step.information, moved)
         if eliminator.hyper and bool((log_hyper != 0).any()):
             slope = slope + eliminator.slope_of(self, log_hyper)
-        return SpotResponse(self, slope, step.response(slope, step.score, change))
+        latents = step.response(slope, step.score, change)
+        return SpotResponse(self, eliminator.columns.gather(self.remaining(slope, latents)), latents)
 
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
@@ -202,10 +207,8 @@ class SpotElimination:
 class SpotResponse:
     """How the mode moves; a :class:`~.eliminator.Response`."""
 
-    def __init__(self, elimination: SpotElimination, slope: Tensor, latents: Latents):
-        self._elimination, self._latents = elimination, latents
-        columns = elimination.eliminator.columns
-        self.score = columns.gather(elimination.remaining(slope, latents))
+    def __init__(self, elimination: SpotElimination, score: Tensor, latents: Latents):
+        self._elimination, self.score, self._latents = elimination, score, latents
 
     def advance(self, step: Tensor) -> Latents:
         """The change of the inner effects, given that of b ``(b, U, w Q)``."""
