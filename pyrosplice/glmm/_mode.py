@@ -342,7 +342,7 @@ class NewtonStep:
             return self._completed(rhs, self.factor.solve(reduced)), None
         planes = [reduced[..., None].permute(2, 3, 1, 0), self._pulled(fields).permute(2, 3, 1, 0)]
         found = self.factor.solve(torch.cat(planes, 1).permute(3, 2, 0, 1))
-        return self._completed(rhs, found[..., 0]), found[..., 1:]
+        return self._completed(rhs, found[..., 0]), planar(found[..., 1:])
 
     def _reduced(self, rhs: Latents) -> Tensor:
         """What is left of a right-hand side for z once e is eliminated."""
@@ -371,7 +371,7 @@ class NewtonStep:
         """Change of the field's latents that undoes R fields (B, N, Q, R) of η, ``S⁻¹ F' a W̃ x``: (B, r, Q, R)."""
         if self.factor is None:
             return fields.new_zeros(fields.shape[0], 0, *fields.shape[2:])
-        return self.factor.solve(self._pulled(fields))
+        return planar(self.factor.solve(self._pulled(fields)))
 
     def _pulled(self, fields: Tensor) -> Tensor:
         """Right-hand side of what absorbs R fields of η, ``F' a W̃ x``: (B, r, Q, R)."""

@@ -21,6 +21,7 @@ right-hand side J't, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,6 +112,14 @@ class Elimination(Protocol):
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> Response:
         """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
+        ...
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        r"""Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each of them.
+
+        With V the covariance of a Gaussian model's η, P as in restricted likelihood, :math:`\tfrac12 r' \dot V_j P \dot
+        V_k r` (Gilmour et al. 1995, Biometrics 51: 1440): here :math:`\dot\eta_j' W\, d\eta_k`.
+        """
         ...
 
     def measure(self, covariance: Tensor) -> InnerMeasure:

@@ -91,7 +91,16 @@ class ArrowLaplace:
         n = self.search.arrow.n_coefficients
         return self.mode.system.factor.border_covariance[:, :n, :n]
 
-    def predict(self) -> Prediction:
+    def inner_information(self) -> Array:
+        """Average information (b, I, I) of the inner standard deviations."""
+        first, system = self.search.arrow.n_parameters, self.mode.system
+        inner = slice(first, first + self.mode.outer.sds.shape[1])
+        blocks = [self.search.arrow.blocks_of(system.factor.map, step) for step in self.prediction.unknowns[inner]]
+        steps = [torch.from_numpy(own) for own in blocks]
+        return system.elimination.average_information(steps, self.prediction.latents[inner]).numpy()
+
+    @cached_property
+    def prediction(self) -> Prediction:
         """How the mode moves with each of the outer parameters."""
         arrow, outer, system = self.search.arrow, self.mode.outer, self.mode.system
         map_, raw = system.factor.map, self.measure.raw_score.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +138,10 @@ class ObservationElimination:
             )
             score = score + own.gathered((up - down) / (2 * DIFFERENCE))
         return ObservationResponse(self, score)
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        """No inner effects."""
+        return torch.zeros(len(self.score), 0, 0, dtype=torch.float64)
 
     def measure(self, covariance: Tensor) -> ObservationMeasure:
         """Value and derivatives at this point, taken for the mode."""

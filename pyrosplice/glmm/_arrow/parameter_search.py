@@ -121,7 +121,7 @@ class OuterObjective:
         self.unknowns.private[at] = found.unknowns.private[sound]
         self.latents = self.latents.replaced(torch.from_numpy(at), found.latents.select(pick))
         self.at[at] = x[sound]
-        prediction = found.predict()
+        prediction = found.prediction
         if not self.moves:
             blank = self.unknowns
             self.moves = [
@@ -173,13 +173,17 @@ class OuterObjective:
     ) -> tuple[Array, Array, Array, Convergence]:
         """Search from the start: parameters (B, d), losses (B,), norms of gradients (B,) and the record.
 
-        ``curvature`` (B, d, d) is what is expected of groups and coefficients; that of inner effects and
-        hyper-parameters is probed. The parameters that are ``held`` (d,) stay.
+        ``curvature`` (B, d, d) is what is expected of groups and coefficients; that of inner effects is their average
+        information, that of hyper-parameters is probed. The parameters that are ``held`` (d,) stay.
         """
         n, d = self.origin.shape
         rows = torch.arange(n)
-        loss, gradient = self.loss(self.origin, self.laplace(rows.numpy(), self.origin))
-        self.whitening = self._whitening(curvature.copy(), gradient, held)
+        found = self.laplace(rows.numpy(), self.origin)
+        loss, gradient = self.loss(self.origin, found)
+        low, middle = self.sizes[0], sum(self.sizes[:2])
+        hessian = curvature.copy()
+        hessian[:, low:middle, low:middle] = found.inner_information()
+        self.whitening = self._whitening(hessian, gradient, held)
         white = np.einsum("bij,bi->bj", self.whitening, gradient)
         record = Convergence.start(n)
         identity = torch.eye(d, dtype=torch.float64).expand(n, d, d).clone()
@@ -191,12 +195,13 @@ class OuterObjective:
         return self.parameters(rows, y), last.numpy(), slope.norm(dim=-1).numpy(), record
 
     def _whitening(self, hessian: Array, gradient: Array, held: NDArray[np.bool_]) -> Array:
-        rows, low, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes)
-        for j in range(low, high):
+        rows, low, middle, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes[:2]), sum(self.sizes)
+        for j in range(middle, high):
             probed = self.origin.copy()
             probed[:, j] += PROBE * self.unit[:, j]
             slope = self.loss(probed, self.laplace(rows, probed, keep=False))[1]
             hessian[:, low:high, j] = (slope - gradient)[:, low:high] / (PROBE * self.unit[:, j, None])
+            hessian[:, j, low:middle] = hessian[:, low:middle, j]
         if high > low:
             unit = self.unit[:, low:high, None] * self.unit[:, None, low:high]
             hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high] * unit) / unit

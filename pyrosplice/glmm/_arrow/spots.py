@@ -15,6 +15,8 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -198,6 +200,20 @@ class SpotElimination:
             slope = slope + eliminator.slope_of(self, log_hyper)
         latents = step.response(slope, step.score, change)
         return SpotResponse(self, eliminator.columns.gather(self.remaining(slope, latents)), latents)
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        """Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each."""
+        eliminator, newton, rows = self.eliminator, self.step, []
+        model, units = newton.model, torch.eye(len(steps), dtype=torch.float64)
+        none = torch.zeros_like(newton.eta)
+        rates = [
+            model.random_part(eliminator.changed(unit.expand(len(none), -1), none), newton.latents) for unit in units
+        ]
+        for rate, step, own in zip(rates, steps, latents, strict=True):
+            moved = rate + eliminator.columns.spread(step) + model.random_part(newton.parameters, own)
+            weighted = matvec(newton.information, moved)
+            rows.append(torch.stack([(other * weighted).sum((1, 2)) for other in rates], 1))
+        return torch.stack(rows, 2)
 
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
