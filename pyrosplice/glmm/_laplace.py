@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import matmul, matvec, sandwich
-from pyrosplice.glmm._mode import Latents, Mode, NewtonStep
+from pyrosplice._linalg.blocks import matmul, matvec
+from pyrosplice.glmm._latents import Latents
+from pyrosplice.glmm._mode import Mode, NewtonStep
 
 
 class Laplace:
@@ -43,7 +44,7 @@ class Laplace:
     residual
         Derivative of ``value`` in the fixed part of each spot's linear predictor, (B, N, Q).
     coefficients_gradient, spatial_gradient, white_gradient
-        Derivatives of ``value`` in the :class:`~pyrosplice.glmm._mode.Parameters`: (B, P, Q), (B, Q), and one of
+        Derivatives of ``value`` in the :class:`~pyrosplice.glmm._latents.Parameters`: (B, P, Q), (B, Q), and one of
         each spot for the independent part, (B, N, Q).
     """
 
@@ -92,7 +93,7 @@ class EffectMoments:
         self.step = step
         a, c = step.parameters.spatial[:, None], step.parameters.white
         self.cross_white = step.white_covariance * c[..., None]  # of η with e
-        self.covariance = c[..., None] * self.cross_white
+        self.covariance = self.cross_white * c[..., None, :]
         self.cross_spatial: Tensor | None = None  # of η with s
         around = None if border is None else border.covariance  # of what moves η but e: the coefficients and a s
         if step.factor is not None:

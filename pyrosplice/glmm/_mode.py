@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,56 +28,13 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import inverse_and_logdet, matmul, matvec, planar, positive_part, sandwich
 from pyrosplice._linalg.solver import Factor, SpatialSolver
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
+from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._recombined import Recombined
 
 PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
 NEAR, NEARER = 0.1, 1e-3  # decrement at which exact steps are tried, and how much nearer they are tried again
 STALLED = 1e-10  # decrement below which one that no longer falls is rounding
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What the marginal likelihood is a function of.
-
-    Attributes
-    ----------
-    coefficients
-        (B, P, Q), for the columns of the design; of a model without one the fixed part of η itself, (B, N, Q).
-    spatial, white
-        Standard deviations a (B, Q) of the spatial and c (B, 1 or N, Q) of the independent part.
-    """
-
-    coefficients: Tensor
-    spatial: Tensor
-    white: Tensor
-
-    def select(self, genes: Tensor) -> Parameters:
-        """Take the values of some of the genes."""
-        return Parameters(self.coefficients[genes], self.spatial[genes], self.white[genes])
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Standardised random effects: ``field`` z (B, r, Q) and ``noise`` e (B, N, Q)."""
-
-    field: Tensor
-    noise: Tensor
-
-    def moved(self, step: Latents, length: Tensor | float = 1.0) -> Latents:
-        """Move the random effects by ``length`` ``(B,)`` times a step."""
-        scale = length[:, None, None] if isinstance(length, Tensor) else length
-        return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
-
-    def replaced(self, genes: Tensor, others: Latents) -> Latents:
-        """Copy with some genes' random effects taken from ``others``."""
-        field, noise = self.field.clone(), self.noise.clone()  # which keeps their layout
-        field[genes], noise[genes] = others.field, others.noise
-        return Latents(field, noise)
-
-    def select(self, genes: Tensor) -> Latents:
-        """Take the random effects of some of the genes."""
-        return Latents(planar(self.field[genes]), planar(self.noise[genes]))
 
 
 class MixedModel:

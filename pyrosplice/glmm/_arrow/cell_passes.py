@@ -15,7 +15,7 @@ from pyrosplice.glmm._arrow import cell_kernels as kernels
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 

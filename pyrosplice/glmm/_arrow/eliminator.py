@@ -27,7 +27,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class Elimination(Protocol):
         ...
 
     def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
-        r"""Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each of them.
+        r"""Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each.
 
-        With V the covariance of a Gaussian model's η, P as in restricted likelihood, :math:`\tfrac12 r' \dot V_j P \dot
-        V_k r` (Gilmour et al. 1995, Biometrics 51: 1440): here :math:`\dot\eta_j' W\, d\eta_k`.
+        With V the covariance of η in a Gaussian model, :math:`\tfrac12 r' \dot V_j P \dot V_k r` (Gilmour et al. 1995,
+        Biometrics 51: 1440): here :math:`\dot\eta_j' W\, d\eta_k`.
         """
         ...
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrosplice.glmm._arrow.arrow import Arrow, ArrowFactor, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Elimination, Eliminator, InnerPoint
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]

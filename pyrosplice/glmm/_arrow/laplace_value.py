@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyrosplice.glmm._arrow.arrow import Arrow, ArrowMoments, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator, InnerMeasure
 from pyrosplice.glmm._arrow.joint_mode import JointMode, ModeSearch, OuterPoint
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 
@@ -130,7 +130,12 @@ class ArrowLaplace:
 
 
 def laplace_at(
-    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[ArrowUnknowns, Latents], *, tolerance: float | Array
+    arrow: Arrow,
+    eliminator: Eliminator,
+    outer: OuterPoint,
+    start: tuple[ArrowUnknowns, Latents],
+    *,
+    tolerance: float | Array,
 ) -> ArrowLaplace:
     """Laplace's value at given parameters, its mode sought from ``start``."""
     search = ModeSearch(arrow, eliminator)

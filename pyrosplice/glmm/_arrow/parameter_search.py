@@ -21,7 +21,7 @@ from pyrosplice.glmm._arrow.arrow import Arrow, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]

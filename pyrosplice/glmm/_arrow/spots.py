@@ -29,7 +29,9 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.support_columns import SupportColumns
 from pyrosplice.glmm._laplace import Border, EffectMoments
-from pyrosplice.glmm._mode import Latents, MixedModel, NewtonStep, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import MixedModel, NewtonStep
+from pyrosplice.likelihoods._guarded import guarded
 
 DIFFERENCE = 1e-4  # in the log of a hyper-parameter: central differences of a score are then exact to eight digits
 
@@ -64,7 +66,9 @@ class SpotEliminator:
         self.columns = SupportColumns(columns.to(torch.float64), supports)
         solver, self._latent_supports = _solver(problem, self.columns)
         self.basis = basis_of(problem.isoform_effect, problem.counts)
-        self._model = MixedModel(problem.counts.to(torch.float64), None, solver, problem.likelihood, self.basis)
+        self._model = MixedModel(
+            problem.counts.to(torch.float64), None, solver, guarded(problem.likelihood, []), self.basis
+        )
         self._offset = self._offset_of(problem)
         self.inner = ("space",) * (problem.space is not None) + ("noise",) * problem.noise
         self.hyper = self._model.hyper
@@ -203,17 +207,19 @@ class SpotElimination:
 
     def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
         """Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each."""
-        eliminator, newton, rows = self.eliminator, self.step, []
+        eliminator, newton = self.eliminator, self.step
         model, units = newton.model, torch.eye(len(steps), dtype=torch.float64)
         none = torch.zeros_like(newton.eta)
         rates = [
             model.random_part(eliminator.changed(unit.expand(len(none), -1), none), newton.latents) for unit in units
         ]
-        for rate, step, own in zip(rates, steps, latents, strict=True):
-            moved = rate + eliminator.columns.spread(step) + model.random_part(newton.parameters, own)
+        out = torch.zeros(len(none), len(rates), len(rates), dtype=torch.float64)
+        for k, rate in enumerate(rates):
+            moved = rate + eliminator.columns.spread(steps[k]) + model.random_part(newton.parameters, latents[k])
             weighted = matvec(newton.information, moved)
-            rows.append(torch.stack([(other * weighted).sum((1, 2)) for other in rates], 1))
-        return torch.stack(rows, 2)
+            for j, other in enumerate(rates):
+                out[:, j, k] = (other * weighted).sum((1, 2))
+        return out
 
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
