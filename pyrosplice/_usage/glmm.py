@@ -26,7 +26,8 @@ from pyrosplice.glmm._distributions import EigenCovariance
 from pyrosplice.glmm._effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm._fitted_guides import LaplaceGuide, PointGuide
 from pyrosplice.glmm._glm_objective import StandardCoordinates
-from pyrosplice.glmm._mode import Mode, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import Mode
 from pyrosplice.glmm._multinomial import MultinomialGLMM
 from pyrosplice.glmm._random_effect import INIT_RATIOS, spatial_solver, start_of_effect
 from pyrosplice.guides._own_fit import OwnFit
@@ -227,8 +228,7 @@ class MultinomGLMM(MultinomGLM):
     def posterior_mode(self, genes: Tensor | None = None) -> Mode:
         """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
 
-        Of the genes with these indices (all if None; memory grows with their number), in the engine's coordinates
-        (``step.model.basis``).
+        Of the genes with these indices (None: all; memory grows with them), in coordinates ``step.model.basis``.
         """
         self._require_data()
         self._shipped_only("posterior_mode")

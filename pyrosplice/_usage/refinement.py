@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._batches import MixedEngine, detached
 from pyrosplice.glmm._importance import importance
-from pyrosplice.glmm._mode import Parameters
+from pyrosplice.glmm._latents import Parameters
 from pyrosplice.glmm._objective import LogPrior
 from pyrosplice.glmm._refine import StartingPoint, refine
 

@@ -16,8 +16,9 @@ from pyrosplice.glmm._design_information import covariate_information
 from pyrosplice.glmm._effect_density import effect_density
 from pyrosplice.glmm._glm_objective import StandardCoordinates
 from pyrosplice.glmm._laplace import Laplace
+from pyrosplice.glmm._latents import Parameters
 from pyrosplice.glmm._marginal import MarginalObjective, batches_of, fit_marginal
-from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.glmm._objective import FINAL_TOLERANCE, LogPrior, Unknowns
 from pyrosplice.glmm._observed_information import observed_information, profiled_information
 from pyrosplice.glmm._random_effect import logit_of, unit_deviations

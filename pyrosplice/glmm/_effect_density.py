@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pyrosplice.glmm._joint import effect_logdet
-from pyrosplice.glmm._mode import Latents, MixedModel, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import MixedModel
 
 
 @dataclass(frozen=True)

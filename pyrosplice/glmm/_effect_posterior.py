@@ -16,7 +16,8 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import matvec, nan_where_indefinite
 from pyrosplice.glmm._effect_density import effect_density
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import Mode, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import Mode
 
 
 class RandomEffectPosterior(TorchDistribution):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import MixedModel
 
 # c is kept at this share of the total or more: (Σ⁻¹)ᵢᵢ is a difference that rounding would eat below, and this changes
 # it by a millionth.

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from pyrosplice._linalg.blocks import matvec, nan_where_indefinite, planar
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import Latents, Mode
+from pyrosplice.glmm._latents import Latents
+from pyrosplice.glmm._mode import Mode
 from pyrosplice.glmm._objective import Measure
 
 RELIABLE = 0.7  # k̂ up to which the estimate is usable

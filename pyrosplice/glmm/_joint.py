@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
+from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.glmm._marginal import NEUTRAL, start_coefficients
-from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.glmm._objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
 from pyrosplice.reasons import Reason
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import matmul, matvec, sandwich
-from pyrosplice.glmm._mode import Latents, Mode, NewtonStep
+from pyrosplice._linalg.blocks import matmul, matvec
+from pyrosplice.glmm._latents import Latents
+from pyrosplice.glmm._mode import Mode, NewtonStep
 
 
 class Laplace:
@@ -43,7 +44,7 @@ class Laplace:
     residual
         Derivative of ``value`` in the fixed part of each spot's linear predictor, (B, N, Q).
     coefficients_gradient, spatial_gradient, white_gradient
-        Derivatives of ``value`` in the :class:`~pyrosplice.glmm._mode.Parameters`: (B, P, Q), (B, Q), and one of
+        Derivatives of ``value`` in the :class:`~pyrosplice.glmm._latents.Parameters`: (B, P, Q), (B, Q), and one of
         each spot for the independent part, (B, N, Q).
     """
 
@@ -91,8 +92,8 @@ class EffectMoments:
     def __init__(self, step: NewtonStep, border: Border | None = None):
         self.step = step
         a, c = step.parameters.spatial[:, None], step.parameters.white
-        self.covariance = sandwich(c, step.white_covariance, c)
         self.cross_white = step.white_covariance * c[..., None]  # of η with e
+        self.covariance = self.cross_white * c[..., None, :]
         self.cross_spatial: Tensor | None = None  # of η with s
         around = None if border is None else border.covariance  # of what moves η but e: the coefficients and a s
         if step.factor is not None:
@@ -100,8 +101,10 @@ class EffectMoments:
             through = spread * a[..., None, :]
             around = through if border is None else through + border.covariance
             spread = spread if border is None or border.cross is None else spread - border.cross
-            self.cross_spatial = matmul(step.transfer, spread)
-        if around is not None:
+            self.cross_spatial = matmul(step.transfer, spread) if step.noisy else spread
+        if around is not None and not step.noisy:
+            self.covariance = around
+        elif around is not None:
             through = matmul(step.transfer, around)
             self.covariance = self.covariance + matmul(through, step.transfer.mT)
             coupling = matmul(step.information, step.white_covariance * c[..., None])
@@ -113,8 +116,9 @@ class EffectMoments:
         ``residual`` is the value's derivative in η at fixed ``latents``, ``score`` that of the log likelihood.
         """
         step = self.step
-        trace = (step.information * self.cross_white.mT).sum(-1)
-        white = residual * latents.noise + adjoint.noise * score - trace
+        white = residual * latents.noise + adjoint.noise * score
+        if step.noisy:
+            white = white - (step.information * self.cross_white.mT).sum(-1)
         spatial = torch.zeros_like(step.parameters.spatial)
         if step.model.solver is not None and self.cross_spatial is not None:
             spread = step.model.solver.spread

@@ -22,7 +22,8 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import sandwich
 from pyrosplice.glmm._importance import posterior_deviations
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import Latents, Mode, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import Mode
 from pyrosplice.spatial._new_spots import NewSpots
 
 AT_ONCE = 64  # new spots whose variances are solved for together

@@ -13,7 +13,8 @@ from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._optimize.bfgs import FirstPoint, Minimizer, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import Latents, MixedModel, Mode
+from pyrosplice.glmm._latents import Latents
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.glmm._objective import FINAL_TOLERANCE, LogPrior, Measure, ModeObjective, Unknowns
 
 NEUTRAL = math.pi / 4  # ψ of θ = 1/2

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,56 +28,13 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import inverse_and_logdet, matmul, matvec, planar, positive_part, sandwich
 from pyrosplice._linalg.solver import Factor, SpatialSolver
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
+from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._recombined import Recombined
 
 PATIENCE = 5  # Newton steps of all genes before those that need more go on by themselves
 NEAR, NEARER = 0.1, 1e-3  # decrement at which exact steps are tried, and how much nearer they are tried again
 STALLED = 1e-10  # decrement below which one that no longer falls is rounding
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What the marginal likelihood is a function of.
-
-    Attributes
-    ----------
-    coefficients
-        (B, P, Q), for the columns of the design; of a model without one the fixed part of η itself, (B, N, Q).
-    spatial, white
-        Standard deviations a (B, Q) of the spatial and c (B, 1 or N, Q) of the independent part.
-    """
-
-    coefficients: Tensor
-    spatial: Tensor
-    white: Tensor
-
-    def select(self, genes: Tensor) -> Parameters:
-        """Take the values of some of the genes."""
-        return Parameters(self.coefficients[genes], self.spatial[genes], self.white[genes])
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Standardised random effects: ``field`` z (B, r, Q) and ``noise`` e (B, N, Q)."""
-
-    field: Tensor
-    noise: Tensor
-
-    def moved(self, step: Latents, length: Tensor | float = 1.0) -> Latents:
-        """Move the random effects by ``length`` ``(B,)`` times a step."""
-        scale = length[:, None, None] if isinstance(length, Tensor) else length
-        return Latents(self.field + scale * step.field, self.noise + scale * step.noise)
-
-    def replaced(self, genes: Tensor, others: Latents) -> Latents:
-        """Copy with some genes' random effects taken from ``others``."""
-        field, noise = self.field.clone(), self.noise.clone()  # which keeps their layout
-        field[genes], noise[genes] = others.field, others.noise
-        return Latents(field, noise)
-
-    def select(self, genes: Tensor) -> Latents:
-        """Take the random effects of some of the genes."""
-        return Latents(planar(self.field[genes]), planar(self.noise[genes]))
 
 
 class MixedModel:
@@ -196,12 +152,15 @@ class MixedModel:
             value -= 0.5 * (latents.field * self.solver.prior(latents.field)).sum((1, 2))
         return value + self.constant
 
-    def newton(self, parameters: Parameters, latents: Latents, *, exact: Tensor | None = None) -> NewtonStep:
+    def newton(
+        self, parameters: Parameters, latents: Latents, *, exact: Tensor | None = None, fields: Tensor | None = None
+    ) -> NewtonStep:
         """Factorise at ``latents`` and solve for the Newton step to the mode.
 
         Genes that are not ``exact`` (B,): with the positive part of each spot's information, whose step always ascends.
+        ``fields`` (B or 1, N, Q, R) of η are absorbed by the way.
         """
-        return NewtonStep(self, parameters, latents, exact=exact)
+        return NewtonStep(self, parameters, latents, exact=exact, fields=fields)
 
     def mode(self, parameters: Parameters, latents: Latents, *, tolerance: float = 1e-8, max_iter: int = 100) -> Mode:
         """Maximise the joint density over the random effects, starting at ``latents``.
@@ -258,11 +217,22 @@ class MixedModel:
 
 
 class NewtonStep:
-    """The Newton system of a batch of genes at given random effects, factorised."""
+    """The Newton system of a batch of genes at given random effects, factorised.
 
-    def __init__(self, model: MixedModel, parameters: Parameters, latents: Latents, *, exact: Tensor | None = None):
+    ``taken`` is what :meth:`absorbed` makes of the ``fields`` that were given, if any.
+    """
+
+    def __init__(
+        self,
+        model: MixedModel,
+        parameters: Parameters,
+        latents: Latents,
+        *,
+        exact: Tensor | None = None,
+        fields: Tensor | None = None,
+    ):
         self.model, self.parameters, self.latents = model, parameters, latents
-        a, c = parameters.spatial[:, None], parameters.white
+        a = parameters.spatial[:, None]
         eta = model.fixed_part(parameters.coefficients) + model.random_part(parameters, latents)
         self.eta = eta
         self.score = model.likelihood.score(model.counts, eta)
@@ -271,23 +241,33 @@ class NewtonStep:
             self.information = torch.where(
                 exact[:, None, None, None], self.information, positive_part(self.information)
             )
-        scaled = sandwich(c, self.information, c)
-        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
-        self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E
-        self.white_logdet = white_logdet.sum(-1)
-        # T = I − c E c W maps a s to the posterior mean of ν given s
-        self.transfer = -matmul(sandwich(c, self.white_covariance, c), self.information)
-        torch.diagonal(self.transfer, dim1=-2, dim2=-1).add_(1.0)
-        self.effective = matmul(self.information, self.transfer)  # W̃
+        self.noisy = bool((parameters.white != 0).any())  # else e stays at its prior, and all of it is skipped
+        self._eliminate_noise()
         self.factor: Factor | None = None
         if model.solver is not None:
             self.factor = model.solver.factorize(sandwich(a, self.effective, a))
         gradient = self.pull_back(self.score, latents)
-        self.direction = self.solve(gradient)
+        self.direction, self.taken = self._solve_with(gradient, fields)
         self.decrement = (gradient.field * self.direction.field).sum((1, 2)) + (
             gradient.noise * self.direction.noise
         ).sum((1, 2))
         self.curved = torch.isfinite(self.decrement + self.white_logdet)  # the Hessian is negative definite
+
+    def _eliminate_noise(self) -> None:
+        c, w = self.parameters.white, self.information
+        if not self.noisy:
+            unit = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device).expand_as(w)
+            self.white_covariance, self.transfer, self.effective = unit, unit, w
+            self.white_logdet = torch.zeros_like(w[:, 0, 0, 0])
+            return
+        scaled = sandwich(c, w, c)
+        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
+        self.white_covariance, white_logdet = inverse_and_logdet(scaled)  # E
+        self.white_logdet = white_logdet.sum(-1)
+        # T = I − c E c W maps a s to the posterior mean of ν given s
+        self.transfer = -matmul(sandwich(c, self.white_covariance, c), w)
+        torch.diagonal(self.transfer, dim1=-2, dim2=-1).add_(1.0)
+        self.effective = matmul(w, self.transfer)  # W̃
 
     def logdet(self) -> Tensor:
         """Log determinant of minus the Hessian in the random effects, less that of their prior precision, (B,)."""
@@ -307,13 +287,36 @@ class NewtonStep:
 
     def solve(self, rhs: Latents) -> Latents:
         """Solve with the Hessian of the joint density in (z, e), by eliminating e."""
+        return self._solve_with(rhs, None)[0]
+
+    def _solve_with(self, rhs: Latents, fields: Tensor | None) -> tuple[Latents, Tensor | None]:
+        """Solve, and absorb R fields of η in the same pass through the factor."""
+        if self.factor is None:
+            return self._completed(rhs, rhs.field), None if fields is None else self.absorbed(fields)
+        reduced = self._reduced(rhs)
+        if fields is None:
+            return self._completed(rhs, self.factor.solve(reduced)), None
+        planes = [reduced[..., None].permute(2, 3, 1, 0), self._pulled(fields).permute(2, 3, 1, 0)]
+        found = self.factor.solve(torch.cat(planes, 1).permute(3, 2, 0, 1))
+        return self._completed(rhs, found[..., 0]), planar(found[..., 1:])
+
+    def _reduced(self, rhs: Latents) -> Tensor:
+        """What is left of a right-hand side for z once e is eliminated."""
+        solver = self.model.solver
+        if solver is None or not self.noisy:
+            return rhs.field
+        white = matvec(self.white_covariance, rhs.noise) * self.parameters.white
+        return rhs.field - solver.gather(matvec(self.information, white) * self.parameters.spatial[:, None])
+
+    def _completed(self, rhs: Latents, field: Tensor) -> Latents:
+        """The solution of which ``field`` is the part in z."""
         a, c, solver = self.parameters.spatial[:, None], self.parameters.white, self.model.solver
-        white = matvec(self.white_covariance, rhs.noise)
-        if solver is None or self.factor is None:
-            return Latents(rhs.field, white)
-        field = self.factor.solve(rhs.field - solver.gather(matvec(self.information, white * c) * a))
-        coupling = matvec(self.information, solver.spread(field) * a) * c
-        return Latents(field, matvec(self.white_covariance, rhs.noise - coupling))
+        if not self.noisy:
+            return Latents(field, rhs.noise)
+        noise = rhs.noise
+        if solver is not None:
+            noise = noise - matvec(self.information, solver.spread(field) * a) * c
+        return Latents(field, matvec(self.white_covariance, noise))
 
     def marginal_precision_product(self, fields: Tensor) -> Tensor:
         r"""Multiply R fields (B, N, Q, R) by ``(W⁻¹ + Σ)⁻¹``, as ``W̃ x − W̃ a F S⁻¹ F' a W̃ x``, inverting neither."""
@@ -322,11 +325,15 @@ class NewtonStep:
 
     def absorbed(self, fields: Tensor) -> Tensor:
         """Change of the field's latents that undoes R fields (B, N, Q, R) of η, ``S⁻¹ F' a W̃ x``: (B, r, Q, R)."""
-        solver, shape = self.model.solver, fields.shape[2:]
-        if solver is None or self.factor is None:
-            return fields.new_zeros(fields.shape[0], 0, *shape)
+        if self.factor is None:
+            return fields.new_zeros(fields.shape[0], 0, *fields.shape[2:])
+        return planar(self.factor.solve(self._pulled(fields)))
+
+    def _pulled(self, fields: Tensor) -> Tensor:
+        """Right-hand side of what absorbs R fields of η, ``F' a W̃ x``: (B, r, Q, R)."""
         pulled = self.parameters.spatial[:, None, :, None] * matmul(self.effective, fields)
-        return self.factor.solve(solver.gather(pulled.flatten(2)).unflatten(2, shape))
+        solver = self.model.solver
+        return pulled if solver is None else solver.gather(pulled.flatten(2)).unflatten(2, fields.shape[2:])
 
     def left_over(self, fields: Tensor, absorbed: Tensor) -> Tensor:
         """What is left of R fields of η once the field has undone its part, ``x − a F absorbed``."""

@@ -19,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 
 LogPrior = Callable[[dict[str, Tensor], Tensor], Tensor]  # (site values of the listed genes, genes) to (b,)
 
@@ -245,7 +246,7 @@ def effect_information(mode: Mode, tangents: Tensor, of_variance: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Measure:
-    """A log density and its derivatives in the :class:`~pyrosplice.glmm._mode.Parameters`.
+    """A log density and its derivatives in the :class:`~pyrosplice.glmm._latents.Parameters`.
 
     ``value`` (B,), ``coefficients`` (B, P, Q), ``spatial`` (B, Q), ``white`` (B, N, Q): one for every spot. In the
     logs of the likelihood's hyper-parameters: ``hyper`` (B, H), and ``hyper_scale`` (B, H), about its information.

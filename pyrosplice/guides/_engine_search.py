@@ -11,6 +11,7 @@ from torch import Tensor
 from pyrosplice._optimize.bfgs import Options, minimize
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.glmm._effect_posterior import RandomEffectPosterior, bounded_away_from_zero
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.glmm._marginal import (
     NEAR_ZERO,
     PREFERENCE,
@@ -20,7 +21,6 @@ from pyrosplice.glmm._marginal import (
     search,
     search_spatial,
 )
-from pyrosplice.glmm._mode import Latents
 from pyrosplice.glmm._objective import FINAL_TOLERANCE, INNER_TOLERANCE, Linked
 from pyrosplice.guides._engine_problem import EngineProblem
 from pyrosplice.guides._marginal_density import MarginalValue

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrosplice._linalg.blocks import planar
-from pyrosplice.glmm._mode import Mode, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import Mode
 from pyrosplice.glmm._objective import ROUNDING, Linked, LogPrior, effect_information
 from pyrosplice.guides._engine_problem import EngineProblem, ModelLinks
 from pyrosplice.guides._sparsity import vector_products

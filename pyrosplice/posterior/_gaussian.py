@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pyrosplice._linalg.blocks import matvec
 from pyrosplice.glmm._importance import posterior_deviations
+from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.glmm._link_posterior import coefficient_responses
-from pyrosplice.glmm._mode import Latents, MixedModel, Mode, Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.posterior._target import Profile, Target
 
 LANES = 512

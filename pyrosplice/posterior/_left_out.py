@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyrosplice.glmm._effect_posterior import bounded_away_from_zero
 from pyrosplice.glmm._given_others import left_out_effect
-from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.glmm._predictive_density import ROUGH, SpotGroups, log_predictive
 from pyrosplice.glmm._random_effect import unit_deviations
 from pyrosplice.posterior._problem import PosteriorProblem

@@ -18,7 +18,8 @@ from pyrosplice._optimize.newton import solve_curvature
 from pyrosplice.glmm._batches import MixedEngine
 from pyrosplice.glmm._effect_posterior import bounded_away_from_zero
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.glmm._objective import LogPrior
 from pyrosplice.glmm._random_effect import unit_deviations
 

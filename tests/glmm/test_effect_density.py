@@ -9,7 +9,8 @@ from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.glmm._effect_density import effect_density, split_effect
 from pyrosplice.glmm._effect_posterior import RandomEffectPosterior
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.spatial.car import CarCovariance
 

@@ -19,7 +19,7 @@ from pyrosplice.glmm import CountGLMM, log_density
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerPoint
 from pyrosplice.glmm._arrow.spots import SpotEliminator
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 from tests.glmm.arrow.oracle import DenseModel, Values
 from tests.glmm.arrow.random_problems import group, random_problem
 

@@ -7,8 +7,9 @@ import torch
 
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.glmm._importance import Importance, importance, pareto_k, posterior_deviations
+from pyrosplice.glmm._latents import Parameters
 from pyrosplice.glmm._marginal import fit_marginal
-from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.glmm._refine import refine
 from pyrosplice.likelihoods._contract import Multinomial
 from tests.glmm.test_laplace import edges, from_sigma2_theta, grid, small_problem

@@ -12,7 +12,8 @@ from pyrosplice._linalg.lowrank import LowRankSolver
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.glmm._laplace import Laplace
-from pyrosplice.glmm._mode import Latents, MixedModel, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial
 from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial

@@ -9,7 +9,8 @@ from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._given_others import left_out_effect
 from pyrosplice.glmm._group_cross_validation import group_densities
-from pyrosplice.glmm._mode import MixedModel, Parameters
+from pyrosplice.glmm._latents import Parameters
+from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial
 from pyrosplice.posterior import leave_one_out, one_gene
 from pyrosplice.posterior._problem import link_posterior

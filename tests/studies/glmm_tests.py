@@ -23,8 +23,9 @@ from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
 from pyrosplice._hypothesis.variance.spatial_kernel import spatial_kernel
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice._usage.gene_tests.linearized import linearized_at
+from pyrosplice.glmm._latents import Parameters
 from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
-from pyrosplice.glmm._mode import MixedModel, Mode, Parameters
+from pyrosplice.glmm._mode import MixedModel, Mode
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.spatial.car import CarCovariance
 from tests.studies.simulation import commit, save_row, simulate_counts

@@ -22,7 +22,7 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from pyrosplice.glmm._arrow import cell_kernels as kernels
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 
@@ -158,6 +159,10 @@ class CellElimination:
             assert self._pulled is not None
             score = score + log_hyper[:, :, None] * self._pulled
         return CellResponse(self, score)
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        """No inner effects."""
+        return torch.zeros(len(self.score), 0, 0, dtype=torch.float64)
 
     def measure(self, covariance: Tensor) -> CellMeasure:
         """Value and derivatives at this point, taken for the mode."""

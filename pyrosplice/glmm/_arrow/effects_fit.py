@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice.effects._isoform_effect import basis_of
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 OF_GENES = (

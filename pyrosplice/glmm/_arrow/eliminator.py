@@ -21,12 +21,13 @@ right-hand side J't, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ class Elimination(Protocol):
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> Response:
         """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
+        ...
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        r"""Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each.
+
+        With V the covariance of η in a Gaussian model, :math:`\tfrac12 r' \dot V_j P \dot V_k r` (Gilmour et al. 1995,
+        Biometrics 51: 1440): here :math:`\dot\eta_j' W\, d\eta_k`.
+        """
         ...
 
     def measure(self, covariance: Tensor) -> InnerMeasure:

@@ -47,14 +47,14 @@ class EffectsOptions:
     max_iter
         Evaluations of a gene at most.
     mode_tolerance
-        Newton decrement of the modes on the way, in nats².
+        Newton decrement of the modes where searches end, in nats²; on the way it is up to 1e-4.
     batch_genes
         Genes that are worked on together; None for as many as stay within 256 MB, 64 at most.
     """
 
     tolerance: float = 3e-4
     max_iter: int = 150
-    mode_tolerance: float = 1e-9
+    mode_tolerance: float = 1e-7
     batch_genes: int | None = None
 
 

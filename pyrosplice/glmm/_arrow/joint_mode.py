@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyrosplice.glmm._arrow.arrow import Arrow, ArrowFactor, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Elimination, Eliminator, InnerPoint
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 FAR = 0.1  # decrement above which a step is held against the joint density: Newton's steps of less never overshoot
-NEAR = 1e-4  # decrement at which a step is taken for the last: the next one is its square, about
+NEAR = 1e-3  # decrement at which a step is taken for the last: the next one is its square, about
 STALLED = 1e-9  # decrement below which one that no longer falls is rounding
 HALVINGS = 30
 MOST_STEPS = 60
@@ -128,8 +128,10 @@ class ModeSearch:
         decrement = elimination.decrement.numpy() + rhs.dot(step)
         return NewtonSystem(elimination, factor, step, decrement, definite & np.isfinite(decrement))
 
-    def find(self, outer: OuterPoint, unknowns: ArrowUnknowns, latents: Latents, *, tolerance: float) -> JointMode:
-        """Go from a point to the mode, up to a last step with a decrement of at most ``tolerance`` nats².
+    def find(
+        self, outer: OuterPoint, unknowns: ArrowUnknowns, latents: Latents, *, tolerance: float | Array
+    ) -> JointMode:
+        """Go from a point to the mode, up to a last step with a decrement of at most ``tolerance`` (b,) nats².
 
         The joint density of a gene never falls. A step is checked where its decrement is not small, or is not smaller
         than that of the step before.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pyrosplice.glmm._arrow.arrow import Arrow, ArrowMoments, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator, InnerMeasure
 from pyrosplice.glmm._arrow.joint_mode import JointMode, ModeSearch, OuterPoint
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 
@@ -43,7 +44,8 @@ class ArrowLaplace:
     value : (b,)
         NaN for a gene without a mode.
     gradient : (b, d)
-        In psi, inner sds, logs of hyper-parameters, and coefficients that are not integrated.
+        In psi, inner sds, logs of hyper-parameters, and coefficients that are not integrated; carried to the mode, to
+        first order, by the last step.
     unknowns, latents
         The mode itself, one last Newton step from where the system was factorised.
     moments
@@ -56,7 +58,8 @@ class ArrowLaplace:
         self.moments: ArrowMoments = system.factor.moments()
         self.measure: InnerMeasure = system.elimination.measure(torch.from_numpy(self.moments.blocks))
         tilt = arrow.pull(system.factor.map, self.measure.tilt.numpy())
-        self.adjoint = system.factor.solve(tilt)
+        # with the last step added the adjoint's gradient is that of the mode it leads to, to first order
+        self.adjoint = system.factor.solve(tilt).moved(system.step, np.ones(len(tilt.border)))
         moved = search.arrow.blocks_of(system.factor.map, system.step)
         one = np.ones(len(moved))
         self.unknowns = mode.unknowns.moved(system.step, one)
@@ -67,9 +70,10 @@ class ArrowLaplace:
         # the last step is not measured again: what it changes, to first order in the determinants
         value = value + 0.5 * system.decrement + tilt.dot(system.step)
         self.value = np.where(mode.found, value, np.nan)
-        self.gradient = self._gradient()
 
-    def _gradient(self) -> Array:
+    @cached_property
+    def gradient(self) -> Array:
+        """Derivatives (b, d) of the value in psi, inner sds, logs of hyper-parameters, and coefficients held."""
         arrow, system = self.search.arrow, self.mode.system
         map_ = system.factor.map
         inner = self.measure.gradient(torch.from_numpy(arrow.blocks_of(map_, self.adjoint)))
@@ -87,7 +91,16 @@ class ArrowLaplace:
         n = self.search.arrow.n_coefficients
         return self.mode.system.factor.border_covariance[:, :n, :n]
 
-    def predict(self) -> Prediction:
+    def inner_information(self) -> Array:
+        """Average information (b, I, I) of the inner standard deviations."""
+        first, system = self.search.arrow.n_parameters, self.mode.system
+        inner = slice(first, first + self.mode.outer.sds.shape[1])
+        blocks = [self.search.arrow.blocks_of(system.factor.map, step) for step in self.prediction.unknowns[inner]]
+        steps = [torch.from_numpy(own) for own in blocks]
+        return system.elimination.average_information(steps, self.prediction.latents[inner]).numpy()
+
+    @cached_property
+    def prediction(self) -> Prediction:
         """How the mode moves with each of the outer parameters."""
         arrow, outer, system = self.search.arrow, self.mode.outer, self.mode.system
         map_, raw = system.factor.map, self.measure.raw_score.numpy()
@@ -117,7 +130,12 @@ class ArrowLaplace:
 
 
 def laplace_at(
-    arrow: Arrow, eliminator: Eliminator, outer: OuterPoint, start: tuple[ArrowUnknowns, Latents], *, tolerance: float
+    arrow: Arrow,
+    eliminator: Eliminator,
+    outer: OuterPoint,
+    start: tuple[ArrowUnknowns, Latents],
+    *,
+    tolerance: float | Array,
 ) -> ArrowLaplace:
     """Laplace's value at given parameters, its mode sought from ``start``."""
     search = ModeSearch(arrow, eliminator)

@@ -2,8 +2,10 @@ r"""Supports, columns and levels: what of an :class:`EffectsProblem` does not de
 
 A *support* is a set of observations that no inner effect links with another: without a field, the observations of one
 combination of levels of all grouping factors; with one, a connected component of its precision. η of observation i of
-support u is :math:`c_i' b_u`, with c_i the distinct columns of the design and of all effects, each once. A component
-of several combinations has a set of columns for each of them, zero elsewhere, and all supports are padded to one width.
+support u is :math:`c_i' b_u`, with c_i the distinct columns of the design and of all effects, each once; a column that
+is a multiple of another among the observations of a combination (all that is constant there, beside an intercept) is
+that multiple of its coefficient. A component of several combinations has a set of columns for each of them, zero
+elsewhere, and all supports are padded to one width.
 
 Everything is expanded to Q linear predictors here, once: index ``k * Q + q`` for column k, and so for coefficients and
 for columns of an effect.
@@ -78,19 +80,21 @@ class SupportLayout:
         first, combination = equal_rows(levels)
         combinations = levels[first]
         columns, places = _distinct([problem.design, *(b.columns for b in problem.groups)])
+        columns, reduction = _without_multiples(columns, combination)
         if problem.space is None:
             support, copy = combination, np.zeros_like(combination)
             holder, slot = np.arange(len(combinations)), np.zeros(len(combinations), np.int64)
         else:
             support = _components(problem.space, len(problem.design))
             pairs, pair = np.unique(np.column_stack([support, combination]), axis=0, return_inverse=True)
+            reduction = reduction.select(pairs[:, 1])
             holder, first = pairs[:, 0], np.searchsorted(pairs[:, 0], pairs[:, 0])
             slot = np.arange(len(pairs)) - first
             copy, combinations = slot[pair.ravel()], combinations[pairs[:, 1]]
         width = columns.shape[1]
         spread = np.zeros((len(columns), width * (int(slot.max()) + 1)))
         spread[np.arange(len(columns))[:, None], copy[:, None] * width + np.arange(width)] = columns
-        maker = _Placement(holder.astype(np.int64), slot, width, n_predictors)
+        maker = _Placement(holder.astype(np.int64), slot, width, n_predictors, reduction)
         fixed = maker.incidence(np.zeros(len(holder), np.int64), places[0])
         incidences = (maker.incidence(combinations[:, e + 1], place) for e, place in enumerate(places[1:]))
         return cls(support, spread, fixed.select, tuple(incidences), n_predictors)
@@ -107,6 +111,18 @@ class SupportLayout:
 
 
 @dataclass(frozen=True)
+class _Reduction:
+    """What the distinct columns of each combination are: ``factor`` (C, k) times the column at ``place`` (C, k)."""
+
+    place: Indices
+    factor: Array
+
+    def select(self, combinations: Indices) -> _Reduction:
+        """Take some of the combinations."""
+        return _Reduction(self.place[combinations], self.factor[combinations])
+
+
+@dataclass(frozen=True)
 class _Placement:
     """Where each combination of levels has its columns: in which support, and in which set of columns of that."""
 
@@ -114,13 +130,15 @@ class _Placement:
     slot: Indices
     width: int
     n_predictors: int
+    reduction: _Reduction
 
     def incidence(self, level: NDArray[np.int64], place: Indices) -> Incidence:
         """Entries of an effect whose levels (C,) the combinations have, and whose columns are at ``place``."""
         rows = np.flatnonzero(level >= 0)
         pairs, entry = np.unique(np.column_stack([self.support[rows], level[rows]]), axis=0, return_inverse=True)
         select = np.zeros((len(pairs), (int(self.slot.max()) + 1) * self.width, len(place)))
-        select[entry.ravel()[:, None], self.slot[rows, None] * self.width + place, np.arange(len(place))] = 1.0
+        own, factor = self.reduction.place[rows][:, place], self.reduction.factor[rows][:, place]
+        select[entry.ravel()[:, None], self.slot[rows, None] * self.width + own, np.arange(len(place))] = factor
         expanded: Array = np.asarray(np.kron(select, np.eye(self.n_predictors)), dtype=np.float64)
         return Incidence(pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), expanded)
 
@@ -151,6 +169,34 @@ def _distinct(parts: list[Array]) -> tuple[Array, list[Indices]]:
                 columns.append(column)
         places.append(own)
     return np.column_stack(columns), places
+
+
+def _without_multiples(columns: Array, combination: Indices) -> tuple[Array, _Reduction]:
+    """Columns (N, w) without those that are multiples of others in each observation's combination, which vary."""
+    n_combinations, n_columns = int(combination.max()) + 1, columns.shape[1]
+    place = np.zeros((n_combinations, n_columns), np.int64)
+    factor, count = np.zeros((n_combinations, n_columns)), np.zeros(n_combinations, np.int64)
+    kept: list[NDArray[np.bool_]] = []
+    out = np.zeros_like(columns)
+    for k, column in enumerate(columns.T):
+        open_ = ~_everywhere(column == 0, combination)
+        for j, other in enumerate(kept):
+            ratio = np.zeros(n_combinations)
+            filled = np.flatnonzero(columns[:, j])
+            ratio[combination[filled]] = column[filled] / columns[filled, j]
+            equal = _everywhere(column == ratio[combination] * columns[:, j], combination) & open_ & other
+            place[equal, k], factor[equal, k], open_ = place[equal, j], ratio[equal], open_ & ~equal
+        place[open_, k], factor[open_, k] = count[open_], 1.0
+        rows = np.flatnonzero(open_[combination])
+        out[rows, count[combination[rows]]] = column[rows]
+        count += open_
+        kept.append(open_)
+    return out[:, : max(1, int(count.max()))], _Reduction(place, factor)
+
+
+def _everywhere(true: NDArray[np.bool_], combination: Indices) -> NDArray[np.bool_]:
+    """Whether it is true of all observations of each combination."""
+    return np.bincount(combination[~true], minlength=int(combination.max()) + 1) == 0
 
 
 def _components(space: SpatialSolver, n_spots: int) -> Indices:

@@ -21,7 +21,7 @@ from pyrosplice.glmm._arrow.arrow import Arrow, ArrowUnknowns
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -30,6 +30,8 @@ LogPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOG_HYPER = (-12.0, 12.0)  # beyond, a dispersion makes no difference to any count below 10^5, nor a concentration
 SD_STEP, HYPER_STEP = 0.25, 1.0  # longest steps, in units of the data and in logs (sketch of this engine)
 PROBE = 0.05  # change of an inner sd or log whose effect on the gradient is the first curvature
+LOOSE = 1e-4  # largest Newton decrement of a mode on the way: value and gradient are carried to the mode from there
+SHARE = 1e-2  # of the squared gradient before, in nats, that the next mode's decrement may be
 LEAST_CURVATURE = 0.5  # of those, in units of the data
 
 
@@ -54,7 +56,7 @@ class OuterObjective:
     start
         Where it starts.
     tolerance
-        Newton decrement at which a mode is good enough, in nats².
+        Newton decrement at which a mode is good enough at the end, in nats²; on the way :data:`SHARE` says.
     log_prior
         Of standard deviations and logs of hyper-parameters; None for none.
     """
@@ -74,6 +76,7 @@ class OuterObjective:
         self.origin, self.unknowns = start.parameters, start.unknowns
         self.latents = eliminator.zeros(genes)
         self.at = start.parameters.copy()
+        self.enough = np.full(len(genes), max(tolerance, LOOSE))
         self.moves: list[tuple[ArrowUnknowns, Latents]] = []
         self.sizes = (arrow.n_parameters, len(eliminator.inner), len(eliminator.hyper))
         n, d = start.parameters.shape
@@ -105,9 +108,8 @@ class OuterObjective:
             unknowns = unknowns.moved(move.select(rows), change[:, j])
             latents = latents.moved(inner.select(pick), torch.from_numpy(change[:, j].copy()))
         outer = self.outer(rows, x)
-        found = laplace_at(
-            self.arrow, self.eliminator, outer, (unknowns, latents), tolerance=tolerance or self.tolerance
-        )
+        enough = self.enough[rows] if tolerance is None else np.full(len(rows), tolerance)
+        found = laplace_at(self.arrow, self.eliminator, outer, (unknowns, latents), tolerance=enough)
         if keep:
             self._keep(rows, x, found)
         return found
@@ -119,7 +121,7 @@ class OuterObjective:
         self.unknowns.private[at] = found.unknowns.private[sound]
         self.latents = self.latents.replaced(torch.from_numpy(at), found.latents.select(pick))
         self.at[at] = x[sound]
-        prediction = found.predict()
+        prediction = found.prediction
         if not self.moves:
             blank = self.unknowns
             self.moves = [
@@ -157,6 +159,8 @@ class OuterObjective:
         x = self.parameters(genes, point)
         loss, gradient = self.loss(x, self.laplace(genes.numpy(), x))
         white = np.einsum("bij,bi->bj", self.whitening[genes.numpy()], gradient)
+        share = np.nan_to_num(SHARE * (white**2).sum(1), nan=0.0)
+        self.enough[genes.numpy()] = np.clip(share, self.tolerance, max(self.tolerance, LOOSE))
         return torch.from_numpy(loss), torch.from_numpy(white)
 
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
@@ -169,13 +173,17 @@ class OuterObjective:
     ) -> tuple[Array, Array, Array, Convergence]:
         """Search from the start: parameters (B, d), losses (B,), norms of gradients (B,) and the record.
 
-        ``curvature`` (B, d, d) is what is expected of groups and coefficients; that of inner effects and
-        hyper-parameters is probed. The parameters that are ``held`` (d,) stay.
+        ``curvature`` (B, d, d) is what is expected of groups and coefficients; that of inner effects is their average
+        information, that of hyper-parameters is probed. The parameters that are ``held`` (d,) stay.
         """
         n, d = self.origin.shape
         rows = torch.arange(n)
-        loss, gradient = self.loss(self.origin, self.laplace(rows.numpy(), self.origin))
-        self.whitening = self._whitening(curvature.copy(), gradient, held)
+        found = self.laplace(rows.numpy(), self.origin)
+        loss, gradient = self.loss(self.origin, found)
+        low, middle = self.sizes[0], sum(self.sizes[:2])
+        hessian = curvature.copy()
+        hessian[:, low:middle, low:middle] = found.inner_information()
+        self.whitening = self._whitening(hessian, gradient, held)
         white = np.einsum("bij,bi->bj", self.whitening, gradient)
         record = Convergence.start(n)
         identity = torch.eye(d, dtype=torch.float64).expand(n, d, d).clone()
@@ -187,12 +195,13 @@ class OuterObjective:
         return self.parameters(rows, y), last.numpy(), slope.norm(dim=-1).numpy(), record
 
     def _whitening(self, hessian: Array, gradient: Array, held: NDArray[np.bool_]) -> Array:
-        rows, low, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes)
-        for j in range(low, high):
+        rows, low, middle, high = np.arange(len(hessian)), self.sizes[0], sum(self.sizes[:2]), sum(self.sizes)
+        for j in range(middle, high):
             probed = self.origin.copy()
             probed[:, j] += PROBE * self.unit[:, j]
             slope = self.loss(probed, self.laplace(rows, probed, keep=False))[1]
             hessian[:, low:high, j] = (slope - gradient)[:, low:high] / (PROBE * self.unit[:, j, None])
+            hessian[:, j, low:middle] = hessian[:, low:middle, j]
         if high > low:
             unit = self.unit[:, low:high, None] * self.unit[:, None, low:high]
             hessian[:, low:high, low:high] = _positive(hessian[:, low:high, low:high] * unit) / unit

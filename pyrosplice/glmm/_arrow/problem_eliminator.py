@@ -8,12 +8,11 @@ from pyrosplice.glmm._arrow.cell_passes import CellEliminator, is_counted
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.layout import SupportLayout
-from pyrosplice.glmm._arrow.observations import ObservationEliminator
 from pyrosplice.glmm._arrow.spots import SpotEliminator
 
 
 def eliminator_of(problem: EffectsProblem, layout: SupportLayout) -> Eliminator:
     """The eliminator of a problem."""
-    if problem.space is not None or problem.noise:
-        return SpotEliminator(problem, torch.from_numpy(layout.columns), torch.from_numpy(layout.support))
-    return CellEliminator(problem, layout) if is_counted(problem) else ObservationEliminator(problem, layout)
+    if is_counted(problem):
+        return CellEliminator(problem, layout)
+    return SpotEliminator(problem, torch.from_numpy(layout.columns), torch.from_numpy(layout.support))

@@ -15,6 +15,8 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,9 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.support_columns import SupportColumns
 from pyrosplice.glmm._laplace import Border, EffectMoments
-from pyrosplice.glmm._mode import Latents, MixedModel, NewtonStep, Parameters
+from pyrosplice.glmm._latents import Latents, Parameters
+from pyrosplice.glmm._mode import MixedModel, NewtonStep
+from pyrosplice.likelihoods._guarded import guarded
 
 DIFFERENCE = 1e-4  # in the log of a hyper-parameter: central differences of a score are then exact to eight digits
 
@@ -62,7 +66,9 @@ class SpotEliminator:
         self.columns = SupportColumns(columns.to(torch.float64), supports)
         solver, self._latent_supports = _solver(problem, self.columns)
         self.basis = basis_of(problem.isoform_effect, problem.counts)
-        self._model = MixedModel(problem.counts.to(torch.float64), None, solver, problem.likelihood, self.basis)
+        self._model = MixedModel(
+            problem.counts.to(torch.float64), None, solver, guarded(problem.likelihood, []), self.basis
+        )
         self._offset = self._offset_of(problem)
         self.inner = ("space",) * (problem.space is not None) + ("noise",) * problem.noise
         self.hyper = self._model.hyper
@@ -84,10 +90,10 @@ class SpotEliminator:
         Of genes that are not curved there, with the positive part of each spot's information, whose step ascends.
         """
         model, parameters = self._model_at(at), self._parameters(at)
-        step = model.newton(parameters, at.latents)
+        step = model.newton(parameters, at.latents, fields=self._fields)
         curved = step.curved
         if not model.likelihood.log_concave and not bool(curved.all()):
-            step = model.newton(parameters, at.latents, exact=curved)
+            step = model.newton(parameters, at.latents, exact=curved, fields=self._fields)
         return SpotElimination(self, step, curved)
 
     def slope_of(self, elimination: SpotElimination, log_hyper: Tensor) -> Tensor:
@@ -116,10 +122,11 @@ class SpotEliminator:
         moved = self.columns.spread(step)
         if newton.factor is not None:
             own = step.index_select(1, self._latent_supports) if self.n_supports > 1 else step
-            field = -(elimination.absorbed * planar(own)[:, :, None]).sum(-1)
+            field = -matvec(elimination.absorbed, planar(own))
             moved = moved + newton.model.random_part(newton.parameters, Latents(field, torch.zeros_like(moved)))
-        noise = -matvec(newton.white_covariance, matvec(newton.information, moved) * c)
-        return Latents(field, noise)
+        if not newton.noisy:
+            return Latents(field, torch.zeros_like(moved))
+        return Latents(field, -matvec(newton.white_covariance, matvec(newton.information, moved) * c))
 
     def _model_at(self, at: InnerPoint) -> MixedModel:
         """The mixed model of those genes with those hyper-parameters; that of the last call where they are the same."""
@@ -169,7 +176,8 @@ class SpotElimination:
     def __init__(self, eliminator: SpotEliminator, step: NewtonStep, curved: Tensor):
         self.eliminator, self.step, self.curved = eliminator, step, curved
         columns, fields = eliminator.columns, eliminator._fields
-        self.absorbed = step.absorbed(fields)  # (b, r, Q, w Q)
+        assert step.taken is not None
+        self.absorbed = step.taken  # (b, r, Q, w Q)
         self.left_over = step.left_over(fields, self.absorbed)  # (b, N, Q, w Q)
         self.information = columns.gather(matmul(step.effective, self.left_over))
         self.score = columns.gather(self.remaining(step.score, step.direction))
@@ -187,12 +195,31 @@ class SpotElimination:
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> SpotResponse:
         """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
         eliminator, step = self.eliminator, self.step
+        if not bool((sds != 0).any()) and not bool((log_hyper != 0).any()):
+            return SpotResponse(self, -(self.information @ blocks[..., None])[..., 0], eliminator.carried(self, blocks))
         change = eliminator.changed(sds, eliminator.columns.spread(blocks))
         moved = change.coefficients + step.model.random_part(change, step.latents)
         slope = -matvec(step.information, moved)
         if eliminator.hyper and bool((log_hyper != 0).any()):
             slope = slope + eliminator.slope_of(self, log_hyper)
-        return SpotResponse(self, slope, step.response(slope, step.score, change))
+        latents = step.response(slope, step.score, change)
+        return SpotResponse(self, eliminator.columns.gather(self.remaining(slope, latents)), latents)
+
+    def average_information(self, steps: Sequence[Tensor], latents: Sequence[Latents]) -> Tensor:
+        """Average information ``(b, I, I)`` of the inner sds, given how b and the inner effects move with each."""
+        eliminator, newton = self.eliminator, self.step
+        model, units = newton.model, torch.eye(len(steps), dtype=torch.float64)
+        none = torch.zeros_like(newton.eta)
+        rates = [
+            model.random_part(eliminator.changed(unit.expand(len(none), -1), none), newton.latents) for unit in units
+        ]
+        out = torch.zeros(len(none), len(rates), len(rates), dtype=torch.float64)
+        for k, rate in enumerate(rates):
+            moved = rate + eliminator.columns.spread(steps[k]) + model.random_part(newton.parameters, latents[k])
+            weighted = matvec(newton.information, moved)
+            for j, other in enumerate(rates):
+                out[:, j, k] = (other * weighted).sum((1, 2))
+        return out
 
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
@@ -202,10 +229,8 @@ class SpotElimination:
 class SpotResponse:
     """How the mode moves; a :class:`~.eliminator.Response`."""
 
-    def __init__(self, elimination: SpotElimination, slope: Tensor, latents: Latents):
-        self._elimination, self._latents = elimination, latents
-        columns = elimination.eliminator.columns
-        self.score = columns.gather(elimination.remaining(slope, latents))
+    def __init__(self, elimination: SpotElimination, score: Tensor, latents: Latents):
+        self._elimination, self.score, self._latents = elimination, score, latents
 
     def advance(self, step: Tensor) -> Latents:
         """The change of the inner effects, given that of b ``(b, U, w Q)``."""
@@ -242,7 +267,7 @@ class SpotMeasure:
         """Derivatives of the value, given the adjoint's part ``(b, U, w Q)`` in b."""
         elimination, step = self._elimination, self._elimination.step
         eliminator, model = elimination.eliminator, step.model
-        latents = self._latents.moved(eliminator.carried(elimination, adjoint))
+        latents = self._latents.moved(step.direction).moved(eliminator.carried(elimination, adjoint))
         eta = eliminator.columns.spread(adjoint) + model.random_part(step.parameters, latents)
         residual = step.score + self._tilt - matvec(step.information, eta)
         spatial, white = self._moments.gradients(step.latents, latents, residual, step.score)

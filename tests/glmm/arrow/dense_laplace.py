@@ -1,14 +1,12 @@
-"""Laplace's method written plainly for one gene, with dense matrices and autograd; and random problems to try it on."""
-
-import math
+"""Random problems of effects of groups alone, and their dense algebra for one gene."""
 
 import numpy as np
 import torch
-from torch.func import grad, hessian
 
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.likelihoods import Binomial, DirichletMultinomial, Multinomial, NegativeBinomial, Normal, Poisson
+from tests.glmm.arrow.oracle import DenseModel, Values
 
 
 def triangle(q, *, diagonal=False):
@@ -105,33 +103,13 @@ def design_of(problem, psi):
 
 
 def dense_value(problem, gene, outer, *, restricted):
-    """Laplace's value of a gene at (psi, log_hyper, coefficients)."""
+    """Laplace's value of a gene at (psi, log_hyper, coefficients), of a problem whose effects are all of groups."""
     psi, log_hyper, beta = (torch.as_tensor(part) for part in outer)
-    x, z = torch.as_tensor(problem.design), design_of(problem, psi)
     n_predictors = problem.likelihood.n_predictors(problem.counts.shape[-1])
-    bound = problem.likelihood.bind(
-        {n: log_hyper[k].exp().reshape(1, 1) for k, n in enumerate(problem.likelihood.free)}
+    sizes = [len(group.basis) for group in problem.groups]
+    values = Values(
+        psi=psi.split(sizes) if sizes else (),
+        log_hyper=log_hyper if len(log_hyper) else None,
+        coefficients=None if restricted else beta.reshape(-1, n_predictors),
     )
-    counts, offset = problem.counts[gene : gene + 1], torch.as_tensor(problem.offset)[:, None]
-    n_fixed = x.shape[1] * n_predictors
-
-    def joint(flat):
-        b = flat[:n_fixed] if restricted else beta
-        v = flat[n_fixed if restricted else 0 :].reshape(-1, n_predictors)
-        eta = x @ b.reshape(-1, n_predictors) + z @ v + offset
-        return bound.log_prob(counts, eta[None]).sum() - 0.5 * v.square().sum()
-
-    flat = torch.zeros(z.shape[1] * n_predictors + (n_fixed if restricted else 0), dtype=torch.float64)
-    if not len(flat):
-        return float(joint(flat))
-    for _ in range(100):
-        step = torch.linalg.solve(-hessian(joint)(flat), grad(joint)(flat))
-        length = 1.0
-        while joint(flat + length * step) < joint(flat) - 1e-10 and length > 1e-8:
-            length /= 2
-        flat = flat + length * step
-        if float(step.abs().max()) < 1e-11:
-            break
-    logdet = torch.logdet(-hessian(joint)(flat))
-    constant = 0.5 * n_fixed * math.log(2 * math.pi) if restricted else 0.0
-    return float(joint(flat) - 0.5 * logdet) + constant
+    return float(DenseModel(problem, gene).laplace(values))

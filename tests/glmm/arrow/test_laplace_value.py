@@ -92,7 +92,7 @@ def test_mode_moves_as_predicted(layout, family):
     problem = random_problem(layout, family, seed=3)
     outer = random_outer(problem, 3, restricted=False)
     found = engine_at(problem, outer, restricted=False)
-    at, step, prediction = joined(outer), 1e-5, found.predict()
+    at, step, prediction = joined(outer), 1e-5, found.prediction
     for j, moved in enumerate(prediction.unknowns):
         change = np.zeros_like(at)
         change[:, j] = step

@@ -17,7 +17,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerPoint
 from pyrosplice.glmm._arrow.spots import SpotElimination, SpotEliminator, SpotMeasure
-from pyrosplice.glmm._mode import Latents
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
