@@ -30,7 +30,9 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     DataFrame
         ``gene``, ``effect`` (a term of the formula, ``"space"`` or ``"cell"``), ``parameter`` (``"sd(1)"``,
         ``"correlation(1, age)"``), ``estimate`` on the scale of the predictor (natural log) and ``reason``, "" or why
-        there is none. Zero where the data show no variance.
+        there is none. Zero where the data show no variance. Of a field with ``rho="estimate"`` also ``"rho"``, whose
+        ``reason`` is ``"at_range_end"`` where no end was in sight between 0 and 0.9991, and ``"not_identified"`` where
+        nothing varies in space.
 
     Raises
     ------
@@ -52,6 +54,11 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
                     rows.append((block.name, f"correlation({second}, {first})", correlation[:, k, j]))
     named = {"space": "space", "noise": "cell"}
     rows += [(named[name], "sd", mixed.sds[:, k].numpy()) for k, name in enumerate(mixed.inner)]
+    said = [np.full(len(genes), "", dtype=object) for _ in rows]
+    if estimator.effects.family is not None:
+        values, words = estimator.field_parameter()
+        rows.append(("space", estimator.effects.family.name, values))
+        said.append(words)
     table = TestTable(
         labels={
             "gene": np.repeat(genes, len(rows)),
@@ -62,7 +69,8 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
         more={"estimate": np.stack([values for *_, values in rows], 1).ravel()},
     ).to_frame()
     why = np.repeat(unless_ended(mixed.reason, Reason.BOUNDARY.value), len(rows))  # of an sd of zero: no correlation
-    return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
+    own = np.stack(said, 1).ravel()
+    return table.assign(reason=np.where(own != "", own, np.where(table["estimate"].isna(), why, "")))
 
 
 def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
 
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
 from pyrosplice.glmm._arrow.layout import Layout
-from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
