@@ -10,7 +10,7 @@ Classes are looked at when they are made. A method that is set on an object, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from pyrosplice.errors import InvalidArgumentError
@@ -39,6 +39,17 @@ def refuse_set_methods(value: object, argument: str) -> None:
         raise InvalidArgumentError(
             f"{argument}: found {', '.join(found)} set on a {type(value).__name__} object; override methods in a "
             "subclass."
+        )
+
+
+def refuse_properties(kind: type, parent: type, *, read: Collection[str] = ()) -> None:
+    """Raise where a subclass overrides a property of ``parent`` that its methods do not ``read``, and would ignore."""
+    properties = {name for name, value in vars(parent).items() if isinstance(value, property)} - {*read}
+    found = sorted(name for name in properties if vars(parent)[name] is not getattr(kind, name))
+    if found:
+        raise InvalidArgumentError(
+            f"{kind.__name__}: it overrides {', '.join(found)}, and the methods of {parent.__name__} read what they "
+            "need from the data that they were given, not from there; override a method, or use another name."
         )
 
 

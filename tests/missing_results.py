@@ -6,8 +6,10 @@ from pyrosplice.reasons import Reason
 
 
 def lacking(table):
-    """Rows without a p-value, or without a finite standard error or interval, ``(R,)``."""
+    """Rows without a p-value, with an infinite effect, or without a finite standard error or interval, ``(R,)``."""
     lost = np.zeros(len(table), dtype=bool)
+    if "effect" in table:
+        lost |= np.isinf(table["effect"].to_numpy(dtype=float))
     for name in {"pvalue", "pvalue_adj"} & set(table):
         lost |= table[name].isna().to_numpy()
     for name in (column for column in table if column.split("_")[-1] in ("se", "lower", "upper")):

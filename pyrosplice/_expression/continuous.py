@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.call_options import known_options
+from pyrosplice._expression.engine.endless_contrasts import identified_contrasts
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import (
@@ -24,7 +25,7 @@ from pyrosplice._expression.tests import (
     unit_rows,
     wald_repeated,
 )
-from pyrosplice._expression.thresholds import log_of
+from pyrosplice._expression.thresholds import LOG, log_of
 from pyrosplice._tables.names import places_of, text_names
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_switches
 from pyrosplice.plotting._expression import heatmap
@@ -110,15 +111,18 @@ class ContinuousTest(ExpressionTest):
     Every method takes ``genes``, all by default: names, positions, a slice or a mask; and ``non_numeric``: whether the
     other terms of the formula are part of the curve.
 
-    *Differs from* the original: curves, ``max`` and ``min`` are on the log scale and, without ``non_numeric``, leave
-    out the intercept; a gene that does not exist is an error, not left out; size factors are never part of a curve.
+    *Differs from* the original: curves, ``max`` and ``min`` are on the scale of the predictor (log) and, without
+    ``non_numeric``, leave out the intercept; a gene that does not exist is an error, not left out; size factors are
+    never part of a curve. Of a gene that is separated along the covariate the fold change is infinite, and the curve
+    says how far the search went.
     """
 
     def __init__(self, *, covariate: Array, columns: NDArray[np.intp], **result: Any) -> None:
         super().__init__(**result)
         self.covariate, self.columns = covariate, columns
-        self.logfc = self.max() - self.min()
-        self.logfc_se = None
+        rows = np.eye(len(self.estimator.model.a))[columns] @ self.estimator.input_data.constraints_loc.matrix
+        self.endless = np.isin(np.arange(len(self.gene_ids)), list(identified_contrasts(self.estimator.fit, rows)))
+        self.effect, self.effect_se = self._spread(), None
 
     def curve(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log fitted effect of the covariate at each cell ``(N, g)``."""
@@ -144,13 +148,19 @@ class ContinuousTest(ExpressionTest):
         """Value of the covariate where the curve is smallest."""
         return self._at(self.curve(genes, non_numeric), largest=False)
 
+    def _spread(self, genes: Any = None, non_numeric: bool = False) -> Array:
+        """Largest less smallest value of the curve ``(g,)``, infinite where a coefficient of it is."""
+        spread = self.max(genes, non_numeric) - self.min(genes, non_numeric)
+        return np.where(self.endless[places_of(genes, self.gene_ids, "genes")], np.inf, spread)
+
     def _at(self, curve: Array, *, largest: bool) -> Array:
         where = curve.argmax(0) if largest else curve.argmin(0)
         return np.where(np.isnan(curve).any(0), np.nan, self.covariate[where])
 
     def log_fold_change(self, base: float = math.e, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Log of the largest over the smallest value of the curve, in any base ``(g,)``."""
-        return (self.max(genes, non_numeric) - self.min(genes, non_numeric)) / log_of(base)
+        """Log of the largest over the smallest value of the curve, in any base ``(g,)``; NaN without a log link."""
+        spread = self._spread(genes, non_numeric)
+        return (spread if self.link == LOG else np.full_like(spread, np.nan)) / log_of(base)
 
     def log2_fold_change(self, genes: Any = None, non_numeric: bool = False) -> Array:
         """Log₂ of the largest over the smallest value of the curve ``(g,)``."""
@@ -165,7 +175,7 @@ class ContinuousTest(ExpressionTest):
         if not non_numeric:
             return super().summary(*thresholds, **options)
         own = {f.name: getattr(self, f.name) for f in fields(ExpressionTest)}
-        own["logfc"] = self.log_fold_change(non_numeric=True)
+        own["effect"] = self._spread(non_numeric=True)
         return ExpressionTest(**own).summary(*thresholds, **options)
 
     def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:

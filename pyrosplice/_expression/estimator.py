@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pyrosplice._devices import as_device
 from pyrosplice._expression.call_options import TRAINING_WITHOUT_EFFECT, block_sizes, is_default, known_options
 from pyrosplice._expression.count_matrix import CountMatrix
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit, Start, default_starter, fit_glm
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
 from pyrosplice._expression.engine.row_source import RowSource
-from pyrosplice._expression.fit_inputs import InputData
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.noise_models import held_scale
+from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.cells import as_numbers
@@ -67,8 +67,6 @@ class Estimator(Described):
     lls : list of float
         ``loss`` after each call of :meth:`train`, negated.
     """
-
-    law: UnitLaw | None = None  # of contrasts beside random effects
 
     def __init__(  # noqa: PLR0913 (a documented interface)
         self,
@@ -198,6 +196,13 @@ class Estimator(Described):
         if self._fit is None:
             raise NotReadyError("train() has not been called: the training strategy did nothing.")
         return self._fit
+
+    def contrast_law(self, rows: Array) -> RobustCovariance | None:
+        """Covariance and degrees of freedom of contrasts ``(k, F)`` of free coefficients; None: expected information.
+
+        Of a fit with random effects they go by the units of the contrasts.
+        """
+        return None
 
     @property
     def _n_genes(self) -> int:

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
+from pyrosplice._expression import stored_fit
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
 from pyrosplice._expression.engine.dispersion import cox_reid
@@ -21,42 +22,34 @@ from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
-from pyrosplice._expression.mixed import component_tests, effect_tables
+from pyrosplice._expression.mixed import component_tests, effect_tables, spatial_null
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.mixed.spatial_null import spatial_variability_beside
-from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
-from pyrosplice._expression.posterior import posterior
+from pyrosplice._expression.places import SPATIAL_KEY, Spots
+from pyrosplice._expression.posterior import draw_from_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
-from pyrosplice._expression.results import LOG_2, ExpressionTest
-from pyrosplice._expression.spatial_variability import spatial_variability
-from pyrosplice._expression.spots import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
-from pyrosplice._expression.stored_fit import SavedExpression, noise_again, saved_design, saved_design_of, saved_noise
+from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
+from pyrosplice._expression.thresholds import log_unit
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
-from pyrosplice._io.codec import check_keys
 from pyrosplice._io.older import expression_2
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.names import text_names
-from pyrosplice.effects._effect import Effect
-from pyrosplice.effects._field import Field, Independent
+from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
-from pyrosplice.effects._units import DesignUnits
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
-from pyrosplice.guides._own_model import Program, check_model, takes
+from pyrosplice.guides._own_model import Program, check_model
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason, describe_reasons
 
 Array = NDArray[np.float64]
-OF_EFFECTS = ("effects", "space", "spatial_key", "section_key")
-OF_THE_MODEL = ("as_numeric", "constraints_loc", "constraints_scale", "noise_model", *OF_EFFECTS)
-SETTINGS = ("formula_loc", "formula_scale", *OF_THE_MODEL)
 
 
 @works_in_any_mode
@@ -106,7 +99,7 @@ class ExpressionGLM(FollowedExpression, Described):
         noise_model: str | Likelihood | None = None,
         likelihood: str | Likelihood | None = None,
         model: Program | None = None,
-        effects: Sequence[Effect | Field | Independent] = (),
+        effects: Sequence[GivenEffect] = (),
         space: Field | None = None,
         spatial_key: str = SPATIAL_KEY,
         section_key: str | None = None,
@@ -124,7 +117,7 @@ class ExpressionGLM(FollowedExpression, Described):
         self._fit: GlmFit | None = None
         self._quasi: QuasiFit | None = None
         self._noise_checked, self._spots = False, Spots.of(None)
-        self._law: UnitLaw | None = None
+        self._record: MixedRecord | None = None
 
     def _rows(self) -> dict[str, str]:
         rows = {"noise": str(self.noise_model), "location": str(self.formula_loc), "scale": self.formula_scale}
@@ -138,17 +131,16 @@ class ExpressionGLM(FollowedExpression, Described):
             return rows | {"fit": "not fitted; call fit"}
         cells = "" if self.estimator is None else f"{len(self._location.matrix)} cells, "
         ended = describe_reasons(self._fit.reason) + ("; loaded, without the counts" if self.estimator is None else "")
-        coefficients = ", ".join(self.coefficient_names)
-        data = f"{cells}{len(self.gene_names)} genes"
-        return {"data": data, **rows, "coefficients": coefficients, "fit": ended}
+        rows |= {"coefficients": ", ".join(self.coefficient_names), "fit": ended}
+        return {"data": f"{cells}{len(self.gene_names)} genes", **rows}
 
     def fit(self, data: Any, **options: Any) -> ExpressionGLM:
         """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
         """
-        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(OF_THE_MODEL))
-        settings = {name: getattr(self, name) for name in SETTINGS}
+        options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(stored_fit.SETTINGS))
+        settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
         followed = self._follow({"data": data, **settings}, options) if self._has_own() else None
         if followed is not None:
             self._own, self._inputs = followed
@@ -160,6 +152,7 @@ class ExpressionGLM(FollowedExpression, Described):
             self._mean = self.estimator.gene_means
         inputs = self._input_data()
         self._saved_own, self._quasi, self._noise_checked, self._spots = None, None, False, Spots.of(data)
+        self._record = None
         self._location, self._constraints = inputs.location, inputs.constraints_loc
         self.gene_names, self.coefficient_names = inputs.counts.gene_names, list(inputs.location.names)
         return self
@@ -190,16 +183,19 @@ class ExpressionGLM(FollowedExpression, Described):
             )
         return self.estimator
 
+    def _has_effects(self) -> bool:
+        """Whether the fit has random effects."""
+        estimator = self.estimator
+        return self._record is not None if estimator is None else estimator.input_data.effects is not None
+
     def _mixed_estimator(self) -> MixedEstimator:
         return effect_tables.require_effects(self.estimator)
 
-    def _law_of_units(self) -> UnitLaw | None:
-        """Laws of contrasts beside random effects; None of a model without."""
-        return self._law if self.estimator is None else self.estimator.law
+    def _mixed_fit(self) -> effect_tables.MixedFit:
+        return self._mixed_estimator() if self._record is None else self._record
 
-    def _units(self) -> DesignUnits:
-        law = self._law_of_units()
-        return self._mixed_estimator().units if law is None else law.units
+    def _mixed_record(self) -> MixedRecord:
+        return self._mixed_estimator().record if self._record is None else self._record
 
     def cond(self, **levels: Any) -> Array:
         """Design row ``(P,)`` of a cell with these levels: other factors at their first level, other numbers at 0.
@@ -254,19 +250,22 @@ class ExpressionGLM(FollowedExpression, Described):
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
-        law = self._law_of_units()
-        if law is not None:
+        if self._has_effects():
             if donors is not None:
                 raise InvalidArgumentError("donors: they are in the formula of this fit, as random effects; leave out.")
             given = None if self.estimator is None else self._mixed_estimator()
+            law = self._mixed_record().unit_law
             mixed = MixedResults(self.results, self._constraints, law, self.gene_names, self._mean, given)
-            return mixed.test(rows, method, "clip" if df is None else df)
+            found = mixed.test(rows, method, "clip" if df is None else df)
+            found.link = self._link
+            return found
         if df is not None:
             raise InvalidArgumentError(f"df: the fit has no random effects, whose levels could be units, found {df!r}.")
         needs_donors = method in ("cluster", "glmm")
         if needs_donors != (donors is not None):
             raise InvalidArgumentError(f"donors: method {method!r} {'needs' if needs_donors else 'does not use'} them.")
         wald = contrast_test(self.results, self._constraints, rows, gene_ids=self.gene_names, mean=self._mean)
+        wald.link = self._link
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
             warn_of_noise(self.estimator, stacklevel=4)
@@ -276,27 +275,7 @@ class ExpressionGLM(FollowedExpression, Described):
 
     contrast = test
 
-    def test_spatial_variability(
-        self,
-        method: str = "score",
-        *,
-        spatial_key: str = SPATIAL_KEY,
-        adj_key: str | None = None,
-        k_neighbors: int = K_NEIGHBORS,
-        section_key: str | None = None,
-    ) -> pd.DataFrame:
-        """Test every gene for variability in space beside the fitted covariates: a table by gene.
-
-        By :func:`~pyrosplice._expression.spatial_variability.spatial_variability`; the arguments are as for
-        :func:`pyrosplice.spatially_variable_genes`, but that sections have levels of their own where the formula says.
-        """
-        space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
-        if self._law_of_units() is None:
-            return spatial_variability(self._data(), self._spots, space, method)
-        estimator = self._mixed_estimator()
-        asked = space != SpotOptions() or estimator.effects.field is None
-        covariance = self._spots.covariance(estimator.input_data.cells, space) if asked and self._spots else None
-        return spatial_variability_beside(estimator, covariance, method)
+    test_spatial_variability = spatial_null.test_in_space
 
     def variance_ratio(self) -> Array:
         """Compare the spread of each gene's counts with what the fitted noise expects: ``(G,)``, NaN without a fit.
@@ -307,7 +286,7 @@ class ExpressionGLM(FollowedExpression, Described):
         return noise_ratio(self._data())
 
     def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Shrink fold changes of a coefficient by a Cauchy prior: ``effect`` (log₂) and ``se``, its posterior SD.
+        """Shrink a coefficient by a Cauchy prior: ``effect`` and ``se``, posterior mode and SD (log₂ of a fold change).
 
         ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
         the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
@@ -324,10 +303,9 @@ class ExpressionGLM(FollowedExpression, Described):
         se = np.sqrt(fit.covariance[:, k, k])
         scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
         mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        mle = self.results.theta[:, k] / LOG_2
-        labels, more = {"gene": self.gene_names}, {"effect_mle": mle, "prior_scale": scale}
-        why = unless_ended(fit.reason, Reason.NOT_FINITE.value)
-        return TestTable(labels=labels, effect=mode / LOG_2, se=sd / LOG_2, why=why, more=more).to_frame()
+        unit, why = log_unit(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
+        labels, more = {"gene": self.gene_names}, {"effect_mle": self.results.theta[:, k] / unit, "prior_scale": scale}
+        return TestTable(labels=labels, effect=mode / unit, se=sd / unit, why=why, more=more).to_frame()
 
     def adjusted_dispersion(self) -> Array:
         """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
@@ -348,9 +326,9 @@ class ExpressionGLM(FollowedExpression, Described):
         """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
         return self._data().model.sample_j(genes, seed=seed)
 
-    posterior = posterior
+    posterior = draw_from_posterior
     variance_components = effect_tables.variance_components
-    random_effects = effect_tables.random_effects
+    random_effects = effect_tables.level_effects
     test_component = component_tests.test_component
     units = effect_tables.units
 
@@ -368,20 +346,28 @@ class ExpressionGLM(FollowedExpression, Described):
         A formula that is more than names, numbers, operators and known functions is left out: the loaded model cannot
         make designs of new cells, and says so.
         """
-        fit = self.results
-        settings = {name: getattr(self, name) for name in SETTINGS} | {"noise_model": saved_noise(self.noise_model)}
-        check_arguments(type(self), {*settings, *(name for name in ("model", "likelihood") if takes(type(self), name))})
-        design, settings = saved_design(self._location, settings)
-        genes = list(self.gene_names)
-        saved = SavedExpression(settings, fit, self._constraints, design, genes, self._mean, self._saved_sites())
-        Archive.of(type(self).__name__, saved, part="about").save(path)
+        settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
+        settings["noise_model"] = stored_fit.saved_noise(self.noise_model)
+        settings |= saved_effects(self.effects, self.space)
+        check_arguments(type(self), stored_fit.file_arguments(type(self)))
+        design, settings = stored_fit.saved_design(self._location, settings)
+        mixed = self._mixed_record() if self._has_effects() else None
+        parts = self.results, self._constraints, design, list(self.gene_names), self._mean, self._saved_sites(), mixed
+        Archive.of(type(self).__name__, stored_fit.SavedExpression(settings, *parts), part="about").save(path)
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Program | None = None, likelihood: Likelihood | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: Program | None = None,
+        likelihood: Likelihood | None = None,
+        effects: Sequence[GivenEffect] = (),
+    ) -> Self:
         """Read a file of :meth:`save`: Wald tests, contrasts and the summary work; what needs counts does not.
 
-        ``model`` and ``likelihood`` are those of your own, if it was saved with them. Nothing in the file is evaluated
-        but a formula of names, numbers, operators and known functions.
+        ``model``, ``likelihood`` and ``effects`` are those of your own, if it was saved with them. Nothing in the file
+        is evaluated but a formula of names, numbers, operators and known functions.
 
         Raises
         ------
@@ -392,14 +378,14 @@ class ExpressionGLM(FollowedExpression, Described):
             or ``likelihood``.
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
+        check_arguments(cls, stored_fit.file_arguments(cls))
         with damage_named(repr(os.fspath(path))):
-            saved = archive.to(SavedExpression)
-            check_keys(saved.settings, SETTINGS, "settings")
-            noise = noise_again(saved.settings["noise_model"], likelihood, repr(os.fspath(path)))
-            settings = saved.settings | {"noise_model": noise} | ({} if model is None else {"model": model})
-            glm, design = cls(**settings), saved_design_of(saved)
-            glm._take_saved(saved.own, repr(os.fspath(path)))
-        glm._fit, glm._constraints, glm._location = saved.fit, saved.constraints, design
+            saved, name = archive.to(stored_fit.SavedExpression), repr(os.fspath(path))
+            settings = stored_fit.settings_again(saved, cls, (likelihood, effects), name)
+            settings |= {} if model is None else {"model": model}
+            glm, design = cls(**settings), stored_fit.saved_design_of(saved)
+            glm._take_saved(saved.own, name)
+        glm._fit, glm._constraints, glm._location, glm._record = saved.fit, saved.constraints, design, saved.mixed
         glm.gene_names = np.asarray(saved.genes, dtype=object)
         glm.coefficient_names, glm._mean = list(design.names), saved.mean
         return glm

@@ -17,10 +17,10 @@ from pyrosplice._expression.call_options import defaults_of, known_options
 from pyrosplice._expression.cell_entries import group_codes, options_of
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import prepare
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import mixed_estimator, refuse_of_the_glm
-from pyrosplice._expression.spots import SPATIAL_KEY
+from pyrosplice._expression.places import SPATIAL_KEY
+from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._tables.cells import Cells
 from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError
@@ -179,7 +179,13 @@ def model(  # noqa: PLR0913 (a documented interface)
         missing=missing,
         effects=EffectsRequest.of(effects, space, spatial_key, section_key),
     )
-    how = {"init_a": init_a, "init_b": init_b, "quick_scale": quick_scale, "batch_size": batch_size, "device": device}
+    how: dict[str, Any] = {
+        "init_a": init_a,
+        "init_b": init_b,
+        "quick_scale": quick_scale,
+        "batch_size": batch_size,
+        "device": device,
+    }
     if inputs.effects is not None:
         refuse_of_the_glm({**how, "training_strategy": training_strategy, "train_args": train_args or None})
         return mixed_estimator(inputs, dtype=dtype)

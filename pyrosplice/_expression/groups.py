@@ -18,7 +18,8 @@ from pyrosplice._expression.call_options import (
     refuse_unused,
 )
 from pyrosplice._expression.cell_groups import PLAIN_TESTS, GroupedCells, PlainOptions, moments_of_two, two_groups
-from pyrosplice._expression.results import ExpressionTest, ExpressionTests
+from pyrosplice._expression.comparisons import ExpressionTests
+from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._expression.statistics import Moments, mann_whitney, welch
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
@@ -94,7 +95,7 @@ def _t_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions
     statistic, pval, se = welch(first, second)
     result = _plain_result(groups, first, second, statistic, pval, options)
     if options.is_logged:
-        result.logfc_se = se
+        result.effect_se = se
     return result
 
 

@@ -68,7 +68,7 @@ def apply_method(
 
     def linear(fit: GlmFit, robust: RobustCovariance) -> ExpressionTest:
         found = contrast_test(fit, constraints, rows, gene_ids=wald.gene_ids, mean=wald.mean, robust=robust)
-        return replace(found, otherwise=Reason.FEW_SPOTS.value)
+        return replace(found, otherwise=Reason.FEW_SPOTS.value, link=wald.link)
 
     if method == "robust":
         return linear(estimator.fit, robust_covariance(estimator.source, estimator.fit, free[0]))

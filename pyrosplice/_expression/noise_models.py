@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from pyrosplice.errors import InvalidArgumentError, call_hint, is_number
 from pyrosplice.likelihoods._cell_terms import Terms, terms_by_autograd
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
+from pyrosplice.likelihoods._guarded import MISTAKES
 from pyrosplice.likelihoods._normal import Normal
 
 NOISE_MODELS: dict[str, type[Likelihood]] = {"nb": NegativeBinomial, "poisson": Poisson, "norm": Normal}
@@ -41,6 +44,27 @@ def likelihood_of(noise_model: Any) -> Likelihood:
     return noise_model
 
 
+@contextmanager
+def faults_named(likelihood: Likelihood) -> Iterator[None]:
+    """Name a likelihood of a person's own in the error that it raises, mistakes of its code aside."""
+    try:
+        yield
+    except (InvalidArgumentError, *MISTAKES):
+        raise
+    except Exception as error:
+        if is_ours(type(likelihood)):
+            raise
+        raise raised_by(likelihood, error) from error
+
+
+def raised_by(likelihood: Likelihood, error: Exception) -> InvalidArgumentError:
+    """The error of a likelihood that raised another, which is no gene's."""
+    return InvalidArgumentError(
+        f"likelihood: {type(likelihood).__name__} raised {error!r}, for every gene; see "
+        "pyrosplice.testing.check_likelihood."
+    )
+
+
 def _unfit(likelihood: Likelihood) -> str | None:
     """Why a likelihood is none of expression, and what to do."""
     found = likelihood.n_predictors(1)
@@ -68,8 +92,14 @@ def _unfit(likelihood: Likelihood) -> str | None:
             )
     wrong = _wrong_terms(likelihood)
     if wrong:
+        summed = (
+            ""
+            if wrong != ["value"]
+            else "set by_totals = True if they are of cells of equal predictors, summed, with "
+            "what does not depend on the predictors (−log y!) left out; else "
+        )
         return (
-            f"gives terms of which {', '.join(wrong)} do not follow from its log_prob; leave terms out, or see "
+            f"gives terms of which {', '.join(wrong)} do not follow from its log_prob; {summed}leave terms out, or see "
             "pyrosplice.testing.check_likelihood."
         )
     return None
@@ -82,7 +112,8 @@ def _wrong_terms(likelihood: Likelihood) -> list[str]:
     y = torch.tensor([[0.0, 1.0, 2.0, 4.0, 30.0]], dtype=torch.float64)
     eta, zeta = (y + 0.4).log(), (y / 4).sin()
     rows = (2 * y, torch.full_like(y, 2.0), eta, zeta)
-    found, exact = likelihood.terms(*rows), terms_by_autograd(likelihood.cell_log_prob, *rows)
+    with faults_named(likelihood):
+        found, exact = likelihood.terms(*rows), terms_by_autograd(likelihood.cell_log_prob, *rows)
     parts = Terms._fields if likelihood.free else ("value", "g_eta", "h_eta")
     return [p for p in parts if not torch.allclose(getattr(found, p), getattr(exact, p), rtol=1e-6, atol=1e-6)]
 
@@ -128,7 +159,11 @@ def mean_link(likelihood: Likelihood) -> str | None:
     if not likelihood.states("mean"):
         return None
     eta = torch.tensor([[[-1.0], [0.0], [2.0]]], dtype=torch.float64)
-    mean = likelihood.bind_start(1, eta).expected(eta).flatten().detach()
+    try:
+        with faults_named(likelihood):
+            mean = likelihood.bind_start(1, eta).expected(eta).flatten().detach()
+    except NotImplementedError:  # of a distribution that has no mean
+        return None
     if torch.allclose(mean, mean[1] * eta.exp().flatten(), rtol=1e-9, atol=0.0):
         return "log"
     return "identity" if torch.allclose(mean, eta.flatten(), rtol=1e-9, atol=1e-12) else None

@@ -19,14 +19,16 @@ from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.expression_model import ExpressionModel
-from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
-from pyrosplice._expression.noise_models import held_scale, likelihood_of
+from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS, EffectsRequest
+from pyrosplice._expression.noise_models import held_scale, likelihood_of, mean_link
+from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
 from pyrosplice.guides import FitOptions
 from pyrosplice.guides._agreement import difference_from, overridden, random_values
+from pyrosplice.guides._column_sizes import sizes_named
 from pyrosplice.guides._own_fit import OwnFit, SavedSites, Task, check_saved, endless
 from pyrosplice.guides._own_model import (
     SHIPPED_ENGINE,
@@ -46,7 +48,7 @@ OF_THE_ENGINE = {"train_args": None} | {
     if name in ("init_a", "init_b", "batch_size", "training_strategy", "quick_scale", "dtype", "device", "weights")
 }
 
-OF_THE_DATA = {*defaults_of(prepare)} - {"weights"}
+OF_THE_DATA = {*defaults_of(prepare)} - {"weights", "effects"}
 
 
 class ExpressionPoints:
@@ -126,30 +128,44 @@ class FollowedExpression:
             raise NotReadyError("This needs the data: call fit (a loaded model has none).")
         return self.estimator.input_data
 
+    @property
+    def _link(self) -> str | None:
+        """How means follow from the predictor; None of a model of one's own, which says for itself."""
+        own = self._own is not None or self._saved_own is not None
+        return None if own else mean_link(likelihood_of(self.noise_model))
+
     def _has_own(self) -> bool:
         return self._given is not None or "model" in overridden(type(self))[1]
 
     def _follow(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[OwnFit, InputData] | None:
         """Fit the model that a person gave; None where it has the density of the shipped one."""
         before = self._inputs
+        rest = {option: value for option, value in options.items() if option in OF_THE_DATA}
+        asked = EffectsRequest.of(*(settings[name] for name in OF_EFFECTS))
+        inputs = prepare(**{k: v for k, v in settings.items() if k not in OF_EFFECTS}, **rest, effects=asked)
+        if inputs.effects is not None:
+            raise InvalidArgumentError(
+                f"formula_loc, effects: a model of your own says its random effects itself, found {inputs.effects}."
+            )
+        design = torch.from_numpy(inputs.design().x)
         try:
-            rest = {option: value for option, value in options.items() if option in OF_THE_DATA}
-            self._inputs = inputs = prepare(**settings, **rest)
+            self._inputs = inputs
             program, name = self.model, name_of(self.model if self._given is None else self._given)
-            counts = torch.from_numpy(inputs.counts.genes(np.arange(inputs.counts.shape[1])).astype(np.float64))
-            known = ExpressionModel(**model_arguments(inputs))
-            values = latent_values(program, name, counts, n_genes=len(counts))
-            sizes = zip(("location", "scale"), known.n_coefficients, strict=True)
-            shapes = {site: (len(counts), 1, size) for site, size in sizes}
-            points = partial(random_values, shapes, lambda _: False)
-            filled = {site: shape for site, shape in shapes.items() if shape[-1]}
-            numbers = {site: value for site, value in values.items() if value.numel()}
-            if have_shapes(numbers, filled) and difference_from(program, known, points, counts) is None:
-                return None
-            for words, changed in _without(inputs):
-                self._inputs = changed
-                others = self.model, ExpressionModel(**model_arguments(changed))
-                refuse_ignored(words, name, (program, others[0]), (known, others[1]), counts)
+            with sizes_named(design, name):
+                counts = torch.from_numpy(inputs.counts.genes(np.arange(inputs.counts.shape[1])).astype(np.float64))
+                known = ExpressionModel(**model_arguments(inputs))
+                values = latent_values(program, name, counts, n_genes=len(counts))
+                sizes = zip(("location", "scale"), known.n_coefficients, strict=True)
+                shapes = {site: (len(counts), 1, size) for site, size in sizes}
+                points = partial(random_values, shapes, lambda _: False)
+                filled = {site: shape for site, shape in shapes.items() if shape[-1]}
+                numbers = {site: value for site, value in values.items() if value.numel()}
+                if have_shapes(numbers, filled) and difference_from(program, known, points, counts) is None:
+                    return None
+                for words, changed in _without(inputs):
+                    self._inputs = changed
+                    others = self.model, ExpressionModel(**model_arguments(changed))
+                    refuse_ignored(words, name, (program, others[0]), (known, others[1]), counts)
         finally:
             self._inputs = before
         for option, value in options.items():
@@ -158,7 +174,7 @@ class FollowedExpression:
                     f"{option}: it is an option of the engine of the shipped model, and {name} is fitted by a guide, "
                     f"found {value!r}; leave it out."
                 )
-        task = Task(name=name, n_units=len(counts), options=FitOptions())
+        task = Task(name=name, n_units=len(counts), options=FitOptions(), design=design)
         return task.fit(program, counts), inputs
 
     def _saved_sites(self) -> SavedSites | None:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from pyrosplice._expression import groups as expression_groups
 from pyrosplice._expression import tests as expression_tests
+from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.fit import Partition
-from pyrosplice._expression.results import ExpressionTest, ExpressionTests
+from pyrosplice._expression.results import ExpressionTest
 
 
 class TestPartition(Partition):

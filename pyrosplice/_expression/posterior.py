@@ -121,7 +121,7 @@ class ExpressionDrawOptions:
             raise InvalidArgumentError(f"nuts_options: method {self.method!r} does not use them.")
 
 
-def posterior(  # noqa: PLR0913 (a documented interface)
+def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
     self: HasEstimator,
     *,
     num_samples: int = 1000,

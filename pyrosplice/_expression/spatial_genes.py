@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.expression_glm import ExpressionGLM
 from pyrosplice._expression.formula_design import from_formula
+from pyrosplice._expression.places import K_NEIGHBORS, SPATIAL_KEY
 from pyrosplice._expression.spatial_variability import section_columns
-from pyrosplice._expression.spots import K_NEIGHBORS, SPATIAL_KEY
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.noise_models import mean_link
-from pyrosplice._expression.spots import SpotOptions, Spots
+from pyrosplice._expression.places import SpotOptions, Spots
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._hypothesis.variance.count_residuals import count_residuals
@@ -68,7 +68,9 @@ def spatial_table(estimator: Estimator, covariance: SpatialCovariance) -> pd.Dat
     """Tabulate the tests of all genes with the kernel of a covariance of the spots."""
     inputs = estimator.input_data
     scores = spatial_scores(estimator, spatial_kernel(covariance, damping=DAMPING))
-    why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, Reason.FEW_SPOTS.value).astype(object)
+    free = np.subtract(*inputs.location.matrix.shape)
+    otherwise = Reason.FEW_SPOTS if free < 2 else Reason.NOT_IDENTIFIED  # the counts do not vary beside the covariates
+    why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, otherwise.value).astype(object)
     why = np.where(estimator.fit.code >= FitCode.ALL_ZERO, estimator.fit.reason, why)
     table = TestTable(
         labels={},

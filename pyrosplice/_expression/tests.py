@@ -19,12 +19,13 @@ from pyrosplice._expression.call_options import defaults_of, known_options
 from pyrosplice._expression.conditions import check_canceled
 from pyrosplice._expression.constraints import Constraints
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
-from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
+from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span, largest_log_likelihood
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_statistic
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import InputData, prepare
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.noise_models import mean_link
+from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.statistics import likelihood_ratio, wald_chi2, wald_z
 from pyrosplice._hypothesis.test_table import unless_ended
@@ -94,9 +95,9 @@ def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
         contrast,
         gene_ids=data.counts.gene_names,
         mean=estimator.gene_means,
+        robust=estimator.contrast_law(contrast @ data.constraints_loc.matrix),
     )
-    result.estimator = estimator
-    return result
+    return replace(result, estimator=estimator, link=mean_link(data.likelihood))
 
 
 def contrast_rows(design: DesignMatrix, contrast: Any, factor: Any, coefficient: Any) -> Array:
@@ -135,7 +136,7 @@ def contrast_test(
     mean: Array,
     robust: RobustCovariance | None = None,
 ) -> ExpressionTest:
-    """Test contrasts as :func:`linear_test` does, from its parts.
+    """Test contrasts as :func:`linear_test` does, from its parts; the ``link`` of the result is its caller's to say.
 
     ``robust``: covariance of the free location coefficients ``(G, F, F)`` where not the inverse expected information,
     and degrees of freedom for t and F in place of normal and χ².
@@ -164,10 +165,10 @@ def contrast_test(
             found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
             statistic[gene], pval[gene] = (value[0] for value in found)
     statistic, pval = (np.where(fit.code >= FitCode.FAILED, np.nan, value) for value in (statistic, pval))
-    logfc, logfc_se = estimate[genes, largest], se[genes, largest]
+    effect, effect_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
-    extra = {"grad": gradient, "coef_mle": logfc, "coef_sd": logfc_se, "ll": fit.log_likelihood}
-    return ExpressionTest(gene_ids, pval, statistic, logfc, logfc_se, mean, fit.reason, extra=extra, df=df)
+    extra = {"grad": gradient, "coef_mle": effect, "coef_sd": effect_se, "ll": fit.log_likelihood}
+    return ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
 
 
 def lrt(
@@ -209,13 +210,15 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     """Test two estimators, the second nested in the first, by their likelihood ratio."""
+    for estimator in (full, reduced):
+        refuse_effects(estimator.input_data, "lrt")
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
     if not new:  # the models differ in their scales only: there is no fold change
         none = np.full(len(pval), np.nan)
-        result = replace(result, logfc=none, logfc_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
+        result = replace(result, effect=none, effect_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
     return with_statistic(result, statistic, pval, otherwise=reduced.reason)
 
 
@@ -243,6 +246,7 @@ def score(
     fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
+    refuse_effects(full, "score")
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
         raise InvalidArgumentError("constraints_loc: the score test takes no constraints; use test.wald or test.lrt.")
     tested = tested_columns(full.location, factor_loc_totest, coef_to_test)
@@ -266,12 +270,21 @@ def score(
         gene_ids=full.counts.gene_names,
         pval=pval,
         statistic=statistic,
-        logfc=step[genes, largest],
-        logfc_se=se[genes, largest],
+        effect=step[genes, largest],
+        effect_se=se[genes, largest],
         mean=big.gene_means,
         fit_ended=reduced.fit.reason,
-        estimator=None,
+        link=mean_link(full.likelihood),
     )
+
+
+def refuse_effects(inputs: InputData, method: str) -> None:
+    """Raise for random effects: their fits are of restricted likelihoods, which tests of two models cannot compare."""
+    if inputs.effects is not None:
+        raise InvalidArgumentError(
+            f"formula_loc, effects: this {method} test is of models without random effects, found {inputs.effects}; "
+            f"call ExpressionGLM(formula).fit(data).test(factor=..., method={method!r}), or test.wald."
+        )
 
 
 def tested_columns(
@@ -334,6 +347,7 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """Replace statistic and p-value of ``result`` by those of the likelihood ratio of a contrast."""
+    refuse_effects(estimator.input_data, "lrt")
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
     return with_statistic(
         result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason
@@ -341,9 +355,9 @@ def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) ->
 
 
 def comparable(full: GlmFit, reduced: GlmFit) -> tuple[Array, Array]:
-    """Log likelihoods of two fits, NaN where either failed: it is not the largest that its model can have."""
-    failed = (full.code >= FitCode.FAILED) | (reduced.code >= FitCode.FAILED)
-    return np.where(failed, np.nan, full.log_likelihood), reduced.log_likelihood
+    """Largest log likelihoods of two models, at infinity too, NaN where either is not known: it failed."""
+    best, null = largest_log_likelihood(full), largest_log_likelihood(reduced)
+    return np.where(np.isnan(null), np.nan, best), null
 
 
 def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, otherwise: Any) -> ExpressionTest:

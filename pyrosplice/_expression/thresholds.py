@@ -13,6 +13,8 @@ from pyrosplice._expression.call_options import known_options
 from pyrosplice.errors import InvalidArgumentError, check_share, is_number
 
 Array = NDArray[np.float64]
+LOG = "log"  # the link with which a difference of predictors is the logarithm of a fold change
+LOG_2 = math.log(2.0)
 THRESHOLDS = ("qval_thres", "fc_upper_thres", "fc_lower_thres", "mean_thres")
 
 
@@ -27,6 +29,21 @@ def log_of(base: Any) -> float:
     if not is_number(base) or not 0 < base < math.inf or base == 1:
         raise InvalidArgumentError(f"base: expected a positive number other than 1, found {base!r}.")
     return math.log(base)
+
+
+def log_unit(link: str | None) -> float:
+    """What a coefficient is divided by in a table: log₂ fold changes with the link ``"log"``, else as it is."""
+    return LOG_2 if link == LOG else 1.0
+
+
+def check_fold_changes(link: str | None, option: str) -> None:
+    """Raise where a fold change is asked about and means are no exponentials of the predictor."""
+    if link != LOG:
+        raise InvalidArgumentError(
+            f"{option}: a fold change exists where means are the exponential of the predictor, and those of this "
+            "likelihood are not, or it does not say its mean; leave it out and use the column 'effect', the "
+            "coefficient."
+        )
 
 
 def tail_of(level: Any) -> float:
@@ -47,18 +64,21 @@ def check_log10(name: str, threshold: Any) -> None:
         raise InvalidArgumentError(f"{name}: expected a number of at most 0, found {threshold!r}.")
 
 
-def rows_within(table: pd.DataFrame, **thresholds: Any) -> pd.DataFrame:
+def rows_within(table: pd.DataFrame, link: str | None, /, **thresholds: Any) -> pd.DataFrame:
     """The rows of a table of genes that are within the :data:`THRESHOLDS` given; None asks nothing.
 
     Raises
     ------
     InvalidArgumentError
-        Thresholds that do not exist, that are no numbers, or fold changes that are not positive.
+        Thresholds that do not exist, that are no numbers, or fold changes that are not positive or do not exist
+        (a ``link`` of means other than ``"log"``).
     """
     given = {n: v for n, v in known_options("summary", thresholds, THRESHOLDS, {}).items() if v is not None}
     for name, value in given.items():
         if not is_number(value) or math.isnan(value):
             raise InvalidArgumentError(f"{name}: expected a number, found {value!r}.")
+        if name.startswith("fc_"):
+            check_fold_changes(link, name)
         if name.startswith("fc_") and value <= 0:
             raise InvalidArgumentError(f"{name}: expected a positive fold change, found {value}.")
     keep, bounds = np.ones(len(table), dtype=bool), []

@@ -28,7 +28,8 @@ class TestTable:
     statistic, pvalue, pvalue_adj
         Test statistic ``(R,)``, p-value, and p-value adjusted for the number of tests.
     why
-        The :class:`~pyrosplice.reasons.Reason` of each row ``(R,)``, should its p-value or standard error be missing.
+        The :class:`~pyrosplice.reasons.Reason` of each row ``(R,)``, should its p-value or standard error be missing,
+        or its effect infinite.
     more
         Further columns, which follow the others.
     """
@@ -48,8 +49,10 @@ class TestTable:
 
     @property
     def reason(self) -> NDArray[np.object_]:
-        """Why a row has no p-value, or no finite standard error or interval; "" for all others."""
+        """Why a row has no p-value, an infinite effect, or no finite standard error or interval; "" for all others."""
         lost = np.zeros(len(self.why), dtype=bool)
+        if self.effect is not None:
+            lost |= np.isinf(np.ravel(self.effect))
         if self.pvalue is not None:
             lost |= np.isnan(np.ravel(self.pvalue))
         for values in (self.se, self.lower, self.upper):

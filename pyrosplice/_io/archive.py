@@ -218,7 +218,7 @@ class Archive:
 
 
 def check_arguments(kind: type, names: Collection[str]) -> None:
-    """Raise unless a class's constructor takes exactly the arguments that its files hold.
+    """Raise unless a class's constructor takes exactly the arguments that its files hold, or any and needs no others.
 
     Raises
     ------
@@ -226,9 +226,10 @@ def check_arguments(kind: type, names: Collection[str]) -> None:
         A subclass that takes others, whose objects could not be made again; says which.
     """
     found = inspect.signature(kind).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in found.values()):
-        return
-    wrong = sorted(set(found) ^ set(names))
+    named = {name: p for name, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in found.values())
+    needed = {name for name, p in named.items() if p.default is p.empty} - set(names)
+    wrong = sorted(needed if takes_any else set(found) ^ set(names))
     if wrong:
         raise InvalidArgumentError(
             f"{kind.__name__}: its constructor differs from its parent's in {wrong}, so that a file of it could not be "

@@ -53,6 +53,8 @@ def pack(value: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         file, rest = anndata_to_bytes(value)
         stored = {"h5ad": file, "rest": rest}
         return {key: pack(_as_bytes(data), Tensor, _at(name, key), tensors) for key, data in stored.items()}
+    if origin is np.ndarray and value.dtype == object:
+        return [to_json(str(item), name) for item in value]
     if origin in (Tensor, np.ndarray):
         while name in tensors:  # of a key with a dot in it
             name += "_"
@@ -91,6 +93,8 @@ def unpack(stored: Any, hint: Any, name: str, tensors: Tensors) -> Any:
         return anndata_from_bytes(file, rest)
     if origin is Tensor:
         return _take(stored, name, tensors)
+    if origin is np.ndarray and isinstance(stored, list):
+        return np.array([_checked(item, str, name) for item in stored], dtype=object)
     if origin is np.ndarray:
         return _array(_take(stored, name, tensors).numpy(), arguments, name)
     if is_dataclass(hint):

@@ -291,9 +291,10 @@ def followed_from(start: MixtureParameters, program: Program, name: str, cells: 
         return Task(name=name, n_units=None, options=FitOptions(), start=begin).fit(program, cells)
     except torch.linalg.LinAlgError as error:
         raise InvalidArgumentError(
-            f"{name}: the search came to covariances that are not positive definite. A density with a corner at its "
-            "mode, such as Laplace's, has no derivative to follow there: give a smooth prior (such as StudentT), or "
-            "covariances a prior that holds them."
+            f"{name}: the search came to covariances that are not positive definite. Without a prior that holds them "
+            "they collapse onto few or equal cells, where the density has no maximum: give priors={'covariances': ...} "
+            "(InverseGamma of variances, pyrosplice.priors.InverseWishart of matrices), or fewer components. A prior "
+            "with a corner at its mode, such as Laplace's, has no derivative to follow there: give a smooth one."
         ) from error
 
 

@@ -23,6 +23,8 @@ from pyrosplice.reasons import Reason
 
 SINGULAR = 1e-10
 """Relative curvature, after scaling H to unit diagonal, below which a direction counts as flat."""
+UPWARD = 1e-7
+"""Negative curvature of unit diagonal that is no rounding: the loss falls in that direction."""
 _MAX_HALVINGS = 40
 
 Self = TypeVar("Self")
@@ -141,6 +143,15 @@ def solve_curvature(hessian: Tensor, right: Tensor) -> Tensor:
         inverse = torch.where(size > SINGULAR * size.amax(-1, keepdim=True), 1 / size, 0.0)
         solution[bad] = vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ right[bad]))
     return scale.unsqueeze(-1) * solution
+
+
+def has_curvature(hessian: Tensor, least: float) -> Tensor:
+    """Whether a Hessian ``(G, ..., k, k)``, scaled to unit diagonal, has no eigenvalue below ``least``: ``(G,)``."""
+    diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
+    scale = torch.where(diagonal.abs() > 0, diagonal.abs(), 1.0).rsqrt()
+    scaled = scale[..., None] * hessian * scale[..., None, :]
+    _, info = torch.linalg.cholesky_ex((scaled - least * torch.eye(hessian.shape[-1]).to(hessian)).nan_to_num())
+    return (info == 0).reshape(len(hessian), -1).all(1) & torch.isfinite(hessian).flatten(1).all(1)
 
 
 def _step(gradient: Tensor, hessian: Tensor, finite: Tensor, solve: Solve) -> Tensor:

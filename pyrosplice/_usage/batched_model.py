@@ -199,7 +199,8 @@ class BaseModel(Described, Module):
         options, began = guide_options(self.fitting_configs, self._default_configs()), time.perf_counter()
         name = self._model_name()
         effects = self._effects(program, name, latent_values(program, name))
-        own = Task(name=name, n_units=self.n_genes, effects=effects, options=options).fit(program)
+        task = Task(name=name, n_units=self.n_genes, effects=effects, options=options, design=self.design_mtx)
+        own = task.fit(program)
         self._take_own(own)
         self._errors.clear()
         if verbose:

@@ -18,7 +18,7 @@ from pyrosplice._usage.infinite import endless_coefficients
 from pyrosplice._usage.own_usage import require_followed
 from pyrosplice._usage.prior_terms import prior_information
 from pyrosplice._usage.reading.inputs import warn_if_collinear
-from pyrosplice._usage.search import search_coefficients
+from pyrosplice._usage.search import name_saddles, search_coefficients
 from pyrosplice.errors import check_option
 from pyrosplice.glmm._batches import MixedEngine, fit_without_effect
 from pyrosplice.glmm._distributions import SpotCounts
@@ -368,15 +368,16 @@ class MultinomGLM(BaseModel):
         return PointGuide(values)
 
     def _search(self, keep: bool) -> tuple[Convergence, dict[str, Tensor]]:
-        """Fit all genes; with ``keep`` also the values of the sites at every epoch."""
         method, configs = self.fitting_method, self.fitting_configs
         if self.likelihood.free:
             engine, minimizer = self._engine, minimizer_of(method, configs)
             record, steps = fit_without_effect(engine, self._log_prior(), search_options(configs), minimizer)
-            self._set_parameters(steps[-1])
+            self._set_parameters(values := steps[-1])
         else:
             record, steps = search_coefficients(self._objective(), method, configs, keep=keep)
-            self._set_parameters(steps.pop())
+            self._set_parameters(values := steps.pop())
+        if not self.likelihood.log_concave:
+            name_saddles(self._objective(), values, record)
         return record, {name: torch.stack([step[name] for step in steps]) for name in (steps[0] if keep else ())}
 
     def _last_epoch(self) -> dict[str, Tensor]:

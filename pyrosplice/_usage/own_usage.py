@@ -20,8 +20,10 @@ from pyrosplice.glmm._distributions import EigenCovariance
 from pyrosplice.glmm._glm_objective import StandardCoordinates
 from pyrosplice.glmm._multinomial import MultinomialGLM
 from pyrosplice.guides._agreement import difference_from, overridden, random_values
+from pyrosplice.guides._column_sizes import sizes_named
 from pyrosplice.guides._own_fit import OwnFit, endless, same_numbers
 from pyrosplice.guides._own_model import Program, have_shapes, ignores, latent_values, refuse_ignored
+from pyrosplice.likelihoods._by_autograd import refuse_wrong_forms
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._sites import complete_priors, is_flat
 from pyrosplice.reasons import Reason
@@ -37,6 +39,9 @@ class UsageEstimator(Protocol):
 
     n_genes: int
     device: torch.device
+    likelihood: Likelihood
+    counts: Tensor
+    design_mtx: Tensor
 
     @property
     def model(self) -> Program:
@@ -132,6 +137,16 @@ def own_program(
     InvalidArgumentError
         The model makes no use of something that was given, or has a site that is held in another shape.
     """
+    with sizes_named(estimator.design_mtx, name):
+        return _own_program(estimator, name, held, others)
+
+
+def _own_program(
+    estimator: UsageEstimator,
+    name: str,
+    held: Mapping[str, Tensor],
+    others: Callable[[Mapping[str, Tensor]], Iterable[tuple[str, UsageEstimator]]],
+) -> Program | None:
     program = estimator.model
     values = latent_values(program, name, n_genes=estimator.n_genes)
     held = {site: value for site, value in held.items() if site in values}
@@ -230,7 +245,11 @@ def require_fittable(estimator: UsageEstimator) -> None:
 
 
 def require_followed(estimator: UsageEstimator) -> None:
-    """Raise where a subclass has an objective or a predictor of its own, which no fit would follow."""
+    """Raise where a subclass has an objective or a predictor of its own, which no fit would follow.
+
+    And where a likelihood of one's own has closed forms that a fit should not follow.
+    """
+    refuse_wrong_forms(estimator.likelihood, estimator.counts)
     shipped, names = overridden(type(estimator))
     for name in sorted({"forward", "linear_predictor"} & {*names}):
         other = estimator.clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrosplice._optimize.bfgs import Minimizer, Objective, Options
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._optimize.first_order import DescentOptions, descend
-from pyrosplice._optimize.newton import newton
+from pyrosplice._optimize.newton import UPWARD, has_curvature, newton
 from pyrosplice._usage.configs import newton_options
 from pyrosplice.glmm._batches import MixedEngine
 from pyrosplice.glmm._glm_objective import GLMObjective
@@ -20,6 +20,7 @@ from pyrosplice.glmm._joint import JointFit, fit_joint
 from pyrosplice.glmm._marginal import MarginalFit, fit_marginal
 from pyrosplice.glmm._objective import LogPrior, ModeObjective
 from pyrosplice.glmm._snapshots import Snapshots, joined
+from pyrosplice.reasons import Reason
 
 
 def search_coefficients(
@@ -36,6 +37,16 @@ def search_coefficients(
         point, record, history = result.point, result.convergence, result.history
     names = ("beta", "bias_eta")
     return record, [dict(zip(names, objective.coefficients(at), strict=True)) for at in (*history, point)]
+
+
+def name_saddles(objective: GLMObjective, values: Mapping[str, Tensor], record: Convergence) -> None:
+    """Note the genes that converged where the loss still falls to both sides: a start between two optima."""
+    genes = torch.nonzero(record.converged.to(objective.counts.device)).squeeze(-1)
+    if len(genes):
+        point = objective.point(values["beta"], values["bias_eta"])[genes]
+        _, hessian = objective.select(genes).derivatives(point)
+        finite = torch.isfinite(hessian).flatten(1).all(1)
+        record.finish(genes[finite & ~has_curvature(hessian, -UPWARD)], Reason.SADDLE)
 
 
 @dataclass(frozen=True)

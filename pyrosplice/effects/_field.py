@@ -23,7 +23,8 @@ from pyrosplice.spatial._sections import section_graph, warn_if_shared
 from pyrosplice.spatial.car import CarCovariance, check_rho
 
 ESTIMATE = "estimate"
-K_NEIGHBORS, RHO, GRAPH = 6, 0.99, "union"  # hexagons have six; the union leaves no spot without neighbours
+K_NEIGHBORS, RHO = 6, 0.99
+GRAPH: Graph = "union"  # hexagons have six; the union leaves no spot without neighbours
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ nlme, which is on the safe side.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,7 +65,7 @@ class Coefficients:
     matrix: Array
     names: Sequence[str]
     terms: Sequence[str] = ()
-    numeric: Collection[str] = ()
+    numeric: Sequence[str] = ()
 
     @classmethod
     def of(cls, design: NamedDesign) -> Coefficients:

@@ -324,7 +324,7 @@ class SpatialEffect(TorchDistribution):
 
     def colored(self, white: Tensor) -> Tensor:
         """Random effects ν from standard normal numbers ``(..., G, N, Q)``."""
-        effect = self.covariance.eigenvectors @ (white * self.eigen_variances.sqrt())
+        effect = torch.matmul(*_of_one_type(self.covariance.eigenvectors, white * self.eigen_variances.sqrt()))
         return effect if self._basis is None else self._basis.logits(effect)
 
     def whitened(self, value: Tensor) -> Tensor:
@@ -334,8 +334,14 @@ class SpatialEffect(TorchDistribution):
     def _rotated(self, value: Tensor) -> Tensor:
         """ν in the coordinates in which all of it is independent."""
         own = value if self._basis is None else self._basis.coordinates(value)
-        return self.covariance.eigenvectors.mT @ own
+        return torch.matmul(*_of_one_type(self.covariance.eigenvectors.mT, own))
 
     @property
     def _basis(self) -> SoftmaxBasis | None:
         return SoftmaxBasis.plain(self.event_shape[1], self.sigma) if self.isoform_effect == "symmetric" else None
+
+
+def _of_one_type(matrix: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors in the wider of their types: a site of a model in float32 stands beside a covariance in float64."""
+    wider = torch.promote_types(matrix.dtype, values.dtype)
+    return matrix.to(wider), values.to(wider)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyrosplice._optimize.bfgs import FirstPoint, Options, minimize
 from pyrosplice._optimize.convergence import Convergence
+from pyrosplice._optimize.newton import UPWARD, has_curvature
 from pyrosplice.guides._marginal_density import CurvedValue, Marginal, MarginalDensity, MarginalValue, OuterLoss
-from pyrosplice.guides._searches import IDENTIFIED, UPWARD, FitOptions, Optimum, has_curvature, judged
+from pyrosplice.guides._searches import IDENTIFIED, FitOptions, Optimum, judged
 from pyrosplice.guides._sparsity import vector_products
 from pyrosplice.reasons import Reason
 

@@ -18,6 +18,7 @@ from pyrosplice.glmm._distributions import SpotCounts
 from pyrosplice.glmm._glm_objective import StandardCoordinates
 from pyrosplice.glmm._observed_information import profiled_information
 from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, AutoUnits, FitOptions
+from pyrosplice.guides._column_sizes import sizes_named, warn_of_sizes
 from pyrosplice.guides._curvature import Curvature
 from pyrosplice.guides._first_points import SiteStart
 from pyrosplice.guides._own_model import Program, name_of
@@ -234,6 +235,8 @@ class Task:
         When searches end.
     start
         First point of each site; the guide's own by default.
+    design
+        Covariates ``(N, P)``; trouble with a model names columns of a size far from one.
     """
 
     name: str
@@ -241,6 +244,7 @@ class Task:
     effects: Sequence[str] = ()
     options: FitOptions
     start: SiteStart | None = None
+    design: Tensor | None = None
 
     def fit(self, program: Program, *args: Any) -> OwnFit:
         """Fit the model, called with ``args``.
@@ -250,6 +254,14 @@ class Task:
         RefusedModelError
             A part that the guides cannot do; genes that are no problems of their own.
         """
+        if self.design is None:
+            return self._fit(program, *args)
+        with sizes_named(self.design, self.name):
+            own = self._fit(program, *args)
+        warn_of_sizes(self.design, self.name, own.guide.converged)
+        return own
+
+    def _fit(self, program: Program, *args: Any) -> OwnFit:
         units = None if self.n_units is None else "auto"
         settings: dict[str, Any] = {"units": units, "init_loc_fn": self.start}
         guide = (

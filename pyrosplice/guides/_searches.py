@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrosplice._optimize.newton import NewtonOptions, NewtonResult, newton
+from pyrosplice._optimize.newton import UPWARD, NewtonOptions, NewtonResult, has_curvature, newton
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number
 from pyrosplice.guides._curvature import Curvature
 from pyrosplice.reasons import Reason
 
 IDENTIFIED = 1e-9  # of unit diagonal: least curvature that is no flat direction
-UPWARD = 1e-7  # of unit diagonal: negative curvature that is no rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,7 @@ def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
     for unit, reason in enumerate(optimum.reason):
         if not bool(finite[unit]):
             reason = reason if reason == Reason.NO_MODE else Reason.NOT_FINITE
-        elif bool(small[unit]) and bool(upward[unit]):
+        elif bool(upward[unit]) and (bool(small[unit]) or (reason == Reason.CONVERGED and bool(at_rounding[unit]))):
             reason = Reason.SADDLE
         elif reason == Reason.STALLED and bool(small[unit]):
             reason = Reason.CONVERGED
@@ -212,12 +211,3 @@ def judged(optimum: Optimum, upward: Tensor, tolerance: float) -> Optimum:
 def is_small(optimum: Optimum, tolerance: float) -> Tensor:
     """Whether a gradient is within the tolerance, or as small as the rounding of its value allows, ``(G,)``."""
     return optimum.gradient.norm(dim=1) <= (1e-9 * (1 + optimum.value.abs())).clamp_min(tolerance)
-
-
-def has_curvature(hessian: Tensor, least: float) -> Tensor:
-    """Whether a Hessian ``(G, B, k, k)``, scaled to unit diagonal, has no eigenvalue below ``least``: ``(G,)``."""
-    diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
-    scale = torch.where(diagonal.abs() > 0, diagonal.abs(), 1.0).rsqrt()
-    scaled = scale[..., None] * hessian * scale[..., None, :]
-    _, info = torch.linalg.cholesky_ex((scaled - least * torch.eye(hessian.shape[-1]).to(hessian)).nan_to_num())
-    return (info == 0).all(1) & torch.isfinite(hessian).flatten(1).all(1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrosplice.errors import InvalidArgumentError
@@ -20,7 +21,7 @@ def each_spot(stated: Stated, eta: Tensor) -> dist.TorchDistribution:
     """
     with dist.validation_enabled(False):
         found = stated(eta)
-        if not isinstance(found, torch.distributions.Distribution):  # Pyro's own are, by either of its classes
+        if not isinstance(found, TorchDistributionMixin):  # Pyro's own, by either of its classes
             raise InvalidArgumentError(
                 f"likelihood: expected distribution(eta) to be a Pyro distribution, found {type(found).__name__}."
             )

@@ -48,8 +48,12 @@ class Poisson(Likelihood):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density of the counts, ``y log μ − μ − log y!``."""
-        y, log_mean = counts[..., 0], self._log_mean(eta, Poisson)
-        return y * log_mean - log_mean.exp() - torch.lgamma(y + 1)
+        return self.log_kernel(counts, eta) - torch.lgamma(counts[..., 0] + 1)
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """Log density without ``−log y!``."""
+        log_mean = self._log_mean(eta, Poisson)
+        return counts[..., 0] * log_mean - log_mean.exp()
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""
@@ -122,11 +126,14 @@ class NegativeBinomial(Poisson):
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Log density, ``log Γ(y + r) − log Γ(r) − log y! + y log(α μ) − (y + r) log(1 + α μ)``, r = 1/α."""
+        y = counts[..., 0]
+        return log_rising(1 / self._alpha(eta), y) - torch.lgamma(y + 1) + self.log_kernel(counts, eta)
+
+    def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
+        """Log density without gamma functions, ``y log(α μ) − (y + r) log(1 + α μ)``."""
         y, alpha, log_mean = counts[..., 0], self._alpha(eta), self._log_mean(eta, NegativeBinomial)
-        size = 1 / alpha
-        gammas = log_rising(size, y) - torch.lgamma(y + 1)
         log_ratio = alpha.log() + log_mean
-        return gammas + y * log_ratio - (y + size) * torch.nn.functional.softplus(log_ratio)
+        return y * log_ratio - (y + 1 / alpha) * torch.nn.functional.softplus(log_ratio)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected counts ``s e^η``."""

@@ -2,17 +2,18 @@
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import gammaln
+from scipy.special import gammaln, xlogy
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods import CellCounts, NegativeBinomial
+from pyrosplice.likelihoods import CellCounts, Likelihood, NegativeBinomial
 
 N = 120
 RNG = np.random.default_rng(3)
@@ -54,7 +55,7 @@ def test_other_genes_and_contrasts_are_as_without_it():
             for y in (emptied("d"), Y)
         )
         np.testing.assert_array_equal(found.pval[1:], all_there.pval[1:])
-        assert np.isfinite(found.pval[0]) and np.isfinite(found.logfc_se[0])
+        assert np.isfinite(found.pval[0]) and np.isfinite(found.effect_se[0])
 
 
 @pytest.mark.parametrize("method", ["wald", "cluster", "glmm"])
@@ -84,6 +85,49 @@ def test_ratio_and_score_test_separated_genes():
         de.test.score(y, "g", formula_loc="~1+g", sample_description=TABLE),
     ):
         assert found.pval[0] < 1e-6 and np.isfinite(found.pval).all()
+
+
+@pytest.mark.parametrize("tol", [1e-4, 1e-9, 1e-12])
+@pytest.mark.parametrize("empty", ["b", "bd", "abc"])
+def test_the_likelihood_ratio_at_infinity_is_the_supremum_wherever_the_search_stopped(tol, empty):
+    y = emptied(empty)
+    strategy = [{"tol": tol}]
+    given = {"sample_description": TABLE, "noise_model": "poisson", "training_strategy": strategy}
+    found = de.test.lrt(y, "~1+g", "~1", **given)
+    means = pd.DataFrame(y).groupby(TABLE["g"].to_numpy()).transform("mean").to_numpy()
+    exact = 2 * (xlogy(y, means) - xlogy(y, y.mean(0)) - means + y.mean(0)).sum(0)
+    np.testing.assert_allclose(found.statistic[0], exact[0], rtol=0, atol=max(tol, 1e-9))
+    assert found.fit_ended[0] == "separated"
+
+
+class ReciprocalTail(Likelihood):
+    """Counts whose mean nears zero as 1 / (1 − eta): no search comes near the supremum."""
+
+    predictors, n_categories, conditional = ("location",), (1, 1), False
+
+    def distribution(self, eta):
+        return dist.Poisson(torch.where(eta > 0, 1 + eta, 1 / (1 - eta.clamp_max(0.0))))
+
+
+def test_where_the_supremum_is_not_known_there_is_no_likelihood_ratio_but_a_reason():
+    given = {"sample_description": TABLE, "noise_model": ReciprocalTail()}
+    found = de.test.lrt(emptied("b"), "~1+g", "~1", **given)
+    assert np.isnan(found.pval[0]) and np.isfinite(found.pval[1:]).all()
+    assert found.summary()["reason"].tolist() == [found.fit_ended[0], "", ""] != ["converged", "", ""]
+
+
+@pytest.mark.parametrize("test", ["wald", "lrt"])
+def test_a_curve_that_runs_to_infinity_has_an_infinite_fold_change_and_a_reason(test):
+    y = Y.copy()
+    y[TABLE["t"] < 0.5, 0] = 0.0
+    y[TABLE["g"] == "b", 1] = 0.0  # separated, but not along the curve
+    found = de.test.continuous_1d(y, "t", "t", "~1+g+t", df=4, sample_description=TABLE, test=test)
+    for table in (found.summary(), found.summary(non_numeric=True)):
+        assert table["fit_ended"].tolist() == ["separated", "separated", "converged"]
+        assert table["reason"].tolist() == ["separated", "", ""]
+        assert np.isinf(table["log2fc"]).tolist() == [True, False, False]
+    assert np.isfinite(found.pval[1:]).all()
+    np.testing.assert_array_equal(found.log2_fold_change(["gene0", "gene2"]), found.summary()["log2fc"][[0, 2]])
 
 
 def test_a_gene_constant_over_its_cells_tells_nothing_of_donors():

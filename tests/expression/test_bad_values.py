@@ -10,8 +10,9 @@ import scipy.sparse as sp
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
+from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.fit import model
-from pyrosplice._expression.results import ExpressionTest, ExpressionTests
+from pyrosplice._expression.results import ExpressionTest
 from pyrosplice.errors import InvalidArgumentError
 
 N = 24

@@ -131,6 +131,8 @@ def test_genes_of_no_or_few_counts_say_so_and_change_nothing():
     adata.X[:4, 5] = 7.0
     table = spatially_variable_genes(adata, size_factors="size", likelihood="nb")
     assert table["reason"].tolist() == ["", "", "", "", "no_counts", "few_counts", ""]
+    adata.X[:, 6] = 1.0  # in every spot alike
+    assert spatially_variable_genes(adata, size_factors=None)["reason"]["gene_6"] == "not_identified"
     assert table["pvalue"].isna().tolist() == (table["reason"] != "").tolist()
     same = ["gene_0", "gene_1", "gene_2", "gene_3", "gene_6"]
     np.testing.assert_allclose(table.loc[same, "pvalue"], whole.loc[same, "pvalue"], rtol=1e-6)

@@ -94,7 +94,7 @@ def state_of(model):
     return (
         values,
         dict(model.analysis.test_fits),
-        dict(model._sv_test_results),
+        dict(model.analysis.results["sv"]),
         model.fitting_configs,
         set(model._prepared._solvers),
     )

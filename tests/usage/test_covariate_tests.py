@@ -65,7 +65,7 @@ def test_wald_contrasts_are_the_closed_form(tissue):
         expected = difference @ np.linalg.solve(covariance, difference)
         assert table_of(model, "statistic").loc[gene, "a or b"] == pytest.approx(expected, rel=1e-6)
         assert table_of(model).loc[gene, "any"] == pytest.approx(table_of(joint).loc[gene, "kind"], rel=1e-6)
-    found = model._du_test_results
+    found = model.analysis.results["du"]
     assert found["by"] == "contrast"
     np.testing.assert_array_equal(found["df"], np.outer(np.array(model.n_isos_per_gene) - 1, [1, 2]))
 

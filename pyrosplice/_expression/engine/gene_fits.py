@@ -26,8 +26,9 @@ from pyrosplice._expression.engine.joint_newton import (
 )
 from pyrosplice._expression.engine.pseudo_cells import Rows
 from pyrosplice._expression.engine.row_source import RowSource
-from pyrosplice._expression.noise_models import held_scale, mean_link
+from pyrosplice._expression.noise_models import faults_named, held_scale, mean_link
 from pyrosplice._optimize.convergence import FitCode, reasons_of_codes
+from pyrosplice._optimize.newton import UPWARD, has_curvature
 from pyrosplice._overrides import is_ours
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._normal import Normal
@@ -155,8 +156,9 @@ def fit_glm(
                 continue
         errors += _fit_block(fit, _Block(which, rows, begin, prior), source.likelihood, options)
         tried += len(which)
-    if errors and len(errors) == tried:
-        raise errors[0]  # the fault is no gene's
+    if errors and len(errors) == tried:  # the fault is no gene's
+        with faults_named(source.likelihood):
+            raise errors[0]
     return fit
 
 
@@ -201,9 +203,18 @@ def _solve_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: Ne
     record(fit, which, rows, likelihood, solution.theta, log_prior)
     fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
     fit.log_likelihood[which] = solution.value.cpu().numpy()
+    fit.code[which[_at_saddle(fit, which, newton.held.cpu().numpy())]] = int(FitCode.SADDLE)
     lost = ~(np.isfinite(fit.theta[which]).all(1) & np.isfinite(fit.log_likelihood[which]))
     # an overflow of the predictor, or nothing that identifies a coefficient
     fit.code[which[lost]] = int(FitCode.NOT_FINITE)
+
+
+def _at_saddle(fit: GlmFit, which: Index, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which genes converged where the log density still rises to both sides: a symmetric start of one's own density."""
+    information = torch.as_tensor(fit.inner_information[which][:, ~held][:, :, ~held])
+    finite = torch.isfinite(information).flatten(1).all(1)
+    upward = (finite & ~has_curvature(information, -UPWARD)).numpy()
+    return np.asarray(upward & (fit.code[which] == FitCode.CONVERGED))
 
 
 def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:

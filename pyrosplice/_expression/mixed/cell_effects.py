@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pyrosplice._expression.spots import SPATIAL_KEY, Spots
+from pyrosplice._expression.places import SPATIAL_KEY, Spots
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells
@@ -27,6 +27,7 @@ from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
+OF_EFFECTS = ("effects", "space", "spatial_key", "section_key")  # arguments that make an :class:`EffectsRequest`
 
 
 @dataclass(frozen=True)

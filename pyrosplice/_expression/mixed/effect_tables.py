@@ -6,20 +6,36 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
-from pyrosplice.effects._units import DesignUnits
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._units import Coefficients, describe_units
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, listed
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.reasons import Reason
+
+
+class MixedFit(Protocol):
+    """Effects of groups of a fit, and its estimates."""
+
+    @property
+    def groups(self) -> tuple[GroupBlock, ...]: ...
+
+    @property
+    def mixed(self) -> EffectsFit: ...
+
+    @property
+    def coefficients(self) -> Coefficients: ...
 
 
 class WithEffects(Protocol):
     """A fitted model of expression."""
 
-    def _mixed_estimator(self) -> MixedEstimator: ...
+    gene_names: NDArray[np.object_]
 
-    def _units(self) -> DesignUnits: ...
+    def _mixed_fit(self) -> MixedFit: ...
 
 
 def variance_components(self: WithEffects) -> pd.DataFrame:
@@ -37,12 +53,11 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     Raises
     ------
     NotReadyError
-        Before ``fit``, of a loaded model, or without random effects.
+        Before ``fit``, or without random effects.
     """
-    estimator = self._mixed_estimator()
-    mixed, genes = estimator.mixed, estimator.input_data.counts.gene_names
+    mixed, genes = self._mixed_fit().mixed, self.gene_names
     rows: list[tuple[str, str, np.ndarray]] = []
-    for e, block in enumerate(estimator.effects.groups):
+    for e, block in enumerate(self._mixed_fit().groups):
         covariance = mixed.effect_covariance(e).numpy()
         sd = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
         rows += [(block.name, f"sd({name})", sd[:, k]) for k, name in enumerate(block.column_names)]
@@ -55,10 +70,11 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     named = {"space": "space", "noise": "cell"}
     rows += [(named[name], "sd", mixed.sds[:, k].numpy()) for k, name in enumerate(mixed.inner)]
     said = [np.full(len(genes), "", dtype=object) for _ in rows]
-    if estimator.effects.family is not None:
-        values, words = estimator.field_parameter()
-        rows.append(("space", estimator.effects.family.name, values))
-        said.append(words)
+    for k, name in enumerate(mixed.space_names):
+        values = mixed.space_values[:, k].numpy()
+        rows.append(("space", name, values))
+        words = np.where(np.isnan(values), unless_ended(mixed.reason, Reason.NOT_IDENTIFIED.value), "")
+        said.append(np.where(np.isin(values, mixed.space_range), Reason.AT_RANGE_END.value, words))
     table = TestTable(
         labels={
             "gene": np.repeat(genes, len(rows)),
@@ -73,7 +89,7 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     return table.assign(reason=np.where(own != "", own, np.where(table["estimate"].isna(), why, "")))
 
 
-def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
+def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
     """Tabulate the effects of every level of a grouping factor, a row a gene, level and column.
 
     Parameters
@@ -93,14 +109,13 @@ def random_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame
     InvalidArgumentError
         Another name, or none of several.
     """
-    estimator = self._mixed_estimator()
-    blocks = estimator.effects.groups
+    blocks = self._mixed_fit().groups
     names = [block.name for block in blocks]
     asked = None if effect is None else effect.strip().removeprefix("(").removesuffix(")").strip()
     found = [k for k, name in enumerate(names) if asked in (None, name, name.rpartition("|")[2].strip())]
     if len(found) != 1:
         raise InvalidArgumentError(f"effect: expected one of {listed(names, near=str(effect))}, found {effect!r}.")
-    block, mixed, genes = blocks[found[0]], estimator.mixed, estimator.input_data.counts.gene_names
+    block, mixed, genes = blocks[found[0]], self._mixed_fit().mixed, self.gene_names
     mode, sd = (values[found[0]][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
     d, q = mode.shape[1:]
     return TestTable(
@@ -128,7 +143,8 @@ def units(self: WithEffects) -> pd.DataFrame:
     NotReadyError
         Before ``fit``, or without random effects.
     """
-    return self._units().table()
+    fit = self._mixed_fit()
+    return describe_units(fit.coefficients, fit.groups)
 
 
 def require_effects(estimator: object) -> MixedEstimator:

@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from pyrosplice._expression.call_options import is_default
 from pyrosplice._expression.engine.basis import identity
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.fit_inputs import InputData
 from pyrosplice._expression.mixed.cell_effects import CellEffects
-from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.noise_models import held_scale
-from pyrosplice._hypothesis.test_table import unless_ended
+from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.effects._field import RHO
-from pyrosplice.effects._units import Coefficients, DesignUnits
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._units import Coefficients
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -107,16 +108,6 @@ class MixedEstimator(Estimator):
         """Where each gene's field is in its family, ``(G,)``, once it is estimated; None of a field that is given."""
         return np.concatenate([found.coordinate for found in self._fields]) if self._fields else None
 
-    def field_parameter(self) -> tuple[Array, NDArray[np.object_]]:
-        """What the field of each gene depends on ``(G,)``, NaN where nothing is known of it, and what to say of it."""
-        family = self.effects.family
-        assert family is not None
-        flat, at_end = (np.concatenate([getattr(one, name) for one in self._fields]) for name in ("flat", "at_end"))
-        values = np.array([family.value(at) for one in self._fields for at in one.coordinate.tolist()])
-        why = np.where(at_end, Reason.AT_RANGE_END.value, "").astype(object)
-        why[flat] = unless_ended(self.mixed.reason[flat], Reason.NOT_IDENTIFIED.value)
-        return np.where(flat, np.nan, values), why
-
     def problem(self, genes: Genes) -> EffectsProblem:
         """What the engine fits of some genes, those of one block: their field is the same, once it is estimated."""
         design, family, at = self.source.design, self.effects.family, self.field_coordinates
@@ -141,33 +132,33 @@ class MixedEstimator(Estimator):
         blocks = list(self.blocks())
         return joined_fits([fit_effects(self.problem(genes), restricted=restricted) for genes in blocks], blocks)
 
-    @cached_property
-    def units(self) -> DesignUnits:
-        """What the units of contrasts of the free coefficients are."""
-        inputs = self.input_data
-        names, location = inputs.constraints_loc.free_names, inputs.location
-        terms = dict(zip(location.names, location.terms, strict=True))
-        coefficients = Coefficients(
-            self.source.design.x, names, [terms.get(name, name) for name in names], _numeric(inputs)
-        )
-        return DesignUnits(coefficients, self.effects.groups, "cells")
+    @property
+    def groups(self) -> tuple[GroupBlock, ...]:
+        """Effects of groups."""
+        return self.effects.groups
 
     @cached_property
-    def law(self) -> UnitLaw:  # type: ignore[override]  # a GLM's is None
-        """Laws of contrasts of the free coefficients."""
+    def coefficients(self) -> Coefficients:
+        """The design of the free coefficients."""
+        names, location = self.input_data.constraints_loc.free_names, self.input_data.location
+        terms = dict(zip(location.names, location.terms, strict=True))
+        return Coefficients(
+            self.source.design.x, names, [terms.get(name, name) for name in names], Coefficients.of(location).numeric
+        )
+
+    def contrast_law(self, rows: Array) -> RobustCovariance:
+        """Covariance and degrees of freedom of contrasts ``(k, F)`` by their units."""
+        return self.record.unit_law.of(rows, "clip", stacklevel=6)[0]
+
+    @cached_property
+    def record(self) -> MixedRecord:
+        """What tables, tests and files need."""
         parts = [
             covariance_law(self.problem(genes), self.mixed.take(torch.from_numpy(genes))) for genes in self.blocks()
         ]
         names = ("covariance", "slopes", "parameter_covariance")
-        whole = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        return UnitLaw(CovarianceLaw(*whole), self.units)
-
-
-def _numeric(inputs: InputData) -> list[str]:
-    """Columns of the design that are covariates of cells, not levels."""
-    numeric = set(inputs.location.numeric)
-    pairs = zip(inputs.location.names, inputs.location.variables, strict=True)
-    return [name for name, variables in pairs if variables and variables <= numeric]
+        law = CovarianceLaw(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return MixedRecord(self.groups, self.mixed, law, self.coefficients)
 
 
 def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:

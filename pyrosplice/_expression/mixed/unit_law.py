@@ -33,5 +33,9 @@ class UnitLaw:
         for words in dict.fromkeys(filter(None, (self.units.warning(row) for row in rows))):
             warnings.warn(words, UserWarning, stacklevel=stacklevel)
         curvature = self.covariance.df(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))).numpy()
-        least = min(units.df for units in found)
-        return RobustCovariance(self.covariance.covariance.numpy(), degrees_of_freedom(curvature, least, df)), found
+        fewest = min(found, key=lambda units: units.df)
+        degrees = degrees_of_freedom(curvature, fewest.df, df)
+        if df == "clip" and fewest.unit == self.units.observations:
+            # a field leaves a smooth covariate fewer than its cells: nothing of the design says so, the curvature does
+            degrees = np.clip(np.where(np.isnan(curvature), fewest.df, curvature), 1.0, fewest.df)
+        return RobustCovariance(self.covariance.covariance.numpy(), degrees), found

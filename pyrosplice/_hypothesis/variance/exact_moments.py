@@ -107,10 +107,23 @@ class GraphSums:
         )
 
     @classmethod
-    def of_power_sums(cls, square: Tensor, cube: Tensor, fourth: Tensor, sixth: Tensor) -> GraphSums:
-        """Sums over the entries of ``G = u u'`` for one u of sum zero, from the sums of its powers ``(...)``."""
-        mixed = (cube.square(), cube.square(), fourth * square, square**3)
-        return cls(square, fourth, sixth, square.square(), *mixed)
+    def of_products(cls, n: Tensor, sums: tuple[Tensor, Tensor], means: Sequence[Tensor]) -> GraphSums:
+        """Sums over the entries of ``G = u u'`` for one u of sum zero, from means over *different* units.
+
+        Parameters
+        ----------
+        n
+            Number of units, ``(...)``.
+        sums
+            Of u² and of u³ over the units.
+        means
+            Of ``u_i² u_j²``, of ``u_i³ u_j³``, and of ``u_i² u_j² u_k²``, over different units.
+        """
+        (square, cube), (pairs, cubes, triples) = sums, means
+        fourth = square.square() - n * (n - 1) * pairs
+        sixth = cube.square() - n * (n - 1) * cubes
+        mixed = (square**3 + 2 * sixth - n * (n - 1) * (n - 2) * triples) / 3
+        return cls(square, fourth, sixth, square.square(), cube.square(), cube.square(), mixed, square**3)
 
     def of(self, graph: Edges) -> Tensor:
         """The sum of one connected graph."""

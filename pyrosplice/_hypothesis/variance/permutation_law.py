@@ -15,8 +15,9 @@ are permuted (Q takes their part out): u is scaled by :math:`\sqrt{(m - 1)/(m - 
 Counts of few molecules at unequal sizes have residuals of one variance, but not of one law: where :math:`\mu_i` is
 small u is rare and large, :math:`\mu_i^{-1/2}`, and carries little of T. Mean powers of u over all spots then say more
 of these spots than of those that make T (12 counts in 256 spots, sizes log-normal of sd 1.5: 10 % rejected at 5 %).
-With ``alike=False`` spots count by what they carry, :math:`\sum_i e_i^k / \sum_i a_i^{k/2}` in the place of
-:math:`\sum_i u_i^k / m`: the same where all a are equal, and 4 to 5 % there (tests/studies/sv_expression.py).
+With ``alike=False`` spots, and pairs and triples of different ones, count by what they carry:
+:math:`\sum_{i \ne j} e_i^2 e_j^2 / \sum_{i \ne j} a_i a_j` in the place of the mean of :math:`u_i^2 u_j^2`, and so on.
+That is the same where all a are equal, and 4 to 5 % there (tests/studies/sv_expression.py).
 """
 
 from __future__ import annotations
@@ -89,16 +90,16 @@ class Residuals:
         """What the law needs of the residuals, exchangeable as they are or as far as they carry T."""
         if self.alike:
             return GraphSums.of_vectors(self.permuted_vectors())
-        residual, count = self.scale * self.vectors.squeeze(-1), self.n_covered.to(self.scale)
-        size = self.scale.square()
+        return self._weighted_sums()
+
+    def _weighted_sums(self) -> GraphSums:
+        size, count = self.scale.square(), self.n_covered.to(self.scale)
         free = (size * (1 - self.leverage)).sum(-1).clamp_min(_TINY)  # what the covariates leave of Σ a
-        level = ((1 - 1 / count) * size.sum(-1) / free).sqrt()
-
-        def power_sum(k: int) -> Tensor:
-            mean = (residual**k).sum(-1) / (self.scale**k).sum(-1).clamp_min(_TINY)
-            return count * mean * level**k
-
-        return GraphSums.of_power_sums(*(power_sum(k) for k in (2, 3, 4, 6)))
+        level = ((1 - 1 / count) * size.sum(-1) / free).sqrt().unsqueeze(-1)
+        residual = level * self.scale * self.vectors.squeeze(-1)
+        found, expected = (_distinct_products(x) for x in (residual, self.scale))
+        second, third, *products = (x / y.clamp_min(_TINY) for x, y in zip(found, expected, strict=True))
+        return GraphSums.of_products(count, (count * second, count * third), products)
 
     def permuted_vectors(self) -> Tensor:
         """What is permuted: u centred over the covered spots, of the same total square, scaled for covariates."""
@@ -364,6 +365,13 @@ def gamma_sf(z: Tensor, skewness: Tensor) -> Tensor:
     x = np.clip(shape + z.cpu().numpy() * np.sqrt(shape) * np.sign(bounded), 0, None)
     tail = np.where(bounded > 0, special.gammaincc(shape, x), special.gammainc(shape, x))
     return torch.from_numpy(tail).to(z).clamp_min(_TINY)
+
+
+def _distinct_products(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of x² and x³, and over different units of ``x_i² x_j²``, ``x_i³ x_j³``, ``x_i² x_j² x_k²``: ``(..., n)``."""
+    second, third, fourth, sixth = ((x**k).sum(-1) for k in (2, 3, 4, 6))
+    triples = second**3 - 3 * second * fourth + 2 * sixth
+    return second, third, second.square() - fourth, third.square() - sixth, triples
 
 
 def _share_of_permutations(matrix: Tensor, vectors: Tensor) -> Tensor:

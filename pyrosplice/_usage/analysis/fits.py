@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,11 @@ class UsageAnalysis:
     fitted: UsageFit | None = None
     test_fits: dict[tuple[Any, ...], list[FittedGene]] = field(default_factory=dict)
     results: Results = field(default_factory=dict)
+
+    def twin(self) -> UsageAnalysis:
+        """Copy with results of its own: what is tested of one is not the other's."""
+        results = {test: dict(found) for test, found in self.results.items()}
+        return replace(self, test_fits=dict(self.test_fits), results=results)
 
     @property
     def fit(self) -> UsageFit:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from torch import Tensor
@@ -49,6 +49,7 @@ USAGE_OPTIONS = {
     "variance": get_args(Variance),
     "law": get_args(TestLaw),
 }
+MAPPINGS = ("var_prior_model_params", "fitting_configs", "priors")
 NEEDED = {
     "n_draws": "importance=True",
     "early_stop": "use_perm_null=True",
@@ -64,9 +65,14 @@ def _same(before: object, after: object) -> bool:
     return before is after or (plain and before == after)
 
 
+def snapshot(option: object) -> object:
+    """Copy an option's mapping, and those in it: a change in place of the person's own is not one of the copy."""
+    return {name: snapshot(value) for name, value in option.items()} if isinstance(option, Mapping) else option
+
+
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """Arguments of :class:`~pyrosplice.SplisosmGLMM`, which documents them."""
+    """Arguments of :class:`~pyrosplice.SplisosmGLMM`, which documents them, as they were when this was made."""
 
     model_type: str
     share_variance: bool
@@ -85,6 +91,13 @@ class AnalysisOptions:
     priors: Priors
     isoform_effect: IsoformEffect
     model: Program | None
+    held: Mapping[str, Any] = field(init=False)  # hyper-parameters of the likelihood, which can change in place
+
+    def __post_init__(self) -> None:
+        for name in MAPPINGS:
+            object.__setattr__(self, name, snapshot(getattr(self, name)))
+        names = self.likelihood.hyperparameters if isinstance(self.likelihood, Likelihood) else ()
+        object.__setattr__(self, "held", {name: getattr(self.likelihood, name, None) for name in names})
 
     def check(self) -> None:
         """Raise where an option is wrong."""
@@ -107,8 +120,9 @@ class AnalysisOptions:
         for option in fields(self):
             before, after = getattr(self, option.name), getattr(now, option.name)
             if not _same(before, after):
+                name = "likelihood" if option.name == "held" else option.name
                 raise InvalidArgumentError(
-                    f"{option.name}: set to {after!r} after setup_data, which had {before!r}; call setup_data and fit "
+                    f"{name}: set to {after!r} after setup_data, which had {before!r}; call setup_data and fit "
                     "again, or make another analysis."
                 )
 

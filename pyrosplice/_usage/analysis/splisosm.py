@@ -13,6 +13,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyrosplice._modes import works_in_any_mode
+from pyrosplice._overrides import refuse_properties
 from pyrosplice._representation import Described
 from pyrosplice._usage.analysis import (
     differential_usage,
@@ -26,7 +27,7 @@ from pyrosplice._usage.analysis import (
 )
 from pyrosplice._usage.analysis.description import analysis_rows
 from pyrosplice._usage.analysis.fits import Results, UsageAnalysis
-from pyrosplice._usage.analysis.options import AnalysisOptions, check_logits
+from pyrosplice._usage.analysis.options import MAPPINGS, AnalysisOptions, check_logits, snapshot
 from pyrosplice._usage.analysis.prepare import Covariance, DataOptions, Prepared, prepare
 from pyrosplice._usage.records import UsageFit
 from pyrosplice.effects._isoform_effect import IsoformEffect
@@ -260,6 +261,10 @@ class SplisosmGLMM(Described):
         self.adata = adata
         self.hold(prepared)
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        refuse_properties(cls, SplisosmGLMM, read=("analysis", "_prepared", "_given"))
+
     # methods that stand in the file of their subject
     fit = fits.fit
     get_fitted_models = fits.get_fitted_models
@@ -366,24 +371,22 @@ class SplisosmGLMM(Described):
 
     @property
     def _given(self) -> AnalysisOptions:
-        options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions)}
+        options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions) if option.init}
         return AnalysisOptions(**options | {"priors": self.priors or self._priors_name})
-
-    @property
-    def _sv_test_results(self) -> dict[str, Any]:
-        return {} if self._read is None else self._read.results.get("sv", {})
-
-    @property
-    def _du_test_results(self) -> dict[str, Any]:
-        return {} if self._read is None else self._read.results.get("du", {})
 
     def _like(self, counts: Sequence[Tensor]) -> Self:
         """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
-        twin = copy(self)
+        twin = copy(self)  # with results of its own
         if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
             twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
         twin.adata = None
         twin.hold(self.analysis.prepared.of_counts(counts))
+        return twin
+
+    def __copy__(self) -> Self:
+        twin, read = object.__new__(type(self)), self._read
+        own = {option: snapshot(getattr(self, option)) for option in MAPPINGS}
+        vars(twin).update(vars(self), **own, _read=None if read is None else read.twin())
         return twin
 
     def hold(self, prepared: Prepared, fitted: UsageFit | None = None, results: Results | None = None) -> None:

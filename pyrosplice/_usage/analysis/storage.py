@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.guides._own_model import takes
 
 CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
+OWN = ("adata", "model", "_read", "_priors_name")  # attributes beside the options
 RESULTS = ("gene", "statistic", "pvalue", "pvalue_adj", "method", "reason")  # of every test
 
 
@@ -63,11 +65,28 @@ def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
     analysis = self.analysis
     options, prepared = analysis.options, analysis.prepared
     kept, priors = options.saved(), options.priors if isinstance(options.priors, Mapping) else {}
-    check_arguments(type(self), {*kept, *CLASSES, *(["model"] if takes(type(self), "model") else [])})
+    check_arguments(type(self), _arguments(type(self)))
+    _warn_of_attributes(self)
     extensions = pack(options.likelihood, priors, prepared.covariance, options.model)
     results = (analysis.results.get(test, {}) for test in ("sv", "du"))
     saved = SavedUsage(kept, _saved_data(prepared), extensions, analysis.fitted, *results)
     Archive.of(type(self).__name__, saved).save(path)
+
+
+def _arguments(kind: type) -> set[str]:
+    """Constructor arguments that a file holds, or that ``load`` takes; a class may be without a ``model``."""
+    return {*OPTIONS, *CLASSES, *(["model"] if takes(kind, "model") else [])}
+
+
+def _warn_of_attributes(analysis: Analyzed) -> None:
+    """Warn of attributes that a person has added, which a file does not hold."""
+    added = sorted(set(vars(analysis)) - {*_arguments(type(analysis)), *OWN})
+    if added:
+        warnings.warn(
+            f"save: {', '.join(added)} of this {type(analysis).__name__} is not saved, only what SplisosmGLMM has; a "
+            "loaded one has what its constructor sets.",
+            stacklevel=3,
+        )
 
 
 def _saved_data(prepared: Prepared) -> SavedData:
@@ -86,6 +105,7 @@ def loaded_analysis(
     """An analysis as ``save`` wrote it, with the objects that a person has ``given``."""
     path = os.fspath(as_path(file))
     archive = Archive.load(path, kind.__name__, {1: usage_1})
+    check_arguments(kind, _arguments(kind))
     helped = map_location is not None or any(value is not None for value in given.values())
     with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):
         saved = archive.to(SavedUsage)

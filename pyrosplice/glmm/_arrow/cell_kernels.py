@@ -29,7 +29,7 @@ SQRT2 = 1.4142135623730951
 FAR = 700.0  # exp of it is finite
 
 
-@compiled(inline="never")
+@compiled(fastmath={"contract"}, inline="never")
 def exp_into(x: Array, out: Array, bits: Indices, n: int) -> None:
     """Exponential of n numbers, which are lost; ``bits`` is the view of ``out`` as integers."""
     for j in range(n):
@@ -54,7 +54,7 @@ def exp_into(x: Array, out: Array, bits: Indices, n: int) -> None:
         out[j] = out[j] * x[j]
 
 
-@compiled(inline="never")
+@compiled(fastmath={"contract"}, inline="never")
 def log_into(x: Array, out: Array, bits: Indices, mantissa: Array, mantissa_bits: Indices, n: int) -> None:
     """Logarithm of n positive normal numbers; ``bits`` and ``mantissa_bits`` are views as integers."""
     for j in range(n):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyrosplice.glmm._arrow import cell_kernels as kernels
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
-from pyrosplice.glmm._arrow.layout import SupportLayout
+from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
 from pyrosplice.glmm._mode import Latents
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
@@ -57,14 +58,12 @@ class _Rows:
             offset = offset + np.log(exposure.numpy())
         support, columns = layout.support, layout.columns
         if len(offset) == 1:
-            key = np.ascontiguousarray(np.column_stack([support, offset[0], columns]) + 0.0)
-            rows, inverse = np.unique(key, axis=0, return_inverse=True)
-            if len(rows) <= MERGED * len(key):
-                order = np.argsort(inverse.ravel(), kind="stable")
-                number = np.bincount(inverse.ravel()).astype(np.float64)
-                first = np.concatenate([[0], np.cumsum(number)[:-1]]).astype(np.intp)
-                totals = np.add.reduceat(counts[:, order], first, axis=1)
-                return cls._sorted(rows[:, 2:], rows[None, :, 1], number, rows[:, 0].astype(np.int64), totals)
+            first, row = equal_rows(np.column_stack([support, offset[0], columns]))
+            if len(first) <= MERGED * len(row):
+                shape = (len(first), len(row))
+                sums = sp.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), shape=shape)
+                number, totals = np.bincount(row).astype(np.float64), (sums @ counts.T).T
+                return cls._sorted(columns[first], offset[:, first], number, support[first], totals)
         order = np.argsort(support, kind="stable")
         return cls._sorted(columns[order], offset[:, order], np.ones(len(order)), support[order], counts[:, order])
 
@@ -95,7 +94,8 @@ class CellEliminator:
         tails = [kernels.tail_counts(own, int(own.max(initial=0))) for own in counts]
         self.tail_starts = np.concatenate([[0], np.cumsum([len(own) for own in tails])]).astype(np.int64)
         self.tails = np.concatenate([*tails, np.zeros(1)])
-        self.constant = -torch.lgamma(problem.counts[..., 0] + 1).sum(-1).numpy()
+        # log y! is the sum of log j up to y
+        self.constant = -np.array([own @ np.log(np.arange(1.0, len(own) + 1)) for own in tails])
 
     def zeros(self, genes: Tensor) -> Latents:
         """No inner effects."""

@@ -91,7 +91,14 @@ def fit_field_parameter(
     places = [np.flatnonzero(coordinate == at) for at in np.unique(coordinate)]
     fits = [fit_effects(_at(problem, family, float(coordinate[rows[0]]), rows)) for rows in places]
     at_end = ~flat & np.isin(profile.best, [0.0, end])
-    return FieldParameterFit(joined_fits(fits, places), coordinate, flat, at_end)
+    values = np.where(flat, np.nan, [family.value(at) for at in coordinate.tolist()])
+    fit = replace(
+        joined_fits(fits, places),
+        space_values=torch.from_numpy(values[:, None]),
+        space_names=(family.name,),
+        space_range=(family.value(family.grid[0]), family.value(family.grid[-1])),
+    )
+    return FieldParameterFit(fit, coordinate, flat, at_end)
 
 
 def _at(problem: EffectsProblem, family: FieldFamily, at: float, genes: Rows) -> EffectsProblem:

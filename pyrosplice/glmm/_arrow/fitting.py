@@ -19,7 +19,7 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.first_values import START_SD, first_coefficients, first_hyper, unit_of
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
-from pyrosplice.glmm._arrow.layout import SupportLayout
+from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
 from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.glmm._separation import FAR_LOGIT, separated
@@ -32,7 +32,7 @@ MOST_GENES = 64  # of a batch: more gain nothing (10,000 cells, 40 donors)
 NO_SPREAD = 1e-3  # dispersion times mean count below which counts are Poisson's
 EXPECTED = 1.5  # information of a level about its sd, times the square of it: about, where cells are many (sketch)
 MISSING = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.NO_MODE, Reason.NOT_FINITE)
-FIT_END = 1e-16  # Newton decrement of the modes that are reported, in nats²
+FIT_END = 1e-13  # Newton decrement of the modes that are reported, in nats²
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class EffectsOptions:
         Genes that are worked on together; None for as many as stay within 256 MB, 64 at most.
     """
 
-    tolerance: float = 1e-3
-    max_iter: int = 80
+    tolerance: float = 3e-4
+    max_iter: int = 150
     mode_tolerance: float = 1e-9
     batch_genes: int | None = None
 
@@ -134,7 +134,7 @@ class _Fitter:
         self.unit = unit_of(problem)
         diagonal = [np.trace(matrix) > 0 for block in problem.groups for matrix in block.basis]
         self.diagonal = np.array(diagonal, dtype=bool)
-        self.distinct = np.unique(problem.design, axis=0)
+        self.distinct = problem.design[equal_rows(np.asarray(problem.design))[0]]
 
     def batch_size(self) -> int:
         """Genes whose arrays stay within :data:`BATCH_BYTES`."""
@@ -143,7 +143,8 @@ class _Fitter:
         unknowns = (arrow.n_parameters + 3) * (arrow.n_border + arrow.n_groups * arrow.n_private)
         dense = 3 * arrow.n_groups * arrow.n_private * arrow.n_border + 3 * arrow.n_border**2
         cells = 6 * len(layout.support) * q * (q + 1)
-        return int(np.clip(BATCH_BYTES // (8 * (maps + unknowns + dense + cells)), 1, MOST_GENES))
+        space = 0 if self.problem.space is None else self.problem.space.factor_blocks * q**2
+        return int(np.clip(BATCH_BYTES // (8 * (maps + unknowns + dense + cells + space)), 1, MOST_GENES))
 
     def fit(self, genes: Rows) -> EffectsFit:
         """Fit some genes."""
@@ -240,6 +241,7 @@ class _Fitter:
             reason=reasons,
             n_iter=ended[1].n_iter,
             bases=tuple(block.basis for block in self.problem.groups),
+            space_values=torch.zeros(len(at), 0, dtype=torch.float64),
         )
         return fit.in_logits(self._root(start.genes)).without([Reason(reason) in MISSING for reason in reasons])
 
@@ -261,6 +263,8 @@ class _Fitter:
 
     def _root(self, genes: Rows) -> Tensor | None:
         """Logits of the coordinates that the engine works in, (b, Q, Q); None where they are the same."""
+        if self.problem.isoform_effect == "independent":
+            return None
         basis = basis_of(self.problem.isoform_effect, self.problem.counts[torch.from_numpy(genes)])
         return None if basis is None else basis.root.reshape(len(genes), *basis.root.shape[-2:])
 
@@ -304,5 +308,6 @@ def _check_problem(problem: EffectsProblem) -> None:
         raise InvalidArgumentError(
             f"offset: expected shape {shapes[0]} or {shapes[1]}, found {np.shape(problem.offset)}."
         )
-    if not bool(torch.isfinite(problem.counts).all()):
-        raise InvalidArgumentError("counts: expected finite numbers.")
+    for name, numbers in (("counts", problem.counts), ("design", design), ("offset", problem.offset)):
+        if numbers is not None and not bool(torch.isfinite(torch.as_tensor(numbers)).all()):
+            raise InvalidArgumentError(f"{name}: expected finite numbers, found some that are not.")

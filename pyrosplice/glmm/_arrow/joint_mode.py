@@ -162,6 +162,7 @@ class ModeSearch:
         """Newton steps of some genes, from a system of all genes, until a step is small enough to be the last."""
         rows, system = taken
         at = torch.from_numpy(rows)
+        near = np.inf if 2 * len(rows) > len(system.decrement) else NEAR  # most of all: they go on together
         step, decrement, own = system.step.select(rows), system.decrement[rows], latents.select(at)
         inner = system.elimination.advance(
             torch.from_numpy(self.arrow.blocks_of(system.factor.map, system.step))
@@ -177,7 +178,7 @@ class ModeSearch:
             unknowns, own = _replaced(unknowns, live, part), own.replaced(torch.from_numpy(live), lat)
             stuck[live] = short
             before[live] = decrement
-            live = live[(decrement > NEAR) & ~short]
+            live = live[(decrement > near) & ~short]
             if not len(live):
                 break
             lat = own.select(torch.from_numpy(live))

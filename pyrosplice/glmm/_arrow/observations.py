@@ -31,14 +31,11 @@ class ObservationEliminator:
     inner: tuple[str, ...] = ()
 
     def __init__(self, problem: EffectsProblem, layout: SupportLayout):
-        order = torch.from_numpy(layout.support).argsort(stable=True)
-        self.support = torch.from_numpy(layout.support)[order]
-        self.columns = torch.from_numpy(layout.columns)[order]
-        self.counts = problem.counts.to(torch.float64)[:, order]
+        self.support, self.columns = torch.from_numpy(layout.support), torch.from_numpy(layout.columns)
+        self.counts = problem.counts.to(torch.float64)
         basis = basis_of(problem.isoform_effect, problem.counts)
         started = guarded(problem.likelihood, []).bind_start(len(self.counts), self.counts)
         self.likelihood: Likelihood = started if basis is None else Recombined(started, basis.root)
-        self.order = order
         self.hyper = problem.likelihood.free
         self.n_supports, self.width, self.n_predictors = layout.n_supports, layout.width, layout.n_predictors
         self.offset: Tensor | None = None
@@ -46,7 +43,7 @@ class ObservationEliminator:
             offset = torch.as_tensor(problem.offset, dtype=torch.float64)
             if offset.ndim == 1:
                 offset = offset[None, :, None].expand(1, -1, self.n_predictors)
-            self.offset = (offset if basis is None else basis.coordinates(offset))[:, order]
+            self.offset = offset if basis is None else basis.coordinates(offset.expand(len(self.counts), -1, -1))
 
     def zeros(self, genes: Tensor) -> Latents:
         """No inner effects."""

@@ -33,7 +33,7 @@ from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, Se
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 
 Array = NDArray[np.float64]
-STEP = 0.002  # difference of a parameter, in units of the data or logs: 1 % of degrees of freedom off at an sd of 0.3
+STEP = 0.0005  # difference of a parameter, in units of the data or logs: degrees of freedom of lmerTest to 0.5 %
 NEAR_ZERO = 0.04  # how far differences of a small sd reach, since nothing has a slope at zero (sketch: 0.02)
 MOST = 1e9  # degrees of freedom of a contrast whose variance does not move
 LEAST_CURVATURE = 1e-3  # of a parameter that the likelihood says nothing about, in those units

@@ -132,7 +132,7 @@ class SpotEliminator:
             model = self._model.select(at.genes)
         if self.hyper:
             model = model.bound({name: at.log_hyper[:, [h]].exp() for h, name in enumerate(self.hyper)})
-        self._bound = (at.genes, at.log_hyper, model)
+        self._bound = (at.genes.clone(), at.log_hyper.clone(), model)  # which callers may write to
         return model
 
     def _parameters(self, at: InnerPoint) -> Parameters:
@@ -268,6 +268,13 @@ def _solver(problem: EffectsProblem, columns: SupportColumns) -> tuple[SpatialSo
         raise InvalidArgumentError(
             "space: expected a covariance that is not truncated, found a low-rank one that leaves variance out. "
             "Use a sparse precision, or all eigenpairs."
+        )
+    shape: tuple[int, ...] = (len(supports),)
+    by = () if problem.space_by is None else problem.space_by.shape
+    if (solver.n_spots,) != shape or by not in ((), shape):
+        raise InvalidArgumentError(
+            f"space: expected a covariance of the {shape[0]} observations and space_by of shape {shape}, found one of "
+            f"{solver.n_spots} spots and {by}."
         )
     spots = torch.arange(solver.n_spots, dtype=torch.float64).reshape(1, -1, 1)
     if columns.n_supports == 1:

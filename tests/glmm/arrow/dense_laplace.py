@@ -8,7 +8,7 @@ from torch.func import grad, hessian
 
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.likelihoods import Binomial, Multinomial, NegativeBinomial, Normal, Poisson
+from pyrosplice.likelihoods import Binomial, DirichletMultinomial, Multinomial, NegativeBinomial, Normal, Poisson
 
 
 def triangle(q, *, diagonal=False):
@@ -56,7 +56,7 @@ def random_problem(layout, family, seed, *, n_genes=3, n_cells=60):
         "root alone": (block(a, one, root=kinship),),
         "same factor": (block(a, one), block(a, x[:, 2:])),
     }[layout]
-    n_out = {"multinomial": 3, "binomial": 2}.get(family, 1)
+    n_out = {"multinomial": 3, "dirichlet": 3, "binomial": 2}.get(family, 1)
     offset = rng.normal(0, 0.3, n_cells)
     shape = (n_genes, n_cells, n_out)
     if family == "normal":
@@ -69,6 +69,7 @@ def random_problem(layout, family, seed, *, n_genes=3, n_cells=60):
         "poisson": Poisson(),
         "binomial": Binomial(),
         "multinomial": Multinomial(),
+        "dirichlet": DirichletMultinomial(),
         "normal": Normal(),
     }[family]
     return EffectsProblem(torch.as_tensor(counts, dtype=torch.float64), x, likelihood, offset, groups)
@@ -80,7 +81,8 @@ def random_outer(problem, seed, *, restricted):
     n_genes = len(problem.counts)
     n_predictors = problem.likelihood.n_predictors(problem.counts.shape[-1])
     psi = rng.normal(0, 0.6, (n_genes, sum(len(g.basis) for g in problem.groups)))
-    log_hyper = rng.normal(-0.7, 0.3, (n_genes, len(problem.likelihood.free)))
+    starts = np.log([problem.likelihood.hyperparameters[name] for name in problem.likelihood.free]).reshape(1, -1)
+    log_hyper = starts + rng.normal(0, 0.3, (n_genes, starts.shape[1]))
     n_beta = 0 if restricted else problem.design.shape[1] * n_predictors
     return psi, log_hyper, rng.normal(0, 0.3, (n_genes, n_beta))
 

@@ -7,20 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
-from pyrosplice.glmm._arrow.objective import ArrowLaplace, laplace_at
 
+from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._arrow.fitting import EffectsOptions, fit_effects
 from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.layout import Layout
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
+from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
 from tests.glmm.arrow.oracle import DenseModel, Values
 from tests.glmm.arrow.random_problems import SECTION, field_of_sections, group, random_problem
+from tests.glmm.test_laplace import grid
 
 N = len(SECTION)
 
@@ -81,7 +85,7 @@ def random_point(problem: EffectsProblem, seed: int, *, restricted: bool) -> Out
 
 
 def engine_at(problem: EffectsProblem, point: OuterPoint, *, restricted: bool) -> ArrowLaplace:
-    layout = Layout.of(problem)
+    layout = SupportLayout.of(problem)
     arrow, eliminator = Arrow(layout, problem.groups, restricted=restricted), eliminator_of(problem, layout)
     start = arrow.zeros(len(point.psi)), eliminator.zeros(point.genes)
     return laplace_at(arrow, eliminator, point, start, tolerance=1e-20)
@@ -134,3 +138,48 @@ def test_value_and_gradient_of_random_lists(seed: int) -> None:
         value, gradient = oracle_at(problem, point, gene, restricted=restricted)
         np.testing.assert_allclose(found.value[gene], value, rtol=0, atol=1e-8)
         np.testing.assert_allclose(found.gradient[gene], gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["field + section", "usage, symmetric", "donors inside a section"])
+def test_a_fit_is_at_an_optimum_of_the_dense_oracle(kind: str) -> None:
+    """Its restricted likelihood is the oracle's at its parameters, of logits, and flat there."""
+    problem = named_problem(kind, seed=3)
+    fit = fit_effects(problem, options=EffectsOptions(tolerance=1e-6))
+    hyper = torch.cat([fit.hyper[name].log() for name in problem.likelihood.free] or [torch.zeros(1, 0).double()], 1)
+    none = np.zeros((1, 0))
+    point = OuterPoint(torch.arange(1), fit.parameters.numpy(), fit.sds, hyper, none)
+    value, gradient = oracle_at(problem, point, 0, restricted=True)
+    volume = 0.5 * math.log(3) * problem.design.shape[1] if problem.isoform_effect == "symmetric" else 0.0
+    np.testing.assert_allclose(float(fit.log_likelihood[0]), value + volume, rtol=0, atol=1e-7)
+    interior = np.concatenate([np.ones(fit.parameters.shape[1] + fit.sds.shape[1], bool), np.exp(hyper[0]) > 1e-3])
+    assert np.abs(gradient[interior]).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_truth_is_recovered() -> None:
+    """Standard deviations of the field and of sections, dispersion and slope, over genes of one truth."""
+    rng, n_genes, side = np.random.default_rng(0), 12, 14
+    section = np.repeat(np.arange(8), side * side)
+    space = SparseSolver(sp.block_diag([grid(side).precision] * 8))
+    x = rng.standard_normal(len(section))
+    field = space.color(torch.from_numpy(rng.standard_normal((n_genes, len(section), 1))))[..., 0].numpy()
+    eta = 1.0 + 0.3 * x + 0.5 * field + 0.4 * rng.standard_normal((n_genes, 8))[:, section]
+    counts = rng.poisson(np.exp(eta) * rng.gamma(2.0, 0.5, eta.shape))
+    problem = EffectsProblem(
+        torch.tensor(counts, dtype=torch.float64).unsqueeze(-1),
+        np.stack([np.ones(len(section)), x], 1),
+        NegativeBinomial(),
+        groups=(group("1 | section", section, np.ones((len(section), 1))),),
+        space=space,
+    )
+    fit = fit_effects(problem)
+    assert (fit.reason == "converged").all()
+    found = {
+        "slope": (fit.coefficients[:, 1, 0], 0.3, 0.02),
+        "field": (fit.sds[:, 0], 0.5, 0.04),
+        "section": (fit.parameters[:, 0], 0.4, 0.12),
+        "dispersion": (fit.hyper["dispersion"][:, 0], 0.5, 0.06),
+    }
+    for name, (estimates, truth, tolerance) in found.items():
+        assert abs(float(estimates.mean()) - truth) < tolerance, name

@@ -204,3 +204,43 @@ def test_wrong_problems_are_refused():
         fit_effects(replace(problem, groups=(block(np.zeros(10, int), np.ones((10, 1))),)))
     with pytest.raises(InvalidArgumentError, match="offset"):
         fit_effects(replace(problem, offset=np.zeros(3)))
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+def test_a_symmetric_effect_does_not_know_the_last_isoform(restricted):
+    problem = replace(with_usage(seed=16), isoform_effect="symmetric", offset=None)
+    other = replace(problem, counts=problem.counts[..., [2, 0, 1]])
+    one, turned = (fit_effects(p, restricted=restricted, options=TIGHT) for p in (problem, other))
+    np.testing.assert_allclose(one.log_likelihood, turned.log_likelihood, atol=1e-7)
+    np.testing.assert_allclose(one.parameters, turned.parameters, atol=1e-4)
+    last, first = turned.coefficients.unbind(-1)  # isoforms 2 and 0 against 1
+    np.testing.assert_allclose(one.coefficients, torch.stack([first - last, -last], -1), atol=1e-4)
+    last, first = turned.group_modes[0].unbind(-1)
+    np.testing.assert_allclose(one.group_modes[0], torch.stack([first - last, -last], -1), atol=1e-4)
+    variance = turned.group_sds[0].square()
+    np.testing.assert_allclose(one.group_sds[0][..., 1].square(), variance[..., 0], atol=1e-4)
+
+
+def test_offsets_of_symmetric_effects_are_those_of_logits():
+    problem = replace(with_usage(seed=18), isoform_effect="symmetric")
+    spread = np.broadcast_to(problem.offset[None, :, None], (3, 150, 2))
+    one, other = fit_effects(problem), fit_effects(replace(problem, offset=spread.copy()))
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, atol=1e-8)
+    np.testing.assert_allclose(one.linear_predictor(problem), other.linear_predictor(problem), atol=1e-6)
+
+
+def with_usage(seed):
+    """Counts of three isoforms whose usage varies between levels."""
+    problem = random_problem("slopes", "multinomial", seed, n_cells=150)
+    rng = np.random.default_rng(seed)
+    effects = rng.normal(size=(3, 6, 3))[:, problem.groups[0].levels]
+    return replace(problem, counts=torch.as_tensor(rng.poisson(2 * np.exp(0.6 * effects))).double())
+
+
+def test_batches_do_not_matter():
+    problem = with_effects("crossed", "nb", seed=17, n_genes=5)
+    whole = fit_effects(problem)
+    single = fit_effects(problem, options=EffectsOptions(batch_genes=2))
+    assert list(whole.reason) == list(single.reason)
+    for name in ("log_likelihood", "coefficients", "covariance", "parameters"):
+        np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-6)

@@ -52,6 +52,8 @@ CASES += [
     ("crossed", "multinomial", True),
     ("nested", "multinomial", False),
     ("root", "multinomial", True),
+    ("slopes", "dirichlet", True),
+    pytest.param("crossed", "dirichlet", False, marks=pytest.mark.slow),  # derivatives by autograd
     ("missing", "normal", True),
     ("crossed twice", "nb held", True),
 ]
@@ -81,3 +83,37 @@ def test_gradient_is_that_of_the_value(layout, family, restricted):
         ]
         slope = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
         np.testing.assert_allclose(found[:, j], slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "family"), [("nested slopes", "nb"), ("root", "dirichlet"), ("crossed", "multinomial")]
+)
+def test_mode_moves_as_predicted(layout, family):
+    problem = random_problem(layout, family, seed=3)
+    outer = random_outer(problem, 3, restricted=False)
+    found = engine_at(problem, outer, restricted=False)
+    at, step, prediction = joined(outer), 1e-5, found.predict()
+    for j, moved in enumerate(prediction.unknowns):
+        change = np.zeros_like(at)
+        change[:, j] = step
+        up, down = (
+            engine_at(problem, split_like(at + sign * change, outer), restricted=False).unknowns for sign in (1, -1)
+        )
+        np.testing.assert_allclose(moved.border, (up.border - down.border) / (2 * step), atol=1e-5)
+        np.testing.assert_allclose(moved.private, (up.private - down.private) / (2 * step), atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.0, 3.0])
+def test_mode_is_found_from_afar(start):
+    problem = random_problem("crossed", "dirichlet", seed=4)  # not log-concave
+    outer = random_outer(problem, 4, restricted=True)
+    layout = SupportLayout.of(problem)
+    arrow, eliminator = Arrow(layout, problem.groups, restricted=True), eliminator_of(problem, layout)
+    genes, rng = torch.arange(3), np.random.default_rng(0)
+    unknowns = arrow.zeros(3)
+    unknowns.border[:] = start * rng.normal(size=unknowns.border.shape)
+    unknowns.private[:] = start * rng.normal(size=unknowns.private.shape)
+    point = OuterPoint(genes, outer[0], torch.zeros(3, 0), torch.as_tensor(outer[1]), outer[2])
+    found = laplace_at(arrow, eliminator, point, (unknowns, eliminator.zeros(genes)), tolerance=1e-20)
+    wanted = [dense_value(problem, g, [part[g] for part in outer], restricted=True) for g in range(3)]
+    np.testing.assert_allclose(found.value, wanted, rtol=0, atol=1e-8)

@@ -289,6 +289,10 @@ def test_what_cannot_be_is_refused() -> None:
     short = LowRankSolver(values[-5:], vectors[:, -5:], variances=torch.ones(N, dtype=torch.float64))
     with pytest.raises(InvalidArgumentError, match="space: expected a covariance that is not truncated"):
         eliminator_of(replace(problem, space=short))
+    with pytest.raises(InvalidArgumentError, match="space: expected a covariance of the 25 observations"):
+        eliminator_of(replace(problem, space=SparseSolver(grid(4).precision)))
+    with pytest.raises(InvalidArgumentError, match=r"found one of 25 spots and \(3,\)"):
+        eliminator_of(replace(problem, space_by=np.ones(3)))
     with pytest.raises(InvalidArgumentError, match="space_by: expected None without a field"):
         eliminator_of(replace(problem, space=None, space_by=np.ones(N)))
 

@@ -17,8 +17,8 @@ from pyrosplice._expression.engine.row_source import Design
 from pyrosplice._expression.formula_design import DesignMatrix, check_full_rank, from_formula, from_matrix
 from pyrosplice._expression.mixed.cell_effects import CellEffects, EffectsRequest
 from pyrosplice._expression.noise_models import check_multiplies, likelihood_of
+from pyrosplice._expression.places import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
-from pyrosplice._expression.spots import Spots
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.formulas import complete_rows
 from pyrosplice._tables.names import by_name

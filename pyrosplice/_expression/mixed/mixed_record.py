@@ -1,0 +1,126 @@
+"""What is known of a fit with random effects without its counts: for tables, tests, and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._io.codec import check_keys, check_sizes
+from pyrosplice.effects._effect import Effect
+from pyrosplice.effects._field import Field, Independent
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._group_terms import Groups
+from pyrosplice.effects._units import Coefficients, DesignUnits
+from pyrosplice.errors import ModelFileError
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit
+from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw
+
+PLAIN: tuple[type[Any], ...] = (Groups, Field, Independent)  # effects that are no more than numbers and names
+GivenEffect = Effect | Field | Independent
+
+
+@dataclass(frozen=True)
+class MixedRecord:
+    """A fit with random effects.
+
+    Attributes
+    ----------
+    groups
+        Effects of groups, of the cells that were fitted.
+    mixed
+        Estimates of all genes.
+    law
+        How their covariance moves with the variances.
+    coefficients
+        The design of the free coefficients.
+    """
+
+    groups: tuple[GroupBlock, ...]
+    mixed: EffectsFit
+    law: CovarianceLaw
+    coefficients: Coefficients
+
+    @property
+    def unit_law(self) -> UnitLaw:
+        """Laws of contrasts of the free coefficients."""
+        return UnitLaw(self.law, DesignUnits(self.coefficients, self.groups, "cells"))
+
+    def check(self, genes: Sequence[str]) -> None:
+        """Raise :class:`~pyrosplice.errors.ModelFileError` where parts of a file are of different sizes."""
+        fit, law = self.mixed, self.law
+        check_sizes(
+            genes=(genes, "G"),
+            coefficients=(fit.coefficients, "GPQ"),
+            covariance=(fit.covariance, "GDD"),
+            parameters=(fit.parameters, "GJ"),
+            parameter_names=(fit.parameter_names, "J"),
+            sds=(fit.sds, "GI"),
+            inner=(fit.inner, "I"),
+            reason=(fit.reason, "G"),
+            law=(law.covariance, "GDD"),
+            slopes=(law.slopes, "GKDD"),
+            parameter_covariance=(law.parameter_covariance, "GKK"),
+            names=(self.coefficients.names, "P"),
+            design=(self.coefficients.matrix, "NP"),
+        )
+        for block, mode, sd in zip(self.groups, fit.group_modes, fit.group_sds, strict=True):
+            check_sizes(
+                design=(self.coefficients.matrix, "NP"),
+                levels=(block.levels, "N"),
+                columns=(block.columns, "Nq"),
+                basis=(block.basis, "Jqq"),
+                level_names=(block.level_names, "D"),
+                column_names=(block.column_names, "q"),
+                modes=(mode, "GDqQ"),
+                sds=(sd, "GDqQ"),
+            )
+
+
+def described(effect: GivenEffect | None) -> Any:
+    """An effect as JSON: its arguments, or, of one's own, only its name."""
+    if effect is None:
+        return None
+    kind = type(effect)
+    if kind not in PLAIN or (isinstance(effect, Field) and effect.covariance is not None):
+        return {"kind": "own", "name": kind.__name__}
+    names = (f.name for f in fields(cast(Any, kind)))
+    return {"kind": kind.__name__, **{name: getattr(effect, name) for name in names}}
+
+
+def saved_effects(effects: Sequence[GivenEffect], space: Field | None) -> dict[str, Any]:
+    """The arguments ``effects`` and ``space`` of a constructor as JSON."""
+    return {"effects": [described(one) for one in effects], "space": described(space)}
+
+
+def restored(stored: Any, given: Sequence[GivenEffect], path: str) -> GivenEffect | None:
+    """Inverse of :func:`described`; one's own is among the ``given``.
+
+    Raises
+    ------
+    ModelFileError
+        It is not among them, or the file says something else than an effect.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, Mapping) or "kind" not in stored:
+        raise ModelFileError(f"effects: expected a description of an effect, found {str(stored)[:40]!r}.")
+    if stored["kind"] == "own":
+        found = [one for one in given if type(one).__name__ == stored.get("name")]
+        if not found:
+            raise ModelFileError(
+                f"{path} was saved with an effect of your own, {stored.get('name')}, and files hold no code: call "
+                "load(path, effects=[...]) with it."
+            )
+        return found[0]
+    kind = next((kind for kind in PLAIN if kind.__name__ == stored["kind"]), None)
+    if kind is None:
+        raise ModelFileError(f"effects: expected one of {[k.__name__ for k in PLAIN]}, found {stored['kind']!r}.")
+    check_keys(dict(stored), ["kind", *(f.name for f in fields(kind))], "effects")
+    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name != "kind"}
+    try:
+        made: GivenEffect = kind(**arguments)
+    except ValueError as error:
+        raise ModelFileError(f"effects: {error}") from error
+    return made
