@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from pyrosplice import ExpressionGLM
-from pyrosplice.effects import Field
+from pyrosplice.effects import Field, Independent
 from tests.studies.simulation import commit, places, save_row
 
 DISPERSION, DONOR_SD, CELLS_A_DONOR, SIDE = 0.3, 0.4, 30, 16
@@ -43,7 +43,10 @@ def cells() -> Iterator[Cell]:
                 yield Cell(test, n_donors, mean)
         yield Cell(test, 6, 1.0, unequal=True)
         yield Cell(test, 12, 1.0, unequal=True)
-    for test in ("space", "space by x", "space beside donors"):
+    yield Cell("(1 + x | donor)", 12, 2.0)
+    for mean, noise in ((0.5, "poisson"), (5.0, "poisson"), (5.0, "nb")):
+        yield Cell("cell", 12, mean, noise=noise)
+    for test in ("space", "space by x", "space beside donors", "score of space by x"):
         for mean in (0.05, 0.5, 5.0, 20.0):
             yield Cell(test, 4 if "donors" in test else 0, mean)
         yield Cell(test, 4 if "donors" in test else 0, 2.0, noise="poisson")
@@ -51,7 +54,7 @@ def cells() -> Iterator[Cell]:
 
 def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnData:
     """Counts of genes without the effect that is tested."""
-    in_space = cell.test.startswith("space")
+    in_space = "space" in cell.test
     n = SIDE**2 if in_space else cell.n_donors * CELLS_A_DONOR
     donor = np.arange(n) % max(cell.n_donors, 1)
     if cell.unequal:
@@ -59,7 +62,7 @@ def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnDat
         donor[2 * cell.n_donors :] = rng.choice(cell.n_donors, n - 2 * cell.n_donors, p=share / share.sum())
     x = (np.argsort(np.argsort(donor * n + np.arange(n))) % 2).astype(float)  # alternates within donors
     eta = np.full((n_genes, n), np.log(cell.mean)) + 0.2 * x
-    if "x" in cell.test or "beside" in cell.test:
+    if "(0 + x" in cell.test or "beside" in cell.test or cell.test == "cell":
         eta += DONOR_SD * rng.normal(size=(n_genes, max(cell.n_donors, 1)))[:, donor] * (cell.n_donors > 0)
     rate = np.exp(eta)
     if cell.noise == "nb":
@@ -73,6 +76,9 @@ def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnDat
 def tested(cell: Cell, data: anndata.AnnData) -> pd.DataFrame:
     """The table of the test."""
     formula, space, part = {
+        "(1 + x | donor)": ("~ x + (1 + x | donor)", None, "(1 + x | donor)"),
+        "cell": ("~ x + (1 | donor)", None, "cell"),
+        "score of space by x": ("~ x", Field(k_neighbors=4, by="x"), ""),
         "(1 | donor)": ("~ x + (1 | donor)", None, "(1 | donor)"),
         "(0 + x | donor)": ("~ x + (1 + x | donor)", None, "(0 + x | donor)"),
         "(0 + x | donor) apart": ("~ x + (1 | donor) + (0 + x | donor)", None, "(0 + x | donor)"),
@@ -80,8 +86,9 @@ def tested(cell: Cell, data: anndata.AnnData) -> pd.DataFrame:
         "space by x": ("~ x", Field(k_neighbors=4, by="x"), "space"),
         "space beside donors": ("~ x + (1 | donor)", Field(k_neighbors=4), "space"),
     }[cell.test]
-    glm = ExpressionGLM(formula, as_numeric=["x"], likelihood=cell.noise, space=space).fit(data)
-    return glm.test_component(part)
+    effects = (Independent(),) if part == "cell" else ()
+    glm = ExpressionGLM(formula, as_numeric=["x"], likelihood=cell.noise, space=space, effects=effects).fit(data)
+    return glm.test_component(part) if part else glm.test_spatial_variability("score").assign(law="permutations")
 
 
 def main() -> None:

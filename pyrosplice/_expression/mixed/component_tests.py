@@ -64,23 +64,28 @@ def test_component(self: WithComponents, component: str, *, n_bootstrap: int = 0
         No such effect; an intercept without its slopes; a field whose ρ was estimated.
     """
     estimator = self._mixed_estimator()
-    part = component_of(estimator.effects, component)
-    if part.name == "space" and estimator.effects.family is not None:
-        raise InvalidArgumentError(
-            "component: the field's rho was estimated, which no law of the ratio knows of; fit with a given one, such "
-            "as Field(), or use test_spatial_variability(), the score test."
-        )
     if isinstance(n_bootstrap, bool) or not isinstance(n_bootstrap, int) or n_bootstrap < 0:
         raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 0, found {n_bootstrap!r}.")
-    return component_table(estimator, part, n_bootstrap=n_bootstrap, seed=seed)
+    return component_table(estimator, component_of(estimator.effects, component), n_bootstrap=n_bootstrap, seed=seed)
 
 
 test_component.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
 
 
-def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: int, seed: int) -> pd.DataFrame:
-    """Tabulate the test of a part of the random effects."""
-    full, one_variance = estimator.mixed, part.effect is not None and part.n_parameters == 1
+def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
+    """Tabulate the test of a part of the random effects.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A field whose ρ was estimated: the largest of several ratios has another law.
+    """
+    if part.name == "space" and estimator.effects.family is not None:
+        raise InvalidArgumentError(
+            "component: the field's rho was estimated, which no law of the ratio knows of; fit with a given one, such "
+            "as Field(), or use test_spatial_variability(), the score test."
+        )
+    full, one_variance = estimator.mixed, part.n_parameters == 1 and not part.kept
     statistics, pvalues, ended, laws = [], [], [], {True: "finite sample", False: "mixture of chi2"}
     for genes in estimator.blocks():
         problem = estimator.problem(genes)
@@ -90,8 +95,10 @@ def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: 
             pvalue = _bootstrapped(
                 problem, part, null, statistic, [np.random.SeedSequence([seed, g]) for g in genes], n_bootstrap
             )
-        elif one_variance and part.effect is not None and not part.kept:
-            pvalue = single_variance_sf(statistic, component_freedom(problem, part.effect, null))
+        elif one_variance:
+            inner = "noise" if part.name == "cell" else part.name
+            freedom = component_freedom(problem, inner if part.effect is None else part.effect, null)
+            pvalue = single_variance_sf(statistic, freedom)
         else:
             pvalue = mixture_sf(statistic, part.n_parameters)
         statistics.append(statistic)
@@ -105,7 +112,7 @@ def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: 
         pvalue=pvalue,
         pvalue_adj=adjust_pvalues(pvalue),
         why=why,
-        more={"law": "bootstrap" if n_bootstrap else laws[one_variance and not part.kept]},
+        more={"law": "bootstrap" if n_bootstrap else laws[one_variance]},
     ).to_frame()
     return table.set_axis(pd.Index(estimator.input_data.counts.gene_names, name="gene"))
 
@@ -128,7 +135,7 @@ def _bootstrapped(
 ) -> Array:
     """P-values ``(1 + #{drawn ≥ observed}) / (n + 1)``; draws without a fit count as larger."""
     smaller, out = part.without(problem), np.full(len(statistic), np.nan)
-    for gene in np.flatnonzero(np.isfinite(statistic)):
+    for gene in np.flatnonzero(np.isfinite(statistic)).tolist():
         if statistic[gene] <= ZERO:
             out[gene] = 1.0
             continue

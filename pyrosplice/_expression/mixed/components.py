@@ -39,7 +39,7 @@ class Component:
         """The model that lacks it."""
         if self.effect is None:
             gone = {"noise": False} if self.name == "cell" else {"space": None, "space_by": None}
-            return replace(problem, **gone)  # type: ignore[arg-type]
+            return replace(problem, **gone)
         groups = list(problem.groups)
         whole = groups.pop(self.effect)
         groups[self.effect : self.effect] = [_with_columns(whole, self.kept)] if self.kept else []

@@ -124,8 +124,9 @@ class MixedEstimator(Estimator):
         """Genes that are read together, in their order, and have the same field."""
         n_cells, n_genes = self.input_data.counts.shape
         size, at = int(np.clip(BLOCK_BYTES // (8 * n_cells), 1, n_genes)), self.field_coordinates
-        changes = np.flatnonzero(np.diff(at)) + 1 if at is not None else []
-        starts = np.unique(np.array([*range(0, n_genes, size), *changes], dtype=np.intp))
+        starts = np.arange(0, n_genes, size)
+        if at is not None:
+            starts = np.union1d(starts, np.flatnonzero(np.diff(at)) + 1)
         return iter(np.split(np.arange(n_genes), starts[1:]))
 
     def _fitted(self, *, restricted: bool) -> EffectsFit:

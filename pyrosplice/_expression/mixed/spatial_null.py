@@ -9,21 +9,20 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from torch import Tensor
 
 from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.component_tests import component_table
+from pyrosplice._expression.mixed.components import component_of
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.places import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
-from pyrosplice._hypothesis.fdr import adjust_pvalues
-from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._hypothesis.variance.spatial_kernel import DENSE_LIMIT
 from pyrosplice._linalg.rank import collinear_columns
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.reasons import Reason
 from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
@@ -61,7 +60,8 @@ def test_in_space(
     Parameters
     ----------
     method
-        ``"score"``, or, of a fit with ``space=``, ``"llr"``: twice the gain in restricted log likelihood by the field.
+        ``"score"``, or, of a fit with ``space=``, ``"llr"``: twice the gain in restricted log likelihood by the field,
+        as :meth:`pyrosplice.ExpressionGLM.test_component` says.
 
     Raises
     ------
@@ -90,7 +90,8 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
 
     ``"score"``: every level of a random effect has a coefficient of its own, so that nothing of it is left in what is
     tested (:mod:`pyrosplice._expression.spatial_variability`). ``"llr"``: twice the gain in restricted log likelihood
-    by the fit's field, under the equal mixture of zero and χ² with one degree of freedom.
+    by the fit's field (:mod:`pyrosplice._expression.mixed.component_tests`). Of a field that multiplies a covariate
+    the score's kernel is multiplied by it: what varies in space at equal values of the covariate counts too.
 
     Parameters
     ----------
@@ -104,16 +105,38 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
     Raises
     ------
     InvalidArgumentError
-        No field for the ratio; levels that leave nothing to test.
+        No field for the ratio; levels that leave nothing to test; the score of a field that multiplies a covariate on
+        more spots than can be worked on densely.
     """
     check_option("method", method, SPACE_METHODS)
-    if estimator.effects.space_by is not None and method == "score":
-        raise InvalidArgumentError("method: the field multiplies a covariate, which method='llr' tests.")
+    effects = estimator.effects
     if method == "llr":
-        return _ratio_table(estimator)
+        if effects.space is None:
+            raise InvalidArgumentError(
+                "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
+            )
+        return component_table(estimator, component_of(effects, "space"))
+    if field is not None and effects.space_by is not None:
+        if len(effects.space_by) > DENSE_LIMIT:
+            raise InvalidArgumentError(
+                f"method: the score of a field by a covariate takes at most {DENSE_LIMIT} spots, found "
+                f"{len(effects.space_by)}; use method='llr'."
+            )
+        field = _MultipliedCovariance(field, effects.space_by)
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
     return spatial_table(_with_levels(estimator), field)
+
+
+class _MultipliedCovariance(SpatialCovariance):
+    """Covariance of a field times a number of each spot."""
+
+    def __init__(self, covariance: SpatialCovariance, by: Array) -> None:
+        self._covariance, self._by = covariance, torch.from_numpy(by)
+
+    def dense(self) -> Tensor:
+        """The matrix ``(N, N)``."""
+        return torch.as_tensor(self._covariance.dense()) * self._by * self._by[:, None]
 
 
 def _with_levels(estimator: MixedEstimator) -> Estimator:
@@ -139,25 +162,3 @@ def _indicators(block: GroupBlock) -> Array:
     """Columns of an effect, one set for each level, ``(N, D q)``."""
     levels = np.eye(len(block.level_names) + 1)[block.levels][:, :-1]
     return np.einsum("nd,nq->ndq", levels, block.columns).reshape(len(levels), -1)
-
-
-def _ratio_table(estimator: MixedEstimator) -> pd.DataFrame:
-    if estimator.effects.space is None:
-        raise InvalidArgumentError(
-            "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
-        )
-    problems = (estimator.problem(genes) for genes in estimator.blocks())
-    nulls = [fit_effects(replace(problem, space=None, space_by=None)) for problem in problems]
-    reduced = np.concatenate([null.log_likelihood.numpy() for null in nulls])
-    full, inputs = estimator.mixed, estimator.input_data
-    statistic = np.maximum(2 * (full.log_likelihood.numpy() - reduced), 0.0)
-    pvalue = np.where(statistic > 0, 0.5 * stats.chi2.sf(statistic, 1), 1.0)
-    pvalue[np.isnan(statistic)] = np.nan
-    table = TestTable(
-        labels={},
-        statistic=statistic,
-        pvalue=pvalue,
-        pvalue_adj=adjust_pvalues(pvalue),
-        why=unless_ended(full.reason, Reason.NOT_FINITE.value),
-    ).to_frame()
-    return table.set_axis(pd.Index(inputs.counts.gene_names, name="gene"))

@@ -73,7 +73,7 @@ def fit_field_parameter(
         What a further step may promise, in nats, by a parabola.
     """
     every, end = np.arange(len(problem.counts)), float(len(family.grid) - 1)
-    profile = _Profile(len(every), end, lambda at, genes: _log_likelihood(problem, family, family.at(at), genes))
+    profile = _Profile(len(every), end, lambda at, genes: _log_likelihood(problem, family, float(family.at(at)), genes))
     for at in range(len(family.grid)):
         profile.evaluate(float(at), every)
     values = np.stack([profile.values[at] for at in range(len(family.grid))])

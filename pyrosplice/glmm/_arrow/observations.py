@@ -119,7 +119,7 @@ class ObservationElimination:
         self.score = observations.gathered(self.likelihood.score(self.counts, self.eta))
         information = self.likelihood.information(self.counts, self.eta)
         self.information = observations.squared(information)
-        self.decrement = torch.zeros(len(self.eta), dtype=torch.float64)
+        self.decrement = self.logdet = torch.zeros(len(self.eta), dtype=torch.float64)
         self.curved = torch.ones(len(self.eta), dtype=torch.bool)
 
     def advance(self, step: Tensor) -> Latents:
