@@ -46,7 +46,7 @@ def cells() -> Iterator[Cell]:
     yield Cell("(1 + x | donor)", 12, 2.0)
     for mean, noise in ((0.5, "poisson"), (5.0, "poisson"), (5.0, "nb")):
         yield Cell("cell", 12, mean, noise=noise)
-    for test in ("space", "space by x", "space beside donors", "score of space by x"):
+    for test in ("space", "space by x", "space beside donors", "score of space by x", "score of space by z"):
         for mean in (0.05, 0.5, 5.0, 20.0):
             yield Cell(test, 4 if "donors" in test else 0, mean)
         yield Cell(test, 4 if "donors" in test else 0, 2.0, noise="poisson")
@@ -68,7 +68,7 @@ def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnDat
     if cell.noise == "nb":
         rate = rate * rng.gamma(1 / DISPERSION, DISPERSION, eta.shape)
     cells_ = [f"c{k}" for k in range(n)]
-    table = pd.DataFrame({"x": x, "donor": [f"d{k}" for k in donor]}, index=cells_)
+    table = pd.DataFrame({"x": x, "z": rng.normal(size=n), "donor": [f"d{k}" for k in donor]}, index=cells_)
     obsm = {"spatial": places(SIDE)} if in_space else None
     return anndata.AnnData(rng.poisson(rate).T.astype(float), obs=table, obsm=obsm)
 
@@ -79,6 +79,7 @@ def tested(cell: Cell, data: anndata.AnnData) -> pd.DataFrame:
         "(1 + x | donor)": ("~ x + (1 + x | donor)", None, "(1 + x | donor)"),
         "cell": ("~ x + (1 | donor)", None, "cell"),
         "score of space by x": ("~ x", Field(k_neighbors=4, by="x"), ""),
+        "score of space by z": ("~ x + z", Field(k_neighbors=4, by="z"), ""),
         "(1 | donor)": ("~ x + (1 | donor)", None, "(1 | donor)"),
         "(0 + x | donor)": ("~ x + (1 + x | donor)", None, "(0 + x | donor)"),
         "(0 + x | donor) apart": ("~ x + (1 | donor) + (0 + x | donor)", None, "(0 + x | donor)"),
@@ -87,7 +88,7 @@ def tested(cell: Cell, data: anndata.AnnData) -> pd.DataFrame:
         "space beside donors": ("~ x + (1 | donor)", Field(k_neighbors=4), "space"),
     }[cell.test]
     effects = (Independent(),) if part == "cell" else ()
-    glm = ExpressionGLM(formula, as_numeric=["x"], likelihood=cell.noise, space=space, effects=effects).fit(data)
+    glm = ExpressionGLM(formula, as_numeric=["x", "z"], likelihood=cell.noise, space=space, effects=effects).fit(data)
     return glm.test_component(part) if part else glm.test_spatial_variability("score").assign(law="permutations")
 
 

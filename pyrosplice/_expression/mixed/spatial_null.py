@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
@@ -19,7 +18,6 @@ from pyrosplice._expression.mixed.components import component_of
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.places import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
-from pyrosplice._hypothesis.variance.spatial_kernel import DENSE_LIMIT
 from pyrosplice._linalg.rank import collinear_columns
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
@@ -91,7 +89,7 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
     ``"score"``: every level of a random effect has a coefficient of its own, so that nothing of it is left in what is
     tested (:mod:`pyrosplice._expression.spatial_variability`). ``"llr"``: twice the gain in restricted log likelihood
     by the fit's field (:mod:`pyrosplice._expression.mixed.component_tests`). Of a field that multiplies a covariate
-    the score's kernel is multiplied by it: what varies in space at equal values of the covariate counts too.
+    residuals are multiplied by it: what varies in space at equal values of the covariate counts too.
 
     Parameters
     ----------
@@ -105,8 +103,7 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
     Raises
     ------
     InvalidArgumentError
-        No field for the ratio; levels that leave nothing to test; the score of a field that multiplies a covariate on
-        more spots than can be worked on densely.
+        No field for the ratio; levels that leave nothing to test.
     """
     check_option("method", method, SPACE_METHODS)
     effects = estimator.effects
@@ -116,27 +113,9 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
                 "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
             )
         return component_table(estimator, component_of(effects, "space"))
-    if field is not None and effects.space_by is not None:
-        if len(effects.space_by) > DENSE_LIMIT:
-            raise InvalidArgumentError(
-                f"method: the score of a field by a covariate takes at most {DENSE_LIMIT} spots, found "
-                f"{len(effects.space_by)}; use method='llr'."
-            )
-        field = _MultipliedCovariance(field, effects.space_by)
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
-    return spatial_table(_with_levels(estimator), field)
-
-
-class _MultipliedCovariance(SpatialCovariance):
-    """Covariance of a field times a number of each spot."""
-
-    def __init__(self, covariance: SpatialCovariance, by: Array) -> None:
-        self._covariance, self._by = covariance, torch.from_numpy(by)
-
-    def dense(self) -> Tensor:
-        """The matrix ``(N, N)``."""
-        return torch.as_tensor(self._covariance.dense()) * self._by * self._by[:, None]
+    return spatial_table(_with_levels(estimator), field, by=effects.space_by)
 
 
 def _with_levels(estimator: MixedEstimator) -> Estimator:

@@ -45,3 +45,11 @@ def count_residuals(counts: Tensor, mean: Tensor, variance: Tensor, basis: Tenso
     vectors = torch.where(seen, residual / scale, 0.0)
     loading = scale.unsqueeze(-1) * (basis @ root)
     return Residuals(vectors.unsqueeze(-1), scale, loading, alike=False)
+
+
+def multiplied_residuals(residuals: Residuals, by: Tensor) -> Residuals:
+    """Residuals for an effect that is multiplied by a number of each spot, ``by`` ``(N,)``; none where that is zero."""
+    sign = by.sign()
+    return Residuals(
+        residuals.vectors * sign[:, None], residuals.scale * by.abs(), residuals.loading * sign[:, None], alike=False
+    )
