@@ -76,6 +76,7 @@ def test_genes_without_estimates_have_none():
     assert np.isnan(found[1]) and (found[[0, 2]] > 1).all() and (found[[0, 2]] <= 4.01).all()
 
 
+@pytest.mark.slow
 def test_drawn_counts_have_the_moments_of_the_model():
     problem = problem_of(2, NegativeBinomial(), noise=True)
     fit = fit_effects(problem)
