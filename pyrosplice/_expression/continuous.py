@@ -16,11 +16,13 @@ from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.engine.endless_contrasts import identified_contrasts
 from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import (
     FIT_OPTIONS,
     Names,
     ratio_test,
+    refuse_random_terms,
     tested_columns,
     unit_rows,
     wald_repeated,
@@ -75,6 +77,9 @@ def continuous_1d(  # noqa: PLR0913 (a documented interface)
         raise InvalidArgumentError(f"formula_loc: expected a formula, a text, found {formula_loc!r}.")
     if not isinstance(continuous, str):
         raise InvalidArgumentError(f"continuous: expected the name of a column, found {continuous!r}.")
+    if test == "lrt":
+        fit_options = known_options("test.continuous_1d", fit_options, FIT_OPTIONS - {"dmat_loc", *OF_EFFECTS})
+        refuse_random_terms("lrt", formula_loc)
     smooth, replaced = _with_basis(continuous, formula_loc, spline_basis, df)
     options = {
         "sample_description": sample_description,

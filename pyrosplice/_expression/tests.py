@@ -24,6 +24,7 @@ from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm, score_stati
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
 from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.prepared_inputs import InputData, prepare
 from pyrosplice._expression.results import ExpressionTest
@@ -32,6 +33,7 @@ from pyrosplice._hypothesis.test_table import unless_ended
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._tables.cells import as_numbers
 from pyrosplice._tables.names import by_name, text_names
+from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.reasons import Reason
 
@@ -195,7 +197,8 @@ def lrt(
     InvalidArgumentError
         For models that are not nested, and options that do not exist.
     """
-    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale"})
+    fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale", *OF_EFFECTS})
+    refuse_random_terms("lrt", full_formula_loc, reduced_formula_loc)
     full = expression_fit.model(data, full_formula_loc, full_formula_scale, **fit_options)
     fit_options |= same_cells(full.input_data)
     reduced = expression_fit.model(data, reduced_formula_loc, reduced_formula_scale, **fit_options)
@@ -210,8 +213,6 @@ def same_cells(inputs: InputData) -> dict[str, Any]:
 
 def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     """Test two estimators, the second nested in the first, by their likelihood ratio."""
-    for estimator in (full, reduced):
-        refuse_effects(estimator.input_data, "lrt")
     df = full.fit.theta.shape[1] - reduced.fit.theta.shape[1]
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
@@ -243,10 +244,10 @@ def score(
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
     model that is fitted.
     """
-    fit_options = known_options("test.score", fit_options, FIT_OPTIONS)
+    fit_options = known_options("test.score", fit_options, FIT_OPTIONS - {*OF_EFFECTS})
+    refuse_random_terms("score", formula_loc)
     inputs_of = {k: v for k, v in fit_options.items() if k not in FITTING}
     full = prepare(data, formula_loc=formula_loc, formula_scale=formula_scale, **inputs_of)
-    refuse_effects(full, "score")
     if not np.array_equal(full.constraints_loc.matrix, np.eye(len(full.location.names))):
         raise InvalidArgumentError("constraints_loc: the score test takes no constraints; use test.wald or test.lrt.")
     tested = tested_columns(full.location, factor_loc_totest, coef_to_test)
@@ -278,13 +279,14 @@ def score(
     )
 
 
-def refuse_effects(inputs: InputData, method: str) -> None:
-    """Raise for random effects: their fits are of restricted likelihoods, which tests of two models cannot compare."""
-    if inputs.effects is not None:
-        raise InvalidArgumentError(
-            f"formula_loc, effects: this {method} test is of models without random effects, found {inputs.effects}; "
-            f"call ExpressionGLM(formula).fit(data).test(factor=..., method={method!r}), or test.wald."
-        )
+def refuse_random_terms(method: str, *formulas: str | None) -> None:
+    """Raise for random terms: such fits are of restricted likelihoods, which tests of two models cannot compare."""
+    for formula in formulas:
+        if formula is not None and split_random_terms(formula, "formula_loc")[1]:
+            raise InvalidArgumentError(
+                f"formula_loc: this {method} test is of models without random effects, found {formula!r}; call "
+                f"ExpressionGLM(formula).fit(data).test(factor=..., method={method!r}), or test.wald."
+            )
 
 
 def tested_columns(
@@ -347,7 +349,6 @@ def null_fit(source: RowSource, constraints: Constraints, contrast: Array) -> tu
 
 def ratio_test(result: ExpressionTest, estimator: Estimator, contrast: Array) -> ExpressionTest:
     """Replace statistic and p-value of ``result`` by those of the likelihood ratio of a contrast."""
-    refuse_effects(estimator.input_data, "lrt")
     reduced, rank = null_fit(estimator.source, estimator.input_data.constraints_loc, contrast)
     return with_statistic(
         result, *likelihood_ratio(*comparable(estimator.fit, reduced), rank), otherwise=reduced.reason

@@ -62,8 +62,8 @@ def test_graphs_in_pieces_and_spots_at_one_place_are_told():
         ({"by": 3}, "by"),
         ({"covariance": 3}, "covariance: expected an object"),
         (
-            {"covariance": GraphMatern(knn_graph(GRID)), "rho": 0.5, "k_neighbors": 6},
-            "leave out k_neighbors=6, rho=0.5",
+            {"covariance": GraphMatern(knn_graph(GRID)), "rho": 0.5, "k_neighbors": 5},
+            "leave out k_neighbors=5, rho=0.5",
         ),
     ],
 )
@@ -85,8 +85,8 @@ def test_what_multiplies_a_field():
 
 
 def test_they_say_what_they_are():
-    assert [repr(e) for e in (Field(), Field(k_neighbors=6, by="tumour"), Independent())] == [
+    assert [repr(e) for e in (Field(), Field(k_neighbors=4, by="tumour"), Independent())] == [
         "Field()",
-        "Field(k_neighbors=6, by='tumour')",
+        "Field(k_neighbors=4, by='tumour')",
         "Independent()",
     ]

@@ -13,6 +13,7 @@ from pyrosplice import ExpressionGLM
 from pyrosplice._expression.call_options import TRAINING_WITHOUT_EFFECT, WITHOUT_EFFECT, defaults_of
 from pyrosplice._expression.groups import FITTED, PLAIN
 from pyrosplice._expression.tests import FIT_OPTIONS
+from pyrosplice.effects import Field, Groups
 from pyrosplice.errors import InvalidArgumentError
 from tests.expression.conftest import N_CELLS, N_GENES, every_test
 
@@ -28,6 +29,7 @@ ASKING = {  # a value of every option that asks for something
     "dmat_loc": pd.DataFrame({"one": np.ones(N_CELLS)}),
     "dmat_scale": pd.DataFrame({"one": np.ones(N_CELLS), "t": np.linspace(0, 1, N_CELLS)}),
     "dtype": "float32",
+    "effects": [Groups("donor")],
     "formula_scale": "~1+half",
     "full_formula_scale": "~1+half",
     "init_a": "all_zero",
@@ -39,13 +41,17 @@ ASKING = {  # a value of every option that asks for something
     "offsets": RNG.normal(size=(N_CELLS, N_GENES)),
     "quick_scale": True,
     "reduced_formula_scale": "~1+half",
+    "section_key": "half",
     "size_factors": "depth",
     "size_factors_logged": False,
+    "space": Field(),
+    "spatial_key": "place",
     "train_args": {"max_iter": 2},
     "training_strategy": "QUICK",
     "weights": RNG.uniform(0.5, 2, N_CELLS),
 }
 CHANGES_NUMBERS = {
+    "effects",
     "formula_scale",
     "noise_model",
     "offsets",
@@ -78,6 +84,7 @@ def test_a_misspelt_option_names_the_one_meant(cells):
 @pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.filterwarnings("ignore:.*fractional")
+@pytest.mark.filterwarnings("ignore:.*varies within donor")
 def test_every_option_is_honored_or_refused(call, cells):
     before = every_test(cells)[call]()
     for name, value in ASKING.items():

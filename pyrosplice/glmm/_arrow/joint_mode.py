@@ -96,7 +96,7 @@ class ModeSearch:
         return out
 
     def point(self, outer: OuterPoint, map_: Array, unknowns: ArrowUnknowns, latents: Latents) -> InnerPoint:
-        """The same point as eliminators take it."""
+        """Write the point as eliminators take it."""
         blocks = torch.from_numpy(self.blocks(outer, map_, unknowns))
         return InnerPoint(outer.genes, outer.sds, outer.log_hyper, blocks, latents)
 

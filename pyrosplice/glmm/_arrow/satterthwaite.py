@@ -150,7 +150,7 @@ def _differences(objective: OuterObjective, positive: NDArray[np.bool_]) -> tupl
 
 
 def _in_logits(law: CovarianceLaw, root: Tensor, n_fixed: int) -> CovarianceLaw:
-    """The same of the coefficients of logits, ``root`` times those of the coordinates."""
+    """Turn the law of coordinates to that of logits, which are ``root`` times them."""
     q = root.shape[-1]
     own = root.reshape(-1, q, q)
     turn = torch.einsum("pr,gkq->gpkrq", torch.eye(n_fixed, dtype=torch.float64), own)
