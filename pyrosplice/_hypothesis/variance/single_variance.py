@@ -12,6 +12,9 @@ draws are needed. Unequal ones are taken for :math:`k = (\sum \mu)^2 / \sum \mu^
 and 20 % too small where one of six groups is known ten times better than the others. For large k it is the equal
 mixture of zero and :math:`\chi^2_1`, which 5 groups exceed 1.5 to 2 times too seldom.
 
+A field has eigenvalues too, and so have effects of cells; that the noise of negative-binomial counts is estimated
+beside them is not allowed for, which costs power where it competes (an effect of each cell).
+
 Source: Crainiceanu & Ruppert (2004) JRSS B 66:165, whose spectral form this is, with known noise, as that of counts.
 """
 
