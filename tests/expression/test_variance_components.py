@@ -98,13 +98,15 @@ def test_effects_of_cells_are_tested_against_poisson():
 
 
 @pytest.mark.slow
-def test_strength_of_a_field_is_each_genes_own_and_known_to_all_that_follows():
+def test_strength_of_a_field_is_each_genes_own_and_known_to_all_that_follows(tmp_path):
     data = data_of(5, n_genes=3, field=0.9, rho=0.9)
     data.X[:, 2] = 0
     glm = fitted("~ z", data, space=Field(k_neighbors=4, rho="estimate"))
     table = glm.variance_components()
     rho = table[table["parameter"] == "rho"]
     assert rho["estimate"].iloc[:2].between(0.3, 0.9995).all() and rho["reason"].iloc[2] == "no_counts"
+    glm.save(tmp_path / "glm.safetensors")
+    pd.testing.assert_frame_equal(ExpressionGLM.load(tmp_path / "glm.safetensors").variance_components(), table)
     held = [
         fitted("~ z", data[:, [k]], space=Field(k_neighbors=4, rho=value))
         for k, value in enumerate(rho["estimate"].iloc[:2])
