@@ -53,6 +53,7 @@ class Reason(StrEnum):
         "the integrated sites have no mode, or no Gaussian curvature at it, so that there is no Laplace value",
     )
     NOT_FINITE = "not_finite", "the objective or its gradient is not finite"
+    AT_RANGE_END = "at_range_end", "the estimate is an end of the range that was searched"
     RAISED = "raised", "the likelihood raised an error for this gene, which keeps a start, the last good values or none"
     NOT_REFINED = (
         "not_refined",

@@ -16,7 +16,7 @@ from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.positions import SpotOptions, Spots
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable
-from pyrosplice._hypothesis.variance.count_residuals import count_residuals
+from pyrosplice._hypothesis.variance.count_residuals import count_residuals, multiplied_residuals
 from pyrosplice._hypothesis.variance.permutation_law import permutation_law
 from pyrosplice._hypothesis.variance.score_test import genes_per_block, orthonormal_columns
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel, spatial_kernel
@@ -85,10 +85,10 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     return spatial_table(estimator, spots.covariance(inputs.cells, options))
 
 
-def spatial_table(estimator: Estimator, covariance: SpatialCovariance) -> pd.DataFrame:
-    """Tabulate the tests of all genes with the kernel of a covariance of the spots."""
+def spatial_table(estimator: Estimator, covariance: SpatialCovariance, by: Array | None = None) -> pd.DataFrame:
+    """Tabulate the tests of all genes with the kernel of a covariance of the spots, times ``by`` ``(N,)``."""
     inputs = estimator.input_data
-    scores = spatial_scores(estimator, spatial_kernel(covariance, damping=DAMPING))
+    scores = spatial_scores(estimator, spatial_kernel(covariance, damping=DAMPING), by)
     free = np.subtract(*inputs.location.matrix.shape)
     otherwise = Reason.FEW_SPOTS if free < 2 else Reason.NOT_IDENTIFIED  # the counts do not vary beside the covariates
     why = np.where(scores.counted < COUNTED, Reason.FEW_COUNTS.value, otherwise.value).astype(object)
@@ -104,7 +104,7 @@ def spatial_table(estimator: Estimator, covariance: SpatialCovariance) -> pd.Dat
     return table.set_axis(pd.Index(inputs.counts.gene_names, name="gene"))
 
 
-def spatial_scores(estimator: Estimator, kernel: SpatialKernel) -> SpatialScores:
+def spatial_scores(estimator: Estimator, kernel: SpatialKernel, by: Array | None = None) -> SpatialScores:
     """Score tests of all genes, read and tested in blocks; NaN for those without a fit and of few spots with counts.
 
     Raises
@@ -133,6 +133,8 @@ def spatial_scores(estimator: Estimator, kernel: SpatialKernel) -> SpatialScores
         if tested.any():
             moments = _null_moments(estimator, genes[tested])
             residuals = count_residuals(torch.from_numpy(counts[tested]), *moments, basis)
+            if by is not None:
+                residuals = multiplied_residuals(residuals, torch.from_numpy(by))
             found = permutation_law(residuals, kernel)
             statistic[genes[tested]], pvalue[genes[tested]] = (x.numpy() for x in found)
     return SpatialScores(statistic, pvalue, mean, counted)

@@ -47,6 +47,12 @@ def table_of_variances(
                     rows.append((block.name, f"correlation({second}, {first})", correlation[:, k, j]))
     named = {"space": "space", "noise": noise}
     rows += [(named[name], "sd", fit.sds[:, k].numpy()) for k, name in enumerate(fit.inner)]
+    said = [np.full(len(genes), "", dtype=object) for _ in rows]
+    for k, name in enumerate(fit.space_names):
+        values = fit.space_values[:, k].numpy()
+        rows.append(("space", name, values))
+        words = np.where(np.isnan(values), unless_ended(fit.reason, Reason.NOT_IDENTIFIED.value), "")
+        said.append(np.where(np.isin(values, fit.space_range), Reason.AT_RANGE_END.value, words))
     table = TestTable(
         labels={
             "gene": np.repeat(genes, len(rows)),
@@ -57,7 +63,8 @@ def table_of_variances(
         more={"estimate": np.stack([values for *_, values in rows], 1).ravel()},
     ).to_frame()
     why = np.repeat(unless_ended(fit.reason, Reason.BOUNDARY.value), len(rows))  # of an sd of zero: no correlation
-    return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
+    own = np.stack(said, 1).ravel()
+    return table.assign(reason=np.where(own != "", own, np.where(table["estimate"].isna(), why, "")))
 
 
 def block_named(blocks: Sequence[GroupBlock], effect: str | None) -> int:

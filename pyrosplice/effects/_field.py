@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,14 @@ from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.columns import is_numeric, numbers, one_column
 from pyrosplice._tables.labels import read_labels
+from pyrosplice.effects._field_family import FieldFamily, car_family
 from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.spatial._covariance import SpatialCovariance
 from pyrosplice.spatial._graph import Graph, check_coords, check_k_neighbors, knn_graph, warn_if_disconnected
 from pyrosplice.spatial._sections import section_graph, warn_if_shared
 from pyrosplice.spatial.car import CarCovariance, check_rho
 
+ESTIMATE = "estimate"
 K_NEIGHBORS, RHO = 6, 0.99
 GRAPH: Graph = "union"  # hexagons have six; the union leaves no spot without neighbours
 
@@ -39,7 +41,9 @@ class Field:
     k_neighbors, graph
         Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several.
     rho
-        Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours.
+        Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours. Or
+        ``"estimate"``: each gene's own, by the profile of its restricted likelihood (expression only). All else is
+        then given that estimate: standard errors, degrees of freedom and tests take it as known.
     covariance
         A covariance of the spots instead, with unit diagonal: an object with a sparse ``precision`` or ``dense()``
         (:class:`~pyrosplice.spatial.SpatialCovariance`).
@@ -53,14 +57,17 @@ class Field:
     """
 
     k_neighbors: int = K_NEIGHBORS
-    rho: float = RHO
+    rho: float | Literal["estimate"] = RHO
     graph: Graph = GRAPH
     covariance: object | None = None
     by: str | None = None
 
     def __post_init__(self) -> None:
         check_k_neighbors(self.k_neighbors)
-        check_rho(self.rho)
+        if isinstance(self.rho, str):
+            check_option("rho", self.rho, (ESTIMATE,))
+        else:
+            check_rho(self.rho)
         check_option("graph", self.graph, get_args(Graph))
         if self.by is not None and (not isinstance(self.by, str) or not self.by.strip()):
             raise InvalidArgumentError(f"by: expected the name of a column, or None, found {self.by!r}.")
@@ -135,13 +142,36 @@ class Field:
             Section of each spot, N labels; a given covariance is taken as it is.
         stacklevel
             Of warnings of spots at one position, and of graphs in pieces.
+
+        Raises
+        ------
+        InvalidArgumentError
+            ρ that is to be estimated.
         """
         if self.covariance is not None:
             return cast(SpatialCovariance, self.covariance)
+        if isinstance(self.rho, str):
+            raise InvalidArgumentError(
+                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM and fit.model can do. Give a number "
+                f"in [0, 1), such as {RHO}."
+            )
+        return CarCovariance(self._checked_adjacency(coords, sections, stacklevel + 1), rho=self.rho)
+
+    def family_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> FieldFamily | None:
+        """Fields at these spots that differ in the ρ that is to be estimated; None where it is known.
+
+        Arguments as for :meth:`covariance_at`.
+        """
+        if self.rho != ESTIMATE:
+            return None
+        return car_family(self._checked_adjacency(coords, sections, stacklevel + 1))
+
+    def _checked_adjacency(self, coords: object, sections: object, stacklevel: int) -> sp.csr_matrix:
+        """Neighbours, with a warning where a section is in pieces."""
         adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
         n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
         warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=stacklevel + 1)
-        return CarCovariance(adjacency, rho=self.rho)
+        return adjacency
 
     def solver(self, coords: object, sections: object = None, *, device: torch.device | str = "cpu") -> SpatialSolver:
         """What engines need of the field at these spots; arguments as for :meth:`covariance_at`.

@@ -56,7 +56,7 @@ def test_graphs_in_pieces_and_spots_at_one_place_are_told():
     [
         ({"k_neighbors": 0}, "k_neighbors"),
         ({"rho": 1.0}, "rho"),
-        ({"rho": "estimate"}, "rho"),
+        ({"rho": "estimated"}, "rho"),
         ({"graph": "nearest"}, "graph"),
         ({"by": ""}, "by"),
         ({"by": 3}, "by"),

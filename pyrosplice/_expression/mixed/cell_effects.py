@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,8 @@ from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.columns import complete_cells
 from pyrosplice.effects._effect import Effect, bind
-from pyrosplice.effects._field import Field, Independent
+from pyrosplice.effects._field import RHO, Field, Independent
+from pyrosplice.effects._field_family import FieldFamily
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._group_terms import Groups, random_effects
 from pyrosplice.errors import InvalidArgumentError, call_hint
@@ -45,6 +46,8 @@ class CellEffects:
         The same as the engine takes it, and what multiplies the field.
     noise
         Whether every cell has an effect of its own.
+    family
+        Fields whose parameter is estimated, each gene's own; ``field`` and ``space`` are then of the default.
     """
 
     given: tuple[Effect | Field | Independent, ...]
@@ -53,6 +56,7 @@ class CellEffects:
     space: SpatialSolver | None = None
     space_by: Array | None = None
     noise: bool = False
+    family: FieldFamily | None = None
 
     def problem(self, counts: Array, design: Array, offset: Array, likelihood: Likelihood) -> EffectsProblem:
         """What the engine fits: counts ``(g, N)``, offset ``(N,)`` or ``(g, N)``."""
@@ -115,7 +119,10 @@ class EffectsRequest:
         given += [] if space is None else [space]
         fields = [one for one in given if isinstance(one, Field)]
         if len(fields) > 1 or sum(isinstance(one, Independent) for one in given) > 1:
-            raise InvalidArgumentError(f"effects: expected one field and one effect of every cell at most: {given}.")
+            raise InvalidArgumentError(
+                f"effects: expected one field and one effect of every cell at most, found {given}. A field that "
+                "multiplies a covariate stands in the place of the common one; groups may vary beside it."
+            )
         for name, value, default in (("spatial_key", spatial_key, SPATIAL_KEY), ("section_key", section_key, None)):
             if not fields and value != default:
                 raise InvalidArgumentError(
@@ -162,11 +169,15 @@ class EffectsRequest:
             if spots is None:
                 raise InvalidArgumentError("space: a field needs an AnnData with the positions of its cells in obsm.")
             positions = spots.points(cells, self.spatial_key)
-        covariance = field.covariance_at(positions, sections, stacklevel=6)
+        family = field.family_at(positions, sections, stacklevel=6)
+        if family is None:
+            covariance = field.covariance_at(positions, sections, stacklevel=6)
+        else:
+            covariance = cast(SpatialCovariance, family.covariance(RHO))
         space = solver_for(covariance)
         if space.n_spots != cells.n_used:
             raise InvalidArgumentError(
                 f"space: expected a covariance of {cells.n_used} cells, those that are fitted, found one of "
                 f"{space.n_spots}."
             )
-        return CellEffects(self.effects, groups, covariance, space, field.multiplier(table), noise)
+        return CellEffects(self.effects, groups, covariance, space, field.multiplier(table), noise, family)

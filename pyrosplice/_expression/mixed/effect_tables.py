@@ -47,7 +47,9 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     DataFrame
         ``gene``, ``effect`` (a term of the formula, ``"space"`` or ``"cell"``), ``parameter`` (``"sd(1)"``,
         ``"correlation(1, age)"``), ``estimate`` on the scale of the predictor (natural log) and ``reason``, "" or why
-        there is none. Zero where the data show no variance.
+        there is none. Zero where the data show no variance. Of a field with ``rho="estimate"`` also ``"rho"``, whose
+        ``reason`` is ``"at_range_end"`` where no end was in sight between 0 and 0.9991, and ``"not_identified"`` where
+        nothing varies in space.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,11 +21,13 @@ from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
+from pyrosplice.effects._field import RHO
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._units import Coefficients
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._arrow.field_parameter import FieldParameterFit, fit_field_parameter
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw, covariance_law
 from pyrosplice.reasons import Reason
@@ -66,6 +69,7 @@ class MixedEstimator(Estimator):
         self.effects: CellEffects = effects
         self._mixed: EffectsFit | None = None
         self._maximum: EffectsFit | None = None
+        self._fields: list[FieldParameterFit] = []
 
     def _rows(self) -> dict[str, str]:
         rows = super()._rows()
@@ -75,7 +79,13 @@ class MixedEstimator(Estimator):
         """Fit every gene; there is one way to, which takes no options."""
         if options:
             raise InvalidArgumentError(f"training_strategy: a fit with random effects takes none, found {options}.")
-        self._mixed = self._fitted(restricted=True)
+        family, blocks = self.effects.family, list(self.blocks())
+        if family is not None:
+            default = family.coordinate(RHO)
+            self._fields = [fit_field_parameter(self.problem(genes), family, default=default) for genes in blocks]
+            self._mixed = joined_fits([found.fit for found in self._fields], blocks)
+        else:
+            self._mixed = self._fitted(restricted=True)
         self._fit = glm_fit_of_effects(self._mixed, self.input_data)
         self.lls.append(float(np.nansum(self._fit.log_likelihood)))
 
@@ -93,17 +103,31 @@ class MixedEstimator(Estimator):
             self._maximum = self._fitted(restricted=False)
         return self._maximum
 
+    @property
+    def field_coordinates(self) -> Array | None:
+        """Where each gene's field is in its family, ``(G,)``, once it is estimated; None of a field that is given."""
+        return np.concatenate([found.coordinate for found in self._fields]) if self._fields else None
+
     def problem(self, genes: Genes) -> EffectsProblem:
-        """What the engine fits of some genes."""
-        design = self.source.design
+        """What the engine fits of some genes, those of one block: their field is the same, once it is estimated."""
+        design, family, at = self.source.design, self.effects.family, self.field_coordinates
         offset = design.offset if design.offset.ndim == 1 else design.offset[:, genes].T
-        return self.effects.problem(self.input_data.counts.genes(genes), design.x, offset, self.input_data.likelihood)
+        counts = self.input_data.counts.genes(genes)
+        problem = self.effects.problem(counts, design.x, offset, self.input_data.likelihood)
+        if family is None or at is None:
+            return problem
+        if np.ptp(at[genes]) > 0:
+            raise AssertionError("genes of several fields have no problem in common")
+        return replace(problem, space=family.solver(float(at[genes[0]])))
 
     def blocks(self) -> Iterator[Genes]:
-        """Genes that are read together."""
+        """Genes that are read together, in their order, and have the same field."""
         n_cells, n_genes = self.input_data.counts.shape
-        size = int(np.clip(BLOCK_BYTES // (8 * n_cells), 1, n_genes))
-        return (np.arange(start, min(start + size, n_genes)) for start in range(0, n_genes, size))
+        size, at = int(np.clip(BLOCK_BYTES // (8 * n_cells), 1, n_genes)), self.field_coordinates
+        starts = np.arange(0, n_genes, size)
+        if at is not None:
+            starts = np.union1d(starts, np.flatnonzero(np.diff(at)) + 1)
+        return iter(np.split(np.arange(n_genes), starts[1:]))
 
     def _fitted(self, *, restricted: bool) -> EffectsFit:
         blocks = list(self.blocks())

@@ -58,6 +58,8 @@ class MixedRecord:
             parameter_names=(fit.parameter_names, "J"),
             sds=(fit.sds, "GI"),
             inner=(fit.inner, "I"),
+            space_values=(fit.space_values, "GR"),
+            space_names=(fit.space_names, "R"),
             reason=(fit.reason, "G"),
             law=(law.covariance, "GDD"),
             slopes=(law.slopes, "GKDD"),

@@ -8,20 +8,17 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
+from pyrosplice._expression.mixed.component_tests import component_table
+from pyrosplice._expression.mixed.components import component_of
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
-from pyrosplice._hypothesis.fdr import adjust_pvalues
-from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
-from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.reasons import Reason
 from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
@@ -59,7 +56,8 @@ def test_in_space(
     Parameters
     ----------
     method
-        ``"score"``, or, of a fit with ``space=``, ``"llr"``: twice the gain in restricted log likelihood by the field.
+        ``"score"``, or, of a fit with ``space=``, ``"llr"``: twice the gain in restricted log likelihood by the field,
+        as :meth:`pyrosplice.ExpressionGLM.test_component` says.
 
     Raises
     ------
@@ -88,7 +86,8 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
 
     ``"score"``: every level of a random effect has a coefficient of its own, so that nothing of it is left in what is
     tested (:mod:`pyrosplice._expression.spatial_variability`). ``"llr"``: twice the gain in restricted log likelihood
-    by the fit's field, under the equal mixture of zero and χ² with one degree of freedom.
+    by the fit's field (:mod:`pyrosplice._expression.mixed.component_tests`). Of a field that multiplies a covariate
+    residuals are multiplied by it: what varies in space at equal values of the covariate counts too.
 
     Parameters
     ----------
@@ -105,13 +104,16 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
         No field for the ratio; levels that leave nothing to test.
     """
     check_option("method", method, SPACE_METHODS)
-    if estimator.effects.space_by is not None and method == "score":
-        raise InvalidArgumentError("method: the field multiplies a covariate, which method='llr' tests.")
+    effects = estimator.effects
     if method == "llr":
-        return _ratio_table(estimator)
+        if effects.space is None:
+            raise InvalidArgumentError(
+                "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
+            )
+        return component_table(estimator, component_of(effects, "space"))
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
-    return spatial_table(_with_levels(estimator), field)
+    return spatial_table(_with_levels(estimator), field, by=effects.space_by)
 
 
 def _with_levels(estimator: MixedEstimator) -> Estimator:
@@ -125,25 +127,3 @@ def _with_levels(estimator: MixedEstimator) -> Estimator:
     )
     glm.train()
     return glm
-
-
-def _ratio_table(estimator: MixedEstimator) -> pd.DataFrame:
-    if estimator.effects.space is None:
-        raise InvalidArgumentError(
-            "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
-        )
-    problems = (estimator.problem(genes) for genes in estimator.blocks())
-    nulls = [fit_effects(replace(problem, space=None, space_by=None)) for problem in problems]
-    reduced = np.concatenate([null.log_likelihood.numpy() for null in nulls])
-    full, inputs = estimator.mixed, estimator.input_data
-    statistic = np.maximum(2 * (full.log_likelihood.numpy() - reduced), 0.0)
-    pvalue = np.where(statistic > 0, 0.5 * stats.chi2.sf(statistic, 1), 1.0)
-    pvalue[np.isnan(statistic)] = np.nan
-    table = TestTable(
-        labels={},
-        statistic=statistic,
-        pvalue=pvalue,
-        pvalue_adj=adjust_pvalues(pvalue),
-        why=unless_ended(full.reason, Reason.NOT_FINITE.value),
-    ).to_frame()
-    return table.set_axis(pd.Index(inputs.counts.gene_names, name="gene"))

@@ -53,6 +53,14 @@ def count_residuals(counts: Tensor, mean: Tensor, variance: Tensor, basis: Tenso
     return Residuals(vectors.unsqueeze(-1), scale, loading, alike=False)
 
 
+def multiplied_residuals(residuals: Residuals, by: Tensor) -> Residuals:
+    """Residuals for an effect that is multiplied by a number of each spot, ``by`` ``(N,)``; none where that is zero."""
+    sign = by.sign()
+    return Residuals(
+        residuals.vectors * sign[:, None], residuals.scale * by.abs(), residuals.loading * sign[:, None], alike=False
+    )
+
+
 def _bounded(size: Tensor) -> Tensor:
     """Sizes a ``(B, N)`` of which none is more than its share of their sum."""
     share = (2 / (size > 0).sum(-1, keepdim=True)).clamp_min(_MOST)

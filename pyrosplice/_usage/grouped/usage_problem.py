@@ -141,6 +141,7 @@ class GroupedSpec:
             reason=np.array([gene.reason.value for gene in genes], dtype=object),
             n_iter=torch.tensor([gene.n_iter for gene in genes]),
             bases=tuple(block.basis for block in self.groups),
+            space_values=coefficients.new_zeros(len(genes), 0),
         )
 
     def predictor(self, genes: Sequence[FittedGene]) -> Tensor:

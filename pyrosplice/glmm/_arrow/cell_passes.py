@@ -142,7 +142,7 @@ class CellElimination:
         score, information = np.empty(shape), np.empty((*shape, cells.width))
         kernels.score_pass(*cells.passed(at, self.alpha), score, information)
         self.score, self.information = torch.from_numpy(score), torch.from_numpy(information)
-        self.decrement = torch.zeros(len(score), dtype=torch.float64)
+        self.decrement = self.logdet = torch.zeros(len(score), dtype=torch.float64)
         self.curved = torch.ones(len(score), dtype=torch.bool)
         self._pulled: Tensor | None = None
 

@@ -51,7 +51,7 @@ def coefficient_score(
     logs = torch.cat([beta.new_zeros(n, 0), *(hyper[name].log() for name in eliminator.hyper)], 1)
     sound = torch.isfinite(torch.cat([beta, parameters, sds, logs], 1)).all(1).nonzero()[:, 0]
     score, covariance = torch.full((n, p), torch.nan, dtype=torch.float64), beta.new_full((n, p, p), torch.nan)
-    for genes in sound.split(BATCH):
+    for genes in sound.split(BATCH) if len(sound) else ():
         psi = np.ascontiguousarray(parameters[genes].numpy())
         for restricted in (False, True):
             arrow = Arrow(layout, problem.groups, restricted=restricted)

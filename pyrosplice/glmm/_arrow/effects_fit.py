@@ -23,6 +23,7 @@ OF_GENES = (
     "parameters",
     "sds",
     "log_likelihood",
+    "space_values",
     "gradient_norm",
     "n_iter",
 )
@@ -64,6 +65,10 @@ class EffectsFit:
         Evaluations.
     bases
         E (J_e, q, q) of each effect of groups.
+    space_values : (G, R)
+        What the field of each gene depends on, where that was estimated (R = 1, else 0); NaN where nothing is known.
+    space_names, space_range
+        R names, and the ends of the range that was searched.
     """
 
     coefficients: Tensor
@@ -82,6 +87,9 @@ class EffectsFit:
     reason: NDArray[np.object_]
     n_iter: Tensor
     bases: tuple[Array, ...]
+    space_values: Tensor
+    space_names: tuple[str, ...] = ()
+    space_range: tuple[float, ...] = ()
 
     def take(self, genes: Tensor) -> EffectsFit:
         """Take the estimates of some of the genes."""

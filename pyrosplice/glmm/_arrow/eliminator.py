@@ -99,12 +99,15 @@ class Elimination(Protocol):
         What the inner effects add to the Newton decrement at fixed b.
     curved : (b,)
         Whether the inner Hessian is negative definite there.
+    logdet : (b,)
+        Log determinant of minus that Hessian, less that of the inner effects' prior precision.
     """
 
     score: Tensor
     information: Tensor
     decrement: Tensor
     curved: Tensor
+    logdet: Tensor
 
     def advance(self, step: Tensor) -> Latents:
         """The change of the inner effects that goes with a Newton step ``(b, U, w Q)`` of b."""

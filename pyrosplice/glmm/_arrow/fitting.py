@@ -241,6 +241,7 @@ class _Fitter:
             reason=reasons,
             n_iter=ended[1].n_iter,
             bases=tuple(block.basis for block in self.problem.groups),
+            space_values=torch.zeros(len(at), 0, dtype=torch.float64),
         )
         return fit.in_logits(self._root(start.genes)).without([Reason(reason) in MISSING for reason in reasons])
 

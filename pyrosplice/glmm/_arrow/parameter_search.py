@@ -166,7 +166,7 @@ class OuterObjective:
     def step_limit(self, genes: Tensor, point: Tensor, direction: Tensor) -> Tensor:
         """Longest step that may be tried, (b,)."""
         moved = np.einsum("bij,bj->bi", self.whitening[genes.numpy()], direction.numpy())
-        return torch.from_numpy(1 / np.maximum(np.abs(moved) / self.caps[genes.numpy()], 1e-12).max(1)).clamp_max(1.0)
+        return torch.from_numpy(1 / (np.abs(moved) / self.caps[genes.numpy()]).max(1, initial=1e-12)).clamp_max(1.0)
 
     def search(
         self, curvature: Array, held: NDArray[np.bool_], *, tolerance: float, max_iter: int

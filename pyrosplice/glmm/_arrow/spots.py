@@ -181,7 +181,7 @@ class SpotElimination:
         self.left_over = step.left_over(fields, self.absorbed)  # (b, N, Q, w Q)
         self.information = columns.gather(matmul(step.effective, self.left_over))
         self.score = columns.gather(self.remaining(step.score, step.direction))
-        self.decrement = step.decrement
+        self.decrement, self.logdet = step.decrement, step.logdet()
 
     def remaining(self, slope: Tensor, latents: Latents) -> Tensor:
         """What is left of a right-hand side in η ``(b, N, Q)`` for b, ``x − W J δ`` for the inner effects' part δ."""
