@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -19,8 +18,7 @@ from pyrosplice._expression.places import K_NEIGHBORS, SPATIAL_KEY, SpotOptions,
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
-from pyrosplice._linalg.rank import collinear_columns
-from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.reasons import Reason
@@ -119,13 +117,7 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
 def _with_levels(estimator: MixedEstimator) -> Estimator:
     """The GLM in which every level of every random effect of groups has coefficients."""
     inputs, design = estimator.input_data, estimator.source.design
-    columns = np.concatenate([design.x, *(_indicators(block) for block in estimator.effects.groups)], 1)
-    dependent = collinear_columns(torch.from_numpy(columns))
-    kept = columns[:, [k for k in range(columns.shape[1]) if k not in dependent]]
-    if kept.shape[1] >= len(kept) // 2:
-        raise InvalidArgumentError(
-            f"method: the random effects have {kept.shape[1]} levels for {len(kept)} cells, which leaves too little."
-        )
+    kept = columns_with_levels(design.x, estimator.effects.groups, "cells")
     names = [f"column {k + 1}" for k in range(kept.shape[1])]
     location, offset = DesignMatrix(kept, names), design.offset
     glm = Estimator(
@@ -133,12 +125,6 @@ def _with_levels(estimator: MixedEstimator) -> Estimator:
     )
     glm.train()
     return glm
-
-
-def _indicators(block: GroupBlock) -> Array:
-    """Columns of an effect, one set for each level, ``(N, D q)``."""
-    levels = np.eye(len(block.level_names) + 1)[block.levels][:, :-1]
-    return np.einsum("nd,nq->ndq", levels, block.columns).reshape(len(levels), -1)
 
 
 def _ratio_table(estimator: MixedEstimator) -> pd.DataFrame:
