@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrosplice._io.codec import NEW
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._usage.glm import MultinomGLM
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.infinite import ENDLESS_SIGMA
 from pyrosplice._usage.reading.design import Design
+from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.reasons import Reason
 
@@ -36,6 +38,27 @@ MODELS: dict[str, type[MultinomGLM]] = {"glm": MultinomGLM, "glmm-full": IsoFull
 
 
 @dataclass(frozen=True)
+class GeneEffects:
+    """Random effects of groups of one gene.
+
+    Attributes
+    ----------
+    parameters, sds
+        Of the effects of groups (J,), and standard deviations of the spots' own, field and noise (I,).
+    modes, errors
+        Effects u (D, q, Q) of every level of each effect, and their posterior standard deviations.
+    covariance
+        Of intercept and coefficients, logits fastest, given the variances.
+    """
+
+    parameters: Tensor
+    sds: Tensor
+    modes: tuple[Tensor, ...]
+    errors: tuple[Tensor, ...]
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
 class FittedGene:
     """What is kept of one gene's fit.
 
@@ -44,6 +67,8 @@ class FittedGene:
     values
         Sites of the model without the gene dimension: ``beta`` (P, Q), ``bias_eta`` (Q,), and for the GLMM ``nu``
         (N, Q), ``sigma`` and ``theta_logit`` (1 or Q,); also the likelihood's free hyper-parameters (1,).
+    effects
+        Those of groups; None where there are none.
     best_loss
         Minus the model's objective at these values (log likelihood, joint or marginal), nats.
     converged, reason, n_iter, best_epoch, fitting_time_s
@@ -57,6 +82,7 @@ class FittedGene:
     best_loss: float
     best_epoch: int
     fitting_time_s: float
+    effects: GeneEffects | None = field(default=None, metadata={NEW: True})
 
     @property
     def n_logits(self) -> int:
@@ -79,8 +105,13 @@ class FittedGene:
         return eta if design is None else eta + design @ self.values["beta"]
 
     def linear_predictor(self, n_spots: int, design: Tensor | None) -> Tensor:
-        """η ``(N, Q)``, random effect included."""
+        """η ``(N, Q)``, the spots' random effect included; that of groups is :meth:`group_predictor`."""
         return self.fixed_predictor(n_spots, design) + self.values.get("nu", 0.0)
+
+    def group_predictor(self, groups: Sequence[GroupBlock]) -> Tensor | float:
+        """Part of the random effects of ``groups`` in η, ``(N, Q)``; zero where there are none."""
+        modes = () if self.effects is None else self.effects.modes
+        return sum((block.at_levels(mode) for block, mode in zip(groups, modes, strict=True)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -206,6 +237,13 @@ def stacked(genes: Sequence[FittedGene]) -> dict[str, Tensor]:
     return {name: torch.stack([gene.values[name] for gene in genes]) for name in genes[0].values}
 
 
+class Fitter(Protocol):
+    """What fits a batch of genes ``(B, N, K)``."""
+
+    def fit(self, counts: Tensor, *, quiet: bool = True, random_seed: int | None = None) -> list[FittedGene]:
+        """Fit them."""
+
+
 @dataclass(frozen=True)
 class FitPlan:
     """What to fit to every batch.
@@ -220,8 +258,8 @@ class FitPlan:
         Passed to the models.
     """
 
-    full: ModelSpec
-    null: ModelSpec | None = None
+    full: Fitter
+    null: Fitter | None = None
     random_seed: int | None = None
     quiet: bool = True
 

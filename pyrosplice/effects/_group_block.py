@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,9 @@ class GroupBlock:
     level_names: tuple[str, ...]
     column_names: tuple[str, ...]
     root: NDArray[np.float64] | None = None
+
+    def at_levels(self, effects: Tensor) -> Tensor:
+        """What effects of all levels ``(..., D, q, Q)`` add to the predictors of each observation, ``(..., N, Q)``."""
+        levels = torch.as_tensor(self.levels)
+        columns = torch.as_tensor(self.columns * (self.levels >= 0)[:, None])
+        return torch.einsum("nk,...nkq->...nq", columns, effects[..., levels.clamp_min(0), :, :])

@@ -1,4 +1,4 @@
-"""Tables of random effects: variances of every gene, effects of every level, and the units of coefficients."""
+"""Tables of random effects of expression: variances of genes, effects of levels, and the units of coefficients."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._hypothesis.group_tables import block_named, table_of_variances
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._units import Coefficients, describe_units
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, listed
+from pyrosplice.errors import NotReadyError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.reasons import Reason
 
@@ -53,31 +54,8 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     NotReadyError
         Before ``fit``, or without random effects.
     """
-    mixed, genes = self._mixed_fit().mixed, self.gene_names
-    rows: list[tuple[str, str, np.ndarray]] = []
-    for e, block in enumerate(self._mixed_fit().groups):
-        covariance = mixed.effect_covariance(e).numpy()
-        sd = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
-        rows += [(block.name, f"sd({name})", sd[:, k]) for k, name in enumerate(block.column_names)]
-        if (block.basis.sum(0) != np.diag(np.diag(block.basis.sum(0)))).any():
-            with np.errstate(invalid="ignore", divide="ignore"):
-                correlation = covariance / (sd[:, :, None] * sd[:, None])
-            for k, first in enumerate(block.column_names):
-                for j, second in enumerate(block.column_names[:k]):
-                    rows.append((block.name, f"correlation({second}, {first})", correlation[:, k, j]))
-    named = {"space": "space", "noise": "cell"}
-    rows += [(named[name], "sd", mixed.sds[:, k].numpy()) for k, name in enumerate(mixed.inner)]
-    table = TestTable(
-        labels={
-            "gene": np.repeat(genes, len(rows)),
-            "effect": np.tile([name for name, _, _ in rows], len(genes)),
-            "parameter": np.tile([parameter for _, parameter, _ in rows], len(genes)),
-        },
-        why=np.repeat("", len(rows) * len(genes)),
-        more={"estimate": np.stack([values for *_, values in rows], 1).ravel()},
-    ).to_frame()
-    why = np.repeat(unless_ended(mixed.reason, Reason.BOUNDARY.value), len(rows))  # of an sd of zero: no correlation
-    return table.assign(reason=np.where(table["estimate"].isna(), why, ""))
+    fit = self._mixed_fit()
+    return table_of_variances(fit.mixed, fit.groups, self.gene_names, "cell")
 
 
 def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
@@ -100,14 +78,10 @@ def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
     InvalidArgumentError
         Another name, or none of several.
     """
-    blocks = self._mixed_fit().groups
-    names = [block.name for block in blocks]
-    asked = None if effect is None else effect.strip().removeprefix("(").removesuffix(")").strip()
-    found = [k for k, name in enumerate(names) if asked in (None, name, name.rpartition("|")[2].strip())]
-    if len(found) != 1:
-        raise InvalidArgumentError(f"effect: expected one of {listed(names, near=str(effect))}, found {effect!r}.")
-    block, mixed, genes = blocks[found[0]], self._mixed_fit().mixed, self.gene_names
-    mode, sd = (values[found[0]][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
+    blocks, mixed, genes = self._mixed_fit().groups, self._mixed_fit().mixed, self.gene_names
+    found = block_named(blocks, effect)
+    block = blocks[found]
+    mode, sd = (values[found][..., 0].numpy() for values in (mixed.group_modes, mixed.group_sds))
     d, q = mode.shape[1:]
     return TestTable(
         labels={

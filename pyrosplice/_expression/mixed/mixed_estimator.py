@@ -125,7 +125,8 @@ class MixedEstimator(Estimator):
 
     def contrast_law(self, rows: Array) -> RobustCovariance:
         """Covariance and degrees of freedom of contrasts ``(k, F)`` by their units."""
-        return self.record.unit_law.of(rows, "clip", stacklevel=6)[0]
+        law = self.record.unit_law
+        return RobustCovariance(law.covariance.covariance.numpy(), law.of(rows, "clip", stacklevel=6)[0])
 
     @cached_property
     def record(self) -> MixedRecord:

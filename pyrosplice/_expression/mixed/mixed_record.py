@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from pyrosplice._expression.mixed.unit_law import UnitLaw
+from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
 from pyrosplice._io.codec import check_keys, check_sizes
 from pyrosplice.effects._effect import Effect
 from pyrosplice.effects._field import Field, Independent

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.mixed.unit_law import UnitLaw
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import contrast_test, with_statistic
+from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
+from pyrosplice._hypothesis.coefficients.unit_statistics import (
+    Reasons,
+    ratio_of_units,
+    ratio_tail,
+    score_of_units,
+    score_tail,
+)
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
-from pyrosplice.glmm._arrow.coefficient_score import coefficient_score
-from pyrosplice.glmm._arrow.effects_fit import EffectsFit
-from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
 METHODS = ("wald", "lrt", "score")
-NEAREST = 1e-6  # how near a score statistic may come to its bound, which it passes where counts are far from normal
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class MixedResults:
         rank = int(np.linalg.matrix_rank(free))
         if rank < len(free):
             raise InvalidArgumentError(f"contrast: expected independent rows, found {len(free)} of rank {rank}.")
-        robust, units = self.law.of(free, df, stacklevel=5)
+        freedom, fewest = self.law.of(free, df, stacklevel=5)
+        robust = RobustCovariance(self.law.covariance.covariance.numpy(), freedom)
         wald = contrast_test(self.fit, self.constraints, rows, gene_ids=self.genes, mean=self.mean, robust=robust)
         wald = replace(wald, otherwise=Reason.NOT_IDENTIFIED.value)
-        fewest = min(units, key=lambda one: one.df)
         wald.extra.pop("grad")
         wald.extra.update(
             df=robust.df, unit=np.full(len(self.genes), fewest.unit), n_units=np.full(len(self.genes), fewest.n_units)
@@ -83,70 +85,21 @@ class MixedResults:
         return with_statistic(wald, statistic, pvalue, otherwise=ended)
 
 
-def ratio_tail(statistic: Array, k: int, df: Array, n_units: Array) -> Array:
-    r"""P-values (G,) of likelihood ratios of k coefficients, by the F that they are in the balanced normal model.
-
-    There :math:`LR = n \log(1 + k F / \nu)` exactly, with n units and ν degrees of freedom; χ² for infinite ν.
-    """
-    known = np.isfinite(df)
-    with np.errstate(over="ignore", invalid="ignore"):
-        f = np.expm1(statistic / n_units) * df / k
-        return np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+def _joined(parts: Iterable[tuple[Array, Reasons]]) -> tuple[Array, Reasons]:
+    """Statistics of all genes, and how their fits ended, from those of blocks."""
+    statistic, ended = zip(*parts, strict=True)
+    return np.concatenate(statistic), np.concatenate(ended)
 
 
-def score_tail(statistic: Array, k: int, df: Array) -> Array:
-    r"""P-values (G,) of score statistics of k coefficients at restricted null fits, by the F that they are there.
-
-    In the balanced normal model :math:`S = (\nu + k) k F / (\nu + k F)`, which is below ν + k; χ² for infinite ν.
-    """
-    known = np.isfinite(df)
-    most = (np.where(known, df, 1.0) + k) * (1 - NEAREST)
-    own = np.where(known, np.minimum(statistic, most), 0.0)
-    f = own / (most / (1 - NEAREST) - own) * np.where(known, df, 1.0) / k
-    pvalue = np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
-    return np.where(np.isnan(statistic), np.nan, pvalue)
-
-
-def _null_fits(estimator: MixedEstimator, free: Array, *, restricted: bool) -> list[EffectsFit]:
-    """Fits of all genes under ``free @ a = 0``, in the blocks of the estimator."""
-    kept = scipy.linalg.null_space(free)
-    problems = (estimator.problem(genes) for genes in estimator.blocks())
-    return [fit_effects(replace(p, design=p.design @ kept), restricted=restricted) for p in problems]
-
-
-def _ratio(estimator: MixedEstimator, free: Array) -> tuple[Array, NDArray[np.object_]]:
-    """Twice the difference of maximum log likelihoods, and how the null fits ended."""
-    nulls = _null_fits(estimator, free, restricted=False)
-    reduced = np.concatenate([null.log_likelihood.numpy() for null in nulls])
+def _ratio(estimator: MixedEstimator, free: Array) -> tuple[Array, Reasons]:
+    """Ratio statistics of all genes, in the blocks of the estimator."""
     full = estimator.maximum
-    ended = _worse(full.reason, np.concatenate([null.reason for null in nulls]))
-    statistic = np.maximum(2 * (full.log_likelihood.numpy() - reduced), 0.0)
-    return np.where(ended == "", statistic, np.nan), ended
+    return _joined(
+        ratio_of_units(estimator.problem(genes), free, full.take(torch.from_numpy(genes)))
+        for genes in estimator.blocks()
+    )
 
 
-def _score(estimator: MixedEstimator, free: Array) -> tuple[Array, NDArray[np.object_]]:
-    """The score statistic at the restricted null fits, and how these ended."""
-    kept, parts, reasons = scipy.linalg.null_space(free), [], []
-    for genes, null in zip(estimator.blocks(), _null_fits(estimator, free, restricted=True), strict=True):
-        coefficients = torch.einsum("fp,gpq->gfq", torch.from_numpy(kept), null.coefficients)
-        parts_of_null = null.parameters, null.sds, null.hyper
-        found = coefficient_score(estimator.problem(genes), coefficients, *parts_of_null)
-        score, covariance = (values.numpy() for values in found)
-        step = np.einsum("gpq,gq->gp", covariance, score) @ free.T
-        variance = free @ covariance @ free.T
-        good = np.isfinite(step).all(1) & np.isfinite(variance).all((1, 2))
-        statistic = np.full(len(genes), np.nan)
-        statistic[good] = (step[good] * np.linalg.solve(variance[good], step[good][..., None])[..., 0]).sum(1)
-        parts.append(statistic)
-        reasons.append(null.reason)
-    ended = _worse(np.concatenate(reasons))
-    return np.where(ended == "", np.concatenate(parts), np.nan), ended
-
-
-def _worse(*reasons: Sequence[str] | NDArray[np.object_]) -> NDArray[np.object_]:
-    """The first of the reasons of each gene that is no optimum; "" where all are."""
-    out = np.full(len(reasons[0]), "", dtype=object)
-    for words in reasons:
-        lost = ~np.isin(words, [Reason.CONVERGED.value, Reason.BOUNDARY.value]) & (out == "")
-        out[lost] = np.asarray(words, dtype=object)[lost]
-    return out
+def _score(estimator: MixedEstimator, free: Array) -> tuple[Array, Reasons]:
+    """Score statistics of all genes, in the blocks of the estimator."""
+    return _joined(score_of_units(estimator.problem(genes), free) for genes in estimator.blocks())

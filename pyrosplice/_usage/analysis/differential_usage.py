@@ -14,7 +14,8 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.surrogates import Surrogates
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
-from pyrosplice._usage.analysis.options import UsageTestOptions, law_name
+from pyrosplice._usage.analysis.grouped_usage import grouped_usage_tests
+from pyrosplice._usage.analysis.options import UsageTestOptions, check_units, law_name
 from pyrosplice._usage.gene_tests import covariate_tests
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.linearized import GeneTests, run_batches
@@ -37,7 +38,9 @@ from pyrosplice._usage.gene_tests.terms import (
     same_nuisance,
     terms_of,
 )
+from pyrosplice._usage.reading.design import Design
 from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import NoResultsError
 
 
@@ -53,6 +56,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
     law: TestLaw | None = None,
     n_surrogates: int | None = None,
     random_seed: int | None = None,
+    df: DfRule | float | None = None,
 ) -> dict[str, Any] | None:
     """Test every gene and covariate for an effect on usage (β = 0 in all logits).
 
@@ -118,6 +122,11 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
     n_surrogates, random_seed
         For ``law="surrogates"``: how many (default 999, least 19; the smallest p-value is one over one more), and
         their seed (default 0). The same surrogates serve all genes.
+    df
+        With random effects of groups: the denominator's degrees of freedom of F, which all methods are then held
+        to. ``"clip"`` (default): Satterthwaite's, kept within one and two times the between–within ones;
+        ``"satterthwaite"`` or ``"between-within"`` alone; ``"normal"``: infinite; or a number. All K − 1 logits
+        share the variance of an effect, so that those of the design count K − 1 times.
 
     Returns
     -------
@@ -131,7 +140,14 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         field (tests/studies/du_covariates.py has the sizes behind these limits). A gene need not have counts
         wherever a covariate varies: what its spots identify is tested, with its own ``df``. ``reason``, G lists of
         T: "" or why there is no p-value, among
-        :class:`~pyrosplice.reasons.Reason`.
+        :class:`~pyrosplice.reasons.Reason`. With random effects of groups ``df`` is that of the denominator of F,
+        ``(G, T)``; ``n_tested``, ``(G, T)``, how many coefficients are tested together; ``unit``, G lists of T, what
+        the covariate is compared between (a grouping factor or ``"spots"``); and ``n_units`` how many there are.
+
+    Warns
+    -----
+    UserWarning
+        A covariate that varies within groups without a slope or nested effect, whose units are spots.
 
     Raises
     ------
@@ -152,6 +168,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         law=law,
         n_surrogates=n_surrogates,
         random_seed=random_seed,
+        df=df,
     )
     results = usage_tests(analysis, options, show=print_progress)
     if return_results:
@@ -162,11 +179,9 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
 
 def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: bool) -> dict[str, Any]:
     """Test covariates, and arrange what :func:`test_differential_usage` returns."""
-    prepared, design, method = analysis.prepared, analysis.prepared.design, options.method
-    options.check(prepared.covariate_names)
-    if design is None:
-        raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
-    options.check_fit(with_design=analysis.fit.with_design)
+    prepared, design, method = analysis.prepared, _design_to_test(analysis, options), options.method
+    if prepared.groups:
+        return grouped_usage_tests(analysis, options, show=show, stacklevel=5)
     covariance = law_name(options.law, options.variance_used, analysis.model_type)
     law = law_of(analysis, covariance, options.variance_used, options.surrogates)
     wanted: Sequence[Any] = (
@@ -203,6 +218,17 @@ def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: boo
     }
 
 
+def _design_to_test(analysis: UsageAnalysis, options: UsageTestOptions) -> Design:
+    """The covariates, if the options go with them and with the fit."""
+    prepared = analysis.prepared
+    options.check(prepared.covariate_names)
+    if prepared.design is None:
+        raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
+    options.check_fit(with_design=analysis.fit.with_design)
+    check_units(options.variance, options.law, options.df, grouped=bool(prepared.groups))
+    return prepared.design
+
+
 def covariate_modes(self: Analyzed) -> pd.DataFrame:
     """Measure how much a tissue can say of each covariate: a look before the tests.
 
@@ -229,6 +255,7 @@ def covariate_modes(self: Analyzed) -> pd.DataFrame:
     """
     analysis = self.analysis
     analysis.shipped_only("covariate_modes")
+    analysis.without_groups("covariate_modes", "Their units are in units().")
     prepared = analysis.prepared
     if prepared.design is None or analysis.model_type != "glmm-full":
         raise NoResultsError("covariate_modes: expected covariates and model_type='glmm-full'.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,18 +15,21 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.identified import TOUCHED
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice._usage.analysis.fits import Analyzed
-from pyrosplice._usage.analysis.options import check_of_isoforms, law_name
+from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
+from pyrosplice._usage.analysis.grouped_usage import UnitContrast, grouped_gene_effects
+from pyrosplice._usage.analysis.options import check_of_isoforms, check_units, law_name
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice._usage.gene_tests.coefficients import estimates
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
-from pyrosplice._usage.gene_tests.terms import Contrast, CovarianceLaw
+from pyrosplice._usage.gene_tests.terms import Contrast, CovarianceLaw, contrasts_of
 from pyrosplice._usage.reading.design import Design
 from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import NoResultsError, check_option, check_share
 
 Floats = NDArray[np.float64]
+Part = tuple[list[int], list[FittedGene], dict[str, Effects]]  # positions of genes, their fits, effects by scale
 POINTS = 100.0  # percentage points of usage
 
 
@@ -33,8 +37,9 @@ def get_effects(
     self: Analyzed,
     *,
     level: float = 0.95,
-    variance: Literal["robust", "model"] = "robust",
+    variance: Literal["robust", "model"] | None = None,
     law: CovarianceLaw | None = None,
+    df: DfRule | float | None = None,
 ) -> pd.DataFrame:
     """Estimate how much each covariate changes each isoform, with standard errors and intervals.
 
@@ -48,11 +53,14 @@ def get_effects(
         Confidence of the intervals.
     variance
         ``"robust"`` (default): standard errors from the residuals, and intervals are Student's on their degrees of
-        freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`.
+        freedom; ``"model"``: as the model says, and normal. See :meth:`test_differential_usage`. With random effects of
+        groups it is the model's, and intervals are Student's by the units' degrees of freedom.
     law
         As there: ``"averaged"`` (default with a spatial effect), one generalised least-squares step from the fits
         at the posterior mean of the covariance, so that intervals and Wald tests agree; ``"plugin"``, the fitted
         coefficients with the covariance that was estimated.
+    df
+        With random effects of groups: as there.
 
     Returns
     -------
@@ -84,27 +92,49 @@ def get_effects(
     likelihood = analysis.options.likelihood
     check_of_isoforms(likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
     check_share("level", level)
-    check_option("variance", variance, ("robust", "model"))
+    if variance is not None:
+        check_option("variance", variance, ("robust", "model"))
     if law is not None:
         check_option("law", law, get_args(CovarianceLaw))
-    held_to = law_of(analysis, law_name(law, variance, analysis.model_type), variance)
     prepared, design = analysis.prepared, analysis.prepared.design
+    check_units(variance, law, df, grouped=bool(prepared.groups))
     if design is None or not analysis.fit.with_design:
         raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
-    genes, spec = effect_fits(analysis, held_to, show=False)
+    if prepared.groups:
+        parts, robust = _grouped_parts(analysis, design, "clip" if df is None else df), False
+    else:
+        held_to = law_of(analysis, law_name(law, variance or "robust", analysis.model_type), variance or "robust")
+        parts, robust = _parts(analysis, design, held_to), held_to.robust
     tables: dict[int, pd.DataFrame] = {}
-    for batch in batches_under(analysis, held_to):
-        some = [genes[g] for g in batch]
-        effects = gene_effects(analysis.counts(batch), spec, some, design, held_to)
+    for batch, some, effects in parts:
         found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
         for row, gene in enumerate(batch):
             labels = [[prepared.gene_names[gene]], design.names, prepared.isoform_names(gene)]
             own = {name: [value[row].numpy().ravel() for value in values] for name, values in found.items()}
             table = _gene_table(labels, own)
             values = [column for columns in own.values() for column in columns]
-            why = _reasons(values, prepared.counts[gene], some[row], from_residuals=held_to.robust)
+            why = _reasons(values, prepared.counts[gene], some[row], from_residuals=robust)
             tables[gene] = table.assign(reason=why)
     return pd.concat([tables[gene] for gene in range(analysis.n_genes)], ignore_index=True)
+
+
+def _parts(analysis: UsageAnalysis, design: Design, law: Law) -> Iterator[Part]:
+    """Effects without groups, batch by batch."""
+    genes, spec = effect_fits(analysis, law, show=False)
+    for batch in batches_under(analysis, law):
+        some = [genes[g] for g in batch]
+        yield batch, some, gene_effects(analysis.counts(batch), spec, some, design, law)
+
+
+def _grouped_parts(analysis: UsageAnalysis, design: Design, df: DfRule | float) -> Iterator[Part]:
+    """Effects beside those of groups, batch by batch."""
+    spec = analysis.grouped_spec(with_design=True)
+    covariates = [UnitContrast.of(spec, one, df, stacklevel=5) for one in contrasts_of(design, "covariate", None)]
+    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+        some = [analysis.fit.genes[g] for g in batch]
+        odds, usage = grouped_gene_effects(analysis.counts(batch), spec, some, covariates, df)
+        points = replace(usage, estimate=POINTS * usage.estimate, standard_error=POINTS * usage.standard_error)
+        yield batch, some, {"log_odds": odds, "usage_points": points}
 
 
 def gene_effects(

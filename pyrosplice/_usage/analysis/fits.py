@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,8 @@ from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.glm import MultinomGLM
+from pyrosplice._usage.grouped.grouped_glmm import GroupedGLMM
+from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice._usage.own_usage import require_plain
 from pyrosplice._usage.records import FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.errors import (
@@ -88,6 +91,28 @@ class UsageAnalysis:
                 "sites, guide, objective and vcov() are those of get_gene_model(name)."
             )
 
+    def without_groups(self, what: str, instead: str = "") -> None:
+        """Raise for what rests on fits without random effects of groups."""
+        if self.prepared.groups:
+            terms = ", ".join(f"({block.name})" for block in self.prepared.groups)
+            raise RefusedModelError(
+                f"{what}: it is worked out for fits without random effects of groups, and design_mtx has {terms}."
+                f"{f' {instead}' if instead else ''}"
+            )
+
+    def check_groups(self) -> None:
+        """Raise where the engine has no way for the random effects of groups."""
+        if self.prepared.groups:
+            self.grouped_spec(with_design=True).check(self.counts([0]))
+
+    def grouped_spec(self, *, with_design: bool) -> GroupedSpec:
+        """The model with random effects of groups that fits and tests rest on."""
+        options, kind, prepared = self.options, self.model_type, self.prepared
+        space = prepared.solver(None, "cpu") if kind == "glmm-full" else None
+        effects = prepared.groups, space, kind != "glm"
+        design = prepared.design if with_design else None
+        return GroupedSpec(design, *effects, options.likelihood, options.isoform_effect)
+
     def position(self, gene_name: str) -> int:
         """Where a gene is among ``gene_names``; KeyError for another name."""
         names = self.prepared.gene_names
@@ -127,6 +152,9 @@ class UsageAnalysis:
 
     def rebuilt(self, gene: int) -> MultinomGLM:
         """Rebuild the fitted model of one gene, with all that such a model has."""
+        if self.prepared.groups:
+            grouped = self.grouped_spec(with_design=self.fit.with_design)
+            return GroupedGLMM.of_records(grouped, self.counts([gene]), [self.fit.genes[gene]])
         spec = self.spec(self.model_type, with_design=self.fit.with_design)
         return spec.rebuild(self.counts([gene]), [self.fit.genes[gene]])
 
@@ -251,7 +279,10 @@ def fit(  # noqa: PLR0913 (a documented interface)
     if not (random_seed is None or is_whole(random_seed, 0)):
         raise InvalidArgumentError(f"random_seed: expected None or a whole number ≥ 0, found {random_seed!r}.")
     n_jobs, both = check_jobs(n_jobs, analysis.options.device), from_null and kind == "glmm-full"
-    full = analysis.spec(kind, with_design=with_design_mtx)
+    if from_null:
+        analysis.without_groups("from_null", "Leave it out; test_spatial_variability('score') needs no fit.")
+    grouped = bool(prepared.groups)
+    full = (analysis.grouped_spec if grouped else partial(analysis.spec, kind))(with_design=with_design_mtx)
     null_spec = analysis.spec("glmm-null", with_design=with_design_mtx) if both else None
     plan = FitPlan(full, null_spec, random_seed=random_seed, quiet=quiet)
     batches = prepared.batches(int(batch_size))

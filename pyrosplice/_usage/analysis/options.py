@@ -17,6 +17,7 @@ from pyrosplice._usage.gene_tests.terms import By, TestLaw, Variance
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.records import MODELS
 from pyrosplice.effects._isoform_effect import IsoformEffect, check_isoform_effect
+from pyrosplice.effects._reference_df import DfRule, degrees_of_freedom
 from pyrosplice.errors import (
     InvalidArgumentError,
     NoResultsError,
@@ -124,6 +125,32 @@ class AnalysisOptions:
                 raise InvalidArgumentError(
                     f"{name}: set to {after!r} after setup_data, which had {before!r}; call setup_data and fit "
                     "again, or make another analysis."
+                )
+
+    def check_groups(self) -> None:
+        """Raise where an option is another than those of a fit with random effects of groups."""
+        effect = self.model_type != "glm"
+        newton = "marginal_newton" if effect else "iwls"
+        wrong = {
+            "model": (self.model is not None, "None: the model is pyrosplice.glmm.CountGLMM"),
+            "fitting_method": (
+                self.fitting_method != newton if effect else self.fitting_method == "gd",
+                f"{newton!r}, the one search that there is",
+            ),
+            "var_fix_sigma": (effect and self.var_fix_sigma, "False: every variance is estimated"),
+            "share_variance": (effect and not self.share_variance, "True, one variance for all logits"),
+            "var_prior_model": (self.var_prior_model != "none", "'none': priors are not among what is maximized"),
+            "priors": (bool(self.priors), "None: priors are not among what is maximized"),
+            "fitting_configs": (self.fitting_configs is not None, "None: the search has no options"),
+            "approx_rank": (effect and is_whole(self.approx_rank, 1), "'auto': the field is not truncated"),
+            "device": (self.device != "cpu", "'cpu'"),
+        }
+        for name, (refused, expected) in wrong.items():
+            if refused:
+                raise InvalidArgumentError(
+                    f"{name}: with random effects of groups in design_mtx expected {expected}; found "
+                    f"{getattr(self, name)!r}. Options that fit: SplisosmGLMM({self.model_type!r}, "
+                    f"fitting_method={newton!r}{', var_fix_sigma=False' if effect else ''})."
                 )
 
     def rank(self, n_spots: int) -> int | None:
@@ -251,6 +278,12 @@ class UsageTestOptions:
     law: TestLaw | None
     n_surrogates: int | None
     random_seed: int | None
+    df: DfRule | float | None = None
+
+    @property
+    def df_used(self) -> DfRule | float:
+        """How the degrees of freedom of units of groups are found."""
+        return "clip" if self.df is None else self.df
 
     @property
     def variance_used(self) -> Variance:
@@ -312,6 +345,24 @@ class UsageTestOptions:
             raise InvalidArgumentError(
                 f"variance='het': {joint[0]!r} is of several covariates, and the field's variance can depend on one; "
                 "expected by='covariate' without contrasts."
+            )
+
+
+def check_units(variance: str | None, law: str | None, df: DfRule | float | None, *, grouped: bool) -> None:
+    """Raise where an option is one of tests without random effects of groups, or ``df`` one of those with them."""
+    if not grouped:
+        if df is not None:
+            raise InvalidArgumentError(
+                f"df: it is of the units of random effects of groups, and design_mtx has none, found {df!r}; leave it "
+                "out, or write design_mtx='~ condition + (1 | section)'."
+            )
+        return
+    degrees_of_freedom(1.0, 1.0, "clip" if df is None else df)
+    for name, value, known in (("variance", variance, (None, "model")), ("law", law, (None, "plugin"))):
+        if value not in known:
+            raise InvalidArgumentError(
+                f"{name}: with random effects of groups tests are by the model's variance at the estimates, and by the "
+                f"units' degrees of freedom (df); expected one of {known}, found {value!r}."
             )
 
 

@@ -140,6 +140,7 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     """
     analysis = self.analysis
     analysis.shipped_only("check_calibration")
+    analysis.without_groups("check_calibration")
     fit = analysis.fit
     check_switches(print_progress=print_progress)
     about = (analysis.prepared, analysis.model_type)

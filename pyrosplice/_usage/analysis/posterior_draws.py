@@ -63,6 +63,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     """
     analysis = self.analysis
     analysis.shipped_only("posterior")
+    analysis.without_groups("posterior")
     positions, prepared = _positions(analysis, genes), analysis.prepared
     asked = DrawOptions(
         num_samples=num_samples,

@@ -25,9 +25,12 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import read_labels
 from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.options import AnalysisOptions
-from pyrosplice._usage.reading.design import Design, build_design, complete_spots
+from pyrosplice._usage.reading.design import Design, build_design, complete_spots, is_intercept, split_design
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
+from pyrosplice.effects._effect import bind
 from pyrosplice.effects._field import Field
+from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._group_terms import Groups
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
 from pyrosplice.spatial._graph import adjacency_graph, component_labels, warn_if_disconnected
 from pyrosplice.spatial._sections import wide_section_graph, within_sections
@@ -57,6 +60,8 @@ class Prepared:
         Column of ``obs`` with the spots' sections; None if they are one.
     spatial_key
         Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
+    groups
+        Random effects of groups of spots.
     """
 
     data: IsoformData
@@ -66,6 +71,7 @@ class Prepared:
     group_by_n_iso: bool
     section_key: str | None = None
     spatial_key: str | None = None
+    groups: tuple[GroupBlock, ...] = ()
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -230,9 +236,13 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
     obs = table_of(adata, "obs")
+    covariates, terms = split_design(options.design_mtx, obs)
+    if terms:
+        options.model.check_groups()
+        options = replace(options, design_mtx=covariates)
     check_key(adata, "section_key", options.section_key, "obs")
     check_key(adata, "adj_key", options.adj_key, "obsp")
-    spots = _complete(obs, options)
+    spots = _complete(obs, options, terms)
     sections = _sections(obs, spots, options.section_key)
     adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
     if adjacency is not None and options.min_component_size > 1:
@@ -244,10 +254,8 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
                 f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
             )
     kept = None if spots.all() else spots
-    design = None
-    if options.design_mtx is not None:
-        design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=kept)
-        design.check()
+    groups = bind(terms, obs[spots])
+    design = _design(obs, kept, options, only_groups=bool(terms) and is_intercept(options.design_mtx, obs[spots]))
     data = read_isoforms(
         adata,
         layer=options.layer,
@@ -262,7 +270,20 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     covariance = _covariance(data.adata, adjacency, options)
     ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
     keys = options.section_key, options.spatial_key if ours else None
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys)
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, groups)
+
+
+def _design(
+    obs: pd.DataFrame, spots: NDArray[np.bool_] | None, options: DataOptions, *, only_groups: bool
+) -> Design | None:
+    """Covariates of some spots; None where a formula has random terms only."""
+    if options.design_mtx is None or only_groups:
+        if options.covariate_names is not None:
+            raise InvalidArgumentError("covariate_names: expected None without covariates beside the random terms.")
+        return None
+    design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=spots)
+    design.check()
+    return design
 
 
 def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Covariance | None:
@@ -278,13 +299,15 @@ def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Cova
     return CarCovariance(adjacency, rho=options.model.rho)
 
 
-def _complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:
+def _complete(obs: pd.DataFrame, options: DataOptions, terms: Sequence[Groups]) -> NDArray[np.bool_]:
     """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
     complete = np.ones(len(obs), dtype=bool)
     if options.missing == "raise":
         return complete
     if options.design_mtx is not None:
         complete &= complete_spots(options.design_mtx, obs)
+    for term in terms:
+        complete &= term.complete_rows(obs)
     if options.section_key is not None:
         complete &= complete_cells(obs, [options.section_key], "section_key")
     if not complete.any():

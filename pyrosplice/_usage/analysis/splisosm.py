@@ -19,6 +19,7 @@ from pyrosplice._usage.analysis import (
     differential_usage,
     effects,
     fits,
+    group_effects,
     own_calibration,
     posterior_draws,
     storage,
@@ -71,8 +72,7 @@ class SplisosmGLMM(Described):
         ``"joint_gd"``, ``"joint_newton"``, ``"marginal_gd"`` or ``"marginal_newton"``. The GLM takes ``"iwls"``,
         ``"newton"`` or ``"gd"``, and reads any of the GLMM's names as ``"iwls"``.
     fitting_configs
-        ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None. Copied,
-        never changed.
+        ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None.
     k_neighbors
         Neighbours of the k-NN graph; not used with ``adj_key``.
     rho
@@ -85,7 +85,6 @@ class SplisosmGLMM(Described):
     graph
         Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial._graph.knn_graph`.
-
     likelihood
         Density of a spot's counts, a :class:`~pyrosplice.likelihoods._contract.Likelihood`; multinomial if None. Its
         free hyper-parameters are estimated for each gene.
@@ -98,8 +97,7 @@ class SplisosmGLMM(Described):
     isoform_effect
         Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
         ``"symmetric"``, with which the order of the isoforms makes no difference to fits, tests and posteriors, priors
-        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM, which has none, it says what ``"weak"``
-        priors are of.
+        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
     model
         A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
         to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
@@ -220,7 +218,10 @@ class SplisosmGLMM(Described):
             and type, is paired by them; one that has none of them by position; one that has some is refused.
             *Differs from* the documented interface: a constant covariate, which there is warned about, is refused: it
             has no effect to estimate or test. They are what :meth:`test_differential_usage` tests, and
-            :meth:`test_spatial_variability` adjusts for them.
+            :meth:`test_spatial_variability` adjusts for them. A formula may have lme4's random terms,
+            ``"~ condition + (1 | section)"``, ``(1 + age | donor)``, ``(1 | donor/sample)``; groups are units of tests
+            then. Fitted beside the type's own effect, with covariance ``isoform_effect``, by restricted likelihood they
+            need ``fitting_method="marginal_newton"``, ``var_fix_sigma=False`` and no priors.
         covariate_names
             P names to use instead of the columns' own.
         min_counts, min_bin_pct
@@ -234,30 +235,27 @@ class SplisosmGLMM(Described):
         section_key
             Column of ``obs`` that says which section (slide, sample) a spot is of. Sections share b, β, σ and θ; the
             graph has edges within sections only (those of ``adj_key`` between sections are left out, with a warning
-            that counts them), so that their random effects are independent and their coordinates may overlap. Put the
-            section among the covariates too (no other call has to know), or differences between sections count as
-            spatial variability.
+            that counts them), so that their random effects are independent and their coordinates may overlap. Put
+            ``(1 | section)`` or the section among the covariates too, or its differences count as spatial variability.
         missing
             What to do with spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank
-            text): ``"raise"`` refuses, ``"drop"`` leaves them out of everything, with a warning, as if they were not
-            in ``adata``.
+            text): ``"raise"`` refuses, ``"drop"`` leaves them out, with a warning, as if they were not in ``adata``.
 
         Raises
         ------
         InvalidArgumentError
-            Bad input, naming the argument, what was found and what was expected; also something in ``adata`` that
-            ``save`` could not write (an object in ``uns`` or in a column).
+            Bad input, naming argument, what was found and expected; something in ``adata`` that ``save`` cannot write.
         """
         given = self._given
         given.check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
         kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
-        options = DataOptions(given, *read, *kept)
-        prepared = prepare(adata, options)
-        if self.model_type != "glm":
+        prepared = prepare(adata, DataOptions(given, *read, *kept))
+        if self.model_type != "glm" or prepared.groups:
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
+        UsageAnalysis(given, prepared).check_groups()
         self.adata = adata
         self.hold(prepared)
 
@@ -277,6 +275,9 @@ class SplisosmGLMM(Described):
     test_differential_usage = differential_usage.test_differential_usage
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
+    variance_components = group_effects.usage_variances
+    random_effects = group_effects.usage_levels
+    units = group_effects.covariate_units
     posterior = posterior_draws.posterior
     check_calibration = own_calibration.check_calibration
     save = storage.save
@@ -301,8 +302,7 @@ class SplisosmGLMM(Described):
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
         likelihood, priors, covariance, model
-            Objects of your own classes that it was saved with; a file holds no code. Shipped ones come back by
-            themselves, and Pyro's distributions too.
+            Objects of your own classes that it was saved with; a file holds no code. Shipped and Pyro's come back.
 
         Raises
         ------

@@ -22,6 +22,7 @@ from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.reading.design import Design
 from pyrosplice._usage.reading.isoforms import IsoformData
 from pyrosplice._usage.records import UsageFit
+from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
 from pyrosplice.guides._own_model import takes
 
@@ -42,6 +43,7 @@ class SavedData:
     section_key: str | None
     design: Design | None
     spatial_key: str | None = field(default=None, metadata={NEW: True})
+    groups: tuple[GroupBlock, ...] = field(default=(), metadata={NEW: True})
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _warn_of_attributes(analysis: Analyzed) -> None:
 def _saved_data(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
-    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
+    rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key, prepared.groups
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest)
 
 
@@ -126,7 +128,7 @@ def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
     keys = stored.section_key, stored.spatial_key
-    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
+    return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys, stored.groups)
 
 
 def _check(saved: SavedUsage, n_spots: int) -> None:
@@ -138,6 +140,10 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
     if design is not None:
         check_sizes(
             spots=(spots, "N"), design=(design.values, "NP"), names=(design.names, "P"), factors=(design.factors, "P")
+        )
+    for block in data.groups:
+        check_sizes(
+            spots=(spots, "N"), levels=(block.levels, "N"), columns=(block.columns, "Nq"), basis=(block.basis, "Jqq")
         )
     if data.spatial_key is not None and data.spatial_key not in data.adata.obsm:
         raise ModelFileError(

@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._usage.analysis.fits import Analyzed
+from pyrosplice._usage.analysis.group_effects import standard_deviations
 from pyrosplice._usage.reading.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
 
@@ -46,7 +47,7 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
     """Tabulate how each gene's fit went, indexed by gene name.
 
     ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
-    ``reason``.
+    ``reason``. With random effects of groups the standard deviation of each too, ``"1 | section: sd(1)"``.
     """
     analysis = self.analysis
     kind = analysis.model_type
@@ -54,7 +55,8 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
         {"model_type": kind, **{name: getattr(gene, name) for name in TRAINING}, "reason": gene.reason.value}
         for gene in analysis.fit.genes
     ]
-    return pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
+    table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
+    return table.join(standard_deviations(analysis)) if analysis.prepared.groups else table
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
@@ -69,7 +71,8 @@ def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios")
     ratios = np.empty(prepared.data.adata.shape)
     for columns, gene in zip(prepared.data.columns, fit.genes, strict=True):
         likelihood = analysis.options.likelihood.bind(gene.values)
-        ratios[:, columns] = likelihood.expected(gene.linear_predictor(prepared.n_spots, design)).numpy()
+        eta = gene.linear_predictor(prepared.n_spots, design) + gene.group_predictor(prepared.groups)
+        ratios[:, columns] = likelihood.expected(eta).numpy()
     adata = prepared.data.adata.copy()
     adata.layers[layer_name] = ratios
     return adata
@@ -92,7 +95,8 @@ def get_formatted_test_results(
     test_type
         ``"sv"``: one row a gene, ``gene``, ``statistic``, ``pvalue``, ``pvalue_adj`` and ``reason``: "" or why there
         is no p-value, a word of :class:`~pyrosplice.reasons.Reason`. ``"du"``: one row a gene and covariate
-        (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too.
+        (covariates within genes), with ``covariate``; of the averaged law ``posterior_df`` and ``reliable`` too; beside
+        random effects of groups ``df``, ``unit`` and ``n_units``.
     with_gene_summary
         Add the columns of ``extract_feature_summary("gene")``.
 
@@ -120,4 +124,6 @@ def test_table(results: dict[str, Any]) -> TestTable:
         labels = {"gene": np.repeat(genes, len(covariates)), "covariate": np.tile(covariates, len(genes))}
     found = {name: np.ravel(results[name]) for name in ("statistic", "pvalue", "pvalue_adj")}
     more: dict[str, Any] = {n: np.ravel(results[n]) for n in ("posterior_df", "reliable") if n in results}
+    if "n_units" in results:
+        more |= {name: np.ravel(results[name]) for name in ("df", "unit", "n_units")}
     return TestTable(labels=labels, **found, why=np.ravel(np.asarray(results["reason"], dtype=object)), more=more)

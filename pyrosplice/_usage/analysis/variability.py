@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from pyrosplice._usage.gene_tests import variability_ratio
 from pyrosplice._usage.gene_tests.linearized import GeneTests, run_batches
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.variability_ratio import FittedPair
+from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import NoResultsError, check_option
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
@@ -39,6 +41,9 @@ def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
     **kwargs: Any,
 ) -> dict[str, Any] | None:
     """Test every gene for spatial variability of its usage (θ = 0), beside the covariates if there are any.
+
+    Random effects of groups have a coefficient for every level in the score test, so that nothing of them is left in
+    what is tested; other methods are refused beside them.
 
     *Differs from* the documented interface, which leaves the covariates out after a fit without them: what they
     explain, differences between sections for one, then counts as spatial variability.
@@ -152,6 +157,7 @@ def variability_ratio_tests(
     analysis: UsageAnalysis, options: VariabilityOptions, *, show: bool
 ) -> tuple[GeneTests, dict[str, NDArray[np.float64]]]:
     """Likelihood-ratio tests of all genes, and what else there is to report of them."""
+    analysis.without_groups("method='llr'", "Use method='score', which adjusts for every level of them.")
     task, more = _ratio_task(analysis, options)
     pairs = _fitted_pairs(analysis, with_design=_adjusted(analysis, options) is not None, show=show)
     calls = [(pair, *more) for pair in pairs]
@@ -166,8 +172,13 @@ def variability_ratio_tests(
 
 
 def _adjusted(analysis: UsageAnalysis, options: VariabilityOptions) -> Tensor | None:
-    """Covariates that tests adjust for."""
-    return analysis.prepared.design_tensor if options.adjust_for_design else None
+    """Covariates that tests adjust for, and every level of groups, so that nothing of these is left in the test."""
+    design, groups = analysis.prepared.design_tensor if options.adjust_for_design else None, analysis.prepared.groups
+    if not groups:
+        return design
+    ones = np.ones((analysis.prepared.n_spots, 1))
+    fixed = ones if design is None else np.concatenate([ones, design.numpy()], 1)
+    return torch.from_numpy(columns_with_levels(fixed, groups, "spots")[:, 1:])
 
 
 def _ratio_task(analysis: UsageAnalysis, options: VariabilityOptions) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -17,14 +17,12 @@ from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.formulas import complete_rows, read_formula
 from pyrosplice._tables.labels import Labels
 from pyrosplice._tables.names import by_name
+from pyrosplice.effects._group_terms import Groups, random_effects
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
 ARGUMENT = "design_mtx"
-RANDOM_EFFECTS = (
-    "leave it out. The spots' own effect is always in a GLMM; for sections of tissue use section_key; for patients or "
-    "donors, put them among the covariates"
-)
+RANDOM_EFFECTS = "write random terms as (1 | section) or (1 + covariate | donor)"
 
 
 @dataclass(frozen=True)
@@ -158,6 +156,16 @@ def build_design(
     return Design(np.ascontiguousarray(values), tuple(names), tuple(factors), tuple(terms))
 
 
+def split_design(design_mtx: Any, obs: pd.DataFrame) -> tuple[Any, tuple[Groups, ...]]:
+    """Covariates without the random terms of their formula, and these terms; none of what is no formula."""
+    return random_effects(design_mtx, obs, ARGUMENT) if _is_formula(design_mtx, obs) else (design_mtx, ())
+
+
+def is_intercept(formula: str, obs: pd.DataFrame) -> bool:
+    """Whether what random terms left of a formula is an intercept only."""
+    return list(read_formula(formula, obs, ARGUMENT).names) == ["Intercept"]
+
+
 def complete_spots(design_mtx: Any, obs: pd.DataFrame) -> NDArray[np.bool_]:
     """Which spots have a label or a number in everything that a design uses, ``(N,)``."""
     formula, table = _formula_and_table(design_mtx, obs)
@@ -166,9 +174,13 @@ def complete_spots(design_mtx: Any, obs: pd.DataFrame) -> NDArray[np.bool_]:
     return complete_cells(table, table.columns, ARGUMENT)
 
 
+def _is_formula(design_mtx: Any, obs: pd.DataFrame) -> bool:
+    return isinstance(design_mtx, str) and "~" in design_mtx and design_mtx not in obs.columns
+
+
 def _formula_and_table(design_mtx: Any, obs: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
     """A formula, if it is one, and the columns that covariates are made of, in the order of the spots."""
-    if isinstance(design_mtx, str) and "~" in design_mtx and design_mtx not in obs.columns:
+    if _is_formula(design_mtx, obs):
         return design_mtx, obs
     if isinstance(design_mtx, str):
         return None, _columns([design_mtx], obs)

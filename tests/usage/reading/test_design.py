@@ -302,7 +302,7 @@ def test_a_column_that_reads_as_a_formula_goes_before_it(obs):
         ("~ age +", "cannot be evaluated"),
         ("~ log(region)", "cannot be evaluated"),
         ("~ np.log(age)", "gives -inf in column"),
-        ("~ age + (1 | region)", "random effect.*section_key"),
+        ("~ age + (1 | region)", "random effect.*random terms"),
         (["age", "age"], "'age' twice"),
         (np.full((12, 1), 1j), "complex128"),
         (np.full((12, 1), "a"), "expected numbers"),

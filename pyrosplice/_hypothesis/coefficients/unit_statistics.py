@@ -1,0 +1,101 @@
+"""Ratio and score statistics of coefficients beside random effects, and the F that each is by the units' freedom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from pyrosplice.glmm._arrow.coefficient_score import coefficient_score
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit
+from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.reasons import OPTIMA
+
+Array = NDArray[np.float64]
+Reasons = NDArray[np.object_]
+NEAREST = 1e-6  # how near a score statistic may come to its bound, which it passes where counts are far from normal
+
+
+def ratio_tail(statistic: Array, k: int, df: Array, n_units: Array) -> Array:
+    r"""P-values (G,) of likelihood ratios of k coefficients, by the F that they are in the balanced normal model.
+
+    There :math:`LR = n \log(1 + k F / \nu)` exactly, with n units and ν degrees of freedom; χ² for infinite ν.
+    """
+    known = np.isfinite(df)
+    with np.errstate(over="ignore", invalid="ignore"):
+        f = np.expm1(statistic / n_units) * df / k
+        return np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+
+
+def score_tail(statistic: Array, k: int, df: Array) -> Array:
+    r"""P-values (G,) of score statistics of k coefficients at restricted null fits, by the F that they are there.
+
+    In the balanced normal model :math:`S = (\nu + k) k F / (\nu + k F)`, which is below ν + k; χ² for infinite ν.
+    """
+    known = np.isfinite(df)
+    most = (np.where(known, df, 1.0) + k) * (1 - NEAREST)
+    own = np.where(known, np.minimum(statistic, most), 0.0)
+    f = own / (most / (1 - NEAREST) - own) * np.where(known, df, 1.0) / k
+    pvalue = np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+    return np.where(np.isnan(statistic), np.nan, pvalue)
+
+
+def wald_tail(statistic: Array, k: int, df: Array) -> Array:
+    """P-values (G,) of Wald statistics of k coefficients, whose k-th part is an F; χ² for infinite ``df``."""
+    known = np.isfinite(df)
+    return np.where(known, stats.f.sf(statistic / k, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+
+
+def wald_of_units(fit: EffectsFit, rows: Array) -> Array:
+    """Wald statistic ``(G,)`` that contrasts ``(k, P)`` are zero in every predictor, given the variances."""
+    q = fit.coefficients.shape[2]
+    whole = torch.from_numpy(np.kron(rows, np.eye(q)))
+    value = torch.einsum("rp,gp->gr", whole, fit.coefficients.flatten(1)).unsqueeze(-1)
+    factor, info = torch.linalg.cholesky_ex(torch.nan_to_num(whole @ fit.covariance @ whole.T))
+    statistic = (value * torch.cholesky_solve(value, factor)).sum((-2, -1))
+    return torch.where(info == 0, statistic, torch.nan).numpy()
+
+
+def fit_without(problem: EffectsProblem, free: Array, *, restricted: bool) -> EffectsFit:
+    """Fit of the model in which contrasts ``(k, P)`` of the coefficients are zero, in all predictors."""
+    return fit_effects(replace(problem, design=problem.design @ scipy.linalg.null_space(free)), restricted=restricted)
+
+
+def ratio_of_units(problem: EffectsProblem, free: Array, maximum: EffectsFit) -> tuple[Array, Reasons]:
+    """Twice the difference of maximum log likelihoods ``(G,)``, and how fits ended that are at no optimum."""
+    null = fit_without(problem, free, restricted=False)
+    ended = worse_of(maximum.reason, null.reason)
+    statistic = np.maximum(2 * (maximum.log_likelihood - null.log_likelihood).numpy(), 0.0)
+    return np.where(ended == "", statistic, np.nan), ended
+
+
+def score_of_units(problem: EffectsProblem, free: Array) -> tuple[Array, Reasons]:
+    """The score statistic ``(G,)`` of contrasts ``(k, P)`` at restricted null fits, and how these ended."""
+    null = fit_without(problem, free, restricted=True)
+    kept = torch.from_numpy(scipy.linalg.null_space(free))
+    coefficients = torch.einsum("fp,gpq->gfq", kept, null.coefficients)
+    found = coefficient_score(problem, coefficients, null.parameters, null.sds, null.hyper)
+    score, covariance = (values.numpy() for values in found)
+    rows = np.kron(free, np.eye(coefficients.shape[2]))
+    step = np.einsum("gpq,gq->gp", covariance, score) @ rows.T
+    variance = rows @ covariance @ rows.T
+    good = np.isfinite(step).all(1) & np.isfinite(variance).all((1, 2))
+    statistic = np.full(len(step), np.nan)
+    statistic[good] = (step[good] * np.linalg.solve(variance[good], step[good][..., None])[..., 0]).sum(1)
+    ended = worse_of(null.reason)
+    return np.where(ended == "", statistic, np.nan), ended
+
+
+def worse_of(*reasons: Sequence[str] | Reasons) -> Reasons:
+    """The first of the reasons of each gene that is no optimum; "" where all are."""
+    out = np.full(len(reasons[0]), "", dtype=object)
+    for words in reasons:
+        lost = ~np.isin(words, [reason.value for reason in OPTIMA]) & (out == "")
+        out[lost] = np.asarray(words, dtype=object)[lost]
+    return out

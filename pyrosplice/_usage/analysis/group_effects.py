@@ -1,0 +1,105 @@
+"""Tables of random effects of groups of spots: how much they vary, every level's, and the units of covariates."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pyrosplice._hypothesis.group_tables import table_of_variances
+from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
+from pyrosplice._usage.grouped.level_table import table_of_levels
+from pyrosplice.errors import NotReadyError
+
+
+def usage_variances(self: Analyzed) -> pd.DataFrame:
+    """Tabulate how much random effects vary, a row a gene and standard deviation or correlation.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``effect`` (a term of the formula, ``"space"`` or ``"spot"``), ``parameter`` (``"sd(1)"``,
+        ``"correlation(1, age)"``), ``estimate`` (of a logit) and ``reason``, "" or why there is none.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``fit``, or without random effects of groups.
+    """
+    analysis = self.analysis
+    _require_groups(analysis)
+    return _variances(analysis)
+
+
+def usage_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
+    """Tabulate the effects of every level of a grouping factor, a row a gene, level, column and isoform.
+
+    Parameters
+    ----------
+    effect
+        A random term as the formula writes it, ``"1 | section"``, or its grouping factor where that has one term; may
+        be left out where there is one.
+
+    Returns
+    -------
+    DataFrame
+        ``gene``, ``level``, ``column``, ``isoform``, ``against`` (the last isoform), ``effect`` (mode of the effect
+        on the log odds of the two), ``se`` (its posterior standard deviation, given the variances) and ``reason``.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``fit``, or without random effects of groups.
+    InvalidArgumentError
+        Another name, or none of several.
+    """
+    analysis = self.analysis
+    _require_groups(analysis)
+    prepared, spec = analysis.prepared, analysis.grouped_spec(with_design=analysis.fit.with_design)
+    parts = [
+        table_of_levels(spec.restored([gene]), prepared.groups, effect, [name], [prepared.isoform_names(g)])
+        for g, (gene, name) in enumerate(zip(analysis.fit.genes, prepared.gene_names, strict=True))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def covariate_units(self: Analyzed) -> pd.DataFrame:
+    """Say what the units of each covariate are: spots, or the groups that it is compared between.
+
+    Returns
+    -------
+    DataFrame
+        ``coefficient``, ``unit``, ``n_units`` and ``df``, between–within degrees of freedom of one logit.
+
+    Raises
+    ------
+    NotReadyError
+        Before ``setup_data``, or without random effects of groups.
+    """
+    analysis = self.analysis
+    _require_groups(analysis)
+    return analysis.grouped_spec(with_design=True).units().table()
+
+
+def standard_deviations(analysis: UsageAnalysis) -> pd.DataFrame:
+    """Standard deviation of every effect, a row a gene and a column an effect and parameter."""
+    table = _variances(analysis)
+    table = table[table["parameter"].str.startswith("sd")]
+    name = table["effect"] + ": " + table["parameter"]
+    wide = table.assign(name=name).pivot(index="gene", columns="name", values="estimate")
+    return wide[list(dict.fromkeys(name))].loc[list(analysis.prepared.gene_names)].rename_axis(columns=None)
+
+
+def _variances(analysis: UsageAnalysis) -> pd.DataFrame:
+    spec, prepared = analysis.grouped_spec(with_design=analysis.fit.with_design), analysis.prepared
+    parts = [
+        table_of_variances(spec.restored([gene]), prepared.groups, [name], "spot")
+        for gene, name in zip(analysis.fit.genes, prepared.gene_names, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _require_groups(analysis: UsageAnalysis) -> None:
+    if not analysis.prepared.groups:
+        raise NotReadyError(
+            "This is of random effects of groups: call setup_data with a formula such as "
+            "design_mtx='~ condition + (1 | section)'."
+        )

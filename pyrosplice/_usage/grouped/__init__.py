@@ -1,0 +1,1 @@
+"""Isoform usage with random effects of groups."""
