@@ -22,7 +22,7 @@ from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
-from pyrosplice._expression.mixed import component_tests, effect_tables, spatial_null
+from pyrosplice._expression.mixed import component_tests, effect_tables, field_map, spatial_null
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
@@ -330,6 +330,7 @@ class ExpressionGLM(FollowedExpression, Described):
     variance_components = effect_tables.variance_components
     random_effects = effect_tables.level_effects
     test_component = component_tests.test_component
+    fitted_field = field_map.fitted_field
     units = effect_tables.units
 
     def summary(self) -> pd.DataFrame:

@@ -305,6 +305,16 @@ def test_genes_in_space_beside_sections() -> None:
         plain.test_spatial_variability(method="llr")
 
 
+def test_levels_leave_nothing_of_them_in_what_is_tested_in_space() -> None:
+    """Levels of sections as random effects are those of a factor, whatever else is in the formula."""
+    adata = tissue(1)
+    adata.obs["stripe"] = np.where(adata.obsm["spatial"][:, 1] < 3, "left", "right")
+    mixed = ExpressionGLM("~ stripe + (1 | section)").fit(adata)
+    fixed = ExpressionGLM("~ stripe + section").fit(adata)
+    tables = [glm.test_spatial_variability(k_neighbors=4, section_key="section") for glm in (mixed, fixed)]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-9)
+
+
 def test_a_field_is_saved_and_asked_for() -> None:
     adata = tissue(genes=2)
     with pytest.raises(InvalidArgumentError, match="AnnData"):
