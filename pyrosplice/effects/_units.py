@@ -87,11 +87,22 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class ContrastUnits:
-    """Units of a contrast: their factor (or what observations are called), their number, between–within df."""
+    """Units of a contrast.
+
+    Attributes
+    ----------
+    unit, n_units
+        Their factor, or what observations are called, and their number.
+    df, explained
+        Between–within degrees of freedom, and the coefficients that the differences of the units are explained by.
+    of_observations
+        Whether they are observations.
+    """
 
     unit: str
     n_units: int
     df: float
+    explained: float
     of_observations: bool = False
 
 
@@ -136,16 +147,22 @@ class DesignUnits:
         Effects of groups (:func:`pyrosplice.effects._effect.bind`).
     observations
         What observations are called.
+    sections
+        A factor within whose levels a field is: name, and level of each observation ``(N,)``. None for no field, or
+        for one section.
     """
 
     coefficients: Coefficients
     blocks: Sequence[GroupBlock]
     observations: str = "cells"
+    sections: tuple[str, NDArray[np.intp]] | None = None
     _strata: tuple[_Stratum, ...] = field(init=False, repr=False)
+    _sections: Rows = field(init=False, repr=False)
     _spaces: dict[tuple[int, bytes], Array] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_strata", _strata(self.blocks))
+        object.__setattr__(self, "_sections", () if self.sections is None else rows_of_levels(self.sections[1]))
 
     def of(self, contrast: Array) -> ContrastUnits:
         """Units of w'β, w ``(P,)``.
@@ -173,6 +190,9 @@ class DesignUnits:
         samples
             Column of the samples of a group, or what it would be called.
         """
+        between = self._between_sections(contrast)
+        if between is not None:
+            return between
         varying = [s for s in self._strata if s.intercept and not self._carries(contrast, s.groups, s.constant)]
         if not varying or any(self._carries(contrast, s.groups, s.columns) for s in self._strata):
             return None
@@ -183,6 +203,18 @@ class DesignUnits:
         return (
             f"{self._subject(contrast)} varies within {largest.name}; {self.observations} are the units of this test. "
             f"Add {nested}{slope}."
+        )
+
+    def _between_sections(self, contrast: Array) -> str | None:
+        """What is wrong where sections differ in a contrast, and only a field in each stands for their differences."""
+        if self.sections is None or any(self._carries(contrast, s.groups, s.columns) for s in self._strata):
+            return None
+        name, levels = self.sections
+        if not self._carries(contrast, self._sections, np.ones((len(levels), 1))):
+            return None
+        return (
+            f"{self._subject(contrast)} does not vary within {name}, whose differences the field does not stand for; "
+            f"{self.observations} are the units of this test. Add (1 | {name})."
         )
 
     def table(self) -> pd.DataFrame:
@@ -209,8 +241,8 @@ class DesignUnits:
         innermost = [s for s in self._strata if not any(o is not s and _nested(o, s) for o in self._strata)]
         taken = sum(int(rank_within(s.groups, s.columns).sum()) for s in innermost)
         left = [self._rank(s.groups, s.columns) for s in innermost]
-        df = float(n - taken - min(left, default=n_coefficients))
-        return ContrastUnits(self.observations, n, df, of_observations=True)
+        explained = float(min(left, default=n_coefficients))
+        return ContrastUnits(self.observations, n, n - taken - explained, explained, of_observations=True)
 
     def _between(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have one value each."""
@@ -219,9 +251,10 @@ class DesignUnits:
         around = max(outer, key=lambda s: len(s.groups), default=None)
         n, within = len(stratum.groups), self._rank(stratum.groups, stratum.constant)
         if around is None:
-            return ContrastUnits(stratum.name, n, float(n - (len(contrast) - within)))
-        beyond = self._rank(around.groups, around.constant)
-        return ContrastUnits(stratum.name, n, float(n - len(around.groups) - (beyond - within)))
+            explained = float(len(contrast) - within)
+            return ContrastUnits(stratum.name, n, n - explained, explained)
+        explained = float(self._rank(around.groups, around.constant) - within)
+        return ContrastUnits(stratum.name, n, n - len(around.groups) - explained, explained)
 
     def _by_slope(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have slopes of their own of what the contrast compares."""
@@ -231,9 +264,9 @@ class DesignUnits:
         essential = [k for k in slopes if self._carries(contrast, groups, alone[k])] or slopes
         others = np.hstack([constant, np.delete(stratum.columns, essential, axis=1)])
         directions = rank_within(groups, stratum.columns) - rank_within(groups, others)
-        explained = self._rank(groups, others) - self._rank(groups, stratum.columns)
-        n = int((directions > 0).sum())
-        return ContrastUnits(stratum.name, n, float((directions.sum() - explained) / directions.max()))
+        explained = float(self._rank(groups, others) - self._rank(groups, stratum.columns))
+        n, most = int((directions > 0).sum()), float(directions.max())
+        return ContrastUnits(stratum.name, n, (float(directions.sum()) - explained) / most, explained / most)
 
     def _left(self, groups: Rows, columns: Array) -> Array:
         """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""

@@ -160,7 +160,8 @@ class MixedEstimator(Estimator):
         ]
         names = ("covariance", "slopes", "parameter_covariance")
         law = CovarianceLaw(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-        return MixedRecord(self.groups, self.mixed, law, self.coefficients)
+        key, sections = ("", None) if self.effects.sections is None else self.effects.sections
+        return MixedRecord(self.groups, self.mixed, law, self.coefficients, key, sections)
 
 
 def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:
