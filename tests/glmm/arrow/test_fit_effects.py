@@ -239,8 +239,8 @@ def with_usage(seed):
 
 def test_batches_do_not_matter():
     problem = with_effects("crossed", "nb", seed=17, n_genes=5)
-    whole = fit_effects(problem)
-    single = fit_effects(problem, options=EffectsOptions(batch_genes=2))
+    whole = fit_effects(problem, options=TIGHT)
+    single = fit_effects(problem, options=replace(TIGHT, batch_genes=2))
     assert list(whole.reason) == list(single.reason)
     for name in ("log_likelihood", "coefficients", "covariance", "parameters"):
         np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-6)
