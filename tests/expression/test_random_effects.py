@@ -311,3 +311,32 @@ def test_a_field_is_saved_and_asked_for() -> None:
         ExpressionGLM("~ 1", space=Field()).fit(adata.to_df(), sample_description=adata.obs)
     with pytest.raises(InvalidArgumentError, match="spatial_key"):
         ExpressionGLM("~ 1", space=Field(), spatial_key="umap").fit(adata)
+
+
+def test_the_only_coefficient_has_all_three_tests() -> None:
+    glm = ExpressionGLM("~ 1 + (1 | donor)").fit(donors(n_donors=24, cells=10))
+    wald, *others = (
+        glm.test(coefficient="Intercept", method=method).summary().pval for method in ("wald", "lrt", "score")
+    )
+    for pval in others:
+        assert (np.abs(np.log10(pval) - np.log10(wald)) < 0.15 * (1 - np.log10(wald))).all()
+
+
+@pytest.mark.parametrize("formula", ["~ treatment + (1 | donor)", "~ donor + (1 | donor)"])
+def test_an_effect_that_coefficients_explain_is_refused(formula: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"effect \(1 \| donor\): .*explain them all.*Leave the effect out"):
+        ExpressionGLM(formula).fit(donors(n_donors=2))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-4, 0.0), (1e6, 0.0), (1.0, 2020.0), (2.5e7, 1e9)])
+def test_tests_of_a_slope_do_not_depend_on_its_units(scale: float, shift: float) -> None:
+    adata = donors(cells=15, genes=3)
+    z = np.random.default_rng(1).normal(size=adata.n_obs)
+    tables = []
+    for values in (z, scale * z + shift):
+        adata.obs["z"] = values
+        glm = ExpressionGLM("~ z + (1 + z | donor)", as_numeric="z").fit(adata)
+        tables.append([glm.test(coefficient="z", method=method).summary() for method in ("wald", "lrt", "score")])
+    for before, after in zip(*tables, strict=True):
+        np.testing.assert_allclose(after.pval, before.pval, rtol=1e-4)
+        np.testing.assert_array_equal(after.reason, before.reason)

@@ -128,6 +128,7 @@ class _Fitter:
 
     def __init__(self, problem: EffectsProblem, restricted: bool, log_prior: LogPrior | None, options: EffectsOptions):
         self.problem, self.restricted, self.options = problem, restricted, options
+        self._shape = problem.design.shape[1], problem.likelihood.n_predictors(problem.counts.shape[-1])
         self.standard = StandardColumns.of(problem, linear=log_prior is not None)
         self.log_prior = None if log_prior is None else self.standard.log_prior(log_prior)
         self.layout = SupportLayout.of(problem).turned(self.standard.fixed, self.standard.effects)
@@ -232,7 +233,7 @@ class _Fitter:
         reasons[self._separated(start.genes, coefficients)] = Reason.SEPARATED.value
         effects = [self._effect(found, e) for e in range(len(self.problem.groups))]
         fit = EffectsFit(
-            coefficients=torch.from_numpy(coefficients.reshape(len(at), -1, self.layout.n_predictors).copy()),
+            coefficients=torch.from_numpy(coefficients.reshape(len(at), *self._shape).copy()),
             covariance=torch.from_numpy(self.standard.covariance(self._covariance(found))),
             parameters=torch.from_numpy(with_signs(parameters, [block.basis for block in self.problem.groups])),
             parameter_names=tuple(name for block in self.problem.groups for name in block.parameters),
@@ -280,7 +281,7 @@ class _Fitter:
         """Genes of which some coefficient has no finite estimate, whatever the effects."""
         if not self.problem.likelihood.of_counts:
             return np.zeros(len(genes), bool)
-        beta = np.nan_to_num(coefficients.reshape(len(genes), self.problem.design.shape[1], -1))
+        beta = np.nan_to_num(coefficients.reshape(len(genes), *self._shape))
         reach = np.ptp(np.einsum("np,gpq->gnq", self.distinct, beta), axis=1).max(1, initial=0.0)
         far = np.flatnonzero(reach > FAR_LOGIT)
         out = np.zeros(len(genes), bool)

@@ -244,3 +244,16 @@ def test_batches_do_not_matter():
     assert list(whole.reason) == list(single.reason)
     for name in ("log_likelihood", "coefficients", "covariance", "parameters"):
         np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["intercept", "slopes", "crossed"])
+def test_without_coefficients_both_likelihoods_are_the_dense_one(layout):
+    problem = with_effects(layout, "nb", seed=5)
+    problem = replace(problem, design=problem.design[:, :0])
+    restricted, maximum = (fit_effects(problem, restricted=own, options=TIGHT) for own in (True, False))
+    assert restricted.coefficients.shape == (3, 0, 1)
+    for gene in range(3):
+        outer = [maximum.parameters[gene].numpy(), maximum.hyper["dispersion"][gene].log().numpy(), np.zeros(0)]
+        best = dense_value(problem, gene, outer, restricted=False)
+        assert maximum.log_likelihood[gene].item() == pytest.approx(best, abs=1e-8)
+        assert restricted.log_likelihood[gene].item() == pytest.approx(best, abs=1e-8)
