@@ -87,11 +87,24 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class ContrastUnits:
-    """Units of a contrast: their factor (or what observations are called), their number, between–within df."""
+    """Units of a contrast.
+
+    Attributes
+    ----------
+    unit, n_units
+        Their factor, or what observations are called, and their number.
+    df
+        Between–within degrees of freedom.
+    spent
+        Degrees of freedom that coefficients of the same units take: ``df + spent`` are what these units have in all.
+    of_observations
+        Whether observations are the units.
+    """
 
     unit: str
     n_units: int
     df: float
+    spent: float
     of_observations: bool = False
 
 
@@ -209,8 +222,8 @@ class DesignUnits:
         innermost = [s for s in self._strata if not any(o is not s and _nested(o, s) for o in self._strata)]
         taken = sum(int(rank_within(s.groups, s.columns).sum()) for s in innermost)
         left = [self._rank(s.groups, s.columns) for s in innermost]
-        df = float(n - taken - min(left, default=n_coefficients))
-        return ContrastUnits(self.observations, n, df, of_observations=True)
+        spent = float(min(left, default=n_coefficients))
+        return ContrastUnits(self.observations, n, n - taken - spent, spent, of_observations=True)
 
     def _between(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have one value each."""
@@ -219,9 +232,10 @@ class DesignUnits:
         around = max(outer, key=lambda s: len(s.groups), default=None)
         n, within = len(stratum.groups), self._rank(stratum.groups, stratum.constant)
         if around is None:
-            return ContrastUnits(stratum.name, n, float(n - (len(contrast) - within)))
-        beyond = self._rank(around.groups, around.constant)
-        return ContrastUnits(stratum.name, n, float(n - len(around.groups) - (beyond - within)))
+            spent = float(len(contrast) - within)
+            return ContrastUnits(stratum.name, n, n - spent, spent)
+        spent = float(self._rank(around.groups, around.constant) - within)
+        return ContrastUnits(stratum.name, n, n - len(around.groups) - spent, spent)
 
     def _by_slope(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have slopes of their own of what the contrast compares."""
@@ -233,7 +247,8 @@ class DesignUnits:
         directions = rank_within(groups, stratum.columns) - rank_within(groups, others)
         explained = self._rank(groups, others) - self._rank(groups, stratum.columns)
         n = int((directions > 0).sum())
-        return ContrastUnits(stratum.name, n, float((directions.sum() - explained) / directions.max()))
+        spent = float(explained / directions.max())
+        return ContrastUnits(stratum.name, n, float(directions.sum() / directions.max()) - spent, spent)
 
     def _left(self, groups: Rows, columns: Array) -> Array:
         """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""

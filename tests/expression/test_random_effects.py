@@ -340,3 +340,15 @@ def test_tests_of_a_slope_do_not_depend_on_its_units(scale: float, shift: float)
     for before, after in zip(*tables, strict=True):
         np.testing.assert_allclose(after.pval, before.pval, rtol=1e-4)
         np.testing.assert_array_equal(after.reason, before.reason)
+
+
+@pytest.mark.parametrize("formula", ["~ c + (1 | donor/c)", "~ c + (1 + c | donor)", "~ b * c + (1 | donor/c)"])
+def test_ratio_tests_of_balanced_normal_data_are_wald_tests(formula: str) -> None:
+    rng = np.random.default_rng(0)
+    donor, c = np.repeat(np.arange(8), 40), np.tile(np.repeat([0, 1], 20), 8)
+    values = rng.normal(0, 1, (8, 4))[donor] + rng.normal(0, 0.7, (16, 4))[2 * donor + c] + rng.normal(0, 1, (320, 4))
+    cells = pd.DataFrame({"donor": donor.astype(str), "c": c.astype(str), "b": (donor % 2).astype(str)})
+    glm = ExpressionGLM(formula, noise_model="norm").fit(values, sample_description=cells)
+    coefficient = glm.coefficient_names[-1]
+    wald, ratio = (glm.test(coefficient=coefficient, method=how, df="between-within") for how in ("wald", "lrt"))
+    np.testing.assert_allclose(ratio.pval, wald.pval, rtol=2e-3)
