@@ -162,6 +162,8 @@ def test_a_covariate_that_varies_within_donors_is_warned_of_and_mended_by_a_slop
 
 def test_tables_of_effects(fitted: ExpressionGLM) -> None:
     levels = fitted.random_effects("donor")
+    for written in ("1 | donor", "1|donor", "(1|donor)", " ( 1 | donor )", "(donor)"):
+        pd.testing.assert_frame_equal(fitted.random_effects(written), levels)
     assert len(levels) == 5 * 8 and set(levels["level"]) == set(donors().obs["donor"])
     assert levels.groupby("gene")["effect"].sum().abs().max() < 1.0 and (levels["se"] > 0).all()
     components = fitted.variance_components()
@@ -352,3 +354,8 @@ def test_ratio_tests_of_balanced_normal_data_are_wald_tests(formula: str) -> Non
     coefficient = glm.coefficient_names[-1]
     wald, ratio = (glm.test(coefficient=coefficient, method=how, df="between-within") for how in ("wald", "lrt"))
     np.testing.assert_allclose(ratio.pval, wald.pval, rtol=2e-3)
+
+
+def test_numbers_taken_as_labels_are_named_where_they_leave_no_rank() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"depend linearly.*\['age'\] hold numbers.*as_numeric"):
+        ExpressionGLM("~ treatment + age + (1 | donor)").fit(donors())

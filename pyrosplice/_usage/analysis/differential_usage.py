@@ -124,7 +124,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         their seed (default 0). The same surrogates serve all genes.
     df
         With random effects of groups: the denominator's degrees of freedom of F, which all methods are then held
-        to. ``"clip"`` (default): Satterthwaite's, kept within one and two times the between–within ones;
+        to. ``"clip"`` (default): Satterthwaite's, at most twice the between–within ones;
         ``"satterthwaite"`` or ``"between-within"`` alone; ``"normal"``: infinite; or a number. All K − 1 logits
         share the variance of an effect, so that those of the design count K − 1 times; of a covariate within groups
         the curvature's, at most the design's. 400 genes without effect, three isoforms, depth 2, 4 against 4
