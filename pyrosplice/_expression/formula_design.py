@@ -69,6 +69,15 @@ class DesignMatrix:
         """Variables taken as numbers."""
         return () if self.recipe is None else self.recipe.numeric
 
+    @property
+    def labels_hint(self) -> str:
+        """What to do about factors whose levels are all numbers, a sentence after others; "" where there are none."""
+        numbers = sorted(
+            name for name, levels in self.levels.items() if len(levels) > 2 and all(map(_is_number, levels))
+        )
+        what = f" Columns {numbers} hold numbers and are taken as labels; name those that are numbers in as_numeric."
+        return what if numbers else ""
+
     def columns_of(self, factor: str, argument: str = "factor_loc_totest") -> list[str]:
         """Columns of the terms that are ``factor``: a variable, or a whole term whose variables are in any order.
 
@@ -109,6 +118,14 @@ class DesignMatrix:
         for name in self.every_level:
             labels[name] = read_labels(sample_description[name], f"{argument}: column {name!r}").names
         return _with_every_level(self.recipe, matrix, labels)[0]
+
+
+def _is_number(level: str) -> bool:
+    try:
+        float(level)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_levels(name: str) -> str:
@@ -231,11 +248,11 @@ def from_matrix(dmat: Any, *, n_cells: int, argument: str = "dmat_loc", cells: C
     return DesignMatrix(matrix, names or [f"coef{i}" for i in range(matrix.shape[1])])
 
 
-def check_full_rank(matrix: Array, names: Sequence[str], argument: str) -> None:
+def check_full_rank(matrix: Array, names: Sequence[str], argument: str, *, hint: str = "") -> None:
     """Raise where columns are linear combinations of the others, and name them.
 
     Columns are centred first where the design has an intercept, so that a date, whose mean is thousands of times its
-    spread, is not taken for a constant; what rounding leaves of a column is no column.
+    spread, is not taken for a constant; what rounding leaves of a column is no column. The message ends in ``hint``.
     """
     scale = np.sqrt(np.square(matrix / np.maximum(np.abs(matrix).max(0), 1e-300)).sum(0)) * np.abs(matrix).max(0)
     if (scale == 0).any():
@@ -269,5 +286,5 @@ def check_full_rank(matrix: Array, names: Sequence[str], argument: str) -> None:
         raise InvalidArgumentError(
             f"{argument}: the design has rank {rank} with {matrix.shape[1]} columns; "
             f"{sorted(names[i] for i in dependent)} depend linearly on the others. Drop terms, or constrain them "
-            "(constraints_loc)."
+            f"(constraints_loc).{hint}"
         )

@@ -125,7 +125,9 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
     ):
         design = _design(formula, dmat, constraints, part, cells, as_numeric)
         resolved = resolve_constraints(constraints, design, cells.table, argument=f"constraints_{part}")
-        check_full_rank(design.matrix @ resolved.matrix, resolved.free_names, _source(dmat, part))
+        check_full_rank(
+            design.matrix @ resolved.matrix, resolved.free_names, _source(dmat, part), hint=design.labels_hint
+        )
         parts.append((design, resolved))
     factors = resolve_size_factors(size_factors, cells)
     if factors is not None and size_factors_logged:

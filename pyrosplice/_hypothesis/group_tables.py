@@ -76,8 +76,10 @@ def block_named(blocks: Sequence[GroupBlock], effect: str | None) -> int:
         Another name, or none of several.
     """
     names = [block.name for block in blocks]
-    asked = None if effect is None else effect.strip().removeprefix("(").removesuffix(")").strip()
-    found = [k for k, name in enumerate(names) if asked in (None, name, name.rpartition("|")[2].strip())]
+    terms = ["".join(name.split()) for name in names]
+    asked = None if effect is None else "".join(effect.split())
+    asked = asked[1:-1] if asked is not None and (asked[:1], asked[-1:]) == ("(", ")") else asked
+    found = [k for k, term in enumerate(terms) if asked in (None, term, term.rpartition("|")[2])]
     if len(found) != 1:
         raise InvalidArgumentError(f"effect: expected one of {listed(names, near=str(effect))}, found {effect!r}.")
     return found[0]

@@ -93,16 +93,18 @@ class ContrastUnits:
     ----------
     unit, n_units
         Their factor, or what observations are called, and their number.
-    df, explained
-        Between–within degrees of freedom, and the coefficients that the differences of the units are explained by.
+    df
+        Between–within degrees of freedom.
+    spent
+        Degrees of freedom that coefficients of the same units take: ``df + spent`` are what these units have in all.
     of_observations
-        Whether they are observations.
+        Whether observations are the units.
     """
 
     unit: str
     n_units: int
     df: float
-    explained: float
+    spent: float
     of_observations: bool = False
 
 
@@ -241,8 +243,8 @@ class DesignUnits:
         innermost = [s for s in self._strata if not any(o is not s and _nested(o, s) for o in self._strata)]
         taken = sum(int(rank_within(s.groups, s.columns).sum()) for s in innermost)
         left = [self._rank(s.groups, s.columns) for s in innermost]
-        explained = float(min(left, default=n_coefficients))
-        return ContrastUnits(self.observations, n, n - taken - explained, explained, of_observations=True)
+        spent = float(min(left, default=n_coefficients))
+        return ContrastUnits(self.observations, n, n - taken - spent, spent, of_observations=True)
 
     def _between(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have one value each."""
@@ -251,10 +253,10 @@ class DesignUnits:
         around = max(outer, key=lambda s: len(s.groups), default=None)
         n, within = len(stratum.groups), self._rank(stratum.groups, stratum.constant)
         if around is None:
-            explained = float(len(contrast) - within)
-            return ContrastUnits(stratum.name, n, n - explained, explained)
-        explained = float(self._rank(around.groups, around.constant) - within)
-        return ContrastUnits(stratum.name, n, n - len(around.groups) - explained, explained)
+            spent = float(len(contrast) - within)
+            return ContrastUnits(stratum.name, n, n - spent, spent)
+        spent = float(self._rank(around.groups, around.constant) - within)
+        return ContrastUnits(stratum.name, n, n - len(around.groups) - spent, spent)
 
     def _by_slope(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have slopes of their own of what the contrast compares."""
@@ -264,9 +266,10 @@ class DesignUnits:
         essential = [k for k in slopes if self._carries(contrast, groups, alone[k])] or slopes
         others = np.hstack([constant, np.delete(stratum.columns, essential, axis=1)])
         directions = rank_within(groups, stratum.columns) - rank_within(groups, others)
-        explained = float(self._rank(groups, others) - self._rank(groups, stratum.columns))
-        n, most = int((directions > 0).sum()), float(directions.max())
-        return ContrastUnits(stratum.name, n, (float(directions.sum()) - explained) / most, explained / most)
+        explained = self._rank(groups, others) - self._rank(groups, stratum.columns)
+        n = int((directions > 0).sum())
+        spent = float(explained / directions.max())
+        return ContrastUnits(stratum.name, n, float(directions.sum() / directions.max()) - spent, spent)
 
     def _left(self, groups: Rows, columns: Array) -> Array:
         """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""

@@ -162,6 +162,8 @@ def test_a_covariate_that_varies_within_donors_is_warned_of_and_mended_by_a_slop
 
 def test_tables_of_effects(fitted: ExpressionGLM) -> None:
     levels = fitted.random_effects("donor")
+    for written in ("1 | donor", "1|donor", "(1|donor)", " ( 1 | donor )", "(donor)"):
+        pd.testing.assert_frame_equal(fitted.random_effects(written), levels)
     assert len(levels) == 5 * 8 and set(levels["level"]) == set(donors().obs["donor"])
     assert levels.groupby("gene")["effect"].sum().abs().max() < 1.0 and (levels["se"] > 0).all()
     components = fitted.variance_components()
@@ -349,3 +351,49 @@ def test_balanced_normal_samples_within_donors_have_one_answer_by_every_method(f
     np.testing.assert_allclose(found, found[0], rtol=5e-3)
     difference = np.diff(y.groupby([table["donor"], table["c"]]).mean().to_numpy().reshape(6, 2), axis=1)[:, 0]
     np.testing.assert_allclose(found[0], stats.ttest_1samp(difference, 0).pvalue, rtol=5e-3)
+
+
+def test_the_only_coefficient_has_all_three_tests() -> None:
+    glm = ExpressionGLM("~ 1 + (1 | donor)").fit(donors(n_donors=24, cells=10))
+    wald, *others = (
+        glm.test(coefficient="Intercept", method=method).summary().pval for method in ("wald", "lrt", "score")
+    )
+    for pval in others:
+        assert (np.abs(np.log10(pval) - np.log10(wald)) < 0.15 * (1 - np.log10(wald))).all()
+
+
+@pytest.mark.parametrize("formula", ["~ treatment + (1 | donor)", "~ donor + (1 | donor)"])
+def test_an_effect_that_coefficients_explain_is_refused(formula: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"effect \(1 \| donor\): .*explain them all.*Leave the effect out"):
+        ExpressionGLM(formula).fit(donors(n_donors=2))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-4, 0.0), (1e6, 0.0), (1.0, 2020.0), (2.5e7, 1e9)])
+def test_tests_of_a_slope_do_not_depend_on_its_units(scale: float, shift: float) -> None:
+    adata = donors(cells=15, genes=3)
+    z = np.random.default_rng(1).normal(size=adata.n_obs)
+    tables = []
+    for values in (z, scale * z + shift):
+        adata.obs["z"] = values
+        glm = ExpressionGLM("~ z + (1 + z | donor)", as_numeric="z").fit(adata)
+        tables.append([glm.test(coefficient="z", method=method).summary() for method in ("wald", "lrt", "score")])
+    for before, after in zip(*tables, strict=True):
+        np.testing.assert_allclose(after.pval, before.pval, rtol=1e-4)
+        np.testing.assert_array_equal(after.reason, before.reason)
+
+
+@pytest.mark.parametrize("formula", ["~ c + (1 | donor/c)", "~ c + (1 + c | donor)", "~ b * c + (1 | donor/c)"])
+def test_ratio_tests_of_balanced_normal_data_are_wald_tests(formula: str) -> None:
+    rng = np.random.default_rng(0)
+    donor, c = np.repeat(np.arange(8), 40), np.tile(np.repeat([0, 1], 20), 8)
+    values = rng.normal(0, 1, (8, 4))[donor] + rng.normal(0, 0.7, (16, 4))[2 * donor + c] + rng.normal(0, 1, (320, 4))
+    cells = pd.DataFrame({"donor": donor.astype(str), "c": c.astype(str), "b": (donor % 2).astype(str)})
+    glm = ExpressionGLM(formula, noise_model="norm").fit(values, sample_description=cells)
+    coefficient = glm.coefficient_names[-1]
+    wald, ratio = (glm.test(coefficient=coefficient, method=how, df="between-within") for how in ("wald", "lrt"))
+    np.testing.assert_allclose(ratio.pval, wald.pval, rtol=2e-3)
+
+
+def test_numbers_taken_as_labels_are_named_where_they_leave_no_rank() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"depend linearly.*\['age'\] hold numbers.*as_numeric"):
+        ExpressionGLM("~ treatment + age + (1 | donor)").fit(donors())

@@ -21,6 +21,7 @@ from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
+from pyrosplice.effects._explained import check_unexplained
 from pyrosplice.effects._field import RHO
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._units import Coefficients
@@ -79,6 +80,7 @@ class MixedEstimator(Estimator):
         """Fit every gene; there is one way to, which takes no options."""
         if options:
             raise InvalidArgumentError(f"training_strategy: a fit with random effects takes none, found {options}.")
+        check_unexplained(self.coefficients, self.groups)
         family, blocks = self.effects.family, list(self.blocks())
         if family is not None:
             default = family.coordinate(RHO)

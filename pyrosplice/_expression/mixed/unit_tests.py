@@ -78,7 +78,7 @@ class MixedResults:
             raise InvalidArgumentError(f"contrast: method {method!r} takes no coefficient bound to a constant.")
         if method == "lrt":
             statistic, ended = _ratio(self.estimator, free)
-            pvalue = ratio_tail(statistic, len(rows), robust.df, fewest.explained)
+            pvalue = ratio_tail(statistic, len(rows), robust.df, robust.df + fewest.spent)
         else:
             statistic, ended = _score(self.estimator, free)
             pvalue = wald_tail(statistic, len(rows), robust.df)

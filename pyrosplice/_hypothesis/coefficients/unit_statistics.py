@@ -21,15 +21,15 @@ Array = NDArray[np.float64]
 Reasons = NDArray[np.object_]
 
 
-def ratio_tail(statistic: Array, k: int, df: Array, explained: float) -> Array:
+def ratio_tail(statistic: Array, k: int, df: Array, in_all: Array) -> Array:
     r"""P-values (G,) of likelihood ratios of k coefficients, by the F that they are in the balanced normal model.
 
-    There :math:`LR = n \log(1 + k F / \nu)` exactly, with ν degrees of freedom, and n of them and of what the units'
-    differences are ``explained`` by together; χ² for infinite ν.
+    There :math:`LR = n \log(1 + k F / \nu)` exactly, where units have n degrees of freedom ``in_all`` (less
+    those of the groups that they are nested in), of which ν are left beside the coefficients; χ² for infinite ν.
     """
     known = np.isfinite(df)
     with np.errstate(over="ignore", invalid="ignore"):
-        f = np.expm1(statistic / (df + explained)) * df / k
+        f = np.expm1(statistic / in_all) * df / k
         return np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
 
 

@@ -143,7 +143,7 @@ def unit_tests(
         freedom = freedom_of(law, one.rows, one.units, df, n_predictors=q)
         if maximum is not None:
             statistic, ended = ratio_of_units(problem, one.rows, maximum)
-            tail = ratio_tail(statistic, k, freedom, q * one.units.explained)
+            tail = ratio_tail(statistic, k, freedom, freedom + q * one.units.spent)
         elif method == "score":
             statistic, ended = score_of_units(problem, one.rows, fit)
             tail = wald_tail(statistic, k, freedom)

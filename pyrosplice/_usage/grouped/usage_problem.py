@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._usage.reading.design import Design
 from pyrosplice._usage.records import FittedGene, GeneEffects, stacked
+from pyrosplice.effects._explained import check_unexplained
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._isoform_effect import IsoformEffect
 from pyrosplice.effects._units import Coefficients, DesignUnits
@@ -84,7 +85,8 @@ class GroupedSpec:
         )
 
     def check(self, counts: Tensor) -> None:
-        """Raise where the engine has no way for these effects: a field between sections, too many that cross."""
+        """Raise where covariates explain an effect, or the engine has no way: fields between sections, many that cross."""
+        check_unexplained(self.units().coefficients, self.groups)
         problem = self.problem(counts)
         eliminator_of(problem, SupportLayout.of(problem))
 

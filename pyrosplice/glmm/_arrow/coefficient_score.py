@@ -16,6 +16,7 @@ from pyrosplice.glmm._arrow.joint_mode import OuterPoint
 from pyrosplice.glmm._arrow.laplace_value import laplace_at
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 
 MODE = 1e-14  # Newton decrement of the modes, in nats²
 BATCH = 64  # genes worked on together
@@ -43,16 +44,21 @@ def coefficient_score(
     The score (G, P Q), and the covariance (G, P Q, P Q) that coefficients have given these parameters: the inverse of
     the information that is left when all effects are integrated. NaN for a gene of which a value is not finite.
     """
-    layout = SupportLayout.of(problem)
+    standard = StandardColumns.of(problem)
+    layout = SupportLayout.of(problem).turned(standard.fixed, standard.effects)
     eliminator = eliminator_of(problem, layout)
     basis = basis_of(problem.isoform_effect, problem.counts)
-    beta = (coefficients if basis is None else basis.coordinates(coefficients)).flatten(1)
+    own = (coefficients if basis is None else basis.coordinates(coefficients)).flatten(1)
+    beta, psis = (
+        torch.from_numpy(standard.engine_coefficients(own.numpy())),
+        standard.engine_parameters(parameters.numpy()),
+    )
     n, p = beta.shape
     logs = torch.cat([beta.new_zeros(n, 0), *(hyper[name].log() for name in eliminator.hyper)], 1)
     sound = torch.isfinite(torch.cat([beta, parameters, sds, logs], 1)).all(1).nonzero()[:, 0]
     score, covariance = torch.full((n, p), torch.nan, dtype=torch.float64), beta.new_full((n, p, p), torch.nan)
     for genes in sound.split(BATCH) if len(sound) else ():
-        psi = np.ascontiguousarray(parameters[genes].numpy())
+        psi = np.ascontiguousarray(psis[genes.numpy()])
         for restricted in (False, True):
             arrow = Arrow(layout, problem.groups, restricted=restricted)
             held = beta[genes].numpy() if not restricted else np.zeros((len(genes), 0))
@@ -61,9 +67,9 @@ def coefficient_score(
             unknowns.border[:, : arrow.n_coefficients] = beta[genes, : arrow.n_coefficients].numpy()
             found = laplace_at(arrow, eliminator, outer, (unknowns, eliminator.zeros(genes)), tolerance=MODE)
             if restricted:
-                covariance[genes] = torch.from_numpy(found.covariance().copy())
+                covariance[genes] = torch.from_numpy(standard.covariance(found.covariance()))
             else:
-                score[genes] = torch.from_numpy(found.gradient[:, -p:].copy())
+                score[genes] = torch.from_numpy(standard.score(found.gradient[:, -p:]))
     if basis is not None:
         q = coefficients.shape[2]
         turn = torch.einsum("pr,gkq->gpkrq", torch.eye(p // q, dtype=torch.float64), basis.root.reshape(-1, q, q))

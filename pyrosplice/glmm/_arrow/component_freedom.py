@@ -21,6 +21,7 @@ from pyrosplice.glmm._arrow.eliminator import Eliminator
 from pyrosplice.glmm._arrow.joint_mode import JointMode, ModeSearch, OuterPoint
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 
 Array = NDArray[np.float64]
 MODE = 1e-10  # Newton decrement of the modes, in nats²
@@ -41,7 +42,8 @@ def component_freedom(problem: EffectsProblem, component: int | str, null: Effec
     null
         The restricted fit without it; genes without estimates are NaN.
     """
-    layout = SupportLayout.of(problem)
+    standard = StandardColumns.of(problem)
+    layout = SupportLayout.of(problem).turned(standard.fixed, standard.effects)
     arrow, eliminator = Arrow(layout, problem.groups, restricted=True), eliminator_of(problem, layout)
     psi, sds, beta = null.parameters.numpy(), null.sds.numpy(), null.coefficients.flatten(1).numpy()
     if isinstance(component, str):
@@ -50,6 +52,7 @@ def component_freedom(problem: EffectsProblem, component: int | str, null: Effec
     else:
         place = sum(len(block.basis) for block in problem.groups[:component])
         psi = np.insert(psi, place, 0.0, axis=1)
+    psi, beta = standard.engine_parameters(psi), standard.engine_coefficients(beta)
     logs = np.concatenate([np.zeros((len(psi), 0)), *(null.hyper[name].log().numpy() for name in eliminator.hyper)], 1)
     out = np.full(len(psi), np.nan)
     sound = np.flatnonzero(np.isfinite(np.concatenate([psi, beta, sds, logs], 1)).all(1))

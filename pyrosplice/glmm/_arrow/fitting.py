@@ -22,6 +22,7 @@ from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
 from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
 from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 from pyrosplice.glmm._separation import FAR_LOGIT, separated
 from pyrosplice.reasons import OPTIMA, Reason
 
@@ -126,11 +127,18 @@ class _Fitter:
     """Fits batches of the genes of a problem."""
 
     def __init__(self, problem: EffectsProblem, restricted: bool, log_prior: LogPrior | None, options: EffectsOptions):
-        self.problem, self.restricted, self.log_prior, self.options = problem, restricted, log_prior, options
-        self.layout = SupportLayout.of(problem)
+        self.problem, self.restricted, self.options = problem, restricted, options
+        self._shape = problem.design.shape[1], problem.likelihood.n_predictors(problem.counts.shape[-1])
+        self.standard = StandardColumns.of(problem, linear=log_prior is not None)
+        self.log_prior = None if log_prior is None else self.standard.log_prior(log_prior)
+        self.layout = SupportLayout.of(problem).turned(self.standard.fixed, self.standard.effects)
         self.arrow = Arrow(self.layout, problem.groups, restricted=restricted)
         self.eliminator: Eliminator = eliminator_of(problem, self.layout)
-        self.coefficients, self.hyper = first_coefficients(problem), first_hyper(problem)
+        first = first_coefficients(problem)
+        self.coefficients, self.hyper = (
+            self.standard.engine_coefficients(first.reshape(len(first), -1)),
+            first_hyper(problem),
+        )
         self.unit = unit_of(problem)
         diagonal = [np.trace(matrix) > 0 for block in problem.groups for matrix in block.basis]
         self.diagonal = np.array(diagonal, dtype=bool)
@@ -177,7 +185,7 @@ class _Fitter:
             for _ in block.basis
         ]
         curvature[:, range(len(levels)), range(len(levels))] = np.array(levels) / (START_SD * unit) ** 2
-        start = _Start(genes, x, curvature, self.coefficients[genes].reshape(len(genes), -1))
+        start = _Start(genes, x, curvature, self.coefficients[genes])
         return start if self.restricted else self._with_coefficients(start)
 
     def _with_coefficients(self, start: _Start) -> _Start:
@@ -216,6 +224,9 @@ class _Fitter:
         found = objective.laplace(np.arange(len(at)), at, tolerance=FIT_END, keep=False)
         outer, n_fixed = found.mode.outer, self.layout.fixed.shape[2]
         coefficients = found.unknowns.border[:, :n_fixed] if self.restricted else outer.coefficients
+        coefficients = self.standard.coefficients(coefficients)
+        parameters = self.standard.parameters(outer.psi)
+        volume = self.standard.log_volume if self.restricted else 0.0
         reasons = np.array([reason.value for reason in ended[1].reason], dtype=object)
         reasons[~np.isfinite(found.value)] = Reason.NO_MODE.value
         means = self.problem.counts[torch.from_numpy(start.genes)].mean((1, 2)).numpy()
@@ -225,14 +236,14 @@ class _Fitter:
         reasons[self._separated(start.genes, coefficients)] = Reason.SEPARATED.value
         effects = [self._effect(found, e) for e in range(len(self.problem.groups))]
         fit = EffectsFit(
-            coefficients=torch.from_numpy(coefficients.reshape(len(at), -1, self.layout.n_predictors).copy()),
-            covariance=torch.from_numpy(self._covariance(found)),
-            parameters=torch.from_numpy(with_signs(outer.psi, [block.basis for block in self.problem.groups])),
+            coefficients=torch.from_numpy(coefficients.reshape(len(at), *self._shape).copy()),
+            covariance=torch.from_numpy(self.standard.covariance(self._covariance(found))),
+            parameters=torch.from_numpy(with_signs(parameters, [block.basis for block in self.problem.groups])),
             parameter_names=tuple(name for block in self.problem.groups for name in block.parameters),
             sds=outer.sds.abs(),
             inner=self.eliminator.inner,
             hyper={name: outer.log_hyper[:, k : k + 1].exp() for k, name in enumerate(self.eliminator.hyper)},
-            log_likelihood=torch.from_numpy(found.value.copy()),
+            log_likelihood=torch.from_numpy(found.value + volume),
             restricted=self.restricted,
             group_modes=tuple(mode for mode, _ in effects),
             group_sds=tuple(sd for _, sd in effects),
@@ -256,7 +267,8 @@ class _Fitter:
 
     def _effect(self, found: ArrowLaplace, e: int) -> tuple[Tensor, Tensor]:
         """Modes u (b, D, q, Q) of an effect, and their covariances (b, D, q Q, q Q)."""
-        scale = self.arrow.scales(found.mode.outer.psi)[e][:, None]
+        turn = self.standard.expanded(self.standard.effects[e])
+        scale = turn @ self.arrow.scales(found.mode.outer.psi)[e][:, None]
         u = (scale @ self.arrow.effects(e, found.unknowns)[..., None])[..., 0]
         covariance = scale @ found.moments.effects(e) @ np.swapaxes(scale, -1, -2)
         return torch.from_numpy(u).unflatten(2, (-1, self.layout.n_predictors)), torch.from_numpy(covariance)
@@ -272,7 +284,7 @@ class _Fitter:
         """Genes of which some coefficient has no finite estimate, whatever the effects."""
         if not self.problem.likelihood.of_counts:
             return np.zeros(len(genes), bool)
-        beta = np.nan_to_num(coefficients.reshape(len(genes), self.problem.design.shape[1], -1))
+        beta = np.nan_to_num(coefficients.reshape(len(genes), *self._shape))
         reach = np.ptp(np.einsum("np,gpq->gnq", self.distinct, beta), axis=1).max(1, initial=0.0)
         far = np.flatnonzero(reach > FAR_LOGIT)
         out = np.zeros(len(genes), bool)

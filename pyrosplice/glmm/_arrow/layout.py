@@ -13,7 +13,8 @@ for columns of an effect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+FAR = 10.0  # standard deviations of a column from zero, beyond which sums of squares lose over two digits
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class SupportLayout:
         first, combination = equal_rows(levels)
         combinations = levels[first]
         columns, places = _distinct([problem.design, *(b.columns for b in problem.groups)])
+        columns, shift = _centered(columns)
         columns, reduction = _without_multiples(columns, combination)
         if problem.space is None:
             support, copy = combination, np.zeros_like(combination)
@@ -95,9 +98,18 @@ class SupportLayout:
         spread = np.zeros((len(columns), width * (int(slot.max()) + 1)))
         spread[np.arange(len(columns))[:, None], copy[:, None] * width + np.arange(width)] = columns
         maker = _Placement(holder.astype(np.int64), slot, width, n_predictors, reduction)
-        fixed = maker.incidence(np.zeros(len(holder), np.int64), places[0])
-        incidences = (maker.incidence(combinations[:, e + 1], place) for e, place in enumerate(places[1:]))
+        fixed = maker.incidence(np.zeros(len(holder), np.int64), shift[:, places[0]])
+        incidences = (maker.incidence(combinations[:, e + 1], shift[:, place]) for e, place in enumerate(places[1:]))
         return cls(support, spread, fixed.select, tuple(incidences), n_predictors)
+
+    def turned(self, fixed: Array, effects: Sequence[Array]) -> SupportLayout:
+        """The layout of coefficients ``fixed`` (P, P) times others, and of effects times others by their (q, q)."""
+        whole = np.eye(self.n_predictors)
+        incidences = (
+            replace(entry, select=entry.select @ np.kron(turn, whole))
+            for entry, turn in zip(self.incidences, effects, strict=True)
+        )
+        return replace(self, fixed=self.fixed @ np.kron(fixed, whole), incidences=tuple(incidences))
 
     @property
     def n_supports(self) -> int:
@@ -132,13 +144,14 @@ class _Placement:
     n_predictors: int
     reduction: _Reduction
 
-    def incidence(self, level: NDArray[np.int64], place: Indices) -> Incidence:
-        """Entries of an effect whose levels (C,) the combinations have, and whose columns are at ``place``."""
+    def incidence(self, level: NDArray[np.int64], entering: Array) -> Incidence:
+        """Entries of an effect whose levels (C,) the combinations have; its columns are all ones times (k, q)."""
         rows = np.flatnonzero(level >= 0)
         pairs, entry = np.unique(np.column_stack([self.support[rows], level[rows]]), axis=0, return_inverse=True)
-        select = np.zeros((len(pairs), (int(self.slot.max()) + 1) * self.width, len(place)))
-        own, factor = self.reduction.place[rows][:, place], self.reduction.factor[rows][:, place]
-        select[entry.ravel()[:, None], self.slot[rows, None] * self.width + own, np.arange(len(place))] = factor
+        select = np.zeros((len(pairs), (int(self.slot.max()) + 1) * self.width, entering.shape[1]))
+        for k in np.flatnonzero(entering.any(1)):
+            own, factor = self.reduction.place[rows, k], self.reduction.factor[rows, k, None]
+            select[entry.ravel(), self.slot[rows] * self.width + own] += factor * entering[k]
         expanded: Array = np.asarray(np.kron(select, np.eye(self.n_predictors)), dtype=np.float64)
         return Incidence(pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), expanded)
 
@@ -169,6 +182,22 @@ def _distinct(parts: list[Array]) -> tuple[Array, list[Indices]]:
                 columns.append(column)
         places.append(own)
     return np.column_stack(columns), places
+
+
+def _centered(columns: Array) -> tuple[Array, Array]:
+    """Columns (N, k) less their mean where that is far from zero, and the matrix (k, k) that makes the given ones of them.
+
+    Beside a constant, which takes the mean: sums of squares of years would leave little of how they differ.
+    """
+    shift, out = np.eye(columns.shape[1]), columns.copy()
+    constant = (columns == columns[0]).all(0)
+    ones = np.flatnonzero(constant & (columns[0] != 0))
+    if len(ones):
+        mean = columns.mean(0)
+        far = ~constant & (np.abs(mean) > FAR * columns.std(0))
+        out[:, far] -= mean[far]
+        shift[ones[0], far] = mean[far] / columns[0, ones[0]]
+    return out, shift
 
 
 def _without_multiples(columns: Array, combination: Indices) -> tuple[Array, _Reduction]:

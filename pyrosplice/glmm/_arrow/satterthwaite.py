@@ -31,6 +31,7 @@ from pyrosplice.glmm._arrow.first_values import unit_of
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 
 Array = NDArray[np.float64]
 STEP = 0.005  # difference of a parameter to either side, in units of the data or logs: a tenth of it is lost in the
@@ -51,9 +52,9 @@ class CovarianceLaw:
     covariance : (G, P Q, P Q)
         Of the coefficients, given the parameters.
     slopes : (G, d, P Q, P Q)
-        Its derivatives in the parameters.
+        Its derivatives in the parameters of the engine (:mod:`pyrosplice.glmm._arrow.standard_columns`).
     parameter_covariance : (G, d, d)
-        A, of the parameters.
+        A, of these parameters.
     """
 
     covariance: Tensor
@@ -102,12 +103,15 @@ def covariance_law(problem: EffectsProblem, fit: EffectsFit, *, log_prior: LogPr
     """
     if not fit.restricted:
         raise InvalidArgumentError("fit: expected one with restricted=True, found maximum likelihood. Fit again.")
-    layout = SupportLayout.of(problem)
+    standard = StandardColumns.of(problem, linear=log_prior is not None)
+    layout = SupportLayout.of(problem).turned(standard.fixed, standard.effects)
     arrow, eliminator = Arrow(layout, problem.groups, restricted=True), eliminator_of(problem, layout)
     logs = [fit.hyper[name].log() for name in eliminator.hyper]
-    x = torch.cat([fit.parameters, fit.sds, *logs], 1).numpy()
+    psi = torch.from_numpy(standard.engine_parameters(fit.parameters.numpy()))
+    x = torch.cat([psi, fit.sds, *logs], 1).numpy()
     basis = basis_of(problem.isoform_effect, problem.counts)
     beta = (fit.coefficients if basis is None else basis.coordinates(fit.coefficients)).flatten(1).numpy()
+    beta, log_prior = standard.engine_coefficients(beta), log_prior and standard.log_prior(log_prior)
     size = unit_of(problem)
     n, d, p = len(x), x.shape[1], beta.shape[1]
     variances = [np.trace(matrix) > 0 for block in problem.groups for matrix in block.basis]
@@ -122,6 +126,7 @@ def covariance_law(problem: EffectsProblem, fit: EffectsFit, *, log_prior: LogPr
         objective = OuterObjective(arrow, eliminator, at, begin, tolerance=MODE, log_prior=log_prior)
         for all_genes, part in zip(whole, _differences(objective, positive), strict=True):
             all_genes[genes] = part
+    whole[:2] = map(standard.covariance, whole[:2])
     law = CovarianceLaw(*(torch.from_numpy(part) for part in whole))
     return law if basis is None else _in_logits(law, basis.root, problem.design.shape[1])
 

@@ -239,8 +239,8 @@ def with_usage(seed):
 
 def test_batches_do_not_matter():
     problem = with_effects("crossed", "nb", seed=17, n_genes=5)
-    whole = fit_effects(problem)
-    single = fit_effects(problem, options=EffectsOptions(batch_genes=2))
+    whole = fit_effects(problem, options=TIGHT)
+    single = fit_effects(problem, options=replace(TIGHT, batch_genes=2))
     assert list(whole.reason) == list(single.reason)
     for name in ("log_likelihood", "coefficients", "covariance", "parameters"):
         np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-6)
@@ -265,3 +265,16 @@ def test_a_gene_whose_own_likelihood_raises_fails_alone(noise):
     assert bool(fit.coefficients[1].isnan().all()) and fit.reason[1] not in ("converged", "boundary")
     torch.testing.assert_close(fit.coefficients[[0, 2]], expected.coefficients, rtol=0, atol=1e-6)
     torch.testing.assert_close(fit.log_likelihood[[0, 2]], expected.log_likelihood, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["intercept", "slopes", "crossed"])
+def test_without_coefficients_both_likelihoods_are_the_dense_one(layout):
+    problem = with_effects(layout, "nb", seed=5)
+    problem = replace(problem, design=problem.design[:, :0])
+    restricted, maximum = (fit_effects(problem, restricted=own, options=TIGHT) for own in (True, False))
+    assert restricted.coefficients.shape == (3, 0, 1)
+    for gene in range(3):
+        outer = [maximum.parameters[gene].numpy(), maximum.hyper["dispersion"][gene].log().numpy(), np.zeros(0)]
+        best = dense_value(problem, gene, outer, restricted=False)
+        assert maximum.log_likelihood[gene].item() == pytest.approx(best, abs=1e-8)
+        assert restricted.log_likelihood[gene].item() == pytest.approx(best, abs=1e-8)
