@@ -21,9 +21,11 @@ right-hand side J't, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pyrosplice.glmm._mode import Latents
@@ -111,6 +113,10 @@ class Elimination(Protocol):
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> Response:
         """First-order change of the mode when b's fixed part, sds and logs of hyper-parameters change by these."""
+        ...
+
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """Draws of the inner effects from their Gaussian given b, less its mean, each with its quadratic form ``(b,)``."""
         ...
 
     def measure(self, covariance: Tensor) -> InnerMeasure:

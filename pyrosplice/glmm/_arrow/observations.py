@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +126,10 @@ class ObservationElimination:
     def advance(self, step: Tensor) -> Latents:
         """No inner effects."""
         return self.observations.zeros(self.at.genes)
+
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """No inner effects."""
+        return ((self.observations.zeros(self.at.genes), self.decrement) for _ in range(n_draws))
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> ObservationResponse:
         """First-order change of the score."""

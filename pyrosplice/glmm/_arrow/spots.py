@@ -15,6 +15,8 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.support_columns import SupportColumns
+from pyrosplice.glmm._importance import posterior_deviations, posterior_form
 from pyrosplice.glmm._laplace import Border, EffectMoments
 from pyrosplice.glmm._mode import Latents, MixedModel, NewtonStep, Parameters
 
@@ -193,6 +196,11 @@ class SpotElimination:
         if eliminator.hyper and bool((log_hyper != 0).any()):
             slope = slope + eliminator.slope_of(self, log_hyper)
         return SpotResponse(self, slope, step.response(slope, step.score, change))
+
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """Draws of the inner effects from their Gaussian given b, less its mean, each with its quadratic form ``(b,)``."""
+        for deviation in posterior_deviations(self, n_draws, generator):
+            yield deviation, posterior_form(self.step, deviation)
 
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
