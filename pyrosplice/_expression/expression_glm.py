@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression import stored_fit
+from pyrosplice._expression.asked_posterior import draw_from_posterior
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
 from pyrosplice._expression.engine.dispersion import cox_reid
@@ -30,7 +31,6 @@ from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
-from pyrosplice._expression.posterior import draw_from_posterior
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test

@@ -19,17 +19,14 @@ from torch import Tensor
 
 from pyrosplice._modes import outside_inference_mode
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._arrow.arrow import Arrow, ArrowUnknowns
+from pyrosplice.glmm._arrow.arrow import ArrowUnknowns
 from pyrosplice.glmm._arrow.arrow_posterior import ArrowPosterior, UnknownsDraw
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, with_signs
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.eliminator import Eliminator
-from pyrosplice.glmm._arrow.joint_mode import OuterPoint
-from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
-from pyrosplice.glmm._arrow.layout import SupportLayout
+from pyrosplice.glmm._arrow.laid_out import LaidOut
+from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
 from pyrosplice.glmm._arrow.parameter_posterior import parameter_posterior
 from pyrosplice.glmm._arrow.parameter_search import LogPrior
-from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.glmm._effects_model import CountGLMM
 from pyrosplice.posterior._nuts import Coordinates, NutsOptions, require_samples, run_chain
 from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
@@ -37,8 +34,7 @@ from pyrosplice.posterior._seeding import seeded
 from pyrosplice.priors._sites import is_flat, log_prior
 
 Array = NDArray[np.float64]
-LANES = 64  # pairs of a gene and a draw of its variances whose modes are sought together
-MODE = 1e-12  # Newton decrement of the modes, in nats²
+LANES = 256  # pairs of a gene and a draw of its variances whose modes are sought together
 N_PILOT = 2000  # Laplace draws that set NUTS's coordinates
 VALUE = "value"  # Laplace's, kept beside the sites for a while
 MOST_SITES = N_PILOT // 2  # numbers that NUTS moves at most: their covariance is from those draws
@@ -119,14 +115,11 @@ class ParameterPriors:
 @outside_inference_mode
 def plugged_in(problem: EffectsProblem, fit: EffectsFit, n_draws: int, generator: torch.Generator) -> WeightedSites:
     """Draws at the parameters of a fit of these genes; NaN for a gene that has none."""
-    logs = [fit.hyper[name].log() for name in problem.likelihood.free]
-    x = torch.cat([fit.parameters, fit.sds, *logs], 1).numpy()
-    engine, out = _Engine(problem), _Blank(n_draws, len(x))
-    for genes in _sound(x).split(LANES):
-        posterior = ArrowPosterior(engine.laplace(genes, x[genes.numpy()], fit.coefficients[genes].flatten(1).numpy()))
-        for s, draw in enumerate(posterior.draws(n_draws, generator)):
-            out.put(s, genes, engine.sites(posterior.laplace, draw), draw.log_ratio)
-    return out.sites(engine, x)
+    engine, out = _Engine(problem), _Blank(n_draws, len(fit.reason))
+    for genes, laplace in engine.at_fit(fit):
+        for s, draw in enumerate(ArrowPosterior(laplace).draws(n_draws, generator)):
+            out.put(s, genes, engine.sites(laplace, draw), draw.log_ratio)
+    return out.sites(problem)
 
 
 @outside_inference_mode
@@ -143,7 +136,7 @@ def integrated(
     law = parameter_posterior(problem, priors.log_density(of_logs=True))
     drawn = law.sample(n_proposals, generator)
     engine, out = _Engine(problem), _Blank(n_proposals, len(law.mean))
-    genes = _sound(law.root.reshape(len(law.root), -1))
+    genes = torch.from_numpy(np.flatnonzero(np.isfinite(law.root).all((1, 2))))
     lanes = torch.cartesian_prod(torch.arange(n_proposals), genes)
     for some in lanes.split(LANES) if len(genes) else ():
         rows, own = some.unbind(1)
@@ -153,7 +146,7 @@ def integrated(
         sites = engine.sites(posterior.laplace, draw)
         sites[VALUE] = torch.from_numpy(posterior.laplace.value[:, None])
         out.put(rows, own, sites, draw.log_ratio + drawn.log_weight[rows.numpy(), own.numpy()])
-    whole = out.sites(engine, law.mean)
+    whole = out.sites(problem)
     value = whole.values.pop(VALUE)[..., 0] if VALUE in whole.values else torch.full_like(whole.log_weights, torch.nan)
     if method == "importance":
         return whole
@@ -164,25 +157,8 @@ def integrated(
     return WeightedSites(kept, left)
 
 
-class _Engine:
-    """A problem laid out."""
-
-    def __init__(self, problem: EffectsProblem):
-        layout = SupportLayout.of(problem)
-        self.problem = problem
-        self.arrow = Arrow(layout, problem.groups, restricted=True)
-        self.eliminator: Eliminator = eliminator_of(problem, layout)
-        self.sizes = (self.arrow.n_parameters, len(self.eliminator.inner), len(self.eliminator.hyper))
-
-    def laplace(self, genes: Tensor, x: Array, beta: Array) -> ArrowLaplace:
-        """Laplace's value of genes, any of them any number of times, at parameters x (b, d)."""
-        psi, sds, log_hyper = (np.ascontiguousarray(part) for part in np.split(x, np.cumsum(self.sizes)[:2], axis=1))
-        outer = OuterPoint(genes, psi, torch.from_numpy(sds), torch.from_numpy(log_hyper), np.zeros((len(x), 0)))
-        unknowns = self.arrow.zeros(len(x))
-        unknowns.border[:, : self.arrow.n_coefficients] = beta
-        return laplace_at(
-            self.arrow, self.eliminator, outer, (unknowns, self.eliminator.zeros(genes)), tolerance=MODE
-        )
+class _Engine(LaidOut):
+    """A problem laid out, with draws of it as sites of the Pyro model."""
 
     def sites(self, laplace: ArrowLaplace, draw: UnknownsDraw) -> dict[str, Tensor]:
         """Sites of the Pyro model at a draw, (b, ...)."""
@@ -200,9 +176,9 @@ class _Engine:
         arrow, out = self.arrow, {}
         out["beta"] = torch.from_numpy(unknowns.border[:, : arrow.n_coefficients].copy()).unflatten(1, (-1, q))
         for e, block in enumerate(self.problem.groups):
-            effects = arrow.effects(e, unknowns)
+            effects: Array = arrow.effects(e, unknowns)
             if block.root is not None:  # the model applies it again
-                effects = np.linalg.solve(block.root[None], effects)
+                effects = np.asarray(np.linalg.solve(block.root[None], effects), dtype=np.float64)
             out[block.name] = torch.from_numpy(np.ascontiguousarray(effects)).unflatten(2, (-1, q))
         return out
 
@@ -224,10 +200,10 @@ class _Blank:
             self._values[name][draws, genes] = torch.where(known, value, torch.nan)
         self.log_weights[draws, genes] = weight
 
-    def sites(self, engine: _Engine, x: Array) -> WeightedSites:
+    def sites(self, problem: EffectsProblem) -> WeightedSites:
         """What was put; NaN of every site where no gene has a mode."""
         if not self._values:
-            model = CountGLMM(engine.problem)
+            model = CountGLMM(problem)
             shapes = {name: shape[1:] for name, shape in model.latent_shapes().items()}
             self._values = {
                 name: self.log_weights.new_full((*self.shape, *shape), torch.nan) for name, shape in shapes.items()
@@ -237,10 +213,6 @@ class _Blank:
 
 def _columns(values: Tensor) -> list[Tensor]:
     return [values[:, [k]] for k in range(values.shape[1])]
-
-
-def _sound(x: Array) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(np.isfinite(x).all(1)))
 
 
 def nuts_of_effects(
@@ -267,8 +239,8 @@ def nuts_of_effects(
         own = one_gene(problem, gene)
         with seeded(seed + gene):
             generator = torch.Generator().manual_seed(seed + gene)
-            pilot = integrated(own, known, N_PILOT // 2, generator, method="laplace").values
-            pilot = pilot if all(bool(value.isfinite().all()) for value in pilot.values()) else None
+            laplace = integrated(own, known, N_PILOT, generator, method="laplace").values
+            pilot = laplace if all(bool(value.isfinite().all()) for value in laplace.values()) else None
             coordinates = Coordinates(CountGLMM(own, priors=priors), pilot)
             chains = [run_chain(coordinates, num_samples, options) for _ in range(options.num_chains)]
         sites = {name: torch.stack([values[name][:, 0] for values, _ in chains]) for name in chains[0][0]}

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyrosplice._linalg.blocks import nan_where_indefinite
 from pyrosplice.glmm._arrow.arrow import ArrowUnknowns
@@ -105,7 +104,7 @@ class ArrowPosterior:
         return CoefficientMoments(whole, turn @ covariance @ np.swapaxes(turn, 1, 2))
 
     def _of_level(self, e: int, level: int) -> tuple[Array, Array, tuple[int, NDArray[np.int64]]]:
-        """How standardised effects of a level follow the border (b, w, B), their variance beside, and where they are."""
+        """How effects of a level follow the border (b, w, B), standardised, their variance beside, and their place."""
         arrow, width = self._arrow, self._arrow.widths[e]
         home, b = arrow.homes[e], len(self._rooted)
         none = np.zeros((b, width, arrow.n_border))

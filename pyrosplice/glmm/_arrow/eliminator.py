@@ -116,7 +116,7 @@ class Elimination(Protocol):
         ...
 
     def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
-        """Draws of the inner effects from their Gaussian given b, less its mean, each with its quadratic form ``(b,)``."""
+        """Draws of the inner effects from their Gaussian given b, less its mean, and their quadratic forms ``(b,)``."""
         ...
 
     def measure(self, covariance: Tensor) -> InnerMeasure:

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from pyrosplice._linalg.blocks import nan_where_indefinite
 from pyrosplice._modes import outside_inference_mode
-from pyrosplice.glmm._arrow.arrow import Arrow
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.glmm._arrow.layout import SupportLayout
+from pyrosplice.glmm._arrow.laid_out import LaidOut, parameters_of
 from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
-from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 
 Array = NDArray[np.float64]
 STEP = 0.02  # central difference in φ: third derivatives are of the size of second ones, so about 1e-4 of these
@@ -109,19 +107,13 @@ def parameter_posterior(problem: EffectsProblem, log_prior: LogPrior) -> Paramet
         return log_prior(psi, sds, log_hyper) + jacobian
 
     fit = fit_effects(problem, log_prior=density)
-    x = _parameters(problem, fit)
+    x = parameters_of(fit)
     mean = np.where(logged, np.log(np.where(logged, x, 1.0)), x)
     root = np.full((*x.shape, x.shape[1]), np.nan)
     sound = np.flatnonzero(np.isfinite(mean).all(1))
     if len(sound):
         root[sound] = _root(problem, fit.take(torch.from_numpy(sound)), sound, (mean[sound], logged), density)
     return ParameterPosterior(fit, mean, root, logged, log_prior, (len(positive), n_inner, n_hyper))
-
-
-def _parameters(problem: EffectsProblem, fit: EffectsFit) -> Array:
-    logs = [fit.hyper[name].log() for name in problem.likelihood.free]
-    x: Array = torch.cat([fit.parameters, fit.sds, *logs], 1).numpy()
-    return x
 
 
 def _root(
@@ -132,15 +124,13 @@ def _root(
     density: LogPrior,
 ) -> Array:
     """Cholesky factors (b, d, d) of the inverse of minus the curvature in φ."""
-    (phi, logged), layout = at, SupportLayout.of(problem)
-    arrow, eliminator = Arrow(layout, problem.groups, restricted=True), eliminator_of(problem, layout)
+    (phi, logged), laid_out = at, LaidOut(problem)
+    arrow, eliminator = laid_out.arrow, laid_out.eliminator
     unknowns = arrow.zeros(len(genes))
     beta = fit.coefficients.flatten(1).numpy()
     unknowns.border[:, : beta.shape[1]] = beta
-    begin = SearchStart(_parameters(problem, fit), unknowns, np.ones(len(genes)))
-    objective = OuterObjective(
-        arrow, eliminator, torch.from_numpy(genes), begin, tolerance=MODE, log_prior=density
-    )
+    begin = SearchStart(parameters_of(fit), unknowns, np.ones(len(genes)))
+    objective = OuterObjective(arrow, eliminator, torch.from_numpy(genes), begin, tolerance=MODE, log_prior=density)
     rows, d = np.arange(len(genes)), phi.shape[1]
     hessian = np.zeros((len(genes), d, d))
     for j in range(d):

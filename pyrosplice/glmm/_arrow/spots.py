@@ -198,7 +198,7 @@ class SpotElimination:
         return SpotResponse(self, slope, step.response(slope, step.score, change))
 
     def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
-        """Draws of the inner effects from their Gaussian given b, less its mean, each with its quadratic form ``(b,)``."""
+        """Draws of the inner effects from their Gaussian given b, less its mean, and their quadratic forms ``(b,)``."""
         for deviation in posterior_deviations(self, n_draws, generator):
             yield deviation, posterior_form(self.step, deviation)
 
@@ -239,7 +239,8 @@ class SpotMeasure:
             None if undone is None else matmul(through, undone.unflatten(2, elimination.absorbed.shape[2:]).mT),
         )
         self._moments = EffectMoments(step, border)
-        tilt = model.likelihood.information_gradient(model.counts, step.eta, self._moments.covariance)
+        self.covariance = self._moments.covariance  # of every predictor, (b, N, Q, Q)
+        tilt = model.likelihood.information_gradient(model.counts, step.eta, self.covariance)
         self._tilt = -0.5 * tilt
         moved = model.random_part(step.parameters, step.direction)  # the determinants are carried to the mode
         self.value = self.value + (self._tilt * moved).sum((1, 2))
@@ -259,9 +260,7 @@ class SpotMeasure:
         none = residual.new_zeros(len(residual), 0)
         hyper = none
         if eliminator.hyper:
-            hyper, _ = model.likelihood.hyper_gradient(
-                model.counts, step.eta, eliminator.hyper, eta, self._moments.covariance
-            )
+            hyper, _ = model.likelihood.hyper_gradient(model.counts, step.eta, eliminator.hyper, eta, self.covariance)
         return InnerGradient(eliminator.columns.gather(residual), torch.stack(sds, 1) if sds else none, hyper)
 
 
