@@ -50,9 +50,7 @@ class Effect:
         """Covariates z ``(N, q)`` whose effects vary between groups; 1, unless overridden."""
         return pd.DataFrame({"1": np.ones(len(table))})
 
-    def columns_again(
-        self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]
-    ) -> Array:
+    def columns_again(self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]) -> Array:
         """Covariates z ``(n, q)`` of other rows, for predictions: the same columns, ``column_names``, as those fitted.
 
         Raises

@@ -126,9 +126,7 @@ class Groups(Effect):
         names = ["1" if name == "Intercept" else name for name in design.names]
         return pd.DataFrame(design.matrix, columns=names)
 
-    def columns_again(
-        self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]
-    ) -> Array:
+    def columns_again(self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]) -> Array:
         """Intercept and slopes of other rows, coded as those that were fitted."""
         if fitted is None:
             raise InvalidArgumentError(f"{self._argument}: its columns are those of a table, and there was none.")

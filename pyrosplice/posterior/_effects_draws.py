@@ -20,13 +20,13 @@ from torch import Tensor
 from pyrosplice._modes import outside_inference_mode
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.arrow import ArrowUnknowns
-from pyrosplice.glmm._arrow.arrow_posterior import ArrowPosterior, UnknownsDraw
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, with_signs
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.laid_out import LaidOut
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace
 from pyrosplice.glmm._arrow.parameter_posterior import parameter_posterior
 from pyrosplice.glmm._arrow.parameter_search import LogPrior
+from pyrosplice.glmm._arrow.unknowns_posterior import ArrowPosterior, UnknownsDraw
 from pyrosplice.glmm._effects_model import CountGLMM
 from pyrosplice.posterior._nuts import Coordinates, NutsOptions, require_samples, run_chain
 from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
@@ -40,7 +40,7 @@ VALUE = "value"  # Laplace's, kept beside the sites for a while
 MOST_SITES = N_PILOT // 2  # numbers that NUTS moves at most: their covariance is from those draws
 
 
-def one_gene(problem: EffectsProblem, gene: int) -> EffectsProblem:
+def problem_of_gene(problem: EffectsProblem, gene: int) -> EffectsProblem:
     """The problem of one of its genes."""
     offset = problem.offset
     return replace(
@@ -65,7 +65,7 @@ class ParameterPriors:
     @classmethod
     def of(cls, problem: EffectsProblem, priors: Mapping[str, Any] | None) -> ParameterPriors:
         """Check priors by site; raises where a gene would have one of its own."""
-        return cls(CountGLMM(one_gene(problem, 0), priors=priors))
+        return cls(CountGLMM(problem_of_gene(problem, 0), priors=priors))
 
     @property
     def sites(self) -> list[str]:
@@ -118,7 +118,7 @@ def plugged_in(problem: EffectsProblem, fit: EffectsFit, n_draws: int, generator
     engine, out = _Engine(problem), _Blank(n_draws, len(fit.reason))
     for genes, laplace in engine.at_fit(fit):
         for s, draw in enumerate(ArrowPosterior(laplace).draws(n_draws, generator)):
-            out.put(s, genes, engine.sites(laplace, draw), draw.log_ratio)
+            out.put(s, genes, engine.sites(laplace, draw, generator), draw.log_ratio)
     return out.sites(problem)
 
 
@@ -143,7 +143,7 @@ def integrated(
         beta = law.fit.coefficients[own].flatten(1).numpy()
         posterior = ArrowPosterior(engine.laplace(own, drawn.x[rows.numpy(), own.numpy()], beta))
         (draw,) = posterior.draws(1, generator)
-        sites = engine.sites(posterior.laplace, draw)
+        sites = engine.sites(posterior.laplace, draw, generator)
         sites[VALUE] = torch.from_numpy(posterior.laplace.value[:, None])
         out.put(rows, own, sites, draw.log_ratio + drawn.log_weight[rows.numpy(), own.numpy()])
     whole = out.sites(problem)
@@ -160,10 +160,10 @@ def integrated(
 class _Engine(LaidOut):
     """A problem laid out, with draws of it as sites of the Pyro model."""
 
-    def sites(self, laplace: ArrowLaplace, draw: UnknownsDraw) -> dict[str, Tensor]:
-        """Sites of the Pyro model at a draw, (b, ...)."""
+    def sites(self, laplace: ArrowLaplace, draw: UnknownsDraw, generator: torch.Generator) -> dict[str, Tensor]:
+        """Sites of the Pyro model at a draw, (b, ...); levels without observations are from their prior."""
         outer, problem, q = laplace.mode.outer, self.problem, self.arrow.layout.n_predictors
-        out = self._latents(draw.unknowns, q)
+        out = self._latents(draw.unknowns, q, generator)
         names = [f"{block.name}: {name}" for block in problem.groups for name in block.parameters]
         out |= dict(zip(names, _columns(torch.from_numpy(outer.psi)), strict=True))
         out |= {f"{name}_sd": sd for name, sd in zip(self.eliminator.inner, _columns(outer.sds), strict=True)}
@@ -172,11 +172,15 @@ class _Engine(LaidOut):
             out["space"] = problem.space.spread(draw.latents.field)
         return out | ({"noise": draw.latents.noise} if problem.noise else {})
 
-    def _latents(self, unknowns: ArrowUnknowns, q: int) -> dict[str, Tensor]:
+    def _latents(self, unknowns: ArrowUnknowns, q: int, generator: torch.Generator) -> dict[str, Tensor]:
         arrow, out = self.arrow, {}
         out["beta"] = torch.from_numpy(unknowns.border[:, : arrow.n_coefficients].copy()).unflatten(1, (-1, q))
         for e, block in enumerate(self.problem.groups):
-            effects: Array = arrow.effects(e, unknowns)
+            effects: Array = arrow.effects(e, unknowns).copy()
+            unseen = arrow.homes[e].group < 0
+            if unseen.any():
+                size = len(effects), int(unseen.sum()), effects.shape[2]
+                effects[:, unseen] = torch.randn(size, generator=generator, dtype=torch.float64).numpy()
             if block.root is not None:  # the model applies it again
                 effects = np.asarray(np.linalg.solve(block.root[None], effects), dtype=np.float64)
             out[block.name] = torch.from_numpy(np.ascontiguousarray(effects)).unflatten(2, (-1, q))
@@ -236,7 +240,7 @@ def nuts_of_effects(
         )
     found = []
     for gene in range(len(problem.counts)):
-        own = one_gene(problem, gene)
+        own = problem_of_gene(problem, gene)
         with seeded(seed + gene):
             generator = torch.Generator().manual_seed(seed + gene)
             laplace = integrated(own, known, N_PILOT, generator, method="laplace").values

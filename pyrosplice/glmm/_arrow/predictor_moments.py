@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice._modes import outside_inference_mode
-from pyrosplice.glmm._arrow.arrow_posterior import ArrowPosterior
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.laid_out import LaidOut
 from pyrosplice.glmm._arrow.layout import equal_rows
 from pyrosplice.glmm._arrow.spots import SpotEliminator
+from pyrosplice.glmm._arrow.unknowns_posterior import ArrowPosterior
 
 Array = NDArray[np.float64]
 NEW_LEVEL, NO_LEVEL = -1, -2
