@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import anndata as ad
@@ -17,6 +18,8 @@ from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.new_cells import NEW_LEVELS, moments_of_fitted, moments_of_new
+from pyrosplice._expression.mixed.new_places import FittedPlaces
+from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._hypothesis.test_table import unless_ended
 from pyrosplice._tables.cells import Cells, obs_of
@@ -35,8 +38,11 @@ class FittedExpression(Protocol):
 
     estimator: Estimator | None
     gene_names: NDArray[np.object_]
+    spatial_key: str
+    section_key: str | None
     _location: DesignMatrix
     _constraints: Constraints
+    _spots: Spots | None
 
     @property
     def engine(self) -> str: ...
@@ -69,14 +75,15 @@ def predict_cells(  # noqa: PLR0913 (options of a table, all by keyword)
     The predictor of a cell, :math:`\eta_* = x_*'\beta + \log s_* + \sum_e z_e' u_e`, is Gaussian: coefficients and
     random effects as they are known from the counts together, at the estimates of variances and dispersion, whose own
     uncertainty is left out. A cell of a fitted level (donor, section) has that level's effects; one of another level
-    those of any of the population, with mean zero and the effect's variance. An effect of every cell, and a field, are
-    known at the fitted cells; other cells have an effect of their own.
+    those of any of the population, with mean zero and the effect's variance. A new cell has an effect of its own, where
+    cells have; a field is that of the graph over fitted and new cells together, given that at the fitted ones, as
+    :meth:`pyrosplice.SplisosmGLMM.predict` says, and that of a fitted cell at its position.
 
     Parameters
     ----------
     new
-        The cells: an AnnData, whose ``obs`` has the columns of the formula and the grouping factors, or such a table.
-        Counts are not read. None: the fitted cells.
+        The cells: an AnnData, whose ``obs`` has the columns of the formula and the grouping factors, or such a table;
+        of fits with a field an AnnData with positions (and sections). Counts are not read. None: the fitted cells.
     what
         ``"mean"``: expected counts; ``"link"``: the linear predictor. Both with size factors.
     level
@@ -92,13 +99,14 @@ def predict_cells(  # noqa: PLR0913 (options of a table, all by keyword)
     -------
     DataFrame
         A row a gene and cell: ``gene``, ``cell``, ``mean`` and ``sd``, ``lower`` and ``upper`` (equal tails), and
-        ``reason``: "", or why the gene's fit is none to rely on or has no uncertainty.
+        ``reason``: "", why the gene's fit is none to rely on or has no uncertainty, or ``"no_neighbors"`` of a cell
+        from which no path over neighbors leads to a fitted one.
 
     Raises
     ------
     InvalidArgumentError
-        Columns or levels of the formula that are missing or new; a field, which is not known at new cells; a
-        likelihood whose mean is neither the predictor nor its exponential times a number.
+        Columns or levels of the formula that are missing or new; a field that multiplies a column or was given as a
+        covariance, at new cells; a likelihood whose mean is neither the predictor nor its exponential times a number.
     NotReadyError
         Before ``fit``; of a loaded model, at fitted cells or with random effects.
     RefusedModelError
@@ -115,15 +123,26 @@ def predict_cells(  # noqa: PLR0913 (options of a table, all by keyword)
     which = places_of(genes, self.gene_names, "genes")
     if new is None:
         _refuse_size_factors(size_factors, "fitted cells have those of the fit")
-        names, moments = _at_fitted(self, which)
+        cells = _at_fitted(self, which)
     else:
-        names, moments = _at_new(self, which, new, size_factors, new_levels)
-    columns = _summaries(moments, what == "mean" and link == "log", level)
-    reasons = np.repeat(unless_ended(fit.reason[which], ""), len(names))
-    table = pd.MultiIndex.from_product([self.gene_names[which], names], names=["gene", "cell"]).to_frame(index=False)
+        cells = _at_new(self, which, new, size_factors, new_levels)
+    columns, names = _summaries(cells.moments, what == "mean" and link == "log", level), ["gene", "cell"]
+    table = pd.MultiIndex.from_product([self.gene_names[which], cells.names], names=names).to_frame(index=False)
     table = table.assign(**{name: values.ravel() for name, values in columns.items()})
-    unknown = ~np.isfinite(table["sd"]) & (reasons == "")
-    return table.assign(reason=np.where(unknown, Reason.NOT_IDENTIFIED.value, reasons))
+    lonely = np.tile(np.broadcast_to(cells.unjoined, len(cells.names)), len(which))
+    here = np.where(lonely, Reason.NO_NEIGHBORS.value, "")
+    here = np.where(np.isfinite(table["sd"]), here, Reason.NOT_IDENTIFIED.value)
+    ended = np.repeat(unless_ended(fit.reason[which], ""), len(cells.names))
+    return table.assign(reason=np.where(ended == "", here, ended))
+
+
+@dataclass(frozen=True)
+class PredictedCells:
+    """Cells that are asked about: their n names, moments of their predictors, and which have a field of the prior."""
+
+    names: pd.Index
+    moments: PredictorMoments
+    unjoined: NDArray[np.bool_] | bool = False
 
 
 def _summaries(moments: PredictorMoments, exponential: bool, level: float) -> dict[str, Array]:
@@ -139,20 +158,20 @@ def _summaries(moments: PredictorMoments, exponential: bool, level: float) -> di
         return {"mean": mean, "sd": spread, "lower": np.exp(lower), "upper": np.exp(upper)}
 
 
-def _at_fitted(self: FittedExpression, genes: NDArray[np.intp]) -> tuple[pd.Index, PredictorMoments]:
+def _at_fitted(self: FittedExpression, genes: NDArray[np.intp]) -> PredictedCells:
     estimator = self._mixed_estimator() if self._has_effects() else self._data()
     index = estimator.input_data.cells.index
     names = pd.RangeIndex(len(estimator.input_data.location.matrix)) if index is None else index
     if isinstance(estimator, MixedEstimator):
-        return names, moments_of_fitted(estimator, genes)
+        return PredictedCells(names, moments_of_fitted(estimator, genes))
     design = estimator.source.design
     offset = design.offset if design.offset.ndim == 1 else design.offset[:, genes].T
-    return names, _of_coefficients(self.results, genes, design.x, offset)
+    return PredictedCells(names, _of_coefficients(self.results, genes, design.x, offset))
 
 
 def _at_new(
     self: FittedExpression, genes: NDArray[np.intp], new: Any, size_factors: Any, new_levels: str
-) -> tuple[pd.Index, PredictorMoments]:
+) -> PredictedCells:
     if not isinstance(new, (ad.AnnData, pd.DataFrame)):
         raise InvalidArgumentError(
             f"new: expected an AnnData or a table of cells, found {type(new).__name__}{call_hint(new, pd.DataFrame)}."
@@ -169,9 +188,13 @@ def _at_new(
     offset = whole @ self._constraints.shift + (0.0 if factors is None else np.log(factors))
     design = np.asarray(whole @ self._constraints.matrix, dtype=np.float64)
     if not self._has_effects():
-        return table.index, _of_coefficients(self.results, genes, design, offset)
-    found = moments_of_new(self._mixed_estimator(), genes, design, table, new_levels)
-    return table.index, PredictorMoments(found.mean + offset, found.variance)
+        return PredictedCells(table.index, _of_coefficients(self.results, genes, design, offset))
+    estimator, places = self._mixed_estimator(), None
+    if estimator.effects.field is not None:
+        places = FittedPlaces(self._spots, self.spatial_key, self.section_key).of_new(estimator, new)
+    found = moments_of_new(estimator, genes, design, table, places, new_levels=new_levels)
+    unjoined = False if places is None else places.unjoined
+    return PredictedCells(table.index, PredictorMoments(found.mean + offset, found.variance), unjoined)
 
 
 def _of_coefficients(fit: GlmFit, genes: NDArray[np.intp], design: Array, offset: Array) -> PredictorMoments:

@@ -13,6 +13,7 @@ from pyrosplice import ExpressionGLM
 from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice.effects import Field, Groups, Independent
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
+from pyrosplice.spatial import CarCovariance, knn_graph
 from tests.expression.test_random_effects import Batch, donors, tissue
 
 FORMULAS = (
@@ -121,13 +122,60 @@ def test_effects_of_cells_and_fields_are_known_at_fitted_cells() -> None:
     own = glm.predict(what="link")
     assert (own["sd"] > 0).all() and (own["reason"] == "").all()
     np.testing.assert_allclose(own["mean"], glm.estimator.model.eta_loc.T.ravel(), rtol=1e-12)
-    with pytest.raises(InvalidArgumentError, match="field"):
-        glm.predict(adata)
     noisy = ExpressionGLM("~ condition", effects=[Groups("section"), Independent()]).fit(adata)
     sd = noisy.variance_components().query("effect == 'cell'")["estimate"].to_numpy()
     other, known = noisy.predict(adata, what="link"), noisy.predict(what="link")
     assert (other["sd"].to_numpy() >= np.repeat(sd, adata.n_obs)).all()
     assert (known["sd"] <= other["sd"] + 1e-9).all()
+
+
+def space(adata: ad.AnnData) -> ExpressionGLM:
+    glm = ExpressionGLM("~ condition + (1 | section)", space=Field(k_neighbors=4), section_key="section")
+    return glm.fit(adata)
+
+
+def test_a_field_is_predicted_in_holes_and_at_fitted_cells() -> None:
+    adata = tissue(genes=4, side=10)
+    place = np.asarray(adata.obsm["spatial"])
+    hole = ((np.abs(place - 4.5) < 2).all(1)) & (adata.obs["section"] == "s1").to_numpy()
+    glm = space(adata[~hole].copy())
+    inside = glm.predict(adata[hole].copy(), what="link")
+    wave = np.tile(np.sin(place[hole, 0] / 1.5), 2)
+    first = inside[inside["gene"].isin(["g0", "g1"])]
+    assert np.corrcoef(first["mean"], wave)[0, 1] > 0.6 and (first["reason"] == "").all()
+    known = glm.predict(what="link", genes=["g0"])
+    assert first["sd"].mean() > known["sd"].mean()
+    again = glm.predict(adata[~hole][:50].copy(), what="link", genes=["g0"])  # at their positions: the same
+    np.testing.assert_allclose(numbers(again), numbers(known)[:50], rtol=1e-6)
+
+
+def test_a_section_that_was_not_fitted_has_the_prior_of_the_field() -> None:
+    adata = tissue(genes=2, sections=5)
+    glm = space(adata[adata.obs["section"] != "s4"].copy())
+    new = adata[adata.obs["section"] == "s4"].copy()
+    table = glm.predict(new, what="link")
+    assert (table["reason"] == "no_neighbors").all()
+    sd = glm.variance_components().pivot(index="gene", columns="effect", values="estimate")
+    least = np.hypot(sd["space"], sd["1 | section"])
+    assert (table.groupby("gene")["sd"].mean() > 0.9 * least).all()
+
+
+@pytest.mark.parametrize("how", ["table", "no positions", "by", "covariance", "dimensions"])
+def test_places_that_say_nothing_are_refused(how: str) -> None:
+    adata = tissue(genes=2, sections=2)
+    adata.obs["x"] = np.random.default_rng(0).normal(size=adata.n_obs)
+    field = Field(k_neighbors=4, by="x") if how == "by" else Field(k_neighbors=4)
+    if how == "covariance":
+        field = Field(covariance=CarCovariance(knn_graph(adata.obsm["spatial"][:64], k_neighbors=4)))
+        adata = adata[:64].copy()
+    glm = ExpressionGLM("~ 1", space=field, section_key=None if how == "covariance" else "section").fit(adata)
+    new: object = adata.obs if how == "table" else adata.copy()
+    if how == "no positions":
+        del new.obsm["spatial"]  # type: ignore[attr-defined]
+    if how == "dimensions":
+        new.obsm["spatial"] = np.zeros((adata.n_obs, 3))  # type: ignore[attr-defined]
+    with pytest.raises(InvalidArgumentError, match="new"):
+        glm.predict(new)  # type: ignore[arg-type]
 
 
 def test_genes_without_a_fit_say_why_and_change_no_other() -> None:

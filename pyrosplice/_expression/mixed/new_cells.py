@@ -21,6 +21,8 @@ from pyrosplice.glmm._arrow.predictor_moments import (
     fitted_predictors,
     new_predictors,
 )
+from pyrosplice.glmm._arrow.predictors_in_space import predictors_in_space
+from pyrosplice.spatial._new_spots import FieldPlaces
 
 Array = NDArray[np.float64]
 NEW_LEVELS = ("population", "raise")
@@ -35,7 +37,13 @@ def moments_of_fitted(estimator: MixedEstimator, genes: NDArray[np.intp]) -> Pre
 
 
 def moments_of_new(
-    estimator: MixedEstimator, genes: NDArray[np.intp], design: Array, table: pd.DataFrame, new_levels: str
+    estimator: MixedEstimator,
+    genes: NDArray[np.intp],
+    design: Array,
+    table: pd.DataFrame,
+    places: FieldPlaces | None,
+    *,
+    new_levels: str,
 ) -> PredictorMoments:
     """Moments of the predictors of cells of a table, (g, n) each, without size factors.
 
@@ -47,21 +55,17 @@ def moments_of_new(
         Free columns ``(n, F)`` of the cells.
     table
         Grouping factors and slopes, a row a cell.
+    places
+        Where they are; None for a fit without a field.
     new_levels
         ``"population"`` or ``"raise"``.
 
     Raises
     ------
     InvalidArgumentError
-        A field, which is not known at other cells; levels that the fit never saw, where these are refused or related
-        to others; columns that are missing.
+        Levels that the fit never saw, where these are refused or related to others; columns that are missing.
     """
     check_option("new_levels", new_levels, NEW_LEVELS)
-    if estimator.effects.field is not None:
-        raise InvalidArgumentError(
-            "new: the fit has a field in space, which is known at the fitted cells only; predict() without new cells "
-            "is of these."
-        )
     effects = [one for one in estimator.effects.given if isinstance(one, Effect)]
     fitted = estimator.input_data.sample_description
     parts = [
@@ -70,7 +74,8 @@ def moments_of_new(
     ]
     levels = np.column_stack([np.zeros((len(table), 0), np.int64), *(own for own, _ in parts)])
     rows = NewRows(design, levels, tuple(columns for _, columns in parts))
-    return new_predictors(estimator.problem(genes), estimator.mixed.take(torch.from_numpy(genes)), rows)
+    problem, fit = estimator.problem(genes), estimator.mixed.take(torch.from_numpy(genes))
+    return new_predictors(problem, fit, rows) if places is None else predictors_in_space(problem, fit, rows, places)
 
 
 def _levels(effect: Effect, block: GroupBlock, table: pd.DataFrame, new_levels: str) -> NDArray[np.int64]:

@@ -82,14 +82,20 @@ def new_predictors(problem: EffectsProblem, fit: EffectsFit, rows: NewRows) -> P
             z, place = weights[some], np.ix_(genes.numpy()[own], some)
             mean[place] = moments.mean[own] @ z.T
             variance[place] = np.einsum("nk,bkl,nl->bn", z, moments.covariance[own], z)
+    return PredictorMoments(mean, variance + of_new_levels(problem, fit, rows))
+
+
+def of_new_levels(problem: EffectsProblem, fit: EffectsFit, rows: NewRows) -> Array:
+    """Variance (G, n) that levels which were not fitted add, and effects of single observations."""
+    out = np.zeros((len(problem.counts), len(rows.design)))
     for e, columns in enumerate(rows.columns):
         new = rows.levels[:, e] == NEW_LEVEL
         if new.any():
             covariance = fit.effect_covariance(e).numpy()
-            variance[:, new] += np.einsum("nk,gkl,nl->gn", columns[new], covariance, columns[new])
+            out[:, new] += np.einsum("nk,gkl,nl->gn", columns[new], covariance, columns[new])
     if problem.noise and rows.noise:
-        variance += fit.sds[:, [fit.inner.index("noise")]].square().numpy()
-    return PredictorMoments(mean, variance)
+        out += fit.sds[:, [fit.inner.index("noise")]].square().numpy()
+    return out
 
 
 @outside_inference_mode

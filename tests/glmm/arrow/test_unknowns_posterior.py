@@ -6,15 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.glmm import CountGLMM
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.predictor_moments import NEW_LEVEL, NO_LEVEL, NewRows, fitted_predictors, new_predictors
+from pyrosplice.glmm._arrow.predictors_in_space import predictors_in_space
 from pyrosplice.posterior._effects_draws import plugged_in
+from pyrosplice.spatial._new_spots import FieldPlaces, NewSpots
 from tests.glmm.arrow import dense_laplace
 from tests.glmm.arrow.oracle import DenseModel, Values
 from tests.glmm.arrow.random_problems import random_problem
@@ -50,7 +54,8 @@ class Dense:
     def __init__(self, problem: EffectsProblem, fit: EffectsFit, gene: int) -> None:
         self.problem, self.oracle = problem, DenseModel(problem, gene)
         sizes = [len(block.basis) for block in problem.groups]
-        inner = dict(zip(fit.inner, fit.sds[gene], strict=True))
+        there = {"space": problem.space is not None, "noise": problem.noise}
+        inner = {name: sd for name, sd in zip(fit.inner, fit.sds[gene], strict=True) if there[name]}
         logs = [fit.hyper[name][gene].log() for name in problem.likelihood.free]
         psi = tuple(fit.parameters[gene].split(sizes)) if sizes else ()
         self.values = Values(psi, inner.get("space"), inner.get("noise"), torch.cat(logs) if logs else None)
@@ -178,3 +183,44 @@ def test_a_new_level_has_the_variance_of_its_effect_and_a_new_cell_that_of_its_o
         added = added + (noise * float(fit.sds[0, 0]) ** 2 if noise else 0.0)
         np.testing.assert_allclose(new.variance[0] - none.variance[0], added, rtol=1e-9)
         np.testing.assert_allclose(new.mean, none.mean)
+
+
+def with_new_spots(problem: EffectsProblem, seed: int) -> tuple[NewRows, FieldPlaces, Tensor]:
+    """New observations, some at fitted places, and what the field there is of that at the fitted ones."""
+    rng, n = np.random.default_rng(seed), 8
+    at = rng.integers(0, len(problem.design), n)
+    levels = np.column_stack([np.zeros((n, 0), np.int64), *(rng.permutation(b.levels)[at] for b in problem.groups)])
+    levels[levels < 0] = NO_LEVEL
+    columns = tuple(b.columns[at] * (levels[:, [k]] >= 0) for k, b in enumerate(problem.groups))
+    links = sp.random(5, len(problem.design), 0.2, random_state=seed).tocsr()
+    solver = SparseSolver(sp.diags([rng.uniform(1.5, 2.5, 5)], [0]).tocsc())
+    variance = torch.from_numpy(1 / solver.precision.diagonal())
+    new = NewSpots(solver, links, variance, np.ones(5, bool))
+    fitted = np.array([-1, 3, -1, -1, 11, -1, 0, -1])
+    places = FieldPlaces(fitted, new)
+    return NewRows(problem.design[at], levels, columns), places, places.weights(np.arange(n), len(problem.design))
+
+
+@pytest.mark.parametrize("seed", [0, 10, 15, 20])
+def test_predictors_at_other_places_have_the_dense_variance(seed: int) -> None:
+    problem = replace(named(random_problem(seed)), space_by=None)
+    assert problem.space is not None
+    fit = somewhere(problem, seed)
+    rows, places, weights = with_new_spots(problem, seed)
+    found = predictors_in_space(problem, fit, rows, places)
+    root = torch.linalg.cholesky(problem.space.dense_covariance())
+    for gene in range(2):
+        dense = Dense(problem, fit, gene)
+        alone = replace(problem, space=None, noise=False, design=rows.design, offset=None)
+        blocks = [(b, rows.levels[:, k], rows.columns[k]) for k, b in enumerate(problem.groups)]
+        groups = tuple(replace(b, levels=np.maximum(level, -1), columns=z) for b, level, z in blocks)
+        fixed = Dense(replace(alone, groups=groups, counts=problem.counts[:, : len(rows.design)]), fit, gene)
+        own = fixed.slopes(one(fixed.problem, gene))
+        field = dense.values.space * weights @ root
+        noise = torch.zeros(len(own), len(problem.design) * problem.noise)
+        slopes = torch.cat([own, field, noise], 1)
+        expected = (slopes @ torch.linalg.inv(dense.hessian) * slopes).sum(1)
+        expected = expected + dense.values.space**2 * torch.from_numpy(places.variance)
+        expected = expected + (dense.values.noise**2 if problem.noise else 0.0)
+        torch.testing.assert_close(torch.from_numpy(found.variance[gene]), expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(torch.from_numpy(found.mean[gene]), slopes @ dense.mode, rtol=1e-5, atol=1e-5)
