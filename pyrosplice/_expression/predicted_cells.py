@@ -115,9 +115,9 @@ def predict_cells(  # noqa: PLR0913 (options of a table, all by keyword)
     check_option("what", what, get_args(PredictedScale))
     check_option("new_levels", new_levels, NEW_LEVELS)
     check_share("level", level)
-    fit, link = self.results, self._link
     if self.engine != SHIPPED_ENGINE:
         self._data()  # which says why not
+    fit, link = self.results, self._link
     if what == "mean" and link is None:
         raise InvalidArgumentError("what: expected counts of this likelihood follow no known link; ask for 'link'.")
     which = places_of(genes, self.gene_names, "genes")

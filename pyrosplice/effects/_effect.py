@@ -33,7 +33,8 @@ class Effect:
     ``name``     no       what tables call it; by default the class's name
     ============ ======== =======================================================================================
 
-    Methods are given a person's table, one row an observation; whatever else they need is the object's own.
+    Methods are given a person's table, one row an observation; whatever else they need is the object's own. Predictions
+    take ``columns`` of the new rows; where these depend on all rows (a coding), override :meth:`columns_again` too.
     :func:`pyrosplice.testing.check_effect` says in words what a new one gets wrong.
     """
 

@@ -31,7 +31,7 @@ from pyrosplice.glmm._effects_model import CountGLMM
 from pyrosplice.posterior._nuts import Coordinates, NutsOptions, require_samples, run_chain
 from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior._seeding import seeded
-from pyrosplice.priors._sites import is_flat, log_prior
+from pyrosplice.priors._sites import PLACES, SUPPORTS, Support, is_flat, log_prior
 
 Array = NDArray[np.float64]
 LANES = 256  # pairs of a gene and a draw of its variances whose modes are sought together
@@ -97,6 +97,19 @@ class ParameterPriors:
                 "method='nuts'."
             )
 
+    def require_everywhere(self) -> None:
+        """Raise where a parameter's prior leaves values out, from which no search finds its way."""
+        for name in self.sites:
+            support: Support = "real" if name in self.model.real_sites else "positive"
+            places = torch.tensor(PLACES[support], dtype=torch.float64).unsqueeze(1)
+            places = places if support == "real" else places.exp()
+            density = log_prior(self.model.priors, {name: places}, genes=torch.zeros(len(places), dtype=torch.int64))
+            if not bool(density.isfinite().all()):
+                raise InvalidArgumentError(
+                    f"priors[{name!r}]: expected a density above zero everywhere on {SUPPORTS[support]}, found none at "
+                    f"{float(places[~density.isfinite()][0, 0]):.3g}; use one, such as HalfNormal, or method='nuts'."
+                )
+
     def log_density(self, *, of_logs: bool) -> LogPrior:
         """Log density of the engine's parameters; ``of_logs``: of the logs of hyper-parameters, not of these."""
         bases = [block.basis for block in self.model.problem.groups]
@@ -151,6 +164,7 @@ def integrated(
     if method == "importance":
         return whole
     of_parameters = value + torch.from_numpy(drawn.log_weight)
+    of_parameters = of_parameters.masked_fill(whole.log_weights == -torch.inf, -torch.inf)
     left = (whole.log_weights - of_parameters)[..., None]
     kept = resampled(WeightedSites({**whole.values, VALUE: left}, of_parameters), n_draws, "importance", generator)[0]
     left = kept.pop(VALUE)[..., 0]
@@ -212,7 +226,10 @@ class _Blank:
             self._values = {
                 name: self.log_weights.new_full((*self.shape, *shape), torch.nan) for name, shape in shapes.items()
             }
-        return WeightedSites(self._values, self.log_weights)
+        lost = self.log_weights.isnan() & self.log_weights.isfinite().any(
+            0
+        )  # draws without a mode, of a gene with some
+        return WeightedSites(self._values, self.log_weights.masked_fill(lost, -torch.inf))
 
 
 def _columns(values: Tensor) -> list[Tensor]:

@@ -178,6 +178,7 @@ class Location(Effect):
         ({"method": "nuts"}, "proper priors"),
         ({"hyper": "ccd"}, "hyper"),
         ({"priors": "weak"}, "dictionary"),
+        ({"priors": {"dispersion": dist.Uniform(0.1, 0.9)}}, "everywhere on the positive numbers, found none at"),
         ({"priors": {"sigma": dist.HalfNormal(1.0)}}, "priors"),
         ({"priors": {"beta": dist.Normal(0.0, 1.0)}}, "flat"),
         ({"priors": {"dispersion": dist.HalfNormal(torch.ones(3, 1))}}, "dispersion"),

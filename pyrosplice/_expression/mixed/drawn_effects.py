@@ -71,6 +71,7 @@ class DrawnEffects:
             return sites, {"diverging": diverging}
         known, generator = ParameterPriors.of(self.problem, self.priors), torch.Generator().manual_seed(asked.seed)
         known.require_flat_coefficients(asked.method)
+        known.require_everywhere()
         if asked.hyper == "integrate":
             known.require_proper("hyper='integrate'")
             draws = integrated(self.problem, known, asked.num_samples, generator, method=asked.method)

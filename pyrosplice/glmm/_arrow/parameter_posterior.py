@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import nan_where_indefinite
 from pyrosplice._modes import outside_inference_mode
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -25,6 +24,7 @@ from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, Se
 Array = NDArray[np.float64]
 STEP = 0.02  # central difference in φ: third derivatives are of the size of second ones, so about 1e-4 of these
 MODE = 1e-13  # Newton decrement of the modes, in nats²
+LEAST_CURVATURE = 0.1  # of proposals of φ, which reach over three units then: weights do the rest
 LARGEST = 20.0  # log of a standard deviation
 TAIL = 5  # degrees of freedom of proposals: log σ falls off like an exponential towards zero, a Gaussian too fast
 
@@ -140,9 +140,9 @@ def _root(
             x = np.where(logged, np.exp(np.where(logged, moved, 0.0)), moved)
             gradient = objective.loss(x, objective.laplace(rows, x, keep=False))[1]
             hessian[:, :, j] += sign * gradient * np.where(logged, x, 1.0) / (2 * STEP)
-    whole = torch.from_numpy(0.5 * (hessian + np.swapaxes(hessian, 1, 2)))
-    factor = nan_where_indefinite(torch.nan_to_num(whole))
-    covariance = torch.cholesky_inverse(torch.where(factor.isfinite(), factor, torch.eye(d, dtype=torch.float64)))
-    lower: Array = torch.linalg.cholesky(covariance).numpy().copy()
-    lower[~factor.isfinite().all(-1).all(-1).numpy()] = np.nan
-    return lower
+    hessian = 0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+    finite = np.asarray(np.isfinite(hessian).all((1, 2)))
+    values, vectors = np.linalg.eigh(np.where(finite[:, None, None], hessian, np.eye(d)))
+    covariance = (vectors / np.maximum(values, LEAST_CURVATURE)[:, None]) @ np.swapaxes(vectors, 1, 2)
+    lower = np.linalg.cholesky(covariance)
+    return np.where(finite[:, None, None], lower, np.nan)
