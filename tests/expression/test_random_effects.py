@@ -265,7 +265,12 @@ def test_methods_of_other_models_are_refused(fitted: ExpressionGLM) -> None:
             fitted.test(factor="treatment", method=method)
     with pytest.raises(InvalidArgumentError, match="donors"):
         fitted.test(factor="treatment", donors="donor")
-    for call in (fitted.posterior, fitted.quasi, fitted.variance_ratio, lambda: fitted.shrink("treatment[T.drug]")):
+    for call in (
+        fitted.adjusted_dispersion,
+        fitted.quasi,
+        fitted.variance_ratio,
+        lambda: fitted.shrink("treatment[T.drug]"),
+    ):
         with pytest.raises(RefusedModelError, match="random effects"):
             call()
     plain = ExpressionGLM("~ treatment").fit(donors())
