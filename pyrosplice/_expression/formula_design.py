@@ -72,7 +72,9 @@ class DesignMatrix:
     @property
     def labels_hint(self) -> str:
         """What to do about factors whose levels are all numbers, a sentence after others; "" where there are none."""
-        numbers = sorted(name for name, levels in self.levels.items() if len(levels) > 2 and all(map(_is_number, levels)))
+        numbers = sorted(
+            name for name, levels in self.levels.items() if len(levels) > 2 and all(map(_is_number, levels))
+        )
         what = f" Columns {numbers} hold numbers and are taken as labels; name those that are numbers in as_numeric."
         return what if numbers else ""
 

@@ -135,7 +135,10 @@ class _Fitter:
         self.arrow = Arrow(self.layout, problem.groups, restricted=restricted)
         self.eliminator: Eliminator = eliminator_of(problem, self.layout)
         first = first_coefficients(problem)
-        self.coefficients, self.hyper = self.standard.engine_coefficients(first.reshape(len(first), -1)), first_hyper(problem)
+        self.coefficients, self.hyper = (
+            self.standard.engine_coefficients(first.reshape(len(first), -1)),
+            first_hyper(problem),
+        )
         self.unit = unit_of(problem)
         diagonal = [np.trace(matrix) > 0 for block in problem.groups for matrix in block.basis]
         self.diagonal = np.array(diagonal, dtype=bool)
