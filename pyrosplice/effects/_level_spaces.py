@@ -94,7 +94,7 @@ def orthogonal_turn(columns: Array) -> Array | None:
     if len(columns) < columns.shape[1]:
         return None
     scales = scaling_turn(columns)
-    root = np.linalg.qr(columns @ scales, mode="r") / math.sqrt(max(len(columns), 1))
+    root = np.asarray(np.linalg.qr(columns @ scales, mode="r")) / math.sqrt(max(len(columns), 1))
     diagonal = np.diag(root)
     if not (np.abs(diagonal) > DEPENDENT).all():
         return None

@@ -84,7 +84,7 @@ class StandardColumns:
 
     def engine_parameters(self, own: Array) -> Array:
         """The engine's parameters (b, J) of effects of groups."""
-        return self._mapped(own, [np.linalg.inv(turn) for turn in self.effects])
+        return self._mapped(own, [np.asarray(np.linalg.inv(turn), dtype=np.float64) for turn in self.effects])
 
     def _mapped(self, parameters: Array, turns: list[Array]) -> Array:
         out, first = [parameters[:, :0]], 0
@@ -131,7 +131,8 @@ def _turned(parameters: Array, turn: Array, basis: Array) -> Array:
     if not np.array_equal(turn, np.diag(np.diag(turn))):
         root = turn @ np.einsum("bj,jkl->bkl", parameters, basis)
         finite = np.isfinite(root).all((1, 2))
-        triangle = np.linalg.qr(np.swapaxes(np.where(finite[:, None, None], root, 0.0), 1, 2), mode="r")
+        sound = np.where(finite[:, None, None], root, 0.0)
+        triangle: Array = np.asarray(np.linalg.qr(np.swapaxes(sound, 1, 2), mode="r"), dtype=np.float64)
         diagonal = np.diagonal(triangle, axis1=1, axis2=2)
         triangle = np.swapaxes(triangle * np.where(diagonal < 0, -1.0, 1.0)[:, :, None], 1, 2)
         size = basis.sum((1, 2))
