@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrosplice._expression.donor_variance import donor_variance_law
-from pyrosplice._expression.engine.donor_glmm import GlmmFit, donor_design, fit_glmm, varies_within
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.donor_sandwich import ClusterTest, cluster_test
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.mixed.cell_effects import CellEffects
+from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator, mixed_estimator
+from pyrosplice._expression.prepared_inputs import check_mixed
+from pyrosplice._hypothesis.coefficients.unit_law import freedom_of
+from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -46,40 +50,50 @@ class Donors:
         self.estimator = estimator
         self.design = replace(estimator.source.design, strata=strata.astype(np.intp))
 
-    def _source(self, *, with_columns: bool) -> RowSource:
-        design = donor_design(self.design) if with_columns else self.design
-        old = self.estimator.source
-        return RowSource(old.counts, design, old.likelihood, device=old.device, block_size=old.block_size)
-
     def cluster(self, contrast: Array) -> ClusterTest:
         """The sandwich covariance, and the p-value and degrees of freedom of a contrast ``(F,)``."""
-        source = self._source(with_columns=False)
+        old = self.estimator.source
+        source = RowSource(old.counts, self.design, old.likelihood, device=old.device, block_size=old.block_size)
         return cluster_test(source, self.estimator.fit, contrast, within=bool(self._within(contrast).any()))
 
-    def fit_mixed(self, contrast: Array | None = None) -> GlmmFit:
-        """The mixed model of every gene, with what the law of a contrast ``(F,)`` needs."""
-        return fit_glmm(self._source(with_columns=True), self.estimator.fit, contrast)
+    def fit_mixed(self) -> MixedEstimator:
+        """The model with a random intercept for each donor.
 
-    def mixed(self, contrast: Array) -> tuple[GlmFit, Array, Array]:
-        """Mixed-model estimates as a fit, their covariance, and degrees of freedom ``(G,)`` of a contrast ``(F,)``.
+        Raises
+        ------
+        InvalidArgumentError
+            A scale with covariates, or observation weights.
+        """
+        inputs, strata = self.estimator.input_data, self.design.strata
+        assert strata is not None
+        check_mixed(inputs.scale, inputs.weights)
+        names = tuple(map(str, self.names))
+        one = (np.ones((len(strata), 1)), np.ones((1, 1, 1)))
+        block = GroupBlock("1 | donors", strata, *one, ("sd(1)",), names, ("1",))
+        return mixed_estimator(replace(inputs, effects=CellEffects((), (block,))), dtype=self.estimator.dtype.name)
 
-        The covariance is scaled so that the contrast's variance is the one that goes with its degrees of freedom. A
-        contrast of columns that vary within donors is warned about.
+    def mixed(self, contrast: Array) -> tuple[GlmFit, RobustCovariance]:
+        """Mixed-model estimates, and the covariance and degrees of freedom ``(G,)`` of a contrast ``(F,)``.
+
+        A contrast of columns that vary within donors is warned about.
+
+        Raises
+        ------
+        InvalidArgumentError
+            No more donors than coefficients that are constant within donors.
         """
         self._warn_within(contrast)
-        mixed = self.fit_mixed(contrast)
-        assert mixed.profile is not None
-        fit = self.estimator.fit
-        theta = np.column_stack([mixed.location, mixed.scale])
-        moved = replace(fit, theta=theta, code=mixed.code, log_likelihood=mixed.log_likelihood)
-        variance, df = donor_variance_law(mixed.profile)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factor = variance / np.einsum("p,gpq,q->g", contrast, mixed.covariance, contrast)
-        return moved, mixed.covariance * factor[:, None, None], df
+        estimator = self.fit_mixed()
+        law = estimator.record.unit_law
+        freedom = freedom_of(law.covariance, contrast[None], law.units.of(contrast), "clip")
+        return estimator.fit, RobustCovariance(law.covariance.covariance.numpy(), freedom)
 
     def _within(self, contrast: Array) -> NDArray[np.bool_]:
         """Tested columns that vary within donors ``(F,)``."""
-        return varies_within(self.design) & (np.abs(contrast) > 1e-10)
+        strata, x = self.design.strata, self.design.x
+        assert strata is not None
+        first = np.unique(strata, return_index=True)[1]
+        return (np.abs(x - x[first][strata]) > 1e-12).any(0) & (np.abs(contrast) > 1e-10)
 
     def _warn_within(self, contrast: Array) -> None:
         """Warn where the tested column varies within donors, whose responses to it may differ.

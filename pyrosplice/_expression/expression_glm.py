@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression import stored_fit
+from pyrosplice._expression.asked_posterior import draw_from_posterior
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
 from pyrosplice._expression.engine.dispersion import cox_reid
@@ -22,7 +23,7 @@ from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, noise_ratio, warn_of_noise
-from pyrosplice._expression.mixed import component_tests, effect_tables, spatial_null
+from pyrosplice._expression.mixed import component_tests, effect_tables, field_map, spatial_null
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
@@ -30,7 +31,7 @@ from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
-from pyrosplice._expression.posterior import draw_from_posterior
+from pyrosplice._expression.predicted_cells import predict_cells
 from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
@@ -178,8 +179,8 @@ class ExpressionGLM(FollowedExpression, Described):
         if self.estimator.input_data.effects is not None:
             raise RefusedModelError(
                 "This is worked out for models without random effects, and the fit has "
-                f"{self.estimator.input_data.effects}. It has tests, summary(), variance_components(), "
-                "random_effects() and units()."
+                f"{self.estimator.input_data.effects}. It has tests, summary(), variance_components(), units(), "
+                "random_effects(), posterior() and predict()."
             )
         return self.estimator
 
@@ -323,13 +324,16 @@ class ExpressionGLM(FollowedExpression, Described):
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Draw counts ``(N, g)`` of some genes from the fitted model, to check it; NaN without a fit."""
-        return self._data().model.sample_j(genes, seed=seed)
+        """Draw counts ``(N, g)`` of some genes from the fit, random effects at their modes; NaN without a fit."""
+        estimator = self._mixed_estimator() if self._has_effects() else self._data()
+        return estimator.model.sample_j(genes, seed=seed)
 
     posterior = draw_from_posterior
+    predict = predict_cells
     variance_components = effect_tables.variance_components
     random_effects = effect_tables.level_effects
     test_component = component_tests.test_component
+    fitted_field = field_map.fitted_field
     units = effect_tables.units
 
     def summary(self) -> pd.DataFrame:

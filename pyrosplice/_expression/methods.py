@@ -73,8 +73,7 @@ def apply_method(
     if method == "robust":
         return linear(estimator.fit, robust_covariance(estimator.source, estimator.fit, free[0]))
     if method == "glmm":
-        mixed, *law = Donors(estimator, donors).mixed(free[0])
-        return linear(mixed, RobustCovariance(*law))
+        return linear(*Donors(estimator, donors).mixed(free[0]))
     cluster = Donors(estimator, donors).cluster(free[0])
     result = linear(estimator.fit, RobustCovariance(cluster.covariance, cluster.df))
     pval = np.where(np.isnan(result.pval), np.nan, cluster.pval)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -35,6 +35,7 @@ from pyrosplice.posterior._tree import GROUPS, whole_numbers
 from pyrosplice.priors._named import Priors, check_priors
 
 Arrays = dict[str, tuple[tuple[str, ...], Any]]
+HYPER_OF_EFFECTS = ("plug-in", "integrate")
 LARGEST_ETA = 30.0  # of a prior draw: e^30 counts
 
 
@@ -46,12 +47,6 @@ def weak_priors() -> dict[str, dist.TorchDistribution]:
     """
     location, scale = torch.tensor([[0.0, 5.0], [1.0, 2.0]], dtype=torch.float64)
     return {"location": dist.Normal(*location), "scale": dist.Normal(*scale)}
-
-
-class HasEstimator(Protocol):
-    """A fitted model of expression with its data."""
-
-    def _data(self) -> Estimator: ...
 
 
 @dataclass(frozen=True)
@@ -111,70 +106,27 @@ class ExpressionDrawOptions:
     seed: int
     nuts_options: NutsOptions | None
     max_memory: str | float | None
+    hyper: str | None = None
 
     def __post_init__(self) -> None:
         check_option("method", self.method, METHODS)
         check_integer("num_samples", self.num_samples, least=4 if self.method == "nuts" else 1)
+        check_integer("seed", self.seed, least=0)
+        if self.hyper is not None:
+            check_option("hyper", self.hyper, HYPER_OF_EFFECTS)
         for group in self.groups or ():
             check_option("groups", group, GROUPS)
         if self.nuts_options is not None and self.method != "nuts":
             raise InvalidArgumentError(f"nuts_options: method {self.method!r} does not use them.")
 
 
-def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
-    self: HasEstimator,
-    *,
-    num_samples: int = 1000,
-    method: str = "laplace",
-    priors: Priors = None,
-    genes: str | Sequence[str | int] | None = None,
-    groups: Sequence[str] | None = None,
-    seed: int = 0,
-    nuts_options: NutsOptions | None = None,
-    max_memory: str | float | None = None,
-) -> xr.DataTree:
-    """Draw from the posterior: an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
-
-    The mode is found again under the priors; the estimates of :meth:`fit` stay as they are. Variables of the
-    posterior: ``location`` and ``scale``, all coefficients (natural log units); ``log2_effect``; ``dispersion``,
-    the gene's hyper-parameter, if any. Dimensions: ``gene``, ``cell``, ``coefficient``, ``scale_coefficient``.
-
-    Parameters
-    ----------
-    num_samples
-        Draws a gene (and chain); NUTS makes four at least.
-    method
-        ``"laplace"``: a Gaussian of location and scale together at the mode. ``"importance"``: these draws,
-        resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model, gene by gene.
-    priors
-        Pyro distributions of each free coefficient: ``location`` and ``scale``;
-        :func:`pyrosplice._expression.posterior.weak_priors` for those not given, and for ``"weak"``.
-    genes
-        Names or positions of the genes to draw from; all by default.
-    groups
-        Optional groups to make (:mod:`pyrosplice.posterior._tree`); all by default. Those with an entry a cell are
-        large: draws × genes × cells.
-    seed, nuts_options
-        The seed of all that is random; options of ``method="nuts"``.
-    max_memory
-        What the draws may take, as ``"4 GB"`` or bytes (half of the machine's memory by default); logged before.
-
-    Raises
-    ------
-    InvalidArgumentError
-        More memory needed than allowed; options that do not exist; observation weights; a gene whose posterior has
-        no Gaussian curvature.
-    NotReadyError
-        Before ``fit``, or of a loaded model.
-    """
-    draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
-    kept: dict[str, Any] = {"genes": genes, "groups": groups}
-    asked = ExpressionDrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
-    return expression_posterior(self._data(), asked)
-
-
 def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> xr.DataTree:
     """Draw from the posterior of expression; :meth:`pyrosplice.ExpressionGLM.posterior` says how."""
+    if asked.hyper is not None:
+        raise InvalidArgumentError(
+            f"hyper: without random effects the hyper-parameter is drawn with the coefficients, found {asked.hyper!r}; "
+            "leave it out."
+        )
     data = data_of(estimator, asked.priors, asked.genes)
     made = GROUPS if asked.groups is None else asked.groups
     method, n_draws, seed, options = asked.method, asked.num_samples, asked.seed, asked.nuts_options or NutsOptions()

@@ -141,7 +141,7 @@ def prepare(  # noqa: PLR0913 (what fit.model takes)
     effort = (factors, offset, observation_weights)
     bound = asked.bind(cells, Spots.of(data))
     if bound is not None:
-        _check_mixed(scale, observation_weights)
+        check_mixed(scale, observation_weights)
     return InputData(counts, location, scale, free_location, free_scale, *effort, cells, likelihood, bound)
 
 
@@ -160,7 +160,7 @@ def _random_terms(
     return rest, asked_too
 
 
-def _check_mixed(scale: DesignMatrix, weights: Array | None) -> None:
+def check_mixed(scale: DesignMatrix, weights: Array | None) -> None:
     """Refuse what a fit with random effects has not."""
     if scale.matrix.shape[1] > 1:
         raise InvalidArgumentError(

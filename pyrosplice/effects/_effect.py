@@ -33,7 +33,8 @@ class Effect:
     ``name``     no       what tables call it; by default the class's name
     ============ ======== =======================================================================================
 
-    Methods are given a person's table, one row an observation; whatever else they need is the object's own.
+    Methods are given a person's table, one row an observation; whatever else they need is the object's own. Predictions
+    take ``columns`` of the new rows; where these depend on all rows (a coding), override :meth:`columns_again` too.
     :func:`pyrosplice.testing.check_effect` says in words what a new one gets wrong.
     """
 
@@ -49,6 +50,21 @@ class Effect:
     def columns(self, table: pd.DataFrame) -> pd.DataFrame | Array:
         """Covariates z ``(N, q)`` whose effects vary between groups; 1, unless overridden."""
         return pd.DataFrame({"1": np.ones(len(table))})
+
+    def columns_again(self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]) -> Array:
+        """Covariates z ``(n, q)`` of other rows, for predictions: the same columns, ``column_names``, as those fitted.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Other columns.
+        """
+        values, names = self._read_columns(table, f"effect ({self.name})", zeros=True)
+        if names != tuple(column_names):
+            raise InvalidArgumentError(
+                f"effect ({self.name}): expected columns {list(column_names)} as fitted, found {list(names)}."
+            )
+        return values
 
     def basis(self, column_names: Sequence[str]) -> Array:
         """Matrices E ``(J, q, q)``; unless overridden, each entry of a lower triangle, for any covariance."""
@@ -89,7 +105,9 @@ class Effect:
         check_distinguishable([block])
         return block
 
-    def _read_columns(self, table: pd.DataFrame, argument: str) -> tuple[Array, tuple[str, ...]]:
+    def _read_columns(
+        self, table: pd.DataFrame, argument: str, *, zeros: bool = False
+    ) -> tuple[Array, tuple[str, ...]]:
         given = self.columns(table)
         values = np.ascontiguousarray(given, dtype=np.float64)
         if values.ndim != 2 or values.shape[0] != len(table) or values.shape[1] == 0:
@@ -101,7 +119,7 @@ class Effect:
         names = given.columns if isinstance(given, pd.DataFrame) else range(1, values.shape[1] + 1)
         texts = tuple(str(name) for name in names)
         zero = [name for name, column in zip(texts, values.T, strict=True) if not column.any()]
-        if zero:
+        if zero and not zeros:
             raise InvalidArgumentError(f"{argument}: columns {zero} are zero everywhere; leave them out.")
         return values, texts
 

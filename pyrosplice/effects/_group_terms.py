@@ -126,6 +126,14 @@ class Groups(Effect):
         names = ["1" if name == "Intercept" else name for name in design.names]
         return pd.DataFrame(design.matrix, columns=names)
 
+    def columns_again(self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]) -> Array:
+        """Intercept and slopes of other rows, coded as those that were fitted."""
+        if fitted is None:
+            raise InvalidArgumentError(f"{self._argument}: its columns are those of a table, and there was none.")
+        return read_formula(self.slopes, fitted, self._argument, as_numeric=self.as_numeric).again(
+            table, self._argument
+        )
+
     def basis(self, column_names: Sequence[str]) -> Array:
         """Entries of a lower triangle, or of its diagonal, ``(J, q, q)``."""
         every = lower_triangle(column_names)

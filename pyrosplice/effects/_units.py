@@ -162,16 +162,22 @@ class DesignUnits:
         Effects of groups (:func:`pyrosplice.effects._effect.bind`).
     observations
         What observations are called.
+    sections
+        A factor within whose levels a field is: name, and level of each observation ``(N,)``. None for no field, or
+        for one section.
     """
 
     coefficients: Coefficients
     blocks: Sequence[GroupBlock]
     observations: str = "cells"
+    sections: tuple[str, NDArray[np.intp]] | None = None
     _strata: tuple[_Stratum, ...] = field(init=False, repr=False)
+    _sections: Rows = field(init=False, repr=False)
     _spaces: dict[tuple[int, bytes], Array] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_strata", _strata(self.blocks))
+        object.__setattr__(self, "_sections", () if self.sections is None else rows_of_levels(self.sections[1]))
 
     def of(self, contrast: Array) -> ContrastUnits:
         """Units of w'β, w ``(P,)``.
@@ -199,6 +205,9 @@ class DesignUnits:
         samples
             Column of the samples of a group, or what it would be called.
         """
+        between = self._between_sections(contrast)
+        if between is not None:
+            return between
         varying = [s for s in self._strata if s.intercept and not self._carries(contrast, s.groups, s.constant)]
         if not varying or any(self._carries(contrast, s.groups, s.columns) for s in self._strata):
             return None
@@ -209,6 +218,18 @@ class DesignUnits:
         return (
             f"{self._subject(contrast)} varies within {largest.name}; {self.observations} are the units of this test. "
             f"Add {nested}{slope}."
+        )
+
+    def _between_sections(self, contrast: Array) -> str | None:
+        """What is wrong where sections differ in a contrast, and only a field in each stands for their differences."""
+        if self.sections is None or any(self._carries(contrast, s.groups, s.columns) for s in self._strata):
+            return None
+        name, levels = self.sections
+        if not self._carries(contrast, self._sections, np.ones((len(levels), 1))):
+            return None
+        return (
+            f"{self._subject(contrast)} does not vary within {name}, whose differences the field does not stand for; "
+            f"{self.observations} are the units of this test. Add (1 | {name})."
         )
 
     def table(self) -> pd.DataFrame:

@@ -112,15 +112,20 @@ class CountGLMM(MultinomialGLM):
             eta = eta + values["noise"] @ self.between.T * values["noise_sd"].unsqueeze(-1)
         return eta
 
-    def _group_part(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
-        scale = sum(
-            (values[name].unsqueeze(-1) * matrix for name, matrix in _parameters_of(group).items()),
-            self.design.new_zeros(()),
-        )
+    def effect_root(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
+        """L ``(..., G, q, q)`` of a group effect: its levels have covariance ``L L'`` on each predictor."""
+        scale = (values[name].unsqueeze(-1) * matrix for name, matrix in _parameters_of(group).items())
+        return sum(scale, self.design.new_zeros(()))
+
+    def level_effects(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
+        """Effects u ``(..., G, D, q, Q)`` of every level on the predictors."""
         latent = values[group.name]
         if group.root is not None:
             latent = torch.einsum("de,...ekq->...dkq", torch.as_tensor(group.root), latent)
-        effects = torch.einsum("...kl,...dlq->...dkq", scale, latent) @ self.between.T
+        return torch.einsum("...kl,...dlq->...dkq", self.effect_root(group, values), latent) @ self.between.T
+
+    def _group_part(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
+        effects = self.level_effects(group, values)
         levels = torch.as_tensor(group.levels, dtype=torch.int64)
         columns = torch.as_tensor(group.columns) * (levels >= 0)[:, None]  # −1: none of them
         return torch.einsum("nk,...nkq->...nq", columns, effects[..., levels.clamp_min(0), :, :])

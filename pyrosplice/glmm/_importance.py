@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
@@ -30,7 +31,7 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import matvec, nan_where_indefinite, planar
 from pyrosplice.glmm._laplace import Laplace
 from pyrosplice.glmm._latents import Latents
-from pyrosplice.glmm._mode import Mode
+from pyrosplice.glmm._mode import Mode, NewtonStep
 from pyrosplice.glmm._objective import Measure
 
 RELIABLE = 0.7  # k̂ up to which the estimate is usable
@@ -90,9 +91,16 @@ def importance(mode: Mode, *, n_draws: int = 400, seed: int = 0) -> Importance:
     )
 
 
-def posterior_deviations(mode: Mode, n_draws: int, generator: torch.Generator) -> Iterator[Latents]:
+class AtMode(Protocol):
+    """What holds the Newton system at a mode."""
+
+    @property
+    def step(self) -> NewtonStep: ...
+
+
+def posterior_deviations(mode: AtMode, n_draws: int, generator: torch.Generator) -> Iterator[Latents]:
     """Draws of the standardised effects from Laplace's posterior, less the mode."""
-    step, solver, like = mode.step, mode.step.model.solver, mode.latents.noise
+    step, solver, like = mode.step, mode.step.model.solver, mode.step.latents.noise
     root = nan_where_indefinite(step.white_covariance)  # of a gene without a finite fit, that troubles no other
     a, c = step.parameters.spatial[:, None], step.parameters.white
 
@@ -101,15 +109,24 @@ def posterior_deviations(mode: Mode, n_draws: int, generator: torch.Generator) -
 
     for first in range(0, n_draws, _CHUNK):
         count = min(_CHUNK, n_draws - first)
-        fields = mode.latents.field.unsqueeze(-1).expand(-1, -1, -1, count) * 0
+        fields = step.latents.field.unsqueeze(-1).expand(-1, -1, -1, count) * 0
         if solver is not None and step.factor is not None:
-            fields = step.factor.color(normal(*mode.latents.field.shape, count))
+            fields = step.factor.color(normal(*step.latents.field.shape, count))
         for field in fields.unbind(-1):
             noise = planar(matvec(root, normal(*like.shape)))
             if solver is not None:
                 pulled = matvec(step.information, solver.spread(field) * a) * c
                 noise = noise - matvec(step.white_covariance, pulled)
             yield Latents(field, noise)
+
+
+def posterior_form(step: NewtonStep, deviation: Latents) -> Tensor:
+    """Quadratic form ``d' H d`` of a deviation from the mode in Laplace's posterior precision, (B,)."""
+    change = step.model.random_part(step.parameters, deviation)
+    form = deviation.noise.square().sum((1, 2)) + (change * matvec(step.information, change)).sum((1, 2))
+    if step.model.solver is not None:
+        form = form + (deviation.field * step.model.solver.prior(deviation.field)).sum((1, 2))
+    return form
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

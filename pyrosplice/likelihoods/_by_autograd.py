@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrosplice._overrides import is_ours
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.likelihoods._contract import Likelihood
+from pyrosplice.likelihoods._contract import Likelihood, shaped
 from pyrosplice.likelihoods._guarded import guarded
 from pyrosplice.likelihoods._wrapped import Wrapped
 
@@ -101,6 +101,8 @@ def refuse_wrong_forms(likelihood: Likelihood, counts: Tensor) -> None:
         one = likelihood.select(gene).bind_start(1, some)
         try:
             wrong = _wrong(one, ByAutograd(one), some, eta)
+        except InvalidArgumentError:  # of another shape than asked for
+            raise
         except Exception:  # of whatever kind: a gene for which it raises ends with that reason in the fit
             continue
         break
@@ -113,13 +115,19 @@ def refuse_wrong_forms(likelihood: Likelihood, counts: Tensor) -> None:
         )
 
 
+def _checked(likelihood: Likelihood, method: str, counts: Tensor, eta: Tensor) -> Tensor:
+    """What a closed form returns, refused if it has another shape."""
+    shape = eta.shape if method == "score" else (*eta.shape, eta.shape[-1])
+    return shaped(f"{method} of {type(likelihood).__name__}", getattr(likelihood, method)(counts, eta), shape)
+
+
 def _wrong(likelihood: Likelihood, exact: Likelihood, counts: Tensor, eta: Tensor) -> list[str]:
     weight = torch.eye(eta.shape[-1]).to(eta).expand(*eta.shape, eta.shape[-1])
     names = [name for name in likelihood.hyperparameters if isinstance(getattr(likelihood, name), Tensor)]
     pairs = {
         "log_kernel": (_rise(likelihood, counts, eta), _rise(exact, counts, eta)),
-        "score": (likelihood.score(counts, eta), exact.score(counts, eta)),
-        "information": (likelihood.information(counts, eta), exact.information(counts, eta)),
+        "score": (_checked(likelihood, "score", counts, eta), exact.score(counts, eta)),
+        "information": (_checked(likelihood, "information", counts, eta), exact.information(counts, eta)),
         "information_gradient": (
             likelihood.information_gradient(counts, eta, weight),
             exact.information_gradient(counts, eta, weight),

@@ -19,8 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import matvec
-from pyrosplice.glmm._importance import posterior_deviations
+from pyrosplice.glmm._importance import posterior_deviations, posterior_form
 from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.glmm._link_posterior import coefficient_responses
 from pyrosplice.glmm._mode import MixedModel, Mode
@@ -136,8 +135,4 @@ def _logdet(mode: Mode) -> Tensor:
 def _log_ratio(mode: Mode, here: Parameters, latents: Latents, deviation: Latents, logdet: Tensor) -> Tensor:
     """Log weight ``log p(y, u | Γ) − log q(u | Γ)``: (L,)."""
     model: MixedModel = mode.step.model
-    change = model.random_part(here, deviation)
-    square = deviation.noise.square().sum((1, 2)) + (change * matvec(mode.step.information, change)).sum((1, 2))
-    if model.solver is not None:
-        square = square + (deviation.field * model.solver.prior(deviation.field)).sum((1, 2))
-    return model.log_joint(here, latents) + 0.5 * square - 0.5 * logdet
+    return model.log_joint(here, latents) + 0.5 * posterior_form(mode.step, deviation) - 0.5 * logdet

@@ -16,6 +16,7 @@ s_* is near that of the old spots (.73 to 1.0 where a quarter of a grid is new),
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice._linalg.sparse import SparseSolver
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._graph import Graph, component_labels, knn_graph
 from pyrosplice.spatial.car import CarCovariance
 
@@ -88,6 +90,50 @@ class NewSpots:
         return self.solver.color(normal)
 
 
+@dataclass(frozen=True)
+class FieldPlaces:
+    """Where a field is asked for: n spots, each a fitted one or a new one.
+
+    Attributes
+    ----------
+    fitted
+        Which fitted spot each is, ``(n,)``; −1 for a new one.
+    new
+        The field at the new ones, in their order; None where none is.
+    """
+
+    fitted: NDArray[np.intp]
+    new: NewSpots | None
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of the field of unit variance that the fitted spots do not say, ``(n,)``."""
+        out = np.zeros(len(self.fitted))
+        if self.new is not None:
+            out[self.fitted < 0] = self.new.variance.numpy()
+        return out
+
+    @property
+    def unjoined(self) -> NDArray[np.bool_]:
+        """Which have the field of the prior, ``(n,)``."""
+        out = np.zeros(len(self.fitted), dtype=bool)
+        if self.new is not None:
+            out[self.fitted < 0] = ~self.new.joined
+        return out
+
+    def weights(self, some: NDArray[np.intp], n_spots: int) -> Tensor:
+        """Expected field at some of the spots as weights ``(m, N)`` of that at the fitted ones."""
+        out = torch.zeros(len(some), n_spots, dtype=torch.float64)
+        fitted = self.fitted[some]
+        old = np.flatnonzero(fitted >= 0)
+        out[old, fitted[old]] = 1.0
+        if self.new is not None and len(old) < len(some):
+            place = np.cumsum(self.fitted < 0) - 1
+            rest = np.flatnonzero(fitted < 0)
+            out[rest] = self.new.weights(torch.from_numpy(place[some[rest]]))
+        return out
+
+
 def new_spots(fitted: CarCovariance, old: Positions, new: Positions, *, k_neighbors: int, graph: Graph) -> NewSpots:
     """Join new spots to the fitted ones, at ``old``; sections with the same code are one.
 
@@ -101,6 +147,29 @@ def new_spots(fitted: CarCovariance, old: Positions, new: Positions, *, k_neighb
     variance = torch.from_numpy(solver.pattern.inverse_diagonal())
     joined = np.isin(labels[n_old:], labels[:n_old])
     return NewSpots(solver, sp.csr_matrix(-precision[n_old:][:, :n_old]), variance, joined)
+
+
+def same_spots(
+    old: Positions, new: Positions, names: tuple[NDArray[np.object_], NDArray[np.object_]], argument: str
+) -> NDArray[np.intp]:
+    """Which fitted spot each is: the one at its position, of its name where several are there; −1 for none.
+
+    ``names`` are those of old and new spots; errors begin with ``argument``.
+    """
+    old_names, new_names = names
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for i, (section, point) in enumerate(zip(old.sections, old.coords, strict=True)):
+        places.setdefault((section, *point), []).append(i)
+    out = np.full(len(new), -1, dtype=np.intp)
+    for i, (section, point) in enumerate(zip(new.sections, new.coords, strict=True)):
+        here = places.get((section, *point), [])
+        named = [spot for spot in here if len(here) == 1 or old_names[spot] == new_names[i]]
+        if here and len(named) != 1:
+            raise InvalidArgumentError(
+                f"{argument}: spot {new_names[i]!r} is where {len(here)} fitted spots are; name the one that it is."
+            )
+        out[i] = named[0] if named else -1
+    return out
 
 
 def _joint_graph(

@@ -7,7 +7,6 @@ from scipy import stats
 from scipy.special import digamma, polygamma
 
 from pyrosplice._expression.count_matrix import CountMatrix
-from pyrosplice._expression.donor_variance import donor_variance_law
 from pyrosplice._expression.donors import Donors
 from pyrosplice._expression.engine.dispersion import adjusted_profile, cox_reid, trend_and_shrink
 from pyrosplice._expression.engine.gene_fits import fit_glm
@@ -21,7 +20,6 @@ from pyrosplice._expression.quasi_likelihood import (
     squeeze_variance,
 )
 from pyrosplice._expression.quasi_test import deviances, quasi_fit, quasi_test, residual_df
-from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError
 from pyrosplice.likelihoods import NegativeBinomial
 from tests.paths import shared
@@ -188,14 +186,12 @@ def test_donors_calibrate_where_the_naive_test_fails(method):
 def test_mixed_model_recovers_tau_and_donors():
     y, obs, u = donors(g=200, n_donors=20, per=40, tau=0.5)
     glm = ExpressionGLM("~1+within").fit(y, sample_description=obs)
-    mixed = Donors(glm.estimator, "donor").fit_mixed()
-    assert abs(np.median(mixed.tau) - 0.5) < 0.05 and (mixed.code == FitCode.CONVERGED).all()
-    assert np.corrcoef(mixed.donor_effect.ravel(), (u - u.mean(0)).T.ravel())[0, 1] > 0.9
-    of = {c: Donors(glm.estimator, "donor").fit_mixed(np.array(c)).profile for c in ((1.0, 0.5), (0.0, 1.0))}
-    (_, between), (_, within) = (donor_variance_law(profile) for profile in of.values())
-    assert 15 < np.median(between) < 40 and np.median(within) > 1000
+    mixed = Donors(glm.estimator, "donor").fit_mixed().mixed
+    assert abs(np.median(mixed.parameters) - 0.5) < 0.05 and (mixed.reason == "converged").all()
+    effects = mixed.group_modes[0][:, :, 0, 0].numpy()
+    assert np.corrcoef(effects.ravel(), (u - u.mean(0)).T.ravel())[0, 1] > 0.9
     flat = Donors(ExpressionGLM("~1").fit(*_no_donor_effect()).estimator, np.repeat(np.arange(8), 25)).fit_mixed()
-    assert np.median(flat.tau) < 0.08
+    assert np.median(flat.mixed.parameters) < 0.08
 
 
 def _no_donor_effect():
@@ -207,10 +203,10 @@ def test_laplace_of_the_mixed_model_is_close_to_quadrature():
     # one gene, Poisson-like, 5 donors: integrate each donor's intercept by Gauss–Hermite
     y, obs, _ = donors(g=1, n_donors=5, per=30, tau=0.6, seed=4)
     glm = ExpressionGLM("~1").fit(y, sample_description=obs)
-    mixed = Donors(glm.estimator, "donor").fit_mixed()
-    r = np.exp(mixed.scale[0, 0])
+    fit = Donors(glm.estimator, "donor").fit_mixed().mixed
+    r, center = 1 / float(fit.hyper["dispersion"][0, 0]), float(fit.coefficients[0, 0, 0])
     node, weight = np.polynomial.hermite_e.hermegauss(40)
-    grid = np.linspace(mixed.location[0, 0] - 3, mixed.location[0, 0] + 3, 121)
+    grid = np.linspace(center - 3, center + 3, 121)
 
     def restricted(tau):
         total = np.zeros(len(grid))
@@ -223,9 +219,9 @@ def test_laplace_of_the_mixed_model_is_close_to_quadrature():
 
     taus = np.exp(np.linspace(np.log(0.15), np.log(1.5), 20))
     values = [restricted(t) for t in taus]
-    assert abs(np.log(mixed.tau[0] / taus[int(np.argmax(values))])) < 0.12
-    laplace = mixed.log_likelihood[0] + 0.5 * np.log(2 * np.pi)  # β integrated, one dimension
-    assert abs(laplace - restricted(mixed.tau[0])) < 0.1
+    tau = float(fit.parameters[0, 0])
+    assert abs(np.log(tau / taus[int(np.argmax(values))])) < 0.12
+    assert abs(float(fit.log_likelihood[0]) - restricted(tau)) < 0.1
 
 
 def test_cluster_covariance_of_balanced_donors_is_that_of_their_means():

@@ -64,7 +64,7 @@ def test_what_contradicts_is_refused():
         GaussianMixture(2, priors=spread).fit(x).posterior(x)
     start = GaussianMixture(2, covariance_type="full", random_state=0).fit(x).model_.means
     corner = {"means": dist.Laplace(start, 0.01).to_event(1)}  # its mode is where it has no derivative
-    with pytest.raises(InvalidArgumentError, match="A density with a corner at its mode"):
+    with pytest.raises(InvalidArgumentError, match="A prior with a corner at its mode"):
         GaussianMixture(2, covariance_type="full", priors=corner, random_state=0).fit(x)
     floored = GaussianMixture(2, priors={"means": dist.Normal(0.0, 1.0)}, covariance_regularization=50.0).fit(x)
     assert float(floored.model_.covariances.min()) >= 50

@@ -16,7 +16,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from pyrosplice._expression.count_matrix import CountMatrix
-from pyrosplice._expression.engine.basis import Basis, conditioned, identity, joint
+from pyrosplice._expression.engine.basis import Basis, conditioned, joint
 from pyrosplice._expression.engine.count_table import CountTable
 from pyrosplice._expression.engine.pseudo_cells import Compression, Designs, Rows, as_tensor, compress, distinct_rows
 from pyrosplice.likelihoods._contract import Likelihood
@@ -44,8 +44,6 @@ class Design:
         Observation weights: ``(N,)``, ``(N, G)``, or None for ones.
     strata
         Label of each cell (donor, say) that rows must not be summed across, ``(N,)``; None for one stratum.
-    n_random
-        Last columns of ``x`` whose coefficients have a prior, so that they may depend on the others.
     """
 
     x: Array
@@ -54,7 +52,6 @@ class Design:
     zeta_offset: Array
     weights: Array | None = None
     strata: Index | None = None
-    n_random: int = 0
 
     @property
     def gene_wise(self) -> bool:
@@ -188,9 +185,7 @@ class RowSource:
         d, plan = self.design, self.compression
         first = np.arange(len(d.x)) if plan is None else plan.first
         cells = np.ones(len(d.x)) if plan is None else np.bincount(plan.group).astype(float)
-        fixed = d.x.shape[1] - d.n_random
-        location = joint(conditioned(d.x[first, :fixed], cells), identity(d.n_random))
-        return joint(location, conditioned(d.z[first], cells))
+        return joint(conditioned(d.x[first], cells), conditioned(d.z[first], cells))
 
     @cached_property
     def conditioned(self) -> RowSource:

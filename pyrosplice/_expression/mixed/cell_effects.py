@@ -48,6 +48,8 @@ class CellEffects:
         Whether every cell has an effect of its own.
     family
         Fields whose parameter is estimated, each gene's own; ``field`` and ``space`` are then of the default.
+    sections
+        Column of the sections that the field is in, and the section of each cell ``(N,)``; None for one.
     """
 
     given: tuple[Effect | Field | Independent, ...]
@@ -57,6 +59,7 @@ class CellEffects:
     space_by: Array | None = None
     noise: bool = False
     family: FieldFamily | None = None
+    sections: tuple[str, NDArray[np.intp]] | None = None
 
     def problem(self, counts: Array, design: Array, offset: Array, likelihood: Likelihood) -> EffectsProblem:
         """What the engine fits: counts ``(g, N)``, offset ``(N,)`` or ``(g, N)``."""
@@ -163,7 +166,8 @@ class EffectsRequest:
         field = next((one for one in self.effects if isinstance(one, Field)), None)
         if field is None:
             return CellEffects(self.effects, groups, noise=noise)
-        sections = None if self.section_key is None else cells.levels(self.section_key, "section_key").names
+        labels = None if self.section_key is None else cells.levels(self.section_key, "section_key")
+        sections = None if labels is None else labels.names
         positions = None
         if field.covariance is None:
             if spots is None:
@@ -180,4 +184,6 @@ class EffectsRequest:
                 f"space: expected a covariance of {cells.n_used} cells, those that are fitted, found one of "
                 f"{space.n_spots}."
             )
-        return CellEffects(self.effects, groups, covariance, space, field.multiplier(table), noise, family)
+        within = None if labels is None or len(labels.levels) < 2 else (str(self.section_key), labels.codes)
+        by = field.multiplier(table)
+        return CellEffects(self.effects, groups, covariance, space, by, noise, family, within)

@@ -10,7 +10,7 @@ Rejected at 5 %, negative-binomial genes whose effect is absent (tests/studies/v
 ============================================ ===============================
 ``(1 | donor)``, 6, 12 and 40 donors          4.1 to 5.8 %, unequal donors too
 ``(0 + x | donor)`` as a term of its own      3.1 to 5.9 %
-``(0 + x | donor)`` of ``(1 + x | donor)``    2.1 to 4.9 %: conservative with few donors
+``(0 + x | donor)`` of ``(1 + x | donor)``    2.2 to 4.9 %: conservative with few donors
 ``(1 + x | donor)``, 12 donors                1.1 %: a bound
 field on 256 spots, by a covariate or not     4.0 to 4.7 %; 0.9 to 1.5 % at 0.05 counts a spot
 ``cell``                                      4.7 to 4.8 % beside Poisson, 1.6 % beside negative binomial

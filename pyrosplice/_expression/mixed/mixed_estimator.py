@@ -15,9 +15,10 @@ from pyrosplice._expression.call_options import is_default
 from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit
-from pyrosplice._expression.estimator import Estimator
+from pyrosplice._expression.estimator import Estimator, FittedModel
 from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
+from pyrosplice._expression.mixed.model_at_modes import ModelAtModes
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._expression.prepared_inputs import InputData
 from pyrosplice._optimize.convergence import FitCode
@@ -51,8 +52,8 @@ OF_THE_GLM = {
 class MixedEstimator(Estimator):
     """Estimates of every gene with random effects of groups, in space, or of single cells.
 
-    Coefficients and their covariance are those of the restricted likelihood; ``log_likelihood`` is that. Predictors
-    and means of ``model`` are those of the fixed effects and size factors alone.
+    Coefficients and their covariance are those of the restricted likelihood; ``log_likelihood`` is that. Predictors,
+    means and draws of ``model`` are given all random effects at their modes.
 
     Attributes
     ----------
@@ -122,6 +123,15 @@ class MixedEstimator(Estimator):
             raise AssertionError("genes of several fields have no problem in common")
         return replace(problem, space=family.solver(float(at[genes[0]])))
 
+    @cached_property
+    def model(self) -> FittedModel:
+        """The fitted model, all random effects at their modes."""
+        return ModelAtModes(self, self._predictor)
+
+    def _predictor(self, genes: Genes) -> Array:
+        eta = self.mixed.take(torch.from_numpy(genes)).linear_predictor(self.problem(genes))
+        return np.asarray(eta[..., 0].T.numpy(), dtype=np.float64)
+
     def blocks(self) -> Iterator[Genes]:
         """Genes that are read together, in their order, and have the same field."""
         n_cells, n_genes = self.input_data.counts.shape
@@ -162,7 +172,8 @@ class MixedEstimator(Estimator):
         ]
         names = ("covariance", "slopes", "parameter_covariance")
         law = CovarianceLaw(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-        return MixedRecord(self.groups, self.mixed, law, self.coefficients)
+        key, sections = ("", None) if self.effects.sections is None else self.effects.sections
+        return MixedRecord(self.groups, self.mixed, law, self.coefficients, key, sections)
 
 
 def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw
-from pyrosplice._io.codec import check_keys, check_sizes
+from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice.effects._effect import Effect
 from pyrosplice.effects._field import Field, Independent
 from pyrosplice.effects._group_block import GroupBlock
@@ -35,17 +38,22 @@ class MixedRecord:
         How their covariance moves with the variances.
     coefficients
         The design of the free coefficients.
+    section_key, sections
+        Column of the sections that a field is in, and the section of each cell; None for one, or for no field.
     """
 
     groups: tuple[GroupBlock, ...]
     mixed: EffectsFit
     law: CovarianceLaw
     coefficients: Coefficients
+    section_key: str = field(default="", metadata={NEW: True})
+    sections: NDArray[np.intp] | None = field(default=None, metadata={NEW: True})
 
     @property
     def unit_law(self) -> UnitLaw:
         """Laws of contrasts of the free coefficients."""
-        return UnitLaw(self.law, DesignUnits(self.coefficients, self.groups, "cells"))
+        within = None if self.sections is None else (self.section_key, self.sections)
+        return UnitLaw(self.law, DesignUnits(self.coefficients, self.groups, "cells", within))
 
     def check(self, genes: Sequence[str]) -> None:
         """Raise :class:`~pyrosplice.errors.ModelFileError` where parts of a file are of different sizes."""

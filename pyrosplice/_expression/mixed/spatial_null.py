@@ -88,6 +88,8 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
     tested (:mod:`pyrosplice._expression.spatial_variability`). ``"llr"``: twice the gain in restricted log likelihood
     by the fit's field (:mod:`pyrosplice._expression.mixed.component_tests`). Of a field that multiplies a covariate
     residuals are multiplied by it: what varies in space at equal values of the covariate counts too.
+    Of 1,000 genes that vary in nothing it rejects 3.7 to 5.9 % at 5 % (256 spots, means of 0.05 to 20, half of the
+    spots or a normal covariate; tests/studies/variance_components.py).
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from pyrosplice._usage.reading.design import covariates_again
 from pyrosplice._usage.reading.isoforms import check_key, table_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._graph import check_coords
-from pyrosplice.spatial._new_spots import NewSpots, Positions, new_spots
+from pyrosplice.spatial._new_spots import NewSpots, Positions, new_spots, same_spots
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 GIVEN = "adata_new"
@@ -75,7 +74,8 @@ def asked_spots(analysis: UsageAnalysis, given: object, design_mtx: object) -> A
     if coords is None:
         return AskedSpots(names, covariates, torch.full((n_spots,), -1), None)
     old, new = _positions(analysis, obs, coords)
-    fitted = _same_spots(old, new, prepared.data.adata.obs_names, names)
+    both = prepared.data.adata.obs_names.to_numpy(dtype=object), names.to_numpy(dtype=object)
+    fitted = same_spots(old, new, both, GIVEN)
     field, covariance = None, prepared.covariance
     if (fitted < 0).any() and isinstance(covariance, CarCovariance):
         options = analysis.options
@@ -173,20 +173,3 @@ def _positions(
     levels = {name: code for code, name in enumerate(dict.fromkeys((*old.levels, *new.levels)))}
     old_codes, new_codes = (np.array([levels[name] for name in labels.names], np.intp) for labels in (old, new))
     return Positions(own, old_codes), Positions(coords, new_codes)
-
-
-def _same_spots(old: Positions, new: Positions, old_names: pd.Index, new_names: pd.Index) -> NDArray[np.intp]:
-    """Which fitted spot each is: the one at its position, of its name where several are there; −1 for none."""
-    places: dict[tuple[Any, ...], list[int]] = {}
-    for i, (section, point) in enumerate(zip(old.sections, old.coords, strict=True)):
-        places.setdefault((section, *point), []).append(i)
-    out = np.full(len(new), -1, dtype=np.intp)
-    for i, (section, point) in enumerate(zip(new.sections, new.coords, strict=True)):
-        here = places.get((section, *point), [])
-        named = [spot for spot in here if len(here) == 1 or old_names[spot] == new_names[i]]
-        if here and len(named) != 1:
-            raise InvalidArgumentError(
-                f"{GIVEN}: spot {new_names[i]!r} is where {len(here)} fitted spots are; name the one that it is."
-            )
-        out[i] = named[0] if named else -1
-    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,10 @@ class CellElimination:
     def advance(self, step: Tensor) -> Latents:
         """No inner effects."""
         return self.cells.zeros(self.at.genes)
+
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """No inner effects."""
+        return ((self.cells.zeros(self.at.genes), self.decrement) for _ in range(n_draws))
 
     def respond(self, blocks: Tensor, sds: Tensor, log_hyper: Tensor) -> CellResponse:
         """First-order change of the score."""

@@ -21,10 +21,11 @@ right-hand side J't, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pyrosplice.glmm._latents import Latents
@@ -123,6 +124,10 @@ class Elimination(Protocol):
         With V the covariance of η in a Gaussian model, :math:`\tfrac12 r' \dot V_j P \dot V_k r` (Gilmour et al. 1995,
         Biometrics 51: 1440): here :math:`\dot\eta_j' W\, d\eta_k`.
         """
+        ...
+
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """Draws of the inner effects from their Gaussian given b, less its mean, and their quadratic forms ``(b,)``."""
         ...
 
     def measure(self, covariance: Tensor) -> InnerMeasure:

@@ -15,7 +15,7 @@ Under ``isoform_effect="symmetric"`` all of it, b too, is in the coordinates ``b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.eliminator import InnerGradient, InnerPoint
 from pyrosplice.glmm._arrow.support_columns import SupportColumns
+from pyrosplice.glmm._importance import posterior_deviations, posterior_form
 from pyrosplice.glmm._laplace import Border, EffectMoments
 from pyrosplice.glmm._latents import Latents, Parameters
 from pyrosplice.glmm._mode import MixedModel, NewtonStep
@@ -221,6 +222,11 @@ class SpotElimination:
                 out[:, j, k] = (other * weighted).sum((1, 2))
         return out
 
+    def deviations(self, n_draws: int, generator: torch.Generator) -> Iterator[tuple[Latents, Tensor]]:
+        """Draws of the inner effects from their Gaussian given b, less its mean, and their quadratic forms ``(b,)``."""
+        for deviation in posterior_deviations(self, n_draws, generator):
+            yield deviation, posterior_form(self.step, deviation)
+
     def measure(self, covariance: Tensor) -> SpotMeasure:
         """Laplace's value at this point, taken for the mode, given the posterior covariance ``(b, U, wQ, wQ)`` of b."""
         return SpotMeasure(self, covariance)
@@ -256,7 +262,8 @@ class SpotMeasure:
             None if undone is None else matmul(through, undone.unflatten(2, elimination.absorbed.shape[2:]).mT),
         )
         self._moments = EffectMoments(step, border)
-        tilt = model.likelihood.information_gradient(model.counts, step.eta, self._moments.covariance)
+        self.covariance = self._moments.covariance  # of every predictor, (b, N, Q, Q)
+        tilt = model.likelihood.information_gradient(model.counts, step.eta, self.covariance)
         self._tilt = -0.5 * tilt
         moved = model.random_part(step.parameters, step.direction)  # the determinants are carried to the mode
         self.value = self.value + (self._tilt * moved).sum((1, 2))
@@ -276,9 +283,7 @@ class SpotMeasure:
         none = residual.new_zeros(len(residual), 0)
         hyper = none
         if eliminator.hyper:
-            hyper, _ = model.likelihood.hyper_gradient(
-                model.counts, step.eta, eliminator.hyper, eta, self._moments.covariance
-            )
+            hyper, _ = model.likelihood.hyper_gradient(model.counts, step.eta, eliminator.hyper, eta, self.covariance)
         return InnerGradient(eliminator.columns.gather(residual), torch.stack(sds, 1) if sds else none, hyper)
 
 

@@ -110,7 +110,7 @@ class DenseModel:
         fixed = values.each(Tensor.detach)
         joint = lambda x: self.log_joint(x, fixed)  # noqa: E731
         flat = torch.zeros(sum(r * q for r, q in self.sizes(values)), dtype=torch.float64)
-        for _ in range(200):
+        for _ in range(200 if len(flat) else 0):
             gradient, hessian = torch.func.grad(joint)(flat), -torch.func.hessian(joint)(flat)
             if not bool(torch.linalg.cholesky_ex(hessian)[1] == 0):
                 low, vectors = torch.linalg.eigh(hessian)
@@ -127,6 +127,8 @@ class DenseModel:
         """Log marginal likelihood by Laplace's method, differentiable in the values."""
         flat = self.mode(values)
         joint = lambda x: self.log_joint(x, values)  # noqa: E731
+        if not len(flat):
+            return joint(flat)
         curvature = torch.func.hessian(joint)(flat).detach()
         # one more step that autograd sees: it moves nothing, and carries the derivative of the mode
         flat = flat - torch.linalg.solve(curvature, torch.func.grad(joint)(flat))

@@ -19,9 +19,11 @@ from pyrosplice.glmm._arrow.joint_mode import OuterPoint
 from pyrosplice.glmm._arrow.laplace_value import ArrowLaplace, laplace_at
 from pyrosplice.glmm._arrow.layout import SupportLayout
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
+from pyrosplice.likelihoods import Normal
 from pyrosplice.likelihoods._contract import Multinomial
 from pyrosplice.likelihoods._counts import NegativeBinomial, Poisson
 from pyrosplice.likelihoods._isoform_shares import DirichletMultinomial
+from tests.glmm.arrow.dense_laplace import design_of
 from tests.glmm.arrow.oracle import DenseModel, Values
 from tests.glmm.arrow.random_problems import SECTION, field_of_sections, group, random_problem
 from tests.glmm.test_laplace import grid
@@ -183,3 +185,41 @@ def test_truth_is_recovered() -> None:
     }
     for name, (estimates, truth, tolerance) in found.items():
         assert abs(float(estimates.mean()) - truth) < tolerance, name
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["field + section", "donors inside a section, noise"])
+def test_value_and_gradient_are_carried_to_the_mode(kind: str, seed: int) -> None:
+    """Of a linear model the value is exact wherever it is taken, the gradient to second order in the distance."""
+    problem, rng = replace(named_problem(kind, seed), likelihood=Normal()), np.random.default_rng(seed)
+    point = random_point(problem, seed, restricted=True)
+    exact = engine_at(problem, point, restricted=True)
+    arrow, eliminator, beside = exact.search.arrow, exact.search.eliminator, exact.search.arrow.zeros(1)
+    beside.border[:], beside.private[:] = rng.normal(size=beside.border.shape), rng.normal(size=beside.private.shape)
+    errors = []
+    for distance in (0.1, 0.01):
+        start = exact.unknowns.moved(beside, np.full(1, distance)), exact.latents
+        found = laplace_at(arrow, eliminator, point, start, tolerance=np.inf)
+        assert found.mode.system.decrement[0] > 1e-6
+        np.testing.assert_allclose(found.value, exact.value, rtol=0, atol=1e-9)
+        errors.append(np.abs(found.gradient - exact.gradient).max())
+    assert errors[1] < errors[0] / 90
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_average_information_is_that_of_a_linear_model(noise: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = torch.from_numpy(rng.normal(size=(1, N, 1)))
+    problem = replace(named_problem("field + section", seed), likelihood=Normal(), noise=noise, counts=counts)
+    point = random_point(problem, seed, restricted=True)
+    found = engine_at(problem, point, restricted=True).inner_information()[0]
+    z, x = design_of(problem, torch.from_numpy(point.psi[0])).numpy(), problem.design
+    correlations = [problem.space.dense_covariance().numpy(), np.eye(N)][: 1 + noise]
+    sds, residual = point.sds[0].numpy(), math.exp(2 * float(point.log_hyper[0, 0]))
+    slopes = [2 * sd * own for sd, own in zip(sds, correlations, strict=True)]
+    inner = sum(0.5 * sd * slope for sd, slope in zip(sds, slopes, strict=True))
+    precision = np.linalg.inv(z @ z.T + residual * np.eye(N) + inner)
+    project = precision - precision @ x @ np.linalg.solve(x.T @ precision @ x, x.T @ precision)
+    moved = np.stack([slope @ project @ (counts[0, :, 0].numpy() - problem.offset) for slope in slopes])
+    np.testing.assert_allclose(found, 0.5 * moved @ project @ moved.T, rtol=1e-8, atol=1e-10)

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.fitting import EffectsOptions, fit_effects
-from pyrosplice.likelihoods import Likelihood
+from pyrosplice.likelihoods import Likelihood, Poisson
 from tests.glmm.arrow.dense_laplace import block, dense_value, design_of, random_problem
 
 TIGHT = EffectsOptions(tolerance=1e-6)
@@ -244,6 +244,27 @@ def test_batches_do_not_matter():
     assert list(whole.reason) == list(single.reason)
     for name in ("log_likelihood", "coefficients", "covariance", "parameters"):
         np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-6)
+
+
+class NoLargeCounts(Poisson):
+    """Poisson counts by a density that refuses large ones."""
+
+    def log_prob(self, counts, eta):
+        if float(counts.max()) > 900:
+            raise ValueError("too large")
+        return super().log_prob(counts, eta)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_gene_whose_own_likelihood_raises_fails_alone(noise):
+    problem = replace(with_effects("intercept", "nb", seed=2, n_cells=60), likelihood=NoLargeCounts(), noise=noise)
+    expected = fit_effects(replace(problem, counts=problem.counts[[0, 2]]))
+    problem.counts[1, 0] = 1000.0
+    with pytest.warns(UserWarning, match="raised"):
+        fit = fit_effects(problem)
+    assert bool(fit.coefficients[1].isnan().all()) and fit.reason[1] not in ("converged", "boundary")
+    torch.testing.assert_close(fit.coefficients[[0, 2]], expected.coefficients, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fit.log_likelihood[[0, 2]], expected.log_likelihood, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["intercept", "slopes", "crossed"])
