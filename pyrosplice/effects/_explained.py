@@ -1,4 +1,4 @@
-r"""Effects that the fixed coefficients explain: the restricted likelihood, which integrates these, knows nothing of them.
+r"""Effects that the fixed coefficients explain, of whose variance the restricted likelihood knows nothing.
 
 With Q an orthonormal basis of the design's columns, what is left of a column of an effect over all of its levels is
 :math:`\operatorname{tr} Z'(I - QQ')Z = \sum_l (\|z_l\|^2 - \|Q'z_l\|^2)`: sums by level, never an N × D matrix.
@@ -42,7 +42,7 @@ def check_unexplained(coefficients: Coefficients, blocks: Sequence[GroupBlock]) 
             ]
             what = "" if len(block.column_names) == 1 else f" of {name!r}"
             raise InvalidArgumentError(
-                f"effect ({block.name}): expected levels whose effects{what} the coefficients leave something of, found "
+                f"effect ({block.name}): expected levels whose effects{what} coefficients leave something of, found "
                 f"that those of {needed or list(dict.fromkeys(terms))} explain them all, so that nothing is known of "
                 "their variance. Leave the effect out, or these terms; a test needs more levels than coefficients."
             )

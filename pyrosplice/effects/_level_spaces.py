@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rows = Sequence[NDArray[np.intp]]  # of each group, the places of its observations
 NOTHING = 1e-9  # singular values, relative to the largest, below which there is nothing: dates, 1e5 ± 10, are 1e-4
+DEPENDENT = 1e-10  # part of a column outside of those before it, below which it is rounding
 
 
 def rows_of_levels(levels: NDArray[np.intp]) -> Rows:
@@ -79,3 +81,21 @@ def distinguishable(groups: Rows, columns: Array, basis: Array) -> bool:
     if not size.all():
         return False
     return int(np.linalg.matrix_rank(gram / size / size[:, None], tol=NOTHING, hermitian=True)) == len(basis)
+
+
+def scaling_turn(columns: Array) -> Array:
+    """Diagonal T with Z T of mean square 1."""
+    size = np.sqrt(np.square(columns).mean(0)) if len(columns) else np.ones(columns.shape[1])
+    return np.diag(1 / np.where(size > 0, size, 1.0))
+
+
+def orthogonal_turn(columns: Array) -> Array | None:
+    """Upper triangle T with Z T uncorrelated, of mean square 1 and positive diagonal; None for dependent columns."""
+    if len(columns) < columns.shape[1]:
+        return None
+    scales = scaling_turn(columns)
+    root = np.asarray(np.linalg.qr(columns @ scales, mode="r")) / math.sqrt(max(len(columns), 1))
+    diagonal = np.diag(root)
+    if not (np.abs(diagonal) > DEPENDENT).all():
+        return None
+    return np.asarray(scales @ np.linalg.inv(root * np.sign(diagonal)[:, None]), dtype=np.float64)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +25,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._level_spaces import NOTHING, Rows, rank_within, rows_of_levels, spanned, without
+from pyrosplice.effects._level_spaces import (
+    Rows,
+    orthogonal_turn,
+    rank_within,
+    rows_of_levels,
+    scaling_turn,
+    spanned,
+    without,
+)
 from pyrosplice.errors import InvalidArgumentError
 
 Array = NDArray[np.float64]
@@ -77,12 +86,16 @@ class Coefficients:
         ]
         return cls(design.matrix, design.names, design.terms, covariates)
 
-    @property
-    def scale(self) -> Array:
-        """Size of each column, of what varies in it where it does: ``(P,)``."""
-        spread = np.sqrt(np.square(self.matrix - self.matrix.mean(0)).sum(0))
-        size = np.sqrt(np.square(self.matrix).sum(0))
-        return np.where(spread > NOTHING * size, spread, size)
+    @cached_property
+    def turn(self) -> Array:
+        """T ``(P, P)`` that makes the columns uncorrelated, of one size: near columns keep what they differ in."""
+        turn = orthogonal_turn(self.matrix)
+        return scaling_turn(self.matrix) if turn is None else turn
+
+    @cached_property
+    def turned(self) -> Array:
+        """Columns times T, ``(N, P)``, one by one, so that equal rows stay equal."""
+        return np.stack([(self.matrix * own).sum(1) for own in self.turn.T], 1)
 
 
 @dataclass(frozen=True)
@@ -275,7 +288,7 @@ class DesignUnits:
         """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""
         key = id(groups), columns.tobytes()  # groups are the strata's, which live as long as this
         if key not in self._spaces:
-            left = without(groups, columns, self.coefficients.matrix) / self.coefficients.scale
+            left = without(groups, columns, self.coefficients.turned) / np.sqrt(len(columns))
             _, s, vt = np.linalg.svd(left, full_matrices=False)
             self._spaces[key] = vt[s > ESTIMABLE].T
         return self._spaces[key]
@@ -285,7 +298,7 @@ class DesignUnits:
 
     def _carries(self, contrast: Array, groups: Rows, columns: Array) -> bool:
         """Whether data within groups that have effects of these columns tell nothing of the contrast."""
-        scaled = contrast / self.coefficients.scale
+        scaled = contrast @ self.coefficients.turn
         space = self._left(groups, columns)
         outside = scaled - space @ (space.T @ scaled)
         return bool(np.linalg.norm(outside) > ESTIMABLE * np.linalg.norm(scaled))

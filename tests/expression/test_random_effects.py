@@ -402,3 +402,20 @@ def test_ratio_tests_of_balanced_normal_data_are_wald_tests(formula: str) -> Non
 def test_numbers_taken_as_labels_are_named_where_they_leave_no_rank() -> None:
     with pytest.raises(InvalidArgumentError, match=r"depend linearly.*\['age'\] hold numbers.*as_numeric"):
         ExpressionGLM("~ treatment + age + (1 | donor)").fit(donors())
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-8, 1e-9])
+def test_columns_that_are_nearly_the_same_keep_what_they_differ_in(apart: float) -> None:
+    adata = donors(cells=15, genes=3)
+    z, x = np.random.default_rng(1).normal(size=(2, adata.n_obs))
+    tables = []
+    for other in (x, z + apart * x):
+        adata.obs["z"], adata.obs["x"] = z, other
+        glm = ExpressionGLM("~ z + x + (1 | donor)", as_numeric=["z", "x"]).fit(adata)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cells are the units of it
+            tables.append([glm.test(coefficient="x", method=how).summary() for how in ("wald", "lrt", "score")])
+        assert list(glm.units()["unit"]) == ["donor", "cells", "cells"]
+    for before, after in zip(*tables, strict=True):
+        np.testing.assert_allclose(after.pval, before.pval, rtol=1e-3)
+        np.testing.assert_array_equal(after.reason, before.reason)

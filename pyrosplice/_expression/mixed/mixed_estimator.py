@@ -186,7 +186,8 @@ def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:
         scale = likelihood.scale_sign * np.log(values.numpy())
     known = np.isfinite(covariance).all((1, 2))
     fisher = np.full((g, p, p), np.nan)
-    fisher[known] = np.linalg.inv(covariance[known])
+    inverse, failed = torch.linalg.inv_ex(torch.from_numpy(covariance[known]))  # of columns that are nearly the same
+    fisher[known] = torch.where((failed == 0)[:, None, None], inverse, torch.nan).numpy()
     information = np.zeros((g, p + 1, p + 1))
     information[:, :p, :p], information[:, p, p] = fisher, np.nan
     codes = np.array([FitCode.of(Reason(word)) for word in mixed.reason], dtype=np.int64)

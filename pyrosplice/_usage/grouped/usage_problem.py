@@ -85,7 +85,7 @@ class GroupedSpec:
         )
 
     def check(self, counts: Tensor) -> None:
-        """Raise where covariates explain an effect, or the engine has no way: fields between sections, many that cross."""
+        """Raise where covariates explain an effect, or the engine has no way: linked sections, many that cross."""
         check_unexplained(self.units().coefficients, self.groups)
         problem = self.problem(counts)
         eliminator_of(problem, SupportLayout.of(problem))

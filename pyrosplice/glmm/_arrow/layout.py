@@ -23,12 +23,13 @@ from scipy.sparse.csgraph import connected_components
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._level_spaces import DEPENDENT
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
-FAR = 10.0  # standard deviations of a column from zero, beyond which sums of squares lose over two digits
+NEAR = 0.1  # part of a column outside of those before it, below which sums of squares lose over two digits
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class SupportLayout:
         first, combination = equal_rows(levels)
         combinations = levels[first]
         columns, places = _distinct([problem.design, *(b.columns for b in problem.groups)])
-        columns, shift = _centered(columns)
+        columns, shift = _apart(columns)
         columns, reduction = _without_multiples(columns, combination)
         if problem.space is None:
             support, copy = combination, np.zeros_like(combination)
@@ -184,19 +185,22 @@ def _distinct(parts: list[Array]) -> tuple[Array, list[Indices]]:
     return np.column_stack(columns), places
 
 
-def _centered(columns: Array) -> tuple[Array, Array]:
-    """Columns (N, k) less their mean where that is far from zero, and the matrix (k, k) that makes the given ones of them.
+def _apart(columns: Array) -> tuple[Array, Array]:
+    """Columns (N, k), those that others before them nearly explain less that, and the (k, k) that makes given ones.
 
-    Beside a constant, which takes the mean: sums of squares of years would leave little of how they differ.
+    Years beside a constant, and covariates that are nearly the same: sums of squares would leave little of how they
+    differ.
     """
-    shift, out = np.eye(columns.shape[1]), columns.copy()
-    constant = (columns == columns[0]).all(0)
-    ones = np.flatnonzero(constant & (columns[0] != 0))
-    if len(ones):
-        mean = columns.mean(0)
-        far = ~constant & (np.abs(mean) > FAR * columns.std(0))
-        out[:, far] -= mean[far]
-        shift[ones[0], far] = mean[far] / columns[0, ones[0]]
+    size = np.sqrt(np.square(columns).mean(0))
+    scaled = columns / np.where(size > 0, size, 1.0)
+    root = np.linalg.qr(scaled, mode="r") / np.sqrt(len(columns))
+    out, shift = columns.copy(), np.eye(columns.shape[1])
+    for k in range(1, min(root.shape)):
+        if DEPENDENT < abs(root[k, k]) < NEAR:
+            share = np.linalg.lstsq(root[:k, :k], root[:k, k], rcond=DEPENDENT)[0]
+            for j in np.flatnonzero(share):  # one by one, so that equal rows stay equal
+                out[:, k] -= size[k] * share[j] * scaled[:, j]
+            shift[:, k] += shift[:, :k] @ (size[k] * share / np.where(size[:k] > 0, size[:k], 1.0))
     return out, shift
 
 

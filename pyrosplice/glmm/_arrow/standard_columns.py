@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._level_spaces import orthogonal_turn, scaling_turn
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 
 Array = NDArray[np.float64]
-DEPENDENT = 1e-9  # part of a column outside of those before it, below which it is rounding; dates, 1e5 ± 10, are 1e-4
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class StandardColumns:
     def of(cls, problem: EffectsProblem, *, linear: bool = False) -> StandardColumns:
         """Turns of a problem's columns; ``linear`` for those alone under which ψ is multiplied by numbers."""
         q = problem.likelihood.n_predictors(problem.counts.shape[-1])
-        fixed, bases = _orthogonal(np.asarray(problem.design)), tuple(block.basis for block in problem.groups)
-        fixed = _scales(problem.design) if fixed is None else fixed
+        fixed, bases = orthogonal_turn(np.asarray(problem.design)), tuple(block.basis for block in problem.groups)
+        fixed = scaling_turn(problem.design) if fixed is None else fixed
         return cls(fixed, tuple(_turn(block, linear=linear) for block in problem.groups), q, bases)
 
     @property
@@ -84,7 +84,7 @@ class StandardColumns:
 
     def engine_parameters(self, own: Array) -> Array:
         """The engine's parameters (b, J) of effects of groups."""
-        return self._mapped(own, [np.linalg.inv(turn) for turn in self.effects])
+        return self._mapped(own, [np.asarray(np.linalg.inv(turn), dtype=np.float64) for turn in self.effects])
 
     def _mapped(self, parameters: Array, turns: list[Array]) -> Array:
         out, first = [parameters[:, :0]], 0
@@ -108,30 +108,13 @@ def _turn(block: GroupBlock, *, linear: bool) -> Array:
     """T of an effect's columns, by the observations that have a level."""
     columns = np.asarray(block.columns, dtype=np.float64)[block.levels >= 0]
     if _is_triangle(block.basis) and not linear:
-        turn = _orthogonal(columns)
+        turn = orthogonal_turn(columns)
         if turn is not None:
             return turn
-    scales = _scales(columns)
+    scales = scaling_turn(columns)
     if all((matrix != 0).any(1).sum() == 1 for matrix in block.basis):
         return scales
     return np.eye(len(scales)) * math.exp(np.log(np.diag(scales)).mean())
-
-
-def _scales(columns: Array) -> Array:
-    size = np.sqrt(np.square(columns).mean(0)) if len(columns) else np.ones(columns.shape[1])
-    return np.diag(1 / np.where(size > 0, size, 1.0))
-
-
-def _orthogonal(columns: Array) -> Array | None:
-    """Upper triangle T with Z T uncorrelated, of mean square 1 and positive diagonal; None for dependent columns."""
-    if len(columns) < columns.shape[1]:
-        return None
-    scales = _scales(columns)
-    root = np.linalg.qr(columns @ scales, mode="r") / math.sqrt(max(len(columns), 1))
-    diagonal = np.diag(root)
-    if not (np.abs(diagonal) > DEPENDENT).all():
-        return None
-    return np.asarray(scales @ np.linalg.inv(root * np.sign(diagonal)[:, None]), dtype=np.float64)
 
 
 def _is_triangle(basis: Array) -> bool:
@@ -148,7 +131,8 @@ def _turned(parameters: Array, turn: Array, basis: Array) -> Array:
     if not np.array_equal(turn, np.diag(np.diag(turn))):
         root = turn @ np.einsum("bj,jkl->bkl", parameters, basis)
         finite = np.isfinite(root).all((1, 2))
-        triangle = np.linalg.qr(np.swapaxes(np.where(finite[:, None, None], root, 0.0), 1, 2), mode="r")
+        sound = np.where(finite[:, None, None], root, 0.0)
+        triangle: Array = np.asarray(np.linalg.qr(np.swapaxes(sound, 1, 2), mode="r"), dtype=np.float64)
         diagonal = np.diagonal(triangle, axis1=1, axis2=2)
         triangle = np.swapaxes(triangle * np.where(diagonal < 0, -1.0, 1.0)[:, :, None], 1, 2)
         size = basis.sum((1, 2))
