@@ -10,7 +10,7 @@ from pyrosplice.effects._isoform_effect import basis_of
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 
 Array = NDArray[np.float64]
-START_SD = 0.3  # loses over .01 nats in 0-1 of 400 genes, beside .05 and .8 (sketch of this engine, 07_restarts)
+START_SD = 0.3  # loses over .01 nats in 0-1 of 400 genes, beside .05 and .8 (a prototype, five models)
 LEAST_DISPERSION, MOST_DISPERSION = 0.05, 7.0  # of a start by moments
 
 

@@ -31,7 +31,7 @@ Rows = NDArray[np.intp]
 BATCH_BYTES = 2**28  # of the arrays of a batch of genes
 MOST_GENES = 64  # of a batch: more gain nothing (10,000 cells, 40 donors)
 NO_SPREAD = 1e-3  # dispersion times mean count below which counts are Poisson's
-EXPECTED = 1.5  # information of a level about its sd, times the square of it: about, where cells are many (sketch)
+EXPECTED = 1.5  # information of a level about its sd, times the square of it: about, where cells are many (a prototype)
 MISSING = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.NO_MODE, Reason.NOT_FINITE)
 FIT_END = 1e-13  # Newton decrement of the modes that are reported, in nats²
 

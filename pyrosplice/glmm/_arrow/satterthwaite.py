@@ -36,7 +36,7 @@ from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 Array = NDArray[np.float64]
 STEP = 0.005  # difference of a parameter to either side, in units of the data or logs: a tenth of it is lost in the
 # rounding of 10⁷ counts, whose degrees of freedom came out as 3 for 7
-NEAR_ZERO = 0.04  # how far differences of a small sd reach, since nothing has a slope at zero (sketch: 0.02)
+NEAR_ZERO = 0.04  # how far differences of a small sd reach, since nothing has a slope at zero (0.02 in a prototype)
 MOST = 1e9  # degrees of freedom of a contrast whose variance does not move
 LEAST_CURVATURE = 1e-3  # of a parameter that the likelihood says nothing about, in those units
 MODE = 1e-14  # Newton decrement of the modes, in nats²
