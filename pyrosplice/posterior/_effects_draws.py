@@ -226,10 +226,9 @@ class _Blank:
             self._values = {
                 name: self.log_weights.new_full((*self.shape, *shape), torch.nan) for name, shape in shapes.items()
             }
-        lost = self.log_weights.isnan() & self.log_weights.isfinite().any(
-            0
-        )  # draws without a mode, of a gene with some
-        return WeightedSites(self._values, self.log_weights.masked_fill(lost, -torch.inf))
+        weights = self.log_weights  # NaN: without a mode, which has no weight in a gene of which other draws have one
+        lost = weights.isnan() & weights.isfinite().any(0)
+        return WeightedSites(self._values, weights.masked_fill(lost, -torch.inf))
 
 
 def _columns(values: Tensor) -> list[Tensor]:

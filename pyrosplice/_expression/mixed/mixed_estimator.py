@@ -121,7 +121,9 @@ class MixedEstimator(Estimator):
         if family is None or at is None:
             return problem
         if np.ptp(at[genes]) > 0:
-            raise AssertionError("genes of several fields have no problem in common")
+            raise InvalidArgumentError(
+                f"genes: {len(genes)} genes have fields of their own, whose rho was estimated; ask for one at a time."
+            )
         return replace(problem, space=family.solver(float(at[genes[0]])))
 
     @cached_property
@@ -130,8 +132,13 @@ class MixedEstimator(Estimator):
         return ModelAtModes(self, self._predictor)
 
     def _predictor(self, genes: Genes) -> Array:
-        eta = self.mixed.take(torch.from_numpy(genes)).linear_predictor(self.problem(genes))
-        return np.asarray(eta[..., 0].T.numpy(), dtype=np.float64)
+        out = np.empty((self.input_data.counts.shape[0], len(genes)))
+        at = np.zeros(len(genes)) if self.field_coordinates is None else self.field_coordinates[genes]
+        for value in np.unique(at):
+            some = np.flatnonzero(at == value)
+            fit = self.mixed.take(torch.from_numpy(genes[some]))
+            out[:, some] = fit.linear_predictor(self.problem(genes[some]))[..., 0].T.numpy()
+        return out
 
     def blocks(self) -> Iterator[Genes]:
         """Genes that are read together, in their order, and have the same field."""

@@ -49,6 +49,11 @@ class FittedPlaces:
             A field that multiplies a column or has a covariance of its own; no positions, or of other dimensions.
         """
         field = next(one for one in estimator.effects.given if isinstance(one, Field))
+        if estimator.effects.family is not None:
+            raise InvalidArgumentError(
+                f"new: {field!r} has a rho of its own for each gene, which predictions at new places do not know; fit "
+                "with a number for rho, or leave new out."
+            )
         covariance = estimator.effects.field
         if field.by is not None or field.covariance is not None or not isinstance(covariance, CarCovariance):
             raise InvalidArgumentError(
