@@ -419,3 +419,34 @@ def test_columns_that_are_nearly_the_same_keep_what_they_differ_in(apart: float)
     for before, after in zip(*tables, strict=True):
         np.testing.assert_allclose(after.pval, before.pval, rtol=1e-3)
         np.testing.assert_array_equal(after.reason, before.reason)
+
+
+def test_poisson_noise_that_is_too_little_is_told_where_cells_are_the_units() -> None:
+    rng = np.random.default_rng(0)
+    donor, z = np.repeat(np.arange(6), 40), rng.normal(size=240)
+    cells = pd.DataFrame({"donor": donor.astype(str), "z": z, "group": (donor % 2).astype(str)})
+    mean = 2.0 * np.exp(rng.normal(0, 0.3, (6, 5)))[donor]
+    for counts, told in ((rng.poisson(mean), False), (rng.negative_binomial(1, 1 / (1 + mean)), True)):
+        glm = ExpressionGLM("~ z + group + (1 | donor)", noise_model="poisson", as_numeric="z")
+        glm.fit(counts, sample_description=cells)
+        for coefficient in ("z", "group[T.1]"):
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                glm.test(coefficient=coefficient)
+            words = [str(one.message) for one in found if "noise_model" in str(one.message)]
+            assert len(words) == (told and coefficient == "z")
+
+
+@pytest.mark.parametrize("mean", [0.05, 2.0])
+def test_scores_of_genes_without_effect_are_ordinary(mean: float) -> None:
+    rng = np.random.default_rng(2)
+    donor, n_genes = np.repeat(np.arange(6), 70), 120
+    eta = np.log(mean) + rng.normal(0, 0.4, (6, n_genes))[donor]
+    counts = rng.negative_binomial(2, 2 / (2 + np.exp(eta)))
+    counts[:, 0] = np.arange(420) == 5  # one count in all
+    cells = pd.DataFrame({"donor": donor.astype(str), "group": (donor % 2).astype(str)})
+    glm = ExpressionGLM("~ group + (1 | donor)").fit(counts, sample_description=cells)
+    found = glm.test(factor="group", method="score").summary()
+    assert found.pval.isna()[0] and found.reason[0] == "separated"
+    known = found.pval.dropna()
+    assert len(known) > 100 and known.min() > 1e-4 and (known < 0.05).mean() < 0.11

@@ -32,6 +32,7 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.field_parameter import FieldParameterFit, fit_field_parameter
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw, covariance_law
+from pyrosplice.likelihoods._counts import Poisson
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -151,6 +152,19 @@ class MixedEstimator(Estimator):
     def _fitted(self, *, restricted: bool) -> EffectsFit:
         blocks = list(self.blocks())
         return joined_fits([fit_effects(self.problem(genes), restricted=restricted) for genes in blocks], blocks)
+
+    @cached_property
+    def poisson_excess(self) -> Array | None:
+        """Variance over mean of each gene's counts around the modes of its effects, ``(G,)``; None but of Poisson's."""
+        likelihood = self.input_data.likelihood
+        if not isinstance(likelihood, Poisson) or likelihood.is_negative_binomial:
+            return None
+        out = []
+        for genes in self.blocks():
+            problem = self.problem(genes)
+            mean = self.mixed.take(torch.from_numpy(genes)).linear_predictor(problem).exp()
+            out.append(((problem.counts - mean).square() / mean).mean((1, 2)).numpy())
+        return np.concatenate(out)
 
     @property
     def groups(self) -> tuple[GroupBlock, ...]:
