@@ -69,7 +69,8 @@ def test_no_standard_error_of_an_estimate_at_infinity(method, tmp_path):
     assert found["fit_ended"].tolist()[::3] == found["reason"].tolist()[::3] == ["separated", "separated"]
     assert np.isinf(found["se"][[0, 3]]).all()
     other = glm.test(coefficient="g[T.c]", method=method, **donors)
-    assert np.isfinite(other.pval[:3]).all()
+    first = int(method == "glmm")  # which has no estimates at all of a gene that is separated
+    assert np.isfinite(other.pval[first:3]).all()
     glm.save(tmp_path / "glm")
     loaded = ExpressionGLM.load(tmp_path / "glm")
     pd.testing.assert_frame_equal(loaded.summary(), glm.summary())

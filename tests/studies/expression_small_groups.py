@@ -3,8 +3,8 @@
     python -m tests.studies.expression_small_groups --genes 2000 --output expression_small_groups.csv
 
 Donors of 10 to 200 cells: 6, 12 and 24, balanced and 3 against 9, equal and unequal, standard deviations 0 to 0.5;
-500 cells against 20; groups of which half and more of the cells are zeros beyond the noise. The table beside this
-script was drawn by a simulator of its own, of the same truths with other random numbers.
+500 cells against 20; groups of which half and more of the cells are zeros beyond the noise. The rows of
+commit 9f3470b in the table beside this script were drawn by a simulator of its own, of the same truths.
 """
 
 from __future__ import annotations
