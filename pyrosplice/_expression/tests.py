@@ -170,6 +170,9 @@ def contrast_test(
     effect, effect_se = estimate[genes, largest], se[genes, largest]
     gradient = np.abs(fit.gradient[:, :p]).max(1)
     extra = {"grad": gradient, "coef_mle": effect, "coef_sd": effect_se, "ll": fit.log_likelihood}
+    if robust is not None and robust.units is not None:
+        unit, n_units = robust.units
+        extra |= {"df": robust.df, "unit": np.full(len(effect), unit), "n_units": np.full(len(effect), n_units)}
     return ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
 
 

@@ -138,6 +138,7 @@ def test_the_law_is_students_with_the_units_degrees_of_freedom(fitted: Expressio
 def test_documented_tests_go_by_units_as_well(fitted: ExpressionGLM) -> None:
     table = de.test.wald(donors(), "treatment", formula_loc="~ treatment + (1 | donor)", size_factors="size").summary()
     np.testing.assert_allclose(table["pval"], fitted.test(factor="treatment").summary()["pval"], rtol=1e-4)
+    assert set(table["unit"]) == {"donor"} and set(table["n_units"]) == {8} and (table["df"] <= 12).all()
     two = de.test.two_sample(donors(), "treatment", test="wald", effects=[Groups("donor")], size_factors="size")
     np.testing.assert_allclose(two.pval, table["pval"], rtol=1e-4)
     for call in (

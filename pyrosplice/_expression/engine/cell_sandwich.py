@@ -27,11 +27,13 @@ Array = NDArray[np.float64]
 class RobustCovariance:
     """Covariance of the location coefficients ``(G, P, P)`` and the degrees of freedom of a contrast ``(G,)``.
 
-    NaN for separated genes: a group without a count has no squared residuals to learn from.
+    NaN for separated genes: a group without a count has no squared residuals to learn from. ``units`` are what the
+    degrees of freedom go by, if not by cells: a factor, and how many of its groups there are.
     """
 
     covariance: Array
     df: Array
+    units: tuple[str, int] | None = None
 
 
 def robust_covariance(source: RowSource, fit: GlmFit, contrast: Array) -> RobustCovariance:

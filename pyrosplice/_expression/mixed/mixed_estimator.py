@@ -183,7 +183,8 @@ class MixedEstimator(Estimator):
     def contrast_law(self, rows: Array) -> RobustCovariance:
         """Covariance and degrees of freedom of contrasts ``(k, F)`` by their units."""
         law = self.record.unit_law
-        return RobustCovariance(law.covariance.covariance.numpy(), law.of(rows, "clip", stacklevel=6)[0])
+        freedom, fewest = law.of(rows, "clip", stacklevel=6)
+        return RobustCovariance(law.covariance.covariance.numpy(), freedom, (fewest.unit, fewest.n_units))
 
     @cached_property
     def record(self) -> MixedRecord:

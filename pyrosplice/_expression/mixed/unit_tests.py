@@ -67,13 +67,10 @@ class MixedResults:
         freedom, fewest = self.law.of(free, df, stacklevel=5)
         if fewest.of_observations and self.estimator is not None:
             _warn_of_poisson(self.estimator, stacklevel=5)
-        robust = RobustCovariance(self.law.covariance.covariance.numpy(), freedom)
+        robust = RobustCovariance(self.law.covariance.covariance.numpy(), freedom, (fewest.unit, fewest.n_units))
         wald = contrast_test(self.fit, self.constraints, rows, gene_ids=self.genes, mean=self.mean, robust=robust)
         wald = replace(wald, otherwise=Reason.NOT_IDENTIFIED.value)
         wald.extra.pop("grad")
-        wald.extra.update(
-            df=robust.df, unit=np.full(len(self.genes), fewest.unit), n_units=np.full(len(self.genes), fewest.n_units)
-        )
         if method == "wald":
             return wald
         if self.estimator is None:
