@@ -127,6 +127,8 @@ class EffectsRequest:
                 "multiplies a covariate stands in the place of the common one; groups may vary beside it."
             )
         for name, value, default in (("spatial_key", spatial_key, SPATIAL_KEY), ("section_key", section_key, None)):
+            if not (isinstance(value, str) or value is default):
+                raise InvalidArgumentError(f"{name}: expected the name of it, a text, found {value!r}.")
             if not fields and value != default:
                 raise InvalidArgumentError(
                     f"{name}: it says where a field is, and there is none, found {value!r}; give "

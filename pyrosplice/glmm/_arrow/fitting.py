@@ -308,7 +308,7 @@ def _check_problem(problem: EffectsProblem) -> None:
     design = np.asarray(problem.design)
     if design.ndim != 2 or len(design) != n_observations:
         raise InvalidArgumentError(f"design: expected shape ({n_observations}, P), found {design.shape}.")
-    rank = int(np.linalg.matrix_rank(design))
+    rank = _rank(design)
     if rank < design.shape[1]:
         raise InvalidArgumentError(
             f"design: expected full rank, found {design.shape[1]} columns of rank {rank}. "
@@ -323,3 +323,11 @@ def _check_problem(problem: EffectsProblem) -> None:
     for name, numbers in (("counts", problem.counts), ("design", design), ("offset", problem.offset)):
         if numbers is not None and not bool(torch.isfinite(torch.as_tensor(numbers)).all()):
             raise InvalidArgumentError(f"{name}: expected finite numbers, found some that are not.")
+
+
+def _rank(design: Array) -> int:
+    """Rank of a design ``(N, P)``; a column far from zero counts by how it varies, where another one is constant."""
+    constant = np.ptp(design, axis=0) == 0
+    columns = np.where(constant, design, design - design.mean(0)) if constant.any() else design
+    size = np.linalg.norm(columns, axis=0)
+    return int(np.linalg.matrix_rank(columns / np.where(size > 0, size, 1.0), tol=1e-10)) if design.shape[1] else 0
