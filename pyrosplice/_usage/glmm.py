@@ -266,7 +266,10 @@ class MultinomGLMM(MultinomGLM):
         n_draws, seed
             An even number of at least 50; of the draws.
 
-        Raises :class:`InvalidArgumentError` for another number of draws.
+        Raises
+        ------
+        InvalidArgumentError
+            Another number of draws.
         """
         self._require_data()
         self._shipped_only("importance")
