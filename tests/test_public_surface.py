@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyrosplice
+from tests.paths import pages_of_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +138,10 @@ MODULES = {
     "reasons",
 }  # public files without a list: what a script of diffxpy's takes, and names
 FILES = {"spatial": {"car"}}  # scripts import the covariance from its own file
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"tutorials/{path.name}" for path in (ROOT / "tutorials").glob("*.ipynb")))
+PAGES = (
+    *pages_of_text(),
+    *(f"tutorials/{path.name}" for path in sorted((ROOT / "tutorials").glob("*.ipynb"))),
+)
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

@@ -33,7 +33,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take the identifiers and addresses of an element."""
         given = dict(attrs)
-        self.anchors |= {value for name in ("id", "name") if (value := given.get(name)) and (name == "id" or tag == "a")}
+        self.anchors |= {
+            value for name in ("id", "name") if (value := given.get(name)) and (name == "id" or tag == "a")
+        }
         fetched = tag == "link" and bool(LINKS_TO_FETCH & set((given.get("rel") or "").split()))
         for name in ADDRESSES & given.keys():
             self.links.append((given[name] or "", fetched or (tag, name) in FETCHED))

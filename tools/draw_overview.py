@@ -1,4 +1,4 @@
-"""Draw the picture of the README and of the site's first page: ``python tools/draw_overview.py docs/_static/overview.png``.
+"""Draw the picture of the README and of the site: ``python tools/draw_overview.py docs/_static/overview.png``.
 
 Three simulated data sets, each fitted by the library: the usage of an isoform over a tissue, the effects of a drug on
 genes in cells of donors, and the states of cells.
@@ -53,7 +53,10 @@ def draw_effects(ax: Axes) -> None:
 def draw_states(ax: Axes) -> None:
     """Draw cells and the Gaussians that describe them."""
     rng = np.random.default_rng(1)
-    centers, shapes = ([0, 0], [3.5, 1], [1, 4]), ([[1, 0.6], [0.6, 0.8]], [[0.6, -0.3], [-0.3, 0.9]], [[1.1, 0], [0, 0.3]])
+    centers, shapes = (
+        ([0, 0], [3.5, 1], [1, 4]),
+        ([[1, 0.6], [0.6, 0.8]], [[0.6, -0.3], [-0.3, 0.9]], [[1.1, 0], [0, 0.3]]),
+    )
     x = np.concatenate([rng.multivariate_normal(m, c, 250) for m, c in zip(centers, shapes, strict=True)])
     states = GaussianMixture(num_components=3, covariance_type="full", random_state=0).fit(x)
     found = states.model_

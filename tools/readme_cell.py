@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     checkout = Path(arguments[0]).resolve()
     exec(compile(first_cell(checkout / "README.md"), "README.md", "exec"), {"__name__": "readme"})
     imported = Path(sys.modules["pyrosplice"].__file__ or "").resolve()
-    inside = imported.is_relative_to(checkout / "pyrosplice")
+    inside = imported.is_relative_to((checkout / "pyrosplice").resolve())
     print(f"README's cell ran with pyrosplice {sys.modules['pyrosplice'].__version__} of {imported.parent}")
     return int(inside)
 

@@ -115,9 +115,7 @@ def pages() -> dict[str, str]:
     """All reference pages by file name."""
     modules = [importlib.import_module(name) for name in public_modules()]
     rooms = {module: public_names(module) for module in modules}
-    documented = {
-        value: name for names in rooms.values() for name in names if inspect.isclass(value := resolve(name))
-    }
+    documented = {value: name for names in rooms.values() for name in names if inspect.isclass(value := resolve(name))}
     documented |= {resolve(name): name for name in RESULTS}
     texts = {f"{module.__name__}.rst": room_page(module, names) for module, names in rooms.items()}
     texts["results.rst"] = table_page("Results", [RESULTS_TEXT], list(RESULTS))
@@ -145,7 +143,9 @@ def link_by_last_name(
     if node.get("refdomain") != "py" or not node.get("reftarget"):
         return None
     target = node["reftarget"]
-    ending = "." + ".".join(target.split(".")[-2:] if node["reftype"] == "meth" and "." in target else target.split(".")[-1:])
+    ending = "." + ".".join(
+        target.split(".")[-2:] if node["reftype"] == "meth" and "." in target else target.split(".")[-1:]
+    )
     objects = env.domaindata["py"]["objects"]
     found = [name for name in objects if ("." + name).endswith(ending)]
     if len(found) != 1:

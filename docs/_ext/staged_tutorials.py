@@ -1,4 +1,4 @@
-"""Tutorials as pages: they lie beside the package, where people look for notebooks, and Sphinx reads below ``docs/``."""
+"""Tutorials as pages: they lie beside the package, where people look for them, and Sphinx reads below ``docs/``."""
 
 from pathlib import Path
 

@@ -42,9 +42,10 @@ def compare_posteriors(
         sds), ``ess_reference`` and ``r_hat_reference`` (effective draws and split R̂), ``pareto_k`` of the
         approximation, ``verdict`` and ``more_draws``.
 
-        The verdict begins with one of three outcomes. *agrees*: the sizes of ``shift`` and of ``sd_ratio − 1`` plus two
-        standard errors are within 0.15. *differs*: one of them less two standard errors is not. *cannot tell*: the draws are too few to
-        say, and ``more_draws`` of the reference would do if the difference stays as it is (0 for other outcomes).
+        The verdict begins with one of three outcomes. *agrees*: the sizes of ``shift`` and of ``sd_ratio − 1`` plus
+        two standard errors are within 0.15. *differs*: one of them less two standard errors is not. *cannot tell*:
+        the draws are too few to say, and ``more_draws`` of the reference would do if the difference stays as it is (0
+        for other outcomes).
 
     Raises
     ------
