@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice._expression import contrast_tables
 from pyrosplice._expression.results import Array, ExpressionTest, documented_columns, frame_of
 from pyrosplice._expression.thresholds import LOG, clean_log10, log_of, log_unit, rows_within
 from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._representation import FDR, Described
+from pyrosplice._results.layouts import GeneSymbols
 from pyrosplice._tables.labels import label_name
 from pyrosplice.errors import InvalidArgumentError, listed
 
@@ -38,6 +40,8 @@ class ExpressionTests(Described):
         Mean of the data over the cells of all groups.
     pval_correction : str
         ``"global"`` over all comparisons at once, or ``"by_test"``.
+    groupby, reference, method : str
+        Column that holds the groups, what they are compared with, and the test, as tables and files say it.
     """
 
     groups: list[Any]
@@ -45,6 +49,9 @@ class ExpressionTests(Described):
     shape: tuple[int, ...]
     mean: Array
     pval_correction: str = "global"
+    groupby: str = ""
+    reference: str = ""
+    method: str = ""
 
     @property
     def gene_ids(self) -> NDArray[np.object_]:
@@ -75,8 +82,9 @@ class ExpressionTests(Described):
         return next(iter(estimators.values())) if len(estimators) == 1 else None
 
     def _array(self, values: dict[tuple[Any, ...], Array], diagonal: Any, flip: float) -> Array:
-        out = np.empty((*self.shape, len(self.gene_ids)))
-        out[:] = diagonal
+        out = np.full((*self.shape, len(self.gene_ids)), np.nan)
+        same = range(len(self.groups))
+        out[(same, same) if len(self.shape) == 2 and self.shape[0] == len(self.groups) else ...] = diagonal
         for key, value in values.items():
             at = self._place(key)
             out[at] = value
@@ -209,6 +217,29 @@ class ExpressionTests(Described):
         q = self.qval_group(group)
         return rows_within(frame_of(self.tests[(self.groups[self._index(group)],)], q), self.link, **thresholds)
 
+    def to_frame(
+        self, *, gene_symbols: GeneSymbols = None, layout: str = "pyrosplice", level: float = 0.95
+    ) -> pd.DataFrame:
+        """Tabulate all comparisons, a row a comparison and gene; arguments as of :meth:`ExpressionTest.to_frame`.
+
+        ``contrast`` is the group (of tests against the rest or a reference) or ``"b vs a"``, b over a. q-values are
+        those of the whole family.
+        """
+        corrected = self.qval
+        frames = [
+            (_contrast_name(key), frame_of(test, corrected[self._place(key)], level=level))
+            for key, test in self.tests.items()
+        ]
+        return contrast_tables.joined_contrasts(frames, gene_symbols=gene_symbols, layout=layout)
+
+    def against_threshold(self, lfc_threshold: float) -> ExpressionTests:
+        """Test whether fold changes exceed a threshold, as :meth:`ExpressionTest.against_threshold` does."""
+        return replace(self, tests={key: test.against_threshold(lfc_threshold) for key, test in self.tests.items()})
+
+    top_table = contrast_tables.top_table
+    to_matrix = contrast_tables.to_matrix
+    write = contrast_tables.write_tests
+
     def summary(self, **thresholds: Any) -> pd.DataFrame:
         """Table with one row a gene: the smallest p-value over comparisons, the fold change there, and which it is."""
         places = [self._place(key) for key in self.tests]
@@ -229,3 +260,8 @@ class ExpressionTests(Described):
             self.gene_ids, found["pvalue"], found["pvalue_adj"], lfc[best, genes], self.mean
         )
         return rows_within(pd.DataFrame(documented).join(ours.to_frame()), self.link, **given)
+
+
+def _contrast_name(key: tuple[Any, ...]) -> str:
+    """Name of a comparison: its group, or the second of two over the first."""
+    return " vs ".join(label_name(group) for group in key[::-1])

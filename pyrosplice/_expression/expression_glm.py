@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
-from pyrosplice._expression import stored_fit
+from pyrosplice._expression import shrunken_effects, stored_fit, views
 from pyrosplice._expression.asked_posterior import draw_from_posterior
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
-from pyrosplice._expression.engine.dispersion import cox_reid
 from pyrosplice._expression.engine.gene_fits import GlmFit
-from pyrosplice._expression.engine.shrink import prior_scale, shrink_coefficient
 from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
@@ -28,24 +27,22 @@ from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
 from pyrosplice._expression.mixed.unit_tests import MixedResults
-from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
+from pyrosplice._expression.noise_models import one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._expression.predicted_cells import predict_cells
-from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
+from pyrosplice._expression.quasi_test import QuasiFit, quasi_fit
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
-from pyrosplice._expression.thresholds import log_unit
-from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._expression.thresholds import check_threshold
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.older import expression_2
 from pyrosplice._modes import works_in_any_mode
-from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.names import text_names
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option
 from pyrosplice.guides._own_model import Program, check_model
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason, describe_reasons
@@ -212,7 +209,7 @@ class ExpressionGLM(FollowedExpression, Described):
             _ = self.results
         return self._location
 
-    def test(
+    def test(  # noqa: PLR0913 (what is tested, and how, by keyword)
         self,
         contrast: Array | None = None,
         *,
@@ -221,6 +218,7 @@ class ExpressionGLM(FollowedExpression, Described):
         method: str = "wald",
         donors: Any = None,
         df: DfRule | float | None = None,
+        lfc_threshold: float = 0.0,
     ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
@@ -250,11 +248,21 @@ class ExpressionGLM(FollowedExpression, Described):
             Beside random effects: the rule of their degrees of freedom (:mod:`pyrosplice.effects._reference_df`), or a
             number. With 360 of 371 cells in one of 12 donors ``"lrt"`` rejected 8.3 % of 400 null genes at 5 % and
             1.8 % at 1 %, ``"score"`` 6.8 and .7, ``"wald"`` 5.0 and .3: not ``"lrt"`` where a donor has most cells.
+        lfc_threshold
+            Test against ``|log2fc| <= lfc_threshold`` (:meth:`ExpressionTest.against_threshold`): one coefficient, by
+            ``"wald"``, ``"robust"``, ``"glmm"`` or beside random effects by ``"wald"``.
 
         Sizes and power of each: :mod:`pyrosplice._expression.methods`.
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
+        check_threshold(lfc_threshold, method, rows, self._link)
+        found = self._tested(rows, method, donors, df)
+        name = " + ".join(text_names(factor if coefficient is None else coefficient, "factor")) or "contrast"
+        found = replace(found, name=name, groupby=name, method=method)
+        return found.against_threshold(lfc_threshold) if lfc_threshold else found
+
+    def _tested(self, rows: Array, method: str, donors: Any, df: DfRule | float | None) -> ExpressionTest:
         if self._has_effects():
             if donors is not None:
                 raise InvalidArgumentError("donors: they are in the formula of this fit, as random effects; leave out.")
@@ -273,7 +281,7 @@ class ExpressionGLM(FollowedExpression, Described):
         wald.link = self._link
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
-            warn_of_noise(self.estimator, stacklevel=4)
+            warn_of_noise(self.estimator, stacklevel=5)
         if method == "wald" or (self.results.reason == Reason.NO_COUNTS.value).all():
             return wald
         return apply_method(method, self._data(), wald, rows, donors=donors, quasi=self.quasi)
@@ -290,37 +298,8 @@ class ExpressionGLM(FollowedExpression, Described):
         """
         return noise_ratio(self._data())
 
-    def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Shrink a coefficient by a Cauchy prior: ``effect`` and ``se``, posterior mode and SD (log₂ of a fold change).
-
-        ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
-        the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
-        :mod:`pyrosplice._expression.engine.shrink`.
-        """
-        check_option("dispersions", dispersions, ("fitted", "shrunken"))
-        names = self._constraints.free_names
-        if coefficient not in names:
-            known = listed(names, near=str(coefficient))
-            raise InvalidArgumentError(f"coefficient: expected one of {known}, found {coefficient!r}.")
-        k, fit = names.index(coefficient), self.results
-        if dispersions == "shrunken":
-            fit = fit_at(self._data().source, fit, self.quasi().dispersions.shrunk)
-        se = np.sqrt(fit.covariance[:, k, k])
-        scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
-        mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        unit, why = log_unit(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
-        labels, more = {"gene": self.gene_names}, {"effect_mle": self.results.theta[:, k] / unit, "prior_scale": scale}
-        return TestTable(labels=labels, effect=mode / unit, se=sd / unit, why=why, more=more).to_frame()
-
-    def adjusted_dispersion(self) -> Array:
-        """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
-        estimator = self._data()
-        if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
-            raise InvalidArgumentError(
-                "formula_scale: the adjusted dispersion needs negative-binomial noise, estimated, and '~1'."
-            )
-        theta, code = cox_reid(estimator.source, self.results)
-        return np.where(code == FitCode.POISSON_BOUNDARY, 0.0, np.exp(-theta[:, -1]))
+    shrink = shrunken_effects.shrink
+    adjusted_dispersion = shrunken_effects.adjusted_dispersion
 
     def quasi(self) -> QuasiFit:
         """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``."""
@@ -334,6 +313,8 @@ class ExpressionGLM(FollowedExpression, Described):
 
     posterior = draw_from_posterior
     predict = predict_cells
+    to_frame, top_table, write = views.to_frame, views.top_genes, views.write_fit
+    aic, bic = views.aic, views.bic
     variance_components = effect_tables.variance_components
     random_effects = effect_tables.level_effects
     test_component = component_tests.test_component

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._expression.statistics import Moments, mann_whitney, welch
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice._tables.labels import label_name
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, listed
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -255,14 +257,16 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     keep_full_test_objs: bool = True,
     layer: str | None = None,
     missing: str = "raise",
+    reference: Any = None,
     **options: Any,
 ) -> ExpressionTests:
-    """Test every pair of groups; arguments as :func:`two_sample`.
+    """Test every pair of groups, or all against a ``reference`` group; arguments as :func:`two_sample`.
 
     ``"z-test"`` fits one model with a mean a group and a common dispersion, and compares its coefficients; the other
     tests fit each pair on its own. ``lazy`` and ``keep_full_test_objs`` are accepted: the pairs of a z-test cost
     nothing once the model is fitted, and the tests of all comparisons are always kept, in ``tests``.
-    ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``.
+    ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``. With a ``reference`` the pairs
+    without it are not tested, and NaN.
     """
     test = _test_name(test)
     check_switches(lazy=lazy, keep_full_test_objs=keep_full_test_objs)
@@ -271,7 +275,9 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
     k = len(groups.names)
     tests: dict[tuple[Any, ...], ExpressionTest] = {}
+    base = _place_of(reference, groups.names)
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    pairs = pairs if base is None else [(base, j) for j in range(k) if j != base]
     if test == "z-test":
         estimator = _group_means_model(groups, options)
         for i, j in pairs:
@@ -283,7 +289,30 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
             tests[groups.names[i], groups.names[j]] = _between(
                 groups, groups.index == i, groups.index == j, test, options
             )
-    return ExpressionTests(groups.names, tests, (k, k), groups.mean(test, options), pval_correction)
+    tested = ExpressionTests(groups.names, tests, (k, k), groups.mean(test, options), pval_correction)
+    return _described(tested, grouping, "pairs" if base is None else label_name(reference), test)
+
+
+def _place_of(reference: Any, names: Sequence[Any]) -> int | None:
+    """Where the reference is among the groups, by its label or the label's text; None where none is asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another label.
+    """
+    if reference is None:
+        return None
+    found = [i for i, name in enumerate(names) if label_name(name) == label_name(reference)]
+    if len(found) != 1:
+        raise InvalidArgumentError(f"reference: expected one of the groups {listed(names)}, found {reference!r}.")
+    return found[0]
+
+
+def _described(tested: ExpressionTests, grouping: Any, reference: str, test: str) -> ExpressionTests:
+    """The tests with the words that tables and files say of them."""
+    groupby = grouping if isinstance(grouping, str) else str(getattr(grouping, "name", None) or "groups")
+    return replace(tested, groupby=groupby, reference=reference, method=test)
 
 
 def _group_means_model(groups: GroupedCells, options: dict[str, Any]) -> Any:
@@ -306,16 +335,29 @@ def versus_rest(  # noqa: PLR0913 (a documented interface)
     keep_full_test_objs: bool = True,
     layer: str | None = None,
     missing: str = "raise",
+    reference: Any = None,
     **options: Any,
 ) -> ExpressionTests:
-    """Test every group against all other cells; arguments as :func:`pairwise`."""
+    """Test every group against all other cells, or against those of a ``reference`` group; arguments as pairwise.
+
+    The reference group itself is not tested: its p-values are 1, its fold changes 0. Every test is of the two sets of
+    cells alone, where :func:`pairwise` with ``"z-test"`` has one dispersion for all groups.
+    """
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.versus_rest", test, {"as_numeric": as_numeric, **options})
     groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
+    base = _place_of(reference, groups.names)
+
+    def others(i: int) -> NDArray[np.bool_]:
+        return groups.index == base if base is not None else (groups.index != i) & (groups.index >= 0)
+
     tests: dict[tuple[Any, ...], ExpressionTest] = {
-        (name,): _between(groups, (groups.index != i) & (groups.index >= 0), groups.index == i, test, options)
+        (name,): _between(groups, others(i), groups.index == i, test, options)
         for i, name in enumerate(groups.names)
+        if i != base
     }
-    return ExpressionTests(groups.names, tests, (1, len(groups.names)), groups.mean(test, options), pval_correction)
+    shape = (1, len(groups.names))
+    tested = ExpressionTests(groups.names, tests, shape, groups.mean(test, options), pval_correction)
+    return _described(tested, grouping, "rest" if base is None else label_name(reference), test)

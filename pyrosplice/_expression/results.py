@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from pyrosplice._expression import contrast_tables
 from pyrosplice._expression.fit_rows import describe_genes
 from pyrosplice._expression.thresholds import (
     LOG,
+    beyond,
     check_fold_changes,
     check_log10,
     clean_log10,
@@ -27,6 +29,7 @@ from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
+from pyrosplice._results.layouts import GeneSymbols
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches
 from pyrosplice.plotting import ma, volcano
 from pyrosplice.reasons import Reason, describe_reasons
@@ -57,6 +60,10 @@ class ExpressionTest(Described):
         Why a result is missing, should it be, where the fit is at an optimum.
     link : str, optional
         How means follow from the predictor: fold changes are of ``"log"`` only, and NaN elsewhere.
+    is_wald : bool
+        Whether the p-value is that of one estimate over its standard error, which :meth:`against_threshold` needs.
+    name, groupby, reference, method : str
+        What was compared, between what, against what and how, as tables and files say it.
     """
 
     gene_ids: NDArray[np.object_]
@@ -72,6 +79,11 @@ class ExpressionTest(Described):
     df: Any = None
     otherwise: Any = Reason.NOT_IDENTIFIED.value
     link: str | None = LOG
+    is_wald: bool = False
+    name: str = "contrast"
+    groupby: str = ""
+    reference: str = ""
+    method: str = ""
 
     def _rows(self) -> dict[str, str]:
         return {**describe_genes(self.pval, self.gene_ids), "fits": describe_reasons(self.fit_ended)}
@@ -149,6 +161,51 @@ class ExpressionTest(Described):
         thresholds = {"qval_thres": qval_thres, "fc_upper_thres": fc_upper_thres, "fc_lower_thres": fc_lower_thres}
         table = frame_of(self, self.qval, level=level)
         return rows_within(table, self.link, **thresholds, mean_thres=mean_thres)
+
+    def to_frame(
+        self, *, gene_symbols: GeneSymbols = None, layout: str = "pyrosplice", level: float = 0.95
+    ) -> pd.DataFrame:
+        """Tabulate the test, a row a gene.
+
+        Parameters
+        ----------
+        gene_symbols
+            Symbols by gene, a Series such as ``adata.var["symbol"]`` or a mapping: a column ``symbol`` beside ``gene``.
+        layout
+            ``"pyrosplice"``: ``gene``, ``contrast``, ``mean``, ``log2fc``, ``effect``, ``se``, ``lower``, ``upper``,
+            ``statistic``, ``score`` (standard normal, with the sign of the effect), ``pvalue``, ``pvalue_adj``,
+            ``reason``; or ``"pertpy"``: ``variable``, ``contrast``, ``log_fc``, ``p_value``, ``adj_p_value``, the rest.
+        level
+            Coverage of the interval.
+        """
+        frame = frame_of(self, self.qval, level=level)
+        return contrast_tables.joined_contrasts([(self.name, frame)], gene_symbols=gene_symbols, layout=layout)
+
+    def against_threshold(self, lfc_threshold: float) -> ExpressionTest:
+        """Test whether the fold change exceeds a threshold, either way: the null is ``|log2fc| <= lfc_threshold``.
+
+        The p-value is that of an estimate as far out at either end of the null, ``sf((|b| - c) / se) + sf((|b| + c) /
+        se)``, as in limma's treat and for the question of DESeq2's ``greaterAbs``; with a threshold of 0 it is the test
+        itself. Interval and effect stay; the statistic is the distance beyond the threshold in standard errors.
+
+        Parameters
+        ----------
+        lfc_threshold
+            Log₂ fold change, 0 or more.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A test of several coefficients, or by another statistic than an estimate over its standard error; no fold
+            changes; a negative threshold.
+        """
+        statistic, pval = beyond(self, lfc_threshold)
+        extra = self.extra | {"lfc_threshold": np.full(len(pval), float(lfc_threshold))}
+        return replace(self, statistic=statistic, pval=pval, extra=extra, is_wald=False)
+
+    top_table = contrast_tables.top_table
+    to_matrix = contrast_tables.to_matrix
+    write = contrast_tables.write_tests
 
     def plot_volcano(
         self,

@@ -173,7 +173,8 @@ def contrast_test(
     if robust is not None and robust.units is not None:
         unit, n_units = robust.units
         extra |= {"df": robust.df, "unit": np.full(len(effect), unit), "n_units": np.full(len(effect), n_units)}
-    return ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
+    tested = ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
+    return replace(tested, is_wald=len(rows) == 1, method="wald")
 
 
 def lrt(
@@ -373,4 +374,4 @@ def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, oth
     empty = result.fit_ended == Reason.NO_COUNTS.value
     statistic, pval = (np.where(empty, np.nan, value) for value in (statistic, pval))
     why = np.where(np.isnan(pval), unless_ended(otherwise, Reason.NOT_FINITE.value), result.otherwise)
-    return replace(result, statistic=statistic, pval=pval, otherwise=why)
+    return replace(result, statistic=statistic, pval=pval, otherwise=why, is_wald=False)

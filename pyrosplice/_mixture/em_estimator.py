@@ -35,6 +35,7 @@ from pyrosplice._mixture.parameter_draws import MixturePosterior
 from pyrosplice._mixture.rows import as_given
 from pyrosplice._mixture.stored_folder import MixtureStorage
 from pyrosplice._mixture.trainer import TrainerOptions
+from pyrosplice._mixture.written_states import mixture_frame, write_states
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_option, own_options_only
 from pyrosplice.guides._own_model import Program, name_of
 
@@ -341,6 +342,8 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
         self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
+
+    to_frame, write = mixture_frame, write_states
 
     def sample(self, num_datapoints: int = 1) -> Tensor:
         """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed."""

@@ -1,9 +1,10 @@
-"""Simulators of tissue and of expression, and what reads an AnnData: layers, isoform groups, designs."""
+"""Simulators of tissue and of expression, and what reads an AnnData: layers, isoform groups, designs, sums."""
 
 from pyrosplice._usage.reading.design import Design, build_design
 from pyrosplice._usage.reading.isoforms import IsoformData, read_isoforms
 from pyrosplice._usage.reading.summary import feature_summary
 from pyrosplice.data._patterns import spatial_patterns
+from pyrosplice.data._pseudobulk import pseudobulk
 from pyrosplice.data._simulate import simulate_isoforms
 from pyrosplice.data._simulate_expression import simulate_expression
 from pyrosplice.data._usage_counts import simulate_counts
@@ -14,6 +15,7 @@ __all__ = [
     "IsoformData",
     "build_design",
     "feature_summary",
+    "pseudobulk",
     "read_isoforms",
     "simulate_counts",
     "simulate_expression",

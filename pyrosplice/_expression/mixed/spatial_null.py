@@ -115,11 +115,11 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
         return component_table(estimator, component_of(effects, "space"))
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
-    return spatial_table(_with_levels(estimator), field, by=effects.space_by)
+    return spatial_table(glm_with_levels(estimator), field, by=effects.space_by)
 
 
-def _with_levels(estimator: MixedEstimator) -> Estimator:
-    """The GLM in which every level of every random effect of groups has coefficients."""
+def glm_with_levels(estimator: MixedEstimator) -> Estimator:
+    """The GLM in which every level of every random effect of groups has coefficients, of an estimator fitted or not."""
     inputs, design = estimator.input_data, estimator.source.design
     kept = columns_with_levels(design.x, estimator.effects.groups, "cells")
     names = [f"column {k + 1}" for k in range(kept.shape[1])]

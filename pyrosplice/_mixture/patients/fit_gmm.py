@@ -37,6 +37,7 @@ from pyrosplice._mixture.patients.steps import (
     singular_components,
     split_cells,
 )
+from pyrosplice._mixture.patients.stored_mixtures import check_stored
 from pyrosplice._mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.errors import InvalidArgumentError, own_options_only
 
@@ -212,11 +213,14 @@ def _check_data_set(dataset: object, gmm_key: object) -> None:
             "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
         )
     if gmm_key is None:
+        if isinstance(dataset, AnnData_TripletDataset):
+            check_stored(dataset.adata, f"gmm_{dataset.use_rep or 'X'}")
         return
     if not isinstance(dataset, AnnData_TripletDataset):
         raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
     if not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
         raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
+    check_stored(dataset.adata, gmm_key)
 
 
 TripletDataset.fit_gmm = fit_gmm  # bound here, since data sets know no estimators

@@ -21,6 +21,9 @@ from pyrosplice._usage.analysis import (
     effects,
     fits,
     group_effects,
+    information_criteria,
+    isoform_tests,
+    overview,
     own_calibration,
     posterior_draws,
     prediction,
@@ -49,9 +52,6 @@ class SplisosmGLMM(Described):
         y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}[\eta_i, 0]), \quad
         \eta = X \beta + 1 b' + \nu, \quad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I))
 
-    The documented random effect is independent between the logits, and so depends on which isoform of a gene comes
-    last. With ``isoform_effect="symmetric"`` nothing does.
-
     V is the CAR covariance of the spots' neighbour graph. See :class:`~pyrosplice.MultinomGLMM` for the model of one
     batch of genes. The joint modes are kept for compatibility: their θ means nothing (it runs to 1 whatever the data).
     Use a marginal mode with ``var_fix_sigma=False`` for estimates; tests do so by themselves.
@@ -64,7 +64,7 @@ class SplisosmGLMM(Described):
     share_variance
         One (σ, θ) for all logits of a gene, or one each.
     var_fix_sigma
-        Keep σ at its start in the fit. Tests estimate it by marginal likelihood regardless.
+        Keep σ at its start in the fit; tests estimate it by marginal likelihood.
     var_prior_model, var_prior_model_params
         Prior of the variance, in fits and tests of usage: ``"none"``, ``"gamma"`` (on σ; alpha 2, beta 0.3),
         ``"inv_gamma"`` (on σ²; 3, 0.5).
@@ -75,10 +75,8 @@ class SplisosmGLMM(Described):
         ``"newton"`` or ``"gd"``, and reads any of the GLMM's names as ``"iwls"``.
     fitting_configs
         ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None.
-    k_neighbors
-        Neighbours of the k-NN graph; not used with ``adj_key``.
-    rho
-        ρ of the CAR covariance, in [0, 1).
+    k_neighbors, rho
+        Neighbours of the k-NN graph (not used with ``adj_key``), and ρ of the CAR covariance, in [0, 1).
     approx_rank
         Leave out for automatic (the exact sparse covariance on the CPU; on accelerators exact up to 5,000 spots, then
         ``ceil(4 √N)`` eigenpairs); None for exact; or the number of leading eigenpairs.
@@ -97,9 +95,9 @@ class SplisosmGLMM(Described):
         gives separated genes, whose group lacks an isoform, finite effects and tests, which reject 2 to 5 % of null
         genes at .05 (tests/studies/separation.py).
     isoform_effect
-        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
-        ``"symmetric"``, with which the order of the isoforms makes no difference to fits, tests and posteriors, priors
-        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
+        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented: a fit
+        depends on which isoform is last) or ``"symmetric"``, with which their order makes no difference, priors of
+        one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
     model
         A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
         to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
@@ -109,10 +107,8 @@ class SplisosmGLMM(Described):
     ----------
     adata : AnnData or None
         What was given to ``setup_data``; None before, and after ``load``.
-    n_spots, n_genes, n_factors : int
-        After filtering; 0 before ``setup_data``.
-    gene_names, covariate_names : list of str
-        Display names.
+    n_spots, n_genes, n_factors, gene_names, covariate_names
+        After filtering; 0 and none before ``setup_data``.
     sp_kernel : CarCovariance, IdentityCovariance or None
         Spatial covariance of ``"glmm-full"``, ``"glmm-null"`` and ``"glm"``.
     analysis : UsageAnalysis
@@ -273,6 +269,10 @@ class SplisosmGLMM(Described):
     test_differential_usage = differential_usage.test_differential_usage
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
+    test_isoforms = isoform_tests.test_isoforms
+    to_frame, results_table = overview.coefficient_frame, overview.results_table
+    top_table, write = overview.top_usage, overview.write_usage
+    aic, bic = information_criteria.usage_aic, information_criteria.usage_bic
     variance_components = group_effects.usage_variances
     random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
