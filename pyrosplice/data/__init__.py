@@ -1,9 +1,17 @@
-"""Simulators of tissue and of expression, and what reads an AnnData: layers, isoform groups, designs."""
+"""Real counts to load, simulators of tissue and expression, what reads an AnnData: layers, isoform groups, designs."""
 
 from pyrosplice._usage.reading.design import Design, build_design
 from pyrosplice._usage.reading.isoforms import IsoformData, read_isoforms
 from pyrosplice._usage.reading.summary import feature_summary
 from pyrosplice.data._patterns import spatial_patterns
+from pyrosplice.data._real_sets import (
+    available_sets,
+    load_allele_counts,
+    load_breast_sections,
+    load_bulb_families,
+    load_glioblastoma,
+    load_lung_junctions,
+)
 from pyrosplice.data._simulate import simulate_isoforms
 from pyrosplice.data._simulate_expression import simulate_expression
 from pyrosplice.data._usage_counts import simulate_counts
@@ -12,8 +20,14 @@ from pyrosplice.data._usage_totals import simulate_totals
 __all__ = [
     "Design",
     "IsoformData",
+    "available_sets",
     "build_design",
     "feature_summary",
+    "load_allele_counts",
+    "load_breast_sections",
+    "load_bulb_families",
+    "load_glioblastoma",
+    "load_lung_junctions",
     "read_isoforms",
     "simulate_counts",
     "simulate_expression",
