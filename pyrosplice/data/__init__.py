@@ -3,6 +3,7 @@
 from pyrosplice._usage.reading.design import Design, build_design
 from pyrosplice._usage.reading.isoforms import IsoformData, read_isoforms
 from pyrosplice._usage.reading.summary import feature_summary
+from pyrosplice.data._junctions import from_junctions
 from pyrosplice.data._patterns import spatial_patterns
 from pyrosplice.data._real_sets import (
     available_sets,
@@ -14,8 +15,10 @@ from pyrosplice.data._real_sets import (
 )
 from pyrosplice.data._simulate import simulate_isoforms
 from pyrosplice.data._simulate_expression import simulate_expression
+from pyrosplice.data._spatialdata import from_spatialdata
 from pyrosplice.data._usage_counts import simulate_counts
 from pyrosplice.data._usage_totals import simulate_totals
+from pyrosplice.data._visium import from_visium
 
 __all__ = [
     "Design",
@@ -23,6 +26,9 @@ __all__ = [
     "available_sets",
     "build_design",
     "feature_summary",
+    "from_junctions",
+    "from_spatialdata",
+    "from_visium",
     "load_allele_counts",
     "load_breast_sections",
     "load_bulb_families",

@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["_real_sets"])
+@pytest.mark.parametrize("module", ["_junctions", "_real_sets", "_spatialdata", "_visium"])
 def test_examples(module):
     found = doctest.testmod(import_module(f"pyrosplice.data.{module}"))
-    assert found.attempted > 5 and not found.failed
+    assert found.attempted > 4 and not found.failed
