@@ -16,8 +16,25 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 # of the schema of CFF 1.2.0; `make release` has cffconvert check the whole of it
 REQUIRED = {"authors", "cff-version", "message", "title"}
 KNOWN = REQUIRED | set(
-    "abstract commit contact date-released doi identifiers keywords license license-url preferred-citation references "
-    "repository repository-artifact repository-code type url version".split()
+    [
+        "abstract",
+        "commit",
+        "contact",
+        "date-released",
+        "doi",
+        "identifiers",
+        "keywords",
+        "license",
+        "license-url",
+        "preferred-citation",
+        "references",
+        "repository",
+        "repository-artifact",
+        "repository-code",
+        "type",
+        "url",
+        "version",
+    ]
 )
 
 
