@@ -12,6 +12,7 @@ from pyrosplice._expression import groups as expression_groups
 from pyrosplice._expression import tests as expression_tests
 from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.fit import Partition
+from pyrosplice._expression.mixed import nested_models
 from pyrosplice._expression.results import ExpressionTest
 
 
@@ -37,7 +38,7 @@ class TestPartition(Partition):
 
     def lrt(self, **options: Any) -> ExpressionTests:
         """Run :func:`pyrosplice._expression.tests.lrt` in each part."""
-        return self._each(expression_tests.lrt, options)
+        return self._each(nested_models.nested_ratio, options)
 
     def t_test(self, **options: Any) -> ExpressionTests:
         """Run :func:`pyrosplice._expression.groups.t_test` in each part."""

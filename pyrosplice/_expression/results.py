@@ -29,7 +29,7 @@ from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
-from pyrosplice._results.layouts import GeneSymbols
+from pyrosplice._results.layouts import GeneSymbols, symbols_of, with_symbols
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches
 from pyrosplice.plotting import ma, volcano
 from pyrosplice.reasons import Reason, describe_reasons
@@ -215,18 +215,21 @@ class ExpressionTest(Described):
         min_fc: float = 1.0,
         highlight_ids: Sequence[str] = (),
         log10_p_threshold: float = -30.0,
+        gene_symbols: GeneSymbols = None,
         **kwargs: Any,
     ) -> Any:
         """Draw effects against evidence, q-values or p-values, by :func:`pyrosplice.plotting.volcano`.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
-        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
+        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there. With ``gene_symbols``
+        (as in :meth:`to_frame`) these are written, and genes are still named by their identifiers.
         """
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         check_log10("log10_p_threshold", log10_p_threshold)
-        options = {**_drawn(self.link, alpha, min_fc, highlight_ids), "floor": 10.0**log10_p_threshold, **kwargs}
-        return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
+        table, labels = _labelled(self.summary(), highlight_ids, gene_symbols)
+        options = _drawn(self.link, alpha, min_fc) | labels | {"floor": 10.0**log10_p_threshold} | kwargs
+        return volcano(table, pvalue=column, pvalue_adj=column, **options)
 
     def plot_ma(
         self,
@@ -235,15 +238,14 @@ class ExpressionTest(Described):
         alpha: float = 0.05,
         min_fc: float = 1.0,
         highlight_ids: Sequence[str] = (),
+        gene_symbols: GeneSymbols = None,
         **kwargs: Any,
     ) -> Any:
         """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
         check_switches(corrected_pval=corrected_pval)
-        options = {
-            "pvalue_adj": "qval" if corrected_pval else "pval",
-            **_drawn(self.link, alpha, min_fc, highlight_ids),
-        }
-        return ma(self.summary(), **{**options, **kwargs})
+        table, labels = _labelled(self.summary(), highlight_ids, gene_symbols)
+        options = _drawn(self.link, alpha, min_fc) | labels | {"pvalue_adj": "qval" if corrected_pval else "pval"}
+        return ma(table, **options | kwargs)
 
 
 def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.DataFrame:
@@ -267,13 +269,23 @@ def documented_columns(genes: Any, pval: Array, qval: Array, log2fc: Array, mean
     return {"gene": genes, "pval": pval, "qval": qval, "log2fc": log2fc, "mean": mean}
 
 
-def _drawn(link: str | None, alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
+def _labelled(
+    table: pd.DataFrame, highlight_ids: Sequence[str], gene_symbols: GeneSymbols
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table with symbols if there are any, and which genes to name in it, by what."""
+    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
+    if gene_symbols is None:
+        return table, {"names": named}
+    table = with_symbols(table, gene_symbols)
+    return table, {"names": [symbols_of([name], gene_symbols)[0] for name in named], "label": "symbol"}
+
+
+def _drawn(link: str | None, alpha: float, min_fc: float) -> dict[str, Any]:
     """Options that volcano and MA share."""
     if check_number("min_fc", min_fc) == 0:
         raise InvalidArgumentError("min_fc: expected a positive fold change, found 0.")
-    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
     if min_fc != 1:
         check_fold_changes(link, "min_fc")
     names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
     names = names if link == LOG else {"effect": "effect", "effect_name": "coefficient"}
-    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": named}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc)))}

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._usage.batched_model import BaseModel
+from pyrosplice._usage.coefficient_table import coefficient_table
 from pyrosplice._usage.configs import DEFAULTS, complete_configs, kept_history, minimizer_of, search_options
 from pyrosplice._usage.infinite import endless_coefficients
 from pyrosplice._usage.own_usage import require_followed
@@ -43,8 +44,7 @@ class MultinomGLM(BaseModel):
 
     .. math:: y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad \eta = X\beta + 1b'
 
-    The last isoform is the reference. Estimates are maximum a posteriori, that is maximum likelihood under the flat
-    default priors.
+    The last isoform is the reference. Estimates are maximum a posteriori, maximum likelihood under the flat priors.
 
     Parameters
     ----------
@@ -169,10 +169,8 @@ class MultinomGLM(BaseModel):
             Log the loss of every epoch (logger ``pyrosplice``, level INFO).
         quiet
             Leave out the log's closing line.
-        random_seed
-            Accepted for compatibility; fits are deterministic.
-        diagnose
-            Deprecated alias of ``store_param_history``.
+        random_seed, diagnose
+            Accepted for compatibility: fits are deterministic; a deprecated alias of ``store_param_history``.
 
         Raises
         ------
@@ -258,6 +256,8 @@ class MultinomGLM(BaseModel):
         """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    to_frame = coefficient_table
 
     def posterior(  # noqa: PLR0913 (a documented interface)
         self,

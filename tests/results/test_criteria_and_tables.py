@@ -3,12 +3,23 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 import pyrosplice.api as de
-from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM, TripletDataset, fit_gmm, mixture_table
+from pyrosplice import (
+    ExpressionGLM,
+    GaussianMixture,
+    MultinomGLM,
+    MultinomGLMM,
+    SplisosmGLMM,
+    TripletDataset,
+    fit_gmm,
+    mixture_table,
+)
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
+from pyrosplice.spatial import IdentityCovariance
 from tests.results.test_written import cells, tissue
 
 
@@ -162,3 +173,40 @@ def test_every_group_against_a_reference_is_the_test_of_the_two():
     for call in (de.test.versus_rest, de.test.pairwise):
         with pytest.raises(InvalidArgumentError, match="reference: expected one of the groups"):
             call(adata, "g", reference="d")
+
+
+@pytest.mark.parametrize("kind", [MultinomGLM, MultinomGLMM])
+def test_batches_of_models_are_tabulated_by_names_or_numbers(kind):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson(torch.full((2, 30, 3), 4.0), generator=generator)
+    counts[1, :, 0] = 0
+    design = torch.randn(30, 1, dtype=torch.float64, generator=generator)
+    model = (
+        kind(fitting_method="iwls")
+        if kind is MultinomGLM
+        else kind(fitting_method="marginal_newton", var_fix_sigma=False)
+    )
+    space = {} if kind is MultinomGLM else {"corr_sp": IdentityCovariance(30)}
+    model.setup_data(counts, design_mtx=design, **space)
+    with pytest.raises(NotReadyError):
+        model.to_frame()
+    model.fit(quiet=True)
+    table = model.to_frame(names={"gene": ["A", "B"], "covariate": ["age"], "isoform": ["i", "j", "k"]})
+    own = table[table["gene"] == "A"]
+    assert own["coefficient"].tolist() == ["intercept"] * 2 + ["age"] * 2 and own["isoform"].tolist() == ["i", "j"] * 2
+    np.testing.assert_allclose(own["effect"][2:], model.beta[0, 0].detach().numpy())
+    np.testing.assert_allclose(own["se"][2:], model.standard_errors()["beta"][0, 0].detach().numpy())
+    assert (own["reason"] == "").all() and set(table.loc[table["gene"] == "B", "fit_ended"]) == {"separated"}
+    assert model.to_frame()["isoform"].tolist() == [0, 1] * 4
+    for wrong in ({"gene": ["A"]}, {"genes": ["A", "B"]}):
+        with pytest.raises(InvalidArgumentError, match="names"):
+            model.to_frame(names=wrong)
+
+
+def test_figures_name_genes_by_their_symbols():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    test = ExpressionGLM("~ g").fit(cells()).test(coefficient="g[T.b]")
+    for draw in (test.plot_volcano, test.plot_ma):
+        axes = draw(highlight_ids=["G/1"], gene_symbols=cells().var["symbol"], alpha=0.99)
+        assert [text.get_text() for text in axes.texts if text.get_text() in ("A", "B", "G/1")] == ["B"]
+        plt.close("all")

@@ -148,7 +148,7 @@ def coefficient_frame(self: Analyzed, *, gene_symbols: GeneSymbols = None) -> pd
     """Tabulate the fitted coefficients, a row a gene, coefficient and isoform.
 
     ``gene``, ``coefficient`` (``"intercept"`` or a covariate), ``isoform``, ``against`` (the last isoform, which log
-    odds are against), ``effect`` and ``reason``. Standard errors, and effects without a reference: :meth:`get_effects`.
+    odds are against), ``effect``, ``reason`` and ``fit_ended``. Standard errors, and effects without a reference: :meth:`get_effects`.
 
     Parameters
     ----------
@@ -174,6 +174,7 @@ def coefficient_frame(self: Analyzed, *, gene_symbols: GeneSymbols = None) -> pd
                 },
                 effect=value.numpy(),
                 why=np.repeat(unless_ended([gene.reason.value], Reason.NOT_IDENTIFIED.value), value.numel()),
+                more={"fit_ended": np.repeat(gene.reason.value, value.numel())},
             ).to_frame()
         )
     return with_symbols(pd.concat(parts, ignore_index=True), gene_symbols)
