@@ -148,7 +148,8 @@ def coefficient_frame(self: Analyzed, *, gene_symbols: GeneSymbols = None) -> pd
     """Tabulate the fitted coefficients, a row a gene, coefficient and isoform.
 
     ``gene``, ``coefficient`` (``"intercept"`` or a covariate), ``isoform``, ``against`` (the last isoform, which log
-    odds are against), ``effect``, ``reason`` and ``fit_ended``. Standard errors, and effects without a reference: :meth:`get_effects`.
+    odds are against), ``effect``, ``reason`` and ``fit_ended``. Standard errors, and effects without a
+    reference: :meth:`get_effects`.
 
     Parameters
     ----------
