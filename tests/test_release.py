@@ -15,27 +15,25 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 # of the schema of CFF 1.2.0; `make release` has cffconvert check the whole of it
 REQUIRED = {"authors", "cff-version", "message", "title"}
-KNOWN = REQUIRED | set(
-    [
-        "abstract",
-        "commit",
-        "contact",
-        "date-released",
-        "doi",
-        "identifiers",
-        "keywords",
-        "license",
-        "license-url",
-        "preferred-citation",
-        "references",
-        "repository",
-        "repository-artifact",
-        "repository-code",
-        "type",
-        "url",
-        "version",
-    ]
-)
+KNOWN = REQUIRED | {
+    "abstract",
+    "commit",
+    "contact",
+    "date-released",
+    "doi",
+    "identifiers",
+    "keywords",
+    "license",
+    "license-url",
+    "preferred-citation",
+    "references",
+    "repository",
+    "repository-artifact",
+    "repository-code",
+    "type",
+    "url",
+    "version",
+}
 
 
 def test_there_is_one_version():
