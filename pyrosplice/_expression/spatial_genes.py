@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.expression_glm import ExpressionGLM
 from pyrosplice._expression.formula_design import from_formula
-from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY
+from pyrosplice._expression.positions import SPATIAL_KEY
 from pyrosplice._expression.spatial_variability import section_columns
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.names import places_of
@@ -32,9 +32,9 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     formula: str = "~ 1",
     as_numeric: Sequence[str] | str = (),
     size_factors: Any = TOTAL,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     adj_key: str | None = None,
-    k_neighbors: int = K_NEIGHBORS,
+    k_neighbors: int | None = None,
     section_key: str | None = None,
     likelihood: str | Likelihood = "nb",
     genes: Any = None,
@@ -60,8 +60,11 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
         name if they have names, or the column of ``obs`` that holds them (one called "total": give it as a Series); or
         None: what varies in space may then be no more than depth.
     spatial_key, adj_key, k_neighbors, section_key
-        Coordinates in ``obsm``, or a graph in ``obsp``; how many nearest spots are neighbours; column of ``obs`` with
-        the section of each spot. Sections have levels of their own, and no neighbours in others.
+        Coordinates in ``obsm``, or columns of ``obs`` such as ``("x", "y")``; or a graph in ``obsp``; how many nearest
+        spots are neighbours; column of ``obs`` with the section of each spot. Sections have levels of their own, and no
+        neighbours in others. By default neighbours are those of ``obsp["spatial_connectivities"]`` where squidpy has
+        left it (weights as given, averaged with its transpose), else the six nearest; ``k_neighbors`` or another
+        ``spatial_key`` asks for the nearest ones. ``attrs["graph"]`` of the table says which were taken.
     likelihood
         ``"nb"``, ``"poisson"``, or a likelihood of one count with a log mean.
     genes
