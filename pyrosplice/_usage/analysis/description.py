@@ -101,11 +101,11 @@ def _describe_space(prepared: Prepared, options: AnalysisOptions) -> str:
     edges = sp.triu(covariance.adjacency, k=1).nnz
     components = component_labels(covariance.adjacency)[0]
     sections = "" if prepared.section_key is None else f" of {prepared.n_sections} section(s)"
-    graph = "" if prepared.graph_key is None else f" of obsp[{prepared.graph_key!r}]"
+    graph = "" if prepared.graph_key is None else f", of obsp[{prepared.graph_key!r}]"
     if prepared.spatial_key is not None:
         own = f"{documented_edges(options.graph)} {options.k_neighbors}-NN graph"
-        graph = f" of the {own} of {coordinates_name(prepared.spatial_key)}"
-    return f"CAR, rho {covariance.rho:g}, {edges} edges{graph}, {components} component(s){sections}"
+        graph = f", {own} of {coordinates_name(prepared.spatial_key)}"
+    return f"CAR, rho {covariance.rho:g}, {edges} edges, {components} component(s){sections}{graph}"
 
 
 def _shorten(names: Sequence[str], limit: int = 5) -> str:
