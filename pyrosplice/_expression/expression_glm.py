@@ -39,6 +39,7 @@ from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.older import expression_2
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._representation import Described
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import text_names
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
@@ -99,13 +100,13 @@ class ExpressionGLM(FollowedExpression, Described):
         model: Program | None = None,
         effects: Sequence[GivenEffect] = (),
         space: Field | None = None,
-        spatial_key: str = SPATIAL_KEY,
+        spatial_key: str | Sequence[str] = SPATIAL_KEY,
         section_key: str | None = None,
     ) -> None:
         check_model(model)
         EffectsRequest.of(effects, space, spatial_key, section_key)
         self.effects, self.space = effects, space
-        self.spatial_key, self.section_key = spatial_key, section_key
+        self.spatial_key, self.section_key = spatial_key_of(spatial_key), section_key
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
         self.as_numeric = text_names(as_numeric, "as_numeric")

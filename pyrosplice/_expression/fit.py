@@ -57,7 +57,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     device: str = "cpu",
     effects: Any = (),
     space: Field | None = None,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     section_key: str | None = None,
     **kwargs: Any,
 ) -> Estimator:
@@ -129,8 +129,8 @@ def model(  # noqa: PLR0913 (a documented interface)
     space
         A random field over the cells of an AnnData, :class:`pyrosplice.effects.Field`.
     spatial_key, section_key
-        Where in ``obsm`` the field's positions are; column of ``obs`` with the section of each cell, which has no
-        neighbours in others.
+        Where in ``obsm``, or in which columns of ``obs`` (``("x", "y")``), the field's positions are; column of ``obs``
+        with the section of each cell, which has no neighbours in others.
     kwargs
         ``train_args``, arguments for every step of the training strategy; and the options of the original that have no
         effect here (:data:`pyrosplice._expression.call_options.WITHOUT_EFFECT`), with a warning. Others are

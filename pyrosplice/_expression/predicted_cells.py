@@ -23,6 +23,7 @@ from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._hypothesis.test_table import unless_ended
 from pyrosplice._tables.cells import Cells, obs_of
+from pyrosplice._tables.coordinates import SpatialKey
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError, call_hint, check_option, check_share
 from pyrosplice.glmm._arrow.predictor_moments import PredictorMoments
@@ -38,7 +39,7 @@ class FittedExpression(Protocol):
 
     estimator: Estimator | None
     gene_names: NDArray[np.object_]
-    spatial_key: str
+    spatial_key: SpatialKey
     section_key: str | None
     _location: DesignMatrix
     _constraints: Constraints

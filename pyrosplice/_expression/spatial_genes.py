@@ -17,7 +17,7 @@ from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import from_formula
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.spatial_null import glm_with_levels
-from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
+from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._expression.spatial_variability import section_columns, spatial_table
 from pyrosplice._results.annotations import Annotations
@@ -38,9 +38,9 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     formula: str = "~ 1",
     as_numeric: Sequence[str] | str = (),
     size_factors: Any = TOTAL,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     adj_key: str | None = None,
-    k_neighbors: int = K_NEIGHBORS,
+    k_neighbors: int | None = None,
     section_key: str | None = None,
     likelihood: str | Likelihood = "nb",
     genes: Any = None,
@@ -67,8 +67,11 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
         name if they have names, or the column of ``obs`` that holds them (one called "total": give it as a Series); or
         None: what varies in space may then be no more than depth.
     spatial_key, adj_key, k_neighbors, section_key
-        Coordinates in ``obsm``, or a graph in ``obsp``; how many nearest spots are neighbours; column of ``obs`` with
-        the section of each spot. Sections have levels of their own, and no neighbours in others.
+        Coordinates in ``obsm``, or columns of ``obs`` such as ``("x", "y")``; or a graph in ``obsp``; how many nearest
+        spots are neighbours; column of ``obs`` with the section of each spot. Sections have levels of their own, and no
+        neighbours in others. By default neighbours are those of ``obsp["spatial_connectivities"]`` where squidpy has
+        left it (weights as given, averaged with its transpose), else the six nearest; ``k_neighbors`` or another
+        ``spatial_key`` asks for the nearest ones. ``attrs["graph"]`` of the table says which were taken.
     likelihood
         ``"nb"``, ``"poisson"``, or a likelihood of one count with a log mean.
     genes
@@ -120,6 +123,7 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     if spots is None:
         raise AssertionError("an AnnData has places")
     table = spatial_table(estimator, spots.covariance(estimator.input_data.cells, space))
+    table.attrs["graph"] = spots.graph_name(space)
     if key_added is not None:
         settings = {"formula": formula, "layer": layer, "section_key": section_key, "likelihood": str(likelihood)}
         found = {name: table[name].to_numpy() for name in RESULTS}

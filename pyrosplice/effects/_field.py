@@ -39,7 +39,10 @@ class Field:
     Parameters
     ----------
     k_neighbors, graph
-        Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several.
+        Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several. None
+        for both, the default: the graph that squidpy has left in ``obsp["spatial_connectivities"]`` of an AnnData whose
+        coordinates are ``obsm["spatial"]``, weights as given, averaged with its transpose; without one, 6 and
+        ``"union"``, as where one of the two is given.
     rho
         Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours. Or
         ``"estimate"``: each gene's own, by the profile of its restricted likelihood (expression only). All else is
@@ -56,19 +59,19 @@ class Field:
         Values out of range; neighbours, ρ or a graph beside a covariance, which has its own.
     """
 
-    k_neighbors: int = K_NEIGHBORS
+    k_neighbors: int | None = None
     rho: float | Literal["estimate"] = RHO
-    graph: Graph = GRAPH
+    graph: Graph | None = None
     covariance: object | None = None
     by: str | None = None
 
     def __post_init__(self) -> None:
-        check_k_neighbors(self.k_neighbors)
+        check_k_neighbors(self.n_nearest)
         if isinstance(self.rho, str):
             check_option("rho", self.rho, (ESTIMATE,))
         else:
             check_rho(self.rho)
-        check_option("graph", self.graph, get_args(Graph))
+        check_option("graph", self.edges, get_args(Graph))
         if self.by is not None and (not isinstance(self.by, str) or not self.by.strip()):
             raise InvalidArgumentError(f"by: expected the name of a column, or None, found {self.by!r}.")
         if self.covariance is None:
@@ -81,12 +84,22 @@ class Field:
                 f"covariance: expected an object with precision or dense(), found {self.covariance!r}."
             )
 
+    @property
+    def n_nearest(self) -> int:
+        """Nearest neighbours of a spot in the field's own graph."""
+        return K_NEIGHBORS if self.k_neighbors is None else self.k_neighbors
+
+    @property
+    def edges(self) -> Graph:
+        """Which edges the field's own graph has."""
+        return GRAPH if self.graph is None else self.graph
+
     def __repr__(self) -> str:
         return f"Field({', '.join(self._parts())})"
 
     def _parts(self) -> list[str]:
         """Arguments that are not the default."""
-        defaults = {"k_neighbors": K_NEIGHBORS, "rho": RHO, "graph": GRAPH, "covariance": None, "by": None}
+        defaults = {"k_neighbors": None, "rho": RHO, "graph": None, "covariance": None, "by": None}
         return [
             f"{name}={value!r}"
             for name, default in defaults.items()
@@ -121,17 +134,24 @@ class Field:
         if self.covariance is not None:
             raise InvalidArgumentError("Field: neighbours are not known of a field with a covariance of its own.")
         points = check_coords(coords, name=names[0])
-        check_k_neighbors(self.k_neighbors, len(points))
+        check_k_neighbors(self.n_nearest, len(points))
         labels = None if sections is None else read_labels(sections, names[1]).names
         if labels is not None and len(labels) != len(points):
             raise InvalidArgumentError(f"{names[1]}: expected {len(points)} labels, found {len(labels)}.")
         warn_if_shared(points, labels, names, stacklevel=stacklevel + 1)
         if sections is None:
-            return knn_graph(points, k_neighbors=self.k_neighbors, graph=self.graph)
-        k, graph = self.k_neighbors, self.graph
+            return knn_graph(points, k_neighbors=self.n_nearest, graph=self.edges)
+        k, graph = self.n_nearest, self.edges
         return section_graph(points, sections, k_neighbors=k, graph=graph, name=names[1], least=least)
 
-    def covariance_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> SpatialCovariance:
+    def covariance_at(
+        self,
+        coords: object,
+        sections: object = None,
+        *,
+        adjacency: sp.csr_matrix | None = None,
+        stacklevel: int = 2,
+    ) -> SpatialCovariance:
         """Covariance of the field at these spots.
 
         Parameters
@@ -140,6 +160,8 @@ class Field:
             Positions ``(N, D)``; not read of a field with a covariance of its own.
         sections
             Section of each spot, N labels; a given covariance is taken as it is.
+        adjacency
+            Neighbours ``(N, N)`` in the place of the field's own graph; coordinates are then not read.
         stacklevel
             Of warnings of spots at one position, and of graphs in pieces.
 
@@ -155,20 +177,30 @@ class Field:
                 f"rho: expected a number, found {self.rho!r}, which ExpressionGLM and fit.model can do. Give a number "
                 f"in [0, 1), such as {RHO}."
             )
-        return CarCovariance(self._checked_adjacency(coords, sections, stacklevel + 1), rho=self.rho)
+        return CarCovariance(self._checked_adjacency(coords, sections, adjacency, stacklevel + 1), rho=self.rho)
 
-    def family_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> FieldFamily | None:
+    def family_at(
+        self,
+        coords: object,
+        sections: object = None,
+        *,
+        adjacency: sp.csr_matrix | None = None,
+        stacklevel: int = 2,
+    ) -> FieldFamily | None:
         """Fields at these spots that differ in the ρ that is to be estimated; None where it is known.
 
         Arguments as for :meth:`covariance_at`.
         """
         if self.rho != ESTIMATE:
             return None
-        return car_family(self._checked_adjacency(coords, sections, stacklevel + 1))
+        return car_family(self._checked_adjacency(coords, sections, adjacency, stacklevel + 1))
 
-    def _checked_adjacency(self, coords: object, sections: object, stacklevel: int) -> sp.csr_matrix:
+    def _checked_adjacency(
+        self, coords: object, sections: object, adjacency: sp.csr_matrix | None, stacklevel: int
+    ) -> sp.csr_matrix:
         """Neighbours, with a warning where a section is in pieces."""
-        adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
+        if adjacency is None:
+            adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
         n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
         warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=stacklevel + 1)
         return adjacency

@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
+from pyrosplice._tables.coordinates import read_coordinates, spatial_key_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.plotting._style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
 
@@ -28,7 +29,7 @@ def usage_table(
     *,
     counts_layer: str = "counts",
     fitted_layer: str = "fitted_ratios",
-    spatial_key: str = "spatial",
+    spatial_key: str | Sequence[str] = "spatial",
 ) -> pd.DataFrame:
     r"""Tabulate raw and fitted usage of a gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
 
@@ -41,7 +42,7 @@ def usage_table(
     counts_layer, fitted_layer
         Layers with counts and with fitted ratios.
     spatial_key
-        Coordinates in ``adata.obsm``; the first two columns are used.
+        Coordinates in ``adata.obsm``, or columns of ``adata.obs`` such as ``("x", "y")``; the first two are used.
 
     Returns
     -------
@@ -56,7 +57,6 @@ def usage_table(
     for argument, key, found in (
         ("counts_layer", counts_layer, adata.layers),
         ("fitted_layer", fitted_layer, adata.layers),
-        ("spatial_key", spatial_key, adata.obsm),
     ):
         if key not in found:
             raise InvalidArgumentError(f"{argument}: expected one of {list(found)}, found {key!r}.")
@@ -64,7 +64,7 @@ def usage_table(
     if unknown:
         raise InvalidArgumentError(f"isoforms: not in adata.var_names: {unknown}.")
     gene = adata[:, list(isoforms)]
-    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    coordinates = read_coordinates(spatial_key_of(spatial_key), adata.obsm, adata.obs)
     return _long(coordinates, isoforms, _dense(gene.layers[counts_layer]), _dense(gene.layers[fitted_layer]))
 
 

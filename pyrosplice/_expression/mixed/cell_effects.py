@@ -16,6 +16,7 @@ from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.columns import complete_cells
+from pyrosplice._tables.coordinates import SpatialKey, spatial_key_of
 from pyrosplice.effects._effect import Effect, bind
 from pyrosplice.effects._field import RHO, Field, Independent
 from pyrosplice.effects._field_family import FieldFamily
@@ -50,6 +51,8 @@ class CellEffects:
         Fields whose parameter is estimated, each gene's own; ``field`` and ``space`` are then of the default.
     sections
         Column of the sections that the field is in, and the section of each cell ``(N,)``; None for one.
+    graph_key
+        Key of ``obsp`` with the field's neighbours; None where they are the nearest ones.
     """
 
     given: tuple[Effect | Field | Independent, ...]
@@ -60,6 +63,7 @@ class CellEffects:
     noise: bool = False
     family: FieldFamily | None = None
     sections: tuple[str, NDArray[np.intp]] | None = None
+    graph_key: str | None = None
 
     def problem(self, counts: Array, design: Array, offset: Array, likelihood: Likelihood) -> EffectsProblem:
         """What the engine fits: counts ``(g, N)``, offset ``(N,)`` or ``(g, N)``."""
@@ -87,17 +91,17 @@ class EffectsRequest:
     effects
         Effects of groups, :class:`~pyrosplice.effects.Independent`, and one field at most.
     spatial_key
-        Where in ``obsm`` the field's positions are.
+        Where in ``obsm``, or in which columns of ``obs``, the field's positions are.
     section_key
         Column with the section of each cell: the field has no neighbours in others.
     """
 
     effects: tuple[Effect | Field | Independent, ...] = ()
-    spatial_key: str = SPATIAL_KEY
+    spatial_key: SpatialKey = SPATIAL_KEY
     section_key: str | None = None
 
     @classmethod
-    def of(cls, effects: Any, space: Any, spatial_key: str, section_key: str | None) -> EffectsRequest:
+    def of(cls, effects: Any, space: Any, spatial_key: Any, section_key: str | None) -> EffectsRequest:
         """Check what ``fit.model`` was given.
 
         Raises
@@ -126,9 +130,10 @@ class EffectsRequest:
                 f"effects: expected one field and one effect of every cell at most, found {given}. A field that "
                 "multiplies a covariate stands in the place of the common one; groups may vary beside it."
             )
+        if not isinstance(section_key, str | None):
+            raise InvalidArgumentError(f"section_key: expected the name of it, a text, found {section_key!r}.")
+        spatial_key = spatial_key_of(spatial_key)
         for name, value, default in (("spatial_key", spatial_key, SPATIAL_KEY), ("section_key", section_key, None)):
-            if not (isinstance(value, str) or value is default):
-                raise InvalidArgumentError(f"{name}: expected the name of it, a text, found {value!r}.")
             if not fields and value != default:
                 raise InvalidArgumentError(
                     f"{name}: it says where a field is, and there is none, found {value!r}; give "
@@ -170,14 +175,18 @@ class EffectsRequest:
             return CellEffects(self.effects, groups, noise=noise)
         labels = None if self.section_key is None else cells.levels(self.section_key, "section_key")
         sections = None if labels is None else labels.names
-        positions = None
+        positions, adjacency, graph_key = None, None, None
         if field.covariance is None:
             if spots is None:
                 raise InvalidArgumentError("space: a field needs an AnnData with the positions of its cells in obsm.")
-            positions = spots.points(cells, self.spatial_key)
-        family = field.family_at(positions, sections, stacklevel=6)
+            graph_key = spots.squidpys(self.spatial_key, field.k_neighbors, field.graph)
+            if graph_key is None:
+                positions = spots.points(cells, self.spatial_key)
+            else:
+                adjacency = spots.given_graph(cells, graph_key, sections, stacklevel=6)
+        family = field.family_at(positions, sections, adjacency=adjacency, stacklevel=6)
         if family is None:
-            covariance = field.covariance_at(positions, sections, stacklevel=6)
+            covariance = field.covariance_at(positions, sections, adjacency=adjacency, stacklevel=6)
         else:
             covariance = cast(SpatialCovariance, family.covariance(RHO))
         space = solver_for(covariance)
@@ -188,4 +197,4 @@ class EffectsRequest:
             )
         within = None if labels is None or len(labels.levels) < 2 else (str(self.section_key), labels.codes)
         by = field.multiplier(table)
-        return CellEffects(self.effects, groups, covariance, space, by, noise, family, within)
+        return CellEffects(self.effects, groups, covariance, space, by, noise, family, within, graph_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,8 +16,9 @@ from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.component_tests import component_table
 from pyrosplice._expression.mixed.components import component_of
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
+from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.spatial._covariance import SpatialCovariance
@@ -41,9 +43,9 @@ def test_in_space(
     self: InSpace,
     method: str = "score",
     *,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     adj_key: str | None = None,
-    k_neighbors: int = K_NEIGHBORS,
+    k_neighbors: int | None = None,
     section_key: str | None = None,
 ) -> pd.DataFrame:
     """Test every gene for variability in space beside all else that was fitted: a table by gene.
@@ -66,7 +68,7 @@ def test_in_space(
     NotReadyError
         A fit of something else than an AnnData, which has no places.
     """
-    space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
+    space = SpotOptions(spatial_key_of(spatial_key), adj_key, k_neighbors, section_key)
     if not self._has_effects():
         return spatial_variability(self._data(), self._spots, space, method)
     estimator = self._mixed_estimator()

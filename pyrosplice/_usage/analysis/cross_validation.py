@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice._tables.columns import one_column
-from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
@@ -121,11 +120,11 @@ def _groups(analysis: UsageAnalysis, given: object, n_blocks: int) -> LeftOut:
     if isinstance(given, str) and given == "spot" and given not in obs:
         return LeftOut(list(obs.index), [torch.tensor([spot]) for spot in range(len(obs))])
     if isinstance(given, str) and given == "block" and given not in obs:
-        if prepared.spatial_key is None:
+        coords = prepared.coordinates
+        if coords is None:
             raise InvalidArgumentError(
                 "groups='block': this model was fitted without positions of the spots; give a label of each spot."
             )
-        coords = as_dense(prepared.data.adata.obsm[prepared.spatial_key], "spatial_key")
         key = prepared.section_key
         codes = np.zeros(len(obs), np.intp) if key is None else read_labels(one_column(obs, key, key), key).codes
         blocks = spatial_blocks(coords, codes, n_blocks)

@@ -21,10 +21,10 @@ from pyrosplice._io.storable import split
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.columns import complete_cells, one_column
-from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.coordinates import SpatialKey, read_coordinates, spatial_key_of
 from pyrosplice._tables.labels import read_labels
-from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.options import AnalysisOptions
+from pyrosplice._usage.analysis.spot_graph import given_adjacency, graph_key, key_of_places, nearest_adjacency
 from pyrosplice._usage.reading.design import (
     Design,
     build_design,
@@ -35,12 +35,11 @@ from pyrosplice._usage.reading.design import (
 )
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
 from pyrosplice.effects._effect import bind
-from pyrosplice.effects._field import Field
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._group_terms import Groups
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
-from pyrosplice.spatial._graph import adjacency_graph, component_labels, warn_if_disconnected
-from pyrosplice.spatial._sections import wide_section_graph, within_sections
+from pyrosplice.spatial._graph import component_labels, warn_if_disconnected
+from pyrosplice.spatial._sections import wide_section_graph
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 MISSING = ("raise", "drop")
@@ -66,11 +65,13 @@ class Prepared:
     section_key
         Column of ``obs`` with the spots' sections; None if they are one.
     spatial_key
-        Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
+        Where (``obsm``, columns of ``obs``) are the positions that the graph is made of; None where it is not.
     formula
         Formula of the covariates; None where they are columns or numbers.
     groups
         Random effects of groups of spots.
+    graph_key
+        Key of ``obsp`` with the graph, given or squidpy's; None where it is that of the nearest neighbours.
     """
 
     data: IsoformData
@@ -79,9 +80,10 @@ class Prepared:
     covariance: Covariance
     group_by_n_iso: bool
     section_key: str | None = None
-    spatial_key: str | None = None
+    spatial_key: SpatialKey | None = None
     formula: str | None = None
     groups: tuple[GroupBlock, ...] = ()
+    graph_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -111,6 +113,12 @@ class Prepared:
     def design_tensor(self) -> Tensor | None:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
+
+    @property
+    def coordinates(self) -> NDArray[np.float64] | None:
+        """Positions of the spots ``(N, D)``; None where they are not what the graph was made of."""
+        adata = self.data.adata
+        return None if self.spatial_key is None else read_coordinates(self.spatial_key, adata.obsm, adata.obs)
 
     def isoform_names(self, gene: int) -> list[str]:
         """Names in ``var`` of the isoforms of a gene."""
@@ -154,9 +162,8 @@ class Prepared:
         """Solve with the CAR covariance of the positions' wide graph; None where they are not known."""
         if self.spatial_key is None or not isinstance(self.covariance, CarCovariance):
             return None
-        adata = self.data.adata
-        sections = None if self.section_key is None else adata.obs[self.section_key]
-        graph = wide_section_graph(as_dense(adata.obsm[self.spatial_key], self.spatial_key), sections)
+        sections = None if self.section_key is None else self.data.adata.obs[self.section_key]
+        graph = wide_section_graph(self.coordinates, sections)
         return solver_for(CarCovariance(graph, rho=self.covariance.rho))
 
     def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
@@ -165,7 +172,8 @@ class Prepared:
         names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
         matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
         isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
-        places = {} if self.spatial_key is None else {self.spatial_key: self.data.adata.obsm[self.spatial_key]}
+        key, obsm = self.spatial_key, self.data.adata.obsm
+        places = {key: obsm[key]} if isinstance(key, str) else {}
         adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms), obsm=places)
         data = IsoformData(adata, None, names, tuple(columns[:-1]))
         prepared = replace(self, data=data, counts=list(counts), group_by_n_iso=True, summaries={})
@@ -200,7 +208,7 @@ class DataOptions:
     """
 
     model: AnalysisOptions
-    spatial_key: str
+    spatial_key: Any
     adj_key: str | None
     layer: str | None
     group_iso_by: str
@@ -254,7 +262,7 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     check_key(adata, "adj_key", options.adj_key, "obsp")
     spots = _complete(obs, options, terms)
     sections = _sections(obs, spots, options.section_key)
-    adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
+    graph, adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else (None, None)
     if adjacency is not None and options.min_component_size > 1:
         large = _large_components(adjacency, options.min_component_size)
         adjacency = adjacency[large][:, large]
@@ -279,9 +287,9 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
     covariance = _covariance(data.adata, adjacency, options)
-    ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
-    keys = options.section_key, options.spatial_key if ours else None, formula
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, groups)
+    ours = options.model.model_type == "glmm-full" and options.covariance is None and graph is None
+    keys = options.section_key, spatial_key_of(options.spatial_key) if ours else None, formula
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, groups, graph)
 
 
 def _design(
@@ -368,20 +376,14 @@ def _adjacency(
     spots: NDArray[np.bool_],
     sections: NDArray[np.object_] | None,
     options: DataOptions,
-) -> sp.csr_matrix:
-    """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
+) -> tuple[str | None, sp.csr_matrix]:
+    """Adjacency, by its key, in ``obsp``, or the k-NN graph of the coordinates, of some spots, within sections."""
     model = options.model
-    if options.adj_key is not None:
-        given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
-        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
-    if options.spatial_key is None:
-        raise InvalidArgumentError(f"spatial_key: expected a key of adata.obsm, one of {sorted(adata.obsm.keys())}.")
-    check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
-    name = f"adata.obsm[{options.spatial_key!r}]"
-    coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
-    field = Field(k_neighbors=model.k_neighbors, graph=model.graph)
-    names = name, "section_key"
-    return field.adjacency(coords[spots], sections, names=names, least=options.min_component_size, stacklevel=5)
+    key = graph_key(adata, options.adj_key, options.spatial_key, model.k_neighbors, model.graph)
+    if key is not None:
+        return key, given_adjacency(adata, key, spots, sections)
+    places = adata, obs, key_of_places(options.spatial_key, adata)
+    return None, nearest_adjacency(places, spots, sections, model, least=options.min_component_size)
 
 
 def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:

@@ -41,6 +41,7 @@ from pyrosplice.errors import NotReadyError
 from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._named import Priors, check_priors
+from pyrosplice.spatial._connectivities import DOCUMENTED_NEIGHBORS
 from pyrosplice.spatial._graph import Graph
 
 
@@ -75,15 +76,17 @@ class SplisosmGLMM(Described):
         ``"newton"`` or ``"gd"``, and reads any of the GLMM's names as ``"iwls"``.
     fitting_configs
         ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None.
-    k_neighbors, rho
-        Neighbours of the k-NN graph (not used with ``adj_key``), and ρ of the CAR covariance, in [0, 1).
+    k_neighbors
+        Neighbours of the k-NN graph; not used with ``adj_key``. One that is given beats squidpy's graph, see there.
+    rho
+        ρ of the CAR covariance, in [0, 1).
     approx_rank
         Leave out for automatic (the exact sparse covariance on the CPU; on accelerators exact up to 5,000 spots, then
         ``ceil(4 √N)`` eigenpairs); None for exact; or the number of leading eigenpairs.
     device
         ``"cpu"``, ``"cuda"`` or ``"mps"``.
     graph
-        Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
+        Edges of the k-NN graph: ``"mutual"`` (documented, by default; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial._graph.knn_graph`.
     likelihood
         Density of a spot's counts, a :class:`~pyrosplice.likelihoods._contract.Likelihood`; multinomial if None. Its
@@ -142,12 +145,12 @@ class SplisosmGLMM(Described):
         init_ratio: str = "uniform",
         fitting_method: str = "joint_gd",
         fitting_configs: dict[str, Any] | None = None,
-        k_neighbors: int = 4,
+        k_neighbors: int = DOCUMENTED_NEIGHBORS,
         rho: float = 0.99,
         approx_rank: int | str | None = "auto",
         device: str = "cpu",
         *,
-        graph: Graph = "mutual",
+        graph: Graph | None = None,
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         isoform_effect: IsoformEffect = "independent",
@@ -170,7 +173,7 @@ class SplisosmGLMM(Described):
         self,
         adata: AnnData,
         *,
-        spatial_key: str = "spatial",
+        spatial_key: str | Sequence[str] = "spatial",
         adj_key: str | None = None,
         layer: str | None = "counts",
         group_iso_by: str = "gene_symbol",
@@ -196,10 +199,12 @@ class SplisosmGLMM(Described):
         adata
             Spots × isoforms: in memory, a view, backed or lazy.
         spatial_key
-            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers; not read by ``"glm"`` and
-            ``"glmm-null"`` unless ``min_component_size`` > 1.
+            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers, or columns of ``obs`` such as
+            ``("x", "y")``; not read by ``"glm"`` and ``"glmm-null"`` unless ``min_component_size`` > 1.
         adj_key
-            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
+            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose. *Differs from* the
+            documented interface: squidpy's ``obsp["spatial_connectivities"]`` is used so unless ``k_neighbors``,
+            ``graph`` or another ``spatial_key`` are given. The model's representation says which graph it has.
         layer
             Counts in ``layers``, whole numbers in any container (dense, sparse, Dask, on disk); None for ``X``.
         group_iso_by, gene_names

@@ -15,6 +15,7 @@ from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.atomic import as_path
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice._io.older import usage_1
+from pyrosplice._tables.coordinates import has_coordinates, spatial_key_of
 from pyrosplice._usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
 from pyrosplice._usage.analysis.fits import Analyzed, Holder
 from pyrosplice._usage.analysis.options import OPTIONS
@@ -42,9 +43,10 @@ class SavedData:
     group_by_n_iso: bool
     section_key: str | None
     design: Design | None
-    spatial_key: str | None = field(default=None, metadata={NEW: True})
+    spatial_key: Any = field(default=None, metadata={NEW: True})
     formula: str | None = field(default=None, metadata={NEW: True})
     groups: tuple[GroupBlock, ...] = field(default=(), metadata={NEW: True})
+    graph_key: str | None = field(default=None, metadata={NEW: True})
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _saved_data(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
     rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
-    return SavedData(data.adata, data.layer, data.gene_names, columns, *rest, prepared.formula, prepared.groups)
+    more = prepared.formula, prepared.groups, prepared.graph_key
+    return SavedData(data.adata, data.layer, data.gene_names, columns, *rest, *more)
 
 
 Kind = TypeVar("Kind", bound=Holder)
@@ -128,7 +131,7 @@ def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
-    keys = stored.section_key, stored.spatial_key, stored.formula, stored.groups
+    keys = stored.section_key, stored.spatial_key, stored.formula, stored.groups, stored.graph_key
     return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
 
 
@@ -146,10 +149,7 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
         check_sizes(
             spots=(spots, "N"), levels=(block.levels, "N"), columns=(block.columns, "Nq"), basis=(block.basis, "Jqq")
         )
-    if data.spatial_key is not None and data.spatial_key not in data.adata.obsm:
-        raise ModelFileError(
-            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
-        )
+    _check_places(data)
     for name, results in (("sv", saved.sv), ("du", saved.du)):
         lacking = [column for column in RESULTS if results and column not in results]
         if lacking:
@@ -159,3 +159,17 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
         for gene in genes or ():
             effect = {"nu": (gene.values["nu"], "NQ")} if "nu" in gene.values else {}
             check_sizes(spots=(spots, "N"), bias_eta=(gene.values["bias_eta"], "Q"), **effect)
+
+
+def _check_places(data: SavedData) -> None:
+    """Raise where the positions of the spots are not where the file says."""
+    if data.spatial_key is None:
+        return
+    try:
+        there = has_coordinates(spatial_key_of(data.spatial_key), data.adata.obsm, data.adata.obs)
+    except InvalidArgumentError as error:
+        raise ModelFileError(f"data.{error}") from error
+    if not there:
+        raise ModelFileError(
+            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
+        )
