@@ -69,7 +69,7 @@ def design_matrix(
     >>> import pandas as pd
     >>> import pyrosplice.api as de
     >>> cells = pd.DataFrame({"group": ["a", "b", "b"], "age": [20.0, 30.0, 50.0]})
-    >>> design, names = de.utils.design_matrix(sample_description=cells, formula="~ 1 + group + age", as_numeric=["age"])
+    >>> design, names = de.utils.design_matrix(sample_description=cells, formula="~ group + age", as_numeric=["age"])
     >>> design
        Intercept  group[T.b]   age
     0        1.0         0.0  20.0
@@ -101,7 +101,8 @@ def view_coef_names(dmat: Any) -> np.ndarray:
     --------
     >>> import pandas as pd
     >>> import pyrosplice.api as de
-    >>> design, _ = de.utils.design_matrix(sample_description=pd.DataFrame({"group": ["a", "b"]}), formula="~ 1 + group")
+    >>> cells = pd.DataFrame({"group": ["a", "b"]})
+    >>> design, _ = de.utils.design_matrix(sample_description=cells, formula="~ 1 + group")
     >>> de.utils.view_coef_names(design).tolist()
     ['Intercept', 'group[T.b]']
     """
