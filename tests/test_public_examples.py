@@ -70,6 +70,7 @@ def owed() -> dict[str, Any]:
     for name, thing in public_things():
         things.setdefault(f"{name} ({path_of(thing)})", thing)
         if inspect.isclass(thing):
-            for base in (base for base in thing.__mro__ if base.__module__.startswith("pyrosplice")):
+            own = (base for base in thing.__mro__ if base.__module__.startswith("pyrosplice"))
+            for base in (base for base in own if not getattr(base, "_is_protocol", False)):
                 things |= {path_of(method): method for method in methods(base)}
     return things
