@@ -36,10 +36,7 @@ class UnknownOptionError(InvalidArgumentError, TypeError):
     >>> GaussianMixture(2, tolerance=0.1)
     Traceback (most recent call last):
         ...
-    pyrosplice.errors.UnknownOptionError: GaussianMixture: no option 'tolerance'; it takes num_components,
-    covariance_type, init_strategy, init_means, convergence_tolerance, covariance_regularization,
-    batch_size, trainer_params, init_weights, init_covariances, prior, missing, n_init, warm_start,
-    random_state, use_rep, model, priors.
+    pyrosplice.errors.UnknownOptionError: GaussianMixture: no option 'tolerance'; it takes num_components, ...
     """
 
 

@@ -14,6 +14,7 @@ class Reason(StrEnum):
 
     Examples
     --------
+    >>> from pyrosplice.reasons import Reason
     >>> Reason("no_counts").text
     'the gene has no counts'
     """

@@ -24,7 +24,10 @@ from scipy.sparse.csgraph import connected_components
 PACKAGE = "pyrosplice"
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("structure.toml")
-MOST_LINES_OF_FILE, MOST_LINES_OF_FUNCTION = 400, 40  # without docstrings' examples; of a function without its docstring
+MOST_LINES_OF_FILE, MOST_LINES_OF_FUNCTION = (
+    400,
+    40,
+)  # without docstrings' examples; of a function without its docstring
 MOST_OF_A_FIRST_WORD = 2  # files of a folder whose names start with the same word; more of them are a folder
 
 

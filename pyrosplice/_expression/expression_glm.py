@@ -80,6 +80,7 @@ class ExpressionGLM(FollowedExpression, Described):
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
     >>> counts = np.random.default_rng(0).poisson(3.0, (20, 4))
     >>> glm = ExpressionGLM("~1 + group").fit(counts, sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
     >>> glm.test(glm.cond(group="b") - glm.cond(group="a")).summary().shape[0]

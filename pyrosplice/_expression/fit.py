@@ -149,8 +149,9 @@ def model(  # noqa: PLR0913 (a documented interface)
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
     >>> counts = np.random.default_rng(0).poisson(3.0, (20, 4))
-    >>> estim = model(counts, "~1+group", sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
+    >>> estim = de.fit.model(counts, "~1+group", sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """

@@ -124,6 +124,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     Examples
     --------
     >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
     >>> np.bincount(GaussianMixture(2, random_state=0).fit(x).predict(x)).tolist()
     [100, 100]

@@ -47,6 +47,7 @@ class Groups(Effect):
 
     Examples
     --------
+    >>> from pyrosplice.effects import Groups
     >>> Groups("donor", slopes="~ 1 + condition")
     Groups('donor', slopes='~ 1 + condition')
     """

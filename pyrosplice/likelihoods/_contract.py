@@ -161,7 +161,7 @@ class Likelihood(Extensible):
         >>> from pyrosplice.likelihoods import Multinomial
         >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
         >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
-        >>> round(Multinomial().log_prob(counts, eta).exp().item() * 3**10)  # of the 3^10 ways that ten molecules can fall
+        >>> round(Multinomial().log_prob(counts, eta).exp().item() * 3**10)  # ways, of 3^10 for ten molecules
         45
         """
         return log_prob_of(self.distribution, counts, eta)
@@ -547,9 +547,7 @@ class Likelihood(Extensible):
         return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
-        """Weighted log density and derivatives of rows of one count, ``total`` = weight × count: all ``(G, N)``.
-
-        The value may leave out terms without predictors, as a kernel does.
+        """Weighted log density or kernel and derivatives of rows of one count, ``total`` = weight × count: ``(G, N)``.
 
         Examples
         --------
