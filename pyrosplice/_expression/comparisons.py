@@ -453,6 +453,20 @@ class ExpressionTests(Described):
 
         ``contrast`` is the group (of tests against the rest or a reference) or ``"b vs a"``, b over a. q-values are
         those of the whole family.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+        >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+        >>> tests = de.test.pairwise(adata, "type")
+        >>> tests.to_frame().query("pvalue_adj < 0.05")[["gene", "contrast"]]
+             gene contrast
+        3  gene_1   T vs B
+        6  gene_1  T vs NK
         """
         corrected = self.qval
         frames = [
@@ -462,7 +476,23 @@ class ExpressionTests(Described):
         return contrast_tables.joined_contrasts(frames, gene_symbols=gene_symbols, layout=layout)
 
     def against_threshold(self, lfc_threshold: float) -> ExpressionTests:
-        """Test whether fold changes exceed a threshold, as :meth:`ExpressionTest.against_threshold` does."""
+        """Test whether fold changes exceed a threshold, as :meth:`ExpressionTest.against_threshold` does.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+        >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+        >>> tests = de.test.pairwise(adata, "type")
+        >>> tests.against_threshold(0.5).summary_pair("B", "T")["qval"] < 0.05  # more than half a log₂ fold
+        0     True
+        1    False
+        2    False
+        Name: qval, dtype: bool
+        """
         return replace(self, tests={key: test.against_threshold(lfc_threshold) for key, test in self.tests.items()})
 
     top_table = contrast_tables.top_table

@@ -269,6 +269,22 @@ class ExpressionTest(Described):
             ``reason``; or ``"pertpy"``: ``variable``, ``contrast``, ``log_fc``, ``p_value``, ``adj_p_value``, the rest.
         level
             Coverage of the interval.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> symbols = {"gene_1": "CD3E", "gene_2": "ACTB", "gene_3": "GAPDH"}
+        >>> test.to_frame(gene_symbols=symbols)[["gene", "symbol", "reason"]]
+             gene symbol reason
+        0  gene_1   CD3E
+        1  gene_2   ACTB
+        2  gene_3  GAPDH
         """
         frame = frame_of(self, self.qval, level=level)
         return contrast_tables.joined_contrasts([(self.name, frame)], gene_symbols=gene_symbols, layout=layout)
@@ -290,6 +306,18 @@ class ExpressionTest(Described):
         InvalidArgumentError
             A test of several coefficients, or by another statistic than an estimate over its standard error; no fold
             changes; a negative threshold.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> test.against_threshold(1.0).qval < 0.05, test.against_threshold(4.0).qval < 0.05  # fourfold is 2
+        (array([ True, False, False]), array([False, False, False]))
         """
         statistic, pval = beyond(self, lfc_threshold)
         extra = self.extra | {"lfc_threshold": np.full(len(pval), float(lfc_threshold))}
