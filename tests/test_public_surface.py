@@ -61,6 +61,7 @@ ROOMS = {
     "effects": {"Effect", "Field", "Groups", "Independent", "SoftmaxBasis"},
     "glmm": {
         "CountGLMM",
+        "EffectsProblem",
         "EigenCovariance",
         "MultinomialGLM",
         "MultinomialGLMM",

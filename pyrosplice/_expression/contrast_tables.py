@@ -77,6 +77,19 @@ def top_table(
     ------
     InvalidArgumentError
         A column of no numbers; a contrast that was not tested; ``alpha`` outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+    >>> test.top_table(1, alpha=0.05)[["gene", "reason"]]
+         gene reason
+    0  gene_1
     """
     table = self.to_frame(gene_symbols=gene_symbols)
     if contrast is not None:
@@ -92,6 +105,18 @@ def to_matrix(self: Tabulated, value: str = "score") -> pd.DataFrame:
     value
         ``"score"`` (standard normal score of the p-value with the sign of the effect), ``"statistic"``, ``"log2fc"`` or
         ``"effect"``. A gene without one has 0.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.versus_rest(adata, "type")
+    >>> tests.to_matrix().shape, tests.to_matrix().index.tolist()  # contrasts × genes
+    ((3, 3), ['B', 'NK', 'T'])
     """
     return wide_statistics(self.to_frame(), value)
 
@@ -121,6 +146,19 @@ def write_tests(self: Tabulated, adata: ad.AnnData, key_added: str = "rank_genes
     ------
     InvalidArgumentError
         A view; genes that are not in ``adata``; a key that is not of earlier tests.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.versus_rest(adata, "type")
+    >>> _ = tests.write(adata)
+    >>> adata.uns["rank_genes_groups"]["names"]["T"][0]  # as scanpy reads it
+    'gene_1'
     """
     table = self.to_frame()
     frames = dict(list(table.groupby("contrast", sort=False)))

@@ -81,6 +81,7 @@ class ExpressionGLM(FollowedExpression, Described):
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
     >>> counts = np.random.default_rng(0).poisson(3.0, (20, 4))
     >>> glm = ExpressionGLM("~1 + group").fit(counts, sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
     >>> glm.test(glm.cond(group="b") - glm.cond(group="a")).summary().shape[0]
@@ -137,6 +138,16 @@ class ExpressionGLM(FollowedExpression, Described):
         """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.coefficient_names, glm.summary()["fit_ended"].unique().tolist()
+        (['Intercept', 'group[T.b]'], ['converged'])
         """
         options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(stored_fit.SETTINGS))
         settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
@@ -202,6 +213,19 @@ class ExpressionGLM(FollowedExpression, Described):
         Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``. A number for which the formula
         has no value at 0 (``log(t)``, ``1 / t``, a spline) is at its median over the cells; a contrast in which it does
         not cancel is refused by :meth:`test`, and has to name it. Names with dots: ``cond(**{"percent.mt": 5})``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"drug": np.tile(["none", "a", "b"], 30)})
+        >>> glm = ExpressionGLM("~ drug").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.coefficient_names
+        ['Intercept', 'drug[T.b]', 'drug[T.none]']
+        >>> contrast = glm.cond(drug="none") - glm.cond(drug="b")
+        >>> contrast.tolist(), glm.test(contrast).pval.shape
+        ([0.0, -1.0, 1.0], (3,))
         """
         return condition_row(self._design(), levels)
 
@@ -254,6 +278,18 @@ class ExpressionGLM(FollowedExpression, Described):
             ``"wald"``, ``"robust"``, ``"glmm"`` or beside random effects by ``"wald"``.
 
         Sizes and power of each: :mod:`pyrosplice._expression.methods`.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=mean, seed=0))
+        >>> table = glm.test(factor="group", method="lrt").summary()
+        >>> (table["qval"] < 0.05).tolist(), float(table["log2fc"].iloc[0].round())  # four times as much
+        ([True, False, False], 2.0)
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
@@ -296,6 +332,16 @@ class ExpressionGLM(FollowedExpression, Described):
 
         Squared residuals over variance: 1 where negative-binomial noise is right; 0.25 to 0.6 with half or more of
         zeros beyond it (means of 5 and 20 elsewhere): :meth:`test` says which tests are then of little power.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 100)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> bool((abs(glm.variance_ratio() - 1) < 0.3).all())  # negative-binomial counts are
+        True
         """
         return noise_ratio(self._data())
 
@@ -303,12 +349,36 @@ class ExpressionGLM(FollowedExpression, Described):
     adjusted_dispersion = shrunken_effects.adjusted_dispersion
 
     def quasi(self) -> QuasiFit:
-        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``."""
+        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> samples = pd.DataFrame({"group": np.repeat(["a", "b"], 4)})
+        >>> adata = simulate_expression(samples, n_genes=50, mean=20.0, dispersion=0.2, seed=0)
+        >>> glm = ExpressionGLM("~ group").fit(adata)
+        >>> quasi = glm.quasi()
+        >>> quasi.dispersions.trend.shape, quasi.df[:3].tolist()
+        ((50,), [6.0, 6.0, 6.0])
+        """
         self._quasi = self._quasi or quasi_fit(self._data())
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Draw counts ``(N, g)`` of some genes from the fit, random effects at their modes; NaN without a fit."""
+        """Draw counts ``(N, g)`` of some genes from the fit, random effects at their modes; NaN without a fit.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.sample_counts(["gene_1", "gene_3"], seed=0).shape
+        (100, 2)
+        """
         estimator = self._mixed_estimator() if self._has_effects() else self._data()
         return estimator.model.sample_j(genes, seed=seed)
 
@@ -327,6 +397,20 @@ class ExpressionGLM(FollowedExpression, Described):
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
         or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> glm.summary()[["gene", "coefficient", "fit_ended"]]
+             gene coefficient  fit_ended
+        0  gene_1   Intercept  converged
+        1  gene_1  group[T.b]  converged
+        2  gene_2   Intercept  converged
+        3  gene_2  group[T.b]  converged
         """
         return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names)
 
@@ -335,6 +419,19 @@ class ExpressionGLM(FollowedExpression, Described):
 
         A formula that is more than names, numbers, operators and known functions is left out: the loaded model cannot
         make designs of new cells, and says so.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     glm.save(f"{folder}/fit.safetensors")
+        ...     print(ExpressionGLM.load(f"{folder}/fit.safetensors").coefficient_names)
+        ['Intercept', 'group[T.b]']
         """
         settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
         settings["noise_model"] = stored_fit.saved_noise(self.noise_model)
@@ -366,6 +463,20 @@ class ExpressionGLM(FollowedExpression, Described):
         ModelFileError
             For a file that is not one, from a newer version, or with a formula that holds code; for another ``model``
             or ``likelihood``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     glm.save(f"{folder}/fit.safetensors")
+        ...     again = ExpressionGLM.load(f"{folder}/fit.safetensors")
+        >>> bool((again.test(factor="group").pval == glm.test(factor="group").pval).all())
+        True
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
         check_arguments(cls, stored_fit.file_arguments(cls))

@@ -82,6 +82,17 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     ------
     InvalidArgumentError
         Other than two groups, a group of one cell, an unknown option.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.t_test(adata, "group").qval < 0.05
+    array([ True, False, False])
     """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.t_test", options, PLAIN))
@@ -144,7 +155,19 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTest:
-    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`."""
+    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.rank_test(adata, "group").qval < 0.05
+    array([ True, False, False])
+    """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
     groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
@@ -225,6 +248,17 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
     -----
     *Differs from* the original: ``noise_model`` need not be given for a fitted test (``"nb"``), and t and rank tests
     divide by ``size_factors``.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.two_sample(adata, "group", test="lrt").qval < 0.05
+    array([ True, False, False])
     """
     test = _test_name(test)
     options = _options("test.two_sample", test, {"as_numeric": as_numeric, **options})
@@ -267,6 +301,23 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     nothing once the model is fitted, and the tests of all comparisons are always kept, in ``tests``.
     ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``. With a ``reference`` the pairs
     without it are not tested, and NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.pairwise(adata, "type")
+    >>> tests.pval.shape  # group, group, gene
+    (3, 3, 3)
+    >>> tests.summary_pair("B", "T")["qval"] < 0.05
+    0     True
+    1    False
+    2    False
+    Name: qval, dtype: bool
     """
     test = _test_name(test)
     check_switches(lazy=lazy, keep_full_test_objs=keep_full_test_objs)
@@ -342,6 +393,21 @@ def versus_rest(  # noqa: PLR0913 (a documented interface)
 
     The reference group itself is not tested: its p-values are 1, its fold changes 0. Every test is of the two sets of
     cells alone, where :func:`pairwise` with ``"z-test"`` has one dispersion for all groups.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.versus_rest(adata, "type")
+    >>> tests.summary_group("T")["qval"] < 0.05
+    0     True
+    1    False
+    2    False
+    Name: qval, dtype: bool
     """
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)

@@ -64,6 +64,20 @@ class ExpressionTest(Described):
         Whether the p-value is that of one estimate over its standard error, which :meth:`against_threshold` needs.
     name, groupby, reference, method : str
         What was compared, between what, against what and how, as tables and files say it.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> test = de.test.t_test(adata, "group")
+    >>> test.gene_ids.tolist(), test.qval < 0.05
+    (['gene_1', 'gene_2', 'gene_3'], array([ True, False, False]))
+    >>> list(test.summary().columns[:5])
+    ['gene', 'pval', 'qval', 'log2fc', 'mean']
     """
 
     gene_ids: NDArray[np.object_]
@@ -114,23 +128,88 @@ class ExpressionTest(Described):
         return self.effect if self.link == LOG else np.full_like(self.effect, np.nan)
 
     def log_fold_change(self, base: float = math.e) -> Array:
-        """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
+        """Log fold change in any base ``(G,)``; positive where expression is higher in the later level.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log_fold_change(2.0).round()[0] == 2)  # four times as much of the first gene
+        True
+        """
         return self.logfc / log_of(base)
 
     def log2_fold_change(self) -> Array:
-        """Log₂ fold change ``(G,)``."""
+        """Log₂ fold change ``(G,)``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log2_fold_change().round()[0] == 2)  # four times as much of the first gene
+        True
+        """
         return self.log_fold_change(2.0)
 
     def log10_fold_change(self) -> Array:
-        """Log₁₀ fold change ``(G,)``."""
+        """Log₁₀ fold change ``(G,)``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(abs(test.log10_fold_change()[0] - np.log10(4)) < 0.2)
+        True
+        """
         return self.log_fold_change(10.0)
 
     def log10_pval_clean(self, log10_threshold: float = -30.0) -> Array:
-        """Log₁₀ p-values, not below the threshold; undefined ones are zero."""
+        """Log₁₀ p-values, not below the threshold; undefined ones are zero.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool((10.0 ** test.log10_pval_clean(-4) >= 0.9999e-4).all())  # nothing is below the threshold
+        True
+        """
         return clean_log10(self.pval, log10_threshold)
 
     def log10_qval_clean(self, log10_threshold: float = -30.0) -> Array:
-        """Log₁₀ q-values, not below the threshold; undefined ones are zero."""
+        """Log₁₀ q-values, not below the threshold; undefined ones are zero.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log10_qval_clean(-4).round(6)[0] == -4)  # nothing is below the threshold
+        True
+        """
         return clean_log10(self.qval, log10_threshold)
 
     def summary(
@@ -157,6 +236,19 @@ class ExpressionTest(Described):
             Keep genes whose fold change (not its log) is at least, or at most, this; with both, either.
         level
             Coverage of the interval of the fold change.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> test.summary(qval_thres=0.05, fc_upper_thres=2.0)[["gene", "reason"]]
+             gene reason
+        0  gene_1
         """
         thresholds = {"qval_thres": qval_thres, "fc_upper_thres": fc_upper_thres, "fc_lower_thres": fc_lower_thres}
         table = frame_of(self, self.qval, level=level)
@@ -177,6 +269,22 @@ class ExpressionTest(Described):
             ``reason``; or ``"pertpy"``: ``variable``, ``contrast``, ``log_fc``, ``p_value``, ``adj_p_value``, the rest.
         level
             Coverage of the interval.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> symbols = {"gene_1": "CD3E", "gene_2": "ACTB", "gene_3": "GAPDH"}
+        >>> test.to_frame(gene_symbols=symbols)[["gene", "symbol", "reason"]]
+             gene symbol reason
+        0  gene_1   CD3E
+        1  gene_2   ACTB
+        2  gene_3  GAPDH
         """
         frame = frame_of(self, self.qval, level=level)
         return contrast_tables.joined_contrasts([(self.name, frame)], gene_symbols=gene_symbols, layout=layout)
@@ -198,6 +306,18 @@ class ExpressionTest(Described):
         InvalidArgumentError
             A test of several coefficients, or by another statistic than an estimate over its standard error; no fold
             changes; a negative threshold.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> test.against_threshold(1.0).qval < 0.05, test.against_threshold(4.0).qval < 0.05  # fourfold is 2
+        (array([ True, False, False]), array([False, False, False]))
         """
         statistic, pval = beyond(self, lfc_threshold)
         extra = self.extra | {"lfc_threshold": np.full(len(pval), float(lfc_threshold))}
@@ -223,6 +343,19 @@ class ExpressionTest(Described):
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
         ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there. With ``gene_symbols``
         (as in :meth:`to_frame`) these are written, and genes are still named by their identifiers.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> axes = test.plot_volcano(alpha=0.01, min_fc=1.5, highlight_ids=["gene_2"])
+        >>> axes.get_xlabel()
+        'log₂ fold change'
         """
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
@@ -241,7 +374,21 @@ class ExpressionTest(Described):
         gene_symbols: GeneSymbols = None,
         **kwargs: Any,
     ) -> Any:
-        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
+        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> axes = test.plot_ma(min_fc=1.5)
+        >>> axes.get_ylabel()
+        'log₂ fold change'
+        """
         check_switches(corrected_pval=corrected_pval)
         table, labels = _labelled(self.summary(), highlight_ids, gene_symbols)
         options = _drawn(self.link, alpha, min_fc) | labels | {"pvalue_adj": "qval" if corrected_pval else "pval"}

@@ -49,6 +49,18 @@ def shrink(
     ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
     the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
     :mod:`pyrosplice._expression.engine.shrink`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> samples = pd.DataFrame({"group": np.repeat(["a", "b"], 4)})
+    >>> adata = simulate_expression(samples, n_genes=50, mean=20.0, dispersion=0.2, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> shrunken = glm.shrink("group[T.b]")["effect"]
+    >>> bool(shrunken.abs().mean() < abs(glm.test(factor="group").log2_fold_change()).mean())
+    True
     """
     check_option("dispersions", dispersions, ("fitted", "shrunken"))
     names = self._constraints.free_names
@@ -67,7 +79,19 @@ def shrink(
 
 
 def adjusted_dispersion(self: WithoutEffects) -> Array:
-    """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
+    """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> samples = pd.DataFrame({"group": np.repeat(["a", "b"], 4)})
+    >>> adata = simulate_expression(samples, n_genes=50, mean=20.0, dispersion=0.2, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> glm.adjusted_dispersion().shape, bool(abs(np.median(glm.adjusted_dispersion()) - 0.2) < 0.05)
+    ((50,), True)
+    """
     estimator = self._data()
     if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
         raise InvalidArgumentError(

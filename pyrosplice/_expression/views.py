@@ -49,6 +49,20 @@ def to_frame(self: ViewedExpression, *, gene_symbols: GeneSymbols = None) -> pd.
     ----------
     gene_symbols
         Symbols by gene, a Series such as ``adata.var["symbol"]`` or a mapping.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> glm.to_frame()[["gene", "coefficient", "reason"]].head(2)
+         gene coefficient reason
+    0  gene_1   Intercept
+    1  gene_1  group[T.b]
     """
     return with_symbols(self.summary(), gene_symbols)
 
@@ -70,6 +84,19 @@ def top_genes(  # noqa: PLR0913 (a test and its table in one call)
     """Test, and tabulate the first genes: :meth:`test` and :meth:`ExpressionTest.top_table` in one call.
 
     ``options`` are the others of :meth:`test`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> glm.top_table(1, factor="group")[["gene", "reason"]]
+         gene reason
+    0  gene_1
     """
     asked = {"contrast": contrast, "factor": factor, "coefficient": coefficient, "method": method}
     tested = self.test(**asked, lfc_threshold=lfc_threshold, **options)
@@ -107,6 +134,19 @@ def write_fit(
         names.
     NotReadyError
         Before ``fit``, and after ``load``.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> _ = glm.write(adata)
+    >>> adata.layers["expression_mean"].shape, adata.var["expression_fit_ended"].tolist()
+    ((100, 3), ['converged', 'converged', 'converged'])
     """
     check_switches(layers=layers)
     estimator = _estimator(self)
@@ -144,6 +184,18 @@ def aic(self: ViewedExpression) -> Array:
     out: it compares models for new groups. The conditional criterion, whose k is a number of effective parameters of
     the levels, is not offered. A dispersion or a variance at zero counts as a parameter, which errs on the side of
     the smaller model.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> bool((ExpressionGLM("~ 1").fit(adata).aic() > glm.aic())[0])  # the first gene needs its groups
+    True
     """
     value, k, _ = _likelihoods(self)
     return 2.0 * k - 2 * value
@@ -154,6 +206,18 @@ def bic(self: ViewedExpression) -> Array:
 
     L and k as of :meth:`aic`. Cells of one donor are no independent observations, of which the criterion takes them
     to be: beside random effects it favours small models more than the number of donors would.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> bool((ExpressionGLM("~ 1").fit(adata).bic() > glm.bic())[0])  # the first gene needs its groups
+    True
     """
     value, k, n = _likelihoods(self)
     return np.log(n) * k - 2 * value

@@ -39,6 +39,19 @@ def mixture_frame(self: FittedMixture) -> pd.DataFrame:
 
     ``component`` counts from 0, as :meth:`predict` does; ``feature`` is its name, or its number where the cells of the
     fit had none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+    >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+    >>> mixture.to_frame()[["component", "feature"]]
+       component feature
+    0          0       0
+    1          0       1
+    2          1       0
+    3          1       1
     """
     check_is_fitted(self, "model_")
     self._require_gaussian()
@@ -85,6 +98,18 @@ def write_states(self: FittedMixture, adata: ad.AnnData, key_added: str = "mixtu
     ------
     InvalidArgumentError
         A view; other features; a key that is not of an earlier mixture; cells that have missing values.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+    >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+    >>> adata = ad.AnnData(x)
+    >>> _ = mixture.write(adata)
+    >>> adata.obs["mixture_state"].value_counts().tolist()
+    [100, 100]
     """
     check_target(adata, key_added)
     table = mixture_frame(self)

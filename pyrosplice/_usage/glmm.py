@@ -213,12 +213,40 @@ class MultinomGLMM(MultinomGLM):
         return fixed_part + self.nu if self._own is None else fixed_part
 
     def var_total(self) -> Tensor:
-        """σ², ``(G, 1)`` or ``(G, Q)``."""
+        """σ², ``(G, 1)`` or ``(G, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.spatial import get_cov_sp
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> model.setup_data(counts, corr_sp=get_cov_sp(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model.fit(quiet=True)
+        >>> bool((model.var_total() == model.sigma**2).all())
+        True
+        """
         self._require_data()
         return self.sigma.detach().square()
 
     def var_sp_prop(self) -> Tensor:
-        """θ, the spatial share of the variance, ``(G, 1)`` or ``(G, Q)``."""
+        """θ, the spatial share of the variance, ``(G, 1)`` or ``(G, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=3, depth=30, sigma=1.5, theta=1.0, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> (model.var_sp_prop() > 0.5).tolist()  # all of the variance was spatial
+        [[True], [True], [True]]
+        """
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 
@@ -226,6 +254,20 @@ class MultinomGLMM(MultinomGLM):
         """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
 
         Of the genes with these indices (None: all; memory grows with them), in coordinates ``step.model.basis``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> model.posterior_mode().eta.shape
+        torch.Size([3, 100, 2])
         """
         self._require_data()
         self._shipped_only("posterior_mode")
@@ -233,7 +275,23 @@ class MultinomGLMM(MultinomGLM):
         return engine.mode(parameters, torch.arange(self.n_genes, device=self.device) if genes is None else genes)
 
     def random_effect_posterior(self) -> RandomEffectPosterior:
-        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``."""
+        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> nu = model.random_effect_posterior()
+        >>> nu.batch_shape, nu.event_shape, nu.sample((5,)).shape
+        (torch.Size([3]), torch.Size([100, 2]), torch.Size([5, 3, 100, 2]))
+        """
         self._require_data()
         self._shipped_only("random_effect_posterior", "guide.get_posterior()")
         engine, parameters = self._present()
@@ -267,6 +325,21 @@ class MultinomGLMM(MultinomGLM):
         ------
         InvalidArgumentError
             Another number of draws.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> marginal = model.importance(n_draws=100)
+        >>> marginal.value.shape, marginal.pareto_k.shape
+        (torch.Size([3]), torch.Size([3]))
         """
         self._require_data()
         self._shipped_only("importance")
@@ -290,6 +363,21 @@ class MultinomGLMM(MultinomGLM):
         ------
         InvalidArgumentError
             A joint method or σ held fixed, whose estimates are not those of a marginal likelihood; number of draws.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=2, depth=2, sigma=1.0, theta=0.5, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> marginal = model.refine(n_draws=100)
+        >>> (marginal.pareto_k < 0.7).tolist()  # above it the correction itself is not to be trusted
+        [True, True]
         """
         self._require_data()
         self._shipped_only("refine")

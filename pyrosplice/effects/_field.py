@@ -29,7 +29,20 @@ GRAPH: Graph = "union"  # hexagons have six; the union leaves no spot without ne
 
 @dataclass(frozen=True)
 class Independent:
-    """An effect of every observation by itself: more variation than the likelihood's, none of it shared."""
+    """An effect of every observation by itself: more variation than the likelihood's, none of it shared.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> from pyrosplice.effects import Independent
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=20.0, dispersion=0.5, seed=0)
+    >>> glm = ExpressionGLM("~ 1", likelihood="poisson", effects=[Independent()]).fit(adata)
+    >>> table = glm.variance_components()
+    >>> table["effect"].tolist(), (table["estimate"] > 0.3).tolist()  # log-normal noise beside Poisson's
+    (['cell', 'cell'], [True, True])
+    """
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -57,6 +70,21 @@ class Field:
     ------
     InvalidArgumentError
         Values out of range; neighbours, ρ or a graph beside a covariance, which has its own.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> from pyrosplice.effects import Field
+    >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=5.0, seed=0)
+    >>> adata.obsm["spatial"] = spots
+    >>> glm = ExpressionGLM("~ 1", space=Field(k_neighbors=4)).fit(adata)
+    >>> glm.variance_components()[["gene", "effect", "parameter"]]
+         gene effect parameter
+    0  gene_1  space        sd
+    1  gene_2  space        sd
     """
 
     k_neighbors: int | None = None
@@ -130,6 +158,15 @@ class Field:
         ------
         InvalidArgumentError
             Coordinates that are missing; fewer spots than neighbours; a field with a covariance of its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> graph = Field(k_neighbors=4).adjacency(spots)
+        >>> graph.shape, int(graph.sum(1).max())
+        ((100, 100), 5)
         """
         if self.covariance is not None:
             raise InvalidArgumentError("Field: neighbours are not known of a field with a covariance of its own.")
@@ -169,6 +206,15 @@ class Field:
         ------
         InvalidArgumentError
             ρ that is to be estimated.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> covariance = Field(k_neighbors=4, rho=0.9).covariance_at(spots)
+        >>> covariance.n_spots, covariance.rho
+        (100, 0.9)
         """
         if self.covariance is not None:
             return cast(SpatialCovariance, self.covariance)
@@ -190,6 +236,14 @@ class Field:
         """Fields at these spots that differ in the ρ that is to be estimated; None where it is known.
 
         Arguments as for :meth:`covariance_at`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> Field(rho=0.9).family_at(spots) is None, Field(rho="estimate").family_at(spots) is None
+        (True, False)
         """
         if self.rho != ESTIMATE:
             return None
@@ -212,6 +266,14 @@ class Field:
         ------
         InvalidArgumentError
             A covariance of another number of spots.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> Field(k_neighbors=4).solver(spots).n_spots
+        100
         """
         solver = solver_for(self.covariance_at(coords, sections, stacklevel=3), device=device)
         expected = None if coords is None else len(check_coords(coords))
@@ -226,6 +288,14 @@ class Field:
         ------
         InvalidArgumentError
             No such column, labels, missing values, or one value at every spot.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Field
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> Field(by="age").multiplier(cells).tolist(), Field().multiplier(cells)
+        ([20.0, 30.0, 40.0, 50.0, 60.0, 70.0], None)
         """
         if self.by is None:
             return None

@@ -51,6 +51,24 @@ def compare_posteriors(
     ------
     InvalidArgumentError
         Different genes; fewer than 8 draws a chain.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import compare_posteriors
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> reference = model.posterior(num_samples=500, seed=1)  # method="nuts" in earnest
+    >>> table = compare_posteriors(model.posterior(num_samples=500, seed=0), reference, sites=["beta"])
+    >>> table[["gene", "site", "entry"]]
+       gene  site  entry
+    0     0  beta      0
+    1     0  beta      1
+    2     1  beta      0
+    3     1  beta      1
     """
     genes = units_of(approximate)
     if not np.array_equal(genes, units_of(reference)):

@@ -35,6 +35,18 @@ class Domains:
     ------
     InvalidArgumentError
         Fewer than two domains; an sd that is not positive; a key that is no text.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.testing import Domains
+    >>> model = SplisosmGLMM()
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> check = model.check_calibration("sv", truth=Domains(4, sd=1.0), n_genes=50, print_progress=False)
+    >>> check.table["level"].tolist()
+    [0.05, 0.01, 0.001]
     """
 
     number: int = 6

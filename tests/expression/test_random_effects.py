@@ -16,6 +16,7 @@ import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.effects import Effect, Field, Groups, Independent
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
+from pyrosplice.glmm import CountGLMM
 
 
 def donors(seed: int = 0, *, n_donors: int = 8, cells: int = 30, genes: int = 5, sd: float = 0.4) -> ad.AnnData:
@@ -69,6 +70,14 @@ def test_a_term_of_the_formula_is_an_effect_of_the_list(fitted: ExpressionGLM) -
     same(fitted.variance_components(), listed.variance_components())
     estimator = de.fit.model(donors(), "~ treatment + (1 | donor)", size_factors="size")
     np.testing.assert_allclose(estimator.fit.theta, fitted.results.theta, rtol=1e-5)
+
+
+def test_the_pyro_model_is_the_one_with_the_effects(fitted: ExpressionGLM) -> None:
+    for name in ("model", "guide"):
+        with pytest.raises(RefusedModelError, match=rf"^{name}: .*1 \| donor.*CountGLMM\(glm\.estimator\.problem"):
+            getattr(fitted, name)
+    model = CountGLMM(fitted.estimator.problem(np.arange(2)))
+    assert "1 | donor" in model.latent_shapes()
 
 
 @pytest.mark.parametrize("how", ["shuffled", "sparse", "layer", "frame", "gene by gene", "other names"])

@@ -67,6 +67,19 @@ def test_in_space(
         Options that the fit does not use; levels that leave nothing to test.
     NotReadyError
         A fit of something else than an AnnData, which has no places.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)
+    >>> mean = np.column_stack([3.0 + spots[:, 0], np.full(100, 5.0)])  # the first gene rises along the rows
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=mean, seed=0)
+    >>> adata.obsm["spatial"] = spots
+    >>> table = ExpressionGLM("~ 1").fit(adata).test_spatial_variability()
+    >>> (table["pvalue"] < 0.01).tolist()
+    [True, False]
     """
     space = SpotOptions(spatial_key_of(spatial_key), adj_key, k_neighbors, section_key)
     if not self._has_effects():

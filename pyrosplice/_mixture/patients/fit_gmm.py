@@ -162,6 +162,17 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     InvalidArgumentError
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=2, max_iter=50, verbose=False)
+    >>> dataset.supports[0].shape, dataset.covariances[0].shape  # two components of two features a patient
+    (torch.Size([2, 2]), torch.Size([2, 2, 2]))
     """
     _check_data_set(dataset, gmm_key)
     options = GMMOptions(

@@ -80,6 +80,16 @@ def cross_validate(  # noqa: PLR0913 (options of a table, all by keyword)
         only; a refit for a likelihood of random totals.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=100, n_genes=2, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.cross_validate("block", n_blocks=5).columns.tolist()
+    ['gene', 'elpd', 'se', 'n_groups', 'n_spots', 'elpd_per_spot', 'reason']
     """
     analysis = self.analysis
     analysis.shipped_only("cross_validate")

@@ -86,6 +86,20 @@ def get_effects(
         Before ``setup_data`` or ``fit``.
     InvalidArgumentError
         A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # genes, covariates, logits
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> effects = model.get_effects()
+    >>> effects.shape, list(effects.columns[:8])
+    ((6, 12), ['gene', 'covariate', 'isoform', 'log_odds', 'log_odds_se', 'log_odds_lower',
+    'log_odds_upper', 'usage_points'])
     """
     analysis = self.analysis
     prepared = analysis.prepared

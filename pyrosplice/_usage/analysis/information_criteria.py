@@ -30,6 +30,20 @@ def usage_aic(self: Analyzed) -> Array:
         Before ``fit``.
     InvalidArgumentError
         A joint mode, whose objective is no likelihood, or priors, which are part of the objective.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> with_covariate = model.aic()
+    >>> model.fit(print_progress=False)
+    >>> bool((model.aic() > with_covariate)[0])  # the first gene needs it
+    True
     """
     value, k, _ = _likelihoods(self.analysis)
     return 2 * k - 2 * value
@@ -40,6 +54,20 @@ def usage_bic(self: Analyzed) -> Array:
 
     n is the number of spots that have counts of the gene. They are no independent observations beside a spatial effect
     or groups, of which the criterion takes them to be.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> with_covariate = model.bic()
+    >>> model.fit(print_progress=False)
+    >>> bool((model.bic() > with_covariate)[0])  # the first gene needs it
+    True
     """
     value, k, n = _likelihoods(self.analysis)
     return np.log(np.maximum(n, 1.0)) * k - 2 * value

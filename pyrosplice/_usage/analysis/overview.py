@@ -45,6 +45,21 @@ def results_table(self: Analyzed, *, gene_symbols: GeneSymbols = None) -> pd.Dat
     ------
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> model.test_differential_usage(method="wald", print_progress=False)
+    >>> model.results_table()[["gene", "n_isoforms", "fit_ended"]]
+         gene  n_isoforms  fit_ended
+    0  gene_1           3  converged
+    1  gene_2           3  converged
     """
     analysis = self.analysis
     genes, prepared = analysis.fit.genes, analysis.prepared
@@ -126,6 +141,20 @@ def top_usage(  # noqa: PLR0913 (which rows, by keyword)
         No test yet.
     InvalidArgumentError
         Both tests have been made and ``test`` says neither; another column or covariate.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> model.test_differential_usage(method="wald", print_progress=False)
+    >>> model.top_table(1)[["gene", "covariate"]]
+         gene covariate
+    0  gene_1       iid
     """
     kinds: tuple[Literal["sv", "du"], ...] = ("sv", "du")
     made = [name for name in kinds if self.analysis.results.get(name)]
@@ -155,6 +184,23 @@ def coefficient_frame(self: Analyzed, *, gene_symbols: GeneSymbols = None) -> pd
     ----------
     gene_symbols
         Symbols by gene, a Series or mapping.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> table = model.to_frame()
+    >>> table.loc[table["gene"] == "gene_1", ["coefficient", "isoform", "against"]]
+      coefficient       isoform       against
+    0   intercept  gene_1_iso_1  gene_1_iso_3
+    1   intercept  gene_1_iso_2  gene_1_iso_3
+    2         iid  gene_1_iso_1  gene_1_iso_3
+    3         iid  gene_1_iso_2  gene_1_iso_3
     """
     analysis = self.analysis
     analysis.shipped_only("to_frame")
@@ -211,6 +257,20 @@ def write_usage(self: Summarized, adata: AnnData, key_added: str = "usage", *, l
         A view; spots or isoforms that are not in ``adata``; a key that is not of an earlier analysis.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> model.test_differential_usage(method="wald", print_progress=False)
+    >>> _ = model.write(adata)
+    >>> adata.layers["usage_fitted"].shape, adata.uns["usage"]["genes"].shape[0]
+    ((100, 6), 2)
     """
     check_switches(layers=layers)
     analysis = self.analysis

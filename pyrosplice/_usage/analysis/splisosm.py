@@ -244,6 +244,21 @@ class SplisosmGLMM(Described):
         ------
         InvalidArgumentError
             Bad input; also something in ``adata`` that ``save`` could not write (an object in ``uns`` or a column).
+
+        Examples
+        --------
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> adata = simulate_isoforms(n_spots=64, n_genes=3, covariates=("iid",), seed=0)
+        >>> model = SplisosmGLMM()
+        >>> model.setup_data(adata, design_mtx="~ iid", group_gene_by_n_iso=True)
+        >>> model.n_genes, model.n_spots, model.covariate_names
+        (3, 64, ['iid'])
+        >>> model.setup_data(adata, design_mtx="age")
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.InvalidArgumentError: design_mtx: expected columns of adata.obs, which has ['iid'];
+        found ['age']. A formula begins with '~'.
         """
         given = self._given
         given.check()
@@ -313,6 +328,20 @@ class SplisosmGLMM(Described):
         ------
         ModelFileError
             A file that is truncated, foreign, of another kind, or written by a newer version.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> model = SplisosmGLMM("glm")
+        >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+        >>> model.fit(print_progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/usage.safetensors")
+        ...     again = SplisosmGLMM.load(f"{folder}/usage.safetensors")
+        >>> bool((again.get_training_summary()["best_loss"] == model.get_training_summary()["best_loss"]).all())
+        True
         """
         given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "model": model}
         return storage.loaded_analysis(cls, path, map_location, given)
@@ -395,7 +424,18 @@ class SplisosmGLMM(Described):
         return twin
 
     def hold(self, prepared: Prepared, fitted: UsageFit | None = None, results: Results | None = None) -> None:
-        """Take data, fits and results that were made elsewhere, in place of earlier ones."""
+        """Take data, fits and results that were made elsewhere, in place of earlier ones.
+
+        Examples
+        --------
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> model, other = SplisosmGLMM("glm"), SplisosmGLMM("glm")
+        >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+        >>> other.hold(model.analysis.prepared)  # data that are prepared once
+        >>> other.gene_names
+        ['gene_1', 'gene_2', 'gene_3']
+        """
         self._read = UsageAnalysis(self._given, prepared, fitted, results=results or {})
 
     def _rows(self) -> dict[str, str]:

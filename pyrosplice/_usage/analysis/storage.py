@@ -66,6 +66,19 @@ def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
 
     The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
     file cannot hold is refused by ``setup_data``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/usage.safetensors")
+    ...     print(SplisosmGLMM.load(f"{folder}/usage.safetensors").gene_names)
+    ['gene_1', 'gene_2', 'gene_3']
     """
     analysis = self.analysis
     options, prepared = analysis.options, analysis.prepared
