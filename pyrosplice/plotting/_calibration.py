@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrosplice._hypothesis.uniform_bands import rank_band
 from pyrosplice.errors import InvalidArgumentError, check_share
-from pyrosplice.plotting._style import BLACK, GRAY, OKABE_ITO, new_axes
+from pyrosplice.plotting._style import GRAY, OKABE_ITO, ink, legend_name, new_axes, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,14 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     ------
     InvalidArgumentError
         No ranks, ranks outside 0 to ``n_draws``, or ``confidence`` not between 0 and 1.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice.plotting import rank_ecdf
+    >>> ax = rank_ecdf(pd.DataFrame({"sigma": range(100)}), n_draws=99)
+    >>> ax.get_ylabel()
+    'distribution − uniform'
     """
     check_share("confidence", confidence)
     seen = {name: ranks[name].dropna().to_numpy() for name in ranks}
@@ -53,18 +61,18 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
         line = np.concatenate([[0.0], below / len(values) - place[1:-1], [0.0]])
         if ((below < low) | (below > high)).any():
             color = OKABE_ITO[outside % len(OKABE_ITO)]
-            ax.plot(place, line, color=color, linewidth=1.6, label=name, zorder=3)
+            ax.plot(place, line, color=color, linewidth=1.6, label=legend_name(name), zorder=3)
             outside += 1
         else:
             ax.plot(place, line, color=GRAY, linewidth=1.0, zorder=2)
     for size in sorted({len(values) for values in seen.values()}):
         low, high = rank_band(size, n_draws + 1, confidence)
         least, most = (np.concatenate([[0.0], edge / size - place[1:-1], [0.0]]) for edge in (low, high))
-        ax.fill_between(place, least, most, color=GRAY, alpha=0.25, linewidth=0, zorder=0)
-    ax.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
+        band = ax.fill_between(place, least, most, color=GRAY, alpha=0.25, linewidth=0, zorder=0)
+    band.set_label(f"{percent(confidence)} band of uniform ranks")
+    ax.axhline(0, color=ink(), linewidth=0.8, zorder=1)
     ax.set_xlim(0, 1)
     ax.set_xlabel("rank of the truth among the draws, as a share")
     ax.set_ylabel("distribution − uniform")
-    if outside:
-        ax.legend(title="outside of the band", frameon=False)
+    ax.legend(title="colored: outside of the band" if outside else None, frameon=False, fontsize=8)
     return ax
