@@ -74,5 +74,6 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     ax.set_xlim(0, 1)
     ax.set_xlabel("rank of the truth among the draws, as a share")
     ax.set_ylabel("distribution − uniform")
-    ax.legend(title="colored: outside of the band" if outside else None, frameon=False, fontsize=8)
+    title = "colored: outside of the band" if outside else None
+    ax.legend(title=title, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
     return ax

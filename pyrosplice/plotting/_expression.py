@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def dispersion(
         if values is not None:
             drawn = _positive(mean, values)
             label = counted(name, int(drawn.sum()), int((~drawn).sum()))
-            look = {"s": 9, "color": color, "linewidths": 0, "rasterized": len(mean) > MANY}
+            look: dict[str, Any] = {"s": 9, "color": color, "linewidths": 0, "rasterized": len(mean) > MANY}
             ax.scatter(mean[drawn], np.asarray(values)[drawn], label=label, **look)
     if trend is not None:
         order = np.argsort(mean)

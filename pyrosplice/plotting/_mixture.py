@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -137,14 +137,20 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
             center = (float(mean[i]), float(mean[j]))
             style = "-" if share == 0.5 else "--"
-            look = {"angle": angle, "fill": False, "color": color, "linewidth": 1.4, "linestyle": style}
+            look: dict[str, Any] = {"angle": angle, "fill": False, "color": color, "linewidth": 1.4, "linestyle": style}
             ax.add_patch(Ellipse(center, width, height, **look))
         paper = {"boxstyle": "round,pad=0.15", "facecolor": ax.get_facecolor(), "edgecolor": color, "linewidth": 0.6}
         ax.annotate(f"{weight:.2f}", center, ha="center", va="center", fontsize=8, bbox=paper)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
     lines = [Line2D([], [], color=ink(), linestyle=style) for style in ("-", "--")]
-    options = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False, "fontsize": 8}
+    options: dict[str, Any] = {
+        "loc": "lower center",
+        "bbox_to_anchor": (0.5, 1.0),
+        "ncols": 2,
+        "frameon": False,
+        "fontsize": 8,
+    }
     ax.legend(lines, ["50 % of a component", "90 %"], **options)
     if title is not None:
         ax.set_title(wrapped(title, 4.0, 12), pad=24)

@@ -45,7 +45,8 @@ def _adjusted(ax: Axes, points: np.ndarray, at: np.ndarray, names: Sequence[str]
     pixels, ours = ax.transData.transform(points), ax.transData.transform(at)
     distance = np.min([np.abs(pixels - place).max(1) for place in ours], axis=0)
     near = points[np.argsort(distance, kind="stable")[:NEAREST]]
-    texts = [ax.text(*place, name, fontsize=LABEL_POINTS) for place, name in zip(at, names, strict=True)]
+    look: dict[str, Any] = {"fontsize": LABEL_POINTS, "path_effects": _halo(ax)}
+    texts = [ax.text(x, y, name, **look) for (x, y), name in zip(at, names, strict=True)]
     line: dict[str, Any] = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
     _, lines = adjust_text(texts, x=near[:, 0], y=near[:, 1], ax=ax, iter_lim=ITERATIONS, arrowprops=line)
     boxes = [text.get_window_extent() for text in texts]
@@ -56,10 +57,18 @@ def _adjusted(ax: Axes, points: np.ndarray, at: np.ndarray, names: Sequence[str]
     return False
 
 
+def _halo(ax: Axes) -> list[Any]:
+    """A rim in the colour of the paper, so that names can be read over points."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2, foreground=ax.get_facecolor())]
+
+
 def _searched(ax: Axes, points: np.ndarray, at: np.ndarray, names: Sequence[str]) -> None:
     """Name the points from the top down, each away from the middle, in the first free place."""
     middle = ax.transAxes.transform((0.5, 0.5))[0]
-    pixels, taken = ax.transData.transform(points), []
+    pixels = ax.transData.transform(points)
+    taken: list[Bbox] = []
     for which in np.argsort(-at[:, 1], kind="stable"):
         outwards = 1 if ax.transData.transform(at[which])[0] >= middle else -1
         note = ax.annotate(
@@ -69,6 +78,7 @@ def _searched(ax: Axes, points: np.ndarray, at: np.ndarray, names: Sequence[str]
             textcoords="offset points",
             va="center",
             fontsize=LABEL_POINTS,
+            path_effects=_halo(ax),
             arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )
         taken.append(_free_place(ax, note, outwards, taken, pixels))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -118,7 +118,7 @@ def _uniform_band(ax: Axes, size: int, confidence: float, *, simultaneous: bool)
     lower, upper = order_band(size, confidence, simultaneous=simultaneous)
     expected = -np.log10(expected_quantiles(size))
     ax.plot([0, expected[0]], [0, expected[0]], color=ink(), linewidth=1, zorder=1)
-    look = {"color": GRAY, "alpha": 0.3, "linewidth": 0, "zorder": 0}
+    look: dict[str, Any] = {"color": GRAY, "alpha": 0.3, "linewidth": 0, "zorder": 0}
     return ax.fill_between(expected, -np.log10(upper), -np.log10(lower), **look)
 
 
@@ -149,8 +149,8 @@ def pvalue_histogram(table: pd.DataFrame, *, pvalue: str = "pvalue", n_bins: int
     >>> import pandas as pd
     >>> from pyrosplice.plotting import pvalue_histogram
     >>> ax = pvalue_histogram(pd.DataFrame({"pvalue": [0.01, 0.6]}), n_bins=2)
-    >>> [bar.get_height() for bar in ax.patches]
-    [1.0, 1.0]
+    >>> [int(bar.get_height()) for bar in ax.patches]
+    [1, 1]
     """
     check_integer("n_bins", n_bins)
     values = checked_pvalues(table, pvalue)

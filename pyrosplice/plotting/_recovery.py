@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,13 @@ def estimate_vs_truth(
     for (group_name, group), color, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
         points = group.dropna(subset=[estimate, truth])
         x = points[truth].to_numpy(dtype=np.float64) + width * _spread(len(points))
-        look = {"color": color, "marker": marker, "alpha": 0.65, "linewidth": 0, "rasterized": len(points) > MANY}
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "alpha": 0.65,
+            "linewidth": 0,
+            "rasterized": len(points) > MANY,
+        }
         ax.scatter(x, points[estimate], s=16, label=group_name, **look)
     ends = [min(shown[truth].min(), shown[estimate].min()), max(shown[truth].max(), shown[estimate].max())]
     ax.plot(ends, ends, color=ink(), linewidth=1, zorder=0)

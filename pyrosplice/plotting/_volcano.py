@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -250,7 +250,7 @@ def _title(alpha: float, drawn: str, min_effect: float, left_out: int) -> str:
 
 
 def _legend(ax: Axes, title: str) -> None:
-    options = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    options: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
     legend = ax.legend(title=title, fontsize=9, columnspacing=1.2, handletextpad=0.2, **options)
     legend.get_title().set_multialignment("center")
 
