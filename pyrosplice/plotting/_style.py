@@ -13,6 +13,7 @@ from pyrosplice.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), the order in which groups get their colours.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -50,6 +51,16 @@ def pyplot():  # type: ignore[no-untyped-def]
 def ink() -> str:
     """Colour of lines and text that belong to no group: that of the text in the style in use, so never the paper's."""
     return str(pyplot().rcParams["text.color"])
+
+
+def on_paper(colors: str) -> Colormap:
+    """Colours from dark to bright by name, without the darkest fifth where the paper is dark, so that it is seen."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    full = pyplot().get_cmap(colors)
+    if sum(to_rgb(ink())) < 1.5:
+        return full
+    return LinearSegmentedColormap.from_list(f"{colors} on dark", full(np.linspace(0.2, 1, 256)), N=256)
 
 
 def name_inches(names: Iterable[object], points: float) -> float:

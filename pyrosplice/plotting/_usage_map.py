@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_switches
-from pyrosplice.plotting._style import GRAY, MANY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns, wrapped
+from pyrosplice.plotting._style import GRAY, MANY, SEQUENTIAL, UNCERTAINTY, on_paper, pyplot, require_columns, wrapped
 from pyrosplice.plotting._tissue import TissueImage
 
 if TYPE_CHECKING:
@@ -234,7 +234,9 @@ def _draw_spots(
     seen = values.notna().to_numpy()
     options: dict[str, Any] = {"linewidth": 0, "rasterized": len(place) > MANY}
     ax.add_collection(_circles(ax, place[~seen], diameter / 3, facecolor=GRAY, alpha=0.5, **options), autolim=False)
-    image = _circles(ax, place[seen], diameter, array=values[seen].to_numpy(dtype=np.float64), cmap=colors, **options)
+    image = _circles(
+        ax, place[seen], diameter, array=values[seen].to_numpy(dtype=np.float64), cmap=on_paper(colors), **options
+    )
     image.set_clim(*limits)
     ax.add_collection(image, autolim=False)
     return image

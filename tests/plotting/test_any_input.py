@@ -305,3 +305,12 @@ def test_pictures_and_sizes_of_spots_come_from_the_anndata(visium):
 def test_what_cannot_be_drawn_is_refused_by_name(visium, draw, says):
     with pytest.raises(InvalidArgumentError, match=says):
         draw(visium)
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_lowest_and_highest_values_of_a_map_can_be_told_apart_and_the_lowest_from_dark_paper(style):
+    with plt.style.context(style):
+        colors = usage_map(spots(1, 9))[0, 0].collections[1].get_cmap()
+    low, high = luminance(colors(0.0)[:3]), luminance(colors(1.0)[:3])
+    assert (high + 0.05) / (low + 0.05) > 5
+    assert style == "default" or (low + 0.05) / 0.05 > 2
