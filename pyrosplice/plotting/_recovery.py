@@ -76,7 +76,7 @@ def estimate_vs_truth(
         look: dict[str, Any] = {
             "color": color,
             "marker": marker,
-            "alpha": 0.65,
+            "alpha": 0.8,
             "linewidth": 0,
             "rasterized": len(points) > MANY,
         }
