@@ -114,7 +114,6 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
     InvalidArgumentError
         ``covariances`` is not one matrix a component.
     """
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Ellipse
 
     i, j = features
@@ -137,24 +136,25 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
             center = (float(mean[i]), float(mean[j]))
             style = "-" if share == 0.5 else "--"
-            look: dict[str, Any] = {"angle": angle, "fill": False, "color": color, "linewidth": 1.4, "linestyle": style}
-            ax.add_patch(Ellipse(center, width, height, **look))
+            look: dict[str, Any] = {"fill": False, "color": color, "linewidth": 1.4, "linestyle": style}
+            ax.add_patch(Ellipse(center, width, height, angle=angle, **look))
         paper = {"boxstyle": "round,pad=0.15", "facecolor": ax.get_facecolor(), "edgecolor": color, "linewidth": 0.6}
         ax.annotate(f"{weight:.2f}", center, ha="center", va="center", fontsize=8, bbox=paper)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
-    lines = [Line2D([], [], color=ink(), linestyle=style) for style in ("-", "--")]
-    options: dict[str, Any] = {
-        "loc": "lower center",
-        "bbox_to_anchor": (0.5, 1.0),
-        "ncols": 2,
-        "frameon": False,
-        "fontsize": 8,
-    }
-    ax.legend(lines, ["50 % of a component", "90 %"], **options)
+    _key(ax)
     if title is not None:
         ax.set_title(wrapped(title, 4.0, 12), pad=24)
     return ax
+
+
+def _key(ax: Axes) -> None:
+    """Say above the axes what the ellipses hold."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=ink(), linestyle=style) for style in ("-", "--")]
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    ax.legend(lines, ["50 % of a component", "90 %"], frameon=False, fontsize=8, **place)
 
 
 def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
