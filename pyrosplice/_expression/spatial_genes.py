@@ -22,6 +22,7 @@ from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._expression.spatial_variability import section_columns, spatial_table
 from pyrosplice._results.annotations import Annotations
 from pyrosplice._tables.cells import Cells
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import places_of
 from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError
@@ -114,7 +115,7 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     totals = _totals(adata, layer)
     if isinstance(size_factors, str) and size_factors == TOTAL:
         size_factors = _sizes(totals)
-    space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
+    space = SpotOptions(spatial_key_of(spatial_key), adj_key, k_neighbors, section_key)
     read = {"as_numeric": as_numeric, "layer": layer, "size_factors": size_factors, "noise_model": likelihood}
     fitted = _glm_beside_groups if split_random_terms(formula, "formula")[1] else _glm
     data = adata if genes is None else adata[:, which]
