@@ -39,6 +39,22 @@ def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 
     ``gene``, ``label``, ``mean``, ``lower``, ``upper``, and the ``probability`` of these central intervals. A label is
     the covariate and the isoform; for effects on logits, the isoform and the reference that its odds are against
     (``age: iso1 vs iso3``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.plotting import effect_table
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> effect_table(model.posterior(num_samples=200, seed=0))[["gene", "label"]]
+       gene                        label
+    0     0  covariate 0: isoform 0 vs 2
+    1     0  covariate 0: isoform 1 vs 2
+    2     1  covariate 0: isoform 0 vs 2
+    3     1  covariate 0: isoform 1 vs 2
     """
     check_share("probability", probability)
     if names_by_gene(tree):
