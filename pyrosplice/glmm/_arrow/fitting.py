@@ -33,6 +33,8 @@ MOST_GENES = 64  # of a batch: more gain nothing (10,000 cells, 40 donors)
 NO_SPREAD = 1e-3  # dispersion times mean count below which counts are Poisson's
 EXPECTED = 1.5  # information of a level about its sd, times the square of it: about, where cells are many (a prototype)
 MISSING = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.NO_MODE, Reason.NOT_FINITE)
+STALLED_NEAR = 0.01  # norm of a gradient in sqrt(nats), where rounding of modes is all that stops a search in the
+# coefficients alone: 5e-5 nats are left at most
 FIT_END = 1e-13  # Newton decrement of the modes that are reported, in nats²
 
 
@@ -200,9 +202,10 @@ class _Fitter:
         curvature = np.broadcast_to(np.eye(x.shape[1]), (len(x), x.shape[1], x.shape[1]))
         start = self._with_coefficients(_Start(genes, x, curvature, self.coefficients[genes]))
         held = np.arange(start.x.shape[1]) < x.shape[1]
-        found, _, record, objective = self._search(start, held=held)
+        found, norm, record, objective = self._search(start, held=held)
         end = objective.laplace(np.arange(len(genes)), found, tolerance=FIT_END, keep=False)
         reasons = np.array([reason.value for reason in record.reason], dtype=object)
+        reasons[(reasons == Reason.STALLED.value) & (norm < STALLED_NEAR)] = Reason.CONVERGED.value
         reasons[~np.isfinite(end.value)] = Reason.NO_MODE.value
         return torch.from_numpy(end.value), reasons
 
