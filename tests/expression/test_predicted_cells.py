@@ -8,6 +8,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 
 from pyrosplice import ExpressionGLM
 from pyrosplice._expression.expression_model import ExpressionModel

@@ -94,9 +94,9 @@ def freedom_of_new_levels(
 ) -> Array:
     r"""Degrees of freedom (g, n) of the variance of predictors of levels that were not fitted; infinite for others.
 
-    By Satterthwaite, :math:`2 V^2 / \nabla V' A \nabla V`, kept within one and twice the levels of the effect less one.
-    A of the parameters; the slopes of V are of the variances of the new levels, and of the coefficients' part where
-    no level was fitted.
+    By Satterthwaite, :math:`2 V^2 / \nabla V' A \nabla V`, within one and twice the levels of the effect less one. A is
+    that of the parameters; slopes of V are those of the variances of new levels, and of the coefficients' part where no
+    level was fitted.
     """
     standard = StandardColumns.of(problem)
     engine = standard.engine_parameters(fit.parameters.numpy())
