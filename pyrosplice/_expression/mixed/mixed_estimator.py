@@ -105,6 +105,12 @@ class MixedEstimator(Estimator):
         assert self._mixed is not None
         return self._mixed
 
+    @cached_property
+    def maximum(self) -> EffectsFit:
+        """Unrestricted maxima of the likelihood, of the fields that were fitted."""
+        blocks = list(self.blocks())
+        return joined_fits([fit_effects(self.problem(genes), restricted=False) for genes in blocks], blocks)
+
     @property
     def field_coordinates(self) -> Array | None:
         """Where each gene's field is in its family, ``(G,)``, once it is estimated; None of a field that is given."""

@@ -128,6 +128,6 @@ def _tested(full: Any, columns: list[str], method: str) -> ExpressionTest:
     if not isinstance(full, MixedEstimator):
         raise AssertionError("random terms make a fit with random effects")
     data = full.input_data
-    given = data.constraints_loc, full.record.unit_law, data.counts.gene_names, full.gene_means, full
+    given = data.constraints_loc, full.record, data.counts.gene_names, full.gene_means, full
     found = MixedResults(full.fit, *given).test(unit_rows(columns, data.location.names), method, "clip")
     return replace(found, link=mean_link(data.likelihood), estimator=full, name=" + ".join(columns), method=method)
