@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -177,9 +178,17 @@ def process_docstring(app: Sphinx, what: str, name: str, value: object, options:
     lines[:] = split_attributes(lines)
 
 
+def escape_types(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Keep the last underscore of a type (``numpy.object_``) that napoleon wrote from being read as a link."""
+    for i, line in enumerate(lines):
+        if field := re.match(r"(:vartype [^:]*: )(.*)", line):
+            lines[i] = field[1] + re.sub(r"(?<=\w)_(?!\w)", r"\\_", field[2])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the pages before they are looked for."""
     app.connect("builder-inited", write)
     app.connect("missing-reference", link_by_last_name)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # napoleon comes at 500
+    app.connect("autodoc-process-docstring", escape_types, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
