@@ -104,6 +104,7 @@ def test_estimates_at_infinity_have_no_wald_test_and_other_genes_are_as_they_wer
     pd.testing.assert_frame_equal(loaded.summary(), whole.summary())
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     empty=st.sets(st.sampled_from("abc"), min_size=1, max_size=2),
