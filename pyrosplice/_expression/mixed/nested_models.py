@@ -36,7 +36,7 @@ def nested_ratio(
         As for ``fit.model``, without designs.
     full_formula_loc, full_formula_scale
         Formulas of the larger model. It may have random terms, ``(1 | donor)``, if the smaller one has the same: the
-        ratio of the maximum marginal likelihoods is then held to the F law of the units
+        ratio of the marginal likelihoods at the larger one's variances is then held to the F law of the units
         (:meth:`pyrosplice.ExpressionGLM.test` with ``"lrt"``).
     reduced_formula_loc, reduced_formula_scale
         Formulas of the smaller model; beside random terms the larger one's without some of its columns.
