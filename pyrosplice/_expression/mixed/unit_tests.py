@@ -78,7 +78,7 @@ def _warn_of_poisson(estimator: MixedEstimator, *, stacklevel: int) -> None:
     """Warn where cells are the units of a test whose Poisson noise is less than that of most genes.
 
     Where donors are the units their variance takes up what noise lacks: of 600 genes with six times Poisson's variance
-    2 to 5.7 % were found at 5 % (3 v 3 and 6 v 6 donors, of 60 or of 5 to 300 cells, mean 5).
+    .2 to 5.7 % were found at 5 % (3 v 3 and 6 v 6 donors, of 60 or of 5 to 300 cells, mean 5).
     """
     excess = estimator.poisson_excess
     if excess is None or not (np.isfinite(excess).any() and np.nanmedian(excess) > MOST_EXCESS):
