@@ -26,7 +26,7 @@ from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, 
 from pyrosplice._expression.mixed import component_tests, effect_tables, field_map, spatial_null
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
+from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
@@ -43,6 +43,7 @@ from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
 from pyrosplice._tables.names import text_names
+from pyrosplice.effects._effect_list import GivenEffect, saved_effects
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
