@@ -15,16 +15,17 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.identified import TOUCHED
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
-from pyrosplice._usage.analysis.grouped_usage import UnitContrast, grouped_gene_effects
+from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
+from pyrosplice._usage.analysis.grouped_usage import UnitContrast, batches_alike, grouped_gene_effects
 from pyrosplice._usage.analysis.options import check_of_isoforms, check_units, law_name
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.coefficients import estimates
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.terms import Contrast, CovarianceLaw, contrasts_of
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import NoResultsError, check_option, check_share
 
@@ -97,10 +98,10 @@ def get_effects(
     if law is not None:
         check_option("law", law, get_args(CovarianceLaw))
     prepared, design = analysis.prepared, analysis.prepared.design
-    check_units(variance, law, df, grouped=bool(prepared.groups))
+    check_units(variance, law, df, grouped=prepared.listed is not None)
     if design is None or not analysis.fit.with_design:
         raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
-    if prepared.groups:
+    if prepared.listed is not None:
         parts, robust = _grouped_parts(analysis, design, "clip" if df is None else df), False
     else:
         held_to = law_of(analysis, law_name(law, variance or "robust", analysis.model_type), variance or "robust")
@@ -130,9 +131,9 @@ def _grouped_parts(analysis: UsageAnalysis, design: Design, df: DfRule | float) 
     """Effects beside those of groups, batch by batch."""
     spec = analysis.grouped_spec(with_design=True)
     covariates = [UnitContrast.of(spec, one, df, stacklevel=5) for one in contrasts_of(design, "covariate", None)]
-    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+    for batch in batches_alike(analysis, spec, analysis.fit.genes):
         some = [analysis.fit.genes[g] for g in batch]
-        odds, usage = grouped_gene_effects(analysis.counts(batch), spec, some, covariates, df)
+        odds, usage = grouped_gene_effects(analysis.counts(batch), spec.at(some), some, covariates, df)
         points = replace(usage, estimate=POINTS * usage.estimate, standard_error=POINTS * usage.standard_error)
         yield batch, some, {"log_odds": odds, "usage_points": points}
 

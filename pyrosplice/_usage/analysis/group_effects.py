@@ -98,8 +98,8 @@ def _variances(analysis: UsageAnalysis) -> pd.DataFrame:
 
 
 def _require_groups(analysis: UsageAnalysis) -> None:
-    if not analysis.prepared.groups:
+    if analysis.prepared.listed is None:
         raise NotReadyError(
             "This is of random effects of groups: call setup_data with a formula such as "
-            "design_mtx='~ condition + (1 | section)'."
+            "design_mtx='~ condition + (1 | section)', or with effects=[...]."
         )

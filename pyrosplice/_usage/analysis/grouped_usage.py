@@ -26,11 +26,12 @@ from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._usage.analysis.fits import TEST_BATCH, UsageAnalysis
 from pyrosplice._usage.analysis.options import UsageTestOptions
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.linearized import run_batches
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.terms import Contrast, contrasts_of
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
-from pyrosplice._usage.records import FitPlan, FittedGene, fit_genes
+from pyrosplice._usage.records import FitPlan, fit_genes
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import ContrastUnits
 from pyrosplice.glmm._arrow.fitting import fit_effects
@@ -75,8 +76,12 @@ def grouped_usage_tests(
     wanted = contrasts_of(design, options.by, options.contrasts)
     tested = [UnitContrast.of(spec, contrast, df, stacklevel=stacklevel + 1) for contrast in wanted]
     genes = full_fits(analysis, show=show)
-    batches = prepared.batches(TEST_BATCH, group=True)
-    calls = [(analysis.counts(some), spec, [genes[g] for g in some], tested, options.method, df) for some in batches]
+    batches = batches_alike(analysis, spec, genes)
+    own = [[genes[g] for g in some] for some in batches]
+    calls = [
+        (analysis.counts(some), spec.at(fits), fits, tested, options.method, df)
+        for some, fits in zip(batches, own, strict=True)
+    ]
     found = run_batches(unit_tests, calls, description=options.method, n_jobs=analysis.jobs(None), show=show)
     shape = (analysis.n_genes, len(wanted))
     whole = {name: np.full(shape, np.nan) for name in ("statistic", "pvalue", "df")}
@@ -102,6 +107,14 @@ def grouped_usage_tests(
         "variance": "model",
         "law": "units",
     }
+
+
+def batches_alike(analysis: UsageAnalysis, spec: GroupedSpec, genes: Sequence[FittedGene]) -> list[list[int]]:
+    """Positions of genes by batch, one isoform count and one field each."""
+    out = []
+    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+        out += [[batch[k] for k in places] for places in spec.alike([genes[g] for g in batch])]
+    return out
 
 
 def full_fits(analysis: UsageAnalysis, *, show: bool) -> list[FittedGene]:

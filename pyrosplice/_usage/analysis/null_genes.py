@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice._linalg.select import sparse_precision
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._usage.records import FittedGene
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice.errors import NoResultsError
 from pyrosplice.glmm._random_effect import LARGEST_LOGIT
 from pyrosplice.likelihoods._contract import Likelihood

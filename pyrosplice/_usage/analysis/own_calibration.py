@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,7 @@ from pyrosplice._usage.analysis.calibration_check import CalibrationCheck
 from pyrosplice._usage.analysis.calibration_request import Request, domains_of, methods_of
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice._usage.analysis.null_genes import Space, Truth, graph_of, observed_isoforms
+from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.gene_tests.terms import same_nuisance, terms_of
 from pyrosplice.errors import UnreliableWarning, check_switches
@@ -168,6 +169,16 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     )
 
 
+def analysis_like(self: Likeable, counts: Sequence[Tensor]) -> Testable:
+    """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
+    twin = copy(self)  # with results of its own
+    if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
+        twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
+    twin.adata = None
+    twin.hold(self.analysis.prepared.of_counts(counts))
+    return twin
+
+
 class Testable(Analyzed, Protocol):
     """An analysis whose tests are checked: by its own methods, on one like it of other genes."""
 
@@ -182,6 +193,19 @@ class Testable(Analyzed, Protocol):
 
     def test_differential_usage(self, *args: Any, **options: Any) -> dict[str, Any] | None:
         """Test covariates."""
+
+
+class Likeable(Testable, Protocol):
+    """An analysis that others are made like."""
+
+    adata: object
+    fitting_configs: Any
+
+    @property
+    def _given(self) -> AnalysisOptions: ...
+
+    def hold(self, prepared: Prepared) -> None:
+        """Take data in place of earlier ones."""
 
 
 @dataclass(frozen=True)

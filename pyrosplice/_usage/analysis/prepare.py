@@ -20,30 +20,26 @@ from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._io.storable import split
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._tables.columns import complete_cells, one_column
+from pyrosplice._tables.columns import one_column
 from pyrosplice._tables.containers import as_dense
-from pyrosplice._tables.labels import read_labels
-from pyrosplice._tables.names import by_name
-from pyrosplice._usage.analysis.options import AnalysisOptions
+from pyrosplice._tables.labels import Labels, read_labels
+from pyrosplice._usage.analysis.data_options import DataOptions
+from pyrosplice._usage.analysis.listed_effects import complete, coordinates, listed_effects
 from pyrosplice._usage.reading.design import (
     Design,
     build_design,
-    complete_spots,
     formula_of,
     is_intercept,
     split_design,
 )
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
-from pyrosplice.effects._effect import bind
-from pyrosplice.effects._field import Field
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._group_terms import Groups
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.spatial._graph import adjacency_graph, component_labels, warn_if_disconnected
 from pyrosplice.spatial._sections import wide_section_graph, within_sections
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
-MISSING = ("raise", "drop")
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
@@ -69,8 +65,8 @@ class Prepared:
         Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
     formula
         Formula of the covariates; None where they are columns or numbers.
-    groups
-        Random effects of groups of spots.
+    listed
+        The list of random effects that was asked for, those of a formula among them; None where there is none.
     """
 
     data: IsoformData
@@ -81,7 +77,7 @@ class Prepared:
     section_key: str | None = None
     spatial_key: str | None = None
     formula: str | None = None
-    groups: tuple[GroupBlock, ...] = ()
+    listed: BoundEffects | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -96,6 +92,19 @@ class Prepared:
     def n_sections(self) -> int:
         """Sections with spots left in them; 1 where none were named."""
         return _n_sections(self.data.adata.obs, self.section_key)
+
+    @property
+    def groups(self) -> tuple[GroupBlock, ...]:
+        """Random effects of groups of spots."""
+        return () if self.listed is None else self.listed.groups
+
+    @property
+    def sections(self) -> tuple[str, NDArray[np.intp]] | None:
+        """Column of the sections, and the section of each spot; None where all are of one."""
+        if self.section_key is None:
+            return None
+        labels = _labels(self.data.adata.obs, self.section_key)
+        return None if len(labels.levels) < 2 else (self.section_key, labels.codes)
 
     @property
     def gene_names(self) -> tuple[str, ...]:
@@ -189,70 +198,17 @@ class Prepared:
         return batches
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Arguments of ``setup_data`` beside the data, which documents them; checked where they are given.
-
-    Attributes
-    ----------
-    model
-        Options of the models, which say what the covariance is for.
-    """
-
-    model: AnalysisOptions
-    spatial_key: str
-    adj_key: str | None
-    layer: str | None
-    group_iso_by: str
-    gene_names: str | None
-    group_gene_by_n_iso: bool
-    design_mtx: Any
-    covariate_names: Sequence[str] | None
-    min_counts: float
-    min_bin_pct: float
-    min_component_size: int
-    covariance: Any
-    section_key: str | None
-    missing: str
-
-    def __post_init__(self) -> None:
-        if not is_whole(self.min_component_size, 1):
-            raise InvalidArgumentError(
-                f"min_component_size: expected a whole number ≥ 1, found {self.min_component_size!r}."
-            )
-        check_switches(group_gene_by_n_iso=self.group_gene_by_n_iso)
-        check_option("missing", self.missing, MISSING)
-        if self.design_mtx is None and self.covariate_names is not None:
-            raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
-        if isinstance(self.covariate_names, str):
-            raise InvalidArgumentError(f"covariate_names: expected a list of names, found {self.covariate_names!r}.")
-        if self.covariance is not None and self.adj_key is not None and self.min_component_size == 1:
-            raise InvalidArgumentError(
-                "adj_key: expected None beside a covariance, which is used instead of the graph's."
-            )
-        kind = self.model.model_type
-        if self.covariance is not None and kind != "glmm-full":
-            raise InvalidArgumentError(
-                f"covariance: a {kind!r} has no spatial effect; expected None, or model_type='glmm-full'."
-            )
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether who is whose neighbour has to be known."""
-        return (self.model.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
-
-
 def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
     obs = table_of(adata, "obs")
     covariates, terms = split_design(options.design_mtx, obs)
     if terms:
-        options.model.check_groups()
-        options = replace(options, design_mtx=covariates)
+        options.model.check_groups("of groups in design_mtx")
+    options = replace(options, design_mtx=covariates, effects=(*terms, *options.effects))
     check_key(adata, "section_key", options.section_key, "obs")
     check_key(adata, "adj_key", options.adj_key, "obsp")
-    spots = _complete(obs, options, terms)
+    spots = complete(obs, options)
     sections = _sections(obs, spots, options.section_key)
     adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
     if adjacency is not None and options.min_component_size > 1:
@@ -265,8 +221,9 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
             )
     kept = None if spots.all() else spots
     formula = formula_of(options.design_mtx, obs)
-    groups = bind(terms, obs[spots])
-    design = _design(obs, kept, options, only_groups=bool(terms) and is_intercept(options.design_mtx, obs[spots]))
+    alone = bool(options.effects) and formula is not None and is_intercept(formula, obs[spots])
+    design = _design(obs, kept, options, only_groups=alone)
+    listed = listed_effects(adata, obs, spots, options)
     data = read_isoforms(
         adata,
         layer=options.layer,
@@ -278,10 +235,10 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         n_isos=options.model.likelihood.n_categories,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
-    covariance = _covariance(data.adata, adjacency, options)
-    ours = options.model.model_type == "glmm-full" and options.covariance is None and options.adj_key is None
-    keys = options.section_key, options.spatial_key if ours else None, formula
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, groups)
+    own = None if listed is None else listed.field
+    covariance = _covariance(data.adata, adjacency, options) if own is None else own
+    keys = options.section_key, options.spatial_key if options.of_positions else None, formula
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, listed)
 
 
 def _design(
@@ -294,7 +251,7 @@ def _design(
         return None
     design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=spots)
     design.check()
-    return design
+    return design.against_first if options.effects else design
 
 
 def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Covariance | None:
@@ -308,30 +265,6 @@ def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Cova
         return options.covariance
     warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
     return CarCovariance(adjacency, rho=options.model.rho)
-
-
-def _complete(obs: pd.DataFrame, options: DataOptions, terms: Sequence[Groups]) -> NDArray[np.bool_]:
-    """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
-    complete = np.ones(len(obs), dtype=bool)
-    if options.missing == "raise":
-        return complete
-    if options.design_mtx is not None:
-        complete &= complete_spots(options.design_mtx, obs)
-    for term in terms:
-        complete &= term.complete_rows(obs)
-    if options.section_key is not None:
-        complete &= complete_cells(obs, [options.section_key], "section_key")
-    if not complete.any():
-        raise InvalidArgumentError(
-            f"missing='drop': none of {len(complete)} spots has every label and number of design_mtx and section_key."
-        )
-    if not complete.all():
-        warnings.warn(
-            f"missing='drop': {int((~complete).sum())} of {len(complete)} spots have no label or number in design_mtx "
-            "or section_key and are left out.",
-            stacklevel=4,
-        )
-    return complete
 
 
 def check_size(covariance: object, n_spots: int) -> None:
@@ -352,7 +285,11 @@ def check_size(covariance: object, n_spots: int) -> None:
 
 def _n_sections(obs: pd.DataFrame, key: str | None) -> int:
     """Sections that have spots; 1 where none are named."""
-    return 1 if key is None else len(read_labels(one_column(obs, key, "section_key"), "section_key").levels)
+    return 1 if key is None else len(_labels(obs, key).levels)
+
+
+def _labels(obs: pd.DataFrame, key: str) -> Labels:
+    return read_labels(one_column(obs, key, "section_key"), "section_key")
 
 
 def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:
@@ -370,18 +307,13 @@ def _adjacency(
     options: DataOptions,
 ) -> sp.csr_matrix:
     """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
-    model = options.model
     if options.adj_key is not None:
         given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
         return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
-    if options.spatial_key is None:
-        raise InvalidArgumentError(f"spatial_key: expected a key of adata.obsm, one of {sorted(adata.obsm.keys())}.")
-    check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
-    name = f"adata.obsm[{options.spatial_key!r}]"
-    coords = as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
-    field = Field(k_neighbors=model.k_neighbors, graph=model.graph)
-    names = name, "section_key"
-    return field.adjacency(coords[spots], sections, names=names, least=options.min_component_size, stacklevel=5)
+    coords = coordinates(adata, obs, options)
+    names = f"adata.obsm[{options.spatial_key!r}]", "section_key"
+    field, least = options.neighbors, options.min_component_size
+    return field.adjacency(coords[spots], sections, names=names, least=least, stacklevel=5)
 
 
 def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:

@@ -56,7 +56,7 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
         for gene in analysis.fit.genes
     ]
     table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
-    return table.join(standard_deviations(analysis)) if analysis.prepared.groups else table
+    return table.join(standard_deviations(analysis)) if analysis.prepared.listed is not None else table
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:
