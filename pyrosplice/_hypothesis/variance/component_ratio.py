@@ -45,6 +45,10 @@ class ComponentRatios:
         names = ("statistic", "pvalue", "null_reason")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
+    def take(self, genes: NDArray[np.intp]) -> ComponentRatios:
+        """Take some of the genes, in an order."""
+        return ComponentRatios(self.statistic[genes], self.pvalue[genes], self.null_reason[genes])
+
 
 def check_component(effects: BoundEffects, part: Component, n_bootstrap: object) -> None:
     """Raise where a part has no law of its ratio.

@@ -15,8 +15,8 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.identified import TOUCHED
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
-from pyrosplice._usage.analysis.grouped_usage import UnitContrast, batches_alike, grouped_gene_effects
+from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis, batches_alike
+from pyrosplice._usage.analysis.grouped_usage import UnitContrast, grouped_gene_effects
 from pyrosplice._usage.analysis.options import check_of_isoforms, check_units, law_name
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice._usage.fitted_gene import FittedGene

@@ -232,6 +232,14 @@ class UsageAnalysis:
         return fitted
 
 
+def batches_alike(analysis: UsageAnalysis, spec: GroupedSpec, genes: Sequence[FittedGene]) -> list[list[int]]:
+    """Positions of genes by batch, one isoform count and one field each."""
+    out = []
+    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+        out += [[batch[k] for k in places] for places in spec.alike([genes[g] for g in batch])]
+    return out
+
+
 class Analyzed(Protocol):
     """A :class:`~pyrosplice.SplisosmGLMM`, as its methods that stand in a file of their own see it."""
 

@@ -25,7 +25,7 @@ def usage_variances(self: Analyzed) -> pd.DataFrame:
         Before ``fit``, or without random effects of groups.
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     return _variances(analysis)
 
 
@@ -52,7 +52,7 @@ def usage_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
         Another name, or none of several.
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     prepared, spec = analysis.prepared, analysis.grouped_spec(with_design=analysis.fit.with_design)
     parts = [
         table_of_levels(spec.restored([gene]), prepared.groups, effect, [name], [prepared.isoform_names(g)])
@@ -75,7 +75,7 @@ def covariate_units(self: Analyzed) -> pd.DataFrame:
         Before ``setup_data``, or without random effects of groups.
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     return analysis.grouped_spec(with_design=True).units().table()
 
 
@@ -97,7 +97,8 @@ def _variances(analysis: UsageAnalysis) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _require_groups(analysis: UsageAnalysis) -> None:
+def require_listed(analysis: UsageAnalysis) -> None:
+    """Raise where there is no list of random effects."""
     if analysis.prepared.listed is None:
         raise NotReadyError(
             "This is of random effects of groups: call setup_data with a formula such as "

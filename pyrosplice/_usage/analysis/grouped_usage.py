@@ -23,7 +23,7 @@ from pyrosplice._hypothesis.coefficients.unit_statistics import (
 )
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._hypothesis.fdr import adjust_pvalues
-from pyrosplice._usage.analysis.fits import TEST_BATCH, UsageAnalysis
+from pyrosplice._usage.analysis.fits import TEST_BATCH, UsageAnalysis, batches_alike
 from pyrosplice._usage.analysis.options import UsageTestOptions
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
 from pyrosplice._usage.fitted_gene import FittedGene
@@ -107,14 +107,6 @@ def grouped_usage_tests(
         "variance": "model",
         "law": "units",
     }
-
-
-def batches_alike(analysis: UsageAnalysis, spec: GroupedSpec, genes: Sequence[FittedGene]) -> list[list[int]]:
-    """Positions of genes by batch, one isoform count and one field each."""
-    out = []
-    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
-        out += [[batch[k] for k in places] for places in spec.alike([genes[g] for g in batch])]
-    return out
 
 
 def full_fits(analysis: UsageAnalysis, *, show: bool) -> list[FittedGene]:

@@ -25,6 +25,7 @@ from pyrosplice._usage.analysis import (
     prediction,
     storage,
     tables,
+    usage_components,
     variability,
 )
 from pyrosplice._usage.analysis.data_options import DataOptions
@@ -283,6 +284,8 @@ class SplisosmGLMM(Described):
     variance_components = group_effects.usage_variances
     random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
+    test_component = usage_components.test_usage_component
+    fitted_field = usage_components.usage_field
     posterior = posterior_draws.posterior
     predict = prediction.predict
     cross_validate = cross_validation.cross_validate
@@ -346,10 +349,7 @@ class SplisosmGLMM(Described):
         """Names of the covariates."""
         return [] if self._prepared is None else list(self._prepared.covariate_names)
 
-    @property
-    def n_isos_per_gene(self) -> list[int]:
-        """Number of isoforms of each gene after filtering."""
-        return [] if self._prepared is None else self._prepared.data.n_isos
+    n_isos_per_gene = property(tables.n_isos_per_gene)
 
     @property
     def design_mtx(self) -> torch.Tensor | None:

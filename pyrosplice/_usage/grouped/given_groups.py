@@ -44,8 +44,8 @@ def read_groups(groups: object, table: object, n_spots: int, names: pd.Index | N
     if isinstance(groups, Mapping):
         return _of_labels(groups, table, n_spots, names)
     every = [groups] if isinstance(groups, SAID) else list(groups) if isinstance(groups, (list, tuple)) else []
-    labels = all(isinstance(one, str) and "|" not in one for one in every) and not isinstance(groups, SAID)
-    if labels or not any(isinstance(one, SAID) for one in every):
+    terms = any(isinstance(one, str) and "|" in one for one in every) and len(every) != n_spots
+    if not (isinstance(groups, SAID) or terms or any(isinstance(one, SAID[1:]) for one in every)):
         name = getattr(groups, "name", None)
         return _of_labels({UNNAMED if name is None else name: groups}, table, n_spots, names)
     for one in every:

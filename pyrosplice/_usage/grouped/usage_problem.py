@@ -166,7 +166,7 @@ class GroupedSpec:
                     tuple(mode[g].clone() for mode in fit.group_modes),
                     tuple(error[g].clone() for error in fit.group_sds),
                     fit.covariance[g].clone(),
-                    fit.space_values[g].clone(),
+                    fit.space_values[g].clone(memory_format=torch.contiguous_format),
                 ),
             )
             for g, reason in enumerate(fit.reason)
