@@ -197,15 +197,19 @@ class Field:
         """
         if self.by is None:
             return None
-        column = one_column(table, self.by, "Field, by")
-        if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
-            raise InvalidArgumentError(
-                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
-                "and 1 for each level that is to have a field."
-            )
-        values = numbers(column.astype("Float64"), self.by, "Field, by")
+        values = self.multiplier_of(table)
         if np.ptp(values) == 0:
             raise InvalidArgumentError(
                 f"Field, by: column {self.by!r} is {values[0]:g} at every spot; leave by out for one field of all."
             )
         return values
+
+    def multiplier_of(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        """Values ``(n,)`` of the column that multiplies the field in any table, all the same too."""
+        column = one_column(table, str(self.by), "Field, by")
+        if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
+            raise InvalidArgumentError(
+                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
+                "and 1 for each level that is to have a field."
+            )
+        return numbers(column.astype("Float64"), str(self.by), "Field, by")

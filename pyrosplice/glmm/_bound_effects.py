@@ -13,19 +13,21 @@ from torch import Tensor
 
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._tables.labels import Labels
+from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice.effects._effect import Effect, bind
 from pyrosplice.effects._effect_list import GivenEffect, field_of
 from pyrosplice.effects._field import RHO, Independent
 from pyrosplice.effects._field_family import FieldFamily
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._isoform_effect import IsoformEffect
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._arrow.predictor_moments import NEW_LEVEL, NewRows
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.spatial._covariance import SpatialCovariance
 
 Array = NDArray[np.float64]
+NEW_LEVELS = ("population", "raise")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,56 @@ class BoundEffects:
             isoform_effect=isoform_effect,
         )
 
+    def rows(self, design: Array, table: pd.DataFrame, fitted: pd.DataFrame | None, new_levels: str) -> NewRows:
+        """Other observations as predictions take them.
+
+        Parameters
+        ----------
+        design
+            Their covariates ``(n, P)``.
+        table
+            Grouping factors, slopes and what multiplies the field, a row an observation.
+        fitted
+            The table that was fitted.
+        new_levels
+            ``"population"``: levels that the fit never saw have the law of their effect; ``"raise"`` refuses them.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Levels that the fit never saw, where these are refused or related to others; columns that are missing.
+        """
+        check_option("new_levels", new_levels, NEW_LEVELS)
+        effects = [one for one in self.given if isinstance(one, Effect)]
+        parts = [
+            (_level_places(effect, block, table, new_levels), effect.columns_again(table, fitted, block.column_names))
+            for effect, block in zip(effects, self.groups, strict=True)
+        ]
+        levels = np.column_stack([np.zeros((len(table), 0), np.int64), *(own for own, _ in parts)])
+        field = field_of(self.given)
+        by = None if field is None or field.by is None else field.multiplier_of(table)
+        return NewRows(design, levels, tuple(columns for _, columns in parts), space_by=by)
+
     def __str__(self) -> str:
         return ", ".join(f"({one.name})" if isinstance(one, Effect) else repr(one) for one in self.given)
+
+
+def _level_places(effect: Effect, block: GroupBlock, table: pd.DataFrame, new_levels: str) -> NDArray[np.int64]:
+    """Position (n,) of each row's level among the fitted ones."""
+    argument = f"effect ({block.name})"
+    labels = read_labels(effect.levels(table), argument)
+    if len(labels.codes) != len(table):
+        raise InvalidArgumentError(f"{argument}: expected {len(table)} labels, found {len(labels.codes)}.")
+    known = {name: k for k, name in enumerate(block.level_names)}
+    place = np.array([known.get(name, NEW_LEVEL) for name in labels.levels], dtype=np.int64)
+    unknown = [name for name, k in zip(labels.levels, place, strict=True) if k == NEW_LEVEL]
+    if unknown and (new_levels == "raise" or block.root is not None):
+        why = "they are related to those of the fit, in a way that is not known" if block.root is not None else ""
+        raise InvalidArgumentError(
+            f"new_levels: {argument} has levels that the fit never saw, {unknown[:5]}"
+            f"{f'; {why}.' if why else '; new_levels=' + repr('population') + ' predicts for any such.'}"
+        )
+    return place[labels.codes]
 
 
 @dataclass(frozen=True)
