@@ -17,6 +17,7 @@ from pyrosplice._tables.labels import read_labels
 from pyrosplice._usage.analysis.fits import UsageAnalysis
 from pyrosplice._usage.reading.design import covariates_again
 from pyrosplice._usage.reading.isoforms import check_key, table_of
+from pyrosplice.effects._effect_list import field_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._graph import check_coords
 from pyrosplice.spatial._new_spots import NewSpots, Positions, new_spots, same_spots
@@ -78,8 +79,9 @@ def asked_spots(analysis: UsageAnalysis, given: object, design_mtx: object) -> A
     fitted = same_spots(old, new, both, GIVEN)
     field, covariance = None, prepared.covariance
     if (fitted < 0).any() and isinstance(covariance, CarCovariance):
-        options = analysis.options
-        field = new_spots(covariance, old, new.take(fitted < 0), k_neighbors=options.k_neighbors, graph=options.graph)
+        listed = prepared.listed
+        graph = (None if listed is None else field_of(listed.given)) or analysis.options
+        field = new_spots(covariance, old, new.take(fitted < 0), k_neighbors=graph.k_neighbors, graph=graph.graph)
     return AskedSpots(names, covariates, torch.from_numpy(fitted), field)
 
 
