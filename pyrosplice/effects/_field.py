@@ -42,7 +42,7 @@ class Field:
         Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several.
     rho
         Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours. Or
-        ``"estimate"``: each gene's own, by the profile of its restricted likelihood (expression only). All else is
+        ``"estimate"``: each gene's own, by the profile of its restricted likelihood. All else is
         then given that estimate: standard errors, degrees of freedom and tests take it as known.
     covariance
         A covariance of the spots instead, with unit diagonal: an object with a sparse ``precision`` or ``dense()``
@@ -152,7 +152,7 @@ class Field:
             return cast(SpatialCovariance, self.covariance)
         if isinstance(self.rho, str):
             raise InvalidArgumentError(
-                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM and fit.model can do. Give a number "
+                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM, fit.model and SplisosmGLMM do. Give a number "
                 f"in [0, 1), such as {RHO}."
             )
         return CarCovariance(self._checked_adjacency(coords, sections, stacklevel + 1), rho=self.rho)

@@ -216,6 +216,15 @@ class UsageAnalysis:
             self.test_fits[columns] = self._new_fits(spec, none, description=f"{len(columns)} covariate(s)", show=show)
         return self.test_fits[columns]
 
+    def listed_fits(self, spec: GroupedSpec, key: tuple[Any, ...], *, show: bool) -> list[FittedGene]:
+        """Genes fitted with another model with a list of random effects, once by ``key``."""
+        if key not in self.test_fits:
+            batches = self.prepared.batches(TEST_BATCH, group=True)
+            options: dict[str, Any] = {"n_jobs": self.fit.n_jobs, "print_progress": show}
+            fitted, _ = fit_genes(FitPlan(spec), self.prepared.counts, batches, description=str(key[-1]), **options)
+            self.test_fits[key] = fitted
+        return self.test_fits[key]
+
     def _new_fits(
         self, spec: ModelSpec, kept: Sequence[FittedGene | None], *, description: str, show: bool
     ) -> list[FittedGene]:

@@ -61,6 +61,17 @@ def test_usage_component(self: Analyzed, component: str, *, n_bootstrap: int = 0
         Before ``fit``, or without such effects.
     InvalidArgumentError
         No such effect; an intercept without its slopes; a field whose ρ was estimated.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.effects import Field
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=2, seed=0), effects=Field(k_neighbors=4))
+    >>> model.fit(batch_size=2, print_progress=False)
+    >>> list(model.test_component("space").columns)
+    ['statistic', 'pvalue', 'pvalue_adj', 'reason', 'law']
     """
     analysis = self.analysis
     require_listed(analysis)
@@ -110,6 +121,17 @@ def usage_field(self: Analyzed, genes: str | Sequence[str] | None = None) -> pd.
         A name that is not in ``gene_names``.
     NotReadyError
         Before ``fit``, without random terms or ``effects=``, or without a field.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.effects import Field
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=2, seed=0), effects=Field(k_neighbors=4))
+    >>> model.fit(batch_size=2, print_progress=False)
+    >>> model.fitted_field().columns.names
+    FrozenList(['gene', 'isoform'])
     """
     analysis = self.analysis
     require_listed(analysis)

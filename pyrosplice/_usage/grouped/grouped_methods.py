@@ -149,6 +149,17 @@ def variances_of_groups(self: WithGroups) -> pd.DataFrame:
     (of a logit) and ``reason``, "" or why there is none.
 
     Raises :class:`NotReadyError` before ``fit``, or without groups.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> counts = torch.randint(0, 10, (1, 60, 3), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(counts, groups={"section": [spot % 6 for spot in range(60)]})
+    >>> model.fit(quiet=True)
+    >>> model.variance_components()["effect"].tolist()
+    ['1 | section', 'spot']
     """
     return grouped_of(self).variances()
 
@@ -173,6 +184,17 @@ def levels_of_groups(self: WithGroups, effect: str | None = None) -> pd.DataFram
         Before ``fit``, or without groups.
     InvalidArgumentError
         Another name, or none of several.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> counts = torch.randint(0, 10, (1, 60, 3), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(counts, groups={"section": [spot % 6 for spot in range(60)]})
+    >>> model.fit(quiet=True)
+    >>> model.random_effects("section").shape  # six levels of two logits
+    (12, 8)
     """
     return grouped_of(self).level_table(effect)
 

@@ -206,6 +206,11 @@ class GroupedSpec:
         design = None if self.design is None else torch.from_numpy(self.design.values)
         return torch.stack([g.linear_predictor(self.n_spots, design) + g.group_predictor(self.groups) for g in genes])
 
+    @property
+    def without_space(self) -> GroupedSpec:
+        """Copy without a field."""
+        return replace(self, effects=replace(self.effects, field=None, space=None, space_by=None, family=None))
+
     def with_design(self, design: Design | None) -> GroupedSpec:
         """Copy with other covariates."""
         return replace(self, design=design)

@@ -152,7 +152,6 @@ def test_what_rests_on_other_fits_is_refused_by_name():
     adata = sections(7, n_genes=1)
     model = fitted(adata, kind="glmm-full")
     for what, call in {
-        "check_calibration": model.check_calibration,
         "covariate_modes": model.covariate_modes,
         "method='llr'": lambda: model.test_spatial_variability("llr"),
         "from_null": lambda: model.fit(from_null=True),
