@@ -1,11 +1,12 @@
 # make demo | make test | make test-long | make lint : set up .venv, then run the main job | the tests that take moments
 # each | the others (tutorials, studies, samplers, sizes of tests) | all other checks.
+# make docs | make release : the site, in docs/_build/html | wheel and source in dist/, checked and tried where nothing else is.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?=
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs release clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,5 +30,24 @@ lint: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/check_structure.py
 
+# No network is asked for anything; a warning is an error, and so is a link that leads nowhere.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python tools/check_links.py docs/_build/html
+
+# cffconvert wants an old jsonschema: the tools of a release have an environment of their own, and so has its first user
+RELEASE := build/release
+release:
+	rm -rf dist $(RELEASE) && mkdir -p $(RELEASE)/elsewhere
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet build cffconvert twine
+	$(RELEASE)/tools/bin/cffconvert --validate -i CITATION.cff
+	$(RELEASE)/tools/bin/python -m build --outdir dist .
+	$(RELEASE)/tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)/user
+	$(RELEASE)/user/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(RELEASE)/user/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[plot]"
+	cd $(RELEASE)/elsewhere && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../user/bin/python $(CURDIR)/tools/readme_cell.py $(CURDIR)
+
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

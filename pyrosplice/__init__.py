@@ -13,6 +13,7 @@ from pyrosplice._expression.spatial_genes import spatially_variable_genes
 from pyrosplice._mixture.criteria import log_likelihood_scorer
 from pyrosplice._mixture.density_module import GaussianMixtureModel, GaussianMixtureModelConfig
 from pyrosplice._mixture.em_estimator import GaussianMixture
+from pyrosplice._mixture.patients.component_table import mixture_table
 from pyrosplice._mixture.patients.distances import patient_distances
 from pyrosplice._mixture.patients.fit_gmm import fit_gmm
 from pyrosplice._mixture.patients.holdout import evaluate_holdout_nll, summarize_holdout_nll, validate_gmm
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate_holdout_nll",
     "fit_gmm",
     "log_likelihood_scorer",
+    "mixture_table",
     "patient_distances",
     "selection_table",
     "spatially_variable_genes",

@@ -12,13 +12,14 @@ from pyrosplice._expression import groups as _groups
 from pyrosplice._expression import partition as _partition
 from pyrosplice._expression import tests as _tests
 from pyrosplice._expression import utils as _utils
+from pyrosplice._expression.mixed import nested_models as _nested
 
 fit = SimpleNamespace(model=_fit.model, residuals=_fit.residuals, partition=_fit.partition)
 test = SimpleNamespace(
     wald=_tests.wald,
     wald_repeated=_tests.wald_repeated,
-    lrt=_tests.lrt,
-    score=_tests.score,
+    lrt=_nested.nested_ratio,
+    score=_nested.effects_score,
     continuous_1d=_continuous.continuous_1d,
     t_test=_groups.t_test,
     rank_test=_groups.rank_test,

@@ -14,6 +14,7 @@ class Reason(StrEnum):
 
     Examples
     --------
+    >>> from pyrosplice.reasons import Reason
     >>> Reason("no_counts").text
     'the gene has no counts'
     """
@@ -93,5 +94,12 @@ OPTIMA = (Reason.CONVERGED, Reason.BOUNDARY)
 
 
 def describe_reasons(reasons: Iterable[str]) -> str:
-    """How many fits ended how, most first: ``298 converged, 2 stalled``."""
+    """How many fits ended how, most first: ``298 converged, 2 stalled``.
+
+    Examples
+    --------
+    >>> from pyrosplice.reasons import describe_reasons
+    >>> describe_reasons(["converged", "separated", "converged"])
+    '2 converged, 1 separated'
+    """
     return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyrosplice
+from tests.paths import pages_of_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +29,7 @@ ROOMS = {
         "evaluate_holdout_nll",
         "fit_gmm",
         "log_likelihood_scorer",
+        "mixture_table",
         "patient_distances",
         "selection_table",
         "spatially_variable_genes",
@@ -37,8 +39,18 @@ ROOMS = {
     "data": {
         "Design",
         "IsoformData",
+        "available_sets",
         "build_design",
         "feature_summary",
+        "pseudobulk",
+        "from_junctions",
+        "from_spatialdata",
+        "from_visium",
+        "load_allele_counts",
+        "load_breast_sections",
+        "load_bulb_families",
+        "load_glioblastoma",
+        "load_lung_junctions",
         "read_isoforms",
         "simulate_counts",
         "simulate_expression",
@@ -49,6 +61,7 @@ ROOMS = {
     "effects": {"Effect", "Field", "Groups", "Independent", "SoftmaxBasis"},
     "glmm": {
         "CountGLMM",
+        "EffectsProblem",
         "EigenCovariance",
         "MultinomialGLM",
         "MultinomialGLMM",
@@ -137,7 +150,10 @@ MODULES = {
     "reasons",
 }  # public files without a list: what a script of diffxpy's takes, and names
 FILES = {"spatial": {"car"}}  # scripts import the covariance from its own file
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"tutorials/{path.name}" for path in (ROOT / "tutorials").glob("*.ipynb")))
+PAGES = (
+    *pages_of_text(),
+    *(f"tutorials/{path.name}" for path in sorted((ROOT / "tutorials").glob("*.ipynb"))),
+)
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

@@ -36,6 +36,24 @@ def test_what_is_too_long_is_found_without_its_docstring():
     assert list(check_structure.long_files({"a.py": "x = 1\n" * 400, "b.py": "x = 1\n" * 401})) == ["b.py: 401"]
 
 
+def test_examples_of_docstrings_do_not_count_as_lines_of_a_file():
+    example = "\n    Examples\n    --------\n    >>> 1\n    1\n"
+    section = "\n    Notes\n    -----\n    Two.\n"
+    short = 'def f():\n    """One."""\n'
+    assert check_structure.lines_of_examples(short) == 0
+    for tail in ("", section):
+        whole = f'def f():\n    """One.\n\n    Three.\n{tail}    """\n'
+        shown = f'def f():\n    """One.\n\n    Three.\n{example}{tail}    """\n'
+        assert shown.count("\n") - check_structure.lines_of_examples(shown) == whole.count("\n")
+    shown = f'class A:\n    """One.\n{example}    """\n'
+    assert shown.count("\n") - check_structure.lines_of_examples(shown) == short.count("\n")
+    tables = '"""One.\n\n---------\nExamples\n---------\n"""\n'
+    assert check_structure.lines_of_examples("x = 1\nExamples = 2\n" + tables) == 0
+    long = "x = 1\n" * 396 + shown
+    assert list(check_structure.long_files({"a.py": long})) == []
+    assert list(check_structure.long_files({"a.py": "x = 1\n" * 3 + long})) == ["a.py: 401"]
+
+
 def test_first_words_of_files_that_are_a_folder_are_found():
     files = ["a/_unit_x.py", "a/unit_y.py", "a/unit.py", "b/unit_z.py", "a/units.py"]
     assert check_structure.first_words(files) == ["a/unit_*: 3"]

@@ -48,6 +48,12 @@ def likelihood_ratio_test(ll_full: ArrayLike, ll_reduced: ArrayLike, df_full: in
     ------
     InvalidArgumentError
         Arrays of different shape, or a reduced model that is not smaller.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> de.stats.likelihood_ratio_test([-100.0, -100.0], [-103.0, -100.1], df_full=2, df_reduced=1).round(4)
+    array([0.0143, 0.6547])
     """
     full, reduced = _alike(ll_full=ll_full, ll_reduced=ll_reduced)
     return likelihood_ratio(full, reduced, int(df_full) - int(df_reduced))[1]
@@ -64,6 +70,12 @@ def wald_test(theta_mle: ArrayLike, theta_sd: ArrayLike, theta0: ArrayLike = 0.0
         Estimate and standard error of each gene ``(G,)``.
     theta0
         A number, or one a gene.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> de.stats.wald_test([1.96, 0.0], [1.0, 1.0]).round(3)
+    array([0.05, 1.  ])
     """
     estimate, sd = _alike(theta_mle=theta_mle, theta_sd=theta_sd)
     _check_positive("theta_sd", sd)
@@ -82,6 +94,14 @@ def wald_test_chisq(theta_mle: ArrayLike, theta_covar: ArrayLike, theta0: ArrayL
         Their covariance, genes × coefficients × coefficients.
     theta0
         A number, or coefficients × genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyrosplice.api as de
+    >>> estimates = np.array([[2.0, 0.1], [2.0, 0.1]])  # two coefficients of two genes
+    >>> de.stats.wald_test_chisq(estimates, np.stack([np.eye(2)] * 2)).round(3)
+    array([0.018, 0.99 ])
     """
     estimate, covariance = _array("theta_mle", theta_mle), _array("theta_covar", theta_covar)
     if estimate.ndim != 2 or covariance.shape != (estimate.shape[1], estimate.shape[0], estimate.shape[0]):
@@ -93,7 +113,14 @@ def wald_test_chisq(theta_mle: ArrayLike, theta_covar: ArrayLike, theta0: ArrayL
 
 
 def two_coef_z_test(theta_mle0: ArrayLike, theta_mle1: ArrayLike, theta_sd0: ArrayLike, theta_sd1: ArrayLike) -> Array:
-    """Two-sided p-values of the difference of two coefficients of independent estimates, one a gene ``(G,)`` each."""
+    """Two-sided p-values of the difference of two coefficients of independent estimates, one a gene ``(G,)`` each.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> de.stats.two_coef_z_test([1.0, 1.0], [1.1, 3.0], [0.5, 0.5], [0.5, 0.5]).round(4)
+    array([0.8875, 0.0047])
+    """
     first, second, sd0, sd1 = _alike(
         theta_mle0=theta_mle0, theta_mle1=theta_mle1, theta_sd0=theta_sd0, theta_sd1=theta_sd1
     )
@@ -110,6 +137,15 @@ def mann_whitney_u_test(x0: Any, x1: Any) -> Array:
     ----------
     x0, x1
         Observations × genes, dense or sparse, of two groups; or the observations of one gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyrosplice.api as de
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = rng.normal(0, 1, (30, 2)), rng.normal([0, 2], 1, (30, 2))  # the second gene differs
+    >>> de.stats.mann_whitney_u_test(a, b) < 0.01
+    array([False,  True])
     """
     first, second = _observations(x0, x1)
     pval = mann_whitney(_dense(first).T, _dense(second).T)[1]
@@ -125,6 +161,15 @@ def t_test_raw(x0: Any, x1: Any) -> Array:
     ----------
     x0, x1
         Observations × genes, dense or sparse, of two groups; or the observations of one gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyrosplice.api as de
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = rng.normal(0, 1, (30, 2)), rng.normal([0, 2], 1, (30, 2))  # the second gene differs
+    >>> de.stats.t_test_raw(a, b) < 0.01
+    array([False,  True])
     """
     first, second = (_moments(x) for x in _observations(x0, x1))
     return welch(first, second)[1]
@@ -136,6 +181,12 @@ def t_test_moments(
     """Two-sided p-values of Welch's t-test from means, sample variances ``(G,)`` and numbers of observations.
 
     *Differs from* the original: where both variances are zero there is no test, and the p-value is NaN.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> de.stats.t_test_moments(mu0=[0.0, 0.0], mu1=[0.1, 1.0], var0=[1.0, 1.0], var1=[1.0, 1.0], n0=30, n1=30).round(4)
+    array([7.e-01, 3.e-04])
     """
     mean0, mean1, variance0, variance1 = _alike(mu0=mu0, mu1=mu1, var0=var0, var1=var1)
     _check_positive("var0", variance0)
@@ -164,6 +215,12 @@ def hypergeom_test(intersections: ArrayLike, enquiry: ArrayLike, references: Arr
     ------
     InvalidArgumentError
         Numbers that no such sets have.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> de.stats.hypergeom_test([5, 1], enquiry=10, references=[20, 20], background=200).round(4)  # one is expected
+    array([0.0011, 0.6602])
     """
     shared, sizes = _alike(intersections=intersections, references=references)
     drawn, everyone = _like(enquiry, shared.shape, "enquiry"), _like(background, shared.shape, "background")

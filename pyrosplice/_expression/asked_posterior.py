@@ -85,6 +85,17 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
         no Gaussian curvature; flat priors of what is integrated over, or a prior of coefficients that are.
     NotReadyError
         Before ``fit``, or of a loaded model.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+    >>> tree = glm.posterior(num_samples=200, priors="weak", seed=0)
+    >>> dict(tree["posterior"]["location"].sizes)
+    {'chain': 1, 'draw': 200, 'gene': 3, 'coefficient': 2}
     """
     draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
     kept: dict[str, Any] = {"genes": genes, "groups": groups, "hyper": hyper}

@@ -68,6 +68,18 @@ def continuous_1d(  # noqa: PLR0913 (a documented interface)
     ------
     InvalidArgumentError
         Options that do not exist, a covariate that the formula lacks, a basis that is too small.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+    >>> mean = np.column_stack([5 + 5 * np.sin(6 * cells["time"]), np.full(200, 5.0)])
+    >>> adata = simulate_expression(cells, n_genes=2, mean=mean, seed=0)
+    >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+    >>> test.pval < 0.01
+    array([ True, False])
     """
     check_option("test", test, ("wald", "lrt"))
     check_option("spline_basis", spline_basis, ("bs", "cr", "cc"))
@@ -120,6 +132,18 @@ class ContinuousTest(ExpressionTest):
     ``non_numeric``, leave out the intercept; a gene that does not exist is an error, not left out; size factors are
     never part of a curve. Of a gene that is separated along the covariate the fold change is infinite, and the curve
     says how far the search went.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+    >>> mean = 1 + 20 * np.exp(-50 * (cells[["time"]].to_numpy() - 0.5) ** 2)
+    >>> adata = simulate_expression(cells, n_genes=1, mean=mean, seed=0)
+    >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+    >>> test.curve().shape, test.argmax().round(1)  # where the gene is expressed most
+    ((200, 1), array([0.5]))
     """
 
     def __init__(self, *, covariate: Array, columns: NDArray[np.intp], **result: Any) -> None:
@@ -130,7 +154,19 @@ class ContinuousTest(ExpressionTest):
         self.effect, self.effect_se = self._spread(), None
 
     def curve(self, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Log fitted effect of the covariate at each cell ``(N, g)``."""
+        """Log fitted effect of the covariate at each cell ``(N, g)``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> test.curve("gene_2").shape
+        (200, 1)
+        """
         check_switches(non_numeric=non_numeric)
         model, which = self.estimator.model, places_of(genes, self.gene_ids, "genes")
         if non_numeric:
@@ -138,19 +174,69 @@ class ContinuousTest(ExpressionTest):
         return model.design_loc[:, self.columns] @ model.a[self.columns][:, which]
 
     def max(self, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Largest value of the curve, natural log."""
+        """Largest value of the curve, natural log.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> (test.max() == test.curve().max(0)).tolist()
+        [True, True]
+        """
         return self.curve(genes, non_numeric).max(0)
 
     def min(self, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Smallest value of the curve, natural log."""
+        """Smallest value of the curve, natural log.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> (test.min() == test.curve().min(0)).tolist()
+        [True, True]
+        """
         return self.curve(genes, non_numeric).min(0)
 
     def argmax(self, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Value of the covariate where the curve is largest."""
+        """Value of the covariate where the curve is largest.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> mean = 1 + 20 * np.exp(-50 * (cells[["time"]].to_numpy() - 0.5) ** 2)
+        >>> adata = simulate_expression(cells, n_genes=1, mean=mean, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> test.argmax().round(1)
+        array([0.5])
+        """
         return self._at(self.curve(genes, non_numeric), largest=True)
 
     def argmin(self, genes: Any = None, non_numeric: bool = False) -> Array:
-        """Value of the covariate where the curve is smallest."""
+        """Value of the covariate where the curve is smallest.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> mean = 1 + 20 * (cells[["time"]].to_numpy() - 0.5) ** 2
+        >>> adata = simulate_expression(cells, n_genes=1, mean=mean, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> abs(test.argmin() - 0.5) < 0.15
+        array([ True])
+        """
         return self._at(self.curve(genes, non_numeric), largest=False)
 
     def _spread(self, genes: Any = None, non_numeric: bool = False) -> Array:
@@ -184,7 +270,20 @@ class ContinuousTest(ExpressionTest):
         return ExpressionTest(**own).summary(*thresholds, **options)
 
     def plot_heatmap(self, gene_ids: Sequence[str], **kwargs: Any) -> Any:
-        """Draw some genes' curves as a heat map, by :func:`pyrosplice.plotting.heatmap`."""
+        """Draw some genes' curves as a heat map, by :func:`pyrosplice.plotting.heatmap`.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"time": np.linspace(0, 1, 200)})
+        >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, seed=0)
+        >>> test = de.test.continuous_1d(adata, "time", formula_loc="~ time")
+        >>> axes = test.plot_heatmap(["gene_2", "gene_1"])
+        >>> [label.get_text() for label in axes.get_yticklabels()]
+        ['gene_2', 'gene_1']
+        """
         genes = text_names(gene_ids, "gene_ids")
         return heatmap(self.covariate, self.curve(genes), genes, **kwargs)
 

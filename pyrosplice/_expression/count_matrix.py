@@ -226,3 +226,23 @@ def _names(own: Sequence[str] | None, given: Sequence[str] | None, n_genes: int)
     if len(names) != n_genes:
         raise InvalidArgumentError(f"gene_names: expected {n_genes} names, found {len(names)}.")
     return np.asarray([str(name) for name in names], dtype=object)
+
+
+def raw_blocks(counts: CountMatrix, layer: str | None) -> Iterator[tuple[slice, Any]]:
+    """Blocks of cells of an AnnData's X or ``layer``, every entry of them checked.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For entries that are no counts.
+    """
+    for cells, block in counts.cell_blocks():
+        entries = block.data if sp.issparse(block) else block
+        wrong = ~((entries >= 0) & (entries == np.rint(entries)) & np.isfinite(entries))
+        if wrong.any():
+            where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+            raise InvalidArgumentError(
+                f"{where}: expected raw counts, found {entries[wrong][0]:g}; name the layer that holds them by layer=, "
+                "not normalized, scaled or corrected values."
+            )
+        yield cells, block

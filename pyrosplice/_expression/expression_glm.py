@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression import fit as expression_fit
-from pyrosplice._expression import stored_fit
+from pyrosplice._expression import shrunken_effects, stored_fit, views
 from pyrosplice._expression.asked_posterior import draw_from_posterior
 from pyrosplice._expression.call_options import known_options
 from pyrosplice._expression.conditions import condition_row
-from pyrosplice._expression.engine.dispersion import cox_reid
 from pyrosplice._expression.engine.gene_fits import GlmFit
-from pyrosplice._expression.engine.shrink import prior_scale, shrink_coefficient
 from pyrosplice._expression.estimator import Estimator, gene_means
 from pyrosplice._expression.fit_rows import coefficient_rows
 from pyrosplice._expression.formula_design import DesignMatrix
@@ -28,25 +27,24 @@ from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.unit_tests import MixedResults
-from pyrosplice._expression.noise_models import estimates_dispersion, one_choice
+from pyrosplice._expression.noise_models import one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._expression.predicted_cells import predict_cells
-from pyrosplice._expression.quasi_test import QuasiFit, fit_at, quasi_fit
+from pyrosplice._expression.quasi_test import QuasiFit, quasi_fit
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.tests import FIT_OPTIONS, contrast_rows, contrast_test
-from pyrosplice._expression.thresholds import log_unit
-from pyrosplice._hypothesis.test_table import TestTable, unless_ended
+from pyrosplice._expression.thresholds import check_threshold
 from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.older import expression_2
 from pyrosplice._modes import works_in_any_mode
-from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import text_names
 from pyrosplice.effects._effect_list import GivenEffect, saved_effects
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
-from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option, listed
+from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option
 from pyrosplice.guides._own_model import Program, check_model
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason, describe_reasons
@@ -84,6 +82,7 @@ class ExpressionGLM(FollowedExpression, Described):
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
     >>> counts = np.random.default_rng(0).poisson(3.0, (20, 4))
     >>> glm = ExpressionGLM("~1 + group").fit(counts, sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
     >>> glm.test(glm.cond(group="b") - glm.cond(group="a")).summary().shape[0]
@@ -103,13 +102,13 @@ class ExpressionGLM(FollowedExpression, Described):
         model: Program | None = None,
         effects: Sequence[GivenEffect] = (),
         space: Field | None = None,
-        spatial_key: str = SPATIAL_KEY,
+        spatial_key: str | Sequence[str] = SPATIAL_KEY,
         section_key: str | None = None,
     ) -> None:
         check_model(model)
         EffectsRequest.of(effects, space, spatial_key, section_key)
         self.effects, self.space = effects, space
-        self.spatial_key, self.section_key = spatial_key, section_key
+        self.spatial_key, self.section_key = spatial_key_of(spatial_key), section_key
         self._given = model
         self.formula_loc, self.formula_scale = formula_loc, formula_scale
         self.as_numeric = text_names(as_numeric, "as_numeric")
@@ -140,6 +139,16 @@ class ExpressionGLM(FollowedExpression, Described):
         """Fit every gene by maximum likelihood; ``options`` are the other arguments of ``fit.model``.
 
         With ``missing="drop"``, ``estimator.input_data.cells.used`` says which cells were fitted.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.coefficient_names, glm.summary()["fit_ended"].unique().tolist()
+        (['Intercept', 'group[T.b]'], ['converged'])
         """
         options = known_options("ExpressionGLM.fit", options, FIT_OPTIONS - set(stored_fit.SETTINGS))
         settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
@@ -205,6 +214,19 @@ class ExpressionGLM(FollowedExpression, Described):
         Differences of two are contrasts: ``glm.cond(drug="b") - glm.cond(drug="a")``. A number for which the formula
         has no value at 0 (``log(t)``, ``1 / t``, a spline) is at its median over the cells; a contrast in which it does
         not cancel is refused by :meth:`test`, and has to name it. Names with dots: ``cond(**{"percent.mt": 5})``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"drug": np.tile(["none", "a", "b"], 30)})
+        >>> glm = ExpressionGLM("~ drug").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.coefficient_names
+        ['Intercept', 'drug[T.b]', 'drug[T.none]']
+        >>> contrast = glm.cond(drug="none") - glm.cond(drug="b")
+        >>> contrast.tolist(), glm.test(contrast).pval.shape
+        ([0.0, -1.0, 1.0], (3,))
         """
         return condition_row(self._design(), levels)
 
@@ -213,7 +235,7 @@ class ExpressionGLM(FollowedExpression, Described):
             _ = self.results
         return self._location
 
-    def test(
+    def test(  # noqa: PLR0913 (what is tested, and how, by keyword)
         self,
         contrast: Array | None = None,
         *,
@@ -222,6 +244,7 @@ class ExpressionGLM(FollowedExpression, Described):
         method: str = "wald",
         donors: Any = None,
         df: DfRule | float | None = None,
+        lfc_threshold: float = 0.0,
     ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
@@ -251,11 +274,33 @@ class ExpressionGLM(FollowedExpression, Described):
             Beside random effects: the rule of their degrees of freedom (:mod:`pyrosplice.effects._reference_df`), or a
             number. With 360 of 371 cells in one of 12 donors ``"lrt"`` rejected 8.3 % of 400 null genes at 5 % and
             1.8 % at 1 %, ``"score"`` 6.8 and .7, ``"wald"`` 5.0 and .3: not ``"lrt"`` where a donor has most cells.
+        lfc_threshold
+            Test against ``|log2fc| <= lfc_threshold`` (:meth:`ExpressionTest.against_threshold`): one coefficient, by
+            ``"wald"``, ``"robust"``, ``"glmm"`` or beside random effects by ``"wald"``.
 
         Sizes and power of each: :mod:`pyrosplice._expression.methods`.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=mean, seed=0))
+        >>> table = glm.test(factor="group", method="lrt").summary()
+        >>> (table["qval"] < 0.05).tolist(), float(table["log2fc"].iloc[0].round())  # four times as much
+        ([True, False, False], 2.0)
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
+        check_threshold(lfc_threshold, method, rows, self._link)
+        found = self._tested(rows, method, donors, df)
+        name = " + ".join(text_names(factor if coefficient is None else coefficient, "factor")) or "contrast"
+        found = replace(found, name=name, groupby=name, method=method)
+        return found.against_threshold(lfc_threshold) if lfc_threshold else found
+
+    def _tested(self, rows: Array, method: str, donors: Any, df: DfRule | float | None) -> ExpressionTest:
         if self._has_effects():
             if donors is not None:
                 raise InvalidArgumentError("donors: they are in the formula of this fit, as random effects; leave out.")
@@ -274,7 +319,7 @@ class ExpressionGLM(FollowedExpression, Described):
         wald.link = self._link
         if method in BY_THE_NOISE and not self._noise_checked:
             self._noise_checked = True
-            warn_of_noise(self.estimator, stacklevel=4)
+            warn_of_noise(self.estimator, stacklevel=5)
         if method == "wald" or (self.results.reason == Reason.NO_COUNTS.value).all():
             return wald
         return apply_method(method, self._data(), wald, rows, donors=donors, quasi=self.quasi)
@@ -288,53 +333,60 @@ class ExpressionGLM(FollowedExpression, Described):
 
         Squared residuals over variance: 1 where negative-binomial noise is right; 0.25 to 0.6 with half or more of
         zeros beyond it (means of 5 and 20 elsewhere): :meth:`test` says which tests are then of little power.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 100)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> bool((abs(glm.variance_ratio() - 1) < 0.3).all())  # negative-binomial counts are
+        True
         """
         return noise_ratio(self._data())
 
-    def shrink(self, coefficient: str, *, scale: float | None = None, dispersions: str = "fitted") -> pd.DataFrame:
-        """Shrink a coefficient by a Cauchy prior: ``effect`` and ``se``, posterior mode and SD (log₂ of a fold change).
-
-        ``scale`` (natural log) is estimated from all genes where None. ``dispersions="shrunken"`` holds each gene's at
-        the one that :meth:`quasi` shrinks to the trend, which pays with few samples. Errors beside other libraries':
-        :mod:`pyrosplice._expression.engine.shrink`.
-        """
-        check_option("dispersions", dispersions, ("fitted", "shrunken"))
-        names = self._constraints.free_names
-        if coefficient not in names:
-            known = listed(names, near=str(coefficient))
-            raise InvalidArgumentError(f"coefficient: expected one of {known}, found {coefficient!r}.")
-        k, fit = names.index(coefficient), self.results
-        if dispersions == "shrunken":
-            fit = fit_at(self._data().source, fit, self.quasi().dispersions.shrunk)
-        se = np.sqrt(fit.covariance[:, k, k])
-        scale = prior_scale(fit.theta[:, k], se) if scale is None else scale
-        mode, sd = shrink_coefficient(self._data().source, fit, k, scale=scale)
-        unit, why = log_unit(self._link), unless_ended(fit.reason, Reason.NOT_FINITE.value)
-        labels, more = {"gene": self.gene_names}, {"effect_mle": self.results.theta[:, k] / unit, "prior_scale": scale}
-        return TestTable(labels=labels, effect=mode / unit, se=sd / unit, why=why, more=more).to_frame()
-
-    def adjusted_dispersion(self) -> Array:
-        """Estimate each gene's dispersion ``(G,)`` by Cox and Reid's adjustment; 0 at the boundary, one scale only."""
-        estimator = self._data()
-        if estimator.source.design.z.shape[1] != 1 or not estimates_dispersion(estimator.source.likelihood):
-            raise InvalidArgumentError(
-                "formula_scale: the adjusted dispersion needs negative-binomial noise, estimated, and '~1'."
-            )
-        theta, code = cox_reid(estimator.source, self.results)
-        return np.where(code == FitCode.POISSON_BOUNDARY, 0.0, np.exp(-theta[:, -1]))
+    shrink = shrunken_effects.shrink
+    adjusted_dispersion = shrunken_effects.adjusted_dispersion
 
     def quasi(self) -> QuasiFit:
-        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``."""
+        """Estimate trended and shrunken dispersions and moderated variances, which are behind ``method="ql"``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> samples = pd.DataFrame({"group": np.repeat(["a", "b"], 4)})
+        >>> adata = simulate_expression(samples, n_genes=50, mean=20.0, dispersion=0.2, seed=0)
+        >>> glm = ExpressionGLM("~ group").fit(adata)
+        >>> quasi = glm.quasi()
+        >>> quasi.dispersions.trend.shape, quasi.df[:3].tolist()
+        ((50,), [6.0, 6.0, 6.0])
+        """
         self._quasi = self._quasi or quasi_fit(self._data())
         return self._quasi
 
     def sample_counts(self, genes: Any, *, seed: int) -> Array:
-        """Draw counts ``(N, g)`` of some genes from the fit, random effects at their modes; NaN without a fit."""
+        """Draw counts ``(N, g)`` of some genes from the fit, random effects at their modes; NaN without a fit.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+        >>> glm.sample_counts(["gene_1", "gene_3"], seed=0).shape
+        (100, 2)
+        """
         estimator = self._mixed_estimator() if self._has_effects() else self._data()
         return estimator.model.sample_j(genes, seed=seed)
 
     posterior = draw_from_posterior
     predict = predict_cells
+    to_frame, top_table, write = views.to_frame, views.top_genes, views.write_fit
+    aic, bic = views.aic, views.bic
     variance_components = effect_tables.variance_components
     random_effects = effect_tables.level_effects
     test_component = component_tests.test_component
@@ -346,6 +398,20 @@ class ExpressionGLM(FollowedExpression, Described):
 
         Both are NaN for a gene without counts; the standard error is infinite where nothing identifies a coefficient
         or its estimate is at infinity. ``reason`` says so, and is "" elsewhere; ``fit_ended``: how the fit ended.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> glm.summary()[["gene", "coefficient", "fit_ended"]]
+             gene coefficient  fit_ended
+        0  gene_1   Intercept  converged
+        1  gene_1  group[T.b]  converged
+        2  gene_2   Intercept  converged
+        3  gene_2  group[T.b]  converged
         """
         return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names)
 
@@ -354,6 +420,19 @@ class ExpressionGLM(FollowedExpression, Described):
 
         A formula that is more than names, numbers, operators and known functions is left out: the loaded model cannot
         make designs of new cells, and says so.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     glm.save(f"{folder}/fit.safetensors")
+        ...     print(ExpressionGLM.load(f"{folder}/fit.safetensors").coefficient_names)
+        ['Intercept', 'group[T.b]']
         """
         settings = {name: getattr(self, name) for name in stored_fit.SETTINGS}
         settings["noise_model"] = stored_fit.saved_noise(self.noise_model)
@@ -385,6 +464,20 @@ class ExpressionGLM(FollowedExpression, Described):
         ModelFileError
             For a file that is not one, from a newer version, or with a formula that holds code; for another ``model``
             or ``likelihood``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np, pandas as pd
+        >>> from pyrosplice import ExpressionGLM
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+        >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=2, mean=3.0, seed=0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     glm.save(f"{folder}/fit.safetensors")
+        ...     again = ExpressionGLM.load(f"{folder}/fit.safetensors")
+        >>> bool((again.test(factor="group").pval == glm.test(factor="group").pval).all())
+        True
         """
         archive = Archive.load(path, cls.__name__, {2: expression_2})
         check_arguments(cls, stored_fit.file_arguments(cls))

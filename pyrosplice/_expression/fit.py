@@ -57,7 +57,7 @@ def model(  # noqa: PLR0913 (a documented interface)
     device: str = "cpu",
     effects: Any = (),
     space: Field | None = None,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     section_key: str | None = None,
     **kwargs: Any,
 ) -> Estimator:
@@ -129,8 +129,8 @@ def model(  # noqa: PLR0913 (a documented interface)
     space
         A random field over the cells of an AnnData, :class:`pyrosplice.effects.Field`.
     spatial_key, section_key
-        Where in ``obsm`` the field's positions are; column of ``obs`` with the section of each cell, which has no
-        neighbours in others.
+        Where in ``obsm``, or in which columns of ``obs`` (``("x", "y")``), the field's positions are; column of ``obs``
+        with the section of each cell, which has no neighbours in others.
     kwargs
         ``train_args``, arguments for every step of the training strategy; and the options of the original that have no
         effect here (:data:`pyrosplice._expression.call_options.WITHOUT_EFFECT`), with a warning. Others are
@@ -149,8 +149,9 @@ def model(  # noqa: PLR0913 (a documented interface)
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
     >>> counts = np.random.default_rng(0).poisson(3.0, (20, 4))
-    >>> estim = model(counts, "~1+group", sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
+    >>> estim = de.fit.model(counts, "~1+group", sample_description=pd.DataFrame({"group": ["a", "b"] * 10}))
     >>> estim.a_var.shape, estim.model.design_loc_names
     ((2, 4), ['Intercept', 'group[T.b]'])
     """
@@ -196,7 +197,18 @@ def model(  # noqa: PLR0913 (a documented interface)
 
 
 def residuals(data: Any, formula_loc: str | None = None, formula_scale: str | None = "~1", **kwargs: Any) -> Array:
-    """Subtract fitted means from the counts, cells × genes; arguments as :func:`model`."""
+    """Subtract fitted means from the counts, cells × genes; arguments as :func:`model`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> residuals = de.fit.residuals(simulate_expression(cells, n_genes=2, mean=3.0, seed=0), formula_loc="~ group")
+    >>> residuals.shape, bool((np.abs(residuals.mean(0)) < 1e-3).all())
+    ((100, 2), True)
+    """
     estimator = model(data, formula_loc, formula_scale, **kwargs)
     counts = estimator.input_data.counts
     fitted = estimator.model.location
@@ -216,6 +228,16 @@ class Partition:
         Label of each cell, or the column that holds it.
     missing
         ``"drop"`` leaves out cells without a label, which are an error otherwise (``"raise"``).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.tile(["a", "b"], 50), "tissue": np.repeat(["liver", "lung"], 50)})
+    >>> parts = de.fit.partition(simulate_expression(cells, n_genes=2, mean=3.0, seed=0), parts="tissue")
+    >>> {tissue: fit.a_var.shape for tissue, fit in parts.model(formula_loc="~ group").items()}
+    {'liver': (2, 2), 'lung': (2, 2)}
     """
 
     def __init__(
@@ -247,6 +269,16 @@ class Partition:
         ------
         InvalidArgumentError
             Options that are the partition's own.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.tile(["a", "b"], 50), "tissue": np.repeat(["liver", "lung"], 50)})
+        >>> parts = de.fit.partition(simulate_expression(cells, n_genes=2, mean=3.0, seed=0), parts="tissue")
+        >>> [(tissue, len(own["size_factors"])) for tissue, own in parts.with_options({"size_factors": np.ones(100)})]
+        [('liver', 50), ('lung', 50)]
         """
         for name in ("data", "gene_names", "sample_description"):
             if name in options:
@@ -258,7 +290,18 @@ class Partition:
             yield part, {**options_of(options, cells, self.cells), **rows, "gene_names": self.gene_names}
 
     def model(self, **options: Any) -> dict[Any, Estimator]:
-        """Fit :func:`model` within each part."""
+        """Fit :func:`model` within each part.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.tile(["a", "b"], 50), "tissue": np.repeat(["liver", "lung"], 50)})
+        >>> parts = de.fit.partition(simulate_expression(cells, n_genes=2, mean=3.0, seed=0), parts="tissue")
+        >>> parts.model(formula_loc="~ group")["lung"].a_var.shape  # coefficients × genes
+        (2, 2)
+        """
         return {part: model(**arguments) for part, arguments in self.with_options(options)}
 
 
@@ -270,7 +313,18 @@ def partition(
     *,
     missing: str = "raise",
 ) -> Partition:
-    """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`."""
+    """Divide the cells for :meth:`Partition.model`; arguments as :class:`Partition`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.tile(["a", "b"], 50), "tissue": np.repeat(["liver", "lung"], 50)})
+    >>> parts = de.fit.partition(simulate_expression(cells, n_genes=2, mean=3.0, seed=0), parts="tissue")
+    >>> list(parts.model(formula_loc="~ group"))
+    ['liver', 'lung']
+    """
     return Partition(data, parts, gene_names, sample_description, missing=missing)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._expression.statistics import Moments, mann_whitney, welch
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice._tables.labels import label_name
+from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, listed
 from pyrosplice.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -80,6 +82,17 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     ------
     InvalidArgumentError
         Other than two groups, a group of one cell, an unknown option.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.t_test(adata, "group").qval < 0.05
+    array([ True, False, False])
     """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.t_test", options, PLAIN))
@@ -142,7 +155,19 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
     missing: str = "raise",
     **options: Any,
 ) -> ExpressionTest:
-    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`."""
+    """Test whether the second group's values rank above the first's (Mann–Whitney); arguments as :func:`t_test`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.rank_test(adata, "group").qval < 0.05
+    array([ True, False, False])
+    """
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
     groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
@@ -223,6 +248,17 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
     -----
     *Differs from* the original: ``noise_model`` need not be given for a fitted test (``"nb"``), and t and rank tests
     divide by ``size_factors``.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.two_sample(adata, "group", test="lrt").qval < 0.05
+    array([ True, False, False])
     """
     test = _test_name(test)
     options = _options("test.two_sample", test, {"as_numeric": as_numeric, **options})
@@ -255,14 +291,33 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     keep_full_test_objs: bool = True,
     layer: str | None = None,
     missing: str = "raise",
+    reference: Any = None,
     **options: Any,
 ) -> ExpressionTests:
-    """Test every pair of groups; arguments as :func:`two_sample`.
+    """Test every pair of groups, or all against a ``reference`` group; arguments as :func:`two_sample`.
 
     ``"z-test"`` fits one model with a mean a group and a common dispersion, and compares its coefficients; the other
     tests fit each pair on its own. ``lazy`` and ``keep_full_test_objs`` are accepted: the pairs of a z-test cost
     nothing once the model is fitted, and the tests of all comparisons are always kept, in ``tests``.
-    ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``.
+    ``pval_correction`` is ``"global"``, over all comparisons at once, or ``"by_test"``. With a ``reference`` the pairs
+    without it are not tested, and NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.pairwise(adata, "type")
+    >>> tests.pval.shape  # group, group, gene
+    (3, 3, 3)
+    >>> tests.summary_pair("B", "T")["qval"] < 0.05
+    0     True
+    1    False
+    2    False
+    Name: qval, dtype: bool
     """
     test = _test_name(test)
     check_switches(lazy=lazy, keep_full_test_objs=keep_full_test_objs)
@@ -271,7 +326,9 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
     groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
     k = len(groups.names)
     tests: dict[tuple[Any, ...], ExpressionTest] = {}
+    base = _place_of(reference, groups.names)
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    pairs = pairs if base is None else [(base, j) for j in range(k) if j != base]
     if test == "z-test":
         estimator = _group_means_model(groups, options)
         for i, j in pairs:
@@ -283,7 +340,30 @@ def pairwise(  # noqa: PLR0913 (a documented interface)
             tests[groups.names[i], groups.names[j]] = _between(
                 groups, groups.index == i, groups.index == j, test, options
             )
-    return ExpressionTests(groups.names, tests, (k, k), groups.mean(test, options), pval_correction)
+    tested = ExpressionTests(groups.names, tests, (k, k), groups.mean(test, options), pval_correction)
+    return _described(tested, grouping, "pairs" if base is None else label_name(reference), test)
+
+
+def _place_of(reference: Any, names: Sequence[Any]) -> int | None:
+    """Where the reference is among the groups, by its label or the label's text; None where none is asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another label.
+    """
+    if reference is None:
+        return None
+    found = [i for i, name in enumerate(names) if label_name(name) == label_name(reference)]
+    if len(found) != 1:
+        raise InvalidArgumentError(f"reference: expected one of the groups {listed(names)}, found {reference!r}.")
+    return found[0]
+
+
+def _described(tested: ExpressionTests, grouping: Any, reference: str, test: str) -> ExpressionTests:
+    """The tests with the words that tables and files say of them."""
+    groupby = grouping if isinstance(grouping, str) else str(getattr(grouping, "name", None) or "groups")
+    return replace(tested, groupby=groupby, reference=reference, method=test)
 
 
 def _group_means_model(groups: GroupedCells, options: dict[str, Any]) -> Any:
@@ -306,16 +386,44 @@ def versus_rest(  # noqa: PLR0913 (a documented interface)
     keep_full_test_objs: bool = True,
     layer: str | None = None,
     missing: str = "raise",
+    reference: Any = None,
     **options: Any,
 ) -> ExpressionTests:
-    """Test every group against all other cells; arguments as :func:`pairwise`."""
+    """Test every group against all other cells, or against those of a ``reference`` group; arguments as pairwise.
+
+    The reference group itself is not tested: its p-values are 1, its fold changes 0. Every test is of the two sets of
+    cells alone, where :func:`pairwise` with ``"z-test"`` has one dispersion for all groups.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+    >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+    >>> tests = de.test.versus_rest(adata, "type")
+    >>> tests.summary_group("T")["qval"] < 0.05
+    0     True
+    1    False
+    2    False
+    Name: qval, dtype: bool
+    """
     test = _test_name(test)
     check_switches(keep_full_test_objs=keep_full_test_objs)
     check_option("pval_correction", pval_correction, ("global", "by_test"))
     options = _options("test.versus_rest", test, {"as_numeric": as_numeric, **options})
     groups = GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing)
+    base = _place_of(reference, groups.names)
+
+    def others(i: int) -> NDArray[np.bool_]:
+        return groups.index == base if base is not None else (groups.index != i) & (groups.index >= 0)
+
     tests: dict[tuple[Any, ...], ExpressionTest] = {
-        (name,): _between(groups, (groups.index != i) & (groups.index >= 0), groups.index == i, test, options)
+        (name,): _between(groups, others(i), groups.index == i, test, options)
         for i, name in enumerate(groups.names)
+        if i != base
     }
-    return ExpressionTests(groups.names, tests, (1, len(groups.names)), groups.mean(test, options), pval_correction)
+    shape = (1, len(groups.names))
+    tested = ExpressionTests(groups.names, tests, shape, groups.mean(test, options), pval_correction)
+    return _described(tested, grouping, "rest" if base is None else label_name(reference), test)

@@ -84,8 +84,12 @@ class FollowedExpression:
 
     @property
     def model(self) -> Program:
-        """The Pyro model, yours or the shipped one, of the free coefficients; called with counts ``(G, N)``."""
+        """The Pyro model, yours or the shipped one, of the free coefficients; called with counts ``(G, N)``.
+
+        Refused where the fit has random effects, with the name of the model that has them.
+        """
         inputs = self._input_data()
+        refuse_effects("model", inputs)
         if self._given is None:
             return ExpressionModel(**model_arguments(inputs))
         return bound_model(self._given, model_arguments(inputs), _asked(inputs), data=("counts",))
@@ -97,6 +101,8 @@ class FollowedExpression:
             return self._own.guide
         if self._saved_own is not None:
             raise NotReadyError(f"guide: a loaded model has none of {self._saved_own.name}; call fit.")
+        if self.estimator is not None:
+            refuse_effects("guide", self.estimator.input_data)
         return ExpressionPoints(self._coefficients())
 
     @property
@@ -185,6 +191,15 @@ class FollowedExpression:
         """Take the sites of a file; raises where the model that it was saved with is not the one that was given."""
         check_saved(saved, self._given, path, needed=not self._has_own())
         self._saved_own = saved
+
+
+def refuse_effects(what: str, inputs: InputData) -> None:
+    """Raise :class:`RefusedModelError` where the fit has random effects, which the model of coefficients has not."""
+    if inputs.effects is not None:
+        raise RefusedModelError(
+            f"{what}: the fit has random effects, {inputs.effects}, and this is of coefficients alone; "
+            "pyrosplice.glmm.CountGLMM(glm.estimator.problem(genes)) is the Pyro model, genes an array of positions."
+        )
 
 
 def model_arguments(inputs: InputData) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._hypothesis.test_table import unless_ended
 from pyrosplice._tables.cells import Cells, obs_of
+from pyrosplice._tables.coordinates import SpatialKey
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError, call_hint, check_option, check_share
 from pyrosplice.glmm._arrow.predictor_moments import PredictorMoments
@@ -39,7 +40,7 @@ class FittedExpression(Protocol):
 
     estimator: Estimator | None
     gene_names: NDArray[np.object_]
-    spatial_key: str
+    spatial_key: SpatialKey
     section_key: str | None
     _location: DesignMatrix
     _constraints: Constraints
@@ -112,6 +113,22 @@ def predict_cells(  # noqa: PLR0913 (options of a table, all by keyword)
         Before ``fit``; of a loaded model, at fitted cells or with random effects.
     RefusedModelError
         A model of your own.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
+    >>> new = pd.DataFrame({"group": ["b"]}, index=["new"])
+    >>> glm.predict(new)[["gene", "cell"]]
+         gene cell
+    0  gene_1  new
+    1  gene_2  new
+    2  gene_3  new
+    >>> list(glm.predict(new).columns)
+    ['gene', 'cell', 'mean', 'sd', 'lower', 'upper', 'reason']
     """
     check_option("what", what, get_args(PredictedScale))
     check_option("new_levels", new_levels, NEW_LEVELS)

@@ -38,6 +38,18 @@ class QuasiFit:
         Deviance and residual degrees of freedom, without cells that a fit explains by a mean of zero.
     squeezed
         Moderated quasi-dispersions.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> samples = pd.DataFrame({"group": np.repeat(["a", "b"], 4)})
+    >>> adata = simulate_expression(samples, n_genes=50, mean=20.0, dispersion=0.2, seed=0)
+    >>> glm = ExpressionGLM("~ group").fit(adata)
+    >>> quasi = glm.quasi()
+    >>> quasi.deviance.shape, quasi.df[:3].tolist()  # eight samples less two coefficients
+    ((50,), [6.0, 6.0, 6.0])
     """
 
     fit: GlmFit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from pyrosplice._expression import contrast_tables
 from pyrosplice._expression.fit_rows import describe_genes
 from pyrosplice._expression.thresholds import (
     LOG,
+    beyond,
     check_fold_changes,
     check_log10,
     clean_log10,
@@ -27,6 +29,7 @@ from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._representation import Described
+from pyrosplice._results.layouts import GeneSymbols, symbols_of, with_symbols
 from pyrosplice.errors import InvalidArgumentError, check_number, check_switches
 from pyrosplice.plotting import ma, volcano
 from pyrosplice.reasons import Reason, describe_reasons
@@ -57,6 +60,24 @@ class ExpressionTest(Described):
         Why a result is missing, should it be, where the fit is at an optimum.
     link : str, optional
         How means follow from the predictor: fold changes are of ``"log"`` only, and NaN elsewhere.
+    is_wald : bool
+        Whether the p-value is that of one estimate over its standard error, which :meth:`against_threshold` needs.
+    name, groupby, reference, method : str
+        What was compared, between what, against what and how, as tables and files say it.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> test = de.test.t_test(adata, "group")
+    >>> test.gene_ids.tolist(), test.qval < 0.05
+    (['gene_1', 'gene_2', 'gene_3'], array([ True, False, False]))
+    >>> list(test.summary().columns[:5])
+    ['gene', 'pval', 'qval', 'log2fc', 'mean']
     """
 
     gene_ids: NDArray[np.object_]
@@ -72,6 +93,11 @@ class ExpressionTest(Described):
     df: Any = None
     otherwise: Any = Reason.NOT_IDENTIFIED.value
     link: str | None = LOG
+    is_wald: bool = False
+    name: str = "contrast"
+    groupby: str = ""
+    reference: str = ""
+    method: str = ""
 
     def _rows(self) -> dict[str, str]:
         return {**describe_genes(self.pval, self.gene_ids), "fits": describe_reasons(self.fit_ended)}
@@ -102,23 +128,88 @@ class ExpressionTest(Described):
         return self.effect if self.link == LOG else np.full_like(self.effect, np.nan)
 
     def log_fold_change(self, base: float = math.e) -> Array:
-        """Log fold change in any base ``(G,)``; positive where expression is higher in the later level."""
+        """Log fold change in any base ``(G,)``; positive where expression is higher in the later level.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log_fold_change(2.0).round()[0] == 2)  # four times as much of the first gene
+        True
+        """
         return self.logfc / log_of(base)
 
     def log2_fold_change(self) -> Array:
-        """Log₂ fold change ``(G,)``."""
+        """Log₂ fold change ``(G,)``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log2_fold_change().round()[0] == 2)  # four times as much of the first gene
+        True
+        """
         return self.log_fold_change(2.0)
 
     def log10_fold_change(self) -> Array:
-        """Log₁₀ fold change ``(G,)``."""
+        """Log₁₀ fold change ``(G,)``.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(abs(test.log10_fold_change()[0] - np.log10(4)) < 0.2)
+        True
+        """
         return self.log_fold_change(10.0)
 
     def log10_pval_clean(self, log10_threshold: float = -30.0) -> Array:
-        """Log₁₀ p-values, not below the threshold; undefined ones are zero."""
+        """Log₁₀ p-values, not below the threshold; undefined ones are zero.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool((10.0 ** test.log10_pval_clean(-4) >= 0.9999e-4).all())  # nothing is below the threshold
+        True
+        """
         return clean_log10(self.pval, log10_threshold)
 
     def log10_qval_clean(self, log10_threshold: float = -30.0) -> Array:
-        """Log₁₀ q-values, not below the threshold; undefined ones are zero."""
+        """Log₁₀ q-values, not below the threshold; undefined ones are zero.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> bool(test.log10_qval_clean(-4).round(6)[0] == -4)  # nothing is below the threshold
+        True
+        """
         return clean_log10(self.qval, log10_threshold)
 
     def summary(
@@ -145,10 +236,96 @@ class ExpressionTest(Described):
             Keep genes whose fold change (not its log) is at least, or at most, this; with both, either.
         level
             Coverage of the interval of the fold change.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> test.summary(qval_thres=0.05, fc_upper_thres=2.0)[["gene", "reason"]]
+             gene reason
+        0  gene_1
         """
         thresholds = {"qval_thres": qval_thres, "fc_upper_thres": fc_upper_thres, "fc_lower_thres": fc_lower_thres}
         table = frame_of(self, self.qval, level=level)
         return rows_within(table, self.link, **thresholds, mean_thres=mean_thres)
+
+    def to_frame(
+        self, *, gene_symbols: GeneSymbols = None, layout: str = "pyrosplice", level: float = 0.95
+    ) -> pd.DataFrame:
+        """Tabulate the test, a row a gene.
+
+        Parameters
+        ----------
+        gene_symbols
+            Symbols by gene, a Series such as ``adata.var["symbol"]`` or a mapping: a column ``symbol`` beside ``gene``.
+        layout
+            ``"pyrosplice"``: ``gene``, ``contrast``, ``mean``, ``log2fc``, ``effect``, ``se``, ``lower``, ``upper``,
+            ``statistic``, ``score`` (standard normal, with the sign of the effect), ``pvalue``, ``pvalue_adj``,
+            ``reason``; or ``"pertpy"``: ``variable``, ``contrast``, ``log_fc``, ``p_value``, ``adj_p_value``, the rest.
+        level
+            Coverage of the interval.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> symbols = {"gene_1": "CD3E", "gene_2": "ACTB", "gene_3": "GAPDH"}
+        >>> test.to_frame(gene_symbols=symbols)[["gene", "symbol", "reason"]]
+             gene symbol reason
+        0  gene_1   CD3E
+        1  gene_2   ACTB
+        2  gene_3  GAPDH
+        """
+        frame = frame_of(self, self.qval, level=level)
+        return contrast_tables.joined_contrasts([(self.name, frame)], gene_symbols=gene_symbols, layout=layout)
+
+    def against_threshold(self, lfc_threshold: float) -> ExpressionTest:
+        """Test whether the fold change exceeds a threshold, either way: the null is ``|log2fc| <= lfc_threshold``.
+
+        The p-value is that of an estimate as far out at either end of the null, ``sf((|b| - c) / se) + sf((|b| + c) /
+        se)``, as in limma's treat and for the question of DESeq2's ``greaterAbs``; with a threshold of 0 it is the test
+        itself. Interval and effect stay; the statistic is the distance beyond the threshold in standard errors.
+
+        Parameters
+        ----------
+        lfc_threshold
+            Log₂ fold change, 0 or more.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A test of several coefficients, or by another statistic than an estimate over its standard error; no fold
+            changes; a negative threshold.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.wald(adata, formula_loc="~ group", factor_loc_totest="group")
+        >>> test.against_threshold(1.0).qval < 0.05, test.against_threshold(4.0).qval < 0.05  # fourfold is 2
+        (array([ True, False, False]), array([False, False, False]))
+        """
+        statistic, pval = beyond(self, lfc_threshold)
+        extra = self.extra | {"lfc_threshold": np.full(len(pval), float(lfc_threshold))}
+        return replace(self, statistic=statistic, pval=pval, extra=extra, is_wald=False)
+
+    top_table = contrast_tables.top_table
+    to_matrix = contrast_tables.to_matrix
+    write = contrast_tables.write_tests
 
     def plot_volcano(
         self,
@@ -158,18 +335,34 @@ class ExpressionTest(Described):
         min_fc: float = 1.0,
         highlight_ids: Sequence[str] = (),
         log10_p_threshold: float = -30.0,
+        gene_symbols: GeneSymbols = None,
         **kwargs: Any,
     ) -> Any:
         """Draw effects against evidence, q-values or p-values, by :func:`pyrosplice.plotting.volcano`.
 
         Genes at or below ``alpha`` with at least the fold change ``min_fc``, either way, are coloured, those of
-        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there.
+        ``highlight_ids`` named; p-values below 10 to the ``log10_p_threshold`` are drawn there. With ``gene_symbols``
+        (as in :meth:`to_frame`) these are written, and genes are still named by their identifiers.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> axes = test.plot_volcano(alpha=0.01, min_fc=1.5, highlight_ids=["gene_2"])
+        >>> axes.get_xlabel()
+        'log₂ fold change'
         """
         check_switches(corrected_pval=corrected_pval)
         column = "qval" if corrected_pval else "pval"
         check_log10("log10_p_threshold", log10_p_threshold)
-        options = {**_drawn(self.link, alpha, min_fc, highlight_ids), "floor": 10.0**log10_p_threshold, **kwargs}
-        return volcano(self.summary(), pvalue=column, pvalue_adj=column, **options)
+        table, labels = _labelled(self.summary(), highlight_ids, gene_symbols)
+        options = _drawn(self.link, alpha, min_fc) | labels | {"floor": 10.0**log10_p_threshold} | kwargs
+        return volcano(table, pvalue=column, pvalue_adj=column, **options)
 
     def plot_ma(
         self,
@@ -178,15 +371,28 @@ class ExpressionTest(Described):
         alpha: float = 0.05,
         min_fc: float = 1.0,
         highlight_ids: Sequence[str] = (),
+        gene_symbols: GeneSymbols = None,
         **kwargs: Any,
     ) -> Any:
-        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`."""
+        """Draw effects against means, by :func:`pyrosplice.plotting.ma`; arguments as for :meth:`plot_volcano`.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+        >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+        >>> test = de.test.t_test(adata, "group")
+        >>> axes = test.plot_ma(min_fc=1.5)
+        >>> axes.get_ylabel()
+        'log₂ fold change'
+        """
         check_switches(corrected_pval=corrected_pval)
-        options = {
-            "pvalue_adj": "qval" if corrected_pval else "pval",
-            **_drawn(self.link, alpha, min_fc, highlight_ids),
-        }
-        return ma(self.summary(), **{**options, **kwargs})
+        table, labels = _labelled(self.summary(), highlight_ids, gene_symbols)
+        options = _drawn(self.link, alpha, min_fc) | labels | {"pvalue_adj": "qval" if corrected_pval else "pval"}
+        return ma(table, **options | kwargs)
 
 
 def frame_of(test: ExpressionTest, qval: Array, *, level: float = 0.95) -> pd.DataFrame:
@@ -210,13 +416,23 @@ def documented_columns(genes: Any, pval: Array, qval: Array, log2fc: Array, mean
     return {"gene": genes, "pval": pval, "qval": qval, "log2fc": log2fc, "mean": mean}
 
 
-def _drawn(link: str | None, alpha: float, min_fc: float, highlight_ids: Sequence[str]) -> dict[str, Any]:
+def _labelled(
+    table: pd.DataFrame, highlight_ids: Sequence[str], gene_symbols: GeneSymbols
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table with symbols if there are any, and which genes to name in it, by what."""
+    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
+    if gene_symbols is None:
+        return table, {"names": named}
+    table = with_symbols(table, gene_symbols)
+    return table, {"names": [symbols_of([name], gene_symbols)[0] for name in named], "label": "symbol"}
+
+
+def _drawn(link: str | None, alpha: float, min_fc: float) -> dict[str, Any]:
     """Options that volcano and MA share."""
     if check_number("min_fc", min_fc) == 0:
         raise InvalidArgumentError("min_fc: expected a positive fold change, found 0.")
-    named = [highlight_ids] if isinstance(highlight_ids, str) else list(highlight_ids)
     if min_fc != 1:
         check_fold_changes(link, "min_fc")
     names = {"effect": "log2fc", "effect_name": "log₂ fold change"}
     names = names if link == LOG else {"effect": "effect", "effect_name": "coefficient"}
-    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc))), "names": named}
+    return {**names, "alpha": alpha, "min_effect": abs(float(np.log2(min_fc)))}

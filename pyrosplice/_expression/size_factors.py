@@ -47,6 +47,13 @@ def normed_sum(data: Any, *, layer: str | None = None) -> Array:
     ------
     InvalidArgumentError
         Where there is no count at all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyrosplice.api as de
+    >>> de.utils.normed_sum(np.array([[2, 0, 0], [1, 2, 3]]))
+    array([0.5, 1.5])
     """
     counts = CountMatrix(data, layer=layer)
     total = np.zeros(counts.shape[0])
@@ -66,6 +73,13 @@ def median_of_ratios(data: Any, *, layer: str | None = None) -> Array:
     ------
     InvalidArgumentError
         Where no gene is counted in every sample (single cells): use :func:`normed_sum`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyrosplice.api as de
+    >>> de.utils.median_of_ratios(np.array([[2, 4, 6], [4, 8, 12]])).round(3)  # the second sample is twice as deep
+    array([0.707, 1.414])
     """
     counts = CountMatrix(data, layer=layer)
     n, g = counts.shape

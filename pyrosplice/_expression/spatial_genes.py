@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from pyrosplice._expression.count_matrix import CountMatrix
-from pyrosplice._expression.expression_glm import ExpressionGLM
+from pyrosplice._expression import fit as expression_fit
+from pyrosplice._expression.count_matrix import CountMatrix, raw_blocks
+from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import from_formula
-from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY
-from pyrosplice._expression.spatial_variability import section_columns
+from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._expression.mixed.spatial_null import glm_with_levels
+from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
+from pyrosplice._expression.prepared_inputs import prepare
+from pyrosplice._expression.spatial_variability import section_columns, spatial_table
+from pyrosplice._results.annotations import Annotations
 from pyrosplice._tables.cells import Cells
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import places_of
+from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods._contract import Likelihood
 
@@ -32,9 +39,9 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     formula: str = "~ 1",
     as_numeric: Sequence[str] | str = (),
     size_factors: Any = TOTAL,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     adj_key: str | None = None,
-    k_neighbors: int = K_NEIGHBORS,
+    k_neighbors: int | None = None,
     section_key: str | None = None,
     likelihood: str | Likelihood = "nb",
     genes: Any = None,
@@ -52,7 +59,8 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     layer
         Layer of the raw counts; ``X`` by default.
     formula
-        What else the genes depend on, columns of ``obs``: variability that it explains does not count.
+        What else the genes depend on, columns of ``obs``: variability that it explains does not count. Of random terms,
+        ``(1 | donor)``, every level has coefficients of its own, so that nothing of them is left in what is tested.
     as_numeric
         Columns of the formula that are numbers; all others are labels.
     size_factors
@@ -60,14 +68,18 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
         name if they have names, or the column of ``obs`` that holds them (one called "total": give it as a Series); or
         None: what varies in space may then be no more than depth.
     spatial_key, adj_key, k_neighbors, section_key
-        Coordinates in ``obsm``, or a graph in ``obsp``; how many nearest spots are neighbours; column of ``obs`` with
-        the section of each spot. Sections have levels of their own, and no neighbours in others.
+        Coordinates in ``obsm``, or columns of ``obs`` such as ``("x", "y")``; or a graph in ``obsp``; how many nearest
+        spots are neighbours; column of ``obs`` with the section of each spot. Sections have levels of their own, and no
+        neighbours in others. By default neighbours are those of ``obsp["spatial_connectivities"]`` where squidpy has
+        left it (weights as given, averaged with its transpose), else the six nearest; ``k_neighbors`` or another
+        ``spatial_key`` asks for the nearest ones. ``attrs["graph"]`` of the table says which were taken.
     likelihood
         ``"nb"``, ``"poisson"``, or a likelihood of one count with a log mean.
     genes
         Names, positions or a mask of those to test; all by default. Totals are of all genes in any case.
     key_added
-        Write the table to ``adata.var`` too, in columns ``<key_added>_pvalue`` and so on.
+        Write the table to ``adata.var`` too, in columns ``<key_added>_pvalue`` and so on, and how it was made to
+        ``adata.uns[key_added]``; what an earlier call wrote there is replaced.
 
     Returns
     -------
@@ -79,7 +91,7 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
     ------
     InvalidArgumentError
         Counts that are negative or fractional; spots without counts or coordinates; names of genes that stand twice;
-        sections of no more than ``k_neighbors`` spots; columns that ``adata.var`` has already.
+        sections of no more than ``k_neighbors`` spots; columns or a key that something else has already.
 
     Examples
     --------
@@ -98,43 +110,56 @@ def spatially_variable_genes(  # noqa: PLR0913 (an interface of many options)
         twice = adata.var_names[adata.var_names.duplicated()][0]
         raise InvalidArgumentError(f"adata.var_names: {twice!r} stands more than once; call var_names_make_unique().")
     which = places_of(genes, adata.var_names, "genes")
-    columns = None if key_added is None else _new_columns(adata, key_added)
+    if key_added is not None:
+        _annotations({name: np.empty(0) for name in RESULTS}, {}).check(adata, key_added)
     totals = _totals(adata, layer)
     if isinstance(size_factors, str) and size_factors == TOTAL:
         size_factors = _sizes(totals)
-    cells = Cells.of(adata, None, adata.n_obs)
-    design = from_formula(formula, cells.table, as_numeric=as_numeric, n_cells=cells.n, argument="formula")
-    dmat = pd.DataFrame(design.matrix, columns=design.names, index=adata.obs_names)
-    if section_key is not None:
-        labels = cells.levels(section_key, "section_key")
-        for k, column in enumerate(section_columns(design.matrix, labels.codes).T):
-            dmat[f"{section_key}: {k + 1}"] = column
-    glm = ExpressionGLM(likelihood=likelihood)
+    space = SpotOptions(spatial_key_of(spatial_key), adj_key, k_neighbors, section_key)
+    read = {"as_numeric": as_numeric, "layer": layer, "size_factors": size_factors, "noise_model": likelihood}
+    fitted = _glm_beside_groups if split_random_terms(formula, "formula")[1] else _glm
     data = adata if genes is None else adata[:, which]
-    glm.fit(data, dmat_loc=dmat, layer=layer, size_factors=size_factors)
-    table = glm.test_spatial_variability(
-        spatial_key=spatial_key, adj_key=adj_key, k_neighbors=k_neighbors, section_key=section_key
-    )
-    if columns is not None:
-        for name, column in columns.items():
-            adata.var[column] = table[name].reindex(adata.var_names, fill_value="" if name == "reason" else np.nan)
+    estimator = fitted(data, formula, section_key, read)
+    spots = Spots.of(data)
+    if spots is None:
+        raise AssertionError("an AnnData has places")
+    table = spatial_table(estimator, spots.covariance(estimator.input_data.cells, space))
+    table.attrs["graph"] = spots.graph_name(space)
+    if key_added is not None:
+        settings = {"formula": formula, "layer": layer, "section_key": section_key, "likelihood": str(likelihood)}
+        found = {name: table[name].to_numpy() for name in RESULTS}
+        replace(_annotations(found, settings), genes=table.index).write(adata, key_added)
     return table
 
 
 RESULTS = ("statistic", "pvalue", "pvalue_adj", "reason", "mean", "coverage")
 
 
-def _new_columns(adata: ad.AnnData, key_added: str) -> dict[str, str]:
-    """The column of ``adata.var`` for each one of the table, none of which is there."""
-    if not isinstance(key_added, str) or not key_added:
-        raise InvalidArgumentError(f"key_added: expected a word, found {key_added!r}.")
-    if adata.is_view:
-        raise InvalidArgumentError("key_added: adata is a view, which has no table of its own; give a copy of it.")
-    columns = {name: f"{key_added}_{name}" for name in RESULTS}
-    there = [column for column in columns.values() if column in adata.var]
-    if there:
-        raise InvalidArgumentError(f"key_added: adata.var has {there} already; delete these, or choose another key.")
-    return columns
+def _annotations(columns: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Annotations:
+    return Annotations(kind="spatially_variable_genes", var=columns, settings=settings)
+
+
+def _glm(adata: ad.AnnData, formula: str, section_key: str | None, read: dict[str, Any]) -> Estimator:
+    """The regression on the covariates, sections with levels of their own."""
+    cells = Cells.of(adata, None, adata.n_obs)
+    design = from_formula(formula, cells.table, as_numeric=read.pop("as_numeric"), n_cells=cells.n, argument="formula")
+    dmat = pd.DataFrame(design.matrix, columns=design.names, index=adata.obs_names)
+    if section_key is not None:
+        labels = cells.levels(section_key, "section_key")
+        for k, column in enumerate(section_columns(design.matrix, labels.codes).T):
+            dmat[f"{section_key}: {k + 1}"] = column
+    return expression_fit.model(adata, dmat_loc=dmat, **read)
+
+
+def _glm_beside_groups(adata: ad.AnnData, formula: str, section_key: str | None, read: dict[str, Any]) -> Estimator:
+    """The regression in which every level of the random terms has coefficients, sections among them."""
+    cells = Cells.of(adata, None, adata.n_obs)
+    if section_key is not None:
+        cells.levels(section_key, "section_key")
+        if (section_key,) not in [term.by for term in split_random_terms(formula, "formula")[1]]:
+            formula = f"{formula} + (1 | `{section_key}`)"
+    inputs = prepare(adata, formula_loc=formula, **read)
+    return glm_with_levels(MixedEstimator(inputs))
 
 
 def _totals(adata: ad.AnnData, layer: str | None) -> Array:
@@ -147,15 +172,7 @@ def _totals(adata: ad.AnnData, layer: str | None) -> Array:
     """
     counts = CountMatrix(adata, layer=layer, counts=False)
     total = np.zeros(counts.shape[0])
-    for spots, block in counts.cell_blocks():
-        entries = block.data if sp.issparse(block) else block
-        wrong = (entries < 0) | (entries != np.rint(entries))
-        if wrong.any():
-            where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-            raise InvalidArgumentError(
-                f"{where}: expected raw counts, found {entries[wrong][0]:g}; name the layer that holds them by layer=, "
-                "not normalized, scaled or corrected values."
-            )
+    for spots, block in raw_blocks(counts, layer):
         total[spots] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
     return total
 

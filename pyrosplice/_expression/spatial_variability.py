@@ -58,7 +58,8 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     -------
     DataFrame
         By gene ``statistic``, ``pvalue``, ``pvalue_adj`` (Benjamini–Hochberg), ``reason`` ("" or why there is no
-        p-value), ``mean`` (counts a spot) and ``coverage`` (share of spots with a count).
+        p-value), ``mean`` (counts a spot) and ``coverage`` (share of spots with a count); ``attrs["graph"]`` says whose
+        neighbours were taken.
 
     Raises
     ------
@@ -82,7 +83,9 @@ def spatial_variability(estimator: Estimator, spots: Spots | None, options: Spot
     inputs = estimator.input_data
     if options.section_key is not None:
         _warn_of_sections(inputs.location.matrix, inputs.cells.levels(options.section_key, "section_key").codes)
-    return spatial_table(estimator, spots.covariance(inputs.cells, options))
+    table = spatial_table(estimator, spots.covariance(inputs.cells, options))
+    table.attrs["graph"] = spots.graph_name(options)
+    return table
 
 
 def spatial_table(estimator: Estimator, covariance: SpatialCovariance, by: Array | None = None) -> pd.DataFrame:

@@ -71,6 +71,18 @@ def wald(
     ------
     InvalidArgumentError
         Where neither or both are given, or they name nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> test = de.test.wald(adata, formula_loc="~ 1 + group", factor_loc_totest="group")
+    >>> test.qval < 0.05
+    array([ True, False, False])
     """
     fit_options = known_options("test.wald", fit_options, FIT_OPTIONS)
     estimator = expression_fit.model(data, formula_loc, formula_scale, **fit_options)
@@ -80,7 +92,19 @@ def wald(
 def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
-    """Test other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator)."""
+    """Test other coefficients of a model that is fitted already (a result of :func:`wald`, or an estimator).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50), "batch": np.tile(["x", "y"], 50)})
+    >>> adata = simulate_expression(cells, n_genes=3, mean=5.0, seed=0)
+    >>> test = de.test.wald(adata, formula_loc="~ 1 + group + batch", factor_loc_totest="group")
+    >>> de.test.wald_repeated(test, factor_loc_totest="batch").pval.shape  # fitted once
+    (3,)
+    """
     estimator = det.estimator if isinstance(det, ExpressionTest) else det
     if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
@@ -173,7 +197,8 @@ def contrast_test(
     if robust is not None and robust.units is not None:
         unit, n_units = robust.units
         extra |= {"df": robust.df, "unit": np.full(len(effect), unit), "n_units": np.full(len(effect), n_units)}
-    return ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
+    tested = ExpressionTest(gene_ids, pval, statistic, effect, effect_se, mean, fit.reason, extra=extra, df=df)
+    return replace(tested, is_wald=len(rows) == 1, method="wald")
 
 
 def lrt(
@@ -199,6 +224,17 @@ def lrt(
     ------
     InvalidArgumentError
         For models that are not nested, and options that do not exist.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> de.test.lrt(adata, full_formula_loc="~ 1 + group", reduced_formula_loc="~ 1").qval < 0.05
+    array([ True, False, False])
     """
     fit_options = known_options("test.lrt", fit_options, FIT_OPTIONS - {"dmat_loc", "dmat_scale", *OF_EFFECTS})
     refuse_random_terms("lrt", full_formula_loc, reduced_formula_loc)
@@ -246,6 +282,20 @@ def score(
 
     The fold change is the one-step estimate from there. Arguments as for :func:`wald`; starting values are those of the
     model that is fitted.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 50)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 0.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean + 1e-9, seed=0)  # one group has no count
+    >>> de.test.score(adata, formula_loc="~ 1 + group", factor_loc_totest="group").summary()[["gene", "reason"]]
+         gene     reason
+    0  gene_1
+    1  gene_2  no_counts
+    2  gene_3  no_counts
     """
     fit_options = known_options("test.score", fit_options, FIT_OPTIONS - {*OF_EFFECTS})
     refuse_random_terms("score", formula_loc)
@@ -373,4 +423,4 @@ def with_statistic(result: ExpressionTest, statistic: Array, pval: Array, *, oth
     empty = result.fit_ended == Reason.NO_COUNTS.value
     statistic, pval = (np.where(empty, np.nan, value) for value in (statistic, pval))
     why = np.where(np.isnan(pval), unless_ended(otherwise, Reason.NOT_FINITE.value), result.otherwise)
-    return replace(result, statistic=statistic, pval=pval, otherwise=why)
+    return replace(result, statistic=statistic, pval=pval, otherwise=why, is_wald=False)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression.call_options import known_options
-from pyrosplice.errors import InvalidArgumentError, check_share, is_number
+from pyrosplice._hypothesis.beyond_threshold import threshold_test
+from pyrosplice.errors import InvalidArgumentError, check_number, check_share, is_number
 
 Array = NDArray[np.float64]
 LOG = "log"  # the link with which a difference of predictors is the logarithm of a fold change
 LOG_2 = math.log(2.0)
+BY_ESTIMATE = ("wald", "robust", "glmm")  # methods whose p-value is of an estimate over its standard error
 THRESHOLDS = ("qval_thres", "fc_upper_thres", "fc_lower_thres", "mean_thres")
 
 
@@ -44,6 +46,53 @@ def check_fold_changes(link: str | None, option: str) -> None:
             "likelihood are not, or it does not say its mean; leave it out and use the column 'effect', the "
             "coefficient."
         )
+
+
+def check_threshold(lfc_threshold: Any, method: str, rows: Array, link: str | None) -> None:
+    """Raise where a threshold of fold changes is asked of a test that has none, before any work is done."""
+    if check_number("lfc_threshold", lfc_threshold) == 0:
+        return
+    check_fold_changes(link, "lfc_threshold")
+    if method not in BY_ESTIMATE or len(rows) > 1:
+        asked = f"method {method!r}" if len(rows) == 1 else f"{len(rows)} coefficients together"
+        raise InvalidArgumentError(
+            f"lfc_threshold: expected one coefficient, tested by one of {list(BY_ESTIMATE)}, found {asked}; the others "
+            "are tests of no difference at all. Leave it out, or choose one of these."
+        )
+
+
+class WaldResult(Protocol):
+    """One coefficient of every gene, with standard errors and a test."""
+
+    effect: Array
+    effect_se: Array | None
+    pval: Array
+    df: Any
+    link: str | None
+    is_wald: bool
+
+
+def beyond(test: WaldResult, lfc_threshold: Any) -> tuple[Array, Array]:
+    """Distance beyond a log₂ fold change in standard errors, and p-value that it is not exceeded ``(G,)`` each.
+
+    NaN where the test has no p-value; :func:`pyrosplice._hypothesis.beyond_threshold.threshold_test` is the law.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As :meth:`pyrosplice._expression.results.ExpressionTest.against_threshold` says.
+    """
+    check_fold_changes(test.link, "lfc_threshold")
+    threshold = LOG_2 * check_number("lfc_threshold", lfc_threshold)
+    if not test.is_wald or test.effect_se is None:
+        raise InvalidArgumentError(
+            "lfc_threshold: expected a test of one coefficient by its estimate over its standard error (methods "
+            "'wald', 'robust' and 'glmm', Wald tests of groups and those beside random effects); ratio, score, "
+            "quasi-likelihood, rank and t tests, and those of several coefficients, are of no difference at all."
+        )
+    statistic, pval = threshold_test(test.effect, test.effect_se, threshold, test.df)
+    tested = np.isfinite(test.pval)
+    return np.where(tested, statistic, np.nan), np.where(tested, pval, np.nan)
 
 
 def tail_of(level: Any) -> float:

@@ -63,6 +63,18 @@ def design_matrix(
     ------
     InvalidArgumentError
         Where neither a formula with a table nor a design is given, or both.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import pyrosplice.api as de
+    >>> cells = pd.DataFrame({"group": ["a", "b", "b"], "age": [20.0, 30.0, 50.0]})
+    >>> design, names = de.utils.design_matrix(sample_description=cells, formula="~ group + age", as_numeric=["age"])
+    >>> design
+       Intercept  group[T.b]   age
+    0        1.0         0.0  20.0
+    1        1.0         1.0  30.0
+    2        1.0         1.0  50.0
     """
     check_option("return_type", return_type, RETURN_TYPES)
     if dmat is not None:
@@ -84,6 +96,15 @@ def view_coef_names(dmat: Any) -> np.ndarray:
     ------
     InvalidArgumentError
         For a design that has no names.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import pyrosplice.api as de
+    >>> cells = pd.DataFrame({"group": ["a", "b"]})
+    >>> design, _ = de.utils.design_matrix(sample_description=cells, formula="~ 1 + group")
+    >>> de.utils.view_coef_names(design).tolist()
+    ['Intercept', 'group[T.b]']
     """
     if not hasattr(dmat, "columns") and not hasattr(dmat, "design_info"):
         raise InvalidArgumentError(f"dmat: expected a design with names of its columns, found {type(dmat).__name__}.")
@@ -93,7 +114,15 @@ def view_coef_names(dmat: Any) -> np.ndarray:
 def preview_coef_names(
     sample_description: pd.DataFrame, formula: str, as_numeric: Sequence[str] | str = ()
 ) -> list[str]:
-    """Names of the coefficients of a formula, for ``coef_to_test``."""
+    """Names of the coefficients of a formula, for ``coef_to_test``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import pyrosplice.api as de
+    >>> de.utils.preview_coef_names(pd.DataFrame({"group": ["a", "b", "c"]}), "~ 1 + group")
+    ['Intercept', 'group[T.b]', 'group[T.c]']
+    """
     return design_matrix(sample_description=sample_description, formula=formula, as_numeric=as_numeric)[1]
 
 
@@ -124,6 +153,17 @@ def constraint_system_from_star(
     ------
     InvalidArgumentError
         For a design that is not of full rank under the constraints.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 4), "batch": list("uuvvxxyy")})
+    >>> system = de.utils.constraint_system_from_star(
+    ...     sample_description=cells, formula="~ 1 + group + batch", constraints={"batch": "group"}
+    ... )
+    >>> system[1]
+    ['Intercept', 'group[T.b]', 'batch[u]', 'batch[v]', 'batch[x]', 'batch[y]']
     """
     check_option("return_type", return_type, RETURN_TYPES)
     if dmat is not None and isinstance(constraints, dict):
@@ -152,6 +192,17 @@ def constraint_matrix_from_dict(
     ----------
     as_categorical
         Whether columns of ``sample_description`` are factors: one answer for all, or one for each.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 4), "batch": list("uuvvxxyy")})
+    >>> design, names, constraints, _ = de.utils.constraint_matrix_from_dict(
+    ...     cells, "~ 1 + group + batch", constraints={"batch": "group"}
+    ... )
+    >>> design.shape, constraints.shape  # within each group the effects of its batches sum to zero
+    ((8, 6), (6, 4))
     """
     if not constraints:
         raise InvalidArgumentError("constraints: expected a dict such as {'batch': 'condition'}, found none.")
@@ -186,6 +237,13 @@ def constraint_matrix_from_string(
         Names of the coefficients.
     constraints
         Such as ``["batch1 + batch2 = 0"]``.
+
+    Examples
+    --------
+    >>> import pyrosplice.api as de
+    >>> matrix = de.utils.constraint_matrix_from_string(coef_names=["mean", "b1", "b2"], constraints=["b1 + b2 = 0"])
+    >>> matrix @ [5.0, 1.0]  # free: mean and b1
+    array([ 5.,  1., -1.])
     """
     if dmat is None and coef_names is None:
         raise InvalidArgumentError("coef_names: expected names of coefficients, or a design that has them.")
@@ -213,6 +271,15 @@ def setup_constrained(
     -------
     tuple
         Design, names of its columns, constraint matrix (columns × free), names of the free coefficients.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 4), "batch": list("uuvvxxyy")})
+    >>> design, names, matrix, free = de.utils.setup_constrained(cells, "~ 1 + group + batch", {"batch": "group"})
+    >>> design.shape, matrix.shape, free
+    ((8, 6), (6, 4), ['Intercept', 'group[T.b]', 'batch[u]', 'batch[x]'])
     """
     design, _, resolved = _system(sample_description, formula, as_numeric, constraints)
     return _frame(design, sample_description.index), list(design.names), resolved.matrix, resolved.free_names

@@ -36,7 +36,7 @@ def log_likelihood_scorer(estimator: Loss, X: object, y: None = None) -> float:
     --------
     >>> import numpy as np
     >>> from sklearn.model_selection import GridSearchCV
-    >>> from pyrosplice import GaussianMixture
+    >>> from pyrosplice import GaussianMixture, log_likelihood_scorer
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
     >>> model, grid = GaussianMixture(random_state=0), {"num_components": [1, 2]}
     >>> GridSearchCV(model, grid, scoring=log_likelihood_scorer).fit(x).best_params_

@@ -14,7 +14,15 @@ from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
 
 @dataclass(frozen=True)
 class GaussianMixtureModelConfig:
-    """Shape of a mixture: components M, features D, and the type of its covariances."""
+    """Shape of a mixture: components M, features D, and the type of its covariances.
+
+    Examples
+    --------
+    >>> from pyrosplice import GaussianMixtureModel, GaussianMixtureModelConfig
+    >>> model = GaussianMixtureModel(GaussianMixtureModelConfig(3, 2, "diag"))
+    >>> model.means.shape, model.precisions_cholesky.shape
+    (torch.Size([3, 2]), torch.Size([3, 2]))
+    """
 
     num_components: int
     num_features: int
@@ -41,6 +49,16 @@ class GaussianMixtureModel(nn.Module):
         Upper triangular U: full ``(M, D, D)``, tied ``(D, D)``; its diagonal: diag ``(M, D)``, spherical ``(M,)``.
     config
         :class:`GaussianMixtureModelConfig`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+    >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+    >>> model = mixture.model_
+    >>> model.component_probs.shape, model.means.shape, model.precisions_cholesky.shape
+    (torch.Size([2]), torch.Size([2, 2]), torch.Size([2, 2]))
     """
 
     component_probs: Tensor
@@ -62,7 +80,19 @@ class GaussianMixtureModel(nn.Module):
 
     @classmethod
     def from_parameters(cls, parameters: MixtureParameters, dtype: torch.dtype) -> Self:
-        """Make the module of one mixture's parameters."""
+        """Make the module of one mixture's parameters.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> again = type(mixture.model_).from_parameters(mixture.model_.parameters_of(), torch.float64)
+        >>> again.means.dtype
+        torch.float64
+        """
         m, d = parameters.means.shape
         kind = parameters.covariance_type
         model = cls(GaussianMixtureModelConfig(m, d, kind))
@@ -83,7 +113,17 @@ class GaussianMixtureModel(nn.Module):
         return f"{m} components, {d} features, {self.covariance_type} covariances"
 
     def parameters_of(self) -> MixtureParameters:
-        """The parameters, in float64."""
+        """The parameters, in float64.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.model_.parameters_of().means.dtype
+        torch.float64
+        """
         weights, means, covariances = self.component_probs.double(), self.means.double(), self.covariances.double()
         return MixtureParameters(weights, means, covariances, self.config.covariance_type)
 
@@ -121,7 +161,19 @@ class GaussianMixtureModel(nn.Module):
 
     @torch.jit.export
     def place(self, component: Tensor, noise: Tensor) -> Tensor:
-        """Cells ``(N, D)`` of given components ``(N,)`` made from standard normal ``noise`` ``(N, D)``."""
+        """Cells ``(N, D)`` of given components ``(N,)`` made from standard normal ``noise`` ``(N, D)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> cells = mixture.model_.place(torch.tensor([0, 1]), torch.zeros_like(mixture.model_.means))
+        >>> bool(torch.allclose(cells, mixture.model_.means))  # without noise
+        True
+        """
         out = torch.empty_like(noise)
         for k in range(self.means.size(0)):
             mine = component == k
@@ -137,7 +189,19 @@ class GaussianMixtureModel(nn.Module):
 
     @torch.jit.export
     def sample(self, num_datapoints: int) -> Tensor:
-        """Draw cells ``(N, D)`` with torch's generator."""
+        """Draw cells ``(N, D)`` with torch's generator.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> _ = torch.manual_seed(0)
+        >>> mixture.model_.sample(5).shape
+        torch.Size([5, 2])
+        """
         if num_datapoints < 1:
             raise ValueError(f"num_datapoints: expected a whole number of at least 1, found {num_datapoints}.")
         component = torch.multinomial(self.component_probs, num_datapoints, replacement=True)

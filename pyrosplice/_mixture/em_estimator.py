@@ -35,6 +35,7 @@ from pyrosplice._mixture.parameter_draws import MixturePosterior
 from pyrosplice._mixture.rows import as_given
 from pyrosplice._mixture.stored_folder import MixtureStorage
 from pyrosplice._mixture.trainer import TrainerOptions
+from pyrosplice._mixture.written_states import mixture_frame, write_states
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_option, own_options_only
 from pyrosplice.guides._own_model import Program, name_of
 
@@ -123,6 +124,7 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
     Examples
     --------
     >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
     >>> np.bincount(GaussianMixture(2, random_state=0).fit(x).predict(x)).tolist()
     [100, 100]
@@ -203,6 +205,15 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         ------
         InvalidArgumentError
             An option, a start or a value of ``X`` is not possible; a covariance became singular.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.reason_.value, mixture.model_.means.abs().round().sort(0).values.tolist()
+        ('converged', [[0.0, 0.0], [8.0, 8.0]])
         """
         check_options(self)
         if self.warm_start and hasattr(self, "model_"):
@@ -239,6 +250,17 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         """Improve the fit by more cells, a step of stepwise EM (Cappé & Moulines 2009); the first call is :meth:`fit`.
 
         The t-th block moves the statistics by a share (t + 1)^−0.6 of the way to its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0)
+        >>> for block in np.split(x, 4):
+        ...     mixture = mixture.partial_fit(block)
+        >>> mixture.model_.component_probs.round(decimals=1).tolist()
+        [0.5, 0.5]
         """
         self._shipped_only("partial_fit")
         check_options(self)
@@ -306,21 +328,60 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         self.nll_ = -float(result.log_likelihood) / float(rows.total_weight())
 
     def predict(self, X: object) -> PerCell:
-        """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise."""
+        """Most likely component of each cell: int64 ``(N,)``; an array for arrays and tables, a Tensor otherwise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> np.bincount(mixture.predict(x)).tolist()
+        [100, 100]
+        """
         return as_given(X, torch.cat([log_resp.argmax(1) for log_resp, _ in self._evaluate(X)]))
 
     def fit_predict(self, X: object, y: None = None, sample_weight: object = None) -> PerCell:
-        """Fit the mixture, then :meth:`predict` the same cells."""
+        """Fit the mixture, then :meth:`predict` the same cells.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> np.bincount(GaussianMixture(2, random_state=0).fit_predict(x)).tolist()
+        [100, 100]
+        """
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict_proba(self, X: object) -> PerCell:
-        """Probability of each component given each cell: ``(N, M)``; array or Tensor as in :meth:`predict`."""
+        """Probability of each component given each cell: ``(N, M)``; array or Tensor as in :meth:`predict`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.predict_proba(x[:3]).shape, mixture.predict_proba([[0.0, 0.0]]).round(3).max().tolist()
+        ((3, 2), 1.0)
+        """
         return as_given(X, torch.cat([log_resp for log_resp, _ in self._evaluate(X)]).exp())
 
     def score_samples(self, X: object) -> PerCell:
         """**Negative** log likelihood of each cell: ``(N,)``; array or Tensor as in :meth:`predict`.
 
         Differs from scikit-learn's, which has the other sign.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> nll = mixture.score_samples([[0.0, 0.0], [4.0, 4.0]])  # in the middle of a state, and between two
+        >>> bool(nll[0] < nll[1])
+        True
         """
         return as_given(X, -torch.cat([log_density for _, log_density in self._evaluate(X)]))
 
@@ -333,17 +394,49 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return -float(torch.cat([log_density for _, log_density in self._evaluate(X)]).to(torch.float64).mean())
 
     def aic(self, X: object) -> float:
-        """Akaike's information criterion of the cells; smaller is better."""
+        """Akaike's information criterion of the cells; smaller is better.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> aic = {k: GaussianMixture(k, random_state=0).fit(x).aic(x) for k in (1, 2)}
+        >>> min(aic, key=aic.get)
+        2
+        """
         self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=2.0)
 
     def bic(self, X: object) -> float:
-        """Schwarz's (Bayesian) information criterion of the cells; smaller is better."""
+        """Schwarz's (Bayesian) information criterion of the cells; smaller is better.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> bic = {k: GaussianMixture(k, random_state=0).fit(x).bic(x) for k in (1, 2, 3)}
+        >>> min(bic, key=bic.get)
+        2
+        """
         self._require_three_parts()
         return information_criterion(self.score_samples(X), self.model_, per_parameter=None)
 
+    to_frame, write = mixture_frame, write_states
+
     def sample(self, num_datapoints: int = 1) -> Tensor:
-        """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed."""
+        """Draw cells ``(num_datapoints, D)`` from the mixture; the same ones each time for an integer seed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.sample(5).shape
+        torch.Size([5, 2])
+        """
         self._require_gaussian()
         check_is_fitted(self, "model_")
         return drawn_cells(self.model_, check_integer("num_datapoints", num_datapoints), seed_of(self.random_state))
@@ -376,11 +469,29 @@ class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstima
         return super().set_params(**given)
 
     def clone(self) -> Self:
-        """Copy the estimator without its fit, with the same parameters."""
+        """Copy the estimator without its fit, with the same parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> other = mixture.clone()
+        >>> other.get_params() == mixture.get_params(), hasattr(other, "model_")
+        (True, False)
+        """
         return type(self)(**self.get_params(deep=False))
 
     def trainer(self, **overrides: Any) -> TrainerOptions:
-        """The options with which EM is run, ``trainer_params`` applied."""
+        """The options with which EM is run, ``trainer_params`` applied.
+
+        Examples
+        --------
+        >>> from pyrosplice import GaussianMixture
+        >>> GaussianMixture(2).trainer().max_epochs
+        100
+        """
         if not overrides:
             return TrainerOptions.of(self.trainer_params)
         return TrainerOptions.of({**(self.trainer_params or {}), **overrides})

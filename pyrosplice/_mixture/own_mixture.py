@@ -143,7 +143,15 @@ class FollowedMixture:
         return {name: getattr(fitted, name).clone() for name in PARTS}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments, as they were given."""
+        """The constructor's arguments, as they were given.
+
+        Examples
+        --------
+        >>> from pyrosplice import GaussianMixture
+        >>> parameters = GaussianMixture(3, covariance_type="diag").get_params()
+        >>> parameters["num_components"], parameters["covariance_type"]
+        (3, 'diag')
+        """
         names = self._get_param_names()  # type: ignore[attr-defined]  # of scikit-learn
         return {name: self.__dict__["model"] if name == "model" else getattr(self, name) for name in names}
 
@@ -269,12 +277,33 @@ class FollowedMixture:
             )
 
     def saved_sites(self) -> SavedSites | None:
-        """What a file holds of a model of your own; None of the shipped one."""
+        """What a file holds of a model of your own; None of the shipped one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.saved_sites() is None  # no model of your own
+        True
+        """
         self._require_gaussian()
         return self._saved_own if self._own is None else SavedSites.of(self._own)
 
     def take_saved(self, saved: SavedSites | None, reason: Reason | None = None) -> None:
-        """Take what a file holds of a model of your own."""
+        """Take what a file holds of a model of your own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> mixture.take_saved(None, mixture.reason_)
+        >>> mixture.reason_.value
+        'converged'
+        """
         self._own, self._saved_own, self._saved_reason = None, saved, reason
 
 

@@ -68,6 +68,16 @@ class MixturePosterior(FollowedMixture):
             A prior of the estimator is improper, or not conjugate; weak ones
             (:func:`~pyrosplice._mixture.mixture_prior.weak_prior`) stand in where it has none. An option that does not
             exist, cells with other feature names than the fit's, or missing values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> tree = mixture.posterior(x, num_samples=20, num_chains=2, warmup_steps=10, seed=0)
+        >>> dict(tree["posterior"]["means"].sizes)
+        {'chain': 2, 'draw': 20, 'component': 2, 'feature': 2}
         """
         self._shipped_only("posterior")
         check_is_fitted(self, "model_")

@@ -151,6 +151,19 @@ class MixtureStorage(MixtureState):
         """Save the parameters and, if there is one, the fit to a directory: JSON and safetensors, no pickle.
 
         A model that was saved there before is replaced as a whole, once the new one is written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mixture.save(f"{folder}/states")
+        ...     again = GaussianMixture.load(f"{folder}/states")
+        >>> bool((again.predict(x) == mixture.predict(x)).all())
+        True
         """
         self.saved_sites()  # raises where there is nothing that a file could hold
         write_mixture(as_path(path), self, parameters=True, fit=hasattr(self, "model_"), whole=True)
@@ -165,6 +178,18 @@ class MixtureStorage(MixtureState):
             A file that is not there.
         ModelFileError
             A file that is truncated, damaged, of another program, class or version; says which.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mixture.save(f"{folder}/states")
+        ...     print(GaussianMixture.load(f"{folder}/states").model_.means.shape)
+        torch.Size([2, 2])
         """
         saved = SavedMixture(as_path(path), cls)
         estimator = cls(**saved.parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
@@ -173,22 +198,73 @@ class MixtureStorage(MixtureState):
         return estimator
 
     def save_parameters(self, path: str | Path) -> None:
-        """Save what the constructor was given: ``params.json``."""
+        """Save what the constructor was given: ``params.json``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pyrosplice import GaussianMixture
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     GaussianMixture(3).save_parameters(folder)
+        ...     print(GaussianMixture.load_parameters(folder).num_components)
+        3
+        """
         write_mixture(as_path(path), self, parameters=True)
 
     @classmethod
     def load_parameters(cls, path: str | Path, *, model: Program | None = None) -> Self:
-        """Read an unfitted estimator with saved parameters; ``model`` as it was saved with."""
+        """Read an unfitted estimator with saved parameters; ``model`` as it was saved with.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pyrosplice import GaussianMixture
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     GaussianMixture(3).save_parameters(folder)
+        ...     mixture = GaussianMixture.load_parameters(folder)
+        >>> mixture.num_components, hasattr(mixture, "model_")
+        (3, False)
+        """
         return cls(**SavedMixture(as_path(path), cls, [PARAMETERS]).parameters(cls._get_param_names(), model))  # type: ignore[attr-defined]
 
     def save_attributes(self, path: str | Path) -> None:
-        """Save the fit: ``attributes.json`` and ``model/``."""
+        """Save the fit: ``attributes.json`` and ``model/``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mixture.save_attributes(folder)
+        ...     other = GaussianMixture(2)
+        ...     other.load_attributes(folder)
+        >>> bool((other.predict(x) == mixture.predict(x)).all())
+        True
+        """
         self.saved_sites()  # raises where there is nothing that a file could hold
         check_is_fitted(self, "model_")
         write_mixture(as_path(path), self, fit=True)
 
     def load_attributes(self, path: str | Path) -> None:
-        """Take over a saved fit."""
+        """Take over a saved fit.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pyrosplice import GaussianMixture
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+        >>> mixture = GaussianMixture(2, random_state=0).fit(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mixture.save_attributes(folder)
+        ...     other = GaussianMixture(2)
+        ...     other.load_attributes(folder)
+        >>> other.converged_
+        True
+        """
         SavedMixture(as_path(path), type(self), FIT).restore(self)
         self._stepwise = None
 

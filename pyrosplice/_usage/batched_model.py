@@ -139,7 +139,19 @@ class BaseModel(Described, Module):
         return self._estimates(self._known_shapes())
 
     def shipped_model(self) -> MultinomialGLM:
-        """The library's Pyro model of the data and options."""
+        """The library's Pyro model of the data and options.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyro import poutine
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> sites = poutine.trace(model.shipped_model()).get_trace().nodes
+        >>> sites["bias_eta"]["value"].shape, "counts" in sites
+        (torch.Size([5, 2]), True)
+        """
         raise NotImplementedError
 
     def _arguments(self) -> dict[str, Any]:
@@ -266,7 +278,20 @@ class BaseModel(Described, Module):
         return {"beta": (n_genes, design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
     def prior_table(self) -> pd.DataFrame:
-        """Tabulate every site that takes a prior: shape of a gene's values, support, prior, role."""
+        """Tabulate every site that takes a prior: shape of a gene's values, support, prior, role.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM(priors="weak")
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.prior_table()[["prior", "role"]]
+                                   prior                                       role
+        site
+        beta      Normal(loc=0, scale=1)  covariate effects on the linear predictor
+        bias_eta  Normal(loc=0, scale=3)                                 intercepts
+        """
         self._require_data()
         return prior_table(self.priors, self._site_shapes(self.counts, self.design_mtx))
 
@@ -283,7 +308,18 @@ class BaseModel(Described, Module):
         return lambda values, genes: log_prior(priors, {name: values[name] for name in priors}, genes=genes)
 
     def log_prior_density(self) -> Tensor:
-        """Log prior density of each gene at the present parameters, ``(G,)``."""
+        """Log prior density of each gene at the present parameters, ``(G,)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM(priors="weak")
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.fit(quiet=True)
+        >>> model.log_prior_density().shape
+        torch.Size([5])
+        """
         self._shipped_only("log_prior_density", "forward(), which has all of it")
         priors = self._free_priors()
         if not priors:
@@ -316,6 +352,17 @@ class BaseModel(Described, Module):
         """Copy the model with its data, options, parameters and record of the fit.
 
         The data are shared (they are never changed in place), everything else is copied.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> other = model.clone()
+        >>> other.fit(quiet=True)
+        >>> bool(model.bias_eta.abs().sum() == 0), bool(other.bias_eta.abs().sum() == 0)  # only the copy is fitted
+        (True, False)
         """
         new = copy.copy(self)
         new._parameters = {}
@@ -334,6 +381,16 @@ class BaseModel(Described, Module):
             A name that is no parameter of this model, or a value of another shape. Nothing is changed then.
         NotReadyError
             Before ``setup_data``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (1, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.update_params_from_dict({"bias_eta": torch.log(torch.tensor([[2.0, 1.0]]))})
+        >>> model.get_isoform_ratio()[0, 0].numpy().round(3)
+        array([0.5 , 0.25, 0.25])
         """
         self._require_data()
         own = dict(self.named_parameters(recurse=False))

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import Convergence
 from pyrosplice._usage.batched_model import BaseModel
+from pyrosplice._usage.coefficient_table import coefficient_table
 from pyrosplice._usage.configs import DEFAULTS, complete_configs, kept_history, minimizer_of, search_options
 from pyrosplice._usage.infinite import endless_coefficients
 from pyrosplice._usage.own_usage import require_followed
@@ -43,8 +44,7 @@ class MultinomGLM(BaseModel):
 
     .. math:: y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}([\eta_i, 0])), \quad \eta = X\beta + 1b'
 
-    The last isoform is the reference. Estimates are maximum a posteriori, that is maximum likelihood under the flat
-    default priors.
+    The last isoform is the reference. Estimates are maximum a posteriori, maximum likelihood under the flat priors.
 
     Parameters
     ----------
@@ -137,6 +137,21 @@ class MultinomGLM(BaseModel):
         UserWarning
             Covariates that are constant or collinear, when their prior is flat: ratios and likelihood are unique, the
             coefficients are not (the smallest ones are reported, with infinite standard errors).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 100)[:, None])
+        >>> model.n_genes, model.n_spots, model.n_isos, model.n_factors
+        (5, 100, 3, 1)
+        >>> model.setup_data(counts / 2)
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.InvalidArgumentError: counts: expected whole numbers, found 4.5 at gene 0, spot 0,
+        isoform 1 (764 such entries).
         """
         table, design = self._checked(counts, design_mtx, device)
         shapes = self._site_shapes(table, design)
@@ -169,10 +184,8 @@ class MultinomGLM(BaseModel):
             Log the loss of every epoch (logger ``pyrosplice``, level INFO).
         quiet
             Leave out the log's closing line.
-        random_seed
-            Accepted for compatibility; fits are deterministic.
-        diagnose
-            Deprecated alias of ``store_param_history``.
+        random_seed, diagnose
+            Accepted for compatibility: fits are deterministic; a deprecated alias of ``store_param_history``.
 
         Raises
         ------
@@ -181,6 +194,17 @@ class MultinomGLM(BaseModel):
             leaves an option unread, or has a part that :mod:`pyrosplice.guides` cannot do.
         NotReadyError
             Before ``setup_data``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 100)[:, None])
+        >>> model.fit(quiet=True)
+        >>> model.beta.shape, model.bias_eta.shape, model.logger.converged.all().item()
+        (torch.Size([5, 1, 2]), torch.Size([5, 2]), True)
         """
         self._require_data()
         keep, own_program = kept_history(store_param_history, diagnose), self._own_program(again=True)
@@ -206,13 +230,36 @@ class MultinomGLM(BaseModel):
         return self.bound_likelihood.log_prob(self.counts, self.linear_predictor()).sum(-1) + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
-        """η ``(G, N, Q)`` at the present parameters."""
+        """η ``(G, N, Q)`` at the present parameters.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.fit(quiet=True)
+        >>> model.linear_predictor().shape  # genes, spots, logits against the last isoform
+        torch.Size([5, 100, 2])
+        """
         self._require_data()
         own = self._spot_counts("linear_predictor")
         return self.design_mtx @ self.beta + self.bias_eta.unsqueeze(1) if own is None else own.eta
 
     def get_isoform_ratio(self) -> Tensor:
-        """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one."""
+        """Fitted usage of each isoform at each spot, ``(G, N, K)``; adds up to one.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.tensor([[[8.0, 2.0], [7.0, 3.0]]])  # one gene, two spots, two isoforms
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts)
+        >>> model.fit(quiet=True)
+        >>> model.get_isoform_ratio().round(decimals=3).tolist()  # of no covariate: the same at both spots
+        [[[0.75, 0.25], [0.75, 0.25]]]
+        """
         self._require_data()
         own = self._spot_counts("get_isoform_ratio")
         if own is not None:
@@ -230,12 +277,36 @@ class MultinomGLM(BaseModel):
         The inverse of minus the full second derivative of the log posterior; of a GLMM the marginal one, (σ, θ)
         estimated too, and of its joint methods, given (σ, θ), the inverse of :math:`X'(W^{-1} + \Sigma)^{-1}X`. Order:
         ``beta`` (covariate by covariate, logits fastest), then ``bias_eta``. What is not identified is infinite.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.tensor([[[8.0, 2.0], [7.0, 3.0]]])
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts)
+        >>> model.fit(quiet=True)
+        >>> model.vcov().shape, round(1 / model.vcov().item(), 3)  # n p (1 - p) of 20 molecules
+        (torch.Size([1, 1, 1]), 3.75)
         """
         information, scaling = self.observed_information()
         return covariance_from_information(information, scaling, self.bias_eta.shape[-1])
 
     def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
-        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
+        """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 100)[:, None])
+        >>> model.fit(quiet=True)
+        >>> information, coordinates = model.observed_information()
+        >>> information.shape  # genes, and (a covariate and the intercept) × two logits twice
+        torch.Size([5, 4, 4])
+        """
         self._require_data()
         own = self._followed()
         if own is not None:
@@ -248,16 +319,42 @@ class MultinomGLM(BaseModel):
         return objective.derivatives(objective.point(self.beta, self.bias_eta))[1], objective.scaling
 
     def prior_information(self) -> Tensor:
-        """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``."""
+        """Share of the priors of β and b in :meth:`observed_information`, ``(G, D, D)``.
+
+        Examples
+        --------
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM(priors={"bias_eta": dist.Normal(0.0, 2.0)})
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.fit(quiet=True)
+        >>> model.prior_information()[0].tolist()  # the inverse variance of the prior
+        [[0.25, -0.0], [-0.0, 0.25]]
+        """
         self._require_data()
         self._shipped_only("prior_information")
         priors = {name: prior for name, prior in self._free_priors().items() if name in ("beta", "bias_eta")}
         return prior_information(priors, self.design_mtx, self.beta, self.bias_eta)
 
     def standard_errors(self) -> dict[str, Tensor]:
-        """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``."""
+        """Square roots of the diagonal of :meth:`vcov`: ``beta`` ``(G, P, Q)`` and ``bias_eta`` ``(G, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLM()
+        >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 100)[:, None])
+        >>> model.fit(quiet=True)
+        >>> {name: tuple(se.shape) for name, se in model.standard_errors().items()}
+        {'beta': (5, 1, 2), 'bias_eta': (5, 2)}
+        """
         errors = torch.diagonal(self.vcov(), dim1=-2, dim2=-1).sqrt().unflatten(-1, (-1, self.bias_eta.shape[-1]))
         return {"beta": errors[:, :-1], "bias_eta": errors[:, -1]}
+
+    to_frame = coefficient_table
 
     def posterior(  # noqa: PLR0913 (a documented interface)
         self,
@@ -312,6 +409,17 @@ class MultinomGLM(BaseModel):
             one is needed; more hyper-parameters than ``hyper`` is for.
         NotReadyError
             Before ``setup_data``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.fit(quiet=True)
+        >>> tree = model.posterior(num_samples=200, genes=[0, 3], seed=0)
+        >>> dict(tree["posterior"]["bias_eta"].sizes)
+        {'chain': 1, 'draw': 200, 'gene': 2, 'logit': 2}
         """
         self._require_data()
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
@@ -322,7 +430,19 @@ class MultinomGLM(BaseModel):
         return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:
-        """What draws from the posterior depend on: data, priors and the present parameters."""
+        """What draws from the posterior depend on: data, priors and the present parameters.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLM
+        >>> model = MultinomGLM()
+        >>> model.setup_data(torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0)))
+        >>> model.fit(quiet=True)
+        >>> problem = model.posterior_problem()
+        >>> problem.counts.shape
+        torch.Size([5, 100, 3])
+        """
         self._require_data()
         self._shipped_only("posterior_problem", "guide.sample_posterior()")
         shapes = self._site_shapes(self.counts, self.design_mtx)

@@ -59,8 +59,7 @@ class MultinomGLMM(MultinomGLM):
         Prior of σ: ``"none"``, ``"gamma"`` on σ (alpha 2, rate beta 0.3) or ``"inv_gamma"`` on σ² (alpha 3, beta 0.5);
         as a density of σ, see :func:`~pyrosplice.priors._sites.variance_prior`. Not beside ``priors["sigma"]``.
     init_ratio
-        Value of ν before the fit: ``"uniform"`` 0, ``"observed"`` the log of the spots' smoothed ratios. The mode of ν
-        is unique, so fits do not depend on it.
+        Value of ν before the fit, on which none depends: ``"uniform"`` 0, ``"observed"`` logs of smoothed ratios.
     fitting_method
         Joint: maximise the joint density of counts and ν, whose optimum in (σ, θ) is degenerate by nature (θ runs to 1
         whatever the data; without a prior σ runs to 0, reported as "unbounded"). Marginal: maximise the Laplace
@@ -79,9 +78,8 @@ class MultinomGLMM(MultinomGLM):
         held is the site ``sigma``.
     isoform_effect
         Covariance of ν between the logits of a spot, see :mod:`pyrosplice.effects._isoform_effect`: ``"independent"``
-        (default, as documented), with which fits depend on which isoform is the last, or ``"symmetric"``, with which
-        they do not as far as the priors do not (``"weak"`` ones do not). That needs ``share_variance``, and a
-        likelihood whose predictors are the K − 1 logits.
+        (default, as documented: fits depend on which isoform is the last), or ``"symmetric"``, with which they do not
+        as far as the priors do not (``"weak"`` ones do not), for ``share_variance`` and predictors that are logits.
 
     Attributes
     ----------
@@ -89,10 +87,9 @@ class MultinomGLMM(MultinomGLM):
         ``(G, P, Q)``, ``(G, Q)``, ``(G, N, Q)``, and ``(G, 1)`` or ``(G, Q)``. θ at a boundary has logit ±36. ν is of
         the logits against the last isoform, whatever ``isoform_effect``; under ``"symmetric"`` its standard deviation
         is √2 σ (with two isoforms the models are the same, and σ is smaller by √2).
-    gradient_norm, pareto_k
-        Norm of the objective's gradient at the estimates (NaN before a fit) and k̂ after :meth:`refine`, ``(G,)``.
-    log_marginal_null
-        For marginal methods: log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)``.
+    gradient_norm, pareto_k, log_marginal_null
+        Norm of the objective's gradient at the estimates (NaN before a fit), k̂ after :meth:`refine`, and, of marginal
+        methods, the log marginal likelihood at the gene's own θ = 0 optimum, ``(G,)`` each.
 
     Examples
     --------
@@ -241,12 +238,40 @@ class MultinomGLMM(MultinomGLM):
         return fixed_part + self.nu if self._own is None else fixed_part
 
     def var_total(self) -> Tensor:
-        """σ², ``(G, 1)`` or ``(G, Q)``."""
+        """σ², ``(G, 1)`` or ``(G, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.spatial import get_cov_sp
+        >>> counts = torch.randint(0, 10, (5, 100, 3), generator=torch.Generator().manual_seed(0))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> model.setup_data(counts, corr_sp=get_cov_sp(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model.fit(quiet=True)
+        >>> bool((model.var_total() == model.sigma**2).all())
+        True
+        """
         self._require_data()
         return self.sigma.detach().square()
 
     def var_sp_prop(self) -> Tensor:
-        """θ, the spatial share of the variance, ``(G, 1)`` or ``(G, Q)``."""
+        """θ, the spatial share of the variance, ``(G, 1)`` or ``(G, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice import MultinomGLMM
+        >>> from pyrosplice.data import simulate_counts
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+        >>> counts = simulate_counts(covariance, n_genes=3, depth=30, sigma=1.5, theta=1.0, seed=0)
+        >>> model.setup_data(counts, corr_sp=covariance)
+        >>> model.fit(quiet=True)
+        >>> (model.var_sp_prop() > 0.5).tolist()  # all of the variance was spatial
+        [[True], [True], [True]]
+        """
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 

@@ -127,6 +127,21 @@ def sampled_likelihood(self: Sampled, n_draws: int = 400, seed: int = 0) -> Marg
         An even number of at least 50; of the draws.
 
     Raises :class:`InvalidArgumentError` for another number of draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> marginal = model.importance(n_draws=100)
+    >>> marginal.value.shape, marginal.pareto_k.shape
+    (torch.Size([3]), torch.Size([3]))
     """
     self._require_data()
     self._shipped_only("importance")
@@ -151,6 +166,21 @@ def refined_estimates(self: Sampled, n_draws: int = 400, seed: int = 0) -> Margi
     ------
     InvalidArgumentError
         A joint method or σ held fixed, whose estimates are not those of a marginal likelihood; number of draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> counts = simulate_counts(covariance, n_genes=2, depth=2, sigma=1.0, theta=0.5, seed=0)
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> marginal = model.refine(n_draws=100)
+    >>> (marginal.pareto_k < 0.7).tolist()  # above it the correction itself is not to be trusted
+    [True, True]
     """
     self._require_data()
     self._shipped_only("refine")

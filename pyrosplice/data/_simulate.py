@@ -108,6 +108,19 @@ def simulate_isoforms(  # noqa: PLR0913 (options of a simulation, all by keyword
     InvalidArgumentError
         Sizes below 1 (isoforms below 2), θ outside [0, 1], σ or depth negative, unknown layout, covariate or effect,
         usage that does not sum to one or has a zero, size factors that are not positive, arrays of the wrong shape.
+
+    Examples
+    --------
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=64, n_genes=4, theta=[0.0, 0.0, 0.7, 0.7], covariates=("iid",), seed=0)
+    >>> adata.shape, adata.obs.columns.tolist(), list(adata.layers)
+    ((64, 12), ['iid'], ['counts', 'true_ratios'])
+    >>> adata.uns["truth"]
+            sigma  theta  depth
+    gene_1    0.7    0.0    5.0
+    gene_2    0.7    0.0    5.0
+    gene_3    0.7    0.7    5.0
+    gene_4    0.7    0.7    5.0
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
     coords = _coordinates(layout, n_spots, seed)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyrosplice._tables.containers import of_shape
-from pyrosplice.data._usage_totals import Fields, as_totals, mean_depth
+from pyrosplice.data._usage_totals import Fields, as_totals, mean_depth, spots_of
 from pyrosplice.effects._isoform_effect import IsoformEffect, SoftmaxBasis
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_option, check_share
 
@@ -80,7 +80,7 @@ def simulate_counts(  # noqa: PLR0913 (options of a simulation, all by keyword)
     check_share("theta", theta, ends=True)
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(int(seed))
-    n, q = covariance.n_spots, n_isos - 1
+    n, q = spots_of(covariance), n_isos - 1
     fields = covariance.sample(n_genes * q, generator).reshape(n_genes, q, n).transpose(1, 2).numpy() if theta else 0.0
     noise = rng.standard_normal((n_genes, n, q))
     eta = sigma * (np.sqrt(theta) * fields + np.sqrt(1 - theta) * noise)

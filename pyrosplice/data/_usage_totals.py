@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyrosplice._tables.containers import of_shape
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_share, check_switches
+from pyrosplice.errors import (
+    InvalidArgumentError,
+    check_integer,
+    check_number,
+    check_share,
+    check_switches,
+    is_whole,
+)
 
 Array = NDArray[np.float64]
 OWN = 1  # of the seed: numbers of molecules share no random numbers with usage that is drawn from the same seed
@@ -27,6 +34,16 @@ class Fields(Protocol):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` fields over the spots, ``(n, N)``."""
         ...
+
+
+def spots_of(covariance: Fields) -> int:
+    """Read the number of spots; :class:`InvalidArgumentError` for what no fields can be drawn from."""
+    if not callable(getattr(covariance, "sample", None)) or not is_whole(getattr(covariance, "n_spots", None), 1):
+        raise InvalidArgumentError(
+            "covariance: expected one that fields can be drawn from, such as CarCovariance(knn_graph(coords)), "
+            f"found {type(covariance).__name__}."
+        )
+    return covariance.n_spots
 
 
 def simulate_totals(  # noqa: PLR0913 (a documented interface)
@@ -81,7 +98,7 @@ def simulate_totals(  # noqa: PLR0913 (a documented interface)
     >>> simulate_totals(line, n_genes=3, molecules=30, covered=8, spread=1.0, seed=0).sum(1).tolist()
     [30.0, 30.0, 30.0]
     """
-    shape = (check_integer("n_genes", n_genes), covariance.n_spots)
+    shape = (check_integer("n_genes", n_genes), spots_of(covariance))
     rng = np.random.default_rng([check_integer("seed", seed, least=0), OWN])
     check_number("spread", spread)
     check_share("theta", theta, ends=True)

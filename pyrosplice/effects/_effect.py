@@ -36,6 +36,18 @@ class Effect:
     Methods are given a person's table, one row an observation; whatever else they need is the object's own. Predictions
     take ``columns`` of the new rows; where these depend on all rows (a coding), override :meth:`columns_again` too.
     :func:`pyrosplice.testing.check_effect` says in words what a new one gets wrong.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice.effects import Effect
+    >>> class Donor(Effect):
+    ...     def levels(self, table):
+    ...         return table["donor"]
+    >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+    >>> effect = Donor().bind(cells)
+    >>> effect.level_names, effect.parameters
+    (('u', 'v', 'w'), ('sd(1)',))
     """
 
     @property
@@ -44,11 +56,29 @@ class Effect:
         return type(self).__name__
 
     def levels(self, table: pd.DataFrame) -> object:
-        """Group of each observation, N labels of any type, none missing."""
+        """Group of each observation, N labels of any type, none missing.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> list(Groups("donor").levels(cells))
+        ['u', 'u', 'v', 'v', 'w', 'w']
+        """
         raise NotStatedError(f"{type(self).__name__}: override levels(table), which gives the group of every row.")
 
     def columns(self, table: pd.DataFrame) -> pd.DataFrame | Array:
-        """Covariates z ``(N, q)`` whose effects vary between groups; 1, unless overridden."""
+        """Covariates z ``(N, q)`` whose effects vary between groups; 1, unless overridden.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> Groups("donor", slopes="~ 1 + age").columns(cells).columns.tolist()
+        ['1', 'age']
+        """
         return pd.DataFrame({"1": np.ones(len(table))})
 
     def columns_again(self, table: pd.DataFrame, fitted: pd.DataFrame | None, column_names: Sequence[str]) -> Array:
@@ -58,6 +88,16 @@ class Effect:
         ------
         InvalidArgumentError
             Other columns.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> effect = Groups("donor", slopes="~ 1 + age")
+        >>> new = pd.DataFrame({"donor": ["x"], "age": [35.0]})
+        >>> effect.columns_again(new, cells, ["1", "age"])
+        array([[ 1., 35.]])
         """
         values, names = self._read_columns(table, f"effect ({self.name})", zeros=True)
         if names != tuple(column_names):
@@ -67,11 +107,37 @@ class Effect:
         return values
 
     def basis(self, column_names: Sequence[str]) -> Array:
-        """Matrices E ``(J, q, q)``; unless overridden, each entry of a lower triangle, for any covariance."""
+        """Matrices E ``(J, q, q)``; unless overridden, each entry of a lower triangle, for any covariance.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> Groups("donor", slopes="~ 1 + age").basis(["1", "age"]).shape  # two sds and one between
+        (3, 2, 2)
+        >>> Groups("donor", slopes="~ 1 + age", covariance="diagonal").basis(["1", "age"]).shape  # without correlation
+        (2, 2, 2)
+        """
         return np.stack(list(lower_triangle(column_names).values()))
 
     def root(self, level_names: Sequence[str]) -> Array | None:
-        """Root R ``(D, D)`` of the covariance between groups; None, for groups that are not related."""
+        """Root R ``(D, D)`` of the covariance between groups; None, for groups that are not related.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Effect
+        >>> class Donor(Effect):
+        ...     def levels(self, table):
+        ...         return table["donor"]
+        ...     def root(self, level_names):
+        ...         kinship = np.full((len(level_names),) * 2, 0.5) + 0.5 * np.eye(len(level_names))  # siblings
+        ...         return np.linalg.cholesky(kinship)
+        >>> Donor().root(["u", "v", "w"]).shape
+        (3, 3)
+        """
         return None
 
     def bind(self, table: pd.DataFrame) -> GroupBlock:
@@ -82,6 +148,15 @@ class Effect:
         InvalidArgumentError
             Missing labels; one group only; as many effects as observations; columns that are not finite; arrays of
             wrong shapes; variances that the data cannot tell apart, whatever the counts are.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> effect = Groups("donor").bind(cells)
+        >>> effect.level_names, effect.column_names
+        (('u', 'v', 'w'), ('1',))
         """
         argument = f"effect ({self.name})"
         labels = read_labels(self.levels(table), argument)

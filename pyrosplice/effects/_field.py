@@ -29,7 +29,20 @@ GRAPH: Graph = "union"  # hexagons have six; the union leaves no spot without ne
 
 @dataclass(frozen=True)
 class Independent:
-    """An effect of every observation by itself: more variation than the likelihood's, none of it shared."""
+    """An effect of every observation by itself: more variation than the likelihood's, none of it shared.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> from pyrosplice.effects import Independent
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=20.0, dispersion=0.5, seed=0)
+    >>> glm = ExpressionGLM("~ 1", likelihood="poisson", effects=[Independent()]).fit(adata)
+    >>> table = glm.variance_components()
+    >>> table["effect"].tolist(), (table["estimate"] > 0.3).tolist()  # log-normal noise beside Poisson's
+    (['cell', 'cell'], [True, True])
+    """
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,7 +52,10 @@ class Field:
     Parameters
     ----------
     k_neighbors, graph
-        Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several.
+        Who is whose neighbour, see :func:`~pyrosplice.spatial.knn_graph`; within sections where there are several. None
+        for both, the default: the graph that squidpy has left in ``obsp["spatial_connectivities"]`` of an AnnData whose
+        coordinates are ``obsm["spatial"]``, weights as given, averaged with its transpose; without one, 6 and
+        ``"union"``, as where one of the two is given.
     rho
         Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours. Or
         ``"estimate"``: each gene's own, by the profile of its restricted likelihood. All else is
@@ -54,21 +70,36 @@ class Field:
     ------
     InvalidArgumentError
         Values out of range; neighbours, ρ or a graph beside a covariance, which has its own.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> from pyrosplice.effects import Field
+    >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=5.0, seed=0)
+    >>> adata.obsm["spatial"] = spots
+    >>> glm = ExpressionGLM("~ 1", space=Field(k_neighbors=4)).fit(adata)
+    >>> glm.variance_components()[["gene", "effect", "parameter"]]
+         gene effect parameter
+    0  gene_1  space        sd
+    1  gene_2  space        sd
     """
 
-    k_neighbors: int = K_NEIGHBORS
+    k_neighbors: int | None = None
     rho: float | Literal["estimate"] = RHO
-    graph: Graph = GRAPH
+    graph: Graph | None = None
     covariance: object | None = None
     by: str | None = None
 
     def __post_init__(self) -> None:
-        check_k_neighbors(self.k_neighbors)
+        check_k_neighbors(self.n_nearest)
         if isinstance(self.rho, str):
             check_option("rho", self.rho, (ESTIMATE,))
         else:
             check_rho(self.rho)
-        check_option("graph", self.graph, get_args(Graph))
+        check_option("graph", self.edges, get_args(Graph))
         if self.by is not None and (not isinstance(self.by, str) or not self.by.strip()):
             raise InvalidArgumentError(f"by: expected the name of a column, or None, found {self.by!r}.")
         if self.covariance is None:
@@ -81,12 +112,22 @@ class Field:
                 f"covariance: expected an object with precision or dense(), found {self.covariance!r}."
             )
 
+    @property
+    def n_nearest(self) -> int:
+        """Nearest neighbours of a spot in the field's own graph."""
+        return K_NEIGHBORS if self.k_neighbors is None else self.k_neighbors
+
+    @property
+    def edges(self) -> Graph:
+        """Which edges the field's own graph has."""
+        return GRAPH if self.graph is None else self.graph
+
     def __repr__(self) -> str:
         return f"Field({', '.join(self._parts())})"
 
     def _parts(self) -> list[str]:
         """Arguments that are not the default."""
-        defaults = {"k_neighbors": K_NEIGHBORS, "rho": RHO, "graph": GRAPH, "covariance": None, "by": None}
+        defaults = {"k_neighbors": None, "rho": RHO, "graph": None, "covariance": None, "by": None}
         return [
             f"{name}={value!r}"
             for name, default in defaults.items()
@@ -117,21 +158,37 @@ class Field:
         ------
         InvalidArgumentError
             Coordinates that are missing; fewer spots than neighbours; a field with a covariance of its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> graph = Field(k_neighbors=4).adjacency(spots)
+        >>> graph.shape, int(graph.sum(1).max())
+        ((100, 100), 5)
         """
         if self.covariance is not None:
             raise InvalidArgumentError("Field: neighbours are not known of a field with a covariance of its own.")
         points = check_coords(coords, name=names[0])
-        check_k_neighbors(self.k_neighbors, len(points))
+        check_k_neighbors(self.n_nearest, len(points))
         labels = None if sections is None else read_labels(sections, names[1]).names
         if labels is not None and len(labels) != len(points):
             raise InvalidArgumentError(f"{names[1]}: expected {len(points)} labels, found {len(labels)}.")
         warn_if_shared(points, labels, names, stacklevel=stacklevel + 1)
         if sections is None:
-            return knn_graph(points, k_neighbors=self.k_neighbors, graph=self.graph)
-        k, graph = self.k_neighbors, self.graph
+            return knn_graph(points, k_neighbors=self.n_nearest, graph=self.edges)
+        k, graph = self.n_nearest, self.edges
         return section_graph(points, sections, k_neighbors=k, graph=graph, name=names[1], least=least)
 
-    def covariance_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> SpatialCovariance:
+    def covariance_at(
+        self,
+        coords: object,
+        sections: object = None,
+        *,
+        adjacency: sp.csr_matrix | None = None,
+        stacklevel: int = 2,
+    ) -> SpatialCovariance:
         """Covariance of the field at these spots.
 
         Parameters
@@ -140,6 +197,8 @@ class Field:
             Positions ``(N, D)``; not read of a field with a covariance of its own.
         sections
             Section of each spot, N labels; a given covariance is taken as it is.
+        adjacency
+            Neighbours ``(N, N)`` in the place of the field's own graph; coordinates are then not read.
         stacklevel
             Of warnings of spots at one position, and of graphs in pieces.
 
@@ -147,28 +206,55 @@ class Field:
         ------
         InvalidArgumentError
             ρ that is to be estimated.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> covariance = Field(k_neighbors=4, rho=0.9).covariance_at(spots)
+        >>> covariance.n_spots, covariance.rho
+        (100, 0.9)
         """
         if self.covariance is not None:
             return cast(SpatialCovariance, self.covariance)
         if isinstance(self.rho, str):
             raise InvalidArgumentError(
-                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM, fit.model and SplisosmGLMM do. Give a number "
-                f"in [0, 1), such as {RHO}."
+                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM, fit.model and SplisosmGLMM do. Give "
+                f"a number in [0, 1), such as {RHO}."
             )
-        return CarCovariance(self._checked_adjacency(coords, sections, stacklevel + 1), rho=self.rho)
+        return CarCovariance(self._checked_adjacency(coords, sections, adjacency, stacklevel + 1), rho=self.rho)
 
-    def family_at(self, coords: object, sections: object = None, *, stacklevel: int = 2) -> FieldFamily | None:
+    def family_at(
+        self,
+        coords: object,
+        sections: object = None,
+        *,
+        adjacency: sp.csr_matrix | None = None,
+        stacklevel: int = 2,
+    ) -> FieldFamily | None:
         """Fields at these spots that differ in the ρ that is to be estimated; None where it is known.
 
         Arguments as for :meth:`covariance_at`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> Field(rho=0.9).family_at(spots) is None, Field(rho="estimate").family_at(spots) is None
+        (True, False)
         """
         if self.rho != ESTIMATE:
             return None
-        return car_family(self._checked_adjacency(coords, sections, stacklevel + 1))
+        return car_family(self._checked_adjacency(coords, sections, adjacency, stacklevel + 1))
 
-    def _checked_adjacency(self, coords: object, sections: object, stacklevel: int) -> sp.csr_matrix:
+    def _checked_adjacency(
+        self, coords: object, sections: object, adjacency: sp.csr_matrix | None, stacklevel: int
+    ) -> sp.csr_matrix:
         """Neighbours, with a warning where a section is in pieces."""
-        adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
+        if adjacency is None:
+            adjacency = self.adjacency(coords, sections, stacklevel=stacklevel + 1)
         n_sections = 1 if sections is None else len(read_labels(sections, "sections").levels)
         warn_if_disconnected(adjacency, n_sections=n_sections, stacklevel=stacklevel + 1)
         return adjacency
@@ -180,6 +266,14 @@ class Field:
         ------
         InvalidArgumentError
             A covariance of another number of spots.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice.effects import Field
+        >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)  # ten by ten
+        >>> Field(k_neighbors=4).solver(spots).n_spots
+        100
         """
         solver = solver_for(self.covariance_at(coords, sections, stacklevel=3), device=device)
         expected = None if coords is None else len(check_coords(coords))
@@ -194,6 +288,14 @@ class Field:
         ------
         InvalidArgumentError
             No such column, labels, missing values, or one value at every spot.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Field
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+        >>> Field(by="age").multiplier(cells).tolist(), Field().multiplier(cells)
+        ([20.0, 30.0, 40.0, 50.0, 60.0, 70.0], None)
         """
         if self.by is None:
             return None

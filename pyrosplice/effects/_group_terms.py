@@ -47,6 +47,7 @@ class Groups(Effect):
 
     Examples
     --------
+    >>> from pyrosplice.effects import Groups
     >>> Groups("donor", slopes="~ 1 + condition")
     Groups('donor', slopes='~ 1 + condition')
     """
@@ -96,7 +97,16 @@ class Groups(Effect):
         return f"effect ({self.name})"
 
     def complete_rows(self, table: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows have a group and every covariate, ``(N,)``: those that ``missing="drop"`` keeps."""
+        """Which rows have a group and every covariate, ``(N,)``: those that ``missing="drop"`` keeps.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Groups
+        >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, None]})
+        >>> Groups("donor", slopes="~ 1 + age").complete_rows(cells).tolist()
+        [True, True, True, True, True, False]
+        """
         groups = complete_cells(table, self._by, self._argument, as_numeric=())
         return groups & complete_rows(self.slopes, table, self._argument, as_numeric=self.as_numeric)
 

@@ -43,6 +43,15 @@ class SoftmaxBasis:
     ----------
     root
         L, ``(B, 1, Q, Q)`` or, the same for all genes, ``(Q, Q)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.effects import SoftmaxBasis
+    >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+    >>> basis.root @ basis.root.T  # the covariance of the logits, which has no order of the isoforms
+    tensor([[2.0000, 1.0000],
+            [1.0000, 2.0000]], dtype=torch.float64)
     """
 
     root: Tensor
@@ -53,13 +62,30 @@ class SoftmaxBasis:
 
         The rows of H go to the isoforms by their totals, so that whatever is computed in u, step by step, is the same
         for every order.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> counts = torch.tensor([[[5.0, 2.0, 1.0]], [[1.0, 2.0, 5.0]]], dtype=torch.float64)
+        >>> SoftmaxBasis.of(counts).root.shape  # of two genes
+        torch.Size([2, 1, 2, 2])
         """
         contrasts = _contrasts(counts.shape[-1]).to(counts)[_ranks(counts)]
         return cls(planar((contrasts[:, :-1] - contrasts[:, -1:]).unsqueeze(1)))
 
     @classmethod
     def plain(cls, n_logits: int, like: Tensor) -> SoftmaxBasis:
-        """Make one basis for all genes, for what is the same in any such coordinates."""
+        """Make one basis for all genes, for what is the same in any such coordinates.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> basis.root.shape
+        torch.Size([2, 2])
+        """
         contrasts = _contrasts(n_logits + 1).to(like)
         return cls(contrasts[:-1] - contrasts[-1])
 
@@ -75,35 +101,114 @@ class SoftmaxBasis:
         return 0.5 * math.log(self.root.shape[-1] + 1)
 
     def select(self, genes: Tensor) -> SoftmaxBasis:
-        """Take the coordinates of some of the genes."""
+        """Take the coordinates of some of the genes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> counts = torch.tensor([[[5.0, 2.0, 1.0]], [[1.0, 2.0, 5.0]]], dtype=torch.float64)
+        >>> SoftmaxBasis.of(counts).select(torch.tensor([1])).root.shape
+        torch.Size([1, 1, 2, 2])
+        """
         return self if self.root.ndim == 2 else SoftmaxBasis(planar(self.root[genes]))
 
     def logits(self, u: Tensor) -> Tensor:
-        """Logits of given coordinates, ``L u``: ``(..., B, N, Q)``."""
+        """Logits of given coordinates, ``L u``: ``(..., B, N, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> u = torch.ones(1, 4, 2, dtype=torch.float64)
+        >>> basis.logits(u).shape
+        torch.Size([1, 4, 2])
+        """
         return planar_matvec(self.root, u)
 
     def coordinates(self, logits: Tensor) -> Tensor:
-        """Coordinates of given logits, ``L⁻¹ η``: ``(..., B, N, Q)``."""
+        """Coordinates of given logits, ``L⁻¹ η``: ``(..., B, N, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> u = torch.ones(1, 4, 2, dtype=torch.float64)
+        >>> torch.allclose(basis.coordinates(basis.logits(u)), u)
+        True
+        """
         return planar_matvec(self.inverse, logits)
 
     def logit_covariance(self, covariance: Tensor) -> Tensor:
-        """Covariance of the logits from covariances ``(B, N, Q, Q)`` of u, ``L C L'``."""
+        """Covariance of the logits from covariances ``(B, N, Q, Q)`` of u, ``L C L'``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> identity = torch.eye(2, dtype=torch.float64).expand(1, 1, 2, 2)
+        >>> basis.logit_covariance(identity).squeeze().round(decimals=6)  # I + 11'
+        tensor([[2., 1.],
+                [1., 2.]], dtype=torch.float64)
+        """
         return congruent(self.root, covariance)
 
     def information(self, information: Tensor) -> Tensor:
-        """Information ``(B, N, Q, Q)`` of the logits as that of u: ``L' W L``."""
+        """Information ``(B, N, Q, Q)`` of the logits as that of u: ``L' W L``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> information = torch.eye(2, dtype=torch.float64).expand(1, 1, 2, 2)
+        >>> basis.information(information).shape
+        torch.Size([1, 1, 2, 2])
+        """
         return congruent(self.root.mT, information)
 
     def logit_slope(self, slope: Tensor) -> Tensor:
-        """Derivatives ``(B, N, Q)`` in u as such in η: ``L⁻ᵀ s``."""
+        """Derivatives ``(B, N, Q)`` in u as such in η: ``L⁻ᵀ s``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> basis.logit_slope(torch.ones(1, 4, 2, dtype=torch.float64)).shape
+        torch.Size([1, 4, 2])
+        """
         return planar_matvec(self.inverse.mT, slope)
 
     def logit_precision(self, precision: Tensor) -> Tensor:
-        """Precision of the logits from precisions ``(B, N, Q, Q)`` of u, ``L⁻ᵀ P L⁻¹``."""
+        """Precision of the logits from precisions ``(B, N, Q, Q)`` of u, ``L⁻ᵀ P L⁻¹``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> identity = torch.eye(2, dtype=torch.float64).expand(1, 1, 2, 2)
+        >>> product = basis.logit_precision(identity) @ basis.logit_covariance(identity)
+        >>> torch.allclose(product, identity)
+        True
+        """
         return congruent(self.inverse.mT, precision)
 
     def logit_information(self, information: Tensor) -> Tensor:
-        """Information ``(B, C Q, C Q)`` of coefficients of u, predictors fastest, as that of coefficients of η."""
+        """Information ``(B, C Q, C Q)`` of coefficients of u, predictors fastest, as that of coefficients of η.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.effects import SoftmaxBasis
+        >>> basis = SoftmaxBasis.plain(2, torch.zeros(1, dtype=torch.float64))
+        >>> basis.logit_information(torch.eye(4, dtype=torch.float64)[None]).shape  # of two coefficients
+        torch.Size([1, 4, 4])
+        """
         n_genes, size = information.shape[:2]
         q = self.root.shape[-1]
         inverse = self.inverse.expand(n_genes, 1, q, q)[:, 0]

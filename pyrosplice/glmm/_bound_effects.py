@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class BoundEffects:
         Fields whose parameter is estimated, each gene's own; ``field`` and ``space`` are then of the default.
     sections
         Column of the sections that the field is in, and the section of each observation ``(N,)``; None for one.
+    graph_key
+        Key of ``obsp`` with the field's neighbours; None where they are the nearest ones.
     """
 
     given: tuple[GivenEffect, ...]
@@ -60,6 +63,7 @@ class BoundEffects:
     noise: bool = False
     family: FieldFamily | None = None
     sections: tuple[str, NDArray[np.intp]] | None = None
+    graph_key: str | None = None
 
     def problem(
         self,
@@ -142,14 +146,18 @@ class FittedSites:
     Attributes
     ----------
     positions
-        ``(N, D)``; None of a field with a covariance of its own.
+        ``(N, D)``; None of a field with a covariance or neighbours of its own.
     section_key, sections
         Column of the sections, and the section of each observation; None for one.
+    adjacency, graph_key
+        Neighbours that are not the nearest ones, and their key in ``obsp``.
     """
 
     positions: object = None
     section_key: str | None = None
     sections: Labels | None = None
+    adjacency: sp.csr_matrix | None = None
+    graph_key: str | None = None
 
     @property
     def names(self) -> NDArray[np.object_] | None:
@@ -184,9 +192,10 @@ def bind_effects(
     noise, field = any(isinstance(one, Independent) for one in given), field_of(given)
     if field is None:
         return BoundEffects(tuple(given), groups, noise=noise)
-    family = field.family_at(places.positions, places.names, stacklevel=stacklevel + 1)
+    where: dict[str, Any] = {"adjacency": places.adjacency, "stacklevel": stacklevel + 1}
+    family = field.family_at(places.positions, places.names, **where)
     if family is None:
-        covariance = field.covariance_at(places.positions, places.names, stacklevel=stacklevel + 1)
+        covariance = field.covariance_at(places.positions, places.names, **where)
     else:
         covariance = cast(SpatialCovariance, family.covariance(RHO))
     space = solver_for(covariance)
@@ -198,4 +207,4 @@ def bind_effects(
     if places.sections is not None and len(places.sections.levels) > 1:
         within = str(places.section_key), places.sections.codes
     by = field.multiplier(table)
-    return BoundEffects(tuple(given), groups, covariance, space, by, noise, family, within)
+    return BoundEffects(tuple(given), groups, covariance, space, by, noise, family, within, places.graph_key)

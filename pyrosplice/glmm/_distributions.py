@@ -36,6 +36,16 @@ class SpotCounts(TorchDistribution):
         Linear predictor, ``(..., G, N, Q)``.
     n_isos
         Number of isoforms K. Batch shape ``(..., G, N)``, event shape ``(K,)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import SpotCounts
+    >>> from pyrosplice.likelihoods import Multinomial
+    >>> totals = torch.tensor([[10.0, 0.0, 5.0]])  # one gene at three spots
+    >>> counts = SpotCounts(Multinomial(), totals, torch.zeros(1, 3, 2), n_isos=3)
+    >>> counts.sample().sum(-1), counts.mean.shape
+    (tensor([[10.,  0.,  5.]]), torch.Size([1, 3, 3]))
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -116,6 +126,14 @@ class EigenCovariance:
     ----------
     eigenvalues, eigenvectors
         λ ``(N,)``, non-negative, and the orthogonal U ``(N, N)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import EigenCovariance
+    >>> V = EigenCovariance.from_dense(0.5 * torch.eye(3).double() + 0.5)
+    >>> V.eigenvalues.round(decimals=3).sort().values, V.n_spots
+    (tensor([0.5000, 0.5000, 2.0000], dtype=torch.float64), 3)
     """
 
     eigenvalues: Tensor
@@ -129,6 +147,13 @@ class EigenCovariance:
         ------
         InvalidArgumentError
             If the matrix is not square and symmetric or has an eigenvalue below −1e-8 times the largest.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import EigenCovariance
+        >>> EigenCovariance.from_dense(torch.eye(3).double()).is_identity
+        True
         """
         if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
             raise InvalidArgumentError(f"covariance: expected a square matrix, found shape {tuple(covariance.shape)}.")
@@ -258,6 +283,17 @@ class SpatialEffect(TorchDistribution):
         Q. Batch shape ``(..., G)``, event shape ``(N, Q)``.
     isoform_effect
         ``"independent"`` or ``"symmetric"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import SpatialEffect
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))))
+    >>> sigma = torch.full((3, 1), 0.7, dtype=torch.float64)  # of three genes
+    >>> effect = SpatialEffect(covariance, sigma, torch.zeros_like(sigma), n_logits=2)
+    >>> effect.batch_shape, effect.event_shape, effect.sample().shape
+    (torch.Size([3]), torch.Size([25, 2]), torch.Size([3, 25, 2]))
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -323,12 +359,37 @@ class SpatialEffect(TorchDistribution):
         )
 
     def colored(self, white: Tensor) -> Tensor:
-        """Random effects ν from standard normal numbers ``(..., G, N, Q)``."""
+        """Random effects ν from standard normal numbers ``(..., G, N, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import SpatialEffect
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))))
+        >>> sigma = torch.full((3, 1), 0.7, dtype=torch.float64)  # of three genes
+        >>> effect = SpatialEffect(covariance, sigma, torch.zeros_like(sigma), n_logits=2)
+        >>> effect.colored(torch.randn(3, 25, 2, generator=torch.Generator().manual_seed(0)).double()).shape
+        torch.Size([3, 25, 2])
+        """
         effect = torch.matmul(*_of_one_type(self.covariance.eigenvectors, white * self.eigen_variances.sqrt()))
         return effect if self._basis is None else self._basis.logits(effect)
 
     def whitened(self, value: Tensor) -> Tensor:
-        """The standard normal numbers that :meth:`colored` makes ν ``(..., G, N, Q)`` from."""
+        """The standard normal numbers that :meth:`colored` makes ν ``(..., G, N, Q)`` from.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import SpatialEffect
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))))
+        >>> sigma = torch.full((3, 1), 0.7, dtype=torch.float64)  # of three genes
+        >>> effect = SpatialEffect(covariance, sigma, torch.zeros_like(sigma), n_logits=2)
+        >>> nu = effect.sample()
+        >>> bool(torch.allclose(effect.colored(effect.whitened(nu)), nu))
+        True
+        """
         return self._rotated(value) / self.eigen_variances.sqrt().clamp_min(1e-12)
 
     def _rotated(self, value: Tensor) -> Tensor:

@@ -50,6 +50,19 @@ class CountGLMM(MultinomialGLM):
     ------
     InvalidArgumentError
         Two sites of one name; priors by a name, which are of other sites.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, torch
+    >>> from pyrosplice.effects import Groups
+    >>> from pyrosplice.glmm import CountGLMM, EffectsProblem
+    >>> from pyrosplice.likelihoods import Poisson
+    >>> donor = Groups("donor").bind(pd.DataFrame({"donor": list("uuvvww")}))
+    >>> counts = torch.tensor([[3.0, 2.0, 9.0, 8.0, 1.0, 0.0]], dtype=torch.float64)[..., None]  # genes, cells, 1
+    >>> problem = EffectsProblem(counts, np.ones((6, 1)), likelihood=Poisson(), groups=(donor,))
+    >>> model = CountGLMM(problem)
+    >>> model.latent_shapes()
+    {'beta': (1, 1, 1), '1 | donor: sd(1)': (1, 1), '1 | donor': (1, 3, 1, 1)}
     """
 
     def __init__(self, problem: EffectsProblem, *, priors: Mapping[str, Any] | None = None) -> None:
@@ -113,12 +126,42 @@ class CountGLMM(MultinomialGLM):
         return eta
 
     def effect_root(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
-        """L ``(..., G, q, q)`` of a group effect: its levels have covariance ``L L'`` on each predictor."""
+        """L ``(..., G, q, q)`` of a group effect: its levels have covariance ``L L'`` on each predictor.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, torch
+        >>> from pyrosplice.effects import Groups
+        >>> from pyrosplice.glmm import CountGLMM, EffectsProblem
+        >>> from pyrosplice.likelihoods import Poisson
+        >>> donor = Groups("donor").bind(pd.DataFrame({"donor": list("uuvvww")}))
+        >>> counts = torch.tensor([[3.0, 2.0, 9.0, 8.0, 1.0, 0.0]], dtype=torch.float64)[..., None]  # genes, cells, 1
+        >>> problem = EffectsProblem(counts, np.ones((6, 1)), likelihood=Poisson(), groups=(donor,))
+        >>> model = CountGLMM(problem)
+        >>> values = {name: torch.ones(shape).double() for name, shape in model.latent_shapes().items()}
+        >>> model.effect_root(donor, values).shape  # genes, columns, columns
+        torch.Size([1, 1, 1])
+        """
         scale = (values[name].unsqueeze(-1) * matrix for name, matrix in _parameters_of(group).items())
         return sum(scale, self.design.new_zeros(()))
 
     def level_effects(self, group: GroupBlock, values: Mapping[str, Tensor]) -> Tensor:
-        """Effects u ``(..., G, D, q, Q)`` of every level on the predictors."""
+        """Effects u ``(..., G, D, q, Q)`` of every level on the predictors.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, torch
+        >>> from pyrosplice.effects import Groups
+        >>> from pyrosplice.glmm import CountGLMM, EffectsProblem
+        >>> from pyrosplice.likelihoods import Poisson
+        >>> donor = Groups("donor").bind(pd.DataFrame({"donor": list("uuvvww")}))
+        >>> counts = torch.tensor([[3.0, 2.0, 9.0, 8.0, 1.0, 0.0]], dtype=torch.float64)[..., None]  # genes, cells, 1
+        >>> problem = EffectsProblem(counts, np.ones((6, 1)), likelihood=Poisson(), groups=(donor,))
+        >>> model = CountGLMM(problem)
+        >>> values = {name: torch.ones(shape).double() for name, shape in model.latent_shapes().items()}
+        >>> model.level_effects(donor, values).shape  # genes, donors, columns, predictors
+        torch.Size([1, 3, 1, 1])
+        """
         latent = values[group.name]
         if group.root is not None:
             latent = torch.einsum("de,...ekq->...dkq", torch.as_tensor(group.root), latent)

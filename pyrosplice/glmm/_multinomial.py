@@ -67,6 +67,17 @@ class MultinomialGLM:
     ``(G, 1)`` by their names, in the plate ``genes`` (dim −1); ``counts`` in the plates ``rows`` (the same genes,
     dim −2) and ``spots`` (dim −1). A flat prior is improper: it has a density but no draws of its own, so simulating
     the prior asks for proper ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import MultinomialGLM
+    >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+    >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+    >>> from pyro import poutine
+    >>> sites = poutine.trace(model).get_trace().nodes
+    >>> sites["beta"]["value"].shape, sites["counts"]["value"].shape
+    (torch.Size([2, 1, 2]), torch.Size([2, 25, 3]))
     """
 
     real_sites: Collection[str] = REAL_SITES  # every other site is positive
@@ -97,18 +108,51 @@ class MultinomialGLM:
         return named_priors(name, sites, covariance=None, likelihood=self.likelihood)
 
     def site_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each site that takes a prior, genes first."""
+        """Shape of each site that takes a prior, genes first.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import MultinomialGLM
+        >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+        >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+        >>> model.site_shapes()
+        {'beta': (2, 1, 2), 'bias_eta': (2, 2)}
+        """
         n_genes, _, n_isos = self.counts.shape
         n_logits = self.likelihood.n_predictors(n_isos)
         own = dict.fromkeys(self.likelihood.free, (n_genes, 1))
         return {"beta": (n_genes, self.design.shape[1], n_logits), "bias_eta": (n_genes, n_logits), **own}
 
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each latent site that :meth:`sample_latents` samples, genes first."""
+        """Shape of each latent site that :meth:`sample_latents` samples, genes first.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import MultinomialGLM
+        >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+        >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+        >>> model.latent_shapes()
+        {'beta': (2, 1, 2), 'bias_eta': (2, 2)}
+        """
         return self.site_shapes()
 
     def sample_latents(self) -> dict[str, Tensor]:
-        """Sample every latent site (called inside the plate of genes); values by site."""
+        """Sample every latent site (called inside the plate of genes); values by site.
+
+        Examples
+        --------
+        >>> import pyro
+        >>> import torch
+        >>> from pyrosplice.glmm import MultinomialGLM
+        >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+        >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+        >>> with pyro.plate("genes", 2, dim=-1):
+        ...     values = model.sample_latents()
+        >>> values["bias_eta"].shape
+        torch.Size([2, 2])
+        """
         return {name: self._sample(name) for name in self.priors}
 
     def _sample(self, name: str) -> Tensor:
@@ -118,7 +162,18 @@ class MultinomialGLM:
         return pyro.sample(name, prior)
 
     def linear_predictor(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites."""
+        """Linear predictor η ``(..., G, N, Q)`` from the values of the sites.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import MultinomialGLM
+        >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+        >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+        >>> values = {"beta": torch.zeros(2, 1, 2).double(), "bias_eta": torch.ones(2, 2).double()}
+        >>> model.linear_predictor(values).shape
+        torch.Size([2, 25, 2])
+        """
         return self.design @ values["beta"] + values["bias_eta"].unsqueeze(-2)
 
     def __call__(self) -> Tensor:
@@ -165,6 +220,18 @@ class MultinomialGLMM(MultinomialGLM):
     ------
     InvalidArgumentError
         ``isoform_effect="symmetric"`` without ``share_variance``, or with a likelihood of other predictors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import MultinomialGLMM
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))))
+    >>> model = MultinomialGLMM(counts, torch.zeros(25, 0).double(), covariance)
+    >>> from pyro import poutine
+    >>> model.latent_shapes()
+    {'beta': (2, 0, 2), 'bias_eta': (2, 2), 'sigma': (2, 1), 'theta_logit': (2, 1), 'nu': (2, 25, 2)}
     """
 
     def __init__(  # noqa: PLR0913 (a documented interface)
@@ -212,7 +279,22 @@ class MultinomialGLMM(MultinomialGLM):
         return self.space.eigen
 
     def effect(self, values: Mapping[str, Tensor]) -> SpatialEffect:
-        """Distribution of ν given the values of the other sites."""
+        """Distribution of ν given the values of the other sites.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.glmm import MultinomialGLMM
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))))
+        >>> model = MultinomialGLMM(counts, torch.zeros(25, 0).double(), covariance)
+        >>> values = {"sigma": torch.full((2, 1), 0.5).double(), "theta_logit": torch.zeros(2, 1).double()}
+        >>> values["bias_eta"] = torch.zeros(2, 2).double()
+        >>> effect = model.effect(values)
+        >>> effect.batch_shape, effect.event_shape
+        (torch.Size([2]), torch.Size([25, 2]))
+        """
         n_logits, kind = values["bias_eta"].shape[-1], self.isoform_effect
         return SpatialEffect(self.space, values["sigma"], values["theta_logit"], n_logits, isoform_effect=kind)
 
@@ -230,6 +312,16 @@ def log_density(model: Callable[[], Any], values: Mapping[str, Tensor]) -> Tenso
     """Joint log density of each gene ``(G,)`` under a Pyro model at given values of its latent sites.
 
     Differentiable in ``values``. Sums to ``poutine.trace(model).get_trace().log_prob_sum()``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.glmm import MultinomialGLM, log_density
+    >>> counts = torch.poisson(torch.full((2, 25, 3), 5.0), generator=torch.Generator().manual_seed(0)).double()
+    >>> model = MultinomialGLM(counts, torch.linspace(-1, 1, 25).double()[:, None])
+    >>> values = {name: torch.zeros(shape).double() for name, shape in model.latent_shapes().items()}
+    >>> log_density(model, values).shape  # of each gene
+    torch.Size([2])
     """
     trace = pyro.poutine.trace(pyro.poutine.condition(model, data=dict(values))).get_trace()
     trace.compute_log_prob()

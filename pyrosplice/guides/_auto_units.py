@@ -56,6 +56,21 @@ class AutoUnits(AutoGuide):
     ``_check_path``       no        a guide that does not have every path
     ``_left_out``         no        densities that setting up does not need
     ====================  ========  ===========================================
+
+    Examples
+    --------
+    >>> import pyro, torch
+    >>> import pyro.distributions as dist
+    >>> from pyrosplice.guides import AutoNewtonMAP
+    >>> def model(counts):
+    ...     with pyro.plate("genes", len(counts), dim=-2):
+    ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+    ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+    ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+    >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+    >>> guide = AutoNewtonMAP(model).fit(counts)
+    >>> guide.median()["level"].exp().round(decimals=1).flatten().tolist()
+    [2.0, 3.0]
     """
 
     def __init__(
@@ -100,6 +115,21 @@ class AutoUnits(AutoGuide):
             A part of the model that cannot be done, named; with ``path="engine"``, one that the engine cannot do.
         InvalidArgumentError
             An unknown path.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP, FitOptions
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts, options=FitOptions(tolerance=1e-8))
+        >>> guide.converged.all().item()
+        True
         """
         check_option("path", path, get_args(Path))
         self._asked, options = path, options or FitOptions()
@@ -201,6 +231,24 @@ class AutoUnits(AutoGuide):
             ``converged``, ``reason`` (a :class:`~pyrosplice.reasons.Reason`), ``log_density``,
             ``gradient_norm`` (nats per unit of the unconstrained coordinates), ``evaluations``, ``attempts`` (first
             points tried) and ``identified`` (whether the curvature is positive in every direction).
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts)
+        >>> guide.report()[["converged", "reason"]]
+               converged     reason
+        genes
+        0           True  converged
+        1           True  converged
         """
         found = self.optimum
         table = {
@@ -274,7 +322,23 @@ class AutoUnits(AutoGuide):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Quantiles of every latent site, ``(n, *shape)``, coordinate by coordinate."""
+        """Quantiles of every latent site, ``(n, *shape)``, coordinate by coordinate.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts).laplace_approximation(counts)
+        >>> guide.quantiles([0.05, 0.95])["level"].shape  # quantiles, genes, 1
+        torch.Size([2, 2, 1])
+        """
         at = torch.as_tensor(quantiles, dtype=torch.float64).reshape(-1, 1, 1)
         if not bool(((at >= 0) & (at <= 1)).all()):
             raise InvalidArgumentError(f"quantiles: expected numbers between 0 and 1, found {quantiles}.")
@@ -292,6 +356,21 @@ class AutoUnits(AutoGuide):
             How many.
         seed
             Seed of these draws only; torch's own state is used, and moves on, if None.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts).laplace_approximation(counts)
+        >>> guide.sample_posterior(100, seed=0)["level"].shape
+        torch.Size([100, 2, 1])
         """
         check_integer("num_samples", num_samples)
         with ExitStack() as stack:

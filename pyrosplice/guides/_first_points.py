@@ -46,7 +46,21 @@ def is_subsample(site: Site) -> bool:
 
 
 def init_to_center(site: Site) -> Tensor:
-    """Start of a site, for any Pyro guide: the mean of its prior, or the middle of its support; never a random draw."""
+    """Start of a site, for any Pyro guide: the mean of its prior, or the middle of its support; never a random draw.
+
+    Examples
+    --------
+    >>> import pyro
+    >>> import pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> from pyrosplice.guides import init_to_center
+    >>> def model():
+    ...     pyro.sample("size", dist.Gamma(4.0, 2.0))
+    >>> guide = AutoNormal(model, init_loc_fn=init_to_center)
+    >>> _ = guide()
+    >>> round(guide.median()["size"].item(), 3)  # the mean of the prior
+    2.0
+    """
     fn = site["fn"]
     if fn.support.is_discrete:
         return fn.enumerate_support(expand=True)[0] if fn.has_enumerate_support else fn.sample()

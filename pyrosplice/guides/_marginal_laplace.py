@@ -231,7 +231,25 @@ class AutoMarginalLaplace(AutoUnits):
         return spread
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> UnitNormal | EffectNormal:
-        """Gaussian of the integrated sites' unconstrained values, the others at their mode: batch shape ``(G,)``."""
+        """Gaussian of the integrated sites' unconstrained values, the others at their mode: batch shape ``(G,)``.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoMarginalLaplace
+        >>> def model(y):
+        ...     with pyro.plate("genes", len(y), dim=-2):
+        ...         sd = pyro.sample("sd", dist.Exponential(torch.ones(len(y), 1)))
+        ...         with pyro.plate("cells", y.shape[1], dim=-1):
+        ...             effect = pyro.sample("effect", dist.Normal(0.0, sd.expand(y.shape)))
+        ...             pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+        >>> y = torch.tensor([[3.0, -3.0, 1.0, -1.0]], dtype=torch.float64)
+        >>> guide = AutoMarginalLaplace(model, marginalize=["effect"]).fit(y)
+        >>> posterior = guide.get_posterior(y)
+        >>> posterior.batch_shape, posterior.event_shape  # genes; four effects
+        (torch.Size([1]), torch.Size([4]))
+        """
         return self._inner()
 
     def log_marginal(self, values: Mapping[str, Tensor], *, prior: bool = False) -> Tensor:
@@ -256,6 +274,23 @@ class AutoMarginalLaplace(AutoUnits):
             A site too many, one that is missing, or one of another shape.
         RefusedModelError
             Without ``prior``: a site among ``values`` that depends on a marginalized one, and so has no prior.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoMarginalLaplace
+        >>> def model(y):
+        ...     with pyro.plate("genes", len(y), dim=-2):
+        ...         sd = pyro.sample("sd", dist.Exponential(torch.ones(len(y), 1)))
+        ...         with pyro.plate("cells", y.shape[1], dim=-1):
+        ...             effect = pyro.sample("effect", dist.Normal(0.0, sd.expand(y.shape)))
+        ...             pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+        >>> y = torch.tensor([[3.0, -3.0, 1.0, -1.0]], dtype=torch.float64)
+        >>> guide = AutoMarginalLaplace(model, marginalize=["effect"]).fit(y)
+        >>> near, far = (guide.log_marginal({"sd": torch.full((1, 1), sd).double()}) for sd in (2.0, 9.0))
+        >>> bool(near > far)
+        True
         """
         fitted, density, names = self._fitted, self.density, self._outer_names
         self._check_values(values, names)
@@ -311,6 +346,22 @@ class AutoMarginalLaplace(AutoUnits):
             What the model is called with.
         options
             Options of that search.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoMarginalLaplace
+        >>> def model(y):
+        ...     with pyro.plate("genes", len(y), dim=-2):
+        ...         sd = pyro.sample("sd", dist.Exponential(torch.ones(len(y), 1)))
+        ...         with pyro.plate("cells", y.shape[1], dim=-1):
+        ...             effect = pyro.sample("effect", dist.Normal(0.0, sd.expand(y.shape)))
+        ...             pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+        >>> y = torch.tensor([[3.0, -3.0, 1.0, -1.0]], dtype=torch.float64)
+        >>> guide = AutoMarginalLaplace(model, marginalize=["effect"]).fit(y)
+        >>> bool(guide.laplace_approximation(y).sample_posterior(100, seed=0)["sd"].std() > 0)  # sd varies as well
+        True
         """
         guide = AutoMarginalLaplace(
             self._plain[0],

@@ -103,7 +103,23 @@ class AutoNewtonMAP(AutoUnits):
         return torch.zeros_like(self._of_point())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.Delta:
-        """Distribution with all mass at the unconstrained values: batch shape ``(G,)``."""
+        """Distribution with all mass at the unconstrained values: batch shape ``(G,)``.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts)
+        >>> guide.get_posterior(counts).batch_shape
+        torch.Size([2])
+        """
         return dist.Delta(self._of_point(), event_dim=1)
 
     def laplace_approximation(self, *args: Any, options: FitOptions | None = None, **kwargs: Any) -> AutoUnitNormal:
@@ -122,6 +138,22 @@ class AutoNewtonMAP(AutoUnits):
         ------
         RefusedModelError
             A unit whose density does not curve down in every direction at its mode.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts)
+        >>> gaussian = guide.laplace_approximation(counts)
+        >>> gaussian.sample_posterior(100, seed=0)["level"].shape
+        torch.Size([100, 2, 1])
         """
         start = init_to_value(values=self.median())
         source = self
@@ -135,13 +167,48 @@ class AutoNewtonMAP(AutoUnits):
 
 
 class AutoUnitNormal(AutoUnits):
-    """Gaussian of each unit over all unconstrained coordinates: ``AutoNewtonMAP.laplace_approximation`` returns it."""
+    """Gaussian of each unit over all unconstrained coordinates: ``AutoNewtonMAP.laplace_approximation`` returns it.
+
+    Examples
+    --------
+    >>> import pyro, torch
+    >>> import pyro.distributions as dist
+    >>> from pyrosplice.guides import AutoNewtonMAP
+    >>> def model(counts):
+    ...     with pyro.plate("genes", len(counts), dim=-2):
+    ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+    ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+    ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+    >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+    >>> guide = AutoNewtonMAP(model).fit(counts)
+    >>> gaussian = guide.laplace_approximation(counts)
+    >>> type(gaussian).__name__, gaussian.median()["level"].shape
+    ('AutoUnitNormal', torch.Size([2, 1]))
+    """
 
     def _jacobian_sites(self) -> frozenset[str]:
         return self._latent_names()
 
     def take(self, source: AutoNewtonMAP) -> None:
-        """Make the optimum of another guide, and the curvature there, one's own."""
+        """Make the optimum of another guide, and the curvature there, one's own.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts)
+        >>> gaussian = guide.laplace_approximation(counts)
+        >>> gaussian.take(guide)
+        >>> bool((gaussian.median()["level"] == guide.median()["level"]).all())
+        True
+        """
         with torch.inference_mode(False), torch.enable_grad():
             curvature = Curvature(self.density, tuple(self.density.latents))
             point = source.loc.detach().clone()
@@ -158,7 +225,23 @@ class AutoUnitNormal(AutoUnits):
         raise RefusedModelError("fit: fit an AutoNewtonMAP and take its laplace_approximation().")
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> UnitNormal:
-        """Gaussian of the unconstrained coordinates: batch shape ``(G,)``, event shape ``(d,)``."""
+        """Gaussian of the unconstrained coordinates: batch shape ``(G,)``, event shape ``(d,)``.
+
+        Examples
+        --------
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyrosplice.guides import AutoNewtonMAP
+        >>> def model(counts):
+        ...     with pyro.plate("genes", len(counts), dim=-2):
+        ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+        ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+        ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+        >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+        >>> guide = AutoNewtonMAP(model).fit(counts)
+        >>> guide.laplace_approximation(counts).get_posterior(counts).event_shape  # one number a gene
+        torch.Size([1])
+        """
         self.optimum  # noqa: B018 (which raises before a fit)
         return self._posterior
 

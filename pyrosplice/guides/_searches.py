@@ -36,6 +36,25 @@ class FitOptions:
     ------
     InvalidArgumentError
         A value outside its range.
+
+    Examples
+    --------
+    >>> import pyro, torch
+    >>> import pyro.distributions as dist
+    >>> from pyrosplice.guides import AutoNewtonMAP, FitOptions
+    >>> def model(counts):
+    ...     with pyro.plate("genes", len(counts), dim=-2):
+    ...         level = pyro.sample("level", dist.Normal(torch.zeros(len(counts), 1), 3.0))
+    ...         with pyro.plate("cells", counts.shape[1], dim=-1):
+    ...             pyro.sample("counts", dist.Poisson(level.exp()), obs=counts)
+    >>> counts = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 1.0]])
+    >>> guide = AutoNewtonMAP(model).fit(counts, options=FitOptions(tolerance=1e-9, starts=3))
+    >>> bool((guide.report()["gradient_norm"] < 1e-9).all())
+    True
+    >>> FitOptions(max_iter=0)
+    Traceback (most recent call last):
+        ...
+    pyrosplice.errors.InvalidArgumentError: max_iter: expected a whole number of at least 1, found 0.
     """
 
     tolerance: float = 1e-6

@@ -20,6 +20,15 @@ class CellCounts(TorchDistribution):
         Noise of one count.
     eta, zeta
         Location and scale predictor ``(..., G, N)``; the batch shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.likelihoods import CellCounts, NegativeBinomial
+    >>> eta, zeta = torch.ones(2, 5), torch.zeros(2, 5)  # two genes, five cells
+    >>> noise = CellCounts(NegativeBinomial(), eta, zeta)
+    >>> noise.batch_shape, noise.sample().shape
+    (torch.Size([2, 5]), torch.Size([2, 5]))
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)

@@ -73,6 +73,23 @@ class Likelihood(Extensible):
     around that mean. Methods set on an object are refused; those set on a class after it was made are not seen.
 
     :func:`pyrosplice.testing.check_likelihood` says in words what a new one gets wrong.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.likelihoods import Likelihood
+    >>> class Mislabelled(Likelihood):
+    ...     def log_prob(self, counts, eta):  # one in twenty is of any isoform
+    ...         usage = torch.cat([eta, torch.zeros_like(eta[..., :1])], -1).softmax(-1)
+    ...         usage = 0.95 * usage + 0.05 / counts.shape[-1]
+    ...         ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+    ...         return ways + (counts * usage.log()).sum(-1)
+    >>> from pyrosplice import MultinomGLM
+    >>> model = MultinomGLM(likelihood=Mislabelled())
+    >>> model.setup_data(torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0)))
+    >>> model.fit(quiet=True)
+    >>> model.logger.converged.all().item()
+    True
     """
 
     closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -105,43 +122,125 @@ class Likelihood(Extensible):
     is_negative_binomial: bool = False  # its dispersion is exp(−ζ), and terms() are those of NegativeBinomial
 
     def n_predictors(self, n_isos: int) -> int:
-        """Length Q of the linear predictor of a gene with ``n_isos`` isoforms."""
+        """Length Q of the linear predictor of a gene with ``n_isos`` isoforms.
+
+        Examples
+        --------
+        >>> from pyrosplice.likelihoods import Multinomial, Poisson
+        >>> Multinomial().n_predictors(3), Poisson().n_predictors(1)
+        (2, 1)
+        """
         return len(self.predictors) or n_isos - 1
 
     def distribution(self, eta: Tensor) -> TorchDistribution:
         """Pyro distribution of the counts at ``eta``: a spot's, event ``(K,)``, or each, batch ``(..., N, K)``.
 
         The density of the counts given their total, where that is not random (whatever the ``total_count``).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Normal, Poisson
+        >>> Normal(torch.ones(1, 1)).distribution(torch.zeros(1, 4, 1)).sample().shape  # one gene, four spots
+        torch.Size([1, 4, 1])
+        >>> Poisson().distribution(torch.zeros(1, 4, 1))
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.NotStatedError: Poisson has no Pyro distribution: its density is log_prob.
         """
-        raise NotStatedError(
-            f"{type(self).__name__} has no log density; override Likelihood.log_prob or Likelihood.distribution."
-        )
+        lacks = "log density; override Likelihood.log_prob or Likelihood.distribution."
+        lacks = lacks if type(self).log_prob is Likelihood.log_prob else "Pyro distribution: its density is log_prob."
+        raise NotStatedError(f"{type(self).__name__} has no {lacks}")
 
     def log_prob(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """Log density of each spot's counts, constants included: ``(..., N)``."""
+        """Log density of each spot's counts, constants included: ``(..., N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> round(Multinomial().log_prob(counts, eta).exp().item() * 3**10)  # ways, of 3^10 for ten molecules
+        45
+        """
         return log_prob_of(self.distribution, counts, eta)
 
     def log_kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """Log density up to terms that do not depend on ``eta``: ``(..., N)``."""
+        """Log density up to terms that do not depend on ``eta``: ``(..., N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> change = lambda density: density(counts, eta + 1) - density(counts, eta)
+        >>> bool(torch.isclose(change(Multinomial().log_kernel), change(Multinomial().log_prob)))
+        True
+        """
         return self.log_prob(counts, eta)
 
     def mean(self, eta: Tensor) -> Tensor:
-        """Expected usage of each isoform, ``(..., N, K)``, summing to one; expected counts if not ``conditional``."""
+        """Expected usage of each isoform, ``(..., N, K)``, summing to one; expected counts if not ``conditional``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().mean(eta)  # no logit differs from the last
+        tensor([[[0.3333, 0.3333, 0.3333]]], dtype=torch.float64)
+        """
         mean = self._stated_by_distribution("mean", eta).mean
         return mean / mean.sum(-1, keepdim=True) if self.conditional else mean
 
     def variance(self, eta: Tensor) -> Tensor:
-        """Variance of each count whose total is random, ``(..., N, K)``."""
+        """Variance of each count whose total is random, ``(..., N, K)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> likelihood = NegativeBinomial(0.5).bind_start(1, torch.zeros(1).double())
+        >>> likelihood.variance(torch.log(torch.tensor([[[4.0]]]).double()))  # 4 + 0.5 · 4²
+        tensor([[[12.]]], dtype=torch.float64)
+        """
         return self._stated_by_distribution("variance", eta).variance
 
     def sample(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules (unused if not conditional)."""
+        """Counts ``(..., N, K)`` drawn for spots with ``totals`` ``(..., N)`` molecules (unused if not conditional).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> drawn = Multinomial().sample(counts.sum(-1), eta, generator=torch.Generator().manual_seed(0))
+        >>> drawn.shape, drawn.sum(-1)
+        (torch.Size([1, 1, 3]), tensor([[10.]], dtype=torch.float64))
+        """
         return drawn_from(self._stated_by_distribution("sample", eta), generator)
 
     def states(self, method: str) -> bool:
         """Whether ``mean``, ``sample`` or ``variance`` is this density's: given, and not by a class it replaced.
 
         What a ``distribution`` has of its own, which for given totals are no samples, counts as given.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Likelihood
+        >>> class Mislabelled(Likelihood):
+        ...     def log_prob(self, counts, eta):  # one in twenty is of any isoform
+        ...         usage = torch.cat([eta, torch.zeros_like(eta[..., :1])], -1).softmax(-1)
+        ...         usage = 0.95 * usage + 0.05 / counts.shape[-1]
+        ...         ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+        ...         return ways + (counts * usage.log()).sum(-1)
+        >>> Mislabelled().states("mean"), Mislabelled().states("sample")  # its density alone is given
+        (False, False)
         """
         kind = type(self)
         if self._gives(method):
@@ -157,7 +256,24 @@ class Likelihood(Extensible):
         return each_spot(self.distribution, eta)
 
     def require(self, method: str) -> None:
-        """Raise :class:`~pyrosplice.errors.NotStatedError` unless it :meth:`states` that method."""
+        """Raise :class:`~pyrosplice.errors.NotStatedError` unless it :meth:`states` that method.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Likelihood
+        >>> class Mislabelled(Likelihood):
+        ...     def log_prob(self, counts, eta):  # one in twenty is of any isoform
+        ...         usage = torch.cat([eta, torch.zeros_like(eta[..., :1])], -1).softmax(-1)
+        ...         usage = 0.95 * usage + 0.05 / counts.shape[-1]
+        ...         ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+        ...         return ways + (counts * usage.log()).sum(-1)
+        >>> Mislabelled().require("sample")
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.NotStatedError: likelihood: Mislabelled does not say how to sample; override
+        Likelihood.sample.
+        """
         if not self.states(method):
             raise NotStatedError(self._unstated(method))
 
@@ -167,13 +283,33 @@ class Likelihood(Extensible):
         return f"likelihood: {type(self).__name__} does not say {what}; override Likelihood.{method}{why}."
 
     def expected(self, eta: Tensor) -> Tensor:
-        """Expected usage, for those who report it: :meth:`mean`, refused where it is not stated for this density."""
+        """Expected usage, for those who report it: :meth:`mean`, refused where it is not stated for this density.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().expected(eta).sum(-1)
+        tensor([[1.]], dtype=torch.float64)
+        """
         self.require("mean")
         mean = self.mean(eta)
         return mean if is_ours(type(self)) else self._checked_mean(mean, eta)
 
     def draw(self, totals: Tensor, eta: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw counts by :meth:`sample`, refused where it is not stated for this density."""
+        """Draw counts by :meth:`sample`, refused where it is not stated for this density.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().draw(counts.sum(-1), eta, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 1, 3])
+        """
         self.require("sample")
         counts = self.sample(totals, eta, generator=generator)
         if is_ours(type(self)):
@@ -199,7 +335,23 @@ class Likelihood(Extensible):
         return own if not wanted or own in wanted else wanted[0]
 
     def kernel(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """Log density up to terms without ``eta``: :meth:`log_kernel` if it is of this density, else ``log_prob``."""
+        """Log density up to terms without ``eta``: :meth:`log_kernel` if it is of this density, else ``log_prob``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Likelihood
+        >>> class Mislabelled(Likelihood):
+        ...     def log_prob(self, counts, eta):  # one in twenty is of any isoform
+        ...         usage = torch.cat([eta, torch.zeros_like(eta[..., :1])], -1).softmax(-1)
+        ...         usage = 0.95 * usage + 0.05 / counts.shape[-1]
+        ...         ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+        ...         return ways + (counts * usage.log()).sum(-1)
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Mislabelled().kernel(counts, eta).shape  # by log_prob: no log_kernel is given
+        torch.Size([1, 1])
+        """
         current = is_current(type(self), "log_kernel", ("log_prob",))
         return self.log_kernel(counts, eta) if current else self.log_prob(counts, eta)
 
@@ -207,6 +359,19 @@ class Likelihood(Extensible):
         """The ``mean`` that the density of ``kind``, an ancestor, is taken around: None for that of ``kind`` itself.
 
         It is the last one that a subclass gives, up to the first subclass with a ``log_prob`` of its own.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Likelihood
+        >>> class Mislabelled(Likelihood):
+        ...     def log_prob(self, counts, eta):  # one in twenty is of any isoform
+        ...         usage = torch.cat([eta, torch.zeros_like(eta[..., :1])], -1).softmax(-1)
+        ...         usage = 0.95 * usage + 0.05 / counts.shape[-1]
+        ...         ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+        ...         return ways + (counts * usage.log()).sum(-1)
+        >>> Mislabelled().link_of(Likelihood) is None
+        True
         """
         line, link = type(self).__mro__, None
         for ancestor in reversed(line[: line.index(kind)]):
@@ -216,7 +381,17 @@ class Likelihood(Extensible):
         return None if link is None else link.__get__(self)
 
     def start(self, counts: Tensor) -> Tensor:
-        """Intercepts ``(B, Q)`` to start from: log ratios of the totals (half a count added), or zero."""
+        """Intercepts ``(B, Q)`` to start from: log ratios of the totals (half a count added), or zero.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().start(counts).exp()  # (8 + ½) / ½ and (2 + ½) / ½
+        tensor([[17.0000,  5.0000]], dtype=torch.float64)
+        """
         total = counts.sum(-2) + 0.5
         n_predictors = self.n_predictors(counts.shape[-1])
         if n_predictors != counts.shape[-1] - 1:
@@ -224,13 +399,33 @@ class Likelihood(Extensible):
         return (total[:, :-1] / total[:, -1:]).log()
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """First derivative of ``log_prob`` in ``eta``: ``(..., N, Q)``."""
+        """First derivative of ``log_prob`` in ``eta``: ``(..., N, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().score(counts, eta)  # counts less what is expected, 10 / 3
+        tensor([[[ 4.6667, -1.3333]]], dtype=torch.float64)
+        """
         with torch.enable_grad():
             eta = eta.detach().requires_grad_(True)
             return torch.autograd.grad(self.log_prob(counts, eta).sum(), eta)[0]
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """Minus the second derivative of ``log_prob`` in ``eta``: ``(..., N, Q, Q)``."""
+        """Minus the second derivative of ``log_prob`` in ``eta``: ``(..., N, Q, Q)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> Multinomial().information(counts, eta).shape
+        torch.Size([1, 1, 2, 2])
+        """
         with torch.enable_grad():
             return self.curvature(counts, eta.detach().requires_grad_(True)).detach()
 
@@ -238,6 +433,16 @@ class Likelihood(Extensible):
         r"""Derivative of :math:`\operatorname{tr}(C_i W_i)` in :math:`\eta_i`: ``(..., N, Q)``.
 
         ``weight`` is the symmetric matrix C, ``(..., N, Q, Q)``; W is :meth:`information`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> identity = torch.eye(2, dtype=torch.float64).expand(1, 1, 2, 2)
+        >>> Multinomial().information_gradient(counts, eta, identity).shape
+        torch.Size([1, 1, 2])
         """
         with torch.enable_grad():
             eta = eta.detach().requires_grad_(True)
@@ -245,7 +450,18 @@ class Likelihood(Extensible):
             return torch.autograd.grad(trace, eta)[0] if trace.requires_grad else torch.zeros_like(eta)
 
     def curvature(self, counts: Tensor, eta: Tensor) -> Tensor:
-        """Minus the second derivative, a differentiable function of ``eta`` (which requires a gradient)."""
+        """Minus the second derivative, a differentiable function of ``eta`` (which requires a gradient).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import Multinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> curvature = Multinomial().curvature(counts, eta.requires_grad_())
+        >>> bool(torch.allclose(curvature, Multinomial().information(counts, eta)))
+        True
+        """
         (score,) = torch.autograd.grad(self.log_prob(counts, eta).sum(), eta, create_graph=True)
         if not score.requires_grad:  # log_prob is linear in eta
             return eta.new_zeros(*eta.shape, eta.shape[-1])
@@ -258,7 +474,16 @@ class Likelihood(Extensible):
         return free_hyperparameters(self, self.hyperparameters)
 
     def bind(self: Self, values: Mapping[str, Tensor]) -> Self:
-        """Copy with the hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored."""
+        """Copy with the hyper-parameters at ``values`` ``(..., G, 1)``; others are ignored.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import DirichletMultinomial
+        >>> likelihood = DirichletMultinomial().bind({"concentration": torch.full((1, 1), 5.0, dtype=torch.float64)})
+        >>> likelihood.free, likelihood.concentration
+        ((), tensor([[5.]], dtype=torch.float64))
+        """
         bound = copy(self)
         for name in self.hyperparameters:
             if name in values:
@@ -266,33 +491,103 @@ class Likelihood(Extensible):
         return bound
 
     def bind_start(self: Self, n_genes: int, like: Tensor) -> Self:
-        """Copy with free hyper-parameters at their start values."""
+        """Copy with free hyper-parameters at their start values.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import DirichletMultinomial
+        >>> likelihood = DirichletMultinomial()
+        >>> likelihood.free, likelihood.bind_start(2, torch.zeros(1).double()).concentration.shape
+        (('concentration',), torch.Size([2, 1]))
+        """
         return self.bind({name: like.new_full((n_genes, 1), self.hyperparameters[name]) for name in self.free})
 
     def select(self: Self, genes: Tensor) -> Self:
-        """Take the likelihood of some of the genes."""
+        """Take the likelihood of some of the genes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> likelihood = NegativeBinomial(torch.tensor([[0.1], [0.5], [0.9]]))
+        >>> likelihood.select(torch.tensor([2])).dispersion
+        tensor([[0.9000]])
+        """
         own = {name: getattr(self, name) for name in self.hyperparameters}
         return self.bind({name: v[genes] for name, v in own.items() if isinstance(v, Tensor) and v.ndim >= 2})
 
     def at_scale(self: Self, zeta: Tensor) -> Self:
-        """Copy with the free hyper-parameter at ``exp(± zeta)`` of each cell, ``(..., G, N)``."""
+        """Copy with the free hyper-parameter at ``exp(± zeta)`` of each cell, ``(..., G, N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> counts = torch.tensor([[3.0, 0.0]], dtype=torch.float64)  # one gene, two cells
+        >>> weight, eta, zeta = torch.ones(1, 2).double(), torch.ones(1, 2).double(), torch.zeros(1, 2).double()
+        >>> NegativeBinomial().at_scale(zeta).dispersion  # of each cell
+        tensor([[1., 1.]], dtype=torch.float64)
+        """
         return self.bind({name: (self.scale_sign * zeta).exp() for name in self.free})
 
     def cell_log_prob(self, counts: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """Log density ``(..., G, N)`` of one count a cell at its own scale; refused if not of each."""
+        """Log density ``(..., G, N)`` of one count a cell at its own scale; refused if not of each.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> counts = torch.tensor([[3.0, 0.0]], dtype=torch.float64)  # one gene, two cells
+        >>> weight, eta, zeta = torch.ones(1, 2).double(), torch.ones(1, 2).double(), torch.zeros(1, 2).double()
+        >>> NegativeBinomial().cell_log_prob(counts, eta, zeta).shape
+        torch.Size([1, 2])
+        """
         found, shape = self.at_scale(zeta).log_prob(counts, eta), torch.broadcast_shapes(counts.shape, eta.shape)[:-1]
         return found if is_ours(type(self)) else shaped(f"log_prob of {type(self).__name__}", found, shape)
 
     def terms(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Terms:
-        """Weighted log density and derivatives of rows of one count, ``total`` = weight × count: all ``(G, N)``."""
+        """Weighted log density or kernel and derivatives of rows of one count, ``total`` = weight × count: ``(G, N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> counts = torch.tensor([[3.0, 0.0]], dtype=torch.float64)  # one gene, two cells
+        >>> weight, eta, zeta = torch.ones(1, 2).double(), torch.ones(1, 2).double(), torch.zeros(1, 2).double()
+        >>> terms = NegativeBinomial().terms(counts, weight, eta, zeta)
+        >>> terms._fields, terms.g_eta.sign()  # more than expected, and fewer
+        (('value', 'g_eta', 'g_zeta', 'h_eta', 'h_cross', 'h_zeta'), tensor([[ 1., -1.]], dtype=torch.float64))
+        """
         return terms_by_autograd(self.cell_log_prob, total, weight, eta, zeta)
 
     def location_information(self, total: Tensor, weight: Tensor, eta: Tensor, zeta: Tensor) -> Tensor:
-        """Weighted information of each row on its location predictor, expected where that is known: ``(G, N)``."""
+        """Weighted information of each row on its location predictor, expected where that is known: ``(G, N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import NegativeBinomial
+        >>> counts = torch.tensor([[3.0, 0.0]], dtype=torch.float64)  # one gene, two cells
+        >>> weight, eta, zeta = torch.ones(1, 2).double(), torch.ones(1, 2).double(), torch.zeros(1, 2).double()
+        >>> NegativeBinomial().location_information(counts, weight, eta, zeta).shape
+        torch.Size([1, 2])
+        """
         return self.terms(total, weight, eta, zeta).h_eta
 
     def hyper_score(self, counts: Tensor, eta: Tensor, names: Sequence[str]) -> Tensor:
-        """First derivative of each spot's ``log_prob`` in the logs of hyper-parameters: ``(B, N, H)``."""
+        """First derivative of each spot's ``log_prob`` in the logs of hyper-parameters: ``(B, N, H)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import DirichletMultinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> likelihood = DirichletMultinomial().bind({"concentration": torch.full((1, 1), 5.0, dtype=torch.float64)})
+        >>> likelihood.hyper_score(counts, eta, ["concentration"]).shape
+        torch.Size([1, 1, 1])
+        """
         with torch.enable_grad():
             bound, logs = self._of_each_spot(counts, names)
             return torch.stack(torch.autograd.grad(bound.log_prob(counts, eta).sum(), logs), -1)
@@ -310,6 +605,17 @@ class Likelihood(Extensible):
         First of :math:`\sum_i \ell_i + a_i' \ell_i' - \tfrac12 \operatorname{tr}(C_i W_i)` (``along`` a, ``weight`` C;
         None for zero), which is what Laplace's method needs; then the sum of squares of the spots' own derivatives,
         a positive estimate of the information.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.likelihoods import DirichletMultinomial
+        >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+        >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+        >>> likelihood = DirichletMultinomial().bind({"concentration": torch.full((1, 1), 5.0, dtype=torch.float64)})
+        >>> slope, squares = likelihood.hyper_gradient(counts, eta, ["concentration"], None, None)
+        >>> bool(torch.isclose(slope, likelihood.hyper_score(counts, eta, ["concentration"]).sum(1)))
+        True
         """
         with torch.enable_grad():
             bound, logs = self._of_each_spot(counts, names)
@@ -335,6 +641,16 @@ class Multinomial(Likelihood):
     .. math:: y_i \mid \eta_i \sim \operatorname{Multinomial}(n_i, p_i), \quad p_i = \operatorname{softmax}([\eta_i, 0])
 
     A spot with :math:`n_i = 0` has log density 0 and zero derivatives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.likelihoods import Multinomial
+    >>> counts = torch.tensor([[[8.0, 2.0, 0.0]]], dtype=torch.float64)  # one gene, one spot, three isoforms
+    >>> eta = torch.zeros(1, 1, 2, dtype=torch.float64)
+    >>> likelihood = Multinomial()
+    >>> likelihood.mean(eta), likelihood.log_prob(counts, eta).shape
+    (tensor([[[0.3333, 0.3333, 0.3333]]], dtype=torch.float64), torch.Size([1, 1]))
     """
 
     name = "multinomial"

@@ -32,6 +32,17 @@ class Poisson(Likelihood):
     ----------
     exposure
         s, ``(N,)``, positive; one for every spot if None.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import Poisson
+    >>> model = MultinomGLM(likelihood=Poisson())  # one count a spot
+    >>> model.setup_data(torch.tensor([[[2.0], [4.0], [6.0]]]))
+    >>> model.fit(quiet=True)
+    >>> round(model.bias_eta.exp().item(), 6)
+    4.0
     """
 
     name = "Poisson"
@@ -111,6 +122,17 @@ class NegativeBinomial(Poisson):
         predictor is :math:`\zeta = -\log\alpha`, the log of :math:`r = 1 / \alpha`.
     exposure
         As for :class:`Poisson`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import NegativeBinomial
+    >>> model = MultinomGLM(likelihood=NegativeBinomial())
+    >>> model.setup_data(torch.tensor([[[2.0], [0.0], [9.0], [1.0], [8.0]]]))
+    >>> model.fit(quiet=True)
+    >>> round(model.bias_eta.exp().item(), 2), bool(model.dispersion > 0.1)
+    (4.0, True)
     """
 
     name = "negative binomial"

@@ -15,7 +15,20 @@ from pyrosplice.likelihoods._softmax import draw_multinomial, usage_of
 
 
 class Binomial(Multinomial):
-    """Binomial with logit link: counts are (successes, failures), K = 2. The multinomial of two categories."""
+    """Binomial with logit link: counts are (successes, failures), K = 2. The multinomial of two categories.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import Binomial
+    >>> included = torch.tensor([6.0, 5.0, 8.0, 5.0])  # of ten reads an exon is in
+    >>> model = MultinomGLM(likelihood=Binomial())
+    >>> model.setup_data(torch.stack([included, 10 - included], -1)[None])
+    >>> model.fit(quiet=True)
+    >>> round(model.get_isoform_ratio()[0, 0, 0].item(), 6)
+    0.6
+    """
 
     name = "binomial"
     n_categories = (2, 2)
@@ -43,6 +56,18 @@ class DirichletMultinomial(Likelihood):
     coefficients do. Those of ``method="importance"`` pass; look at ``pareto_k``, and compare with NUTS for genes of
     which it is above 0.7.
     Where data show no over-dispersion the likelihood is flat towards A = ∞, and the estimate is a large number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import DirichletMultinomial
+    >>> counts = torch.tensor([[[9.0, 1.0], [1.0, 9.0], [8.0, 2.0], [0.0, 10.0]]])  # far more uneven than chance
+    >>> model = MultinomGLM(likelihood=DirichletMultinomial())
+    >>> model.setup_data(counts)
+    >>> model.fit(quiet=True)
+    >>> bool(model.concentration < 2)
+    True
     """
 
     name = "Dirichlet-multinomial"
@@ -148,7 +173,20 @@ class DirichletMultinomial(Likelihood):
 
 
 class BetaBinomial(DirichletMultinomial):
-    """Beta-binomial with logit link: counts are (successes, failures), K = 2."""
+    """Beta-binomial with logit link: counts are (successes, failures), K = 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import BetaBinomial
+    >>> included = torch.tensor([9.0, 1.0, 8.0, 0.0])  # of ten reads an exon is in
+    >>> model = MultinomGLM(likelihood=BetaBinomial())
+    >>> model.setup_data(torch.stack([included, 10 - included], -1)[None])
+    >>> model.fit(quiet=True)
+    >>> model.concentration.shape
+    torch.Size([1, 1])
+    """
 
     name = "beta-binomial"
     n_categories = (2, 2)

@@ -24,6 +24,17 @@ class Normal(Likelihood):
     Notes
     -----
     In a mixed model, σ²(1 − θ) of the random effect is variation of the same kind: hold one of the two.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.likelihoods import Normal
+    >>> model = MultinomGLM(likelihood=Normal())  # measurements, not counts
+    >>> model.setup_data(torch.tensor([[[1.5], [-0.5], [2.0], [1.0]]]))
+    >>> model.fit(quiet=True)
+    >>> round(model.bias_eta.item(), 4)
+    1.0
     """
 
     name = "normal"

@@ -22,7 +22,16 @@ def usage_of(eta: Tensor) -> Tensor:
 
 
 def draw_multinomial(totals: Tensor, usage: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Draw counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms by ``usage``."""
+    """Draw counts ``(..., N, K)`` of ``totals`` ``(..., N)`` molecules that fall on isoforms by ``usage``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.likelihoods import draw_multinomial
+    >>> usage = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    >>> draw_multinomial(torch.tensor([10.0, 20.0]), usage, generator=torch.Generator().manual_seed(0)).sum(-1)
+    tensor([10., 20.])
+    """
     draws = torch.multinomial(
         usage.reshape(-1, usage.shape[-1]), max(int(totals.max()), 1), replacement=True, generator=generator
     )

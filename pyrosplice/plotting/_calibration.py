@@ -37,6 +37,16 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
     ------
     InvalidArgumentError
         No ranks, ranks outside 0 to ``n_draws``, or ``confidence`` not between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import rank_ecdf
+    >>> rng = np.random.default_rng(0)
+    >>> ranks = pd.DataFrame({"good": rng.integers(0, 101, 300), "narrow": (100 * rng.beta(0.3, 0.3, 300)).round()})
+    >>> axes = rank_ecdf(ranks, n_draws=100)  # only "narrow" leaves the band, and is named
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['narrow']
     """
     check_share("confidence", confidence)
     seen = {name: ranks[name].dropna().to_numpy() for name in ranks}

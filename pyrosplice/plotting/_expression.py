@@ -19,7 +19,17 @@ Array = NDArray[np.float64]
 def dispersion(
     mean: Array, gene_wise: Array, *, trend: Array | None = None, shrunk: Array | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw dispersions against the mean: each gene's own, the trend, and the shrunken ones; all ``(G,)``."""
+    """Draw dispersions against the mean: each gene's own, the trend, and the shrunken ones; all ``(G,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.plotting import dispersion
+    >>> mean = np.random.default_rng(0).gamma(2, 20, 100)
+    >>> axes = dispersion(mean, 0.1 + 1 / mean, trend=0.12 + 1 / mean)
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['gene-wise', 'trend']
+    """
     ax = new_axes(ax, figsize=(5.0, 3.8))
     ax.scatter(mean, gene_wise, s=9, color=GRAY, label="gene-wise", linewidths=0)
     if shrunk is not None:
@@ -33,7 +43,17 @@ def dispersion(
 
 
 def heatmap(covariate: Array, curves: Array, genes: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """Draw each gene's curve ``(N, g)`` over the covariate ``(N,)``, standardised."""
+    """Draw each gene's curve ``(N, g)`` over the covariate ``(N,)``, standardised.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.plotting import heatmap
+    >>> time = np.linspace(0, 1, 50)
+    >>> axes = heatmap(time, np.column_stack([np.sin(6 * time), time]), ["wave", "rise"])
+    >>> [label.get_text() for label in axes.get_yticklabels()]
+    ['wave', 'rise']
+    """
     ax = new_axes(ax, figsize=(5.6, 0.28 * len(genes) + 1.2))
     order = np.argsort(covariate)
     values = curves[order]

@@ -39,6 +39,19 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     Axes
         One thin line a patient, one with error bars for the mean, below it how many patients have their best there;
         for one patient the curve alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm, selection_table
+    >>> from pyrosplice.plotting import criterion_curve
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=[1, 2, 3, 4], k_selection_metric="bic", verbose=False)
+    >>> axes = criterion_curve(selection_table(dataset.gmm), criterion="bic")
+    >>> "components" in axes.get_xlabel()
+    True
     """
     if criterion not in CRITERIA:
         raise InvalidArgumentError(f"criterion: expected one of {sorted(CRITERIA)}, found {criterion!r}.")
@@ -102,6 +115,18 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
     ------
     InvalidArgumentError
         ``covariances`` is not one matrix a component.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import GaussianMixture
+    >>> from pyrosplice.plotting import mixture_components
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 8 * (np.arange(200)[:, None] % 2)
+    >>> model = GaussianMixture(2, random_state=0).fit(x).model_
+    >>> covariances = model.parameters_of().covariance_matrices()
+    >>> axes = mixture_components(x, model.component_probs, model.means, covariances, title="two states")
+    >>> axes.get_title()
+    'two states'
     """
     from matplotlib.patches import Ellipse
 
@@ -143,6 +168,19 @@ def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> 
         Symmetric table from :func:`~pyrosplice._mixture.patients.distances.patient_distances`.
     ax
         Axes to draw on; new ones by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm, patient_distances
+    >>> from pyrosplice.plotting import patient_distance_map
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=2, verbose=False)
+    >>> axes = patient_distance_map(patient_distances(dataset))
+    >>> [label.get_text() for label in axes.get_yticklabels()]
+    ['3', '2', '0', '1']
     """
     values = distances.to_numpy()
     if values.shape[0] != values.shape[1] or not np.allclose(values, values.T):

@@ -27,6 +27,22 @@ def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 
 
     ``gene``, ``label``, ``mean``, ``lower``, ``upper``; central intervals. A label is the covariate and the isoform;
     for effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.plotting import effect_table
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> effect_table(model.posterior(num_samples=200, seed=0))[["gene", "label"]]
+       gene                        label
+    0     0  covariate 0: isoform 0 vs 2
+    1     0  covariate 0: isoform 1 vs 2
+    2     1  covariate 0: isoform 0 vs 2
+    3     1  covariate 0: isoform 1 vs 2
     """
     if names_by_gene(tree):
         parts = (one_gene(tree, gene) for gene in units_of(tree))
@@ -75,6 +91,19 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
         What is drawn, for the axis.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.plotting import effect_forest, effect_table
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> axes = effect_forest(effect_table(model.posterior(num_samples=200, seed=0)), name="log odds")
+    >>> "log odds" in axes.get_xlabel()
+    True
     """
     require_columns(table, "gene", "label", "mean", "lower", "upper")
     _require_legible(table)
@@ -122,6 +151,23 @@ def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ------
     InvalidArgumentError
         A column is missing, or the table is not a full grid of at least 4 × 4 nodes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.plotting import variance_grid
+    >>> from pyrosplice.posterior import grid_table
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))))
+    >>> counts = simulate_counts(covariance, n_genes=2, depth=10, sigma=0.7, theta=0.5, seed=0)
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False, priors="weak")
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> axes = variance_grid(grid_table(model, 0))
+    >>> axes.get_xlabel()
+    'σ'
     """
     require_columns(table, "sigma", "theta", "log_density")
     wide = table.pivot(index="theta", columns="sigma", values="log_density")
@@ -184,6 +230,16 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     Notes
     -----
     Square roots make the scatter of all bars about ½: a bar that ends beyond the band's ±1 is a misfit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.plotting import rootogram
+    >>> rng = np.random.default_rng(0)
+    >>> observed, drawn = rng.negative_binomial(1, 0.3, 200), rng.poisson(2.3, (50, 200))  # Poisson has too few zeros
+    >>> axes = rootogram(observed, drawn)
+    >>> axes.get_xlabel()
+    'count'
     """
     most = int(np.quantile(observed, 0.995)) if most is None else most
     bins = np.arange(most + 2) - 0.5
@@ -207,7 +263,16 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
 
 
 def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str = "", ax: Axes | None = None) -> Axes:
-    """Draw ranks of true values among posterior draws, with the 99 % band of a uniform histogram."""
+    """Draw ranks of true values among posterior draws, with the 99 % band of a uniform histogram.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.plotting import rank_histogram
+    >>> axes = rank_histogram(np.random.default_rng(0).integers(0, 101, 500), n_draws=100, name="σ")
+    >>> "σ" in axes.get_xlabel()
+    True
+    """
     ax = new_axes(ax, figsize=(3.4, 2.4))
     counts, _ = np.histogram(ranks, np.linspace(0, n_draws + 1, bins + 1))
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / bins)
@@ -232,6 +297,19 @@ def convergence_traces(losses: np.ndarray, *, converged: np.ndarray | None = Non
         ``(genes,)``.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.plotting import convergence_traces
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> axes = convergence_traces(model.logger.loss_history)
+    >>> axes.get_xlabel()
+    'iteration'
     """
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 2 or not len(values):
@@ -271,6 +349,21 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     -------
     Axes
         One collection a statistic: position of the observed value, row. Values beyond ±4 are drawn there, as arrows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.plotting import predictive_intervals
+    >>> from pyrosplice.posterior import predictive_check
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = model.posterior(num_samples=200, groups=("posterior_predictive",), seed=0)
+    >>> axes = predictive_intervals(predictive_check(tree))
+    >>> len(axes.get_yticklabels())  # a row a gene and statistic
+    6
     """
     require_columns(table, "gene", "statistic", "observed", "mean", "lower", "upper")
     _require_legible(table)

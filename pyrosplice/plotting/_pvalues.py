@@ -64,6 +64,15 @@ def qq(
     InvalidArgumentError
         A column is missing, a p-value is outside [0, 1], or ``confidence`` is not between 0 and 1;
         another ``band``.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import qq
+    >>> table = pd.DataFrame({"pvalue": np.random.default_rng(0).uniform(size=200)})
+    >>> axes = qq(table)
+    >>> len(axes.collections) > 0  # the points, and the band that they stay in
+    True
     """
     check_option("band", band, ("pointwise", "simultaneous"))
     check_share("confidence", confidence)
@@ -128,6 +137,15 @@ def pvalue_histogram(table: pd.DataFrame, *, pvalue: str = "pvalue", n_bins: int
     ------
     InvalidArgumentError
         The column is missing, a p-value is outside [0, 1], or ``n_bins`` is below one.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import pvalue_histogram
+    >>> table = pd.DataFrame({"pvalue": np.random.default_rng(0).uniform(size=200)})
+    >>> axes = pvalue_histogram(table, n_bins=10)
+    >>> len(axes.patches)
+    10
     """
     if n_bins < 1:
         raise InvalidArgumentError(f"n_bins: expected at least 1, found {n_bins!r}.")

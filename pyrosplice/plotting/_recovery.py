@@ -52,6 +52,17 @@ def estimate_vs_truth(
     ------
     InvalidArgumentError
         A column is missing, or no row has both an estimate and a truth.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import estimate_vs_truth
+    >>> rng = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"truth": np.repeat([0.3, 0.7], 20)})
+    >>> table["estimate"] = table["truth"] + rng.normal(0, 0.1, 40)
+    >>> axes = estimate_vs_truth(table, name="θ")
+    >>> axes.get_ylabel()
+    'estimated θ'
     """
     require_columns(table, estimate, truth)
     split = groups(table, by)

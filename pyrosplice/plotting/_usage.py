@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
+from pyrosplice._tables.coordinates import read_coordinates, spatial_key_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.plotting._style import GRAY, SEQUENTIAL, UNCERTAINTY, pyplot, require_columns
 
@@ -28,7 +29,7 @@ def usage_table(
     *,
     counts_layer: str = "counts",
     fitted_layer: str = "fitted_ratios",
-    spatial_key: str = "spatial",
+    spatial_key: str | Sequence[str] = "spatial",
 ) -> pd.DataFrame:
     r"""Tabulate raw and fitted usage of a gene's isoforms, one row an isoform and spot, for :func:`usage_map`.
 
@@ -41,7 +42,7 @@ def usage_table(
     counts_layer, fitted_layer
         Layers with counts and with fitted ratios.
     spatial_key
-        Coordinates in ``adata.obsm``; the first two columns are used.
+        Coordinates in ``adata.obsm``, or columns of ``adata.obs`` such as ``("x", "y")``; the first two are used.
 
     Returns
     -------
@@ -52,11 +53,24 @@ def usage_table(
     ------
     InvalidArgumentError
         A layer, an isoform or the coordinates are not in ``adata``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.plotting import usage_table
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=2, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> adata = model.get_fitted_ratios_anndata()
+    >>> isoforms = adata.var_names[adata.var["gene_symbol"] == "gene_1"]
+    >>> table = usage_table(adata, isoforms)
+    >>> table.shape, table.columns.tolist()  # a row an isoform and spot
+    ((192, 5), ['x', 'y', 'isoform', 'raw', 'fitted'])
     """
     for argument, key, found in (
         ("counts_layer", counts_layer, adata.layers),
         ("fitted_layer", fitted_layer, adata.layers),
-        ("spatial_key", spatial_key, adata.obsm),
     ):
         if key not in found:
             raise InvalidArgumentError(f"{argument}: expected one of {list(found)}, found {key!r}.")
@@ -64,7 +78,7 @@ def usage_table(
     if unknown:
         raise InvalidArgumentError(f"isoforms: not in adata.var_names: {unknown}.")
     gene = adata[:, list(isoforms)]
-    coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    coordinates = read_coordinates(spatial_key_of(spatial_key), adata.obsm, adata.obs)
     return _long(coordinates, isoforms, _dense(gene.layers[counts_layer]), _dense(gene.layers[fitted_layer]))
 
 
@@ -90,6 +104,19 @@ def posterior_usage_table(tree: xr.DataTree, coordinates: ArrayLike, *, gene: Ha
     ------
     InvalidArgumentError
         The tree has no usage or no such gene, or the coordinates are not those of its spots.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.plotting import posterior_usage_table
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=2, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> tree = model.posterior("gene_1", num_samples=50, usage=True)
+    >>> table = posterior_usage_table(tree, model.filtered_adata.obsm["spatial"], gene="gene_1")
+    >>> table.columns.tolist()
+    ['x', 'y', 'isoform', 'raw', 'fitted', 'sd']
     """
     posterior = tree["posterior"].to_dataset()
     if "usage" not in posterior:
@@ -165,6 +192,20 @@ def usage_map(  # noqa: PLR0913 (a documented interface)
     ------
     InvalidArgumentError
         A column is missing or ``limits`` is not an increasing pair.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.plotting import usage_map, usage_table
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=2, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> adata = model.get_fitted_ratios_anndata()
+    >>> isoforms = adata.var_names[adata.var["gene_symbol"] == "gene_1"]
+    >>> axes = usage_map(usage_table(adata, isoforms), title="gene_1")
+    >>> axes.shape  # raw and fitted; isoforms
+    (2, 3)
     """
     require_columns(table, x, y, isoform, raw, fitted)
     if limits is not None and not limits[0] < limits[1]:

@@ -69,6 +69,19 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     InvalidArgumentError
         A column is missing, a p-value is outside [0, 1], ``alpha`` or ``floor`` is not between 0 and 1, or a gene of
         ``names`` is not in the table.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import volcano
+    >>> rng = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"gene": [f"gene_{g}" for g in range(50)], "effect": rng.normal(size=50)})
+    >>> table["pvalue"], table["mean"] = rng.uniform(size=50), rng.gamma(2, 5, 50)
+    >>> table["pvalue_adj"] = 1.0
+    >>> table.loc[0, ["effect", "pvalue", "pvalue_adj"]] = [3.0, 1e-8, 1e-6]
+    >>> axes = volcano(table)
+    >>> [text.get_text() for text in axes.texts]
+    ['gene_0']
     """
     check_share("floor", floor)
     shown = _sorted(table, effect, pvalue_adj, label, alpha, min_effect)
@@ -110,6 +123,19 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     """Draw effects against the gene's mean on a logarithmic axis; coloured and named as in :func:`volcano`.
 
     Genes whose mean is zero have no place on the axis and are left out; everything else as there.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice.plotting import ma
+    >>> rng = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"gene": [f"gene_{g}" for g in range(50)], "effect": rng.normal(size=50)})
+    >>> table["pvalue"], table["mean"] = rng.uniform(size=50), rng.gamma(2, 5, 50)
+    >>> table["pvalue_adj"] = 1.0
+    >>> table.loc[0, ["effect", "pvalue", "pvalue_adj"]] = [3.0, 1e-8, 1e-6]
+    >>> axes = ma(table)
+    >>> axes.get_xscale(), [text.get_text() for text in axes.texts]
+    ('log', ['gene_0'])
     """
     require_columns(table, mean)
     shown = _sorted(table, effect, pvalue_adj, label, alpha, min_effect)

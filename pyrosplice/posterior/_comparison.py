@@ -42,14 +42,33 @@ def compare_posteriors(
         sds), ``ess_reference`` and ``r_hat_reference`` (effective draws and split R̂), ``pareto_k`` of the
         approximation, ``verdict`` and ``more_draws``.
 
-        The verdict begins with one of three outcomes. *agrees*: |shift| and |sd_ratio − 1| plus two standard errors
-        are within 0.15. *differs*: one of them less two standard errors is not. *cannot tell*: the draws are too few to
-        say, and ``more_draws`` of the reference would do if the difference stays as it is (0 for other outcomes).
+        The verdict begins with one of three outcomes. *agrees*: the sizes of ``shift`` and of ``sd_ratio − 1`` plus
+        two standard errors are within 0.15. *differs*: one of them less two standard errors is not. *cannot tell*:
+        the draws are too few to say, and ``more_draws`` of the reference would do if the difference stays as it is (0
+        for other outcomes).
 
     Raises
     ------
     InvalidArgumentError
         Different genes; fewer than 8 draws a chain.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import compare_posteriors
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> reference = model.posterior(num_samples=500, seed=1)  # method="nuts" in earnest
+    >>> table = compare_posteriors(model.posterior(num_samples=500, seed=0), reference, sites=["beta"])
+    >>> table[["gene", "site", "entry"]]
+       gene  site  entry
+    0     0  beta      0
+    1     0  beta      1
+    2     1  beta      0
+    3     1  beta      1
     """
     genes = units_of(approximate)
     if not np.array_equal(genes, units_of(reference)):

@@ -69,6 +69,25 @@ def predictive_check(
     DataFrame
         ``gene``, ``statistic``, ``observed``, ``mean``, ``lower``, ``upper`` (90 %), and ``pvalue``: chance that the
         statistic is above what was observed, ties counted half. Near 0 or 1 the model cannot make such data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import predictive_check
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = model.posterior(num_samples=200, groups=("posterior_predictive",), seed=0)
+    >>> predictive_check(tree)[["gene", "statistic"]]
+       gene statistic
+    0     0     zeros
+    1     1     zeros
+    2     0    spread
+    3     1    spread
+    4     0   largest
+    5     1   largest
     """
     require(tree, group)
     if is_padded(tree):
@@ -104,6 +123,19 @@ def leave_one_out(tree: xr.DataTree) -> pd.DataFrame:
     DataFrame
         Index ``gene``: ``elpd``, ``se``, ``p_loo`` (effective number of parameters), ``pareto_k`` (the largest of the
         spots'), ``bad_spots`` (share above 0.7), ``pareto_k_draws`` (of the draws themselves) and ``verdict``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import leave_one_out
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = model.posterior(num_samples=200, groups=("log_likelihood",), seed=0)
+    >>> leave_one_out(tree).columns.tolist()
+    ['elpd', 'se', 'p_loo', 'pareto_k', 'bad_spots', 'pareto_k_draws', 'verdict']
     """
     integrated = "left_out" in tree.children
     require(tree, "left_out" if integrated else "log_likelihood")
@@ -166,6 +198,21 @@ def convergence_table(model: _OfUsage | _OfExpression) -> pd.DataFrame:
 
     ``best_loss`` is minus the log density at the best point seen. Models: ``MultinomGLM``, ``MultinomGLMM``,
     ``ExpressionGLM``; the genes of a ``SplisosmGLMM`` are in its ``get_training_summary()``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import convergence_table
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> convergence_table(model)[["converged", "reason"]]
+          converged     reason
+    gene
+    0          True  converged
+    1          True  converged
     """
     if isinstance(model, _OfExpression):
         fit = model.results

@@ -71,6 +71,19 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     ------
     InvalidArgumentError
         A gene or isoform that is not in the tree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import one_gene
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = one_gene(model.posterior(num_samples=100, seed=0), 0)
+    >>> dict(tree["posterior"]["beta"].sizes)
+    {'chain': 1, 'draw': 100, 'covariate': 1, 'logit': 2}
     """
     if gene not in units_of(tree):
         raise InvalidArgumentError(f"gene: {gene!r} is not one of the {len(units_of(tree))} genes of the tree.")

@@ -183,6 +183,22 @@ def grid_table(model: Drawable, gene: int) -> pd.DataFrame:
 
     As a density of (log σ, logit θ), up to a constant; for models with one variance component and no other
     hyper-parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.posterior import grid_table
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))))
+    >>> counts = simulate_counts(covariance, n_genes=2, depth=10, sigma=0.7, theta=0.5, seed=0)
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False, priors="weak")
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> table = grid_table(model, 0)
+    >>> table.columns.tolist(), bool(table.loc[table["log_density"].idxmax(), "sigma"] > 0.1)
+    (['sigma', 'theta', 'log_density'], True)
     """
     target, coefficients, phi = target_of(model.posterior_problem(), torch.tensor([gene]), hyper="integrate")
     if not (target.free_sigma and target.free_theta and phi.shape[1] == 2):

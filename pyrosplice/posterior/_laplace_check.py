@@ -51,6 +51,22 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
     ------
     InvalidArgumentError
         Draws of another method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import laplace_shifts
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> laplace_shifts(model.posterior(num_samples=500, seed=0), sites=["beta"])[["gene", "site", "entry"]]
+       gene  site  entry
+    0     0  beta      0
+    1     0  beta      1
+    2     1  beta      0
+    3     1  beta      1
     """
     if tree.attrs["method"] != "laplace":
         raise InvalidArgumentError(f"tree: expected draws of method='laplace', found {tree.attrs['method']!r}.")
@@ -79,6 +95,18 @@ def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> p
         ``verdict``. *off*: k̂ is above 0.7, or a mean or sd is off by more than 0.15 (and two standard errors).
         *fine*: none is, two standard errors added. *cannot tell*: more draws are needed. It is a screen, generous with
         *off*; for the genes that matter, NUTS and :func:`~pyrosplice.posterior.compare_posteriors` decide.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import laplace_check
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> laplace_check(model.posterior(num_samples=500, seed=0))["verdict"].tolist()
+    ['fine', 'fine']
     """
     shifts = laplace_shifts(tree, sites=sites)
     n_draws = tree["sample_stats"].sizes["draw"]

@@ -31,7 +31,21 @@ WHITE = "nu_white"
 
 @dataclass(frozen=True)
 class NutsOptions:
-    """Settings of the sampler: warm-up iterations, chains, target acceptance and greatest tree depth."""
+    """Settings of the sampler: warm-up iterations, chains, target acceptance and greatest tree depth.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import NutsOptions
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = model.posterior(genes=[0], method="nuts", num_samples=20, nuts_options=NutsOptions(20, num_chains=2))
+    >>> dict(tree["posterior"]["beta"].sizes)
+    {'chain': 2, 'draw': 20, 'gene': 1, 'covariate': 1, 'logit': 2}
+    """
 
     warmup_steps: int = 200
     num_chains: int = 1

@@ -49,6 +49,19 @@ def prior_sensitivity(tree: xr.DataTree, *, sites: tuple[str, ...] = SENSITIVE) 
     ------
     NoResultsError
         A tree without one of the two groups.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.posterior import prior_sensitivity
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM(priors="weak")
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> tree = model.posterior(num_samples=500, groups=("log_prior", "log_likelihood"), seed=0)
+    >>> prior_sensitivity(tree, sites=("beta",))["diagnosis"].unique().tolist()
+    ['data speak']
     """
     require(tree, "log_prior")
     require(tree, "log_likelihood")

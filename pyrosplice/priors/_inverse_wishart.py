@@ -29,6 +29,14 @@ class InverseWishart(TorchDistribution):
     References
     ----------
     Gelman et al., Bayesian Data Analysis, 3rd edition, appendix A.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.priors import InverseWishart
+    >>> prior = InverseWishart(6.0, torch.eye(2, dtype=torch.float64))
+    >>> prior.event_shape, prior.log_prob(torch.eye(2, dtype=torch.float64)).shape
+    (torch.Size([2, 2]), torch.Size([]))
     """
 
     arg_constraints = {"dof": constraints.real, "scale": constraints.positive_definite}  # noqa: RUF012
@@ -70,7 +78,16 @@ class InverseWishart(TorchDistribution):
     def draw(
         self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, generator: torch.Generator | None = None
     ) -> Tensor:
-        r"""Draws from a given generator, by Bartlett: Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ, A Aᵀ standard Wishart."""
+        r"""Draws from a given generator, by Bartlett: Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ, A Aᵀ standard Wishart.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.priors import InverseWishart
+        >>> prior = InverseWishart(6.0, torch.eye(2, dtype=torch.float64))
+        >>> prior.draw((5,), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 2, 2])
+        """
         shape = self._extended_shape(torch.Size(sample_shape))
         dim = shape[-1]
         normal = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device, generator=generator).tril(-1)

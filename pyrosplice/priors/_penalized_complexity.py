@@ -35,7 +35,15 @@ KNOTS = np.linspace(-10.0, 10.0, 81)  # of logit θ; beyond them the limits θ �
 
 
 def pc_sigma(upper: float = 2.0, probability: float = 0.05) -> dist.Exponential:
-    """Exponential prior of σ, the size of the random effect in logits, with ``P(σ > upper) = probability``."""
+    """Exponential prior of σ, the size of the random effect in logits, with ``P(σ > upper) = probability``.
+
+    Examples
+    --------
+    >>> from pyrosplice.priors import pc_sigma
+    >>> prior = pc_sigma(upper=2.0, probability=0.05)
+    >>> round(1 - prior.cdf(prior.mean.new_tensor(2.0)).item(), 3)
+    0.05
+    """
     if not upper > 0 or not 0 < probability < 1:
         raise InvalidArgumentError(
             f"upper, probability: expected a positive number and one in (0, 1), found {upper!r} and {probability!r}."
@@ -53,6 +61,16 @@ def pc_theta(covariance: object, upper: float = 0.5, probability: float = 2 / 3)
     upper, probability
         Numbers in (0, 1). The probability must be greater than under d uniform up to d(1); the error says how large
         that is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.priors import pc_theta
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> prior = pc_theta(CarCovariance(knn_graph(spots)), upper=0.5, probability=0.7)
+    >>> prior.log_prob(torch.tensor([-2.0, 0.0, 2.0])).shape
+    torch.Size([3])
     """
     solver = covariance if isinstance(covariance, SpatialSolver) else solver_for(covariance)
     odds = torch.from_numpy(np.exp(KNOTS))
@@ -156,6 +174,13 @@ def weak_priors(
         Isoform effect of the model. With ``"symmetric"`` the priors of ``beta`` and ``bias_eta`` say the same of the
         log odds of any two isoforms (:class:`~pyrosplice.priors.SymmetricNormal`), not only of those against the last
         one.
+
+    Examples
+    --------
+    >>> from pyrosplice.likelihoods import DirichletMultinomial
+    >>> from pyrosplice.priors import weak_priors
+    >>> sorted(weak_priors(likelihood=DirichletMultinomial()))
+    ['beta', 'bias_eta', 'concentration', 'sigma', 'theta_logit']
     """
     check_option("isoform_effect", isoform_effect, get_args(IsoformEffect))
 

@@ -20,6 +20,14 @@ class ScaledNormal(TorchDistribution):
         μ₀, ``batch_shape + (D,)``, units of the data.
     cells
         κ, the number of cells that the prior mean is worth, ``batch_shape``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.priors import ScaledNormal
+    >>> prior = ScaledNormal(torch.zeros(2), cells=4.0)  # worth four cells at zero
+    >>> prior.event_shape, prior.given(torch.eye(2)).covariance_matrix.diagonal()
+    (torch.Size([2]), tensor([0.2500, 0.2500]))
     """
 
     arg_constraints = {"loc": constraints.real_vector, "cells": constraints.positive}  # noqa: RUF012
@@ -39,7 +47,16 @@ class ScaledNormal(TorchDistribution):
         )
 
     def given(self, covariance: Tensor) -> MultivariateNormal:
-        """The distribution of the mean of a component with ``covariance`` ``(..., D, D)``."""
+        """The distribution of the mean of a component with ``covariance`` ``(..., D, D)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.priors import ScaledNormal
+        >>> ScaledNormal(torch.zeros(2), cells=4.0).given(8 * torch.eye(2)).covariance_matrix
+        tensor([[2., 0.],
+                [0., 2.]])
+        """
         return MultivariateNormal(self.loc, covariance / self.cells[..., None, None])
 
     def log_prob(self, value: Tensor) -> Tensor:

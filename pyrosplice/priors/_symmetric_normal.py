@@ -30,6 +30,14 @@ class SymmetricNormal(TorchDistribution):
         s, positive; one for each covariate, ``(P, 1)``, or one for all.
     n_logits
         Q, for the joint distribution of the logits: event shape ``(Q,)``. None (default): of a single one.
+
+    Examples
+    --------
+    >>> from pyrosplice import MultinomGLM
+    >>> from pyrosplice.priors import SymmetricNormal
+    >>> model = MultinomGLM(priors={"beta": SymmetricNormal(1.0), "bias_eta": SymmetricNormal(3.0)})
+    >>> model.priors["beta"]
+    SymmetricNormal(scale: 1.0)
     """
 
     arg_constraints = {"scale": constraints.positive}  # noqa: RUF012 (torch's own declaration)
@@ -50,7 +58,15 @@ class SymmetricNormal(TorchDistribution):
         return constraints.real if self.n_logits is None else constraints.independent(constraints.real, 1)
 
     def of_logits(self, n_logits: int) -> SymmetricNormal:
-        """Joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits."""
+        """Joint distribution of ``n_logits`` of them; a last dimension of ``scale`` is that of the logits.
+
+        Examples
+        --------
+        >>> from pyrosplice.priors import SymmetricNormal
+        >>> prior = SymmetricNormal(1.0).of_logits(3)  # of a gene with four isoforms
+        >>> prior.event_shape
+        torch.Size([3])
+        """
         scale = self.scale
         if scale.ndim and scale.shape[-1] not in (1, n_logits):
             raise InvalidArgumentError(f"scale: expected shape (..., 1), found {tuple(scale.shape)}.")

@@ -29,13 +29,36 @@ class SpatialCovariance(Extensible):
     Any object with one of the two will do; this class derives the rest. A subclass of a shipped covariance that
     overrides ``dense`` alone is the covariance of ``dense``: its parent's ``precision`` is not used.
     :func:`pyrosplice.testing.check_covariance` says in words what a new one gets wrong.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import SpatialCovariance
+    >>> class Exponential(SpatialCovariance):
+    ...     def __init__(self, coords, scale):
+    ...         self.coords, self.scale = coords, scale
+    ...     def dense(self):
+    ...         return torch.exp(-torch.cdist(self.coords, self.coords) / self.scale)
+    >>> covariance = Exponential(torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)).double(), scale=2.0)
+    >>> covariance.n_spots, covariance.sample(3).shape
+    (25, torch.Size([3, 25]))
     """
 
     closed_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {"eigen": ("dense",), "sample": ("dense",)}
     precision: sp.csc_matrix | None = None
 
     def dense(self) -> Tensor:
-        """Full covariance V, ``(N, N)``, float64."""
+        """Full covariance V, ``(N, N)``, float64.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+        >>> covariance = CarCovariance(knn_graph(spots)).dense()
+        >>> covariance.shape, bool(torch.allclose(covariance.diagonal(), torch.ones(100).double()))
+        (torch.Size([100, 100]), True)
+        """
         if self.precision is None:
             raise NotImplementedError(f"{type(self).__name__}: override dense(), or set precision.")
         covariance = np.linalg.inv(self.precision.toarray())
@@ -47,13 +70,33 @@ class SpatialCovariance(Extensible):
         return int((self.dense() if self.precision is None else self.precision).shape[0])
 
     def eigen(self, rank: int | None = None) -> tuple[Tensor, Tensor]:
-        """Leading eigenvalues ``(r,)``, descending, and eigenvectors ``(N, r)``; all N when ``rank`` is None."""
+        """Leading eigenvalues ``(r,)``, descending, and eigenvectors ``(N, r)``; all N when ``rank`` is None.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+        >>> values, vectors = CarCovariance(knn_graph(spots)).eigen(rank=5)
+        >>> values.shape, vectors.shape
+        (torch.Size([5]), torch.Size([100, 5]))
+        """
         values, vectors = torch.linalg.eigh(self.dense())
         size = len(values) if rank is None else min(rank, len(values))
         return values.flip(0)[:size], vectors.flip(1)[:, :size].contiguous()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` fields from N(0, V): ``(n, N)``."""
+        """Draw ``n`` fields from N(0, V): ``(n, N)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from pyrosplice.spatial import CarCovariance, knn_graph
+        >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+        >>> fields = CarCovariance(knn_graph(spots)).sample(3, torch.Generator().manual_seed(0))
+        >>> fields.shape
+        torch.Size([3, 100])
+        """
         values, vectors = self.eigen()
         noise = torch.randn(n, len(vectors), generator=generator, dtype=torch.float64)
         return noise @ (vectors * values.clamp_min(0.0).sqrt()).T
@@ -74,6 +117,15 @@ class GraphMatern(SpatialCovariance):
         Distance, in steps of the graph, at which correlation is about 0.1; positive.
     alpha
         1 (a proper CAR) or 2 (smoother; the default).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import GraphMatern, knn_graph
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> near, far = (GraphMatern(knn_graph(spots), range_=steps).dense() for steps in (2.0, 8.0))
+    >>> bool(near[0, 3] < far[0, 3])
+    True
     """
 
     def __init__(self, adjacency: object, *, range_: float = 5.0, alpha: int = 2) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components, dijkstra
 
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_number
 
 LENGTHS = (0.5, 1.5)  # of the edges: their spread makes borders irregular, and leaves no spot at equal distance
@@ -26,24 +28,37 @@ class Domains:
         Standard deviation of a domain's logits. By default that of the gene's own fitted spatial effect, σ√θ, so that
         only the shape of the spatial variation is another.
     spatial_key
-        Coordinates in ``obsm`` of which neighbours are known; needed where the model has no graph.
+        Coordinates in ``obsm``, or columns of ``obs`` such as ``("x", "y")``, of which neighbours are known; needed
+        where the model has no graph.
 
     Raises
     ------
     InvalidArgumentError
         Fewer than two domains; an sd that is not positive; a key that is no text.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> from pyrosplice.testing import Domains
+    >>> model = SplisosmGLMM()
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> check = model.check_calibration("sv", truth=Domains(4, sd=1.0), n_genes=50, print_progress=False)
+    >>> check.table["level"].tolist()
+    [0.05, 0.01, 0.001]
     """
 
     number: int = 6
     sd: float | None = None
-    spatial_key: str | None = None
+    spatial_key: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_integer("Domains(number)", self.number, least=2)
         if self.sd is not None and check_number("Domains(sd)", self.sd) == 0:
             raise InvalidArgumentError("Domains(sd): expected a positive number, found 0.")
-        if not isinstance(self.spatial_key, str | None):
-            raise InvalidArgumentError(f"Domains(spatial_key): expected a name, found {self.spatial_key!r}.")
+        if self.spatial_key is not None:
+            object.__setattr__(self, "spatial_key", spatial_key_of(self.spatial_key, "Domains(spatial_key)"))
 
 
 def graph_domains(adjacency: object, number: int, rng: np.random.Generator) -> NDArray[np.intp]:

@@ -46,6 +46,15 @@ def knn_graph(coords: ArrayLike, *, k_neighbors: int = 4, graph: Graph = "mutual
     ------
     InvalidArgumentError
         Coordinates that are not a finite matrix; ``k_neighbors`` out of range; unknown ``graph``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import knn_graph
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> graph = knn_graph(spots, k_neighbors=4)
+    >>> graph.shape, [int(graph[[spot]].sum()) for spot in (0, 1, 11)]  # of a corner, of an edge, inside
+    ((100, 100), [2, 3, 4])
     """
     check_option("graph", graph, get_args(Graph))
     points = check_coords(coords)
@@ -85,6 +94,15 @@ def adjacency_graph(adjacency: object, *, name: str = "adjacency") -> sp.csr_mat
     ------
     InvalidArgumentError
         Not square, negative, not finite, no numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.spatial import adjacency_graph
+    >>> adjacency_graph(np.eye(3, k=1)).toarray()  # one-sided edges count half either way
+    array([[0. , 0.5, 0. ],
+           [0.5, 0. , 0.5],
+           [0. , 0.5, 0. ]])
     """
     given = loaded(square_by_name(adjacency, None, name, what="spot"), name)
     if given.ndim != 2 or given.shape[0] != given.shape[1]:
@@ -98,13 +116,36 @@ def adjacency_graph(adjacency: object, *, name: str = "adjacency") -> sp.csr_mat
 
 
 def component_labels(adjacency: sp.spmatrix) -> tuple[int, NDArray[np.int32]]:
-    """Count connected components and label each spot's, ``(N,)``."""
+    """Count connected components and label each spot's, ``(N,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.spatial import component_labels, knn_graph
+    >>> spots = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2]])
+    >>> number, labels = component_labels(knn_graph(spots, k_neighbors=1))
+    >>> number, labels.tolist()
+    (2, [0, 0, 0, 1, 1, 1])
+    """
     count, labels = connected_components(adjacency, directed=False)
     return int(count), labels
 
 
 def warn_if_disconnected(adjacency: sp.spmatrix, *, n_sections: int = 1, stacklevel: int = 2) -> None:
-    """Issue one :class:`~pyrosplice.errors.NonSpatialWarning` when the graph is in more components than sections."""
+    """Issue one :class:`~pyrosplice.errors.NonSpatialWarning` when the graph is in more components than sections.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> from pyrosplice.spatial import knn_graph, warn_if_disconnected
+    >>> spots = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2]])
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn_if_disconnected(knn_graph(spots, k_neighbors=1))
+    >>> caught[0].category.__name__
+    'NonSpatialWarning'
+    """
     count, labels = component_labels(adjacency)
     if count <= n_sections:
         return

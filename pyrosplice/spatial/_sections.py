@@ -51,6 +51,15 @@ def section_graph(
     ------
     InvalidArgumentError
         A section with no more than ``k_neighbors`` spots; spots without a section; what ``knn_graph`` refuses.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice.spatial import component_labels, section_graph
+    >>> spots = np.tile(np.stack(np.divmod(np.arange(16), 4), 1), (2, 1))  # two sections at the same place
+    >>> graph = section_graph(spots, np.repeat(["S1", "S2"], 16))
+    >>> component_labels(graph)[0]
+    2
     """
     points = check_coords(coords)
     labels = read_labels(by_name(sections, names_of(coords), name, what="spot"), name)
@@ -104,6 +113,21 @@ def within_sections(
     ------
     InvalidArgumentError
         Spots without a section.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> from pyrosplice.spatial import adjacency_graph, within_sections
+    >>> line = adjacency_graph(np.eye(4, k=1) + np.eye(4, k=-1))
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")  # one edge is dropped, it says
+    ...     graph = within_sections(line, ["S1", "S1", "S2", "S2"])
+    >>> graph.toarray().astype(int)
+    array([[0, 1, 0, 0],
+           [1, 0, 0, 0],
+           [0, 0, 0, 1],
+           [0, 0, 1, 0]])
     """
     labels = read_labels(sections, name)
     if len(labels.codes) != adjacency.shape[0]:

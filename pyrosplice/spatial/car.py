@@ -47,6 +47,15 @@ class CarCovariance(SpatialCovariance):
     ------
     InvalidArgumentError
         ρ outside [0, 1); an adjacency that is not square, finite and non-negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> covariance = CarCovariance(knn_graph(spots), rho=0.9)
+    >>> covariance.n_spots, covariance.precision.nnz  # sparse: each spot with itself and its neighbours
+    (100, 460)
     """
 
     def __init__(self, adjacency: object, *, rho: float = 0.99) -> None:
@@ -90,7 +99,16 @@ class CarCovariance(SpatialCovariance):
 
 
 class IdentityCovariance(SpatialCovariance):
-    """Covariance of the model without spatial dependence, V = I. Same interface as :class:`CarCovariance`."""
+    """Covariance of the model without spatial dependence, V = I. Same interface as :class:`CarCovariance`.
+
+    Examples
+    --------
+    >>> from pyrosplice.spatial import IdentityCovariance
+    >>> IdentityCovariance(3).dense()
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]], dtype=torch.float64)
+    """
 
     def __init__(self, n_spots: int) -> None:
         self.rho = 0.0
@@ -127,6 +145,15 @@ def get_cov_sp(coords: ArrayLike, k: int = 4, rho: float = 0.99, *, graph: Graph
         ρ in [0, 1).
     graph
         Which k-NN edges to keep, see :func:`~pyrosplice.spatial._graph.knn_graph`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import get_cov_sp
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> covariance = get_cov_sp(spots, k=4, rho=0.9)
+    >>> covariance.shape, bool(covariance[0, 1] > covariance[0, 5])  # neighbours are alike
+    (torch.Size([100, 100]), True)
     """
     adjacency = knn_graph(coords, k_neighbors=k, graph=graph)
     warn_if_disconnected(adjacency)

@@ -31,6 +31,14 @@ def check_covariance(covariance: object, *, n_spots: int | None = None) -> None:
     ------
     ContractError
         With every finding in words (an ``AssertionError``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> spots = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    >>> from pyrosplice.testing import check_covariance
+    >>> check_covariance(CarCovariance(knn_graph(spots)), n_spots=100)
     """
     problems = Problems(covariance)
     precision, written = (getattr(covariance, name, None) for name in ("precision", "dense"))

@@ -38,6 +38,17 @@ def check_likelihood(likelihood: Likelihood, *, n_isos: int | None = None, seed:
     ------
     ContractError
         With every finding in words (an ``AssertionError``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice.likelihoods import Likelihood
+    >>> class Halved(Likelihood):
+    ...     def log_prob(self, counts, eta):  # Poisson counts of half the predictor
+    ...         return (counts * eta / 2 - (eta / 2).exp() - torch.lgamma(counts + 1)).sum(-1)
+    ...     predictors, n_categories, conditional = ("location",), (1, 1), False
+    >>> from pyrosplice.testing import check_likelihood
+    >>> check_likelihood(Halved())
     """
     problems = Problems(likelihood)
     least, most = likelihood.n_categories

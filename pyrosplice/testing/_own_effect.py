@@ -34,6 +34,17 @@ def check_effect(effect: Effect, table: pd.DataFrame) -> None:
     ------
     ContractError
         With every finding in words (an ``AssertionError``).
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice.effects import Effect
+    >>> from pyrosplice.testing import check_effect
+    >>> class Donor(Effect):
+    ...     def levels(self, table):
+    ...         return table["donor"]
+    >>> cells = pd.DataFrame({"donor": list("uuvvww"), "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
+    >>> check_effect(Donor(), cells)
     """
     problems = Problems(effect)
     if not isinstance(effect, Effect):

@@ -103,6 +103,14 @@ def test_impossible_totals_are_refused_by_name(wrong, message):
         simulate_totals(LAYOUT, **({"n_genes": 2, "seed": 0} | wrong))
 
 
+@pytest.mark.parametrize("wrong", [LAYOUT.dense(), np.eye(144), CarCovariance, None], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("draw", [simulate_counts, simulate_totals])
+def test_a_covariance_without_fields_is_refused_by_name(draw, wrong):
+    asked = TRUTH if draw is simulate_counts else {"n_genes": 2, "seed": 0}
+    with pytest.raises(InvalidArgumentError, match=rf"^covariance: .*CarCovariance.*found {type(wrong).__name__}\.$"):
+        draw(wrong, depth=3, **asked)
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_counts_have_the_totals_that_are_given(each):
     totals = np.random.default_rng(0).poisson(3, (6, 144) if each else 144).astype(float)

@@ -18,7 +18,7 @@ SCATTERED = np.random.default_rng(0).uniform(size=(40, 2))
 def test_the_solver_is_that_of_the_graph_within_sections(options, sectioned):
     coords, field = (GRID, Field(**options))
     sections = np.repeat(["b", "a"], [8, 12]) if sectioned else None
-    k, graph = field.k_neighbors, field.graph
+    k, graph = field.n_nearest, field.edges
     adjacency = (
         section_graph(coords, sections, k_neighbors=k, graph=graph)
         if sectioned

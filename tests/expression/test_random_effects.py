@@ -16,6 +16,7 @@ import pyrosplice.api as de
 from pyrosplice import ExpressionGLM
 from pyrosplice.effects import Effect, Field, Groups, Independent
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError, RefusedModelError
+from pyrosplice.glmm import CountGLMM
 
 
 def donors(seed: int = 0, *, n_donors: int = 8, cells: int = 30, genes: int = 5, sd: float = 0.4) -> ad.AnnData:
@@ -69,6 +70,14 @@ def test_a_term_of_the_formula_is_an_effect_of_the_list(fitted: ExpressionGLM) -
     same(fitted.variance_components(), listed.variance_components())
     estimator = de.fit.model(donors(), "~ treatment + (1 | donor)", size_factors="size")
     np.testing.assert_allclose(estimator.fit.theta, fitted.results.theta, rtol=1e-5)
+
+
+def test_the_pyro_model_is_the_one_with_the_effects(fitted: ExpressionGLM) -> None:
+    for name in ("model", "guide"):
+        with pytest.raises(RefusedModelError, match=rf"^{name}: .*1 \| donor.*CountGLMM\(glm\.estimator\.problem"):
+            getattr(fitted, name)
+    model = CountGLMM(fitted.estimator.problem(np.arange(2)))
+    assert "1 | donor" in model.latent_shapes()
 
 
 @pytest.mark.parametrize("how", ["shuffled", "sparse", "layer", "frame", "gene by gene", "other names"])
@@ -141,12 +150,13 @@ def test_documented_tests_go_by_units_as_well(fitted: ExpressionGLM) -> None:
     assert set(table["unit"]) == {"donor"} and set(table["n_units"]) == {8} and (table["df"] <= 12).all()
     two = de.test.two_sample(donors(), "treatment", test="wald", effects=[Groups("donor")], size_factors="size")
     np.testing.assert_allclose(two.pval, table["pval"], rtol=1e-4)
-    for call in (
-        lambda: de.test.lrt(donors(), "~ treatment + (1 | donor)", "~ 1 + (1 | donor)"),
-        lambda: de.test.score(donors(), "treatment", formula_loc="~ treatment + (1 | donor)"),
-    ):
-        with pytest.raises(InvalidArgumentError, match="random effects"):
-            call()
+    size, formula = {"size_factors": "size"}, "~ treatment + (1 | donor)"
+    ratio = de.test.lrt(donors(), formula, "~ 1 + (1 | donor)", **size)
+    score = de.test.score(donors(), "treatment", formula_loc=formula, **size)
+    for found, method in ((ratio, "lrt"), (score, "score")):
+        np.testing.assert_allclose(found.pval, fitted.test(factor="treatment", method=method).pval, rtol=1e-4)
+    with pytest.raises(InvalidArgumentError, match="random terms"):
+        de.test.lrt(donors(), formula, "~ 1", **size)
 
 
 def test_a_covariate_that_varies_within_donors_is_warned_of_and_mended_by_a_slope() -> None:

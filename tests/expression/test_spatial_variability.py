@@ -152,10 +152,31 @@ def test_results_are_written_where_asked_and_never_over_others(tmp_path):
     assert adata.var["space_pvalue"].notna().tolist() == [True, False, True, False, False, False, False]
     assert adata.var["space_pvalue"]["gene_2"] == table["pvalue"]["gene_2"]
     adata.write_h5ad(tmp_path / "written.h5ad")
-    with pytest.raises(InvalidArgumentError, match=r"key_added: adata.var has \['space_statistic'"):
-        spatially_variable_genes(adata, key_added="space")
+    again = spatially_variable_genes(adata, key_added="space")
+    np.testing.assert_array_equal(adata.var["space_pvalue"], again["pvalue"])
+    adata.var["other_statistic"] = 0.0
+    with pytest.raises(InvalidArgumentError, match=r"key_added: adata.var has \['other_statistic'"):
+        spatially_variable_genes(adata, key_added="other")
+    adata.uns["third"] = "mine"
+    with pytest.raises(InvalidArgumentError, match=r"adata.uns\['third'\] holds something else"):
+        spatially_variable_genes(adata, key_added="third")
     with pytest.raises(InvalidArgumentError, match="key_added: adata is a view"):
         spatially_variable_genes(adata[:, :3], key_added="other")
+
+
+def test_random_terms_are_levels_of_their_own_whether_sections_are_named_or_written():
+    adata = tissue(14)
+    rng = np.random.default_rng(14)
+    adata.obs["donor"] = rng.choice(list("uvwx"), N)
+    adata.X = rng.poisson(np.exp(1 + (adata.obs["donor"] == "u").to_numpy()[:, None] * np.ones(adata.n_vars)))
+    found = spatially_variable_genes(adata, formula="~ 1 + (1 | donor)", size_factors=None)
+    fixed = spatially_variable_genes(adata, formula="~ 1 + donor", size_factors=None)
+    np.testing.assert_allclose(found["pvalue"], fixed["pvalue"], rtol=1e-6)
+    named = spatially_variable_genes(adata, formula="~ 1 + (1 | donor)", size_factors=None, section_key="section")
+    both = spatially_variable_genes(
+        adata, formula="~ 1 + (1 | donor) + (1 | section)", size_factors=None, section_key="section"
+    )
+    np.testing.assert_allclose(named["pvalue"], both["pvalue"], rtol=1e-9)
 
 
 def test_poisson_counts_are_tested_by_their_own_noise():

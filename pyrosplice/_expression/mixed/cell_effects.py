@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.columns import complete_cells
+from pyrosplice._tables.coordinates import SpatialKey, spatial_key_of
 from pyrosplice.effects._effect_list import GivenEffect, field_of, read_effects
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._group_terms import Groups, random_effects
@@ -31,17 +32,17 @@ class EffectsRequest:
     effects
         Effects of groups, :class:`~pyrosplice.effects.Independent`, and one field at most.
     spatial_key
-        Where in ``obsm`` the field's positions are.
+        Where in ``obsm``, or in which columns of ``obs``, the field's positions are.
     section_key
         Column with the section of each cell: the field has no neighbours in others.
     """
 
     effects: tuple[GivenEffect, ...] = ()
-    spatial_key: str = SPATIAL_KEY
+    spatial_key: SpatialKey = SPATIAL_KEY
     section_key: str | None = None
 
     @classmethod
-    def of(cls, effects: Any, space: Any, spatial_key: str, section_key: str | None) -> EffectsRequest:
+    def of(cls, effects: Any, space: Any, spatial_key: Any, section_key: str | None) -> EffectsRequest:
         """Check what ``fit.model`` was given.
 
         Raises
@@ -50,9 +51,10 @@ class EffectsRequest:
             Something that is no effect, two fields, or keys that no field uses.
         """
         given = read_effects(effects, space)
+        if not isinstance(section_key, str | None):
+            raise InvalidArgumentError(f"section_key: expected the name of it, a text, found {section_key!r}.")
+        spatial_key = spatial_key_of(spatial_key)
         for name, value, default in (("spatial_key", spatial_key, SPATIAL_KEY), ("section_key", section_key, None)):
-            if not (isinstance(value, str) or value is default):
-                raise InvalidArgumentError(f"{name}: expected the name of it, a text, found {value!r}.")
             if field_of(given) is None and value != default:
                 raise InvalidArgumentError(
                     f"{name}: it says where a field is, and there is none, found {value!r}; give "
@@ -95,9 +97,14 @@ class EffectsRequest:
         if field is None:
             return FittedSites()
         labels = None if self.section_key is None else cells.levels(self.section_key, "section_key")
-        positions = None
+        positions, adjacency, graph_key = None, None, None
         if field.covariance is None:
             if spots is None:
                 raise InvalidArgumentError("space: a field needs an AnnData with the positions of its cells in obsm.")
-            positions = spots.points(cells, self.spatial_key)
-        return FittedSites(positions, self.section_key, labels)
+            graph_key = spots.squidpys(self.spatial_key, field.k_neighbors, field.graph)
+            if graph_key is None:
+                positions = spots.points(cells, self.spatial_key)
+            else:
+                sections = None if labels is None else labels.names
+                adjacency = spots.given_graph(cells, graph_key, sections, stacklevel=7)
+        return FittedSites(positions, self.section_key, labels, adjacency, graph_key)

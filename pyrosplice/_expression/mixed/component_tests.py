@@ -65,6 +65,17 @@ def test_component(self: WithComponents, component: str, *, n_bootstrap: int = 0
     ------
     InvalidArgumentError
         No such effect; an intercept without its slopes; a field whose ρ was estimated.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 20)})
+    >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, donors="donor", donor_sd=[0.0, 1.0], seed=0)
+    >>> table = ExpressionGLM("~ 1 + (1 | donor)").fit(adata).test_component("1 | donor")
+    >>> (table["pvalue"] < 0.01).tolist()
+    [False, True]
     """
     estimator = self._mixed_estimator()
     return component_table(estimator, cell_component(estimator, component), n_bootstrap=n_bootstrap, seed=seed)

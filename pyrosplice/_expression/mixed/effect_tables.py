@@ -55,6 +55,23 @@ def variance_components(self: WithEffects) -> pd.DataFrame:
     ------
     NotReadyError
         Before ``fit``, or without random effects.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 20)})
+    >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, donors="donor", donor_sd=[0.0, 1.0], seed=0)
+    >>> glm = ExpressionGLM("~ 1 + (1 | donor)").fit(adata)
+    >>> table = glm.variance_components().set_index("gene")
+    >>> table[["effect", "parameter"]]
+               effect parameter
+    gene
+    gene_1  1 | donor     sd(1)
+    gene_2  1 | donor     sd(1)
+    >>> bool(table["estimate"]["gene_2"] > table["estimate"]["gene_1"])
+    True
     """
     fit = self._mixed_fit()
     return table_of_variances(fit.mixed, fit.groups, self.gene_names, "cell")
@@ -79,6 +96,17 @@ def level_effects(self: WithEffects, effect: str | None = None) -> pd.DataFrame:
     ------
     InvalidArgumentError
         Another name, or none of several.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 20)})
+    >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, donors="donor", donor_sd=1.0, seed=0)
+    >>> levels = ExpressionGLM("~ 1 + (1 | donor)").fit(adata).random_effects()
+    >>> levels.shape, levels["level"].unique().tolist()
+    ((12, 6), ['u', 'v', 'w', 'x', 'y', 'z'])
     """
     fit, genes = self._mixed_fit(), self.gene_names
     found = block_named(fit.groups, effect)
@@ -109,6 +137,19 @@ def units(self: WithEffects) -> pd.DataFrame:
     ------
     NotReadyError
         Before ``fit``, or without random effects.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 20)})
+    >>> cells["group"] = np.where(cells["donor"].isin(["u", "v", "w"]), "a", "b")
+    >>> adata = simulate_expression(cells, n_genes=2, mean=5.0, donors="donor", donor_sd=0.5, seed=0)
+    >>> ExpressionGLM("~ group + (1 | donor)").fit(adata).units()  # six donors, however many cells
+      coefficient   unit  n_units   df
+    0   Intercept  donor        6  4.0
+    1  group[T.b]  donor        6  4.0
     """
     fit = self._mixed_fit()
     return describe_units(fit.coefficients, fit.groups)

@@ -45,6 +45,20 @@ def fitted_field(self: WithField, genes: Any = None) -> pd.DataFrame:
     ------
     NotReadyError
         Before ``fit``, after ``load`` (a file has no places), or without a field.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> from pyrosplice.effects import Field
+    >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)
+    >>> mean = 3.0 + np.repeat(spots[:, :1], 2, 1)  # rises along the rows
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=mean, seed=0)
+    >>> adata.obsm["spatial"] = spots
+    >>> field = ExpressionGLM("~ 1", space=Field(k_neighbors=4)).fit(adata).fitted_field()
+    >>> field.shape, bool((field[90:].mean() > field[:10].mean()).all())
+    ((100, 2), True)
     """
     estimator = self._mixed_estimator()
     mixed, cells = estimator.mixed, estimator.input_data.cells

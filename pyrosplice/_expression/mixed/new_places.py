@@ -13,7 +13,7 @@ from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.positions import Spots
 from pyrosplice._tables.cells import obs_of
 from pyrosplice._tables.columns import one_column
-from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.coordinates import SpatialKey, coordinates_name, has_coordinates, read_coordinates
 from pyrosplice._tables.labels import read_labels
 from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError
@@ -37,7 +37,7 @@ class FittedPlaces:
     """
 
     spots: Spots | None
-    spatial_key: str
+    spatial_key: SpatialKey
     section_key: str | None
 
     def of_new(self, estimator: MixedEstimator, new: ad.AnnData | pd.DataFrame) -> FieldPlaces:
@@ -60,14 +60,20 @@ class FittedPlaces:
                 f"new: {field!r} says nothing of other places, since it multiplies a column or has a covariance of its "
                 "own; predict() without new cells is of the fitted ones."
             )
-        if not isinstance(new, ad.AnnData) or self.spatial_key not in new.obsm or self.spots is None:
+        if estimator.effects.graph_key is not None:
+            raise InvalidArgumentError(
+                f"new: the neighbours of the fit are those of obsp[{estimator.effects.graph_key!r}], which says "
+                "nothing of other places; fit with Field(k_neighbors=6), whose graph new cells can be put into."
+            )
+        name, cells = coordinates_name(self.spatial_key, "new"), estimator.input_data.cells
+        there = isinstance(new, ad.AnnData) and has_coordinates(self.spatial_key, new.obsm, obs_of(new))
+        if not isinstance(new, ad.AnnData) or not there or self.spots is None:
             raise InvalidArgumentError(
                 f"new: the fit has a field in space; expected an AnnData with the positions of its "
-                f"cells in obsm[{self.spatial_key!r}]."
+                f"cells in {name.removeprefix('new.')}."
             )
-        name, cells = f"new.obsm[{self.spatial_key!r}]", estimator.input_data.cells
         own = self.spots.points(cells, self.spatial_key)
-        coords = check_coords(as_dense(new.obsm[self.spatial_key], name), name=name)
+        coords = check_coords(read_coordinates(self.spatial_key, new.obsm, obs_of(new), of="new"), name=name)
         if coords.shape[1] != own.shape[1]:
             raise InvalidArgumentError(f"{name}: expected {own.shape[1]} coordinates, found {coords.shape[1]}.")
         sections = self._sections(estimator, obs_of(new))
@@ -78,7 +84,7 @@ class FittedPlaces:
         if (fitted >= 0).all():
             return FieldPlaces(fitted, None)
         beside = asked.take(fitted < 0)
-        return FieldPlaces(fitted, new_spots(covariance, old, beside, k_neighbors=field.k_neighbors, graph=field.graph))
+        return FieldPlaces(fitted, new_spots(covariance, old, beside, k_neighbors=field.n_nearest, graph=field.edges))
 
     def _sections(self, estimator: MixedEstimator, table: pd.DataFrame) -> NDArray[np.intp]:
         """Codes of the sections of fitted and of new cells; one that was not fitted has a code of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,8 +15,9 @@ from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.component_tests import cell_component, component_table
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.positions import K_NEIGHBORS, SPATIAL_KEY, SpotOptions, Spots
+from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
+from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_option
 from pyrosplice.spatial._covariance import SpatialCovariance
@@ -40,9 +42,9 @@ def test_in_space(
     self: InSpace,
     method: str = "score",
     *,
-    spatial_key: str = SPATIAL_KEY,
+    spatial_key: str | Sequence[str] = SPATIAL_KEY,
     adj_key: str | None = None,
-    k_neighbors: int = K_NEIGHBORS,
+    k_neighbors: int | None = None,
     section_key: str | None = None,
 ) -> pd.DataFrame:
     """Test every gene for variability in space beside all else that was fitted: a table by gene.
@@ -64,8 +66,21 @@ def test_in_space(
         Options that the fit does not use; levels that leave nothing to test.
     NotReadyError
         A fit of something else than an AnnData, which has no places.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from pyrosplice import ExpressionGLM
+    >>> from pyrosplice.data import simulate_expression
+    >>> spots = np.stack(np.divmod(np.arange(100), 10), 1)
+    >>> mean = np.column_stack([3.0 + spots[:, 0], np.full(100, 5.0)])  # the first gene rises along the rows
+    >>> adata = simulate_expression(pd.DataFrame(index=range(100)), n_genes=2, mean=mean, seed=0)
+    >>> adata.obsm["spatial"] = spots
+    >>> table = ExpressionGLM("~ 1").fit(adata).test_spatial_variability()
+    >>> (table["pvalue"] < 0.01).tolist()
+    [True, False]
     """
-    space = SpotOptions(spatial_key, adj_key, k_neighbors, section_key)
+    space = SpotOptions(spatial_key_of(spatial_key), adj_key, k_neighbors, section_key)
     if not self._has_effects():
         return spatial_variability(self._data(), self._spots, space, method)
     estimator = self._mixed_estimator()
@@ -114,11 +129,11 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
         return component_table(estimator, cell_component(estimator, "space"))
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
-    return spatial_table(_with_levels(estimator), field, by=effects.space_by)
+    return spatial_table(glm_with_levels(estimator), field, by=effects.space_by)
 
 
-def _with_levels(estimator: MixedEstimator) -> Estimator:
-    """The GLM in which every level of every random effect of groups has coefficients."""
+def glm_with_levels(estimator: MixedEstimator) -> Estimator:
+    """The GLM in which every level of every random effect of groups has coefficients, of an estimator fitted or not."""
     inputs, design = estimator.input_data, estimator.source.design
     kept = columns_with_levels(design.x, estimator.effects.groups, "cells")
     names = [f"column {k + 1}" for k in range(kept.shape[1])]

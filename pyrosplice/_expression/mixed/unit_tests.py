@@ -64,9 +64,9 @@ class MixedResults:
         rank = int(np.linalg.matrix_rank(free))
         if rank < len(free):
             raise InvalidArgumentError(f"contrast: expected independent rows, found {len(free)} of rank {rank}.")
-        freedom, fewest = self.law.of(free, df, stacklevel=5)
+        freedom, fewest = self.law.of(free, df, stacklevel=6)
         if fewest.of_observations and self.estimator is not None:
-            _warn_of_poisson(self.estimator, stacklevel=5)
+            _warn_of_poisson(self.estimator, stacklevel=6)
         robust = RobustCovariance(self.law.covariance.covariance.numpy(), freedom, (fewest.unit, fewest.n_units))
         wald = contrast_test(self.fit, self.constraints, rows, gene_ids=self.genes, mean=self.mean, robust=robust)
         wald = replace(wald, otherwise=Reason.NOT_IDENTIFIED.value)

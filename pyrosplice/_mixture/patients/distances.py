@@ -60,6 +60,18 @@ def patient_distances(dataset: TripletDataset) -> pd.DataFrame:
         The data set has no fitted mixtures.
     ImportError
         POT is not installed: ``pip install 'pyrosplice[transport]'``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm, patient_distances
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=2, max_iter=50, verbose=False)
+    >>> distances = patient_distances(dataset).to_numpy()
+    >>> bool(distances[0, 1] < distances[0, 2])  # patients of a group are closer
+    True
     """
     if not isinstance(dataset, TripletDataset):
         raise InvalidArgumentError(f"dataset: expected a data set after fit_gmm, found {type(dataset).__name__}.")

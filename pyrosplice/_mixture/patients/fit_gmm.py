@@ -37,6 +37,7 @@ from pyrosplice._mixture.patients.steps import (
     singular_components,
     split_cells,
 )
+from pyrosplice._mixture.patients.stored_mixtures import check_stored
 from pyrosplice._mixture.patients.triplets import AnnData_TripletDataset, TripletDataset
 from pyrosplice.errors import InvalidArgumentError, own_options_only
 
@@ -161,6 +162,17 @@ def fit_gmm(  # noqa: PLR0913 (a documented interface)
     InvalidArgumentError
         An option is impossible; a patient has NaN, or fewer cells than components; ``"strict"`` and a singular
         covariance. An unknown ``k_selection_metric`` is also a NotImplementedError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=2, max_iter=50, verbose=False)
+    >>> dataset.supports[0].shape, dataset.covariances[0].shape  # two components of two features a patient
+    (torch.Size([2, 2]), torch.Size([2, 2, 2]))
     """
     _check_data_set(dataset, gmm_key)
     options = GMMOptions(
@@ -212,11 +224,14 @@ def _check_data_set(dataset: object, gmm_key: object) -> None:
             "TripletDataset(list_of_arrays, labels_of_patients) of arrays (GaussianMixture fits one matrix)."
         )
     if gmm_key is None:
+        if isinstance(dataset, AnnData_TripletDataset):
+            check_stored(dataset.adata, f"gmm_{dataset.use_rep or 'X'}")
         return
     if not isinstance(dataset, AnnData_TripletDataset):
         raise InvalidArgumentError("gmm_key: this data set has no AnnData to store mixtures in; leave it out.")
     if not (isinstance(gmm_key, str) and gmm_key.strip() and "/" not in gmm_key):
         raise InvalidArgumentError(f"gmm_key: expected text without '/', which no h5ad file takes, found {gmm_key!r}.")
+    check_stored(dataset.adata, gmm_key)
 
 
 TripletDataset.fit_gmm = fit_gmm  # bound here, since data sets know no estimators

@@ -50,6 +50,27 @@ def evaluate_holdout_nll(
     ------
     InvalidArgumentError
         A key or column is missing, or the selection was not by held-out likelihood.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from pyrosplice import AnnData_TripletDataset, evaluate_holdout_nll, fit_gmm
+    >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+    >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+    >>> groups = np.repeat(["healthy", "ill"], 120)
+    >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+    >>> adata = ad.AnnData(x, obs=obs)
+    >>> dataset = AnnData_TripletDataset(adata, n_cells=50)
+    >>> _ = fit_gmm(dataset, k_comps=[1, 2, 3], k_selection_metric="heldout_nll", gmm_key="gmm", verbose=False)
+    >>> table = evaluate_holdout_nll(adata, gmm_key="gmm", patient_col="sample")
+    >>> table[["n_components", "n_cells_total", "n_train_cells"]]
+       n_components  n_cells_total  n_train_cells
+    0             2             60             30
+    1             2             60             30
+    2             2             60             30
+    3             2             60             30
     """
     stored = mixtures_in(adata, gmm_key)
     selection = stored.get("selection")
@@ -98,6 +119,23 @@ def summarize_holdout_nll(results: pd.DataFrame, *, groupby_cols: Sequence[str] 
     -------
     Columns ``count``, and ``mean_`` and ``sd_`` of ``train_nll``, ``validation_nll`` and ``nll_gap``; the standard
     deviation of one patient is NaN (the documented system says 0).
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from pyrosplice import AnnData_TripletDataset, fit_gmm, summarize_holdout_nll, validate_gmm
+    >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+    >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+    >>> groups = np.repeat(["healthy", "ill"], 120)
+    >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+    >>> adata = ad.AnnData(x, obs=obs)
+    >>> dataset = AnnData_TripletDataset(adata, n_cells=50)
+    >>> _ = fit_gmm(dataset, k_comps=[1, 2, 3], k_selection_metric="heldout_nll", gmm_key="gmm", verbose=False)
+    >>> table, _ = validate_gmm(dataset)
+    >>> summarize_holdout_nll(table)["count"].tolist()
+    [4]
     """
     if not isinstance(results, pd.DataFrame):
         raise InvalidArgumentError(
@@ -129,6 +167,23 @@ def validate_gmm(
         After ``fit_gmm`` with ``k_selection_metric="heldout_nll"``.
     groupby_cols
         As of :func:`summarize_holdout_nll`; ``["label"]`` for the patients' groups.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from pyrosplice import AnnData_TripletDataset, fit_gmm, validate_gmm
+    >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+    >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+    >>> groups = np.repeat(["healthy", "ill"], 120)
+    >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+    >>> adata = ad.AnnData(x, obs=obs)
+    >>> dataset = AnnData_TripletDataset(adata, n_cells=50)
+    >>> _ = fit_gmm(dataset, k_comps=[1, 2, 3], k_selection_metric="heldout_nll", gmm_key="gmm", verbose=False)
+    >>> table, summary = validate_gmm(dataset, groupby_cols=["label"])
+    >>> table.shape[0], summary["count"].tolist()
+    (4, [2, 2])
     """
     if not isinstance(dataset, AnnData_TripletDataset) or dataset.gmm_key is None:
         raise InvalidArgumentError("dataset: expected an AnnData_TripletDataset after fit_gmm.")

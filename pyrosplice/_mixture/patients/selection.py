@@ -72,6 +72,22 @@ def selection_table(gmm: Mapping[str, Any]) -> pd.DataFrame:
     ------
     InvalidArgumentError
         The number of components was fixed: there are no criteria.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset, fit_gmm, selection_table
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> _ = fit_gmm(dataset, k_comps=[1, 2, 3, 4], k_selection_metric="bic", verbose=False)
+    >>> table = selection_table(dataset.gmm)
+    >>> table.loc[table["chosen"], ["patient", "n_components"]]
+       patient  n_components
+    1        0             2
+    5        1             2
+    10       2             3
+    13       3             2
     """
     if not isinstance(gmm, Mapping) or "weight_inference" not in gmm:
         raise InvalidArgumentError("gmm: expected dataset.gmm after fit_gmm, or adata.uns[gmm_key].")

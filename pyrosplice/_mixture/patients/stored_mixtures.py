@@ -29,6 +29,22 @@ def mixtures_in(adata: anndata.AnnData, key: str) -> Mapping[str, Any]:
     return stored
 
 
+def check_stored(adata: anndata.AnnData, key: str) -> None:
+    """Raise where the places of mixtures hold something else than earlier mixtures, before any work is done."""
+    if key in adata.uns:
+        mixtures_in(adata, key)
+        return
+    places = {
+        f"obs[{key + '_comp'!r}]": f"{key}_comp" in adata.obs,
+        f"obsm[{key + '_resp'!r}]": f"{key}_resp" in adata.obsm,
+    }
+    taken = [place for place, there in places.items() if there]
+    if taken:
+        raise InvalidArgumentError(
+            f"gmm_key: adata has {taken} already, and no mixtures in uns[{key!r}]; delete these, or choose another key."
+        )
+
+
 def patients_left_out(adata: anndata.AnnData, key: str, rows: Rows) -> list[str]:
     """Patients that the fit left out: no mixture of theirs is stored, and none of their cells has a component."""
     known = _patients(mixtures_in(adata, key))

@@ -69,6 +69,16 @@ class TripletDataset(Dataset):
     ------
     InvalidArgumentError
         Numbers or labels are missing, shapes do not fit, names fit in part, or there is no such option.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyrosplice import TripletDataset
+    >>> rng = np.random.default_rng(0)
+    >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+    >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+    >>> dataset.names, dataset.classes
+    (['0', '1', '2', '3'], ['healthy', 'ill'])
     """
 
     fit_gmm: ClassVar[Callable[..., Any]]
@@ -105,7 +115,18 @@ class TripletDataset(Dataset):
 
     @classmethod
     def from_numpy(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a data set from arrays, as the constructor does."""
+        """Make a data set from arrays, as the constructor does.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import TripletDataset
+        >>> rng = np.random.default_rng(0)
+        >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+        >>> dataset = TripletDataset.from_numpy(cells, ["healthy", "healthy", "ill", "ill"])
+        >>> len(dataset.patients())
+        4
+        """
         return cls(*args, **kwargs)
 
     def _check(self) -> None:
@@ -157,6 +178,16 @@ class TripletDataset(Dataset):
         ------
         InvalidArgumentError
             The data set was made of mixtures, with covariances: it has no cells.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import TripletDataset
+        >>> rng = np.random.default_rng(0)
+        >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+        >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+        >>> [patient.cells.shape for patient in dataset.patients()]
+        [torch.Size([60, 2]), torch.Size([60, 2]), torch.Size([60, 2]), torch.Size([60, 2])]
         """
         if self._point_covariances is not None:
             raise InvalidArgumentError("covariances: the distributions are mixtures already; give cells, without them.")
@@ -190,13 +221,41 @@ class TripletDataset(Dataset):
         *,
         identical_supports: bool,
     ) -> None:
-        """Make fitted components the distributions' supports; ``schema`` is all that is known of the fit."""
+        """Make fitted components the distributions' supports; ``schema`` is all that is known of the fit.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import numpy as np
+        >>> from pyrosplice import TripletDataset
+        >>> rng = np.random.default_rng(0)
+        >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+        >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+        >>> means = torch.zeros(4, 1, 2)
+        >>> covariances = torch.eye(2).expand(4, 1, 2, 2)
+        >>> dataset.attach(means, covariances, torch.ones(4, 1), {"n_components": 1}, identical_supports=False)
+        >>> dataset.supports[0].shape
+        torch.Size([1, 2])
+        """
         self.gmm: dict[str, Any] = schema
         self.supports, self.covariances, self.weights = means, covariances, weights
         self.identical_supports = identical_supports
 
     def triplets(self, *, seed: int = 0) -> Tensor:
-        """Draw anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor."""
+        """Draw anchor, positive and negative distributions, ``(T, 3)``: ``n_triplets`` of each for every anchor.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyrosplice import TripletDataset
+        >>> rng = np.random.default_rng(0)
+        >>> cells = [rng.normal(size=(60, 2)) + 6 * rng.integers(0, 2, (60, 1)) + shift for shift in (0, 0, 3, 3)]
+        >>> dataset = TripletDataset(cells, ["healthy", "healthy", "ill", "ill"])
+        >>> anchor, positive, negative = dataset.triplets(seed=0).T
+        >>> labels = np.array(dataset.distribution_labels)
+        >>> bool((labels[anchor] == labels[positive]).all()), bool((labels[anchor] == labels[negative]).any())
+        (True, False)
+        """
         rng = np.random.default_rng(check_integer("seed", seed, least=0))
         labels = np.array(self.distribution_labels)
         found = []
@@ -248,6 +307,21 @@ class AnnData_TripletDataset(TripletDataset):
     -----
     Differs from ggml-ot, which warns of ``group_by`` beside ``gmm_key`` and of a patient in several groups, and goes
     on with one of them: both are errors here.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from pyrosplice import AnnData_TripletDataset
+    >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+    >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+    >>> groups = np.repeat(["healthy", "ill"], 120)
+    >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+    >>> adata = ad.AnnData(x, obs=obs)
+    >>> dataset = AnnData_TripletDataset(adata, n_cells=50)
+    >>> dataset.names, len(dataset.supports), dataset.supports[0].shape
+    (['P1', 'P2', 'P3', 'P4'], 4, torch.Size([50, 2]))
     """
 
     @own_options_only
@@ -291,7 +365,23 @@ class AnnData_TripletDataset(TripletDataset):
 
     @classmethod
     def from_anndata(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a data set from an AnnData, as the constructor does."""
+        """Make a data set from an AnnData, as the constructor does.
+
+        Examples
+        --------
+        >>> import anndata as ad
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from pyrosplice import AnnData_TripletDataset
+        >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+        >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+        >>> groups = np.repeat(["healthy", "ill"], 120)
+        >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+        >>> adata = ad.AnnData(x, obs=obs)
+        >>> dataset = AnnData_TripletDataset.from_anndata(adata, n_cells=50)
+        >>> dataset.names
+        ['P1', 'P2', 'P3', 'P4']
+        """
         return cls(*args, **kwargs)
 
     @property
@@ -305,7 +395,23 @@ class AnnData_TripletDataset(TripletDataset):
         return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows, strict=True)]
 
     def representation(self) -> NDArray[np.float64]:
-        """The features of all cells ``(N, D)``."""
+        """The features of all cells ``(N, D)``.
+
+        Examples
+        --------
+        >>> import anndata as ad
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from pyrosplice import AnnData_TripletDataset
+        >>> patients = np.repeat(["P1", "P2", "P3", "P4"], 60)
+        >>> x = np.random.default_rng(0).normal(size=(240, 2)) + 6 * (np.arange(240)[:, None] % 2)
+        >>> groups = np.repeat(["healthy", "ill"], 120)
+        >>> obs = pd.DataFrame({"sample": patients, "patient_group": groups}, index=map(str, range(240)))
+        >>> adata = ad.AnnData(x, obs=obs)
+        >>> dataset = AnnData_TripletDataset(adata, n_cells=50)
+        >>> dataset.representation().shape
+        (240, 2)
+        """
         return representation_of(self.adata, self.use_rep)
 
     def _column(self, argument: str, column: str) -> NDArray[np.object_]:

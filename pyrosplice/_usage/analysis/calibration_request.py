@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyrosplice._tables.coordinates import has_coordinates, spatial_key_of
 from pyrosplice._tables.names import text_names
 from pyrosplice._usage.analysis.null_genes import graph_of
 from pyrosplice._usage.analysis.prepare import Prepared
@@ -111,7 +112,10 @@ def domains_of(truth: object, prepared: Prepared, model_type: str) -> Domains | 
             "truth=Domains(sd=…, spatial_key=…)."
         )
     if domains.spatial_key is not None:
-        check_option("Domains(spatial_key)", domains.spatial_key, list(prepared.data.adata.obsm))
+        key, adata = spatial_key_of(domains.spatial_key), prepared.data.adata
+        if not has_coordinates(key, adata.obsm, adata.obs):
+            known = list(adata.obsm) if isinstance(key, str) else list(adata.obs)
+            raise InvalidArgumentError(f"Domains(spatial_key): expected one of {known}, found {key!r}.")
     elif graph_of(prepared.covariance) is None:
         raise InvalidArgumentError(
             "truth='domains': the model has no graph of its spots; give truth=Domains(spatial_key=…), where their "

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice._tables.columns import one_column
-from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
@@ -81,6 +80,16 @@ def cross_validate(  # noqa: PLR0913 (options of a table, all by keyword)
         only; a refit for a likelihood of random totals.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=100, n_genes=2, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.cross_validate("block", n_blocks=5).columns.tolist()
+    ['gene', 'elpd', 'se', 'n_groups', 'n_spots', 'elpd_per_spot', 'reason']
     """
     analysis = self.analysis
     analysis.shipped_only("cross_validate")
@@ -121,11 +130,11 @@ def _groups(analysis: UsageAnalysis, given: object, n_blocks: int) -> LeftOut:
     if isinstance(given, str) and given == "spot" and given not in obs:
         return LeftOut(list(obs.index), [torch.tensor([spot]) for spot in range(len(obs))])
     if isinstance(given, str) and given == "block" and given not in obs:
-        if prepared.spatial_key is None:
+        coords = prepared.coordinates
+        if coords is None:
             raise InvalidArgumentError(
                 "groups='block': this model was fitted without positions of the spots; give a label of each spot."
             )
-        coords = as_dense(prepared.data.adata.obsm[prepared.spatial_key], "spatial_key")
         key = prepared.section_key
         codes = np.zeros(len(obs), np.intp) if key is None else read_labels(one_column(obs, key, key), key).codes
         blocks = spatial_blocks(coords, codes, n_blocks)

@@ -10,9 +10,11 @@ from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice.effects._effect_list import GivenEffect, field_of
 from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.spatial._connectivities import documented_edges
+from pyrosplice.spatial._graph import Graph
 
 MISSING = ("raise", "drop")
-OF_SPACE = {"k_neighbors": 4, "rho": 0.99, "graph": "mutual"}  # defaults of what the type's own field is
+OF_SPACE = {"k_neighbors": 4, "rho": 0.99, "graph": None}  # defaults of what the type's own field is
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DataOptions:
     """
 
     model: AnalysisOptions
-    spatial_key: str
+    spatial_key: Any
     adj_key: str | None
     layer: str | None
     group_iso_by: str
@@ -88,7 +90,15 @@ class DataOptions:
         given = self.field
         if given is not None and given.covariance is None:
             return given
-        return Field(k_neighbors=self.model.k_neighbors, graph=self.model.graph)
+        return Field(k_neighbors=int(self.model.k_neighbors), graph=documented_edges(self.model.graph))
+
+    @property
+    def asked_neighbors(self) -> tuple[int | None, Graph | None]:
+        """Number of neighbours and kind of graph as they were given, for what squidpy has left."""
+        given = self.field
+        if given is not None and given.covariance is None:
+            return given.k_neighbors, given.graph
+        return self.model.k_neighbors, self.model.graph
 
     def _check_effects(self, kind: str) -> None:
         """Raise where the list of effects and the model's type, or what is said of space, do not go together."""

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyrosplice._representation import FDR
+from pyrosplice._tables.coordinates import coordinates_name
 from pyrosplice._usage.analysis.fits import UsageAnalysis
 from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
@@ -15,6 +16,7 @@ from pyrosplice._usage.reading.isoforms import matrix_name
 from pyrosplice._usage.records import UsageFit
 from pyrosplice.guides._own_model import name_of
 from pyrosplice.priors._prior_tables import describe as describe_prior
+from pyrosplice.spatial._connectivities import documented_edges
 from pyrosplice.spatial._graph import component_labels
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
@@ -23,7 +25,7 @@ def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> d
     """Describe an analysis in rows, None before there are data."""
     results = {} if analysis is None else analysis.results
     return {
-        **_describe_data(None if analysis is None else analysis.prepared),
+        **_describe_data(None if analysis is None else analysis.prepared, options),
         "model": _describe_model(options) if options.model is None else name_of(options.model),
         "fit": _describe_fit(None if analysis is None else analysis.fitted),
         "sv test": _describe_test(results.get("sv")),
@@ -50,7 +52,7 @@ def _describe_model(options: AnalysisOptions) -> str:
     return f"{options.likelihood.name} GLMM by {options.fitting_method}, {variance}, {sigma}, {priors}"
 
 
-def _describe_data(prepared: Prepared | None) -> dict[str, str]:
+def _describe_data(prepared: Prepared | None, options: AnalysisOptions) -> dict[str, str]:
     """Rows on counts, space and design."""
     if prepared is None:
         return {"data": "none; call setup_data"}
@@ -58,7 +60,7 @@ def _describe_data(prepared: Prepared | None) -> dict[str, str]:
     return {
         "data": f"{prepared.n_spots} spots, {len(n_isos)} genes, {sum(n_isos)} isoforms "
         f"({min(n_isos)} to {max(n_isos)} a gene), {matrix_name(prepared.data.layer)}",
-        "space": _describe_space(prepared),
+        "space": _describe_space(prepared, options),
         "design": f"{len(prepared.covariate_names)} covariates: {_shorten(prepared.covariate_names)}"
         if prepared.covariate_names
         else "intercept only",
@@ -88,7 +90,7 @@ def _describe_test(results: Mapping[str, object] | None) -> str:
     return f"{results['method']}: {found} of {asked} at FDR {FDR:.0%}"
 
 
-def _describe_space(prepared: Prepared) -> str:
+def _describe_space(prepared: Prepared, options: AnalysisOptions) -> str:
     covariance = prepared.covariance
     if covariance is None:
         return "not used"
@@ -99,7 +101,11 @@ def _describe_space(prepared: Prepared) -> str:
     edges = sp.triu(covariance.adjacency, k=1).nnz
     components = component_labels(covariance.adjacency)[0]
     sections = "" if prepared.section_key is None else f" of {prepared.n_sections} section(s)"
-    return f"CAR, rho {covariance.rho:g}, {edges} edges, {components} component(s){sections}"
+    graph = "" if prepared.graph_key is None else f", of obsp[{prepared.graph_key!r}]"
+    if prepared.spatial_key is not None:
+        own = f"{documented_edges(options.graph)} {options.k_neighbors}-NN graph"
+        graph = f", {own} of {coordinates_name(prepared.spatial_key)}"
+    return f"CAR, rho {covariance.rho:g}, {edges} edges, {components} component(s){sections}{graph}"
 
 
 def _shorten(names: Sequence[str], limit: int = 5) -> str:

@@ -161,6 +161,23 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         that exclude each other.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # genes, covariates, logits: the first gene follows the covariate
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(print_progress=False)
+    >>> model.test_differential_usage(method="score", print_progress=False)
+    >>> results = model.get_formatted_test_results("du").set_index(["gene", "covariate"])
+    >>> results["pvalue"] < 0.01
+    gene    covariate
+    gene_1  iid           True
+    gene_2  iid          False
+    Name: pvalue, dtype: bool
     """
     analysis = self.analysis
     analysis.shipped_only("test_differential_usage")
@@ -256,6 +273,18 @@ def covariate_modes(self: Analyzed) -> pd.DataFrame:
         Before ``setup_data``.
     InvalidArgumentError
         No covariates, or a model without a spatial effect.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid", "smooth"), seed=0)
+    >>> model = SplisosmGLMM()
+    >>> model.setup_data(adata, design_mtx=["iid", "smooth"])
+    >>> model.fit(print_progress=False)
+    >>> modes = model.covariate_modes().set_index("covariate")["modes"]
+    >>> bool(modes["iid"] > 3 * modes["smooth"])  # few waves over the tissue: few replicates
+    True
     """
     analysis = self.analysis
     analysis.shipped_only("covariate_modes")

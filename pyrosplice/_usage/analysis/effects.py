@@ -87,25 +87,25 @@ def get_effects(
         Before ``setup_data`` or ``fit``.
     InvalidArgumentError
         A fit without covariates; ``level`` outside (0, 1); another ``variance`` or ``law``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> beta = [[[1.0, 0.0]], [[0.0, 0.0]]]  # genes, covariates, logits
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, covariates=("iid",), beta=beta, seed=0)
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="iid")
+    >>> model.fit(with_design_mtx=True, print_progress=False)
+    >>> effects = model.get_effects()
+    >>> effects.shape, list(effects.columns[:8])
+    ((6, 12), ['gene', 'covariate', 'isoform', 'log_odds', 'log_odds_se', 'log_odds_lower',
+    'log_odds_upper', 'usage_points'])
     """
     analysis = self.analysis
-    analysis.shipped_only("get_effects")
-    likelihood = analysis.options.likelihood
-    check_of_isoforms(likelihood, "get_effects is of shares of isoforms; its effects are the fits' beta")
-    check_share("level", level)
-    if variance is not None:
-        check_option("variance", variance, ("robust", "model"))
-    if law is not None:
-        check_option("law", law, get_args(CovarianceLaw))
-    prepared, design = analysis.prepared, analysis.prepared.design
-    check_units(variance, law, df, grouped=prepared.listed is not None)
-    if design is None or not analysis.fit.with_design:
-        raise NoResultsError("get_effects: expected models with covariates; call fit(with_design_mtx=True) first.")
-    if prepared.listed is not None:
-        parts, robust = _grouped_parts(analysis, design, "clip" if df is None else df), False
-    else:
-        held_to = law_of(analysis, law_name(law, variance or "robust", analysis.model_type), variance or "robust")
-        parts, robust = _parts(analysis, design, held_to), held_to.robust
+    prepared = analysis.prepared
+    design = effects_asked(analysis, level=level, variance=variance, law=law, df=df, what="get_effects")
+    parts, robust = effect_parts(analysis, design, variance=variance, law=law, df=df)
     tables: dict[int, pd.DataFrame] = {}
     for batch, some, effects in parts:
         found = {name: (e.estimate, e.standard_error, *e.interval(level)) for name, e in effects.items()}
@@ -114,9 +114,49 @@ def get_effects(
             own = {name: [value[row].numpy().ravel() for value in values] for name, values in found.items()}
             table = _gene_table(labels, own)
             values = [column for columns in own.values() for column in columns]
-            why = _reasons(values, prepared.counts[gene], some[row], from_residuals=robust)
+            why = why_missing(values, prepared.counts[gene], some[row], robust)
             tables[gene] = table.assign(reason=why)
     return pd.concat([tables[gene] for gene in range(analysis.n_genes)], ignore_index=True)
+
+
+def effects_asked(
+    analysis: UsageAnalysis,
+    *,
+    level: float,
+    variance: str | None,
+    law: str | None,
+    df: DfRule | float | None,
+    what: str,
+) -> Design:
+    """The covariates whose effects ``what`` asks for; raises where there are none, or an option is wrong."""
+    analysis.shipped_only(what)
+    likelihood = analysis.options.likelihood
+    check_of_isoforms(likelihood, f"{what} is of shares of isoforms; its effects are the fits' beta")
+    check_share("level", level)
+    if variance is not None:
+        check_option("variance", variance, ("robust", "model"))
+    if law is not None:
+        check_option("law", law, get_args(CovarianceLaw))
+    design = analysis.prepared.design
+    check_units(variance, law, df, grouped=analysis.prepared.listed is not None)
+    if design is None or not analysis.fit.with_design:
+        raise NoResultsError(f"{what}: expected models with covariates; call fit(with_design_mtx=True) first.")
+    return design
+
+
+def effect_parts(
+    analysis: UsageAnalysis,
+    design: Design,
+    *,
+    variance: Literal["robust", "model"] | None,
+    law: CovarianceLaw | None,
+    df: DfRule | float | None,
+) -> tuple[Iterator[Part], bool]:
+    """Effects batch by batch, and whether their errors are of residuals."""
+    if analysis.prepared.listed is not None:
+        return _grouped_parts(analysis, design, "clip" if df is None else df), False
+    held_to = law_of(analysis, law_name(law, variance or "robust", analysis.model_type), variance or "robust")
+    return _parts(analysis, design, held_to), held_to.robust
 
 
 def _parts(analysis: UsageAnalysis, design: Design, law: Law) -> Iterator[Part]:
@@ -173,7 +213,7 @@ def gene_effects(
     }
 
 
-def _reasons(effect: Sequence[Floats], counts: Tensor, fit: FittedGene, *, from_residuals: bool) -> NDArray[Any]:
+def why_missing(effect: Sequence[Floats], counts: Tensor, fit: FittedGene, from_residuals: bool) -> NDArray[Any]:
     """Why effects, errors and ends of intervals ``(R,)`` of one gene are missing; "" where they are not."""
     known = np.where(np.isfinite(effect).all(0), 1.0, np.nan)[None]
     rank = np.isfinite(effect[0]).astype(np.float64)[None]

@@ -296,6 +296,16 @@ def fit(  # noqa: PLR0913 (a documented interface)
         Accepted for compatibility: fits do not depend on where they start, so another would be the same.
     random_seed
         Passed to the models.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0), group_gene_by_n_iso=True)
+    >>> model.fit(batch_size=3, print_progress=False)  # genes of equal numbers of isoforms are fitted together
+    >>> model.get_training_summary()["reason"].tolist()
+    ['converged', 'converged', 'converged']
     """
     analysis = self.analysis
     check_switches(quiet=quiet, print_progress=print_progress, from_null=from_null, refit_null=refit_null)
@@ -325,6 +335,16 @@ def get_fitted_models(self: Analyzed) -> list[MultinomGLM]:
     """Rebuild the models of all genes from the stored fits, at every call; changing them changes nothing here.
 
     Those of a model of your own are fitted again, to have its ``sites`` and ``guide``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> [fit.bias_eta.shape for fit in model.get_fitted_models()]
+    [torch.Size([1, 2]), torch.Size([1, 2]), torch.Size([1, 2])]
     """
     analysis = self.analysis
     return [analysis.rebuilt(gene) for gene in range(len(analysis.fit.genes))]
@@ -334,5 +354,15 @@ def get_gene_model(self: Analyzed, gene_name: str) -> MultinomGLM:
     """Rebuild the model of one gene, with all that such a model has. For many genes' draws see :meth:`posterior`.
 
     Raises KeyError for a name that is not in ``gene_names``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.get_gene_model("gene_2").get_isoform_ratio().shape  # genes, spots, isoforms
+    torch.Size([1, 64, 3])
     """
     return self.analysis.rebuilt(self.analysis.position(gene_name))

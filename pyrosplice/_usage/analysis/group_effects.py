@@ -23,6 +23,20 @@ def usage_variances(self: Analyzed) -> pd.DataFrame:
     ------
     NotReadyError
         Before ``fit``, or without random effects of groups.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=60, n_genes=2, seed=0)
+    >>> adata.obs["section"] = [f"S{i % 6}" for i in range(60)]
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="~ 1 + (1 | section)")
+    >>> model.fit(print_progress=False)
+    >>> model.variance_components()[["gene", "effect", "parameter", "reason"]]
+         gene       effect parameter reason
+    0  gene_1  1 | section     sd(1)
+    1  gene_2  1 | section     sd(1)
     """
     analysis = self.analysis
     require_listed(analysis)
@@ -50,6 +64,19 @@ def usage_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
         Before ``fit``, or without random effects of groups.
     InvalidArgumentError
         Another name, or none of several.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=60, n_genes=2, seed=0)
+    >>> adata.obs["section"] = [f"S{i % 6}" for i in range(60)]
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="~ 1 + (1 | section)")
+    >>> model.fit(print_progress=False)
+    >>> levels = model.random_effects()
+    >>> levels.shape, sorted(levels["level"].unique())  # genes × levels × isoforms but the last
+    ((24, 8), ['S0', 'S1', 'S2', 'S3', 'S4', 'S5'])
     """
     analysis = self.analysis
     require_listed(analysis)
@@ -73,6 +100,20 @@ def covariate_units(self: Analyzed) -> pd.DataFrame:
     ------
     NotReadyError
         Before ``setup_data``, or without random effects of groups.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=60, n_genes=2, seed=0)
+    >>> adata.obs["section"] = [f"S{i % 6}" for i in range(60)]
+    >>> adata.obs["treated"] = [i % 6 < 3 for i in range(60)]
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(adata, design_mtx="~ treated + (1 | section)")
+    >>> model.units()  # six sections, however many spots
+           coefficient     unit  n_units   df
+    0        Intercept  section        6  4.0
+    1  treated[T.True]  section        6  4.0
     """
     analysis = self.analysis
     require_listed(analysis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,11 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyrosplice._tables.columns import complete_cells, one_column
-from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.coordinates import read_coordinates
 from pyrosplice._tables.labels import read_labels
-from pyrosplice._tables.names import by_name
 from pyrosplice._usage.analysis.data_options import DataOptions
+from pyrosplice._usage.analysis.spot_graph import given_adjacency, graph_key, key_of_places
 from pyrosplice._usage.reading.design import complete_spots
-from pyrosplice._usage.reading.isoforms import check_key
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._group_terms import Groups
 from pyrosplice.errors import InvalidArgumentError
@@ -32,18 +32,21 @@ def listed_effects(
     if field is not None:
         key = options.section_key
         labels = None if key is None else read_labels(one_column(obs, key, "section_key")[spots], "section_key")
-        positions = None if field.covariance is not None else coordinates(adata, obs, options)[spots]
-        sites = FittedSites(positions, key, labels)
+        sites = FittedSites(None, key, labels)
+        if field.covariance is None:
+            sites = _sites(adata, obs, spots, options, sites)
     return bind_effects(options.effects, obs[spots], sites, what="spots", stacklevel=4)
 
 
-def coordinates(adata: AnnData, obs: pd.DataFrame, options: DataOptions) -> NDArray[np.float64]:
-    """Coordinates of all spots of a table."""
-    if options.spatial_key is None:
-        raise InvalidArgumentError(f"spatial_key: expected a key of adata.obsm, one of {sorted(adata.obsm.keys())}.")
-    check_key(adata, "spatial_key", options.spatial_key, "obsm", " model_type='glm' needs no coordinates.")
-    name = f"adata.obsm[{options.spatial_key!r}]"
-    return as_dense(by_name(adata.obsm[options.spatial_key], obs.index, name, what="spot"), name)
+def _sites(
+    adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], options: DataOptions, sites: FittedSites
+) -> FittedSites:
+    """The same with positions of the spots, or the graph that squidpy left where no other was asked for."""
+    key = graph_key(adata, None, options.spatial_key, *options.asked_neighbors)
+    if key is not None:
+        return replace(sites, adjacency=given_adjacency(adata, key, spots, sites.names), graph_key=key)
+    places = key_of_places(options.spatial_key, adata)
+    return replace(sites, positions=read_coordinates(places, adata.obsm, obs)[spots])
 
 
 def complete(obs: pd.DataFrame, options: DataOptions) -> NDArray[np.bool_]:

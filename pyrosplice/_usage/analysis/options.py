@@ -31,6 +31,7 @@ from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.priors._named import Priors, named_priors
 from pyrosplice.priors._sites import SITES
+from pyrosplice.spatial._connectivities import documented_edges
 from pyrosplice.spatial._graph import Graph, check_k_neighbors
 from pyrosplice.spatial.car import check_rho
 
@@ -88,7 +89,7 @@ class AnalysisOptions:
     rho: float
     approx_rank: int | str | None
     device: str
-    graph: Graph
+    graph: Graph | None
     likelihood: Likelihood
     priors: Priors
     isoform_effect: IsoformEffect
@@ -107,7 +108,7 @@ class AnalysisOptions:
         check_option("isoform_effect", self.isoform_effect, get_args(IsoformEffect))
         as_device(self.device)  # raises where there is none
         check_k_neighbors(self.k_neighbors)
-        check_option("graph", self.graph, get_args(Graph))
+        check_option("graph", documented_edges(self.graph), get_args(Graph))
         check_rho(self.rho)
         rank = self.approx_rank
         if not (rank is None or rank == "auto" or is_whole(rank, 1)):
@@ -191,7 +192,7 @@ class AnalysisOptions:
 
     def saved(self) -> dict[str, Any]:
         """Copies of what a file holds of them."""
-        return {name: deepcopy(getattr(self, name)) for name in OPTIONS}
+        return {name: deepcopy(getattr(self, name)) for name in OPTIONS} | {"k_neighbors": int(self.k_neighbors)}
 
     def test_options(self, model_type: str, *, priors: bool) -> dict[str, Any]:
         """What tests change of them: a GLMM is at its marginal optimum with σ estimated, with priors or without."""

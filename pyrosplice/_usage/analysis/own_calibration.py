@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrosplice._tables.containers import as_dense
-from pyrosplice._tables.names import by_name
+from pyrosplice._tables.coordinates import read_coordinates, spatial_key_of
 from pyrosplice._usage.analysis.calibration_check import CalibrationCheck
 from pyrosplice._usage.analysis.calibration_request import Request, domains_of, methods_of
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
@@ -355,8 +354,7 @@ def _domain_graph(analysis: UsageAnalysis, domains: Domains) -> sp.csr_matrix | 
     if domains.spatial_key is None:
         return graph_of(prepared.covariance)
     adata = prepared.data.adata
-    name = f"adata.obsm[{domains.spatial_key!r}]"
-    coords = as_dense(by_name(adata.obsm[domains.spatial_key], adata.obs_names, name, what="spot"), name)
+    coords = read_coordinates(spatial_key_of(domains.spatial_key), adata.obsm, adata.obs)
     return knn_graph(coords, k_neighbors=analysis.options.k_neighbors, graph="connected")
 
 

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from pyrosplice._tables.columns import one_column
 from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.coordinates import coordinates_name, read_coordinates
 from pyrosplice._tables.labels import read_labels
 from pyrosplice._usage.analysis.fits import UsageAnalysis
+from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.reading.design import covariates_again
-from pyrosplice._usage.reading.isoforms import check_key, table_of
+from pyrosplice._usage.reading.isoforms import table_of
 from pyrosplice.effects._effect_list import field_of
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._graph import check_coords
+from pyrosplice.spatial._connectivities import documented_edges
+from pyrosplice.spatial._graph import Graph, check_coords
 from pyrosplice.spatial._new_spots import NewSpots, Positions, new_spots, same_spots
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
@@ -79,10 +82,18 @@ def asked_spots(analysis: UsageAnalysis, given: object, design_mtx: object) -> A
     fitted = same_spots(old, new, both, GIVEN)
     field, covariance = None, prepared.covariance
     if (fitted < 0).any() and isinstance(covariance, CarCovariance):
-        listed = prepared.listed
-        graph = (None if listed is None else field_of(listed.given)) or analysis.options
-        field = new_spots(covariance, old, new.take(fitted < 0), k_neighbors=graph.k_neighbors, graph=graph.graph)
+        k, graph = _neighbors(analysis)
+        field = new_spots(covariance, old, new.take(fitted < 0), k_neighbors=k, graph=graph)
     return AskedSpots(names, covariates, torch.from_numpy(fitted), field)
+
+
+def _neighbors(analysis: UsageAnalysis) -> tuple[int, Graph]:
+    """How many neighbors a spot has in the fitted graph, and which edges."""
+    listed, options = analysis.prepared.listed, analysis.options
+    field = None if listed is None else field_of(listed.given)
+    if field is not None:
+        return field.n_nearest, field.edges
+    return int(options.k_neighbors), documented_edges(options.graph)
 
 
 def _coordinates(analysis: UsageAnalysis, given: object) -> NDArray[np.float64] | None:
@@ -97,19 +108,27 @@ def _coordinates(analysis: UsageAnalysis, given: object) -> NDArray[np.float64] 
         return None
     if key is None:
         raise InvalidArgumentError(
-            f"{GIVEN}: expected None. The graph or the covariance was given itself (adj_key, covariance), which says "
-            "nothing of other spots; fit with spatial_key alone to predict at those."
+            f"{GIVEN}: expected None. The graph or the covariance was given itself (adj_key, covariance, or squidpy's "
+            "obsp['spatial_connectivities']), which says nothing of other spots; fit with spatial_key and k_neighbors "
+            "alone to predict at those."
         )
     if analysis.options.rank(prepared.n_spots) is not None:
         raise InvalidArgumentError(f"{GIVEN}: expected a fit with the exact covariance; set approx_rank=None.")
     name = GIVEN
     if isinstance(given, AnnData):
-        check_key(given, "spatial_key", key, "obsm")
-        given, name = given.obsm[key], f"{GIVEN}.obsm[{key!r}]"
-    coords, own = check_coords(given, name=name), as_dense(prepared.data.adata.obsm[key], key)
+        name = coordinates_name(key, GIVEN)
+        given = read_coordinates(key, given.obsm, table_of(given, "obs"), of=GIVEN)
+    coords, own = check_coords(given, name=name), _own_coordinates(prepared)
     if coords.shape[1] != own.shape[1]:
         raise InvalidArgumentError(f"{name}: expected {own.shape[1]} coordinates a spot, found {coords.shape[1]}.")
     return coords
+
+
+def _own_coordinates(prepared: Prepared) -> NDArray[np.float64]:
+    coordinates = prepared.coordinates
+    if coordinates is None:
+        raise AssertionError("checked before")
+    return coordinates
 
 
 def _covariates(
@@ -163,7 +182,7 @@ def _positions(
 ) -> tuple[Positions, Positions]:
     """Where the fitted spots are, and those asked for; a section that was not fitted has a code of its own."""
     prepared, key = analysis.prepared, analysis.prepared.section_key
-    own = as_dense(prepared.data.adata.obsm[prepared.spatial_key], "spatial_key")
+    own = _own_coordinates(prepared)
     if key is None:
         return Positions(own, np.zeros(len(own), np.intp)), Positions(coords, np.zeros(len(coords), np.intp))
     if obs is None:

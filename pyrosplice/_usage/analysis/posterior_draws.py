@@ -68,6 +68,18 @@ def posterior(  # noqa: PLR0913 (a documented interface)
         :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> tree = model.posterior("gene_2", num_samples=50)
+    >>> dict(tree["posterior"]["sigma"].sizes), list(tree["posterior"].data_vars)
+    ({'chain': 1, 'draw': 50, 'gene': 1, 'component': 1}, ['beta', 'bias_eta', 'nu', 'sigma', 'theta_logit',
+    'theta', 'sigma2'])
     """
     analysis = self.analysis
     analysis.shipped_only("posterior")

@@ -116,6 +116,18 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
         of another shape; ``draws`` beside effects of groups.
     NotReadyError
         Before ``setup_data`` or ``fit``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=100, n_genes=2, sigma=2.0, seed=0)
+    >>> model = SplisosmGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> model.setup_data(adata[:80])
+    >>> model.fit(print_progress=False)
+    >>> table = model.predict(adata[80:], genes="gene_1")
+    >>> table.shape, list(table.columns)
+    ((60, 8), ['gene', 'spot', 'isoform', 'mean', 'sd', 'lower', 'upper', 'reason'])
     """
     analysis = self.analysis
     analysis.shipped_only("predict")

@@ -21,10 +21,11 @@ from pyrosplice._io.storable import split
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
 from pyrosplice._tables.columns import one_column
-from pyrosplice._tables.containers import as_dense
+from pyrosplice._tables.coordinates import SpatialKey, read_coordinates, spatial_key_of
 from pyrosplice._tables.labels import Labels, read_labels
 from pyrosplice._usage.analysis.data_options import DataOptions
-from pyrosplice._usage.analysis.listed_effects import complete, coordinates, listed_effects
+from pyrosplice._usage.analysis.listed_effects import complete, listed_effects
+from pyrosplice._usage.analysis.spot_graph import given_adjacency, graph_key, key_of_places, nearest_adjacency
 from pyrosplice._usage.reading.design import (
     Design,
     build_design,
@@ -36,8 +37,8 @@ from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._bound_effects import BoundEffects
-from pyrosplice.spatial._graph import adjacency_graph, component_labels, warn_if_disconnected
-from pyrosplice.spatial._sections import wide_section_graph, within_sections
+from pyrosplice.spatial._graph import component_labels, warn_if_disconnected
+from pyrosplice.spatial._sections import wide_section_graph
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
@@ -62,11 +63,13 @@ class Prepared:
     section_key
         Column of ``obs`` with the spots' sections; None if they are one.
     spatial_key
-        Where in ``obsm`` the positions are that the graph is made of; None where graph or covariance were given.
+        Where (``obsm``, columns of ``obs``) are the positions that the graph is made of; None where it is not.
     formula
         Formula of the covariates; None where they are columns or numbers.
     listed
         The list of random effects that was asked for, those of a formula among them; None where there is none.
+    graph_key
+        Key of ``obsp`` with the graph, given or squidpy's; None where it is that of the nearest neighbours.
     """
 
     data: IsoformData
@@ -75,9 +78,10 @@ class Prepared:
     covariance: Covariance
     group_by_n_iso: bool
     section_key: str | None = None
-    spatial_key: str | None = None
+    spatial_key: SpatialKey | None = None
     formula: str | None = None
     listed: BoundEffects | None = None
+    graph_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
     _spectra: dict[int | None, Spectra] = field(default_factory=dict)
@@ -121,6 +125,12 @@ class Prepared:
         """Covariates as a tensor ``(N, P)``, or None."""
         return None if self.design is None else torch.from_numpy(self.design.values)
 
+    @property
+    def coordinates(self) -> NDArray[np.float64] | None:
+        """Positions of the spots ``(N, D)``; None where they are not what the graph was made of."""
+        adata = self.data.adata
+        return None if self.spatial_key is None else read_coordinates(self.spatial_key, adata.obsm, adata.obs)
+
     def isoform_names(self, gene: int) -> list[str]:
         """Names in ``var`` of the isoforms of a gene."""
         return list(self.data.adata.var_names[self.data.columns[gene]])
@@ -163,9 +173,8 @@ class Prepared:
         """Solve with the CAR covariance of the positions' wide graph; None where they are not known."""
         if self.spatial_key is None or not isinstance(self.covariance, CarCovariance):
             return None
-        adata = self.data.adata
-        sections = None if self.section_key is None else adata.obs[self.section_key]
-        graph = wide_section_graph(as_dense(adata.obsm[self.spatial_key], self.spatial_key), sections)
+        sections = None if self.section_key is None else self.data.adata.obs[self.section_key]
+        graph = wide_section_graph(self.coordinates, sections)
         return solver_for(CarCovariance(graph, rho=self.covariance.rho))
 
     def of_counts(self, counts: Sequence[Tensor]) -> Prepared:
@@ -174,7 +183,8 @@ class Prepared:
         names = tuple(f"gene_{number + 1}" for number in range(len(counts)))
         matrix = sp.hstack([sp.csr_matrix(table.numpy()) for table in counts], format="csr")
         isoforms = [f"{name}_{k + 1}" for name, own in zip(names, columns, strict=False) for k in range(len(own))]
-        places = {} if self.spatial_key is None else {self.spatial_key: self.data.adata.obsm[self.spatial_key]}
+        key, obsm = self.spatial_key, self.data.adata.obsm
+        places = {key: obsm[key]} if isinstance(key, str) else {}
         adata = AnnData(matrix, obs=self.data.adata.obs.copy(), var=pd.DataFrame(index=isoforms), obsm=places)
         data = IsoformData(adata, None, names, tuple(columns[:-1]))
         prepared = replace(self, data=data, counts=list(counts), group_by_n_iso=True, summaries={})
@@ -210,15 +220,11 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     check_key(adata, "adj_key", options.adj_key, "obsp")
     spots = complete(obs, options)
     sections = _sections(obs, spots, options.section_key)
-    adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else None
+    graph, adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else (None, None)
     if adjacency is not None and options.min_component_size > 1:
         large = _large_components(adjacency, options.min_component_size)
         adjacency = adjacency[large][:, large]
         spots[spots] = large
-        if not large.any():
-            raise InvalidArgumentError(
-                f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
-            )
     kept = None if spots.all() else spots
     formula = formula_of(options.design_mtx, obs)
     alone = bool(options.effects) and formula is not None and is_intercept(formula, obs[spots])
@@ -235,10 +241,12 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         n_isos=options.model.likelihood.n_categories,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
-    own = None if listed is None else listed.field
-    covariance = _covariance(data.adata, adjacency, options) if own is None else own
-    keys = options.section_key, options.spatial_key if options.of_positions else None, formula
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, listed)
+    covariance: Covariance = None if listed is None else listed.field
+    graph = graph if listed is None or covariance is None else listed.graph_key
+    covariance = _covariance(data.adata, adjacency, options) if covariance is None else covariance
+    places = spatial_key_of(options.spatial_key) if options.of_positions and graph is None else None
+    keys = options.section_key, places, formula
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, listed, graph)
 
 
 def _design(
@@ -305,21 +313,21 @@ def _adjacency(
     spots: NDArray[np.bool_],
     sections: NDArray[np.object_] | None,
     options: DataOptions,
-) -> sp.csr_matrix:
-    """Given adjacency, or the k-NN graph of the coordinates, of some spots; within sections."""
-    if options.adj_key is not None:
-        given = adjacency_graph(adata.obsp[options.adj_key], name=f"adata.obsp[{options.adj_key!r}]")[spots][:, spots]
-        return given if sections is None else within_sections(given, sections, name="section_key", stacklevel=5)
-    coords = coordinates(adata, obs, options)
-    names = f"adata.obsm[{options.spatial_key!r}]", "section_key"
-    field, least = options.neighbors, options.min_component_size
-    return field.adjacency(coords[spots], sections, names=names, least=least, stacklevel=5)
+) -> tuple[str | None, sp.csr_matrix]:
+    """Adjacency, by its key, in ``obsp``, or the k-NN graph of the coordinates, of some spots, within sections."""
+    key = graph_key(adata, options.adj_key, options.spatial_key, *options.asked_neighbors)
+    if key is not None:
+        return key, given_adjacency(adata, key, spots, sections)
+    places = adata, obs, key_of_places(options.spatial_key, adata)
+    return None, nearest_adjacency(places, spots, sections, options.neighbors, least=options.min_component_size)
 
 
 def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:
     """Mask of the spots whose component has at least ``least`` spots."""
     labels = component_labels(adjacency)[1]
     kept = np.bincount(labels)[labels] >= least
+    if not kept.any():
+        raise InvalidArgumentError(f"min_component_size: no component of the spatial graph has {least} spots.")
     if not kept.all():
         warnings.warn(
             f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "

@@ -20,6 +20,9 @@ from pyrosplice._usage.analysis import (
     effects,
     fits,
     group_effects,
+    information_criteria,
+    isoform_tests,
+    overview,
     own_calibration,
     posterior_draws,
     prediction,
@@ -42,6 +45,7 @@ from pyrosplice.errors import NotReadyError
 from pyrosplice.guides._own_model import Program
 from pyrosplice.likelihoods._contract import Likelihood, Multinomial
 from pyrosplice.priors._named import Priors, check_priors
+from pyrosplice.spatial._connectivities import DOCUMENTED_NEIGHBORS
 from pyrosplice.spatial._graph import Graph
 
 
@@ -52,9 +56,6 @@ class SplisosmGLMM(Described):
     .. math::
         y_i \sim \operatorname{Multinomial}(n_i, \operatorname{softmax}[\eta_i, 0]), \quad
         \eta = X \beta + 1 b' + \nu, \quad \nu_k \sim N(0, \sigma^2 (\theta V + (1 - \theta) I))
-
-    The documented random effect is independent between the logits, and so depends on which isoform of a gene comes
-    last. With ``isoform_effect="symmetric"`` nothing does.
 
     V is the CAR covariance of the spots' neighbour graph. See :class:`~pyrosplice.MultinomGLMM` for the model of one
     batch of genes. The joint modes are kept for compatibility: their θ means nothing (it runs to 1 whatever the data).
@@ -68,7 +69,7 @@ class SplisosmGLMM(Described):
     share_variance
         One (σ, θ) for all logits of a gene, or one each.
     var_fix_sigma
-        Keep σ at its start in the fit. Tests estimate it by marginal likelihood regardless.
+        Keep σ at its start in the fit; tests estimate it by marginal likelihood.
     var_prior_model, var_prior_model_params
         Prior of the variance, in fits and tests of usage: ``"none"``, ``"gamma"`` (on σ; alpha 2, beta 0.3),
         ``"inv_gamma"`` (on σ²; 3, 0.5).
@@ -80,7 +81,7 @@ class SplisosmGLMM(Described):
     fitting_configs
         ``lr``, ``optim``, ``tol``, ``max_epochs``, ``patience``, ``update_nu_every_k``; 500 epochs when None.
     k_neighbors
-        Neighbours of the k-NN graph; not used with ``adj_key``.
+        Neighbours of the k-NN graph; not used with ``adj_key``. One that is given beats squidpy's graph, see there.
     rho
         ρ of the CAR covariance, in [0, 1).
     approx_rank
@@ -89,7 +90,7 @@ class SplisosmGLMM(Described):
     device
         ``"cpu"``, ``"cuda"`` or ``"mps"``.
     graph
-        Which edges of the k-NN graph: ``"mutual"`` (documented; falls into pieces on irregular layouts, with a
+        Edges of the k-NN graph: ``"mutual"`` (documented, by default; falls into pieces on irregular layouts, with a
         warning), ``"union"`` or ``"connected"``. See :func:`~pyrosplice.spatial._graph.knn_graph`.
     likelihood
         Density of a spot's counts, a :class:`~pyrosplice.likelihoods._contract.Likelihood`; multinomial if None. Its
@@ -101,9 +102,9 @@ class SplisosmGLMM(Described):
         gives separated genes, whose group lacks an isoform, finite effects and tests, which reject 2 to 5 % of null
         genes at .05 (tests/studies/separation.py).
     isoform_effect
-        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented) or
-        ``"symmetric"``, with which the order of the isoforms makes no difference to fits, tests and posteriors, priors
-        of one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
+        Covariance of the random effect between the logits of a spot: ``"independent"`` (default, as documented: a fit
+        depends on which isoform is last) or ``"symmetric"``, with which their order makes no difference, priors of
+        one's own aside; see :class:`~pyrosplice.MultinomGLMM`. For the GLM it says what ``"weak"`` priors are of.
     model
         A Pyro model of your own, as for :class:`~pyrosplice.MultinomGLM` and :class:`~pyrosplice.MultinomGLMM`, fitted
         to every gene by :meth:`fit`. ``get_gene_model`` has its sites and guide; tests, effects and posteriors rest on
@@ -113,10 +114,8 @@ class SplisosmGLMM(Described):
     ----------
     adata : AnnData or None
         What was given to ``setup_data``; None before, and after ``load``.
-    n_spots, n_genes, n_factors : int
-        After filtering; 0 before ``setup_data``.
-    gene_names, covariate_names : list of str
-        Display names.
+    n_spots, n_genes, n_factors, gene_names, covariate_names
+        After filtering; 0 and none before ``setup_data``.
     sp_kernel : CarCovariance, IdentityCovariance or None
         Spatial covariance of ``"glmm-full"``, ``"glmm-null"`` and ``"glm"``.
     analysis : UsageAnalysis
@@ -150,12 +149,12 @@ class SplisosmGLMM(Described):
         init_ratio: str = "uniform",
         fitting_method: str = "joint_gd",
         fitting_configs: dict[str, Any] | None = None,
-        k_neighbors: int = 4,
+        k_neighbors: int = DOCUMENTED_NEIGHBORS,
         rho: float = 0.99,
         approx_rank: int | str | None = "auto",
         device: str = "cpu",
         *,
-        graph: Graph = "mutual",
+        graph: Graph | None = None,
         likelihood: Likelihood | None = None,
         priors: Priors = None,
         isoform_effect: IsoformEffect = "independent",
@@ -178,7 +177,7 @@ class SplisosmGLMM(Described):
         self,
         adata: AnnData,
         *,
-        spatial_key: str = "spatial",
+        spatial_key: str | Sequence[str] = "spatial",
         adj_key: str | None = None,
         layer: str | None = "counts",
         group_iso_by: str = "gene_symbol",
@@ -205,10 +204,12 @@ class SplisosmGLMM(Described):
         adata
             Spots × isoforms: in memory, a view, backed or lazy.
         spatial_key
-            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers; not read by ``"glm"`` and
-            ``"glmm-null"`` unless ``min_component_size`` > 1.
+            Coordinates in ``obsm``, an array, a sparse matrix or a table of numbers, or columns of ``obs`` such as
+            ``("x", "y")``; not read by ``"glm"`` and ``"glmm-null"`` unless ``min_component_size`` > 1.
         adj_key
-            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose.
+            Adjacency in ``obsp`` to use instead, weights as given, averaged with its transpose. *Differs from* the
+            documented interface: squidpy's ``obsp["spatial_connectivities"]`` is used so unless ``k_neighbors``,
+            ``graph`` or another ``spatial_key`` are given. The model's representation says which graph it has.
         layer
             Counts in ``layers``, whole numbers in any container (dense, sparse, Dask, on disk); None for ``X``.
         group_iso_by, gene_names
@@ -252,6 +253,21 @@ class SplisosmGLMM(Described):
         ------
         InvalidArgumentError
             Bad input; also something in ``adata`` that ``save`` could not write (an object in ``uns`` or a column).
+
+        Examples
+        --------
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> adata = simulate_isoforms(n_spots=64, n_genes=3, covariates=("iid",), seed=0)
+        >>> model = SplisosmGLMM()
+        >>> model.setup_data(adata, design_mtx="~ iid", group_gene_by_n_iso=True)
+        >>> model.n_genes, model.n_spots, model.covariate_names
+        (3, 64, ['iid'])
+        >>> model.setup_data(adata, design_mtx="age")
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.InvalidArgumentError: design_mtx: expected columns of adata.obs, which has ['iid'];
+        found ['age']. A formula begins with '~'.
         """
         (given := self._given).check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
@@ -281,6 +297,10 @@ class SplisosmGLMM(Described):
     test_differential_usage = differential_usage.test_differential_usage
     covariate_modes = differential_usage.covariate_modes
     get_effects = effects.get_effects
+    test_isoforms = isoform_tests.test_isoforms
+    to_frame, results_table = overview.coefficient_frame, overview.results_table
+    top_table, write = overview.top_usage, overview.write_usage
+    aic, bic = information_criteria.usage_aic, information_criteria.usage_bic
     variance_components = group_effects.usage_variances
     random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
@@ -320,6 +340,20 @@ class SplisosmGLMM(Described):
         ------
         ModelFileError
             A file that is truncated, foreign, of another kind, or written by a newer version.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> model = SplisosmGLMM("glm")
+        >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+        >>> model.fit(print_progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/usage.safetensors")
+        ...     again = SplisosmGLMM.load(f"{folder}/usage.safetensors")
+        >>> bool((again.get_training_summary()["best_loss"] == model.get_training_summary()["best_loss"]).all())
+        True
         """
         given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "effects": effects}
         return storage.loaded_analysis(cls, path, map_location, {**given, "model": model})
@@ -390,7 +424,18 @@ class SplisosmGLMM(Described):
         return twin
 
     def hold(self, prepared: Prepared, fitted: UsageFit | None = None, results: Results | None = None) -> None:
-        """Take data, fits and results that were made elsewhere, in place of earlier ones."""
+        """Take data, fits and results that were made elsewhere, in place of earlier ones.
+
+        Examples
+        --------
+        >>> from pyrosplice import SplisosmGLMM
+        >>> from pyrosplice.data import simulate_isoforms
+        >>> model, other = SplisosmGLMM("glm"), SplisosmGLMM("glm")
+        >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+        >>> other.hold(model.analysis.prepared)  # data that are prepared once
+        >>> other.gene_names
+        ['gene_1', 'gene_2', 'gene_3']
+        """
         self._read = UsageAnalysis(self._given, prepared, fitted, results=results or {})
 
     def _rows(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pyrosplice._io.atomic import as_path
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice._io.older import usage_1
 from pyrosplice._linalg.select import solver_for
+from pyrosplice._tables.coordinates import has_coordinates, spatial_key_of
 from pyrosplice._usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
 from pyrosplice._usage.analysis.fits import Analyzed, Holder
 from pyrosplice._usage.analysis.options import OPTIONS
@@ -48,10 +49,11 @@ class SavedData:
     group_by_n_iso: bool
     section_key: str | None
     design: Design | None
-    spatial_key: str | None = field(default=None, metadata={NEW: True})
+    spatial_key: Any = field(default=None, metadata={NEW: True})
     formula: str | None = field(default=None, metadata={NEW: True})
     groups: tuple[GroupBlock, ...] = field(default=(), metadata={NEW: True})
     effects: Any = field(default=None, metadata={NEW: True})
+    graph_key: str | None = field(default=None, metadata={NEW: True})
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,19 @@ def save(self: Analyzed, path: str | os.PathLike[str]) -> None:
 
     The AnnData that was given is not saved, only ``filtered_adata``, with columns and ``uns`` of any type: what a
     file cannot hold is refused by ``setup_data``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/usage.safetensors")
+    ...     print(SplisosmGLMM.load(f"{folder}/usage.safetensors").gene_names)
+    ['gene_1', 'gene_2', 'gene_3']
     """
     analysis = self.analysis
     options, prepared = analysis.options, analysis.prepared
@@ -104,7 +119,7 @@ def _saved_data(prepared: Prepared) -> SavedData:
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
     rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
     listed = None if prepared.listed is None else [described(one) for one in prepared.listed.given]
-    more = prepared.formula, prepared.groups, listed
+    more = prepared.formula, prepared.groups, listed, prepared.graph_key
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest, *more)
 
 
@@ -142,7 +157,7 @@ def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
-    keys = stored.section_key, stored.spatial_key, stored.formula
+    keys = stored.section_key, stored.spatial_key, stored.formula, None, stored.graph_key
     return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
 
 
@@ -180,10 +195,7 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
         check_sizes(
             spots=(spots, "N"), levels=(block.levels, "N"), columns=(block.columns, "Nq"), basis=(block.basis, "Jqq")
         )
-    if data.spatial_key is not None and data.spatial_key not in data.adata.obsm:
-        raise ModelFileError(
-            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
-        )
+    _check_places(data)
     for name, results in (("sv", saved.sv), ("du", saved.du)):
         lacking = [column for column in RESULTS if results and column not in results]
         if lacking:
@@ -193,3 +205,17 @@ def _check(saved: SavedUsage, n_spots: int) -> None:
         for gene in genes or ():
             effect = {"nu": (gene.values["nu"], "NQ")} if "nu" in gene.values else {}
             check_sizes(spots=(spots, "N"), bias_eta=(gene.values["bias_eta"], "Q"), **effect)
+
+
+def _check_places(data: SavedData) -> None:
+    """Raise where the positions of the spots are not where the file says."""
+    if data.spatial_key is None:
+        return
+    try:
+        there = has_coordinates(spatial_key_of(data.spatial_key), data.adata.obsm, data.adata.obs)
+    except InvalidArgumentError as error:
+        raise ModelFileError(f"data.{error}") from error
+    if not there:
+        raise ModelFileError(
+            f"data.spatial_key: expected one of {sorted(data.adata.obsm)}, found {data.spatial_key!r}."
+        )

@@ -47,6 +47,19 @@ def extract_feature_summary(
         Before ``setup_data``.
     InvalidArgumentError
         Another ``level``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.extract_feature_summary("gene", print_progress=False)[["n_isos", "pct_bin_on"]]
+            n_isos  pct_bin_on
+    gene
+    gene_1       3    0.984375
+    gene_2       3    0.984375
+    gene_3       3    0.984375
     """
     prepared = self.analysis.prepared
     check_option("level", level, ("gene", "isoform"))
@@ -60,6 +73,20 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
 
     ``model_type``, ``converged``, ``best_loss`` (nats), ``best_epoch``, ``fitting_time_s``, and also ``n_iter`` and
     ``reason``. With random effects of groups the standard deviation of each too, ``"1 | section: sd(1)"``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.get_training_summary()[["model_type", "converged", "reason"]]
+           model_type  converged     reason
+    gene
+    gene_1        glm       True  converged
+    gene_2        glm       True  converged
+    gene_3        glm       True  converged
     """
     analysis = self.analysis
     kind = analysis.model_type
@@ -75,6 +102,17 @@ def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios")
     """Copy ``filtered_adata`` with the fitted usage of every isoform at every spot as a dense layer.
 
     Columns are those of ``filtered_adata.var``; the isoforms of a gene sum to one.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM("glm")
+    >>> model.setup_data(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> usage = model.get_fitted_ratios_anndata().to_df("fitted_ratios")
+    >>> usage.shape, usage.loc[:, model.filtered_adata.var["gene_symbol"] == "gene_1"].sum(1).round(6).unique()
+    ((64, 9), array([1.]))
     """
     analysis = self.analysis
     analysis.shipped_only("get_fitted_ratios_anndata")
@@ -116,6 +154,24 @@ def get_formatted_test_results(
     ------
     InvalidArgumentError
         Another ``test_type``, or no results yet.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM()
+    >>> model.setup_data(simulate_isoforms(n_spots=100, n_genes=2, theta=[0.0, 1.0], sigma=2.0, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.test_spatial_variability(method="score", print_progress=False)
+    >>> model.get_formatted_test_results("sv").set_index("gene")["pvalue_adj"] < 0.05
+    gene
+    gene_1    False
+    gene_2     True
+    Name: pvalue_adj, dtype: bool
+    >>> model.get_formatted_test_results("du")
+    Traceback (most recent call last):
+        ...
+    pyrosplice.errors.NoResultsError: test_type='du': there are no results yet; call test_differential_usage() first.
     """
     check_option("test_type", test_type, TESTS)
     results = self.analysis.results.get(test_type)

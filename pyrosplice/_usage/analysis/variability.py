@@ -98,6 +98,21 @@ def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
         Another method; a model type without space; ``"llr"`` without a null fit; options that exclude each other.
     NotReadyError
         Before ``setup_data``, or ``fit`` for ``"llr"``.
+
+    Examples
+    --------
+    >>> from pyrosplice import SplisosmGLMM
+    >>> from pyrosplice.data import simulate_isoforms
+    >>> model = SplisosmGLMM()
+    >>> model.setup_data(simulate_isoforms(n_spots=100, n_genes=2, theta=[0.0, 1.0], sigma=2.0, seed=0))
+    >>> model.fit(print_progress=False)
+    >>> model.test_spatial_variability(method="score", print_progress=False)
+    >>> results = model.get_formatted_test_results("sv").set_index("gene")
+    >>> results["pvalue"] < 0.01  # the usage of the second gene is a field
+    gene
+    gene_1    False
+    gene_2     True
+    Name: pvalue, dtype: bool
     """
     analysis = self.analysis
     analysis.shipped_only("test_spatial_variability")

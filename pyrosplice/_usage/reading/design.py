@@ -40,6 +40,15 @@ class Design:
         column: they sum to one, so with an intercept one of them is redundant.
     given_terms
         For each covariate the term of a formula that it came from; empty where there was no formula.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice.data import build_design
+    >>> obs = pd.DataFrame({"layer": ["L1", "L1", "L2", "L3"], "depth": [1.0, 2.0, 4.0, 3.0]})
+    >>> design = build_design(["layer", "depth"], obs)
+    >>> design.names, design.factors, design.values.shape
+    (('layer_L1', 'layer_L2', 'layer_L3', 'depth'), ('layer', 'layer', 'layer', 'depth'), (4, 4))
     """
 
     values: NDArray[np.float64]
@@ -48,11 +57,31 @@ class Design:
     given_terms: tuple[str, ...] = ()
 
     def take(self, spots: NDArray[Any]) -> Design:
-        """Take the covariates of some spots: a mask, or positions in any order."""
+        """Take the covariates of some spots: a mask, or positions in any order.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from pyrosplice.data import build_design
+        >>> design = build_design("depth", pd.DataFrame({"depth": [1.0, 2.0, 4.0, 3.0]}))
+        >>> design.take(np.array([2, 0])).values.ravel().tolist()
+        [4.0, 1.0]
+        """
         return replace(self, values=self.values[spots])
 
     def only(self, columns: Sequence[int]) -> Design:
-        """Some of the covariates, which must be linearly independent; each is then a factor of its own."""
+        """Some of the covariates, which must be linearly independent; each is then a factor of its own.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.data import build_design
+        >>> obs = pd.DataFrame({"layer": ["L1", "L2", "L2"], "depth": [1.0, 2.0, 4.0]})
+        >>> design = build_design(["layer", "depth"], obs)
+        >>> design.only([1, 2]).names
+        ('layer_L2', 'depth')
+        """
         names = tuple(self.names[i] for i in columns)
         return Design(np.ascontiguousarray(self.values[:, list(columns)]), names, names)
 
@@ -101,7 +130,19 @@ class Design:
         return matrix
 
     def check(self) -> None:
-        """Raise if a covariate is constant, or a combination of the intercept and the others, but for rounding."""
+        """Raise if a covariate is constant, or a combination of the intercept and the others, but for rounding.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.data import build_design
+        >>> design = build_design("depth", pd.DataFrame({"depth": [2.0, 2.0, 2.0]}))
+        >>> design.check()
+        Traceback (most recent call last):
+            ...
+        pyrosplice.errors.InvalidArgumentError: design_mtx: expected covariates that vary between spots, found
+        constant 'depth' (value 2); the models have an intercept already.
+        """
         constant = constant_columns(torch.from_numpy(self.values))
         if constant:
             name, value = self.names[constant[0]], self.values[0, constant[0]]
@@ -152,6 +193,16 @@ def build_design(
     InvalidArgumentError
         A column that ``obs`` lacks; another number of rows than spots; names that agree in part; spots without a label
         or a number; values that are neither; a formula that cannot be read; wrong number of names.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from pyrosplice.data import build_design
+    >>> obs = pd.DataFrame({"layer": ["L1", "L1", "L2", "L3"], "depth": [1.0, 2.0, 4.0, 3.0]})
+    >>> build_design("~ layer + log(depth)", obs).names
+    ('layer[T.L2]', 'layer[T.L3]', 'log(depth)')
+    >>> build_design(["layer"], obs).names  # without a formula, one covariate a level
+    ('layer_L1', 'layer_L2', 'layer_L3')
     """
     formula, table = _formula_and_table(design_mtx, obs)
     table = table if spots is None else table[spots]

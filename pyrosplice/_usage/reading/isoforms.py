@@ -36,6 +36,13 @@ class IsoformData:
         Display name of each gene, unique, in order of first appearance.
     columns
         For each gene, the positions of its isoforms in ``adata``.
+
+    Examples
+    --------
+    >>> from pyrosplice.data import read_isoforms, simulate_isoforms
+    >>> data = read_isoforms(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> data.gene_names, data.n_isos
+    (('gene_1', 'gene_2', 'gene_3'), [3, 3, 3])
     """
 
     adata: AnnData
@@ -54,7 +61,15 @@ class IsoformData:
         return by_column(self.adata.X if self.layer is None else self.adata.layers[self.layer])
 
     def counts(self) -> list[Tensor]:
-        """Counts of every gene, each ``(N, K)`` float64; no more than one gene is made dense at a time."""
+        """Counts of every gene, each ``(N, K)`` float64; no more than one gene is made dense at a time.
+
+        Examples
+        --------
+        >>> from pyrosplice.data import read_isoforms, simulate_isoforms
+        >>> data = read_isoforms(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+        >>> [counts.shape for counts in data.counts()]
+        [torch.Size([64, 3]), torch.Size([64, 3]), torch.Size([64, 3])]
+        """
         matrix = self.matrix
         return [torch.from_numpy(dense(matrix[:, columns])) for columns in self.columns]
 
@@ -100,6 +115,14 @@ def read_isoforms(  # noqa: PLR0913 (a documented interface)
     InvalidArgumentError
         Not an AnnData; a missing layer or column; counts that are negative, fractional or NaN; duplicated spots,
         isoforms or genes; an isoform without counts that ``min_counts`` lets through; nothing left.
+
+    Examples
+    --------
+    >>> from pyrosplice.data import read_isoforms, simulate_isoforms
+    >>> adata = simulate_isoforms(n_spots=64, n_genes=3, n_isoforms=4, seed=0)
+    >>> data = read_isoforms(adata, min_counts=50)  # isoforms of fewer molecules are left out
+    >>> adata.n_vars, data.adata.n_vars
+    (12, 9)
     """
     check_anndata(adata)
     _check_keys(adata, layer, group_iso_by, gene_names)

@@ -32,6 +32,15 @@ def feature_summary(data: IsoformData, *, level: str = "gene", print_progress: b
     ------
     InvalidArgumentError
         Another ``level``.
+
+    Examples
+    --------
+    >>> from pyrosplice.data import feature_summary, read_isoforms, simulate_isoforms
+    >>> data = read_isoforms(simulate_isoforms(n_spots=64, n_genes=3, seed=0))
+    >>> feature_summary(data).columns.tolist()
+    ['n_isos', 'perplexity', 'pct_bin_on', 'count_avg', 'count_std']
+    >>> feature_summary(data, level="isoform").shape
+    (9, 9)
     """
     check_option("level", level, ("gene", "isoform"))
     matrix = data.matrix

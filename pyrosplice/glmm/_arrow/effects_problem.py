@@ -45,6 +45,18 @@ class EffectsProblem:
         Whether every observation has an effect e of its own.
     isoform_effect
         Covariance between the logits of every effect (:mod:`pyrosplice.effects._isoform_effect`).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, torch
+    >>> from pyrosplice.effects import Groups
+    >>> from pyrosplice.glmm import EffectsProblem
+    >>> from pyrosplice.likelihoods import Poisson
+    >>> donor = Groups("donor").bind(pd.DataFrame({"donor": list("uuvvww")}))
+    >>> counts = torch.tensor([[3.0, 2.0, 9.0, 8.0, 1.0, 0.0]], dtype=torch.float64)[..., None]  # genes, cells, 1
+    >>> problem = EffectsProblem(counts, np.ones((6, 1)), likelihood=Poisson(), groups=(donor,))
+    >>> problem.counts.shape, problem.groups[0].name
+    (torch.Size([1, 6, 1]), '1 | donor')
     """
 
     counts: Tensor
