@@ -47,7 +47,7 @@ release:
 	$(PYTHON) -m venv $(RELEASE)/user
 	$(RELEASE)/user/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(RELEASE)/user/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[plot]"
-	cd $(RELEASE)/elsewhere && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../user/bin/python $(CURDIR)/tools/readme_cell.py $(CURDIR)
+	cd $(RELEASE)/elsewhere && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../user/bin/python -I $(CURDIR)/tools/readme_cell.py $(CURDIR)
 
 clean:
 	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -14,17 +14,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
-# The cells' kernels are processes of their own: they import this checkout too, and draw without a screen.
+# The cells' kernels are processes of their own: they import this checkout too, draw into the page, and show no bars.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["MPLBACKEND"] = "Agg"
+os.environ.pop("MPLBACKEND", None)
+os.environ["TQDM_DELAY"] = "3600"  # seconds before a bar is drawn
 
 
-def digest_of_package() -> str:
-    """Short digest of the library's source: outputs of cells are kept for as long as nothing of it changes."""
+def digest_of_sources() -> str:
+    """Short digest of the library and of this file: outputs of cells are kept for as long as neither changes."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "pyrosplice").rglob("*")):
-        if path.suffix != ".pyc" and path.is_file() and path.suffix not in (".nbi", ".nbc"):
+    kept = (path for path in sorted((ROOT / "pyrosplice").rglob("*")) if "__pycache__" not in path.parts)
+    for path in (Path(__file__), *kept):
+        if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -46,6 +48,7 @@ extensions = [
     "sphinx_design",
     "api_pages",
     "mathml",
+    "shown_figures",
     "staged_tutorials",
 ]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
@@ -56,7 +59,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_excludepatterns = ["tutorials/*"]
-nb_execution_cache_path = str(HERE / "_build" / "cells" / digest_of_package())
+nb_execution_cache_path = str(HERE / "_build" / "cells" / digest_of_sources())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
@@ -86,14 +89,15 @@ html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "github_url": METADATA["urls"]["Repository"],
+    "navbar_align": "left",
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 8,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": ["theme-version"],
     "pygments_light_style": "tango",
     "pygments_dark_style": "github-dark",
 }
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "install": [], "choose": [], "gallery": []}
 html_context = {"default_mode": "auto"}

@@ -2,7 +2,8 @@
 
 Without ``--data`` a tissue is simulated from the model, so that the report can set estimates beside the truth. Reads
 isoform counts with coordinates, fits the spatial mixed model to every gene by its marginal likelihood, tests spatial
-variability (SV) and differential usage (DU), and leaves tables and figures in the output folder. A file without
+variability (SV) and differential usage (DU), and leaves tables, figures and ``index.html``, which explains them, in the
+output folder. A file without
 coordinates is fitted by the model without a random effect (GLM) and tested for differential usage only.
 """
 
@@ -13,8 +14,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyrosplice import MultinomGLMM, SplisosmGLMM, plotting
+from pyrosplice import MultinomGLMM, SplisosmGLMM, __version__, plotting
+from pyrosplice._report import report_page, themed_png, write_page
+from pyrosplice._usage_report import ALPHA, SYMBOLS, Picture, UsageReport
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.effects._isoform_effect import IsoformEffect
 
@@ -32,12 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyrosplice.demo")
 
-ALPHA = 0.05  # adjusted p-values up to here are counted as discoveries
 N_MAPS = 2  # genes whose usage is drawn in space
 MAX_COVARIATES = 6  # covariates in figures and report: those with the most discoveries
 SIMULATED_COVARIATES = ("smooth", "iid")
 ISOFORM_EFFECT: IsoformEffect = "symmetric"  # nothing depends on which isoform of a gene comes last
-SYMBOLS = {"theta": "θ", "sigma": "σ", "effect": "effect β"}
 
 
 @dataclass(frozen=True)
@@ -239,39 +241,70 @@ def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
     return written
 
 
-def draw_figures(analysis: Analysis, options: Options) -> list[Path]:
-    """Draw PNG files: QQ plots, a volcano for each covariate, maps of the clearest genes, estimates and truth."""
-    figures: dict[str, Axes] = {}
+def draw_figures(analysis: Analysis, options: Options) -> dict[str, Picture]:
+    """Draw QQ plots, a volcano for each covariate, maps of the clearest genes, estimates and truth; light and dark."""
+    figures: dict[str, Callable[[], Axes | np.ndarray]] = {}
     if analysis.spatial is not None:
-        figures["spatial_variability_qq"] = plotting.qq(analysis.spatial)
+        figures["spatial_variability_qq"] = partial(plotting.qq, analysis.spatial)
         figures |= _maps(analysis, options)
-    if analysis.differential is not None and analysis.effects is not None:
-        joined = analysis.differential.merge(strongest_effect(analysis.effects), on=["gene", "covariate"])
+    if analysis.differential is not None:
+        joined = _with_effects(analysis)
         shown = joined[joined["covariate"].isin(discoveries(joined).index[:MAX_COVARIATES])]
-        figures["differential_usage_qq"] = plotting.qq(shown, by="covariate")
+        figures["differential_usage_qq"] = partial(plotting.qq, shown, by="covariate")
         for covariate, table in shown.groupby("covariate", sort=False):
             effect_name = f"log-odds per unit of {covariate}"
-            figures[f"volcano_{covariate}"] = plotting.volcano(table, effect_name=effect_name)
+            figures[f"volcano_{covariate}"] = partial(plotting.volcano, table, effect_name=effect_name)
     for name, table in analysis.truth.items():
         by = "covariate" if "covariate" in table else None
-        figures[f"recovered_{name}"] = plotting.estimate_vs_truth(table, by=by, name=SYMBOLS[name])
-    return [_saved(ax, options.output / (re.sub(r"\W+", "_", name) + ".png")) for name, ax in figures.items()]
+        figures[f"recovered_{name}"] = partial(plotting.estimate_vs_truth, table, by=by, name=SYMBOLS[name])
+    return {name: themed_png(draw) for name, draw in figures.items()}
 
 
-def _maps(analysis: Analysis, options: Options) -> dict[str, Axes]:
+def _with_effects(analysis: Analysis) -> pd.DataFrame:
+    """Tests of covariates beside the effect of the isoform that moves most."""
+    assert analysis.differential is not None and analysis.effects is not None
+    return analysis.differential.merge(strongest_effect(analysis.effects), on=["gene", "covariate"])
+
+
+def _maps(analysis: Analysis, options: Options) -> dict[str, Callable[[], Axes | np.ndarray]]:
     """Usage maps of the genes with the smallest p-values for spatial variability."""
     adata = analysis.model.get_fitted_ratios_anndata()
-    maps = {}
+    maps: dict[str, Callable[[], Axes | np.ndarray]] = {}
     for gene in analysis.spatial.nsmallest(N_MAPS, "pvalue")["gene"]:  # type: ignore[union-attr]
         isoforms = list(adata.var_names[adata.var[options.group_iso_by] == gene])
         table = plotting.usage_table(adata, isoforms, counts_layer=options.layer, spatial_key=options.spatial_key)
-        maps[f"usage_{gene}"] = plotting.usage_map(table, title=gene)[0, 0]
+        maps[f"usage_{gene}"] = partial(plotting.usage_map, table, title=gene)
     return maps
 
 
-def _saved(ax: Axes, path: Path) -> Path:
-    ax.figure.canvas.figure.savefig(path, dpi=120)
-    return path
+def write_figures(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
+    """Write the light pictures as PNG files."""
+    written = []
+    for name, (light, _) in pictures.items():
+        written.append(folder / (re.sub(r"\W+", "_", name) + ".png"))
+        written[-1].write_bytes(light)
+    return written
+
+
+def write_index(analysis: Analysis, pictures: Mapping[str, Picture], options: Options) -> Path:
+    """Write ``index.html``, which shows and explains the tables and figures; it needs no other file to be read."""
+    kind = "simulated tissue" if options.data is None else options.data.name
+    explained = UsageReport(
+        genes=analysis.genes,
+        n_spots=analysis.model.n_spots,
+        spatial=analysis.spatial,
+        differential=None if analysis.differential is None else _with_effects(analysis),
+        truth=analysis.truth,
+        pictures=pictures,
+    )
+    files = {
+        "model.pyrosplice": "the fitted model; SplisosmGLMM.load reads it",
+        "fitted_ratios.h5ad": "fitted usage of every isoform in every spot, an AnnData",
+    }
+    foot = f"pyrosplice {__version__}, python -m pyrosplice.demo; seed {options.seed}."
+    title = f"Isoform usage in space: {kind}"
+    page = report_page(title, report(analysis), explained.sections(), files=files, foot=foot)
+    return write_page(options.output / "index.html", page)
 
 
 def report(analysis: Analysis) -> str:
@@ -330,7 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         adata = anndata.read_h5ad(options.data)
     analysis = analyze(adata, options)
-    written = write_tables(analysis, options.output) + draw_figures(analysis, options)
+    pictures = draw_figures(analysis, options)
+    written = [*write_tables(analysis, options.output), *write_figures(pictures, options.output)]
+    written.append(write_index(analysis, pictures, options))
     log.info("%s", report(analysis))
     log.info("%d files in %s after %.0f s:", len(written), options.output, time.perf_counter() - start)
     for path in written:

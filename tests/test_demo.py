@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from pyrosplice import SplisosmGLMM, demo
+from tests.test_report import PageReader
 
 SMALL = ["--n-spots", "144", "--n-genes", "8", "--batch-size", "8"]
 
@@ -59,6 +60,17 @@ def test_saved_model_and_ratios_are_the_fitted_ones(simulated):
     pd.testing.assert_frame_equal(again.get_formatted_test_results("sv"), stored, check_exact=False, rtol=1e-12)
 
 
+def test_the_page_explains_every_picture_and_links_only_files_beside_it(simulated):
+    page = PageReader((simulated / "index.html").read_text(encoding="utf-8"))
+    assert len(page.of("img")) == len(list(simulated.glob("*.png"))) == 9
+    assert all(len(image["alt"]) > 20 for image in page.of("img"))
+    assert len(page.of("figcaption")) == 9 + 4  # a table of fits, of tests in space and of covariates, of errors
+    links = [link["href"] for link in page.of("a")]
+    assert all(href.startswith("#section-") or (simulated / href).is_file() for href in links)
+    low = pd.read_csv(simulated / "recovered_sigma.csv")
+    assert (low["estimate"] - low["truth"]).mean() < 0 and "σ is a little low because" in page.text
+
+
 def test_a_file_without_coordinates_is_tested_for_differential_usage_only(tmp_path, caplog):
     adata = demo.simulated_tissue(n_spots=144, n_genes=6, seed=3)
     adata.obsm.clear()
@@ -76,6 +88,7 @@ def test_a_file_without_coordinates_is_tested_for_differential_usage_only(tmp_pa
         "model.pyrosplice",
         "differential_usage_qq.png",
         "volcano_smooth.png",
+        "index.html",
     }
     assert "glm: 6 genes on 144 spots" in caplog.text
     assert "Differential usage with smooth (score test):" in caplog.text

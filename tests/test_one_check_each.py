@@ -37,9 +37,10 @@ def test_a_share_is_a_number_between_none_and_all(value, usage, expression):
         "share": lambda: check_share("share", value),
         "confidence": lambda: plotting.qq(TABLE, confidence=value),
         "alpha": lambda: plotting.volcano(TABLE, effect="effect", alpha=value),
-        "floor": lambda: plotting.volcano(TABLE, effect="effect", floor=value),
         "level": lambda: usage.get_effects(level=value),
     }
+    if value is not None:  # which is its default: no floor but zero
+        calls["floor"] = lambda: plotting.volcano(TABLE, effect="effect", floor=value)
     for name, call in calls.items():
         with pytest.raises(InvalidArgumentError, match=f"{name}: expected a number between 0 and 1, found"):
             call()

@@ -93,6 +93,7 @@ ROOMS = {
         "draw_multinomial",
     },
     "plotting": {
+        "TissueImage",
         "convergence_traces",
         "criterion_curve",
         "dispersion",
@@ -110,6 +111,7 @@ ROOMS = {
         "rank_ecdf",
         "rank_histogram",
         "rootogram",
+        "tissue_image",
         "usage_map",
         "usage_table",
         "variance_grid",

@@ -57,6 +57,17 @@ def test_a_class_lists_its_methods_and_names_the_page_of_a_public_base(api_pages
     assert "set_score_request" not in mixture  # scikit-learn's own
 
 
+def test_attributes_that_share_a_description_have_an_entry_each(api_pages):
+    text = "A class.\n\nAttributes\n----------\nx, y : float\n    Position.\n\nz\n    Height.\n\nNotes\n-----\na, b"
+    split = "A class.\n\nAttributes\n----------\nx : float\n    Position.\n\ny : float\n    Position.\n\n"
+    assert api_pages.split_attributes(text.split("\n")) == (split + "z\n    Height.\n\nNotes\n-----\na, b").split("\n")
+    for plain in ("One line.", "", "Parameters\n----------\na, b\n    Both."):
+        assert api_pages.split_attributes(plain.split("\n")) == plain.split("\n")
+    for last in ("Attributes\n----------\na, b", "Attributes\n----------"):
+        expected = last.replace("a, b", "a\nb")
+        assert api_pages.split_attributes(last.split("\n")) == expected.split("\n")
+
+
 def test_a_name_that_is_gone_has_no_page(api_pages, tmp_path):
     app = type("App", (), {"srcdir": tmp_path})
     (tmp_path / "api" / "names").mkdir(parents=True)

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 
@@ -154,8 +156,39 @@ def link_by_last_name(
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, found[0])
 
 
+def split_attributes(lines: list[str]) -> list[str]:
+    """Lines of a numpy docstring in which attributes that share a description have an entry each.
+
+    Napoleon does so for parameters; of attributes it takes all names but the last for a type.
+    """
+    starts = [i for i in range(len(lines) - 1) if set(lines[i + 1].strip()) == {"-"} and lines[i].strip()]
+    begin = next((i + 2 for i in starts if lines[i].strip() == "Attributes"), len(lines))
+    end = next((i for i in starts if i > begin), len(lines))
+    heads = [i for i in range(begin, end) if lines[i].strip() and not lines[i].startswith(" ")]
+    entries: list[str] = []
+    for head, following in pairwise([*heads, end]):
+        names, colon, kind = lines[head].partition(" : ")
+        for name in names.split(", "):
+            entries += [name + colon + kind, *lines[head + 1 : following]]
+    return [*lines[:begin], *entries, *lines[end:]]
+
+
+def process_docstring(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Prepare a docstring for napoleon."""
+    lines[:] = split_attributes(lines)
+
+
+def escape_types(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Keep the last underscore of a type (``numpy.object_``) that napoleon wrote from being read as a link."""
+    for i, line in enumerate(lines):
+        if field := re.match(r"(:vartype [^:]*: )(.*)", line):
+            lines[i] = field[1] + re.sub(r"(?<=\w)_(?!\w)", r"\\_", field[2])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the pages before they are looked for."""
     app.connect("builder-inited", write)
     app.connect("missing-reference", link_by_last_name)
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)  # napoleon comes at 500
+    app.connect("autodoc-process-docstring", escape_types, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

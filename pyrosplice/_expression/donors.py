@@ -16,7 +16,6 @@ from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator, mixed_estimator
 from pyrosplice._expression.prepared_inputs import check_mixed
-from pyrosplice._hypothesis.coefficients.unit_law import freedom_of
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._bound_effects import BoundEffects
@@ -84,9 +83,9 @@ class Donors:
         """
         self._warn_within(contrast)
         estimator = self.fit_mixed()
-        law = estimator.record.unit_law
-        freedom = freedom_of(law.covariance, contrast[None], law.units.of(contrast), "clip")
-        return estimator.fit, RobustCovariance(law.covariance.covariance.numpy(), freedom)
+        units = estimator.units.of(contrast)
+        law = estimator.record.contrast_law(contrast[None], "clip", units).robust
+        return estimator.fit, replace(law, units=None)
 
     def _within(self, contrast: Array) -> NDArray[np.bool_]:
         """Tested columns that vary within donors ``(F,)``."""

@@ -305,8 +305,8 @@ class ExpressionGLM(FollowedExpression, Described):
             if donors is not None:
                 raise InvalidArgumentError("donors: they are in the formula of this fit, as random effects; leave out.")
             given = None if self.estimator is None else self._mixed_estimator()
-            law = self._mixed_record().unit_law
-            mixed = MixedResults(self.results, self._constraints, law, self.gene_names, self._mean, given)
+            record = self._mixed_record()
+            mixed = MixedResults(self.results, self._constraints, record, self.gene_names, self._mean, given)
             found = mixed.test(rows, method, "clip" if df is None else df)
             found.link = self._link
             return found
@@ -413,7 +413,8 @@ class ExpressionGLM(FollowedExpression, Described):
         2  gene_2   Intercept  converged
         3  gene_2  group[T.b]  converged
         """
-        return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names)
+        robust = effect_tables.coefficients_known(self) if self._has_effects() else None
+        return coefficient_rows(self.results, self._constraints, self.gene_names, self.coefficient_names, robust)
 
     def save(self, path: str | Path) -> None:
         """Write coefficients, information and design to one safetensors file; the counts are not saved.

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.endless_contrasts import identified_contrasts, in_span
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._hypothesis.fdr import adjust_jointly
@@ -31,16 +32,26 @@ def describe_genes(pval: Any, names: Any, *, shown: int = 5) -> dict[str, str]:
 
 
 def coefficient_rows(
-    fit: GlmFit, constraints: Constraints, genes: NDArray[np.object_], names: Sequence[str]
+    fit: GlmFit,
+    constraints: Constraints,
+    genes: NDArray[np.object_],
+    names: Sequence[str],
+    robust: RobustCovariance | None = None,
 ) -> pd.DataFrame:
-    """Tabulate location coefficients, a row each; :meth:`pyrosplice.ExpressionGLM.summary` documents it."""
+    """Tabulate location coefficients, a row each; :meth:`pyrosplice.ExpressionGLM.summary` documents it.
+
+    ``robust``: covariance of the free location coefficients and what is identified of all, where not the fit's own.
+    """
     p = fit.n_location
     full = constraints.full(fit.theta[:, :p].T).T
-    inner, rows = fit.inner_covariance, constraints.matrix @ fit.basis.matrix[:p, :p]
+    inner, rows, identified = fit.inner_covariance, constraints.matrix @ fit.basis.matrix[:p, :p], None
+    if robust is not None:
+        inner, rows, identified = robust.covariance, constraints.matrix, robust.identified
     known, infinite = (np.asarray(v) for v in (np.isfinite(inner).all((1, 2)), np.isinf(inner).any((1, 2))))
     variance = (rows @ np.where(known[:, None, None], inner, 0.0) * rows).sum(2)
     variance[~known] = np.where(infinite, np.inf, np.nan)[~known, None]
-    for gene, kept in identified_contrasts(fit, constraints.matrix).items():
+    identified = identified_contrasts(fit, constraints.matrix) if identified is None else identified
+    for gene, kept in identified.items():
         variance[gene, ~in_span(kept)] = np.inf
     ended = np.repeat(fit.reason, full.shape[1])
     return TestTable(

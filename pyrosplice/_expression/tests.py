@@ -174,7 +174,8 @@ def contrast_test(
     inner = rows @ fit.basis.matrix[:p, :p] if robust is None else rows
     v_l = inner @ np.nan_to_num(v, posinf=0.0) @ inner.T
     v_l[~np.isfinite(v).all((1, 2))] = np.nan
-    identified = identified_contrasts(fit, rows)
+    known = None if robust is None else robust.identified
+    identified = identified_contrasts(fit, rows) if known is None else known
     with np.errstate(invalid="ignore"):
         se = np.sqrt(v_l.diagonal(axis1=1, axis2=2))
     for gene, kept in identified.items():
@@ -188,7 +189,8 @@ def contrast_test(
     for gene, kept in identified.items():
         statistic[gene] = pval[gene] = np.nan
         if len(kept):
-            found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=df)
+            own = None if df is None else df[[gene]]
+            found = wald_chi2(estimate[[gene]] @ kept.T, kept @ v_l[[gene]] @ kept.T, df=own)
             statistic[gene], pval[gene] = (value[0] for value in found)
     statistic, pval = (np.where(fit.code >= FitCode.FAILED, np.nan, value) for value in (statistic, pval))
     effect, effect_se = estimate[genes, largest], se[genes, largest]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import DensityMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from pyrosplice._mixture.given_cells import (
     given_parameters,
     read_cells,
 )
+from pyrosplice._mixture.mixture_description import DescribedMixture
 from pyrosplice._mixture.mixture_prior import CovarianceType, MixturePrior, MixturePriors, has_covariances
 from pyrosplice._mixture.own_mixture import all_cells
 from pyrosplice._mixture.parameter_draws import MixturePosterior
@@ -42,7 +43,7 @@ from pyrosplice.guides._own_model import Program, name_of
 PerCell = Tensor | NDArray[Any]
 
 
-class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, BaseEstimator):
+class GaussianMixture(MixturePosterior, MixtureStorage, DensityMixin, DescribedMixture):
     r"""Mixture of M Gaussians, :math:`p(x) = \sum_m w_m N(x \mid \mu_m, \Sigma_m)`, fitted by exact EM.
 
     A pass over the cells is two matrix products a block on the cells' quadratic features, in centred and whitened

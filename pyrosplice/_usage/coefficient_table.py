@@ -50,6 +50,21 @@ def coefficient_table(self: WithCoefficients, *, names: Mapping[str, Sequence[ob
         Before ``setup_data`` and ``fit``.
     InvalidArgumentError
         Names of something else, or another number of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLM
+    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
+    >>> model = MultinomGLM()
+    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
+    >>> model.fit(quiet=True)
+    >>> model.to_frame().query("gene == 0")[["coefficient", "isoform", "against", "reason"]]
+      coefficient isoform  against reason
+    0   intercept       0        2
+    1   intercept       1        2
+    2           0       0        2
+    3           0       1        2
     """
     self._require_data()
     if Reason.RUNNING in self.logger.reason:

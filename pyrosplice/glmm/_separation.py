@@ -76,18 +76,58 @@ def _recedes(seen: NDArray[np.bool_], design: NDArray[np.float64]) -> bool:
     if not slack.size:
         return False
     slack /= np.abs(slack).max(1, keepdims=True)
-    found = linprog(
-        -slack.sum(0),
-        A_ub=-slack,
-        b_ub=np.zeros(len(slack)),
-        bounds=(-1.0, 1.0),
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9},
-    )
-    return bool(found.status == 0 and -found.fun > _STRICT)
+    return _farthest(slack, np.zeros(len(slack), dtype=bool)) is not None
 
 
 def _null_space(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Orthonormal basis of the directions that all ``rows`` ``(n, D)`` leave alone."""
     values, vectors = np.linalg.eigh(rows.T @ rows)
     return vectors[:, values <= max(values[-1], 1e-300) * _RANK]
+
+
+def receding_rows(
+    seen: NDArray[np.bool_], design: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Observations of random totals whose log mean runs to minus infinity at the supremum of a gene's likelihood.
+
+    Parameters
+    ----------
+    seen
+        Which observations have counts, ``(N,)``.
+    design
+        Columns with flat priors, of about one size, ``(N, C)``.
+
+    Returns
+    -------
+    Which observations recede ``(N,)``, none of those seen, and a direction of the coefficients ``(C,)`` along which the
+    predictors of just these fall, by one or more. The other observations are all that the likelihood knows of there,
+    and no direction is left along which it only rises (Geyer 2009, Electron. J. Stat. 3:259).
+    """
+    free = _null_space(design[seen])
+    rows, place = np.unique(-design @ free, axis=0, return_inverse=True)
+    size = np.abs(rows).max(1, initial=0.0)
+    fixed = size <= _RANK
+    fixed[place[seen]] = True
+    scaled = np.where(fixed, 0.0, 1 / np.where(fixed, 1.0, size))[:, None] * rows
+    receded, direction = np.zeros(len(rows), dtype=bool), np.zeros(free.shape[1])
+    for _ in range(free.shape[1]):
+        found = _farthest(scaled, receded)
+        if found is None:
+            break
+        new = scaled @ found > _STRICT / len(rows)
+        direction, receded = direction + found, receded | new
+    fall = (rows @ direction)[receded].min(initial=np.inf)
+    return receded[place], free @ direction / fall
+
+
+def _farthest(rows: NDArray[np.float64], done: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Direction along which no row falls and those not ``done`` rise most, in a box; None where none of them can."""
+    found = linprog(
+        -rows[~done].sum(0),
+        A_ub=-rows,
+        b_ub=np.zeros(len(rows)),
+        bounds=(-1.0, 1.0),
+        method="highs",
+        options={"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9},
+    )
+    return np.asarray(found.x) if found.status == 0 and -found.fun > _STRICT else None

@@ -17,10 +17,13 @@ from pyrosplice.plotting._posterior import (
 )
 from pyrosplice.plotting._pvalues import pvalue_histogram, qq
 from pyrosplice.plotting._recovery import estimate_vs_truth
-from pyrosplice.plotting._usage import posterior_usage_table, usage_map, usage_table
+from pyrosplice.plotting._tissue import TissueImage, tissue_image
+from pyrosplice.plotting._usage import posterior_usage_table, usage_table
+from pyrosplice.plotting._usage_map import usage_map
 from pyrosplice.plotting._volcano import ma, volcano
 
 __all__ = [
+    "TissueImage",
     "convergence_traces",
     "criterion_curve",
     "dispersion",
@@ -38,6 +41,7 @@ __all__ = [
     "rank_ecdf",
     "rank_histogram",
     "rootogram",
+    "tissue_image",
     "usage_map",
     "usage_table",
     "variance_grid",

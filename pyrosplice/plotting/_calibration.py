@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrosplice._hypothesis.uniform_bands import rank_band
 from pyrosplice.errors import InvalidArgumentError, check_share
-from pyrosplice.plotting._style import BLACK, GRAY, OKABE_ITO, new_axes
+from pyrosplice.plotting._style import GRAY, OKABE_ITO, ink, legend_name, new_axes, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,13 +40,11 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
 
     Examples
     --------
-    >>> import numpy as np, pandas as pd
+    >>> import pandas as pd
     >>> from pyrosplice.plotting import rank_ecdf
-    >>> rng = np.random.default_rng(0)
-    >>> ranks = pd.DataFrame({"good": rng.integers(0, 101, 300), "narrow": (100 * rng.beta(0.3, 0.3, 300)).round()})
-    >>> axes = rank_ecdf(ranks, n_draws=100)  # only "narrow" leaves the band, and is named
-    >>> [text.get_text() for text in axes.get_legend().get_texts()]
-    ['narrow']
+    >>> ax = rank_ecdf(pd.DataFrame({"sigma": range(100)}), n_draws=99)
+    >>> ax.get_ylabel()
+    'distribution − uniform'
     """
     check_share("confidence", confidence)
     seen = {name: ranks[name].dropna().to_numpy() for name in ranks}
@@ -63,18 +61,19 @@ def rank_ecdf(ranks: pd.DataFrame, *, n_draws: int, confidence: float = 0.99, ax
         line = np.concatenate([[0.0], below / len(values) - place[1:-1], [0.0]])
         if ((below < low) | (below > high)).any():
             color = OKABE_ITO[outside % len(OKABE_ITO)]
-            ax.plot(place, line, color=color, linewidth=1.6, label=name, zorder=3)
+            ax.plot(place, line, color=color, linewidth=1.6, label=legend_name(name), zorder=3)
             outside += 1
         else:
             ax.plot(place, line, color=GRAY, linewidth=1.0, zorder=2)
     for size in sorted({len(values) for values in seen.values()}):
         low, high = rank_band(size, n_draws + 1, confidence)
         least, most = (np.concatenate([[0.0], edge / size - place[1:-1], [0.0]]) for edge in (low, high))
-        ax.fill_between(place, least, most, color=GRAY, alpha=0.25, linewidth=0, zorder=0)
-    ax.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
+        band = ax.fill_between(place, least, most, color=GRAY, alpha=0.25, linewidth=0, zorder=0)
+    band.set_label(f"{percent(confidence)} band of uniform ranks")
+    ax.axhline(0, color=ink(), linewidth=0.8, zorder=1)
     ax.set_xlim(0, 1)
     ax.set_xlabel("rank of the truth among the draws, as a share")
     ax.set_ylabel("distribution − uniform")
-    if outside:
-        ax.legend(title="outside of the band", frameon=False)
+    title = "colored: outside of the band" if outside else None
+    ax.legend(title=title, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
     return ax

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,18 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting._style import BLACK, GRAY, OKABE_ITO, SEQUENTIAL, new_axes, pyplot, require_columns
+from pyrosplice.plotting._style import (
+    GRAY,
+    MANY,
+    OKABE_ITO,
+    SEQUENTIAL,
+    ink,
+    name_inches,
+    new_axes,
+    require_columns,
+    verbatim,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +88,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
     )
     counts = excess.idxmin(axis=1).value_counts() if len(excess) > 1 else pd.Series(dtype=int)
     for k, count in counts.items():
-        ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center", color=BLACK)
+        ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center")
     ax.set_xticks(candidates)
     ax.margins(y=0.12)
     ax.set_xlabel("components" + (" (below the curve: patients best described by it)" if len(counts) else ""))
@@ -138,7 +149,7 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
             "types, parameters_of().covariance_matrices() makes them."
         )
     ax = new_axes(ax, figsize=(4.2, 4.0))
-    ax.scatter(x[:, i], x[:, j], s=4, color=GRAY, alpha=0.5, linewidths=0)
+    ax.scatter(x[:, i], x[:, j], s=4, color=GRAY, alpha=0.5, linewidths=0, rasterized=len(x) > MANY)
     parts = zip(np.asarray(weights), np.asarray(means), covariances, strict=True)
     for number, (weight, mean, covariance) in enumerate(parts):
         if weight <= 0:
@@ -149,14 +160,26 @@ def mixture_components(  # noqa: PLR0913 (a documented interface)
         for share in (0.5, 0.9):
             height, width = 2 * np.sqrt(-2 * np.log(1 - share) * np.maximum(values, 0))
             center = (float(mean[i]), float(mean[j]))
-            ax.add_patch(Ellipse(center, width, height, angle=angle, fill=False, color=color, linewidth=1.4))
-        paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": color, "linewidth": 0.6}
-        ax.annotate(f"{weight:.2f}", center, ha="center", va="center", color=BLACK, fontsize=8, bbox=paper)
+            style = "-" if share == 0.5 else "--"
+            look: dict[str, Any] = {"fill": False, "color": color, "linewidth": 1.4, "linestyle": style}
+            ax.add_patch(Ellipse(center, width, height, angle=angle, **look))
+        paper = {"boxstyle": "round,pad=0.15", "facecolor": ax.get_facecolor(), "edgecolor": color, "linewidth": 0.6}
+        ax.annotate(f"{weight:.2f}", center, ha="center", va="center", fontsize=8, bbox=paper)
     ax.set_xlabel(f"feature {i + 1}")
     ax.set_ylabel(f"feature {j + 1}")
+    _key(ax)
     if title is not None:
-        ax.set_title(title)
+        ax.set_title(wrapped(title, 4.0, 12), pad=24)
     return ax
+
+
+def _key(ax: Axes) -> None:
+    """Say above the axes what the ellipses hold."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=ink(), linestyle=style) for style in ("-", "--")]
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    ax.legend(lines, ["50 % of a component", "90 %"], frameon=False, fontsize=8, **place)
 
 
 def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -182,16 +205,17 @@ def patient_distance_map(distances: pd.DataFrame, *, ax: Axes | None = None) -> 
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['3', '2', '0', '1']
     """
-    values = distances.to_numpy()
+    values = distances.to_numpy(dtype=np.float64)
     if values.shape[0] != values.shape[1] or not np.allclose(values, values.T):
         raise InvalidArgumentError(f"distances: expected a symmetric table, found shape {values.shape}.")
     order = np.arange(len(values))
     if len(values) > 2:
         order = leaves_list(linkage(squareform(values, checks=False), "average", optimal_ordering=True))
-    ax = new_axes(ax, figsize=(4.6, 4.0))
+    names = [verbatim(distances.index[i]) for i in order]
+    size, room = max(3.0, 0.16 * len(names)), name_inches(names, 10)
+    ax = new_axes(ax, figsize=(size + room + 1.2, size + room))
     image = ax.imshow(values[np.ix_(order, order)], cmap=SEQUENTIAL)
-    names = [str(distances.index[i]) for i in order]
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
-    pyplot().colorbar(image, ax=ax, label="mixture Wasserstein distance")
+    ax.figure.colorbar(image, ax=ax, label="mixture Wasserstein distance")
     return ax

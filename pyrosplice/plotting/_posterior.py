@@ -11,8 +11,19 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.special import expit
 from scipy.stats import binom
 
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting._style import BLACK, GRAY, MARKERS, OKABE_ITO, SEQUENTIAL, new_axes, require_columns
+from pyrosplice.errors import InvalidArgumentError, check_share
+from pyrosplice.plotting._style import (
+    GRAY,
+    MARKERS,
+    OKABE_ITO,
+    SEQUENTIAL,
+    ink,
+    name_inches,
+    new_axes,
+    percent,
+    require_columns,
+    verbatim,
+)
 from pyrosplice.posterior._genes import names_by_gene, one_gene, units_of
 
 if TYPE_CHECKING:
@@ -25,8 +36,9 @@ NEAR = 1e-8  # nats; closer to the best than this is not shown
 def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 0.9) -> pd.DataFrame:
     """Tabulate mean and interval of every entry of a site, one row each, for :func:`effect_forest`.
 
-    ``gene``, ``label``, ``mean``, ``lower``, ``upper``; central intervals. A label is the covariate and the isoform;
-    for effects on logits, the isoform and the reference that its odds are against (``age: iso1 vs iso3``).
+    ``gene``, ``label``, ``mean``, ``lower``, ``upper``, and the ``probability`` of these central intervals. A label is
+    the covariate and the isoform; for effects on logits, the isoform and the reference that its odds are against
+    (``age: iso1 vs iso3``).
 
     Examples
     --------
@@ -44,6 +56,7 @@ def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 
     2     1  covariate 0: isoform 0 vs 2
     3     1  covariate 0: isoform 1 vs 2
     """
+    check_share("probability", probability)
     if names_by_gene(tree):
         parts = (one_gene(tree, gene) for gene in units_of(tree))
         return pd.concat([effect_table(p, site=site, probability=probability) for p in parts], ignore_index=True)
@@ -60,7 +73,7 @@ def effect_table(tree: xr.DataTree, *, site: str = "beta", probability: float = 
     frame["label"] = _labels(
         tree, frame, [str(dim) for dim in array.dims if dim not in ("chain", "draw", "gene")], site
     )
-    return frame[["gene", "label", "mean", "lower", "upper"]]
+    return frame[["gene", "label", "mean", "lower", "upper"]].assign(probability=probability)
 
 
 def _labels(tree: xr.DataTree, frame: pd.DataFrame, dims: list[str], site: str) -> list[str] | str:
@@ -80,7 +93,9 @@ def _worded(dim: str, value: object) -> str:
     return f"{dim} {value}" if isinstance(value, int | np.integer) else str(value)
 
 
-def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None = None) -> Axes:
+def effect_forest(
+    table: pd.DataFrame, *, name: str = "effect", probability: float | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw the interval of each effect, grouped by gene; those that do not cover zero are filled.
 
     Parameters
@@ -89,25 +104,29 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
         Columns ``gene``, ``label``, ``mean``, ``lower``, ``upper``; at most 60 rows (:func:`effect_table` makes it).
     name
         What is drawn, for the axis.
+    probability
+        What the intervals hold, for the axis; by default the table's column ``probability``, where it has one.
     ax
         Axes to draw on.
 
+    Raises
+    ------
+    InvalidArgumentError
+        A column is missing, there are more rows than can be read, or intervals of several probabilities.
+
     Examples
     --------
-    >>> import torch
-    >>> from pyrosplice import MultinomGLM
-    >>> from pyrosplice.plotting import effect_forest, effect_table
-    >>> counts = torch.poisson(torch.full((2, 40, 3), 5.0), generator=torch.Generator().manual_seed(0))
-    >>> model = MultinomGLM(priors="weak")
-    >>> model.setup_data(counts, design_mtx=torch.linspace(-1, 1, 40)[:, None])
-    >>> model.fit(quiet=True)
-    >>> axes = effect_forest(effect_table(model.posterior(num_samples=200, seed=0)), name="log odds")
-    >>> "log odds" in axes.get_xlabel()
-    True
+    >>> import pandas as pd
+    >>> from pyrosplice.plotting import effect_forest
+    >>> row = {"gene": "A", "label": "age", "mean": 0.5, "lower": 0.1, "upper": 0.9, "probability": 0.9}
+    >>> effect_forest(pd.DataFrame([row])).get_xlabel()
+    'effect (mean and 90 % interval)'
     """
     require_columns(table, "gene", "label", "mean", "lower", "upper")
     _require_legible(table)
-    ax = new_axes(ax, figsize=(5.2, 0.26 * len(table) + 1.0))
+    level = _level(table, probability)
+    names = [f"{_worded('gene', row.gene)}    {row.label}" for row in table.itertuples()]
+    ax = new_axes(ax, figsize=(3.6 + name_inches(names, 8), 0.26 * len(table) + 1.0))
     table = table.reset_index(drop=True)
     labels = list(dict.fromkeys(table["label"]))
     place, ticks = 0.0, []
@@ -116,15 +135,25 @@ def effect_forest(table: pd.DataFrame, *, name: str = "effect", ax: Axes | None 
             which = labels.index(row.label) % len(OKABE_ITO)
             sure = row.lower > 0 or row.upper < 0
             ax.plot([row.lower, row.upper], [place, place], color=OKABE_ITO[which], linewidth=1.6)
-            face = OKABE_ITO[which] if sure else "white"
+            face = OKABE_ITO[which] if sure else ax.get_facecolor()
             ax.plot(row.mean, place, MARKERS[which], color=OKABE_ITO[which], markerfacecolor=face, markersize=5)
             ticks.append((place, row.label if row.Index > rows.index[0] else f"{_worded('gene', gene)}    {row.label}"))
             place -= 1
         place -= 0.6
-    ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
-    ax.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=8)
-    ax.set_xlabel(f"{name} (mean and interval)")
+    ax.axvline(0, color=ink(), linewidth=0.8, zorder=0)
+    ax.set_yticks([tick for tick, _ in ticks], [verbatim(label) for _, label in ticks], fontsize=8)
+    ax.set_xlabel(f"{name} (mean and {level}interval)")
     return ax
+
+
+def _level(table: pd.DataFrame, probability: float | None) -> str:
+    """What the intervals hold, in words; "" where nobody says."""
+    if probability is None and "probability" not in table:
+        return ""
+    levels = [check_share("probability", probability)] if probability is not None else list(set(table["probability"]))
+    if len(levels) > 1:
+        raise InvalidArgumentError(f"table['probability']: expected intervals of one probability, found {levels}.")
+    return f"{percent(levels[0])} "
 
 
 def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -182,7 +211,7 @@ def variance_grid(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     levels = _region_levels(density, mass / mass.sum(), [0.99, 0.95, 0.8, 0.5])
     ax = new_axes(ax, figsize=(4.6, 3.8))
     filled = ax.contourf(sigma, theta, density, levels=[*levels, density.max() + 1e-9], colors=_shades(len(levels)))
-    ax.plot(table["sigma"], table["theta"], ".", color=BLACK, markersize=2.5)
+    ax.plot(table["sigma"], table["theta"], ".", color=ink(), markersize=2.5)
     nodes = table["log_density"] - np.log(table["sigma"] * table["theta"] * (1 - table["theta"]))
     best = table.loc[nodes.idxmax()]
     ax.plot(best["sigma"], best["theta"], "x", color="white", markersize=7, markeredgewidth=2, clip_on=False)
@@ -254,7 +283,7 @@ def rootogram(observed: np.ndarray, drawn: np.ndarray, *, most: int | None = Non
     ax.fill_between(counts, low, high, color=OKABE_ITO[1], alpha=0.3, linewidth=0, label="90 % of draws")
     ax.plot(counts, expected, color=OKABE_ITO[1], marker="o", markersize=3, linewidth=1.2, label="predicted")
     ax.axhspan(-1, 1, color=GRAY, alpha=0.25, linewidth=0, zorder=0, label="bars end here if it fits")
-    ax.axhline(0, color=BLACK, linewidth=0.8)
+    ax.axhline(0, color=ink(), linewidth=0.8)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("count")
     ax.set_ylabel("√ frequency")
@@ -276,11 +305,13 @@ def rank_histogram(ranks: np.ndarray, *, n_draws: int, bins: int = 20, name: str
     ax = new_axes(ax, figsize=(3.4, 2.4))
     counts, _ = np.histogram(ranks, np.linspace(0, n_draws + 1, bins + 1))
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / bins)
-    ax.axhspan(low, high, color=GRAY, alpha=0.35, linewidth=0)
+    ax.axhspan(low, high, color=GRAY, alpha=0.35, linewidth=0, label="99 % band of uniform ranks")
     ax.bar((np.arange(bins) + 0.5) / bins, counts, width=0.9 / bins, color=OKABE_ITO[0])
-    ax.axhline(len(ranks) / bins, color=BLACK, linewidth=0.8)
+    ax.axhline(len(ranks) / bins, color=ink(), linewidth=0.8)
+    ax.set_ylim(top=1.3 * max(high, counts.max()))  # room for the legend
     ax.set_xlabel(f"rank of the truth{f', {name}' if name else ''}")
     ax.set_ylabel("simulations")
+    ax.legend(frameon=False, fontsize=8)
     return ax
 
 
@@ -368,7 +399,8 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     require_columns(table, "gene", "statistic", "observed", "mean", "lower", "upper")
     _require_legible(table)
     names = list(dict.fromkeys(table["statistic"]))
-    ax = new_axes(ax, figsize=(5.2, 0.22 * len(table) + 1.2))
+    words = [f"{_worded('gene', row.gene)}    {row.statistic}" for row in table.itertuples()]
+    ax = new_axes(ax, figsize=(3.8 + name_inches(words, 8), 0.22 * len(table) + 1.2))
     table = table.sort_values("gene", key=lambda genes: pd.factorize(genes)[0], kind="stable")
     gap = table["observed"] - table["mean"]
     width = np.where(gap < 0, table["mean"] - table["lower"], table["upper"] - table["mean"])
@@ -379,7 +411,7 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     for number, name in enumerate(names):
         which = (table["statistic"] == name).to_numpy()
         color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
-        face = np.where(np.abs(place[which]) > 1, color, "white")
+        face = [color if outside else ax.get_facecolor() for outside in np.abs(place[which]) > 1]
         inside = np.clip(place[which], -4, 4)
         ax.scatter(inside, row[which], s=30, marker=marker, facecolors=face, edgecolors=color, zorder=3)
         for beyond, y in zip(place[which], row[which], strict=True):
@@ -391,8 +423,8 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
         f"{_worded('gene', gene)}    {name}" if head else name
         for gene, name, head in zip(table["gene"], table["statistic"], first, strict=True)
     ]
-    ax.set_yticks(row, labels, fontsize=8)
-    ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
+    ax.set_yticks(row, [verbatim(label) for label in labels], fontsize=8)
+    ax.axvline(0, color=ink(), linewidth=0.8, zorder=0)
     ax.set_xlim(-4.6, 4.6)
     ax.set_xticks([-4, -2, -1, 0, 1, 2, 4])
     ax.set_xlabel("observed; 0 is predicted, ±1 ends of the 90 % interval")

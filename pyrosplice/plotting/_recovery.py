@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.plotting._style import BLACK, MARKERS, OKABE_ITO, groups, new_axes, require_columns
+from pyrosplice.plotting._style import MANY, MARKERS, OKABE_ITO, groups, ink, new_axes, require_columns, verbatim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,14 +55,11 @@ def estimate_vs_truth(
 
     Examples
     --------
-    >>> import numpy as np, pandas as pd
+    >>> import pandas as pd
     >>> from pyrosplice.plotting import estimate_vs_truth
-    >>> rng = np.random.default_rng(0)
-    >>> table = pd.DataFrame({"truth": np.repeat([0.3, 0.7], 20)})
-    >>> table["estimate"] = table["truth"] + rng.normal(0, 0.1, 40)
-    >>> axes = estimate_vs_truth(table, name="θ")
-    >>> axes.get_ylabel()
-    'estimated θ'
+    >>> ax = estimate_vs_truth(pd.DataFrame({"truth": [0.0, 1.0], "estimate": [0.1, 0.9]}), name="θ")
+    >>> ax.get_title()
+    'n = 2, bias +0.000, RMSE 0.100'
     """
     require_columns(table, estimate, truth)
     split = groups(table, by)
@@ -76,19 +73,26 @@ def estimate_vs_truth(
     for (group_name, group), color, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
         points = group.dropna(subset=[estimate, truth])
         x = points[truth].to_numpy(dtype=np.float64) + width * _spread(len(points))
-        ax.scatter(x, points[estimate], s=16, color=color, marker=marker, alpha=0.65, linewidth=0, label=group_name)
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "alpha": 0.8,
+            "linewidth": 0,
+            "rasterized": len(points) > MANY,
+        }
+        ax.scatter(x, points[estimate], s=16, label=group_name, **look)
     ends = [min(shown[truth].min(), shown[estimate].min()), max(shown[truth].max(), shown[estimate].max())]
-    ax.plot(ends, ends, color=BLACK, linewidth=1, zorder=0)
+    ax.plot(ends, ends, color=ink(), linewidth=1, zorder=0)
     if width > 0:
         medians = shown.groupby(truth)[estimate].median()
-        ax.hlines(medians, medians.index - 0.6 * width, medians.index + 0.6 * width, color=BLACK, linewidth=2.5)
+        ax.hlines(medians, medians.index - 0.6 * width, medians.index + 0.6 * width, color=ink(), linewidth=2.5)
         ax.set_xticks(levels)
     error = (shown[estimate] - shown[truth]).to_numpy(dtype=np.float64)
     ax.set_title(f"n = {error.size:,}, bias {error.mean():+.3f}, RMSE {np.sqrt((error**2).mean()):.3f}", fontsize=10)
-    ax.set_xlabel(f"true {name or truth}" + (" (spread sideways; bars: medians)" if width > 0 else ""))
-    ax.set_ylabel(f"estimated {name or estimate}")
+    ax.set_xlabel(f"true {name or verbatim(truth)}" + (" (spread sideways; bars: medians)" if width > 0 else ""))
+    ax.set_ylabel(f"estimated {name or verbatim(estimate)}")
     if by is not None:
-        ax.legend(title=by, frameon=False)
+        ax.legend(title=verbatim(by), frameon=False)
     return ax
 
 

@@ -1,7 +1,9 @@
-"""What the figures share: the optional import, colours that colour-blind readers can tell apart, table checks."""
+"""What the figures share: the optional import, colours for all readers, names as they are, table checks."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,18 +13,21 @@ from pyrosplice.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), the order in which groups get their colours.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+#: What is not significant, expected, or of single genes: seen on white and on black.
 GRAY = "#9A9A9A"
-BLACK = "#222222"
 #: Sequential and perceptually uniform, readable without red–green vision and in grey.
 SEQUENTIAL = "viridis"
 #: Standard deviations, told apart at a glance from what they belong to.
 UNCERTAINTY = "cividis"
 #: Two-sided, blue to red through white.
 DIVERGING = "RdBu_r"
+MANY = 3000  # points from which on they are drawn smaller, and as pixels in vector files
+CHARACTER = 0.62  # width of a usual character of the default font, as a share of its size
 
 
 def new_axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
@@ -41,6 +46,44 @@ def pyplot():  # type: ignore[no-untyped-def]
     except ImportError as error:
         raise ImportError("pyrosplice.plotting needs matplotlib: pip install 'pyrosplice[plot]'.") from error
     return plt
+
+
+def ink() -> str:
+    """Colour of lines and text that belong to no group: that of the text in the style in use, so never the paper's."""
+    return str(pyplot().rcParams["text.color"])
+
+
+def on_paper(colors: str) -> Colormap:
+    """Colours from dark to bright by name, without the darkest fifth where the paper is dark, so that it is seen."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    full = pyplot().get_cmap(colors)
+    if sum(to_rgb(ink())) < 1.5:
+        return full
+    return LinearSegmentedColormap.from_list(f"{colors} on dark", full(np.linspace(0.2, 1, 256)), N=256)
+
+
+def name_inches(names: Iterable[object], points: float) -> float:
+    """Width in inches that the longest line of ``names`` needs at a font size of ``points``."""
+    lines = [line for name in names for line in str(name).split("\n")]
+    return max(map(len, lines), default=0) * CHARACTER * points / 72
+
+
+def wrapped(name: object, inches: float, points: float) -> str:
+    """Break a name into lines of at most ``inches``, within words where these are longer; nothing is left out."""
+    width = max(int(inches * 72 / points / CHARACTER), 8)
+    lines = [textwrap.wrap(line, width) or [""] for line in verbatim(name).split("\n")]
+    return "\n".join(part for line in lines for part in line)
+
+
+def verbatim(name: object) -> str:
+    """Text that is drawn as it is: a dollar begins no formula."""
+    return str(name).replace("$", r"\$")
+
+
+def percent(share: float) -> str:
+    """Name a share as it is said: ``90 %``, ``99.5 %``."""
+    return f"{100 * share:.6g} %"
 
 
 def require_columns(table: pd.DataFrame, *columns: str) -> None:
@@ -72,7 +115,7 @@ def groups(table: pd.DataFrame, by: str | None) -> list[tuple[str | None, pd.Dat
         return [(None, table)]
     require_columns(table, by)
     split: list[tuple[str | None, pd.DataFrame]] = [
-        (str(name), group) for name, group in table.groupby(by, sort=False, observed=True)
+        (legend_name(name), group) for name, group in table.groupby(by, sort=False, observed=True)
     ]
     if len(split) > len(OKABE_ITO):
         raise InvalidArgumentError(
@@ -80,6 +123,12 @@ def groups(table: pd.DataFrame, by: str | None) -> list[tuple[str | None, pd.Dat
             f"found {len(split)} in {by!r}."
         )
     return split
+
+
+def legend_name(name: object) -> str:
+    """Name of a group for the legend, which else leaves out what begins with an underscore."""
+    text = verbatim(name)
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def counted(name: str | None, shown: int, missing: int) -> str:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from pyrosplice.errors import InvalidArgumentError, check_share
-from pyrosplice.plotting._style import BLACK, GRAY, OKABE_ITO, checked_pvalues, new_axes, require_columns
+from pyrosplice._hypothesis.fdr import adjust_jointly
+from pyrosplice.errors import InvalidArgumentError, check_integer, check_number, check_share
+from pyrosplice.plotting._point_names import name_points
+from pyrosplice.plotting._style import (
+    GRAY,
+    MANY,
+    OKABE_ITO,
+    checked_pvalues,
+    ink,
+    new_axes,
+    require_columns,
+    verbatim,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
-LABEL_POINTS = 9.0  # font size of the gene names
-LEVELS = 8  # how many lines of names up and down are tried to find a free place
-SMALLEST = float(np.finfo(np.float64).tiny)
+COLORS = {"not significant": GRAY, "lower": OKABE_ITO[0], "higher": OKABE_ITO[1]}
+SMALLEST = float(np.nextafter(0, 1))
+BEYOND = 1.12  # where what has no place on an axis (infinite effects, p = 0) is drawn, in largest values
 
 
 def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
@@ -32,7 +41,7 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     min_effect: float = 0.0,
     names: Sequence[str] | None = None,
     n_labels: int = 8,
-    floor: float = SMALLEST,
+    floor: float | None = None,
     effect_name: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -44,7 +53,8 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
         One row a gene (and covariate: select one covariate first).
     effect, pvalue, pvalue_adj, label
         Columns: signed effect, p-value, p-value adjusted for multiple testing, name to print. Rows with a missing
-        effect or p-value are left out. ``pvalue`` may be the adjusted one too: the axis then says so.
+        effect or p-value are left out, and counted above the figure. ``pvalue`` may be the adjusted one too: the axis
+        then says so.
     alpha, min_effect
         A point is coloured when its adjusted p-value is at most ``alpha`` and its effect, either way, at least
         ``min_effect``.
@@ -53,7 +63,8 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     n_labels
         How many coloured points to name at most where ``names`` is not given.
     floor
-        Smaller p-values are drawn there, as triangles.
+        Smaller p-values are drawn there, as triangles. By default only p-values of zero, which have no logarithm, are:
+        above all others.
     effect_name
         Label of the horizontal axis, the column's name by default.
     ax
@@ -62,7 +73,8 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
     Returns
     -------
     Axes
-        Collections "not significant", "lower", "higher", and one annotation a named gene.
+        Collections "not significant", "lower", "higher", then those of p-values below the floor and of infinite effects
+        (drawn beyond all others), where there are any; one text a named gene.
 
     Raises
     ------
@@ -70,39 +82,45 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
         A column is missing, a p-value is outside [0, 1], ``alpha`` or ``floor`` is not between 0 and 1, or a gene of
         ``names`` is not in the table.
 
+    Notes
+    -----
+    The dashed line is the cut at ``alpha``. Over adjusted p-values it is at ``alpha``. Over raw ones it is where the
+    adjusted p-value passes ``alpha``: at Benjamini and Hochberg's :math:`\alpha k / m`, with k of m tests found, where
+    the table's p-values are adjusted by them; at the largest significant p where they are adjusted otherwise, or along
+    with tests that are not in the table. There is none where nothing is found, or where no one raw p-value parts the
+    significant from the others (p-values that were adjusted by groups, say), which the title then says. With
+    ``min_effect``, dotted lines are at plus and minus it. Names are placed by adjustText where it is installed.
+
     Examples
     --------
-    >>> import numpy as np, pandas as pd
+    >>> import pandas as pd
     >>> from pyrosplice.plotting import volcano
-    >>> rng = np.random.default_rng(0)
-    >>> table = pd.DataFrame({"gene": [f"gene_{g}" for g in range(50)], "effect": rng.normal(size=50)})
-    >>> table["pvalue"], table["mean"] = rng.uniform(size=50), rng.gamma(2, 5, 50)
-    >>> table["pvalue_adj"] = 1.0
-    >>> table.loc[0, ["effect", "pvalue", "pvalue_adj"]] = [3.0, 1e-8, 1e-6]
-    >>> axes = volcano(table)
-    >>> [text.get_text() for text in axes.texts]
-    ['gene_0']
+    >>> pvalues = {"pvalue": [1e-4, 0.4], "pvalue_adj": [2e-4, 0.4]}
+    >>> ax = volcano(pd.DataFrame({"gene": ["A", "B"], "effect": [1.0, -0.2], **pvalues}))
+    >>> ax.get_legend().get_title().get_text()
+    'colored: adjusted p ≤ 0.05 (dashed)'
     """
-    check_share("floor", floor)
-    shown = _sorted(table, effect, pvalue_adj, label, alpha, min_effect)
-    p = checked_pvalues(shown, pvalue)
-    shown = shown.assign(_x=shown[effect], _y=-np.log10(np.maximum(p, floor))).dropna(subset=["_x", "_y"])
-    ax = new_axes(ax, figsize=(5.6, 4.4))
+    shown = _judged(table, effect, pvalue_adj, label, alpha, min_effect)
+    p, adjusted = checked_pvalues(shown, pvalue), checked_pvalues(shown, pvalue_adj)
+    height, least = _heights(p, floor)
+    shown, left_out = _placed(shown.assign(_y=height, _p=p, _below=p < least), effect, "_x", ["_y"])
+    ax = new_axes(ax, figsize=(5.6, 4.6))
     _draw(ax, shown)
-    below = shown[shown[pvalue] < floor]
-    if floor > SMALLEST and len(below):
-        colors = [OKABE_ITO[0] if row == "lower" else OKABE_ITO[1] if row == "higher" else GRAY for row in below.group]
-        ax.scatter(below["_x"], below["_y"], s=26, marker="^", color=colors, linewidth=0, label=f"p < {floor:g}")
-    ax.axvline(0, color=BLACK, linewidth=0.6, zorder=0)
-    found = shown[shown["group"] != "not significant"]
-    if len(found):
-        ax.axhline(found["_y"].min(), color=BLACK, linewidth=0.6, linestyle="--", zorder=0)
+    _beyond(ax, shown[shown["_below"]], "^", "p = 0" if floor is None else f"p < {floor:g}")
+    _beyond(ax, shown[shown[effect] == -np.inf], "<", "effect −∞")
+    _beyond(ax, shown[shown[effect] == np.inf], ">", "effect ∞")
+    ax.axvline(0, color=ink(), linewidth=0.6, zorder=0)
+    cut = alpha if pvalue == pvalue_adj else _cut(p, adjusted, alpha)
+    if cut:
+        ax.axhline(-np.log10(max(cut, least)), color=ink(), linewidth=0.6, linestyle="--", zorder=0)
     ax.margins(x=0.26, y=0.1)
+    _effect_lines(ax.axvline, min_effect)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(effect_name or effect)
+    ax.set_xlabel(effect_name or verbatim(effect))
     ax.set_ylabel("$-\\log_{10}$ adjusted $p$" if pvalue == pvalue_adj else "$-\\log_{10}\\,p$")
-    _legend(ax, alpha)
-    _name_points(ax, shown, _named(shown, found.nlargest(n_labels, "_y"), names, label), label)
+    words = " (no one p parts them)" if cut is None else " (dashed)" if cut else ""
+    _legend(ax, _title(alpha, words, min_effect, left_out))
+    _name(ax, shown, "_p", names, n_labels, label)
     return ax
 
 
@@ -122,121 +140,130 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
 ) -> Axes:
     """Draw effects against the gene's mean on a logarithmic axis; coloured and named as in :func:`volcano`.
 
-    Genes whose mean is zero have no place on the axis and are left out; everything else as there.
+    Genes whose mean is zero have no place on the axis and are left out, and counted above the figure; everything else
+    as there.
 
     Examples
     --------
-    >>> import numpy as np, pandas as pd
+    >>> import pandas as pd
     >>> from pyrosplice.plotting import ma
-    >>> rng = np.random.default_rng(0)
-    >>> table = pd.DataFrame({"gene": [f"gene_{g}" for g in range(50)], "effect": rng.normal(size=50)})
-    >>> table["pvalue"], table["mean"] = rng.uniform(size=50), rng.gamma(2, 5, 50)
-    >>> table["pvalue_adj"] = 1.0
-    >>> table.loc[0, ["effect", "pvalue", "pvalue_adj"]] = [3.0, 1e-8, 1e-6]
-    >>> axes = ma(table)
-    >>> axes.get_xscale(), [text.get_text() for text in axes.texts]
-    ('log', ['gene_0'])
+    >>> columns = {"effect": [1.0, -0.2], "mean": [8.0, 0.5], "pvalue_adj": [2e-4, 0.4]}
+    >>> ax = ma(pd.DataFrame({"gene": ["A", "B"], **columns}))
+    >>> ax.get_xscale()
+    'log'
     """
     require_columns(table, mean)
-    shown = _sorted(table, effect, pvalue_adj, label, alpha, min_effect)
-    shown = shown.assign(_x=shown[mean], _y=shown[effect])
-    shown = shown[shown["_x"] > 0].dropna(subset=["_x", "_y"])
-    ax = new_axes(ax, figsize=(5.6, 4.4))
-    _draw(ax, shown)
-    ax.axhline(0, color=BLACK, linewidth=0.6, zorder=0)
+    shown = _judged(table, effect, pvalue_adj, label, alpha, min_effect)
+    place = table[mean].to_numpy(dtype=np.float64)
+    shown, left_out = _placed(shown.assign(_x=np.where(place > 0, place, np.nan)), effect, "_y", ["_x"])
+    ax = new_axes(ax, figsize=(5.6, 4.6))
     ax.set_xscale("log")
+    _draw(ax, shown)
+    _beyond(ax, shown[shown[effect] == -np.inf], "v", "effect −∞")
+    _beyond(ax, shown[shown[effect] == np.inf], "^", "effect ∞")
+    ax.axhline(0, color=ink(), linewidth=0.6, zorder=0)
     ax.margins(x=0.08, y=0.1)
-    ax.set_xlabel(mean)
-    ax.set_ylabel(effect_name or effect)
-    _legend(ax, alpha)
-    found = shown[shown["group"] != "not significant"]
-    _name_points(ax, shown, _named(shown, found.nsmallest(n_labels, pvalue_adj), names, label), label)
+    _effect_lines(ax.axhline, min_effect)
+    ax.set_xlabel(verbatim(mean))
+    ax.set_ylabel(effect_name or verbatim(effect))
+    _legend(ax, _title(alpha, "", min_effect, left_out))
+    _name(ax, shown, pvalue_adj, names, n_labels, label)
     return ax
 
 
-def _sorted(
+def _judged(
     table: pd.DataFrame, effect: str, pvalue_adj: str, label: str, alpha: float, min_effect: float
 ) -> pd.DataFrame:
     """The table with a column ``group``."""
     check_share("alpha", alpha)
+    check_number("min_effect", min_effect)
     require_columns(table, effect, label)
     found = (checked_pvalues(table, pvalue_adj) <= alpha) & (table[effect].abs() >= min_effect)
     return table.assign(group=np.where(found, np.where(table[effect] < 0, "lower", "higher"), "not significant"))
 
 
+def _heights(p: np.ndarray, floor: float | None) -> tuple[np.ndarray, float]:
+    """Where p-values stand, those below the floor (or zero) at one height, and the smallest that stands at its own."""
+    if floor is not None:
+        least = check_share("floor", floor)
+        return -np.log10(np.maximum(p, least)), least
+    height = -np.log10(np.where(p > 0, p, np.nan))
+    return np.where(p == 0, BEYOND * np.nanmax(height, initial=1.0), height), SMALLEST
+
+
+def _placed(shown: pd.DataFrame, effect: str, axis: str, others: list[str]) -> tuple[pd.DataFrame, int]:
+    """Rows that have a place, infinite effects beyond all others on ``axis``, and how many have none."""
+    value = shown[effect].to_numpy(dtype=np.float64)
+    finite = np.abs(value[np.isfinite(value)])
+    edge = BEYOND * float(finite.max(initial=0.0) or 1.0)
+    shown = shown.assign(**{axis: np.clip(value, -edge, edge)})
+    kept = shown.dropna(subset=[axis, *others])
+    return kept, len(shown) - len(kept)
+
+
+def _cut(p: np.ndarray, adjusted: np.ndarray, alpha: float) -> float | None:
+    """Raw p-value where the adjusted one passes ``alpha``; 0 where none is below, None where no one parts them."""
+    tested = ~np.isnan(p) & ~np.isnan(adjusted)
+    found = tested & (adjusted <= alpha)
+    if not found.any():
+        return 0.0
+    last, first = float(p[found].max()), float(p[tested & ~found].min(initial=np.inf))
+    if last >= first:
+        return None
+    by_rank = np.allclose(adjust_jointly(p[tested]), adjusted[tested], rtol=1e-6, atol=0)
+    return float(alpha * found.sum() / tested.sum()) if by_rank else last
+
+
 def _draw(ax: Axes, shown: pd.DataFrame) -> None:
-    size = 18.0 if len(shown) <= 3000 else 9.0
-    for name, color in (("not significant", GRAY), ("lower", OKABE_ITO[0]), ("higher", OKABE_ITO[1])):
+    many = len(shown) > MANY
+    for name, color in COLORS.items():
         points = shown[shown["group"] == name]
-        ax.scatter(points["_x"], points["_y"], s=size, color=color, linewidth=0, label=f"{name}: {len(points):,}")
-
-
-def _legend(ax: Axes, alpha: float) -> None:
-    ax.legend(
-        title=f"adjusted p ≤ {alpha:g}",
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.15),
-        ncols=3,
-        columnspacing=1.2,
-        handletextpad=0.2,
-    )
-
-
-def _named(shown: pd.DataFrame, strongest: pd.DataFrame, names: Sequence[str] | None, label: str) -> pd.DataFrame:
-    if names is None:
-        return strongest
-    unknown = [name for name in names if name not in set(shown[label])]
-    if unknown:
-        raise InvalidArgumentError(f"genes to name: not among those drawn: {unknown}.")
-    return shown[shown[label].isin(names)]
-
-
-def _name_points(ax: Axes, shown: pd.DataFrame, points: pd.DataFrame, label: str) -> None:
-    """Write each name beside its point, away from the middle, where it covers no other name nor, if it can, a point."""
-    ax.figure.canvas.figure.draw_without_rendering()  # settles the layout that the distances are measured in
-    middle = ax.transAxes.transform((0.5, 0.5))[0]
-    pixels = ax.transData.transform(shown[["_x", "_y"]].to_numpy(dtype=np.float64))
-    taken: list[Bbox] = []
-    for row in points.sort_values("_y", ascending=False).to_dict("records"):
-        at = (row["_x"], row["_y"])
-        outwards = 1 if ax.transData.transform(at)[0] >= middle else -1
-        note = ax.annotate(
-            str(row[label]),
-            at,
-            xytext=(outwards * 9, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=LABEL_POINTS,
-            arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        ax.scatter(
+            points["_x"],
+            points["_y"],
+            s=9.0 if many else 18.0,
+            color=color,
+            linewidth=0,
+            label=f"{name}: {len(points):,}",
+            rasterized=many,
         )
-        taken.append(_free_place(ax, note, outwards, taken, pixels))
 
 
-def _free_place(ax: Axes, note: Annotation, outwards: int, taken: list[Bbox], points: np.ndarray) -> Bbox:
-    """Move the annotation to the best place in the axes; its box there.
-
-    Best is free of names and points, then free of names, then the first of all: near first, outwards before inwards.
-    """
-    line = LABEL_POINTS * 1.3
-    levels = sorted(range(-LEVELS, LEVELS + 1), key=lambda level: (abs(level), level))
-    places = [(side * 9, level * line) for side in (outwards, -outwards) for level in levels]
-    without_names = None
-    for place in places:
-        box = _moved(note, place)
-        inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-        if not inside or any(box.overlaps(other) for other in taken):
-            continue
-        if not ((points > box.min) & (points < box.max)).all(1).any():
-            return box
-        without_names = without_names or place
-    return _moved(note, without_names or places[0])
+def _beyond(ax: Axes, rows: pd.DataFrame, marker: str, name: str) -> None:
+    """Mark points that are drawn where the axis ends."""
+    if len(rows):
+        colors = [COLORS[group] for group in rows["group"]]
+        label = f"{name}: {len(rows):,}"
+        ax.scatter(rows["_x"], rows["_y"], s=34, marker=marker, color=colors, linewidth=0, label=label)
 
 
-def _moved(note: Annotation, place: tuple[float, float]) -> Bbox:
-    from matplotlib.text import Text
+def _effect_lines(draw: Callable[..., object], min_effect: float) -> None:
+    for at in (-min_effect, min_effect) if min_effect > 0 else ():
+        draw(at, color=ink(), linewidth=0.6, linestyle=":", zorder=0)
 
-    note.set_position(place)
-    note.set_horizontalalignment("left" if place[0] > 0 else "right")
-    note.get_window_extent()  # moves the text; with its line to the point, which may cross others
-    return Text.get_window_extent(note)
+
+def _title(alpha: float, drawn: str, min_effect: float, left_out: int) -> str:
+    """Say what is coloured, which lines say so, and how many rows have no place."""
+    title = f"colored: adjusted p ≤ {alpha:g}{drawn}"
+    title += f", effect at least {min_effect:.3g} (dotted)" if min_effect > 0 else ""
+    return title + (f"\nleft out, without an effect or a place: {left_out:,}" if left_out else "")
+
+
+def _legend(ax: Axes, title: str) -> None:
+    options: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    legend = ax.legend(title=title, fontsize=9, columnspacing=1.2, handletextpad=0.2, **options)
+    legend.get_title().set_multialignment("center")
+
+
+def _name(ax: Axes, shown: pd.DataFrame, order: str, names: Sequence[str] | None, n_labels: int, label: str) -> None:
+    """Name the points of ``names``, or else the coloured ones that are first by the column ``order``."""
+    most = check_integer("n_labels", n_labels, least=0)
+    points = shown[shown["group"] != "not significant"].sort_values(order, kind="stable").head(most)
+    if names is not None:
+        asked = [names] if isinstance(names, str) else list(names)
+        unknown = [name for name in asked if name not in set(shown[label])]
+        if unknown:
+            raise InvalidArgumentError(f"genes to name: not among those drawn: {unknown}.")
+        points = shown[shown[label].isin(asked)]
+    every, at = (rows[["_x", "_y"]].to_numpy(dtype=np.float64) for rows in (shown, points))
+    name_points(ax, every, at, list(points[label]))

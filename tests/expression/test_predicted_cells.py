@@ -8,6 +8,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 
 from pyrosplice import ExpressionGLM
 from pyrosplice._expression.expression_model import ExpressionModel
@@ -258,3 +259,22 @@ class Wide(ExpressionModel):
     def __call__(self, counts=None, *, n_genes=None):  # type: ignore[no-untyped-def]
         self.location_prior = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
         return super().__call__(counts, n_genes=n_genes)
+
+
+def test_intervals_of_new_donors_allow_for_a_variance_that_few_donors_tell():
+    rng = np.random.default_rng(5)
+    donor, n_genes = np.repeat(np.arange(6), 40), 150
+    levels = rng.normal(0, 0.4, (7, n_genes))
+    counts = rng.poisson(2 * np.exp(levels[donor])).astype(float)
+    glm = ExpressionGLM("~ 1 + (1 | donor)", likelihood="poisson")
+    glm.fit(counts, sample_description=pd.DataFrame({"donor": donor.astype(str)}))
+    found = glm.predict(pd.DataFrame({"donor": ["another"]}), what="link", level=0.9)
+    reach = (found["upper"] - found["lower"]) / 2 / found["sd"]
+    assert (reach > 1.7).all() and reach.nunique() > 100
+    truth = np.log(2) + levels[-1]
+    inside = (found["lower"] < truth) & (truth < found["upper"])
+    assert 0.85 < inside.mean() < 0.97
+    plug_in = np.abs(truth - found["mean"]) < stats.norm.ppf(0.95) * found["sd"]
+    assert plug_in.mean() < inside.mean()
+    seen = glm.predict(pd.DataFrame({"donor": ["0"]}), what="link", level=0.9)
+    np.testing.assert_allclose(seen["upper"] - seen["mean"], stats.norm.ppf(0.95) * seen["sd"])

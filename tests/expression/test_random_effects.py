@@ -458,6 +458,6 @@ def test_scores_of_genes_without_effect_are_ordinary(mean: float) -> None:
     cells = pd.DataFrame({"donor": donor.astype(str), "group": (donor % 2).astype(str)})
     glm = ExpressionGLM("~ group + (1 | donor)").fit(counts, sample_description=cells)
     found = glm.test(factor="group", method="score").summary()
-    assert found.pval.isna()[0] and found.reason[0] == "separated"
+    assert found.pval[0] > 0.1 and found.fit_ended[0] == "separated"
     known = found.pval.dropna()
     assert len(known) > 100 and known.min() > 1e-4 and (known < 0.05).mean() < 0.11

@@ -58,7 +58,8 @@ def cells() -> Iterator[Cell]:
     for layout, noises in (("grid 1600", ("nb 1",)), ("grid 4900", ("nb 1", "zeros"))):
         for mean, noise, spread in product(MEANS, noises, (0.0, 1.5)):
             yield Cell(layout, mean, noise, spread)
-    yield Cell("scattered 20000", 0.05, "nb 1", 1.0)
+    for mean in (0.05, 0.3, 2.0):
+        yield Cell("scattered 20000", mean, "nb 1", 1.0)
 
 
 def places_of(layout: str) -> Array:

@@ -50,12 +50,24 @@ def cells() -> Iterator[Cell]:
         for mean in (0.05, 0.5, 5.0, 20.0):
             yield Cell(test, 4 if "donors" in test else 0, mean)
         yield Cell(test, 4 if "donors" in test else 0, 2.0, noise="poisson")
+    for test in ("space", "space by x", "score of space by x"):
+        for mean in (0.05, 0.5, 5.0):
+            yield Cell(f"{test}, 1024 spots", 0, mean)
+    yield Cell("space beside donors, 1024 spots", 4, 0.5)
+    yield Cell("space, 2304 spots", 0, 0.5)
+
+
+def side_of(test: str) -> int:
+    """Spots a side of the grid of a test."""
+    named = test.partition(", ")[2]
+    return round(int(named.split()[0]) ** 0.5) if named else SIDE
 
 
 def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnData:
     """Counts of genes without the effect that is tested."""
     in_space = "space" in cell.test
-    n = SIDE**2 if in_space else cell.n_donors * CELLS_A_DONOR
+    side = side_of(cell.test)
+    n = side**2 if in_space else cell.n_donors * CELLS_A_DONOR
     donor = np.arange(n) % max(cell.n_donors, 1)
     if cell.unequal:
         share = np.exp(rng.normal(0, 0.7, cell.n_donors))
@@ -69,7 +81,7 @@ def sample(cell: Cell, n_genes: int, rng: np.random.Generator) -> anndata.AnnDat
         rate = rate * rng.gamma(1 / DISPERSION, DISPERSION, eta.shape)
     cells_ = [f"c{k}" for k in range(n)]
     table = pd.DataFrame({"x": x, "z": rng.normal(size=n), "donor": [f"d{k}" for k in donor]}, index=cells_)
-    obsm = {"spatial": places(SIDE)} if in_space else None
+    obsm = {"spatial": places(side)} if in_space else None
     return anndata.AnnData(rng.poisson(rate).T.astype(float), obs=table, obsm=obsm)
 
 
@@ -86,7 +98,7 @@ def tested(cell: Cell, data: anndata.AnnData) -> pd.DataFrame:
         "space": ("~ x", Field(k_neighbors=4), "space"),
         "space by x": ("~ x", Field(k_neighbors=4, by="x"), "space"),
         "space beside donors": ("~ x + (1 | donor)", Field(k_neighbors=4), "space"),
-    }[cell.test]
+    }[cell.test.partition(", ")[0]]
     effects = (Independent(),) if part == "cell" else ()
     glm = ExpressionGLM(formula, as_numeric=["x", "z"], likelihood=cell.noise, space=space, effects=effects).fit(data)
     return glm.test_component(part) if part else glm.test_spatial_variability("score").assign(law="permutations")

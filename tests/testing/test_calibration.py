@@ -125,7 +125,8 @@ def test_words_and_figure_name_what_is_wrong():
     assert found.table["verdict"].tolist() == expected and found.table["missing"].tolist() == [1, 0, 0, 0, 0]
     assert "1 without draws" in str(found) and "k̂ > 0.7 in 0.3%" in str(found)
     ax = found.plot()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low", "high", "narrow", "wide"]
+    entries = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert entries == ["low", "high", "narrow", "wide", "99 % band of uniform ranks"]
     x, y = ax.lines[1].get_data()
     below = (ranks["low"].to_numpy()[:, None] < np.arange(1, 100)).mean(0)
     np.testing.assert_allclose(y[1:-1], below - x[1:-1])

@@ -9,7 +9,9 @@ are right for any counts whose mean the model has right, zero-inflated ones incl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +30,15 @@ class RobustCovariance:
     """Covariance of the location coefficients ``(G, P, P)`` and the degrees of freedom of a contrast ``(G,)``.
 
     NaN for separated genes: a group without a count has no squared residuals to learn from. ``units`` are what the
-    degrees of freedom go by, if not by cells: a factor, and how many of its groups there are.
+    degrees of freedom go by, if not by cells: a factor, and how many of its groups there are, of all genes or of each.
+    ``identified``: what :func:`pyrosplice._expression.engine.endless_contrasts.identified_contrasts` says of the
+    contrasts, where the fit does not.
     """
 
     covariance: Array
     df: Array
-    units: tuple[str, int] | None = None
+    units: tuple[Any, Any] | None = None
+    identified: Mapping[int, Array] | None = None
 
 
 def robust_covariance(source: RowSource, fit: GlmFit, contrast: Array) -> RobustCovariance:

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrosplice._expression.constraints import Constraints
+from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
+from pyrosplice._expression.mixed.separated_genes import SeparatedGenes, known_of_contrasts
 from pyrosplice._hypothesis.group_tables import block_named, table_of_variances
 from pyrosplice._hypothesis.test_table import TestTable, unless_ended
 from pyrosplice.effects._group_block import GroupBlock
@@ -30,13 +33,23 @@ class MixedFit(Protocol):
     @property
     def coefficients(self) -> Coefficients: ...
 
+    @property
+    def separated(self) -> tuple[SeparatedGenes, ...]: ...
+
 
 class WithEffects(Protocol):
     """A fitted model of expression."""
 
     gene_names: NDArray[np.object_]
+    _constraints: Constraints
 
     def _mixed_fit(self) -> MixedFit: ...
+
+
+def coefficients_known(self: WithEffects) -> RobustCovariance:
+    """Covariance of the free coefficients given the variances, and which of all coefficients each gene identifies."""
+    fit = self._mixed_fit()
+    return known_of_contrasts(fit.mixed.covariance, fit.mixed.reason, fit.separated, self._constraints.matrix)
 
 
 def variance_components(self: WithEffects) -> pd.DataFrame:

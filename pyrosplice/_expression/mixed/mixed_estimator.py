@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,15 @@ from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator, FittedModel
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.model_at_modes import ModelAtModes
+from pyrosplice._expression.mixed.separated_genes import LimitFit, SeparatedGenes, limit_fits
 from pyrosplice._expression.noise_models import held_scale
 from pyrosplice._expression.prepared_inputs import InputData
+from pyrosplice._hypothesis.coefficients.unit_law import fewest_units
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.effects._explained import check_unexplained
 from pyrosplice.effects._field import RHO
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._units import Coefficients
+from pyrosplice.effects._units import Coefficients, DesignUnits
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, joined_fits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -62,6 +64,8 @@ class MixedEstimator(Estimator):
         The random effects.
     mixed : EffectsFit
         The engine's result.
+    limits : list of LimitFit
+        Fits of what is left of separated genes; none beside a field whose strength is estimated.
     """
 
     def __init__(self, input_data: InputData, *, dtype: str = "float64") -> None:
@@ -71,8 +75,8 @@ class MixedEstimator(Estimator):
             raise AssertionError("a GLM has an estimator of its own")
         self.effects: BoundEffects = effects
         self._mixed: EffectsFit | None = None
-        self._maximum: EffectsFit | None = None
         self._fields: list[FieldParameterFit] = []
+        self.limits: list[LimitFit] = []
 
     def _rows(self) -> dict[str, str]:
         rows = super()._rows()
@@ -89,8 +93,9 @@ class MixedEstimator(Estimator):
             self._fields = [fit_field_parameter(self.problem(genes), family, default=default) for genes in blocks]
             self._mixed = joined_fits([found.fit for found in self._fields], blocks)
         else:
-            self._mixed = self._fitted(restricted=True)
-        self._fit = glm_fit_of_effects(self._mixed, self.input_data)
+            self._mixed = joined_fits([fit_effects(self.problem(genes)) for genes in blocks], blocks)
+        self.limits = self._limit_fits(self._mixed)
+        self._fit = glm_fit_of_effects(self._mixed, self.input_data, self.limits)
         self.lls.append(float(np.nansum(self._fit.log_likelihood)))
 
     @property
@@ -100,12 +105,11 @@ class MixedEstimator(Estimator):
         assert self._mixed is not None
         return self._mixed
 
-    @property
+    @cached_property
     def maximum(self) -> EffectsFit:
-        """Maximum likelihood estimates, which ratio tests of coefficients compare; fitted when asked for."""
-        if self._maximum is None:
-            self._maximum = self._fitted(restricted=False)
-        return self._maximum
+        """Unrestricted maxima of the likelihood, of the fields that were fitted."""
+        blocks = list(self.blocks())
+        return joined_fits([fit_effects(self.problem(genes), restricted=False) for genes in blocks], blocks)
 
     @property
     def field_coordinates(self) -> Array | None:
@@ -154,9 +158,18 @@ class MixedEstimator(Estimator):
             starts = np.union1d(starts, np.flatnonzero(np.diff(at)) + 1)
         return iter(np.split(np.arange(n_genes), starts[1:]))
 
-    def _fitted(self, *, restricted: bool) -> EffectsFit:
-        blocks = list(self.blocks())
-        return joined_fits([fit_effects(self.problem(genes), restricted=restricted) for genes in blocks], blocks)
+    def _limit_fits(self, mixed: EffectsFit) -> list[LimitFit]:
+        if self.effects.family is not None or not (mixed.reason == Reason.SEPARATED.value).any():
+            return []
+        units, out = self.units, []
+        for genes in self.blocks():
+            out += limit_fits(self.problem(genes), units, genes, mixed.reason[genes])
+        return out
+
+    @property
+    def units(self) -> DesignUnits:
+        """Units of contrasts of the free coefficients."""
+        return DesignUnits(self.coefficients, self.groups, "cells", self.effects.sections)
 
     @cached_property
     def poisson_excess(self) -> Array | None:
@@ -170,6 +183,11 @@ class MixedEstimator(Estimator):
             mean = self.mixed.take(torch.from_numpy(genes)).linear_predictor(problem).exp()
             out.append(((problem.counts - mean).square() / mean).mean((1, 2)).numpy())
         return np.concatenate(out)
+
+    @property
+    def separated(self) -> tuple[SeparatedGenes, ...]:
+        """Separated genes of which something is left, and what is known of that."""
+        return tuple(one.genes for one in self.limits)
 
     @property
     def groups(self) -> tuple[GroupBlock, ...]:
@@ -187,9 +205,8 @@ class MixedEstimator(Estimator):
 
     def contrast_law(self, rows: Array) -> RobustCovariance:
         """Covariance and degrees of freedom of contrasts ``(k, F)`` by their units."""
-        law = self.record.unit_law
-        freedom, fewest = law.of(rows, "clip", stacklevel=6)
-        return RobustCovariance(law.covariance.covariance.numpy(), freedom, (fewest.unit, fewest.n_units))
+        fewest = fewest_units(self.units, rows, "clip", stacklevel=5)
+        return self.record.contrast_law(rows, "clip", fewest).robust
 
     @cached_property
     def record(self) -> MixedRecord:
@@ -200,10 +217,10 @@ class MixedEstimator(Estimator):
         names = ("covariance", "slopes", "parameter_covariance")
         law = CovarianceLaw(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
         key, sections = ("", None) if self.effects.sections is None else self.effects.sections
-        return MixedRecord(self.groups, self.mixed, law, self.coefficients, key, sections)
+        return MixedRecord(self.groups, self.mixed, law, self.coefficients, key, sections, self.separated)
 
 
-def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:
+def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData, limits: Sequence[LimitFit]) -> GlmFit:
     """The estimates as tests and tables of a GLM take them: restricted, given the random effects' variances."""
     g = len(mixed.reason)
     location, covariance = mixed.coefficients[:, :, 0].numpy(), mixed.covariance.numpy()
@@ -218,8 +235,11 @@ def glm_fit_of_effects(mixed: EffectsFit, inputs: InputData) -> GlmFit:
     information = np.zeros((g, p + 1, p + 1))
     information[:, :p, :p], information[:, p, p] = fisher, np.nan
     codes = np.array([FitCode.of(Reason(word)) for word in mixed.reason], dtype=np.int64)
+    theta = np.concatenate([location, np.where(np.isnan(location[:, :1]), np.nan, scale)], 1)
+    for limit in limits:
+        theta[limit.genes.limit.genes, :p] = limit.coefficients
     return GlmFit(
-        theta=np.concatenate([location, np.where(np.isnan(location[:, :1]), np.nan, scale)], 1),
+        theta=theta,
         log_likelihood=mixed.log_likelihood.numpy(),
         code=codes,
         n_iter=mixed.n_iter.numpy(),

@@ -45,6 +45,18 @@ def nested_ratio(
     ------
     InvalidArgumentError
         For models that are not nested, random terms that differ, and options that do not exist.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 20), "group": np.repeat(["a", "b"], 60)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(2) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=2, mean=mean, donors="donor", donor_sd=0.1, seed=0)
+    >>> full, reduced = "~ group + (1 | donor)", "~ 1 + (1 | donor)"
+    >>> de.test.lrt(adata, full_formula_loc=full, reduced_formula_loc=reduced).qval < 0.05
+    array([ True, False])
     """
     terms = [_random_terms(formula) for formula in (full_formula_loc, reduced_formula_loc)]
     if not any(terms):
@@ -87,6 +99,18 @@ def effects_score(
     model that is fitted. With random terms in the formula, ``(1 | donor)``, as
     :meth:`pyrosplice.ExpressionGLM.test` with ``"score"``, where the whole model is fitted for its variances, and the
     fold change is its estimate.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import pyrosplice.api as de
+    >>> from pyrosplice.data import simulate_expression
+    >>> cells = pd.DataFrame({"group": np.repeat(["a", "b"], 40)})
+    >>> mean = np.where((cells["group"] == "b").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+    >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)
+    >>> test = de.test.score(adata, formula_loc="~ group", factor_loc_totest="group")
+    >>> test.qval < 0.05
+    array([ True, False, False])
     """
     if formula_loc is None or not _random_terms(formula_loc):
         return expression_tests.score(data, factor_loc_totest, coef_to_test, formula_loc, formula_scale, **fit_options)
@@ -104,6 +128,6 @@ def _tested(full: Any, columns: list[str], method: str) -> ExpressionTest:
     if not isinstance(full, MixedEstimator):
         raise AssertionError("random terms make a fit with random effects")
     data = full.input_data
-    given = data.constraints_loc, full.record.unit_law, data.counts.gene_names, full.gene_means, full
+    given = data.constraints_loc, full.record, data.counts.gene_names, full.gene_means, full
     found = MixedResults(full.fit, *given).test(unit_rows(columns, data.location.names), method, "clip")
     return replace(found, link=mean_link(data.likelihood), estimator=full, name=" + ".join(columns), method=method)

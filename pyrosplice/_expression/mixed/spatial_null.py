@@ -88,7 +88,10 @@ def test_in_space(
     if field is not None and space != SpotOptions():
         raise InvalidArgumentError("spatial_key: the fit has a field, whose neighbours are tested; leave options out.")
     if field is None and method == "score" and self._spots is not None:
-        field = self._spots.covariance(estimator.input_data.cells, space)
+        covariance = self._spots.covariance(estimator.input_data.cells, space)
+        table = spatial_variability_beside(estimator, covariance, method)
+        table.attrs["graph"] = self._spots.graph_name(space)
+        return table
     return spatial_variability_beside(estimator, field, method)
 
 

@@ -23,14 +23,6 @@ class UnitLaw:
     covariance: CovarianceLaw
     units: DesignUnits
 
-    def of(self, rows: Array, df: DfRule | float, *, stacklevel: int) -> tuple[Array, ContrastUnits]:
-        """Degrees of freedom ``(G,)`` and units of contrasts ``(k, F)`` that are tested together.
-
-        Warns where observations are units of a contrast that varies within groups.
-        """
-        fewest = fewest_units(self.units, rows, df, stacklevel=stacklevel)
-        return freedom_of(self.covariance, rows, fewest, df), fewest
-
 
 def fewest_units(units: DesignUnits, rows: Array, df: DfRule | float, *, stacklevel: int) -> ContrastUnits:
     """Units of contrasts ``(k, F)`` that are tested together: of the one that has the fewest degrees of freedom.

@@ -10,11 +10,13 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from pyrosplice.glmm._arrow.coefficient_score import coefficient_score
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.fitting import fit_effects
+from pyrosplice.glmm._arrow.fitting import fit_effects, log_likelihood_given
+from pyrosplice.glmm._arrow.limits import supremum_log_likelihood
 from pyrosplice.reasons import OPTIMA
 
 Array = NDArray[np.float64]
@@ -54,12 +56,43 @@ def fit_without(problem: EffectsProblem, free: Array, *, restricted: bool) -> Ef
     return fit_effects(replace(problem, design=problem.design @ scipy.linalg.null_space(free)), restricted=restricted)
 
 
-def ratio_of_units(problem: EffectsProblem, free: Array, maximum: EffectsFit) -> tuple[Array, Reasons]:
-    """Twice the difference of maximum log likelihoods ``(G,)``, and how fits ended that are at no optimum."""
-    null = fit_without(problem, free, restricted=False)
-    ended = worse_of(maximum.reason, null.reason)
-    statistic = np.maximum(2 * (maximum.log_likelihood - null.log_likelihood).numpy(), 0.0)
+def ratio_of_units(problem: EffectsProblem, free: Array, fit: EffectsFit) -> tuple[Array, Reasons]:
+    """Likelihood ratios ``(G,)`` of contrasts ``(k, P)`` given the variances, and how fits ended without an optimum.
+
+    Twice the difference of the marginal log likelihoods, each at its largest in the coefficients, variances and
+    hyper-parameters those of the whole restricted ``fit``: in the balanced normal model an F of the units' degrees of
+    freedom, as Wald's is. With variances of maximum likelihood, which are zero in most genes where one donor has nearly
+    all cells, 6 to 10 % of genes were found at 5 % there, and 5 to 6 % in this way.
+    """
+    null = replace(problem, design=problem.design @ scipy.linalg.null_space(free))
+    found = [log_likelihood_given(one, fit) for one in (problem, null)]
+    (full, full_ended), (small, small_ended) = found
+    ended = worse_of(fit.reason, full_ended, small_ended)
+    statistic = np.maximum(2 * (full - small).numpy(), 0.0)
     return np.where(ended == "", statistic, np.nan), ended
+
+
+def ratio_of_suprema(problem: EffectsProblem, free: Array) -> tuple[Array, Reasons]:
+    """Twice the difference of suprema of log likelihoods ``(G,)``, of all parameters, and how fits ended without one.
+
+    It is finite also where the estimate of a contrast is not.
+    """
+    null = replace(problem, design=problem.design @ scipy.linalg.null_space(free))
+    (full, full_ended), (small, small_ended) = map(supremum_log_likelihood, (problem, null))
+    ended = worse_of(full_ended, small_ended)
+    return np.where(ended == "", np.maximum(2 * (full - small).numpy(), 0.0), np.nan), ended
+
+
+def score_at_null(problem: EffectsProblem, free: Array) -> tuple[Array, Reasons]:
+    """The score statistic ``(G,)`` of contrasts ``(k, P)``, all at the null's estimates, and how its fits ended.
+
+    For contrasts without a finite estimate. The variance of the units has in it what is tested, and the statistic is
+    bounded: by about n - 1 for n units.
+    """
+    null = fit_without(problem, free, restricted=True)
+    coefficients = torch.einsum("fp,gpq->gfq", torch.from_numpy(scipy.linalg.null_space(free)), null.coefficients)
+    found = coefficient_score(problem, coefficients, null.parameters, null.sds, null.hyper, at_maximum=False)
+    return _score_statistic(free, found, worse_of(null.reason))
 
 
 def score_of_units(problem: EffectsProblem, free: Array, fit: EffectsFit) -> tuple[Array, Reasons]:
@@ -72,14 +105,18 @@ def score_of_units(problem: EffectsProblem, free: Array, fit: EffectsFit) -> tup
     kept = torch.from_numpy(scipy.linalg.null_space(free))
     coefficients = torch.einsum("fp,gpq->gfq", kept, null.coefficients)
     found = coefficient_score(problem, coefficients, fit.parameters, fit.sds, fit.hyper)
+    return _score_statistic(free, found, worse_of(fit.reason, null.reason))
+
+
+def _score_statistic(free: Array, found: tuple[Tensor, Tensor], ended: Reasons) -> tuple[Array, Reasons]:
+    """Statistics ``(G,)`` of contrasts from the score and the covariance of all coefficients."""
     score, covariance = (values.numpy() for values in found)
-    rows = np.kron(free, np.eye(coefficients.shape[2]))
+    rows = np.kron(free, np.eye(score.shape[1] // free.shape[1]))
     step = np.einsum("gpq,gq->gp", covariance, score) @ rows.T
     variance = rows @ covariance @ rows.T
     good = np.isfinite(step).all(1) & np.isfinite(variance).all((1, 2))
     statistic = np.full(len(step), np.nan)
     statistic[good] = (step[good] * np.linalg.solve(variance[good], step[good][..., None])[..., 0]).sum(1)
-    ended = worse_of(fit.reason, null.reason)
     return np.where(ended == "", statistic, np.nan), ended
 
 

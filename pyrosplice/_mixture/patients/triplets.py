@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from pyrosplice._mixture.patients.data_set_description import DescribedDataSet, DescribedPatients
 from pyrosplice._mixture.patients.points import (
     PatientCells,
     check_covariances,
@@ -34,7 +34,7 @@ from pyrosplice.errors import (
 )
 
 
-class TripletDataset(Dataset):
+class TripletDataset(DescribedDataSet):
     """Labelled distributions: points, or components of a mixture with weights and covariances.
 
     Parameters
@@ -268,7 +268,7 @@ class TripletDataset(Dataset):
         return torch.tensor(np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int64))
 
 
-class AnnData_TripletDataset(TripletDataset):
+class AnnData_TripletDataset(DescribedPatients, TripletDataset):
     """Patients of an AnnData as distributions of their cells.
 
     Parameters
@@ -353,7 +353,7 @@ class AnnData_TripletDataset(TripletDataset):
             check_known("use_rep", use_rep, list(adata.obsm), "a key of obsm, or None for X,")
         self.adata, self.patient_col, self.label_col = adata, patient_col, label_col
         self.use_rep, self.group_by, self.gmm_key = use_rep, group_by, gmm_key
-        self._names, self._rows = self._choose_patients(n_cells)
+        self._names, self._rows_of = self._choose_patients(n_cells)
         classes, labels = self._labels()
         self.index_mask = np.ones(adata.n_obs, dtype=bool)
         if gmm_key is None and group_by is None:
@@ -392,7 +392,7 @@ class AnnData_TripletDataset(TripletDataset):
     def patients(self) -> list[PatientCells]:
         """The cells of each patient, not only the ``n_cells`` drawn, whatever their order in the table."""
         x = self.representation()
-        return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows, strict=True)]
+        return [PatientCells(n, torch.from_numpy(x[r]), r) for n, r in zip(self._names, self._rows_of, strict=True)]
 
     def representation(self) -> NDArray[np.float64]:
         """The features of all cells ``(N, D)``.
@@ -442,7 +442,7 @@ class AnnData_TripletDataset(TripletDataset):
         """The features of all cells, finite for all patients."""
         x = self.representation()
         bad = np.logical_not(np.isfinite(x).all(axis=1))
-        for name, rows in zip(self._names, self._rows, strict=True):
+        for name, rows in zip(self._names, self._rows_of, strict=True):
             if bad[rows].any():
                 raise InvalidArgumentError(
                     f"adata: patient {name!r} has NaN or infinite values in {int(bad[rows].sum())} cells; remove them "
@@ -452,7 +452,7 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _draw_cells(self, n_cells: int, seed: int) -> NDArray[np.bool_]:
         mask = np.zeros(self.adata.n_obs, dtype=bool)
-        for rows in self._rows:
+        for rows in self._rows_of:
             mask[np.random.default_rng(seed).choice(rows, n_cells, replace=False)] = True
         return mask
 
@@ -460,7 +460,7 @@ class AnnData_TripletDataset(TripletDataset):
         column = self._column("label_col", self.label_col)
         classes = sorted(set(column))
         labels = []
-        for name, rows in zip(self._names, self._rows, strict=True):
+        for name, rows in zip(self._names, self._rows_of, strict=True):
             own = sorted(set(column[rows]))
             if len(own) > 1:
                 raise InvalidArgumentError(f"label_col: patient {name!r} has several groups {own}; expected one.")
@@ -469,15 +469,15 @@ class AnnData_TripletDataset(TripletDataset):
 
     def _supports(self, n_cells: int, sample: bool, source: WeightsSource, seed: int) -> tuple[Any, Any, Any, bool]:
         if self.gmm_key is not None:
-            rows, drawn = dict(zip(self._names, self._rows, strict=True)), n_cells if sample else None
+            rows, drawn = dict(zip(self._names, self._rows_of, strict=True)), n_cells if sample else None
             return stored_mixtures(self.adata, self.gmm_key, rows, n_samples=drawn, source=source, seed=seed)
         x = self._finite()
         if self.group_by is None:
-            return [x[r[self.index_mask[r]]] for r in self._rows], None, None, False
+            return [x[r[self.index_mask[r]]] for r in self._rows_of], None, None, False
         groups = self._column("group_by", self.group_by)
         names = sorted(set(groups))
         centroids = np.stack([x[groups == g].mean(0) for g in names])
-        shares = np.array([[(groups[r] == g).mean() for g in names] for r in self._rows])
+        shares = np.array([[(groups[r] == g).mean() for g in names] for r in self._rows_of])
         return centroids, None, shares, True
 
     def _record(self, n_cells: int, sample: bool, source: WeightsSource) -> None:

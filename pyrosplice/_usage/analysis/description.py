@@ -20,6 +20,8 @@ from pyrosplice.spatial._connectivities import documented_edges
 from pyrosplice.spatial._graph import component_labels
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
+JOINT_THETA = "not an estimate after a joint fit, whose optimum runs to 1; use fitting_method='marginal_newton'"
+
 
 def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> dict[str, str]:
     """Describe an analysis in rows, None before there are data."""
@@ -27,6 +29,7 @@ def analysis_rows(options: AnalysisOptions, analysis: UsageAnalysis | None) -> d
     return {
         **_describe_data(None if analysis is None else analysis.prepared, options),
         "model": _describe_model(options) if options.model is None else name_of(options.model),
+        **_describe_estimates(options),
         "fit": _describe_fit(None if analysis is None else analysis.fitted),
         "sv test": _describe_test(results.get("sv")),
         "du test": _describe_test(results.get("du")),
@@ -50,6 +53,13 @@ def _describe_model(options: AnalysisOptions) -> str:
     variance = "a variance of every isoform alike" if options.isoform_effect == "symmetric" else variance
     sigma = "sigma kept at its start" if options.var_fix_sigma else "sigma free"
     return f"{options.likelihood.name} GLMM by {options.fitting_method}, {variance}, {sigma}, {priors}"
+
+
+def _describe_estimates(options: AnalysisOptions) -> dict[str, str]:
+    """A row on what a joint fit gives that is no estimate."""
+    if options.model is not None or options.model_type != "glmm-full" or not options.fitting_method.startswith("joint"):
+        return {}
+    return {"theta": JOINT_THETA}
 
 
 def _describe_data(prepared: Prepared | None, options: AnalysisOptions) -> dict[str, str]:

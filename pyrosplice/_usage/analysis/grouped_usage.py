@@ -15,7 +15,6 @@ from pyrosplice._hypothesis.coefficients.unit_law import fewest_units, freedom_o
 from pyrosplice._hypothesis.coefficients.unit_statistics import (
     Reasons,
     ratio_of_units,
-    ratio_tail,
     score_of_units,
     wald_of_units,
     wald_tail,
@@ -33,7 +32,6 @@ from pyrosplice._usage.gene_tests.terms import Contrast, contrasts_of
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import ContrastUnits
-from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.satterthwaite import covariance_law
 from pyrosplice.reasons import Reason
 
@@ -131,14 +129,14 @@ def unit_tests(
     """
     problem, fit = spec.problem(counts), spec.restored(genes)
     law = covariance_law(problem, fit)
-    maximum = fit_effects(problem, restricted=False) if method == "lrt" else None
     q, columns = genes[0].n_logits, []
     for one in tested:
         k = q * len(one.rows)
         freedom = freedom_of(law, one.rows, one.units, df, n_predictors=q)
-        if maximum is not None:
-            statistic, ended = ratio_of_units(problem, one.rows, maximum)
-            tail = ratio_tail(statistic, k, freedom, freedom + q * one.units.spent)
+        if method == "lrt":
+            statistic, ended = ratio_of_units(problem, one.rows, fit)
+            freedom = np.minimum(freedom, q * one.units.df) if df == "clip" else freedom
+            tail = wald_tail(statistic, k, freedom)
         elif method == "score":
             statistic, ended = score_of_units(problem, one.rows, fit)
             tail = wald_tail(statistic, k, freedom)

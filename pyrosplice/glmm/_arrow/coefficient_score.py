@@ -24,7 +24,13 @@ BATCH = 64  # genes worked on together
 
 @outside_inference_mode
 def coefficient_score(
-    problem: EffectsProblem, coefficients: Tensor, parameters: Tensor, sds: Tensor, hyper: Mapping[str, Tensor]
+    problem: EffectsProblem,
+    coefficients: Tensor,
+    parameters: Tensor,
+    sds: Tensor,
+    hyper: Mapping[str, Tensor],
+    *,
+    at_maximum: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Differentiate the marginal log likelihood in the coefficients at given values of everything.
 
@@ -38,6 +44,9 @@ def coefficient_score(
         Of the effects of groups (G, J) and of the inner ones (G, I).
     hyper
         Of the likelihood, (G, 1) each.
+    at_maximum
+        Whether the information is that at the coefficients of largest likelihood given these parameters, or at the
+        given ones: where the maximum is at infinity there is none.
 
     Returns
     -------
@@ -48,9 +57,9 @@ def coefficient_score(
     layout = SupportLayout.of(problem).turned(standard.fixed, standard.effects)
     eliminator = eliminator_of(problem, layout)
     basis = basis_of(problem.isoform_effect, problem.counts)
-    own = (coefficients if basis is None else basis.coordinates(coefficients)).flatten(1)
+    flat = (coefficients if basis is None else basis.coordinates(coefficients)).flatten(1)
     beta, psis = (
-        torch.from_numpy(standard.engine_coefficients(own.numpy())),
+        torch.from_numpy(standard.engine_coefficients(flat.numpy())),
         standard.engine_parameters(parameters.numpy()),
     )
     n, p = beta.shape
@@ -59,17 +68,21 @@ def coefficient_score(
     score, covariance = torch.full((n, p), torch.nan, dtype=torch.float64), beta.new_full((n, p, p), torch.nan)
     for genes in sound.split(BATCH) if len(sound) else ():
         psi = np.ascontiguousarray(psis[genes.numpy()])
-        for restricted in (False, True):
-            arrow = Arrow(layout, problem.groups, restricted=restricted)
-            held = beta[genes].numpy() if not restricted else np.zeros((len(genes), 0))
-            outer = OuterPoint(genes, psi, sds[genes], logs[genes], held)
+        held = OuterPoint(genes, psi, sds[genes], logs[genes], beta[genes].numpy())
+        free = OuterPoint(genes, psi, sds[genes], logs[genes], np.zeros((len(genes), 0)))
+        given = Arrow(layout, problem.groups, restricted=False)
+        found = laplace_at(given, eliminator, held, (given.zeros(len(genes)), eliminator.zeros(genes)), tolerance=MODE)
+        score[genes] = torch.from_numpy(standard.score(found.gradient[:, -p:]))
+        arrow = Arrow(layout, problem.groups, restricted=True)
+        if at_maximum:
             unknowns = arrow.zeros(len(genes))
-            unknowns.border[:, : arrow.n_coefficients] = beta[genes, : arrow.n_coefficients].numpy()
-            found = laplace_at(arrow, eliminator, outer, (unknowns, eliminator.zeros(genes)), tolerance=MODE)
-            if restricted:
-                covariance[genes] = torch.from_numpy(standard.covariance(found.covariance()))
-            else:
-                score[genes] = torch.from_numpy(standard.score(found.gradient[:, -p:]))
+            unknowns.border[:, :p] = beta[genes].numpy()
+            found = laplace_at(arrow, eliminator, free, (unknowns, eliminator.zeros(genes)), tolerance=MODE)
+            own = found.covariance()
+        else:
+            information = found.mode.system.elimination.information.numpy()
+            own = arrow.factor(arrow.map(psi), information).border_covariance[:, :p, :p].copy()
+        covariance[genes] = torch.from_numpy(standard.covariance(own))
     if basis is not None:
         q = coefficients.shape[2]
         turn = torch.einsum("pr,gkq->gpkrq", torch.eye(p // q, dtype=torch.float64), basis.root.reshape(-1, q, q))

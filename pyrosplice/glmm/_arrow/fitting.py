@@ -35,6 +35,8 @@ MOST_GENES = 64  # of a batch: more gain nothing (10,000 cells, 40 donors)
 NO_SPREAD = 1e-3  # dispersion times mean count below which counts are Poisson's
 EXPECTED = 1.5  # information of a level about its sd, times the square of it: about, where cells are many (a prototype)
 MISSING = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.NO_MODE, Reason.NOT_FINITE)
+STALLED_NEAR = 0.01  # norm of a gradient in sqrt(nats), where rounding of modes is all that stops a search in the
+# coefficients alone: 5e-5 nats are left at most
 FIT_END = 1e-13  # Newton decrement of the modes that are reported, in nats²
 
 
@@ -111,6 +113,25 @@ def fit_effects(
     return joined_fits(parts, batches)
 
 
+@outside_inference_mode
+def log_likelihood_given(problem: EffectsProblem, fit: EffectsFit) -> tuple[Tensor, NDArray[np.object_]]:
+    """Maximise the marginal log likelihood in the coefficients alone, all else at the estimates of a ``fit``.
+
+    The fit is of the same counts and effects, and may have another design. Returns the maxima ``(G,)``, NaN for genes
+    without estimates, and how the searches ended.
+    """
+    _check_problem(problem)
+    fitter = _Fitter(problem, False, None, EffectsOptions())
+    given = torch.cat([fit.parameters, fit.sds, *(fit.hyper[name] for name in fitter.eliminator.hyper)], 1)
+    value, size = torch.full((len(given),), torch.nan, dtype=torch.float64), fitter.batch_size()
+    ended = fit.reason.copy()
+    rows = np.flatnonzero(torch.isfinite(given).all(1).numpy())
+    for k in range(0, len(rows), size):
+        genes = rows[k : k + size]
+        value[genes], ended[genes] = fitter.at_estimates(genes, fit)
+    return value, ended
+
+
 @dataclass(frozen=True)
 class _Start:
     """Where the search of some genes begins: parameters x (b, d), their curvature (b, d, d), coefficients (b, P Q)."""
@@ -173,6 +194,22 @@ class _Fitter:
                 record.reason[late[k]] = other_record.reason[k]
             record.n_iter[late] += other_record.n_iter
         return self._result(start, objective, at, (norm, record))
+
+    def at_estimates(self, genes: Rows, fit: EffectsFit) -> tuple[Tensor, NDArray[np.object_]]:
+        """Largest log likelihoods of some genes, all but the coefficients at the estimates of a fit; how they ended."""
+        at = torch.from_numpy(genes)
+        logs = [fit.hyper[name][at].log().numpy() for name in self.eliminator.hyper]
+        psi = self.standard.engine_parameters(fit.parameters[at].numpy())
+        x = np.concatenate([psi, fit.sds[at].numpy(), *logs], 1)
+        curvature = np.broadcast_to(np.eye(x.shape[1]), (len(x), x.shape[1], x.shape[1]))
+        start = self._with_coefficients(_Start(genes, x, curvature, self.coefficients[genes]))
+        held = np.arange(start.x.shape[1]) < x.shape[1]
+        found, norm, record, objective = self._search(start, held=held)
+        end = objective.laplace(np.arange(len(genes)), found, tolerance=FIT_END, keep=False)
+        reasons = np.array([reason.value for reason in record.reason], dtype=object)
+        reasons[(reasons == Reason.STALLED.value) & (norm < STALLED_NEAR)] = Reason.CONVERGED.value
+        reasons[~np.isfinite(end.value)] = Reason.NO_MODE.value
+        return torch.from_numpy(end.value), reasons
 
     def _start(self, genes: Rows) -> _Start:
         unit, n_inner = self.unit[genes, None], len(self.eliminator.inner)

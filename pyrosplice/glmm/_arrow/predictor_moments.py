@@ -53,10 +53,14 @@ class NewRows:
 
 @dataclass(frozen=True)
 class PredictorMoments:
-    """Mean and variance of predictors, offset not included, (G, n) each; NaN for a gene without estimates."""
+    """Mean and variance of predictors, offset not included, (G, n) each; NaN for a gene without estimates.
+
+    ``df``: degrees of freedom of the variance, (G, n); None where it is taken as known.
+    """
 
     mean: Array
     variance: Array
+    df: Array | None = None
 
 
 @outside_inference_mode
