@@ -14,11 +14,11 @@ from pyrosplice._expression.engine.donor_sandwich import ClusterTest, cluster_te
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._expression.estimator import Estimator
-from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator, mixed_estimator
 from pyrosplice._expression.prepared_inputs import check_mixed
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._bound_effects import BoundEffects
 
 Array = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ class Donors:
         names = tuple(map(str, self.names))
         one = (np.ones((len(strata), 1)), np.ones((1, 1, 1)))
         block = GroupBlock("1 | donors", strata, *one, ("sd(1)",), names, ("1",))
-        return mixed_estimator(replace(inputs, effects=CellEffects((), (block,))), dtype=self.estimator.dtype.name)
+        return mixed_estimator(replace(inputs, effects=BoundEffects((), (block,))), dtype=self.estimator.dtype.name)
 
     def mixed(self, contrast: Array) -> tuple[GlmFit, RobustCovariance]:
         """Mixed-model estimates, and the covariance and degrees of freedom ``(G,)`` of a contrast ``(F,)``.

@@ -25,7 +25,7 @@ from pyrosplice._expression.methods import BY_THE_NOISE, METHODS, apply_method, 
 from pyrosplice._expression.mixed import component_tests, effect_tables, field_map, spatial_null
 from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, saved_effects
+from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import one_choice
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
@@ -41,6 +41,7 @@ from pyrosplice._modes import works_in_any_mode
 from pyrosplice._representation import Described
 from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import text_names
+from pyrosplice.effects._effect_list import GivenEffect, saved_effects
 from pyrosplice.effects._field import Field
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError, check_option

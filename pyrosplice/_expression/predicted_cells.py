@@ -17,7 +17,7 @@ from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._expression.mixed.new_cells import NEW_LEVELS, moments_of_fitted, moments_of_new
+from pyrosplice._expression.mixed.new_cells import moments_of_fitted, moments_of_new
 from pyrosplice._expression.mixed.new_places import FittedPlaces
 from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
@@ -27,6 +27,7 @@ from pyrosplice._tables.coordinates import SpatialKey
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError, call_hint, check_option, check_share
 from pyrosplice.glmm._arrow.predictor_moments import PredictorMoments
+from pyrosplice.glmm._bound_effects import NEW_LEVELS
 from pyrosplice.guides._own_model import SHIPPED_ENGINE
 from pyrosplice.reasons import Reason
 

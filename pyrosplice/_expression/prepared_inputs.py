@@ -15,7 +15,7 @@ from pyrosplice._expression.constraints import Constraints, resolve_constraints
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.engine.row_source import Design
 from pyrosplice._expression.formula_design import DesignMatrix, check_full_rank, from_formula, from_matrix
-from pyrosplice._expression.mixed.cell_effects import CellEffects, EffectsRequest
+from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.noise_models import check_multiplies, likelihood_of
 from pyrosplice._expression.positions import Spots
 from pyrosplice._expression.size_factors import resolve_size_factors
@@ -23,6 +23,7 @@ from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.formulas import complete_rows
 from pyrosplice._tables.names import by_name
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.likelihoods._contract import Likelihood
 
 Array = NDArray[np.float64]
@@ -62,7 +63,7 @@ class InputData:
     weights: Array | None
     cells: Cells
     likelihood: Likelihood
-    effects: CellEffects | None = None
+    effects: BoundEffects | None = None
 
     @property
     def sample_description(self) -> pd.DataFrame | None:

@@ -13,7 +13,7 @@ from pyrosplice._expression.constraints import Constraints
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.formula_design import DesignMatrix
 from pyrosplice._expression.mixed.cell_effects import OF_EFFECTS
-from pyrosplice._expression.mixed.mixed_record import GivenEffect, MixedRecord, restored
+from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.own_expression import SavedSites
 from pyrosplice._expression.positions import SPATIAL_KEY
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
@@ -21,6 +21,7 @@ from pyrosplice._optimize.convergence import FitCode
 from pyrosplice._tables.formula_files import check_plain, pack, unpack
 from pyrosplice._tables.formula_grammar import is_plain
 from pyrosplice._tables.random_terms import split_random_terms
+from pyrosplice.effects._effect_list import GivenEffect, restored
 from pyrosplice.errors import ModelFileError
 from pyrosplice.guides._own_model import takes
 from pyrosplice.likelihoods._contract import Likelihood

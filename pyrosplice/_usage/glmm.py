@@ -12,22 +12,22 @@ from torch import Tensor
 
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._optimize.convergence import Convergence
-from pyrosplice._usage import own_usage
+from pyrosplice._usage import laplace_modes, own_usage, refinement
 from pyrosplice._usage.configs import minimizer_of, search_options
 from pyrosplice._usage.glm import MultinomGLM
+from pyrosplice._usage.grouped import grouped_methods
+from pyrosplice._usage.grouped.given_groups import read_groups
+from pyrosplice._usage.grouped.grouped_fit import GroupedFit
 from pyrosplice._usage.infinite import endless_variance
 from pyrosplice._usage.reading.inputs import as_covariance, spot_names, warn_if_collinear
-from pyrosplice._usage.refinement import ImportanceSampling, MarginalLikelihood
 from pyrosplice._usage.search import MixedSearch
 from pyrosplice.effects._isoform_effect import IsoformEffect, basis_of, check_isoform_effect
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
-from pyrosplice.glmm._batches import MixedEngine, detached
+from pyrosplice.glmm._batches import MixedEngine
 from pyrosplice.glmm._distributions import EigenCovariance
-from pyrosplice.glmm._effect_posterior import RandomEffectPosterior, bounded_away_from_zero
 from pyrosplice.glmm._fitted_guides import LaplaceGuide, PointGuide
 from pyrosplice.glmm._glm_objective import StandardCoordinates
 from pyrosplice.glmm._latents import Parameters
-from pyrosplice.glmm._mode import Mode
 from pyrosplice.glmm._multinomial import MultinomialGLMM
 from pyrosplice.glmm._random_effect import INIT_RATIOS, spatial_solver, start_of_effect
 from pyrosplice.guides._own_fit import OwnFit
@@ -111,6 +111,7 @@ class MultinomGLMM(MultinomGLM):
     pareto_k: Tensor | None
     log_marginal_null: Tensor | None = None
     _eigen: EigenCovariance | None = None
+    _grouped: GroupedFit | None = None
     _prior_sites = SITES
     _methods = ("joint_gd", "joint_newton", "marginal_gd", "marginal_newton")
 
@@ -147,7 +148,7 @@ class MultinomGLMM(MultinomGLM):
         """Whether the objective is the marginal likelihood rather than the joint density."""
         return self.fitting_method.startswith("marginal")
 
-    def setup_data(  # type: ignore[override]  # the documented order of arguments
+    def setup_data(  # type: ignore[override]  # noqa: PLR0913 (the documented arguments, in their order)
         self,
         counts: object,
         corr_sp: object = None,
@@ -155,6 +156,9 @@ class MultinomGLMM(MultinomGLM):
         device: str | torch.device = "cpu",
         corr_sp_eigvals: object = None,
         corr_sp_eigvecs: object = None,
+        *,
+        groups: object = None,
+        table: object = None,
     ) -> None:
         """Take the data; forgets an earlier fit.
 
@@ -170,37 +174,56 @@ class MultinomGLMM(MultinomGLM):
         corr_sp_eigvals, corr_sp_eigvecs
             Leading eigenpairs ``(r,)``, ``(N, r)`` of V instead. With r < N the lost part of its diagonal (of
             ``corr_sp`` if given too, else of ones) is kept as independent variance.
+        groups
+            Random effects of groups of spots beside ν: N labels; several, ``{"section": labels, "donor": labels}``;
+            or of columns of ``table`` an effect such as ``Groups("donor", slopes="~ 1 + age")``, terms such as
+            ``"(1 | donor/section)"``, or a list of these. All is then estimated by restricted likelihood
+            (:class:`~pyrosplice.glmm.CountGLMM`, flat priors), which needs ``fitting_method="marginal_newton"`` and
+            ``var_fix_sigma=False``; the covariance between logits is ``isoform_effect``. Without ``corr_sp``
+            nothing is spatial.
+        table
+            DataFrame with a row a spot, paired with a table of counts by the names of the spots.
 
         Raises
         ------
         InvalidArgumentError, NotImplementedError
-            As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size.
+            As for :meth:`MultinomGLM.setup_data`; also without a covariance or with one of another size; groups that
+            cannot be read or told apart, options that a fit with groups does not have, or a table without groups.
         """
-        table, design = self._checked(counts, design_mtx, device)
+        counted, design = self._checked(counts, design_mtx, device)
+        if groups is not None:
+            read = read_groups(groups, table, counted.shape[1], spot_names(counts))
+            field = corr_sp, corr_sp_eigvals, corr_sp_eigvecs
+            grouped_methods.set_grouped(self, (counted, design), field, read, counts)
+            return
+        if table is not None:
+            raise InvalidArgumentError("table: it has the columns of groups, and there are none; leave it out.")
         given = as_covariance(spot_names(counts), corr_sp, corr_sp_eigvals, corr_sp_eigvecs)
-        solver = spatial_solver(*given, n_spots=table.shape[1], device=table.device)
-        shapes, effect = self._site_shapes(table, design), self.isoform_effect
-        check_isoform_effect(effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=table)
-        engine = MixedEngine(table, StandardCoordinates.of(design), solver, self._guarded, basis_of(effect, table))
+        solver = spatial_solver(*given, n_spots=counted.shape[1], device=counted.device)
+        shapes, effect = self._site_shapes(counted, design), self.isoform_effect
+        check_isoform_effect(effect, share_variance=self.share_variance, likelihood=self.likelihood, counts=counted)
+        engine = MixedEngine(counted, StandardCoordinates.of(design), solver, self._guarded, basis_of(effect, counted))
         space = solver if solver is None or solver.remainder is None else engine.dense_covariance()
         self._named_priors(shapes, covariance=space, isoform_effect=effect)
         if is_flat(complete_priors(self.priors, shapes)["beta"]):
             warn_if_collinear(design)
-        self._set_data(table, design)
-        self._engine = engine
+        self._set_data(counted, design)
+        self._engine, self._grouped = engine, None
         self._eigen = self.log_marginal_null = self.pareto_k = None
-        self.gradient_norm = torch.full_like(table[:, 0, 0], torch.nan)
+        self.gradient_norm = torch.full_like(counted[:, 0, 0], torch.nan)
         sizes = {"n_logits": shapes["bias_eta"][1], "n_components": shapes["sigma"][1]}
-        start = start_of_effect(table, **sizes, spatial=solver is not None, init_ratio=self.init_ratio)
-        self._set_parameters({**self._start_values(table, shapes), **start})
+        start = start_of_effect(counted, **sizes, spatial=solver is not None, init_ratio=self.init_ratio)
+        self._set_parameters({**self._start_values(counted, shapes), **start})
 
     def forward(self) -> Tensor:
         """Objective of each gene at the present parameters, ``(G,)``, constants included.
 
         Marginal methods: Laplace log marginal likelihood. Joint methods: joint log density of counts and ν. Plus the
-        log prior. Differentiable in the parameters.
+        log prior. Differentiable in the parameters. Beside groups: the restricted log likelihood at the estimates.
         """
         self._require_data()
+        if self._grouped is not None:
+            return self._grouped.effects.log_likelihood
         if self._followed() is not None:
             return super().forward()
         engine, parameters = self._present()
@@ -208,8 +231,10 @@ class MultinomGLMM(MultinomGLM):
         return density + self.log_prior_density()
 
     def linear_predictor(self) -> Tensor:
-        """η ``(G, N, Q)`` at the present parameters, ν included."""
+        """η ``(G, N, Q)`` at the present parameters, ν and effects of groups included."""
         fixed_part = super().linear_predictor()
+        if self._grouped is not None:
+            return fixed_part + self.nu + self._grouped.levels()
         return fixed_part + self.nu if self._own is None else fixed_part
 
     def var_total(self) -> Tensor:
@@ -250,57 +275,14 @@ class MultinomGLMM(MultinomGLM):
         self._require_data()
         return torch.sigmoid(self.theta_logit.detach())
 
-    def posterior_mode(self, genes: Tensor | None = None) -> Mode:
-        """Mode of ν at the present (β, b, σ, θ) with its factorised Newton system, which tests are built from.
-
-        Of the genes with these indices (None: all; memory grows with them), in coordinates ``step.model.basis``.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from pyrosplice import MultinomGLMM
-        >>> from pyrosplice.data import simulate_counts
-        >>> from pyrosplice.spatial import CarCovariance, knn_graph
-        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
-        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
-        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
-        >>> model.setup_data(counts, corr_sp=covariance)
-        >>> model.fit(quiet=True)
-        >>> model.posterior_mode().eta.shape
-        torch.Size([3, 100, 2])
-        """
-        self._require_data()
-        self._shipped_only("posterior_mode")
-        engine, parameters = self._present()
-        return engine.mode(parameters, torch.arange(self.n_genes, device=self.device) if genes is None else genes)
-
-    def random_effect_posterior(self) -> RandomEffectPosterior:
-        """Laplace posterior of ν at the present parameters: a Pyro distribution, ``(G,)`` of ``(N, Q)``.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from pyrosplice import MultinomGLMM
-        >>> from pyrosplice.data import simulate_counts
-        >>> from pyrosplice.spatial import CarCovariance, knn_graph
-        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
-        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
-        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
-        >>> model.setup_data(counts, corr_sp=covariance)
-        >>> model.fit(quiet=True)
-        >>> nu = model.random_effect_posterior()
-        >>> nu.batch_shape, nu.event_shape, nu.sample((5,)).shape
-        (torch.Size([3]), torch.Size([100, 2]), torch.Size([5, 3, 100, 2]))
-        """
-        self._require_data()
-        self._shipped_only("random_effect_posterior", "guide.get_posterior()")
-        engine, parameters = self._present()
-        proper = bounded_away_from_zero(detached(parameters))
-        return RandomEffectPosterior(engine.mode(proper, torch.arange(self.n_genes, device=self.device)))
+    posterior_mode = laplace_modes.posterior_mode
+    random_effect_posterior = laplace_modes.random_effect_posterior
 
     def observed_information(self) -> tuple[Tensor, StandardCoordinates]:
         """Inverse of :meth:`vcov` in coefficients of standardised covariates ``(G, D, D)``, and what those are."""
         self._require_data()
+        if self._grouped is not None:
+            self._grouped.refuse("observed_information", "vcov()")
         if self._followed() is not None:
             return super().observed_information()
         engine, parameters = self._present()
@@ -310,93 +292,33 @@ class MultinomGLMM(MultinomGLM):
         values, prior = dict(self.named_parameters()), self._log_prior()
         return self._engine.information(values, fix_sigma=self.var_fix_sigma, log_prior=prior), engine.scaling
 
-    def importance(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
-        """Log marginal likelihood of each gene at the present parameters by importance sampling.
+    importance = refinement.sampled_likelihood
+    refine = refinement.refined_estimates
+    fit = grouped_methods.fit_genes_of
+    variance_components = grouped_methods.variances_of_groups
+    random_effects = grouped_methods.levels_of_groups
 
-        Draws of ν from Laplace's posterior, in pairs ± around its mode. The same seed gives the same standard normal
-        numbers, so that differences between parameters have a smaller error than the values.
+    effects = property(grouped_methods.effects)
 
-        Parameters
-        ----------
-        n_draws, seed
-            An even number of at least 50; of the draws.
+    @property
+    def engine(self) -> str:
+        """Which way a fit goes."""
+        return super().engine if self._grouped is None else "restricted Laplace likelihood of a list of effects"
 
-        Raises
-        ------
-        InvalidArgumentError
-            Another number of draws.
+    @property
+    def sites(self) -> dict[str, Tensor]:
+        """Present value of every latent site of the model; with groups their parameters, ``beta`` with an intercept."""
+        return super().sites if self._grouped is None else self._grouped.sites
 
-        Examples
-        --------
-        >>> import torch
-        >>> from pyrosplice import MultinomGLMM
-        >>> from pyrosplice.data import simulate_counts
-        >>> from pyrosplice.spatial import CarCovariance, knn_graph
-        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
-        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
-        >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
-        >>> model.setup_data(counts, corr_sp=covariance)
-        >>> model.fit(quiet=True)
-        >>> marginal = model.importance(n_draws=100)
-        >>> marginal.value.shape, marginal.pareto_k.shape
-        (torch.Size([3]), torch.Size([3]))
-        """
-        self._require_data()
-        self._shipped_only("importance")
-        return ImportanceSampling(n_draws, seed).log_marginal(*self._present())
+    def vcov(self) -> Tensor:
+        """Covariance ``(G, D, D)`` of the estimates, see :meth:`MultinomGLM.vcov`; with groups given the variances."""
+        return super().vcov() if self._grouped is None else self._grouped.vcov()
 
-    def refine(self, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
-        """Move the estimates from Laplace's optimum to that of the importance-sampling marginal likelihood.
-
-        Laplace's method shrinks σ² where counts are low (by 20 to 35 % at two molecules a spot). Estimates move only
-        as far as the corrected likelihood rises; the likelihood's own hyper-parameters stay where they are. Genes
-        whose search does not end keep their Laplace estimates, with ``converged`` False and the reason
-        ``"not_refined"`` in ``logger``. Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to
-        be trusted. Gives :meth:`importance` at the new estimates.
-
-        Parameters
-        ----------
-        n_draws, seed
-            As for :meth:`importance`; the same draws at every evaluation.
-
-        Raises
-        ------
-        InvalidArgumentError
-            A joint method or σ held fixed, whose estimates are not those of a marginal likelihood; number of draws.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from pyrosplice import MultinomGLMM
-        >>> from pyrosplice.data import simulate_counts
-        >>> from pyrosplice.spatial import CarCovariance, knn_graph
-        >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
-        >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
-        >>> counts = simulate_counts(covariance, n_genes=2, depth=2, sigma=1.0, theta=0.5, seed=0)
-        >>> model.setup_data(counts, corr_sp=covariance)
-        >>> model.fit(quiet=True)
-        >>> marginal = model.refine(n_draws=100)
-        >>> (marginal.pareto_k < 0.7).tolist()  # above it the correction itself is not to be trusted
-        [True, True]
-        """
-        self._require_data()
-        self._shipped_only("refine")
-        sampling = ImportanceSampling(n_draws, seed)
-        if not self.is_marginal or self.var_fix_sigma:
-            raise InvalidArgumentError(
-                "refine: expected a marginal fitting_method with var_fix_sigma=False, found "
-                f"{self.fitting_method!r} with var_fix_sigma={self.var_fix_sigma}."
-            )
-        engine, _ = self._present()
-        values = {name: value.detach() for name, value in self.named_parameters()}
-        refined = sampling.refine(engine, values, self._log_prior())
-        self.update_params_from_dict(refined.values)
-        for gene in torch.nonzero(~refined.converged).squeeze(-1).tolist():
-            if self.logger.reason[gene] == Reason.CONVERGED:
-                self.logger.reason[gene] = Reason.NOT_REFINED
-        found = sampling.log_marginal(*self._present())
-        self.pareto_k = found.pareto_k
-        return found
+    def update_params_from_dict(self, params: Mapping[str, Any]) -> None:
+        """Replace some parameters by the values in a dictionary; refused with groups, whose parameters are a fit's."""
+        if self._grouped is not None:
+            self._grouped.refuse("update_params_from_dict")
+        super().update_params_from_dict(params)
 
     @property
     def variance_priors(self) -> dict[str, TorchDistribution]:
@@ -406,6 +328,8 @@ class MultinomGLMM(MultinomGLM):
     def shipped_model(self) -> MultinomialGLMM:
         """The library's Pyro model of the data and options; decomposes the dense V, so N in the thousands."""
         self._require_data()
+        if self._grouped is not None:
+            return self._grouped.model  # type: ignore[return-value]  # whose sites are others
         return MultinomialGLMM(**self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
@@ -434,13 +358,21 @@ class MultinomGLMM(MultinomGLM):
         self.gradient_norm, self.log_marginal_null = own.guide.optimum.gradient.norm(dim=1), None
 
     def _guide_at(self, values: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        if self._grouped is not None:
+            self._grouped.refuse("guide", "Pyro's own guides of estimator.model from estimator.sites")
         if self.is_marginal:
             return LaplaceGuide(values, self.random_effect_posterior())
         return PointGuide({**values, "nu": self.nu.detach()})
 
+    def _shipped_only(self, what: str, instead: str = "") -> None:
+        if self._grouped is not None:
+            self._grouped.refuse(what)
+        super()._shipped_only(what, instead)
+
     def _rows(self) -> dict[str, str]:
+        groups = {} if self._grouped is None else {"groups": str(self._grouped.spec.effects)}
         kind = "of every isoform alike" if self.isoform_effect == "symmetric" else "of independent logits"
-        return {**super()._rows(), "effect": kind}
+        return {**super()._rows(), "effect": kind, **groups}
 
     def _site_shapes(self, counts: Tensor, design: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = super()._site_shapes(counts, design)
@@ -454,6 +386,8 @@ class MultinomGLMM(MultinomGLM):
         return replace(self._engine, likelihood=self.bound_likelihood), parameters
 
     def _held(self) -> tuple[str, ...]:
+        if self._grouped is not None:
+            return ()
         sigma = ("sigma",) if self.var_fix_sigma else ()
         return sigma if self._engine.solver is not None else (*sigma, "theta_logit")
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from pyrosplice._optimize.convergence import Convergence
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._batches import MixedEngine, detached
 from pyrosplice.glmm._importance import importance
 from pyrosplice.glmm._latents import Parameters
 from pyrosplice.glmm._objective import LogPrior
 from pyrosplice.glmm._refine import StartingPoint, refine
+from pyrosplice.reasons import Reason
 
 FEWEST_DRAWS = 50  # below which a Pareto tail cannot be fitted
 
@@ -85,3 +89,114 @@ class ImportanceSampling:
             mode = engine.mode(parameters, genes)
             refined["nu"][genes] = mode.step.model.effect(detached(parameters).select(genes), mode.latents)
         return Refinement(refined, converged)
+
+
+class Sampled(Protocol):
+    """A :class:`~pyrosplice.MultinomGLMM`, as methods that draw from its Laplace posterior see it."""
+
+    fitting_method: str
+    var_fix_sigma: bool
+    logger: Convergence
+    pareto_k: Tensor | None
+
+    @property
+    def is_marginal(self) -> bool: ...
+
+    def _require_data(self) -> None: ...
+
+    def _shipped_only(self, what: str, instead: str = "") -> None: ...
+
+    def _present(self) -> tuple[MixedEngine, Parameters]: ...
+
+    def _log_prior(self) -> LogPrior | None: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def update_params_from_dict(self, params: Mapping[str, Any]) -> None: ...
+
+
+def sampled_likelihood(self: Sampled, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
+    """Log marginal likelihood of each gene at the present parameters by importance sampling.
+
+    Draws of ν from Laplace's posterior, in pairs ± around its mode. The same seed gives the same standard normal
+    numbers, so that differences between parameters have a smaller error than the values.
+
+    Parameters
+    ----------
+    n_draws, seed
+        An even number of at least 50; of the draws.
+
+    Raises :class:`InvalidArgumentError` for another number of draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> counts = simulate_counts(covariance, n_genes=3, depth=5, sigma=0.7, theta=0.5, seed=0)
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> marginal = model.importance(n_draws=100)
+    >>> marginal.value.shape, marginal.pareto_k.shape
+    (torch.Size([3]), torch.Size([3]))
+    """
+    self._require_data()
+    self._shipped_only("importance")
+    return ImportanceSampling(n_draws, seed).log_marginal(*self._present())
+
+
+def refined_estimates(self: Sampled, n_draws: int = 400, seed: int = 0) -> MarginalLikelihood:
+    """Move the estimates from Laplace's optimum to that of the importance-sampling marginal likelihood.
+
+    Laplace's method shrinks σ² where counts are low (by 20 to 35 % at two molecules a spot). Estimates move only
+    as far as the corrected likelihood rises; the likelihood's own hyper-parameters stay where they are. Genes
+    whose search does not end keep their Laplace estimates, with ``converged`` False and the reason
+    ``"not_refined"`` in ``logger``. Look at ``pareto_k`` of the others: above 0.7 the correction itself is not to
+    be trusted. Gives :meth:`importance` at the new estimates.
+
+    Parameters
+    ----------
+    n_draws, seed
+        As for :meth:`importance`; the same draws at every evaluation.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A joint method or σ held fixed, whose estimates are not those of a marginal likelihood; number of draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyrosplice import MultinomGLMM
+    >>> from pyrosplice.data import simulate_counts
+    >>> from pyrosplice.spatial import CarCovariance, knn_graph
+    >>> covariance = CarCovariance(knn_graph(torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))))
+    >>> model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False)
+    >>> counts = simulate_counts(covariance, n_genes=2, depth=2, sigma=1.0, theta=0.5, seed=0)
+    >>> model.setup_data(counts, corr_sp=covariance)
+    >>> model.fit(quiet=True)
+    >>> marginal = model.refine(n_draws=100)
+    >>> (marginal.pareto_k < 0.7).tolist()  # above it the correction itself is not to be trusted
+    [True, True]
+    """
+    self._require_data()
+    self._shipped_only("refine")
+    sampling = ImportanceSampling(n_draws, seed)
+    if not self.is_marginal or self.var_fix_sigma:
+        raise InvalidArgumentError(
+            "refine: expected a marginal fitting_method with var_fix_sigma=False, found "
+            f"{self.fitting_method!r} with var_fix_sigma={self.var_fix_sigma}."
+        )
+    engine, _ = self._present()
+    values = {name: value.detach() for name, value in self.named_parameters()}
+    refined = sampling.refine(engine, values, self._log_prior())
+    self.update_params_from_dict(refined.values)
+    for gene in torch.nonzero(~refined.converged).squeeze(-1).tolist():
+        if self.logger.reason[gene] == Reason.CONVERGED:
+            self.logger.reason[gene] = Reason.NOT_REFINED
+    found = sampling.log_marginal(*self._present())
+    self.pareto_k = found.pareto_k
+    return found

@@ -58,7 +58,7 @@ class Field:
         ``"union"``, as where one of the two is given.
     rho
         Strength of the spatial dependence in [0, 1) of the conditional autoregression on these neighbours. Or
-        ``"estimate"``: each gene's own, by the profile of its restricted likelihood (expression only). All else is
+        ``"estimate"``: each gene's own, by the profile of its restricted likelihood. All else is
         then given that estimate: standard errors, degrees of freedom and tests take it as known.
     covariance
         A covariance of the spots instead, with unit diagonal: an object with a sparse ``precision`` or ``dense()``
@@ -220,8 +220,8 @@ class Field:
             return cast(SpatialCovariance, self.covariance)
         if isinstance(self.rho, str):
             raise InvalidArgumentError(
-                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM and fit.model can do. Give a number "
-                f"in [0, 1), such as {RHO}."
+                f"rho: expected a number, found {self.rho!r}, which ExpressionGLM, fit.model and SplisosmGLMM do. Give "
+                f"a number in [0, 1), such as {RHO}."
             )
         return CarCovariance(self._checked_adjacency(coords, sections, adjacency, stacklevel + 1), rho=self.rho)
 
@@ -299,15 +299,19 @@ class Field:
         """
         if self.by is None:
             return None
-        column = one_column(table, self.by, "Field, by")
-        if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
-            raise InvalidArgumentError(
-                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
-                "and 1 for each level that is to have a field."
-            )
-        values = numbers(column.astype("Float64"), self.by, "Field, by")
+        values = self.multiplier_of(table)
         if np.ptp(values) == 0:
             raise InvalidArgumentError(
                 f"Field, by: column {self.by!r} is {values[0]:g} at every spot; leave by out for one field of all."
             )
         return values
+
+    def multiplier_of(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        """Values ``(n,)`` of the column that multiplies the field in any table, all the same too."""
+        column = one_column(table, str(self.by), "Field, by")
+        if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
+            raise InvalidArgumentError(
+                f"Field, by: expected numbers or booleans in column {self.by!r}, found labels. Make a column of 0 "
+                "and 1 for each level that is to have a field."
+            )
+        return numbers(column.astype("Float64"), str(self.by), "Field, by")

@@ -52,6 +52,10 @@ class FieldFamily:
         """What engines need of the field at a coordinate."""
         return self._solver(float(coordinate))
 
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the solvers that are kept: processes make their own."""
+        return {name: value for name, value in vars(self).items() if name != "_solver"}
+
     @functools.cached_property
     def _solver(self) -> Callable[[float], SpatialSolver]:
         return functools.lru_cache(KEPT)(lambda coordinate: solver_for(self.covariance(self.value(coordinate))))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice._modes import outside_inference_mode
+from pyrosplice.effects._isoform_effect import SoftmaxBasis, basis_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._arrow.arrow import ArrowUnknowns
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit, with_signs
@@ -172,23 +173,37 @@ def integrated(
 
 
 class _Engine(LaidOut):
-    """A problem laid out, with draws of it as sites of the Pyro model."""
+    """A problem laid out, with draws of it as sites of the Pyro model.
+
+    Under ``isoform_effect="symmetric"`` the engine works in coordinates of its own, in which isoforms have no order:
+    coefficients become logits, and standardised effects are turned to the coordinates of the Pyro model.
+    """
+
+    def __init__(self, problem: EffectsProblem):
+        super().__init__(problem)
+        basis, q = basis_of(problem.isoform_effect, problem.counts), self.layout.n_predictors
+        one = torch.eye(q, dtype=torch.float64).expand(len(problem.counts), q, q)
+        self._root = one if basis is None else basis.root.reshape(-1, q, q)
+        plain = one if basis is None else SoftmaxBasis.plain(q, self._root).root.expand_as(one)
+        self._turn = torch.linalg.solve(plain, self._root)  # orthogonal
 
     def sites(self, laplace: ArrowLaplace, draw: UnknownsDraw, generator: torch.Generator) -> dict[str, Tensor]:
         """Sites of the Pyro model at a draw, (b, ...); levels without observations are from their prior."""
-        outer, problem, q = laplace.mode.outer, self.problem, self.arrow.layout.n_predictors
-        out = self._latents(draw.unknowns, q, generator)
+        outer, problem = laplace.mode.outer, self.problem
+        turn = self._turn[outer.genes].mT
+        out = self._latents(draw.unknowns, outer.genes, generator)
         names = [f"{block.name}: {name}" for block in problem.groups for name in block.parameters]
         out |= dict(zip(names, _columns(torch.from_numpy(outer.psi)), strict=True))
         out |= {f"{name}_sd": sd for name, sd in zip(self.eliminator.inner, _columns(outer.sds), strict=True)}
         out |= dict(zip(self.eliminator.hyper, _columns(outer.log_hyper.exp()), strict=True))
         if problem.space is not None:
-            out["space"] = problem.space.spread(draw.latents.field)
-        return out | ({"noise": draw.latents.noise} if problem.noise else {})
+            out["space"] = problem.space.spread(draw.latents.field) @ turn
+        return out | ({"noise": draw.latents.noise @ turn} if problem.noise else {})
 
-    def _latents(self, unknowns: ArrowUnknowns, q: int, generator: torch.Generator) -> dict[str, Tensor]:
-        arrow, out = self.arrow, {}
-        out["beta"] = torch.from_numpy(unknowns.border[:, : arrow.n_coefficients].copy()).unflatten(1, (-1, q))
+    def _latents(self, unknowns: ArrowUnknowns, genes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        arrow, out, q = self.arrow, {}, self.layout.n_predictors
+        beta = torch.from_numpy(unknowns.border[:, : arrow.n_coefficients].copy()).unflatten(1, (-1, q))
+        out["beta"] = beta @ self._root[genes].mT
         for e, block in enumerate(self.problem.groups):
             effects: Array = arrow.effects(e, unknowns).copy()
             unseen = arrow.homes[e].group < 0
@@ -197,7 +212,8 @@ class _Engine(LaidOut):
                 effects[:, unseen] = torch.randn(size, generator=generator, dtype=torch.float64).numpy()
             if block.root is not None:  # the model applies it again
                 effects = np.asarray(np.linalg.solve(block.root[None], effects), dtype=np.float64)
-            out[block.name] = torch.from_numpy(np.ascontiguousarray(effects)).unflatten(2, (-1, q))
+            standard = torch.from_numpy(np.ascontiguousarray(effects)).unflatten(2, (-1, q))
+            out[block.name] = standard @ self._turn[genes].mT[:, None]
         return out
 
 

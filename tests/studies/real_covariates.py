@@ -30,12 +30,13 @@ from pyrosplice._hypothesis.coefficients.score import joined
 from pyrosplice._hypothesis.uniform_bands import exact_interval
 from pyrosplice._tables.containers import as_dense
 from pyrosplice._usage.analysis.differential_usage import UsageTask, law_of, modes_of
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests import covariate_tests
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.reliability import refused, reliable, unequal_field
 from pyrosplice._usage.gene_tests.terms import Term
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from tests.paths import SHARED
 from tests.studies import bulb
 from tests.studies.simulation import commit, save_row

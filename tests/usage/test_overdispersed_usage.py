@@ -6,8 +6,9 @@ import torch
 from scipy.stats import binom
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests import variability_ratio
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.likelihoods import BetaBinomial, DirichletMultinomial
 from pyrosplice.spatial.car import IdentityCovariance
 from tests.studies.overdispersion import COVARIATES, fitted, overdispersed

@@ -19,29 +19,20 @@ field on 256 spots, by a covariate or not     4.0 to 4.7 %; 0.9 to 1.5 % at 0.05
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from pyrosplice._expression.mixed.components import Component, component_of
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._hypothesis.fdr import adjust_pvalues
-from pyrosplice._hypothesis.test_table import TestTable, unless_ended
-from pyrosplice._hypothesis.variance.single_variance import ZERO, mixture_sf, single_variance_sf
-from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.glmm._arrow.component_freedom import component_freedom
-from pyrosplice.glmm._arrow.effects_fit import EffectsFit
-from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
-from pyrosplice.glmm._arrow.field_parameter import genes_of
-from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.glmm._arrow.simulated_counts import simulated_counts
-from pyrosplice.reasons import OPTIMA, Reason
-
-Array = NDArray[np.float64]
+from pyrosplice._hypothesis.variance.component_ratio import (
+    ComponentRatios,
+    check_component,
+    component_ratios,
+    ratio_table,
+)
+from pyrosplice._hypothesis.variance.effect_components import Component, component_of
 
 
 class WithComponents(Protocol):
@@ -87,12 +78,15 @@ def test_component(self: WithComponents, component: str, *, n_bootstrap: int = 0
     [False, True]
     """
     estimator = self._mixed_estimator()
-    if isinstance(n_bootstrap, bool) or not isinstance(n_bootstrap, int) or n_bootstrap < 0:
-        raise InvalidArgumentError(f"n_bootstrap: expected a whole number ≥ 0, found {n_bootstrap!r}.")
-    return component_table(estimator, component_of(estimator.effects, component), n_bootstrap=n_bootstrap, seed=seed)
+    return component_table(estimator, cell_component(estimator, component), n_bootstrap=n_bootstrap, seed=seed)
 
 
 test_component.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
+
+
+def cell_component(estimator: MixedEstimator, component: str) -> Component:
+    """The part of the random effects that a person names."""
+    return component_of(estimator.effects, component, noise="cell")
 
 
 def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -101,80 +95,14 @@ def component_table(estimator: MixedEstimator, part: Component, *, n_bootstrap: 
     Raises
     ------
     InvalidArgumentError
-        A field whose ρ was estimated: the largest of several ratios has another law.
+        What :func:`~pyrosplice._hypothesis.variance.component_ratio.check_component` refuses.
     """
-    if part.name == "space" and estimator.effects.family is not None:
-        raise InvalidArgumentError(
-            "component: the field's rho was estimated, which no law of the ratio knows of; fit with a given one, such "
-            "as Field(), or use test_spatial_variability(), the score test."
-        )
-    full, one_variance = estimator.mixed, part.n_parameters == 1 and not part.kept
-    statistics, pvalues, ended, laws = [], [], [], {True: "finite sample", False: "mixture of chi2"}
+    check_component(estimator.effects, part, n_bootstrap)
+    full, parts = estimator.mixed, []
     for genes in estimator.blocks():
-        problem = estimator.problem(genes)
-        null = fit_effects(part.without(problem))
-        statistic = ratio(full.take(torch.from_numpy(genes)), null)
-        if n_bootstrap:
-            pvalue = _bootstrapped(
-                problem, part, null, statistic, [np.random.SeedSequence([seed, g]) for g in genes], n_bootstrap
-            )
-        elif one_variance:
-            inner = "noise" if part.name == "cell" else part.name
-            freedom = component_freedom(problem, inner if part.effect is None else part.effect, null)
-            pvalue = single_variance_sf(statistic, freedom)
-        else:
-            pvalue = mixture_sf(statistic, part.n_parameters)
-        statistics.append(statistic)
-        pvalues.append(pvalue)
-        ended.append(null.reason)
-    pvalue = np.concatenate(pvalues)
-    why = unless_ended(full.reason, unless_ended(np.concatenate(ended), Reason.NOT_FINITE.value))
-    table = TestTable(
-        labels={},
-        statistic=np.concatenate(statistics),
-        pvalue=pvalue,
-        pvalue_adj=adjust_pvalues(pvalue),
-        why=why,
-        more={"law": "bootstrap" if n_bootstrap else laws[one_variance]},
-    ).to_frame()
-    return table.set_axis(pd.Index(estimator.input_data.counts.gene_names, name="gene"))
-
-
-def ratio(full: EffectsFit, null: EffectsFit) -> Array:
-    """Twice the gain in log likelihood (G,), not negative; NaN where one of the two is at no optimum."""
-    optima = [reason.value for reason in OPTIMA]
-    good = np.isin(full.reason, optima) & np.isin(null.reason, optima)
-    gain = 2 * (full.log_likelihood - null.log_likelihood).numpy()
-    return np.where(good, np.maximum(gain, 0.0), np.nan)
-
-
-def _bootstrapped(
-    problem: EffectsProblem,
-    part: Component,
-    null: EffectsFit,
-    statistic: Array,
-    seeds: Sequence[np.random.SeedSequence],
-    n_bootstrap: int,
-) -> Array:
-    """P-values ``(1 + #{drawn ≥ observed}) / (n + 1)``; draws without a fit count as larger."""
-    smaller, out = part.without(problem), np.full(len(statistic), np.nan)
-    for gene in np.flatnonzero(np.isfinite(statistic)).tolist():
-        if statistic[gene] <= ZERO:
-            out[gene] = 1.0
-            continue
-        state = seeds[gene].generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        alone = genes_of(problem, np.array([gene]))
-        counts = simulated_counts(
-            genes_of(smaller, np.array([gene])), null.take(torch.tensor([gene])), n_bootstrap, generator
-        )
-        drawn = [_drawn(alone, counts), _drawn(part.without(alone), counts)]
-        gains = ratio(*(fit_effects(one) for one in drawn))
-        out[gene] = (1 + np.sum(~(gains < statistic[gene]))) / (n_bootstrap + 1)
-    return out
-
-
-def _drawn(alone: EffectsProblem, counts: torch.Tensor) -> EffectsProblem:
-    """The problem of one gene with counts ``(n, N, K)`` in the place of its own."""
-    many = genes_of(alone, np.zeros(len(counts), dtype=np.intp))
-    return EffectsProblem(**{**vars(many), "counts": counts})
+        seeds = [np.random.SeedSequence([seed, gene]) for gene in genes]
+        own = estimator.problem(genes), part, full.take(torch.from_numpy(genes))
+        parts.append(component_ratios(*own, n_bootstrap=n_bootstrap, seeds=seeds))
+    return ratio_table(ComponentRatios.joined(parts), full.reason, part, n_bootstrap=n_bootstrap).set_axis(
+        pd.Index(estimator.input_data.counts.gene_names, name="gene")
+    )

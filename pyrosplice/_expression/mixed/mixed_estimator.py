@@ -16,7 +16,6 @@ from pyrosplice._expression.engine.basis import identity
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.estimator import Estimator, FittedModel
-from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.model_at_modes import ModelAtModes
 from pyrosplice._expression.mixed.separated_genes import LimitFit, SeparatedGenes, limit_fits
@@ -34,6 +33,7 @@ from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.field_parameter import FieldParameterFit, fit_field_parameter
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw, covariance_law
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.likelihoods._counts import Poisson
 from pyrosplice.reasons import Reason
 
@@ -60,7 +60,7 @@ class MixedEstimator(Estimator):
 
     Attributes
     ----------
-    effects : CellEffects
+    effects : BoundEffects
         The random effects.
     mixed : EffectsFit
         The engine's result.
@@ -73,7 +73,7 @@ class MixedEstimator(Estimator):
         effects = input_data.effects
         if effects is None:
             raise AssertionError("a GLM has an estimator of its own")
-        self.effects: CellEffects = effects
+        self.effects: BoundEffects = effects
         self._mixed: EffectsFit | None = None
         self._fields: list[FieldParameterFit] = []
         self.limits: list[LimitFit] = []
@@ -121,7 +121,12 @@ class MixedEstimator(Estimator):
         design, family, at = self.source.design, self.effects.family, self.field_coordinates
         offset = design.offset if design.offset.ndim == 1 else design.offset[:, genes].T
         counts = self.input_data.counts.genes(genes)
-        problem = self.effects.problem(counts, design.x, offset, self.input_data.likelihood)
+        problem = self.effects.problem(
+            torch.from_numpy(np.ascontiguousarray(counts, dtype=np.float64)).unsqueeze(-1),
+            design.x,
+            self.input_data.likelihood,
+            offset=offset if offset.ndim == 1 else offset[..., None],
+        )
         if family is None or at is None:
             return problem
         if np.ptp(at[genes]) > 0:

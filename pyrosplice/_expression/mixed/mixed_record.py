@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +11,13 @@ from numpy.typing import NDArray
 from pyrosplice._expression.engine.cell_sandwich import RobustCovariance
 from pyrosplice._expression.mixed.separated_genes import SeparatedGenes, known_of_contrasts
 from pyrosplice._hypothesis.coefficients.unit_law import UnitLaw, freedom_of
-from pyrosplice._io.codec import NEW, check_keys, check_sizes
-from pyrosplice.effects._effect import Effect
-from pyrosplice.effects._field import Field, Independent
+from pyrosplice._io.codec import NEW, check_sizes
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._group_terms import Groups
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import Coefficients, ContrastUnits, DesignUnits
-from pyrosplice.errors import ModelFileError
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw
 
-PLAIN: tuple[type[Any], ...] = (Groups, Field, Independent)  # effects that are no more than numbers and names
-GivenEffect = Effect | Field | Independent
 Array = NDArray[np.float64]
 
 
@@ -128,51 +121,3 @@ class MixedRecord:
                 modes=(mode, "GDqQ"),
                 sds=(sd, "GDqQ"),
             )
-
-
-def described(effect: GivenEffect | None) -> Any:
-    """An effect as JSON: its arguments, or, of one's own, only its name."""
-    if effect is None:
-        return None
-    kind = type(effect)
-    if kind not in PLAIN or (isinstance(effect, Field) and effect.covariance is not None):
-        return {"kind": "own", "name": kind.__name__}
-    names = (f.name for f in fields(cast(Any, kind)))
-    return {"kind": kind.__name__, **{name: getattr(effect, name) for name in names}}
-
-
-def saved_effects(effects: Sequence[GivenEffect], space: Field | None) -> dict[str, Any]:
-    """The arguments ``effects`` and ``space`` of a constructor as JSON."""
-    return {"effects": [described(one) for one in effects], "space": described(space)}
-
-
-def restored(stored: Any, given: Sequence[GivenEffect], path: str) -> GivenEffect | None:
-    """Inverse of :func:`described`; one's own is among the ``given``.
-
-    Raises
-    ------
-    ModelFileError
-        It is not among them, or the file says something else than an effect.
-    """
-    if stored is None:
-        return None
-    if not isinstance(stored, Mapping) or "kind" not in stored:
-        raise ModelFileError(f"effects: expected a description of an effect, found {str(stored)[:40]!r}.")
-    if stored["kind"] == "own":
-        found = [one for one in given if type(one).__name__ == stored.get("name")]
-        if not found:
-            raise ModelFileError(
-                f"{path} was saved with an effect of your own, {stored.get('name')}, and files hold no code: call "
-                "load(path, effects=[...]) with it."
-            )
-        return found[0]
-    kind = next((kind for kind in PLAIN if kind.__name__ == stored["kind"]), None)
-    if kind is None:
-        raise ModelFileError(f"effects: expected one of {[k.__name__ for k in PLAIN]}, found {stored['kind']!r}.")
-    check_keys(dict(stored), ["kind", *(f.name for f in fields(kind))], "effects")
-    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name != "kind"}
-    try:
-        made: GivenEffect = kind(**arguments)
-    except ValueError as error:
-        raise ModelFileError(f"effects: {error}") from error
-    return made

@@ -10,35 +10,29 @@ import torch
 from numpy.typing import NDArray
 
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
-from pyrosplice._tables.labels import read_labels
-from pyrosplice.effects._effect import Effect
-from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.effects._reference_df import degrees_of_freedom
-from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.predictor_moments import (
     NEW_LEVEL,
     NewRows,
     PredictorMoments,
-    fitted_predictors,
     new_predictors,
     of_new_levels,
 )
-from pyrosplice.glmm._arrow.predictors_in_space import predictors_in_space
+from pyrosplice.glmm._arrow.predictors_in_space import fitted_predictors, predictors_in_space
 from pyrosplice.glmm._arrow.satterthwaite import CovarianceLaw
 from pyrosplice.glmm._arrow.standard_columns import StandardColumns
 from pyrosplice.spatial._new_spots import FieldPlaces
 
 Array = NDArray[np.float64]
-NEW_LEVELS = ("population", "raise")
 STEP = 1e-3  # difference of a standard deviation to either side
 
 
 def moments_of_fitted(estimator: MixedEstimator, genes: NDArray[np.intp]) -> PredictorMoments:
     """Moments of the predictors of the fitted cells, (g, N) each, size factors included."""
     problem, fit = estimator.problem(genes), estimator.mixed.take(torch.from_numpy(genes))
-    found = fitted_predictors(problem, fit)
+    found = fitted_predictors(problem, fit).of_one
     offset = estimator.source.design.offset
     return replace(found, mean=found.mean + (offset if offset.ndim == 1 else offset[:, genes].T))
 
@@ -72,18 +66,13 @@ def moments_of_new(
     InvalidArgumentError
         Levels that the fit never saw, where these are refused or related to others; columns that are missing.
     """
-    check_option("new_levels", new_levels, NEW_LEVELS)
-    effects = [one for one in estimator.effects.given if isinstance(one, Effect)]
-    fitted = estimator.input_data.sample_description
-    parts = [
-        (_levels(effect, block, table, new_levels), effect.columns_again(table, fitted, block.column_names))
-        for effect, block in zip(effects, estimator.groups, strict=True)
-    ]
-    levels = np.column_stack([np.zeros((len(table), 0), np.int64), *(own for own, _ in parts)])
-    rows = NewRows(design, levels, tuple(columns for _, columns in parts))
+    rows = estimator.effects.rows(design, table, estimator.input_data.sample_description, new_levels)
     problem, fit = estimator.problem(genes), estimator.mixed.take(torch.from_numpy(genes))
-    found = new_predictors(problem, fit, rows) if places is None else predictors_in_space(problem, fit, rows, places)
-    if not (levels == NEW_LEVEL).any():
+    if places is None:
+        found = new_predictors(problem, fit, rows)
+    else:
+        found = predictors_in_space(problem, fit, rows, places).of_one
+    if not (rows.levels == NEW_LEVEL).any():
         return found
     law = estimator.record.law.take(torch.from_numpy(genes))
     return replace(found, df=freedom_of_new_levels(problem, fit, rows, law, found.variance))
@@ -120,21 +109,3 @@ def freedom_of_new_levels(
     out = np.full(variance.shape, np.inf)
     out[:, new] = degrees_of_freedom(found[:, new], np.maximum(least[new], 1.0))
     return out
-
-
-def _levels(effect: Effect, block: GroupBlock, table: pd.DataFrame, new_levels: str) -> NDArray[np.int64]:
-    """Position (n,) of each row's level among the fitted ones."""
-    argument = f"effect ({block.name})"
-    labels = read_labels(effect.levels(table), argument)
-    if len(labels.codes) != len(table):
-        raise InvalidArgumentError(f"{argument}: expected {len(table)} labels, found {len(labels.codes)}.")
-    known = {name: k for k, name in enumerate(block.level_names)}
-    place = np.array([known.get(name, NEW_LEVEL) for name in labels.levels], dtype=np.int64)
-    unknown = [name for name, k in zip(labels.levels, place, strict=True) if k == NEW_LEVEL]
-    if unknown and (new_levels == "raise" or block.root is not None):
-        why = "they are related to those of the fit, in a way that is not known" if block.root is not None else ""
-        raise InvalidArgumentError(
-            f"new_levels: {argument} has levels that the fit never saw, {unknown[:5]}"
-            f"{f'; {why}.' if why else '; new_levels=' + repr('population') + ' predicts for any such.'}"
-        )
-    return place[labels.codes]

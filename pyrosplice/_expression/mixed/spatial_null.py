@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from pyrosplice._expression.constraints import no_constraints
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import DesignMatrix
-from pyrosplice._expression.mixed.component_tests import component_table
-from pyrosplice._expression.mixed.components import component_of
+from pyrosplice._expression.mixed.component_tests import cell_component, component_table
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
 from pyrosplice._expression.spatial_variability import spatial_table, spatial_variability
@@ -130,7 +129,7 @@ def spatial_variability_beside(estimator: MixedEstimator, field: SpatialCovarian
             raise InvalidArgumentError(
                 "method: 'llr' is of the field that was fitted, and there is none; give space=Field()."
             )
-        return component_table(estimator, component_of(effects, "space"))
+        return component_table(estimator, cell_component(estimator, "space"))
     if field is None:
         raise NotReadyError("The test needs the places of the spots: fit an AnnData that has them in obsm or obsp.")
     return spatial_table(glm_with_levels(estimator), field, by=effects.space_by)

@@ -74,7 +74,7 @@ def _describe_data(prepared: Prepared | None, options: AnalysisOptions) -> dict[
         "design": f"{len(prepared.covariate_names)} covariates: {_shorten(prepared.covariate_names)}"
         if prepared.covariate_names
         else "intercept only",
-        **({"groups": ", ".join(f"({block.name})" for block in prepared.groups)} if prepared.groups else {}),
+        **({} if prepared.listed is None else {"effects": str(prepared.listed)}),
     }
 
 

@@ -16,6 +16,7 @@ from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice._usage.analysis.grouped_usage import grouped_usage_tests
 from pyrosplice._usage.analysis.options import UsageTestOptions, check_units, law_name
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests import covariate_tests
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.linearized import GeneTests, run_batches
@@ -39,7 +40,7 @@ from pyrosplice._usage.gene_tests.terms import (
     terms_of,
 )
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import NoResultsError
 
@@ -200,7 +201,7 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
 def usage_tests(analysis: UsageAnalysis, options: UsageTestOptions, *, show: bool) -> dict[str, Any]:
     """Test covariates, and arrange what :func:`test_differential_usage` returns."""
     prepared, design, method = analysis.prepared, _design_to_test(analysis, options), options.method
-    if prepared.groups:
+    if prepared.listed is not None:
         return grouped_usage_tests(analysis, options, show=show, stacklevel=5)
     covariance = law_name(options.law, options.variance_used, analysis.model_type)
     law = law_of(analysis, covariance, options.variance_used, options.surrogates)
@@ -245,7 +246,7 @@ def _design_to_test(analysis: UsageAnalysis, options: UsageTestOptions) -> Desig
     if prepared.design is None:
         raise NoResultsError("design_mtx: expected covariates to test; setup_data was called without a design.")
     options.check_fit(with_design=analysis.fit.with_design)
-    check_units(options.variance, options.law, options.df, grouped=bool(prepared.groups))
+    check_units(options.variance, options.law, options.df, grouped=prepared.listed is not None)
     return prepared.design
 
 

@@ -15,16 +15,17 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.identified import TOUCHED
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._usage.analysis.differential_usage import batches_under, effect_fits, law_of
-from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
+from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis, batches_alike
 from pyrosplice._usage.analysis.grouped_usage import UnitContrast, grouped_gene_effects
 from pyrosplice._usage.analysis.options import check_of_isoforms, check_units, law_name
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.coefficients import estimates
 from pyrosplice._usage.gene_tests.covariate_law import Law
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.terms import Contrast, CovarianceLaw, contrasts_of
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.errors import NoResultsError, check_option, check_share
 
@@ -137,7 +138,7 @@ def effects_asked(
     if law is not None:
         check_option("law", law, get_args(CovarianceLaw))
     design = analysis.prepared.design
-    check_units(variance, law, df, grouped=bool(analysis.prepared.groups))
+    check_units(variance, law, df, grouped=analysis.prepared.listed is not None)
     if design is None or not analysis.fit.with_design:
         raise NoResultsError(f"{what}: expected models with covariates; call fit(with_design_mtx=True) first.")
     return design
@@ -152,7 +153,7 @@ def effect_parts(
     df: DfRule | float | None,
 ) -> tuple[Iterator[Part], bool]:
     """Effects batch by batch, and whether their errors are of residuals."""
-    if analysis.prepared.groups:
+    if analysis.prepared.listed is not None:
         return _grouped_parts(analysis, design, "clip" if df is None else df), False
     held_to = law_of(analysis, law_name(law, variance or "robust", analysis.model_type), variance or "robust")
     return _parts(analysis, design, held_to), held_to.robust
@@ -170,9 +171,9 @@ def _grouped_parts(analysis: UsageAnalysis, design: Design, df: DfRule | float) 
     """Effects beside those of groups, batch by batch."""
     spec = analysis.grouped_spec(with_design=True)
     covariates = [UnitContrast.of(spec, one, df, stacklevel=5) for one in contrasts_of(design, "covariate", None)]
-    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+    for batch in batches_alike(analysis, spec, analysis.fit.genes):
         some = [analysis.fit.genes[g] for g in batch]
-        odds, usage = grouped_gene_effects(analysis.counts(batch), spec, some, covariates, df)
+        odds, usage = grouped_gene_effects(analysis.counts(batch), spec.at(some), some, covariates, df)
         points = replace(usage, estimate=POINTS * usage.estimate, standard_error=POINTS * usage.standard_error)
         yield batch, some, {"log_odds": odds, "usage_points": points}
 

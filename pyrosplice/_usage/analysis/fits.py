@@ -14,11 +14,13 @@ from torch import Tensor
 from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.glm import MultinomGLM
-from pyrosplice._usage.grouped.grouped_glmm import GroupedGLMM
+from pyrosplice._usage.glmm import MultinomGLMM
+from pyrosplice._usage.grouped.grouped_methods import take_records
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice._usage.own_usage import require_plain
-from pyrosplice._usage.records import FitPlan, FittedGene, ModelSpec, UsageFit, check_jobs, fit_genes
+from pyrosplice._usage.records import FitPlan, ModelSpec, UsageFit, check_jobs, fit_genes
 from pyrosplice.errors import (
     InvalidArgumentError,
     NotReadyError,
@@ -27,6 +29,7 @@ from pyrosplice.errors import (
     is_whole,
     listed,
 )
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.glmm._marginal import genes_at_once
 from pyrosplice.guides._own_model import name_of
 from pyrosplice.reasons import Reason
@@ -94,26 +97,34 @@ class UsageAnalysis:
             )
 
     def without_groups(self, what: str, instead: str = "") -> None:
-        """Raise for what rests on fits without random effects of groups."""
-        if self.prepared.groups:
-            terms = ", ".join(f"({block.name})" for block in self.prepared.groups)
+        """Raise for what rests on fits without a list of random effects."""
+        if self.prepared.listed is not None:
             raise RefusedModelError(
-                f"{what}: it is worked out for fits without random effects of groups, and design_mtx has {terms}."
-                f"{f' {instead}' if instead else ''}"
+                f"{what}: it is worked out for fits without random effects of groups, and this analysis has "
+                f"{self.prepared.listed}.{f' {instead}' if instead else ''}"
             )
 
     def check_groups(self) -> None:
-        """Raise where the engine has no way for the random effects of groups."""
-        if self.prepared.groups:
+        """Raise where the engine has no way for the list of random effects."""
+        if self.prepared.listed is not None:
             self.grouped_spec(with_design=True).check(self.counts([0]))
 
     def grouped_spec(self, *, with_design: bool) -> GroupedSpec:
-        """The model with random effects of groups that fits and tests rest on."""
-        options, kind, prepared = self.options, self.model_type, self.prepared
-        space = prepared.solver(None, "cpu") if kind == "glmm-full" else None
-        effects = prepared.groups, space, kind != "glm"
+        """The model with a list of random effects that fits and tests rest on."""
+        prepared, options = self.prepared, self.options
         design = prepared.design if with_design else None
-        return GroupedSpec(design, *effects, options.likelihood, options.isoform_effect)
+        return GroupedSpec(prepared.n_spots, design, self.effects, options.likelihood, options.isoform_effect)
+
+    @property
+    def effects(self) -> BoundEffects:
+        """The list of random effects, those of the model's type among them."""
+        kind, prepared = self.model_type, self.prepared
+        listed = prepared.listed
+        if listed is None:
+            raise AssertionError("a list of random effects is asked for where there is none")
+        if kind == "glmm-full" and listed.space is None:
+            listed = replace(listed, space=prepared.solver(None, "cpu"), sections=prepared.sections)
+        return replace(listed, noise=listed.noise or kind != "glm")
 
     def position(self, gene_name: str) -> int:
         """Where a gene is among ``gene_names``; KeyError for another name."""
@@ -154,9 +165,12 @@ class UsageAnalysis:
 
     def rebuilt(self, gene: int) -> MultinomGLM:
         """Rebuild the fitted model of one gene, with all that such a model has."""
-        if self.prepared.groups:
-            grouped = self.grouped_spec(with_design=self.fit.with_design)
-            return GroupedGLMM.of_records(grouped, self.counts([gene]), [self.fit.genes[gene]])
+        if self.prepared.listed is not None:
+            own: dict[str, Any] = {"likelihood": self.options.likelihood, "isoform_effect": self.options.isoform_effect}
+            model = MultinomGLMM(fitting_method="marginal_newton", var_fix_sigma=False, **own)
+            listed = self.grouped_spec(with_design=self.fit.with_design)
+            take_records(model, self.counts([gene]), listed, [self.fit.genes[gene]])
+            return model
         spec = self.spec(self.model_type, with_design=self.fit.with_design)
         return spec.rebuild(self.counts([gene]), [self.fit.genes[gene]])
 
@@ -204,6 +218,15 @@ class UsageAnalysis:
             self.test_fits[columns] = self._new_fits(spec, none, description=f"{len(columns)} covariate(s)", show=show)
         return self.test_fits[columns]
 
+    def listed_fits(self, spec: GroupedSpec, key: tuple[Any, ...], *, show: bool) -> list[FittedGene]:
+        """Genes fitted with another model with a list of random effects, once by ``key``."""
+        if key not in self.test_fits:
+            batches = self.prepared.batches(TEST_BATCH, group=True)
+            options: dict[str, Any] = {"n_jobs": self.fit.n_jobs, "print_progress": show}
+            fitted, _ = fit_genes(FitPlan(spec), self.prepared.counts, batches, description=str(key[-1]), **options)
+            self.test_fits[key] = fitted
+        return self.test_fits[key]
+
     def _new_fits(
         self, spec: ModelSpec, kept: Sequence[FittedGene | None], *, description: str, show: bool
     ) -> list[FittedGene]:
@@ -218,6 +241,14 @@ class UsageAnalysis:
             print_progress=show,
         )
         return fitted
+
+
+def batches_alike(analysis: UsageAnalysis, spec: GroupedSpec, genes: Sequence[FittedGene]) -> list[list[int]]:
+    """Positions of genes by batch, one isoform count and one field each."""
+    out = []
+    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
+        out += [[batch[k] for k in places] for places in spec.alike([genes[g] for g in batch])]
+    return out
 
 
 class Analyzed(Protocol):
@@ -297,7 +328,7 @@ def fit(  # noqa: PLR0913 (a documented interface)
     n_jobs, both = check_jobs(n_jobs, analysis.options.device), from_null and kind == "glmm-full"
     if from_null:
         analysis.without_groups("from_null", "Leave it out; test_spatial_variability('score') needs no fit.")
-    grouped = bool(prepared.groups)
+    grouped = prepared.listed is not None
     full = (analysis.grouped_spec if grouped else partial(analysis.spec, kind))(with_design=with_design_mtx)
     null_spec = analysis.spec("glmm-null", with_design=with_design_mtx) if both else None
     plan = FitPlan(full, null_spec, random_seed=random_seed, quiet=quiet)

@@ -39,7 +39,7 @@ def usage_variances(self: Analyzed) -> pd.DataFrame:
     1  gene_2  1 | section     sd(1)
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     return _variances(analysis)
 
 
@@ -79,7 +79,7 @@ def usage_levels(self: Analyzed, effect: str | None = None) -> pd.DataFrame:
     ((24, 8), ['S0', 'S1', 'S2', 'S3', 'S4', 'S5'])
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     prepared, spec = analysis.prepared, analysis.grouped_spec(with_design=analysis.fit.with_design)
     parts = [
         table_of_levels(spec.restored([gene]), prepared.groups, effect, [name], [prepared.isoform_names(g)])
@@ -116,7 +116,7 @@ def covariate_units(self: Analyzed) -> pd.DataFrame:
     1  treated[T.True]  section        6  4.0
     """
     analysis = self.analysis
-    _require_groups(analysis)
+    require_listed(analysis)
     return analysis.grouped_spec(with_design=True).units().table()
 
 
@@ -138,9 +138,10 @@ def _variances(analysis: UsageAnalysis) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _require_groups(analysis: UsageAnalysis) -> None:
-    if not analysis.prepared.groups:
+def require_listed(analysis: UsageAnalysis) -> None:
+    """Raise where there is no list of random effects."""
+    if analysis.prepared.listed is None:
         raise NotReadyError(
             "This is of random effects of groups: call setup_data with a formula such as "
-            "design_mtx='~ condition + (1 | section)'."
+            "design_mtx='~ condition + (1 | section)', or with effects=[...]."
         )

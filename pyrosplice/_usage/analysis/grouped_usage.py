@@ -22,14 +22,14 @@ from pyrosplice._hypothesis.coefficients.unit_statistics import (
 )
 from pyrosplice._hypothesis.coefficients.wald import Effects
 from pyrosplice._hypothesis.fdr import adjust_pvalues
-from pyrosplice._usage.analysis.fits import TEST_BATCH, UsageAnalysis
+from pyrosplice._usage.analysis.fits import UsageAnalysis, batches_alike
 from pyrosplice._usage.analysis.options import UsageTestOptions
 from pyrosplice._usage.effect_sizes import average_usage_effects, centered_log_odds, changes_of
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.linearized import run_batches
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.terms import Contrast, contrasts_of
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
-from pyrosplice._usage.records import FitPlan, FittedGene, fit_genes
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import ContrastUnits
 from pyrosplice.glmm._arrow.satterthwaite import covariance_law
@@ -73,8 +73,12 @@ def grouped_usage_tests(
     wanted = contrasts_of(design, options.by, options.contrasts)
     tested = [UnitContrast.of(spec, contrast, df, stacklevel=stacklevel + 1) for contrast in wanted]
     genes = full_fits(analysis, show=show)
-    batches = prepared.batches(TEST_BATCH, group=True)
-    calls = [(analysis.counts(some), spec, [genes[g] for g in some], tested, options.method, df) for some in batches]
+    batches = batches_alike(analysis, spec, genes)
+    own = [[genes[g] for g in some] for some in batches]
+    calls = [
+        (analysis.counts(some), spec.at(fits), fits, tested, options.method, df)
+        for some, fits in zip(batches, own, strict=True)
+    ]
     found = run_batches(unit_tests, calls, description=options.method, n_jobs=analysis.jobs(None), show=show)
     shape = (analysis.n_genes, len(wanted))
     whole = {name: np.full(shape, np.nan) for name in ("statistic", "pvalue", "df")}
@@ -106,16 +110,7 @@ def full_fits(analysis: UsageAnalysis, *, show: bool) -> list[FittedGene]:
     """Genes fitted with all covariates: those of ``fit`` where it had them, else new ones, once."""
     if analysis.fit.with_design or analysis.prepared.design is None:
         return analysis.fit.genes
-    key = ("groups", "full")
-    if key not in analysis.test_fits:
-        plan, batches = (
-            FitPlan(analysis.grouped_spec(with_design=True)),
-            analysis.prepared.batches(TEST_BATCH, group=True),
-        )
-        options: dict[str, Any] = {"n_jobs": analysis.fit.n_jobs, "description": "all covariates"}
-        fitted, _ = fit_genes(plan, analysis.prepared.counts, batches, print_progress=show, **options)
-        analysis.test_fits[key] = fitted
-    return analysis.test_fits[key]
+    return analysis.listed_fits(analysis.grouped_spec(with_design=True), ("listed", "all covariates"), show=show)
 
 
 def unit_tests(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
+from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis, batches_alike
 from pyrosplice.errors import NoResultsError
 from pyrosplice.glmm._arrow.fitting import fit_effects
 from pyrosplice.reasons import OPTIMA, Reason
@@ -85,7 +85,7 @@ def _likelihoods(analysis: UsageAnalysis) -> tuple[Array, Array, Array]:
             "the parameters; fit by 'marginal_newton' or 'marginal_gd'."
         )
     n = np.array([float((table.sum(1) > 0).sum()) for table in prepared.counts])
-    if prepared.groups:
+    if prepared.listed is not None:
         value, variances = _of_groups(analysis), _variances_of_groups(analysis)
     else:
         value = np.array([-gene.best_loss for gene in fit.genes])
@@ -108,14 +108,15 @@ def _variances(analysis: UsageAnalysis, n_logits: int) -> int:
 
 def _variances_of_groups(analysis: UsageAnalysis) -> Array:
     effects = [gene.effects for gene in analysis.fit.genes]
-    return np.array([0 if one is None else len(one.parameters) + len(one.sds) for one in effects])
+    return np.array([0 if e is None else len(e.parameters) + len(e.sds) + len(e.space_values) for e in effects])
 
 
 def _of_groups(analysis: UsageAnalysis) -> Array:
     """Maximum of the marginal likelihood ``(G,)``, beside random effects of groups."""
     spec, out = analysis.grouped_spec(with_design=analysis.fit.with_design), np.full(analysis.n_genes, np.nan)
-    for batch in analysis.prepared.batches(TEST_BATCH, group=True):
-        fit = fit_effects(spec.problem(analysis.counts(batch)), restricted=False)
+    for batch in batches_alike(analysis, spec, analysis.fit.genes):
+        own = spec.at([analysis.fit.genes[gene] for gene in batch])
+        fit = fit_effects(own.problem(analysis.counts(batch)), restricted=False)
         ended = np.isin(fit.reason, [reason.value for reason in AT_OPTIMUM])
         out[batch] = np.where(ended, fit.log_likelihood.numpy(), np.nan)
     return out

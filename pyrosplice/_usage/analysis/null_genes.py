@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pyrosplice._linalg.select import sparse_precision
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._usage.records import FittedGene
+from pyrosplice._usage.fitted_gene import FittedGene
+from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice.errors import NoResultsError
+from pyrosplice.glmm._arrow.simulated_counts import simulated_counts
 from pyrosplice.glmm._random_effect import LARGEST_LOGIT
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.reasons import Reason
@@ -74,6 +76,9 @@ class Truth:
         Spatial standard deviation in place of the fitted one, σ√θ.
     shift
         What is added to the first logit, ``(N,)``: the effect of a covariate.
+    listed
+        The model with a list of random effects that ``genes`` are fits of, and the counts of every own gene; these are
+        drawn anew then, as they were fitted. None without a list.
     """
 
     genes: Sequence[FittedGene]
@@ -83,6 +88,7 @@ class Truth:
     space: Space
     spatial_sd: float | None = None
     shift: Tensor | None = None
+    listed: tuple[GroupedSpec, Sequence[Tensor]] | None = None
 
     @property
     def left_out(self) -> dict[int, str]:
@@ -112,12 +118,25 @@ class Truth:
 
     def _gene(self, source: int, rng: np.random.Generator) -> Tensor:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        if self.listed is not None:
+            return self._with_list(source, *self.listed, generator)
         gene, totals = self.genes[source], self.totals[source]
         own = {name: gene.values[name].reshape(1, 1) for name in self.likelihood.free}
         eta = gene.fixed_predictor(len(totals), self.design) + self._effect(gene, len(totals), rng, generator)
         if self.shift is not None:
             eta = eta + torch.nn.functional.pad(self.shift[:, None], (0, gene.n_logits - 1))
         return self.likelihood.bind(own).draw(totals[None], eta[None], generator=generator)[0]
+
+    def _with_list(
+        self, source: int, spec: GroupedSpec, tables: Sequence[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Counts of a gene with levels, a field and effects of spots of its own, as variable as they were found."""
+        own = [self.genes[source]]
+        problem = spec.at(own).problem(tables[source].unsqueeze(0))
+        if self.shift is not None:
+            shift = torch.nn.functional.pad(self.shift[:, None], (0, own[0].n_logits - 1))
+            problem = replace(problem, offset=shift.unsqueeze(0).numpy())
+        return simulated_counts(problem, spec.restored(own), 1, generator)[0]
 
     def _effect(
         self, gene: FittedGene, n_spots: int, rng: np.random.Generator, generator: torch.Generator

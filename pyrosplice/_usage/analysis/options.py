@@ -15,6 +15,7 @@ from pyrosplice._devices import as_device
 from pyrosplice._hypothesis.variance.permutation import PermutationNull
 from pyrosplice._usage.gene_tests.terms import By, TestLaw, Variance
 from pyrosplice._usage.glmm import MultinomGLMM
+from pyrosplice._usage.grouped.grouped_fit import refuse_options
 from pyrosplice._usage.records import MODELS
 from pyrosplice.effects._isoform_effect import IsoformEffect, check_isoform_effect
 from pyrosplice.effects._reference_df import DfRule, degrees_of_freedom
@@ -128,8 +129,8 @@ class AnalysisOptions:
                     "again, or make another analysis."
                 )
 
-    def check_groups(self) -> None:
-        """Raise where an option is another than those of a fit with random effects of groups."""
+    def check_groups(self, where: str) -> None:
+        """Raise where an option is another than those of a fit with random effects ``where`` they were given."""
         effect = self.model_type != "glm"
         newton = "marginal_newton" if effect else "iwls"
         wrong = {
@@ -146,13 +147,9 @@ class AnalysisOptions:
             "approx_rank": (effect and is_whole(self.approx_rank, 1), "'auto': the field is not truncated"),
             "device": (self.device != "cpu", "'cpu'"),
         }
-        for name, (refused, expected) in wrong.items():
-            if refused:
-                raise InvalidArgumentError(
-                    f"{name}: with random effects of groups in design_mtx expected {expected}; found "
-                    f"{getattr(self, name)!r}. Options that fit: SplisosmGLMM({self.model_type!r}, "
-                    f"fitting_method={newton!r}{', var_fix_sigma=False' if effect else ''})."
-                )
+        found = {name: (getattr(self, name), refused, expected) for name, (refused, expected) in wrong.items()}
+        free = ", var_fix_sigma=False" if effect else ""
+        refuse_options(found, where, f"SplisosmGLMM({self.model_type!r}, fitting_method={newton!r}{free})")
 
     def rank(self, n_spots: int) -> int | None:
         """Number of eigenpairs of the spatial covariance to keep; None for all of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -21,8 +21,11 @@ from pyrosplice._usage.analysis.calibration_check import CalibrationCheck
 from pyrosplice._usage.analysis.calibration_request import Request, domains_of, methods_of
 from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
 from pyrosplice._usage.analysis.null_genes import Space, Truth, graph_of, observed_isoforms
+from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice._usage.analysis.prepare import Prepared
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.terms import same_nuisance, terms_of
+from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice.errors import UnreliableWarning, check_switches
 from pyrosplice.spatial._domains import Domains
 from pyrosplice.spatial._graph import knn_graph
@@ -76,6 +79,9 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     number of isoforms and, spot for spot, its number of molecules, so that places and depth are those of the data;
     its usage is drawn from that gene's fit, and its counts from the likelihood. Each own gene is as often taken
     as the others. Isoforms of which no molecule is drawn are left out, as ``setup_data`` does.
+
+    With random effects of groups or ``effects=`` levels, fields and effects of spots are drawn anew for every gene, as
+    variable as its fit says; ``truth="domains"`` and an ``effect`` of ``"sv"`` are refused then.
 
     It measures the tests where usage is as the model (or ``truth``) says. That usage really is so, no simulation
     can show; ``truth="domains"`` is a look beyond the model.
@@ -139,15 +145,18 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     """
     analysis = self.analysis
     analysis.shipped_only("check_calibration")
-    analysis.without_groups("check_calibration")
     fit = analysis.fit
     check_switches(print_progress=print_progress)
     about = (analysis.prepared, analysis.model_type)
     methods, domains = methods_of(test, method, *about), domains_of(truth, *about)
+    if domains is not None:
+        analysis.without_groups("truth='domains'", "Use truth='null' or 'fitted'.")
     name = "domains" if isinstance(truth, Domains) else truth
     request = Request(methods, name, domains, n_genes, effect, confidence, seed, deepcopy(options))
     n_jobs = analysis.jobs(n_jobs)
     analysis.options.likelihood.require("sample")
+    if effect is not None and "sv" in methods:
+        analysis.without_groups("effect of test='sv'", "Leave effect out.")
     check = Simulation(self._like, request, n_jobs, print_progress)
     check.try_options(analysis)
     # a copy, so that this one keeps the fits that it has, and has no others
@@ -167,6 +176,16 @@ def check_calibration(  # noqa: PLR0913 (a documented interface)
     )
 
 
+def analysis_like(self: Likeable, counts: Sequence[Tensor]) -> Testable:
+    """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
+    twin = copy(self)  # with results of its own
+    if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
+        twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
+    twin.adata = None
+    twin.hold(self.analysis.prepared.of_counts(counts))
+    return twin
+
+
 class Testable(Analyzed, Protocol):
     """An analysis whose tests are checked: by its own methods, on one like it of other genes."""
 
@@ -181,6 +200,19 @@ class Testable(Analyzed, Protocol):
 
     def test_differential_usage(self, *args: Any, **options: Any) -> dict[str, Any] | None:
         """Test covariates."""
+
+
+class Likeable(Testable, Protocol):
+    """An analysis that others are made like."""
+
+    adata: object
+    fitting_configs: Any
+
+    @property
+    def _given(self) -> AnalysisOptions: ...
+
+    def hold(self, prepared: Prepared) -> None:
+        """Take data in place of earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -236,9 +268,13 @@ class Simulation:
         prepared, request = analysis.prepared, self.request
         adjust = request.truth == "fitted" and prepared.design is not None
         adjust = adjust and request.options.get("adjust_for_design", True)
-        null = analysis.test_fit("glmm-null", with_design=adjust, show=self.show)
-        design = prepared.design_tensor if adjust else None
-        truth = Truth(null, _totals(prepared), design, analysis.options.likelihood, space)
+        design, listed = prepared.design_tensor if adjust else None, None
+        if prepared.listed is None:
+            null = analysis.test_fit("glmm-null", with_design=adjust, show=self.show)
+        else:
+            spec = analysis.grouped_spec(with_design=adjust).without_space
+            null, listed = analysis.listed_fits(spec, ("listed", adjust, "no space"), show=self.show), spec
+        truth = Truth(null, _totals(prepared), design, analysis.options.likelihood, space, listed=_of(listed, prepared))
         if request.domains is None:
             yield Draw(truth)
         else:
@@ -258,14 +294,30 @@ class Simulation:
         sd = None if request.domains is None else request.domains.sd
         for nuisance, some in groups:
             beside = torch.from_numpy(design.only(nuisance).values) if nuisance else None
-            genes = analysis.fit_with(tuple(nuisance), show=self.show)
-            truth = Truth(genes, _totals(analysis.prepared), beside, analysis.options.likelihood, space, sd)
+            genes, listed = self._null_fits(analysis, tuple(nuisance))
+            about = _totals(analysis.prepared), beside, analysis.options.likelihood, space, sd
+            truth = Truth(genes, *about, listed=_of(listed, analysis.prepared))
             yield Draw(truth, asked=tuple(some) if terms else None)
             if request.effect is None:
                 continue
             for t in some:
                 shift = request.effect * torch.from_numpy(design.values[:, terms[t].columns[0]])
                 yield Draw(replace(truth, shift=shift), "power", float(request.effect), (t,))
+
+    def _null_fits(
+        self, analysis: UsageAnalysis, columns: tuple[int, ...]
+    ) -> tuple[Sequence[FittedGene], GroupedSpec | None]:
+        """Genes fitted with some of the covariates, and their model where it has a list of effects."""
+        design = analysis.prepared.design
+        if analysis.prepared.listed is None or design is None:
+            return analysis.fit_with(columns, show=self.show), None
+        spec = analysis.grouped_spec(with_design=False).with_design(design.only(columns) if columns else None)
+        key = ("listed", columns, f"{len(columns)} covariate(s)")
+        return analysis.listed_fits(spec, key, show=self.show), spec
+
+
+def _of(spec: GroupedSpec | None, prepared: Prepared) -> tuple[GroupedSpec, list[Tensor]] | None:
+    return None if spec is None else (spec, prepared.counts)
 
 
 def _totals(prepared: Prepared) -> list[Tensor]:

@@ -19,9 +19,10 @@ from pyrosplice._usage.analysis.fits import UsageAnalysis
 from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.reading.design import covariates_again
 from pyrosplice._usage.reading.isoforms import table_of
+from pyrosplice.effects._effect_list import field_of
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._connectivities import documented_edges
-from pyrosplice.spatial._graph import check_coords
+from pyrosplice.spatial._graph import Graph, check_coords
 from pyrosplice.spatial._new_spots import NewSpots, Positions, new_spots, same_spots
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
@@ -81,10 +82,18 @@ def asked_spots(analysis: UsageAnalysis, given: object, design_mtx: object) -> A
     fitted = same_spots(old, new, both, GIVEN)
     field, covariance = None, prepared.covariance
     if (fitted < 0).any() and isinstance(covariance, CarCovariance):
-        options = analysis.options
-        k, graph = int(options.k_neighbors), documented_edges(options.graph)
+        k, graph = _neighbors(analysis)
         field = new_spots(covariance, old, new.take(fitted < 0), k_neighbors=k, graph=graph)
     return AskedSpots(names, covariates, torch.from_numpy(fitted), field)
+
+
+def _neighbors(analysis: UsageAnalysis) -> tuple[int, Graph]:
+    """How many neighbors a spot has in the fitted graph, and which edges."""
+    listed, options = analysis.prepared.listed, analysis.options
+    field = None if listed is None else field_of(listed.given)
+    if field is not None:
+        return field.n_nearest, field.edges
+    return int(options.k_neighbors), documented_edges(options.graph)
 
 
 def _coordinates(analysis: UsageAnalysis, given: object) -> NDArray[np.float64] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import xarray as xr
 
+from pyrosplice._usage.analysis.drawn_usage import listed_posterior
 from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.posterior._draw_options import DrawOptions
@@ -32,6 +33,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     seed: int = 0,
     nuts_options: NutsOptions | None = None,
     max_memory: str | float | None = None,
+    priors: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
     """Draw from the posteriors of the fitted models: one ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -51,13 +53,19 @@ def posterior(  # noqa: PLR0913 (a documented interface)
         spots × isoforms, so draw from many genes with ``groups=()``.
     num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory
         As of :meth:`pyrosplice.MultinomGLM.posterior`.
+    priors
+        Of a fit with random terms or ``effects=``: Pyro distributions by site of :class:`~pyrosplice.glmm.CountGLMM`,
+        such as ``"1 | section: sd(1)"``, ``"space_sd"``, ``"noise_sd"``; flat by default, as in the fit. All of these
+        have to be proper for ``hyper="integrate"`` and for ``method="nuts"``. Such a tree has ``beta``, ``bias_eta``,
+        every level's effect, ``space`` (not multiplied) and ``noise`` on the logits, and standard deviations.
 
     Raises
     ------
     KeyError
         A name that is not in ``gene_names``.
     InvalidArgumentError
-        No gene; and as of :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
+        No gene; ``priors`` of other fits, which have the constructor's; and as of
+        :meth:`pyrosplice.MultinomGLM.posterior`, a joint fit among it.
     NotReadyError
         Before ``setup_data`` or ``fit``.
 
@@ -75,7 +83,6 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     """
     analysis = self.analysis
     analysis.shipped_only("posterior")
-    analysis.without_groups("posterior")
     positions, prepared = gene_positions(analysis, genes), analysis.prepared
     asked = DrawOptions(
         num_samples=num_samples,
@@ -89,6 +96,10 @@ def posterior(  # noqa: PLR0913 (a documented interface)
         nuts_options=nuts_options,
         max_memory=max_memory,
     )
+    if prepared.listed is not None:
+        return listed_posterior(analysis, positions, asked, priors)
+    if priors is not None:
+        raise InvalidArgumentError("priors: they are those of the constructor; this one is for fits with effects.")
     batches = prepared.batches(analysis.n_genes, group=True)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
     problems = [usage_problem(analysis, own) for own in parts]

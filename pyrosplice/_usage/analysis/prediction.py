@@ -16,11 +16,14 @@ from torch import Tensor
 from pyrosplice._linalg.blocks import nan_where_indefinite
 from pyrosplice._tables.columns import numbers, one_column
 from pyrosplice._tables.containers import as_dense
-from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis
+from pyrosplice._usage.analysis.fits import TEST_BATCH, Analyzed, UsageAnalysis, batches_alike
+from pyrosplice._usage.analysis.listed_prediction import listed_moments
 from pyrosplice._usage.analysis.options import check_of_isoforms
 from pyrosplice._usage.analysis.places import AskedSpots, asked_spots
 from pyrosplice._usage.analysis.posterior_draws import gene_positions, usage_problem
+from pyrosplice._usage.fitted_gene import stacked
 from pyrosplice.errors import InvalidArgumentError, check_integer, check_option, check_share, is_number
+from pyrosplice.glmm._bound_effects import NEW_LEVELS
 from pyrosplice.glmm._link_posterior import LinkPosterior, Places
 from pyrosplice.likelihoods._contract import Likelihood
 from pyrosplice.posterior._genes import NAMES
@@ -45,6 +48,7 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     totals: object = None,
     level: float = 0.9,
     seed: int = 0,
+    new_levels: str = "population",
 ) -> pd.DataFrame | xr.DataArray:
     r"""Predict usage at new spots and covariates, or at the fitted ones, with what is not known of it.
 
@@ -88,6 +92,10 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
         Probability inside of ``lower`` and ``upper``.
     seed
         Of the draws.
+    new_levels
+        With random effects of groups, groups that the fit never saw: ``"population"``, any such group; ``"raise"``.
+        The table is that of the fitted group at the others, its uncertainty included. A spot at the position of a
+        fitted one has to have its covariates and groups, where spots have effects of their own.
 
     Returns
     -------
@@ -104,7 +112,8 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
         A name that is not in ``gene_names``.
     InvalidArgumentError
         A joint fit; coordinates, sections or covariates that are missing or, of covariates, have levels that the fit
-        never saw; new spots where graph or covariance were given themselves; ``totals`` missing or of another shape.
+        never saw; new spots where graph or covariance were given themselves, or ρ was estimated; ``totals`` missing or
+        of another shape; ``draws`` beside effects of groups.
     NotReadyError
         Before ``setup_data`` or ``fit``.
 
@@ -122,19 +131,30 @@ def predict(  # noqa: PLR0913 (options of a table, all by keyword)
     """
     analysis = self.analysis
     analysis.shipped_only("predict")
-    analysis.without_groups("predict")
     check_option("what", what, get_args(Scale))
     check_share("level", level)
     check_integer("draws", draws, least=0)
     check_integer("seed", seed, least=0)
+    check_option("new_levels", new_levels, NEW_LEVELS)
+    if draws:
+        analysis.without_groups("draws", "Leave draws out for a table, or use posterior() at the fitted spots.")
     if what == "usage":
         check_of_isoforms(analysis.options.likelihood, "usage is of shares of isoforms; ask for what='mean'")
     positions, spots = gene_positions(analysis, genes), asked_spots(analysis, adata_new, design_mtx)
     scale = PredictedScale(what, level, _totals(analysis, positions, spots, totals, what, fitted=adata_new is None))
-    parts = _batches(analysis, positions)
     if draws:
         return _draws(analysis, positions, spots, scale, n_draws=draws, seed=seed)
-    tables = {gene: table for own in parts for gene, table in _tables(analysis, own, spots, scale).items()}
+    if analysis.prepared.listed is None:
+        found = ((own, *_moments(analysis, own, spots)) for own in _batches(analysis, positions))
+    else:
+        batches = batches_alike(
+            analysis, analysis.grouped_spec(with_design=analysis.fit.with_design), analysis.fit.genes
+        )
+        wanted = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
+        found = ((own, *listed_moments(analysis, own, spots, adata_new, new_levels)) for own in wanted)
+    tables: dict[int, pd.DataFrame] = {}
+    for own, mean, covariance in found:
+        tables |= _tables(analysis, own, spots, scale, (mean, covariance))
     return pd.concat([tables[gene] for gene in positions], ignore_index=True)
 
 
@@ -170,15 +190,24 @@ def _posterior(
     return problem, link_posterior(problem), Places(rows @ problem.engine.scaling.matrix, spots.fitted, spots.field)
 
 
-def _tables(
-    analysis: UsageAnalysis, genes: Sequence[int], spots: AskedSpots, scale: PredictedScale
-) -> dict[int, pd.DataFrame]:
-    """Table of each gene of a batch."""
-    problem, posterior, places = _posterior(analysis, genes, spots)
+def _moments(analysis: UsageAnalysis, genes: Sequence[int], spots: AskedSpots) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the logits of genes of a batch."""
+    _, posterior, places = _posterior(analysis, genes, spots)
     mean, covariance, basis = posterior.mean(places), posterior.covariance(places), posterior.model.basis
-    if basis is not None:
-        mean, covariance = basis.logits(mean), basis.logit_covariance(covariance)
-    likelihood = _bound(problem)
+    return (mean, covariance) if basis is None else (basis.logits(mean), basis.logit_covariance(covariance))
+
+
+def _tables(
+    analysis: UsageAnalysis,
+    genes: Sequence[int],
+    spots: AskedSpots,
+    scale: PredictedScale,
+    moments: tuple[Tensor, Tensor],
+) -> dict[int, pd.DataFrame]:
+    """Table of each gene of a batch, from the moments of its logits."""
+    mean, covariance = moments
+    fitted, likelihood = stacked([analysis.fit.genes[gene] for gene in genes]), analysis.options.likelihood
+    likelihood = likelihood.bind({name: fitted[name] for name in likelihood.free})
     if scale.what == "link":
         sd = torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
         reach = float(torch.special.ndtri(torch.tensor((1 + scale.level) / 2, dtype=torch.float64)))

@@ -20,29 +20,27 @@ from pyrosplice._hypothesis.coefficients.working_model import Spectra
 from pyrosplice._io.storable import split
 from pyrosplice._linalg.select import solver_for
 from pyrosplice._linalg.solver import SpatialSolver
-from pyrosplice._tables.columns import complete_cells, one_column
+from pyrosplice._tables.columns import one_column
 from pyrosplice._tables.coordinates import SpatialKey, read_coordinates, spatial_key_of
-from pyrosplice._tables.labels import read_labels
-from pyrosplice._usage.analysis.options import AnalysisOptions
+from pyrosplice._tables.labels import Labels, read_labels
+from pyrosplice._usage.analysis.data_options import DataOptions
+from pyrosplice._usage.analysis.listed_effects import complete, listed_effects
 from pyrosplice._usage.analysis.spot_graph import given_adjacency, graph_key, key_of_places, nearest_adjacency
 from pyrosplice._usage.reading.design import (
     Design,
     build_design,
-    complete_spots,
     formula_of,
     is_intercept,
     split_design,
 )
 from pyrosplice._usage.reading.isoforms import IsoformData, check_anndata, check_key, read_isoforms, table_of
-from pyrosplice.effects._effect import bind
 from pyrosplice.effects._group_block import GroupBlock
-from pyrosplice.effects._group_terms import Groups
-from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, is_whole
+from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.spatial._graph import component_labels, warn_if_disconnected
 from pyrosplice.spatial._sections import wide_section_graph
 from pyrosplice.spatial.car import CarCovariance, IdentityCovariance
 
-MISSING = ("raise", "drop")
 Covariance = Any  # CarCovariance, IdentityCovariance or what the user wrote (pyrosplice.spatial._covariance), or None
 
 
@@ -68,8 +66,8 @@ class Prepared:
         Where (``obsm``, columns of ``obs``) are the positions that the graph is made of; None where it is not.
     formula
         Formula of the covariates; None where they are columns or numbers.
-    groups
-        Random effects of groups of spots.
+    listed
+        The list of random effects that was asked for, those of a formula among them; None where there is none.
     graph_key
         Key of ``obsp`` with the graph, given or squidpy's; None where it is that of the nearest neighbours.
     """
@@ -82,7 +80,7 @@ class Prepared:
     section_key: str | None = None
     spatial_key: SpatialKey | None = None
     formula: str | None = None
-    groups: tuple[GroupBlock, ...] = ()
+    listed: BoundEffects | None = None
     graph_key: str | None = None
     summaries: dict[str, pd.DataFrame] = field(default_factory=dict)
     _solvers: dict[tuple[int | None, str], SpatialSolver] = field(default_factory=dict)
@@ -98,6 +96,19 @@ class Prepared:
     def n_sections(self) -> int:
         """Sections with spots left in them; 1 where none were named."""
         return _n_sections(self.data.adata.obs, self.section_key)
+
+    @property
+    def groups(self) -> tuple[GroupBlock, ...]:
+        """Random effects of groups of spots."""
+        return () if self.listed is None else self.listed.groups
+
+    @property
+    def sections(self) -> tuple[str, NDArray[np.intp]] | None:
+        """Column of the sections, and the section of each spot; None where all are of one."""
+        if self.section_key is None:
+            return None
+        labels = _labels(self.data.adata.obs, self.section_key)
+        return None if len(labels.levels) < 2 else (self.section_key, labels.codes)
 
     @property
     def gene_names(self) -> tuple[str, ...]:
@@ -197,84 +208,28 @@ class Prepared:
         return batches
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Arguments of ``setup_data`` beside the data, which documents them; checked where they are given.
-
-    Attributes
-    ----------
-    model
-        Options of the models, which say what the covariance is for.
-    """
-
-    model: AnalysisOptions
-    spatial_key: Any
-    adj_key: str | None
-    layer: str | None
-    group_iso_by: str
-    gene_names: str | None
-    group_gene_by_n_iso: bool
-    design_mtx: Any
-    covariate_names: Sequence[str] | None
-    min_counts: float
-    min_bin_pct: float
-    min_component_size: int
-    covariance: Any
-    section_key: str | None
-    missing: str
-
-    def __post_init__(self) -> None:
-        if not is_whole(self.min_component_size, 1):
-            raise InvalidArgumentError(
-                f"min_component_size: expected a whole number ≥ 1, found {self.min_component_size!r}."
-            )
-        check_switches(group_gene_by_n_iso=self.group_gene_by_n_iso)
-        check_option("missing", self.missing, MISSING)
-        if self.design_mtx is None and self.covariate_names is not None:
-            raise InvalidArgumentError("covariate_names: expected None without a design_mtx.")
-        if isinstance(self.covariate_names, str):
-            raise InvalidArgumentError(f"covariate_names: expected a list of names, found {self.covariate_names!r}.")
-        if self.covariance is not None and self.adj_key is not None and self.min_component_size == 1:
-            raise InvalidArgumentError(
-                "adj_key: expected None beside a covariance, which is used instead of the graph's."
-            )
-        kind = self.model.model_type
-        if self.covariance is not None and kind != "glmm-full":
-            raise InvalidArgumentError(
-                f"covariance: a {kind!r} has no spatial effect; expected None, or model_type='glmm-full'."
-            )
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether who is whose neighbour has to be known."""
-        return (self.model.model_type == "glmm-full" and self.covariance is None) or self.min_component_size > 1
-
-
 def prepare(adata: AnnData, options: DataOptions) -> Prepared:
     """Check everything, then filter spots, isoforms and genes and build graph and design; see ``setup_data``."""
     check_anndata(adata)
     obs = table_of(adata, "obs")
     covariates, terms = split_design(options.design_mtx, obs)
     if terms:
-        options.model.check_groups()
-        options = replace(options, design_mtx=covariates)
+        options.model.check_groups("of groups in design_mtx")
+    options = replace(options, design_mtx=covariates, effects=(*terms, *options.effects))
     check_key(adata, "section_key", options.section_key, "obs")
     check_key(adata, "adj_key", options.adj_key, "obsp")
-    spots = _complete(obs, options, terms)
+    spots = complete(obs, options)
     sections = _sections(obs, spots, options.section_key)
     graph, adjacency = _adjacency(adata, obs, spots, sections, options) if options.needs_graph else (None, None)
     if adjacency is not None and options.min_component_size > 1:
         large = _large_components(adjacency, options.min_component_size)
         adjacency = adjacency[large][:, large]
         spots[spots] = large
-        if not large.any():
-            raise InvalidArgumentError(
-                f"min_component_size: no component of the spatial graph has {options.min_component_size} spots."
-            )
     kept = None if spots.all() else spots
     formula = formula_of(options.design_mtx, obs)
-    groups = bind(terms, obs[spots])
-    design = _design(obs, kept, options, only_groups=bool(terms) and is_intercept(options.design_mtx, obs[spots]))
+    alone = bool(options.effects) and formula is not None and is_intercept(formula, obs[spots])
+    design = _design(obs, kept, options, only_groups=alone)
+    listed = listed_effects(adata, obs, spots, options)
     data = read_isoforms(
         adata,
         layer=options.layer,
@@ -286,10 +241,12 @@ def prepare(adata: AnnData, options: DataOptions) -> Prepared:
         n_isos=options.model.likelihood.n_categories,
     )
     split(data.adata)  # raises now, not after the fit, where something cannot be saved
-    covariance = _covariance(data.adata, adjacency, options)
-    ours = options.model.model_type == "glmm-full" and options.covariance is None and graph is None
-    keys = options.section_key, spatial_key_of(options.spatial_key) if ours else None, formula
-    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, groups, graph)
+    covariance: Covariance = None if listed is None else listed.field
+    graph = graph if listed is None or covariance is None else listed.graph_key
+    covariance = _covariance(data.adata, adjacency, options) if covariance is None else covariance
+    places = spatial_key_of(options.spatial_key) if options.of_positions and graph is None else None
+    keys = options.section_key, places, formula
+    return Prepared(data, data.counts(), design, covariance, options.group_gene_by_n_iso, *keys, listed, graph)
 
 
 def _design(
@@ -302,7 +259,7 @@ def _design(
         return None
     design = build_design(options.design_mtx, obs, covariate_names=options.covariate_names, spots=spots)
     design.check()
-    return design
+    return design.against_first if options.effects else design
 
 
 def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Covariance | None:
@@ -316,30 +273,6 @@ def _covariance(adata: AnnData, adjacency: object, options: DataOptions) -> Cova
         return options.covariance
     warn_if_disconnected(adjacency, n_sections=_n_sections(adata.obs, options.section_key), stacklevel=4)
     return CarCovariance(adjacency, rho=options.model.rho)
-
-
-def _complete(obs: pd.DataFrame, options: DataOptions, terms: Sequence[Groups]) -> NDArray[np.bool_]:
-    """Mask of the spots that have every label and number that is asked for, if the others may be left out."""
-    complete = np.ones(len(obs), dtype=bool)
-    if options.missing == "raise":
-        return complete
-    if options.design_mtx is not None:
-        complete &= complete_spots(options.design_mtx, obs)
-    for term in terms:
-        complete &= term.complete_rows(obs)
-    if options.section_key is not None:
-        complete &= complete_cells(obs, [options.section_key], "section_key")
-    if not complete.any():
-        raise InvalidArgumentError(
-            f"missing='drop': none of {len(complete)} spots has every label and number of design_mtx and section_key."
-        )
-    if not complete.all():
-        warnings.warn(
-            f"missing='drop': {int((~complete).sum())} of {len(complete)} spots have no label or number in design_mtx "
-            "or section_key and are left out.",
-            stacklevel=4,
-        )
-    return complete
 
 
 def check_size(covariance: object, n_spots: int) -> None:
@@ -360,7 +293,11 @@ def check_size(covariance: object, n_spots: int) -> None:
 
 def _n_sections(obs: pd.DataFrame, key: str | None) -> int:
     """Sections that have spots; 1 where none are named."""
-    return 1 if key is None else len(read_labels(one_column(obs, key, "section_key"), "section_key").levels)
+    return 1 if key is None else len(_labels(obs, key).levels)
+
+
+def _labels(obs: pd.DataFrame, key: str) -> Labels:
+    return read_labels(one_column(obs, key, "section_key"), "section_key")
 
 
 def _sections(obs: pd.DataFrame, spots: NDArray[np.bool_], key: str | None) -> NDArray[np.object_] | None:
@@ -378,18 +315,19 @@ def _adjacency(
     options: DataOptions,
 ) -> tuple[str | None, sp.csr_matrix]:
     """Adjacency, by its key, in ``obsp``, or the k-NN graph of the coordinates, of some spots, within sections."""
-    model = options.model
-    key = graph_key(adata, options.adj_key, options.spatial_key, model.k_neighbors, model.graph)
+    key = graph_key(adata, options.adj_key, options.spatial_key, *options.asked_neighbors)
     if key is not None:
         return key, given_adjacency(adata, key, spots, sections)
     places = adata, obs, key_of_places(options.spatial_key, adata)
-    return None, nearest_adjacency(places, spots, sections, model, least=options.min_component_size)
+    return None, nearest_adjacency(places, spots, sections, options.neighbors, least=options.min_component_size)
 
 
 def _large_components(adjacency: object, least: int) -> NDArray[np.bool_]:
     """Mask of the spots whose component has at least ``least`` spots."""
     labels = component_labels(adjacency)[1]
     kept = np.bincount(labels)[labels] >= least
+    if not kept.any():
+        raise InvalidArgumentError(f"min_component_size: no component of the spatial graph has {least} spots.")
     if not kept.all():
         warnings.warn(
             f"min_component_size={least}: {int((~kept).sum())} of {len(kept)} spots are in smaller components of the "

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any, Literal, Self
 
 import torch
 from anndata import AnnData
-from torch import Tensor
 
 from pyrosplice._modes import works_in_any_mode
 from pyrosplice._overrides import refuse_properties
@@ -29,13 +28,18 @@ from pyrosplice._usage.analysis import (
     prediction,
     storage,
     tables,
+    usage_components,
     variability,
 )
+from pyrosplice._usage.analysis.data_options import DataOptions
 from pyrosplice._usage.analysis.description import analysis_rows
 from pyrosplice._usage.analysis.fits import Results, UsageAnalysis
 from pyrosplice._usage.analysis.options import MAPPINGS, AnalysisOptions, check_logits, snapshot
-from pyrosplice._usage.analysis.prepare import Covariance, DataOptions, Prepared, prepare
+from pyrosplice._usage.analysis.prepare import Covariance, Prepared, prepare
 from pyrosplice._usage.records import UsageFit
+from pyrosplice.effects._effect import Effect
+from pyrosplice.effects._effect_list import read_effects
+from pyrosplice.effects._field import Field, Independent
 from pyrosplice.effects._isoform_effect import IsoformEffect
 from pyrosplice.errors import NotReadyError
 from pyrosplice.guides._own_model import Program
@@ -187,6 +191,7 @@ class SplisosmGLMM(Described):
         covariance: object = None,
         section_key: str | None = None,
         missing: Literal["raise", "drop"] = "raise",
+        effects: Effect | Field | Independent | Sequence[Effect | Field | Independent] = (),
     ) -> None:
         """Read counts, covariates and space. Forgets earlier fits and tests; if it fails, nothing has changed.
 
@@ -239,6 +244,10 @@ class SplisosmGLMM(Described):
         missing
             Spots that lack a label or number in ``design_mtx`` or ``section_key`` (None, NaN, NA, blank text):
             ``"raise"`` refuses, ``"drop"`` leaves them out, with a warning, as if they were not in ``adata``.
+        effects
+            Random effects (:mod:`pyrosplice.effects`) beside the type's and the formula's: ``Groups``, your own; for
+            ``"glmm-full"`` a ``Field`` in the place of its own, ``by="tumour"`` or ``rho="estimate"`` too. Options
+            and tests are those of random terms. Factors of the design then have their first level as reference.
 
         Raises
         ------
@@ -260,12 +269,11 @@ class SplisosmGLMM(Described):
         pyrosplice.errors.InvalidArgumentError: design_mtx: expected columns of adata.obs, which has ['iid'];
         found ['age']. A formula begins with '~'.
         """
-        given = self._given
-        given.check()
+        (given := self._given).check()
         read = (spatial_key, adj_key, layer, group_iso_by, gene_names, group_gene_by_n_iso, design_mtx, covariate_names)
-        kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing)
+        kept = (min_counts, min_bin_pct, min_component_size, covariance, section_key, missing, read_effects(effects))
         prepared = prepare(adata, DataOptions(given, *read, *kept))
-        if self.model_type != "glm" or prepared.groups:
+        if self.model_type != "glm" or prepared.listed is not None:
             check_logits(self.isoform_effect, self.likelihood, prepared.counts)
         if self._priors_name is not None:
             self.priors = given.named_priors(self._priors_name, prepared.covariance)
@@ -296,14 +304,17 @@ class SplisosmGLMM(Described):
     variance_components = group_effects.usage_variances
     random_effects = group_effects.usage_levels
     units = group_effects.covariate_units
+    test_component = usage_components.test_usage_component
+    fitted_field = usage_components.usage_field
     posterior = posterior_draws.posterior
     predict = prediction.predict
     cross_validate = cross_validation.cross_validate
     check_calibration = own_calibration.check_calibration
+    _like = own_calibration.analysis_like
     save = storage.save
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 (what a file cannot hold)
         cls,
         path: str | os.PathLike[str],
         map_location: str | None = None,
@@ -312,6 +323,7 @@ class SplisosmGLMM(Described):
         priors: Mapping[str, Any] | None = None,
         covariance: object = None,
         model: Program | None = None,
+        effects: Effect | Field | Sequence[Effect | Field] = (),
     ) -> Self:
         """Read what ``save`` wrote.
 
@@ -321,7 +333,7 @@ class SplisosmGLMM(Described):
             The file.
         map_location
             Device to compute on from now on, e.g. ``"cpu"``; the one it was saved with by default.
-        likelihood, priors, covariance, model
+        likelihood, priors, covariance, model, effects
             Objects of your own classes that it was saved with; a file holds no code. Shipped and Pyro's come back.
 
         Raises
@@ -343,8 +355,8 @@ class SplisosmGLMM(Described):
         >>> bool((again.get_training_summary()["best_loss"] == model.get_training_summary()["best_loss"]).all())
         True
         """
-        given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "model": model}
-        return storage.loaded_analysis(cls, path, map_location, given)
+        given = {"likelihood": likelihood, "priors": priors, "covariance": covariance, "effects": effects}
+        return storage.loaded_analysis(cls, path, map_location, {**given, "model": model})
 
     @property
     def n_spots(self) -> int:
@@ -353,7 +365,7 @@ class SplisosmGLMM(Described):
 
     @property
     def n_genes(self) -> int:
-        """Number of genes after filtering; 0 before ``setup_data``."""
+        """Number of genes after filtering."""
         return len(self.gene_names)
 
     @property
@@ -371,10 +383,7 @@ class SplisosmGLMM(Described):
         """Names of the covariates."""
         return [] if self._prepared is None else list(self._prepared.covariate_names)
 
-    @property
-    def n_isos_per_gene(self) -> list[int]:
-        """Number of isoforms of each gene after filtering."""
-        return [] if self._prepared is None else self._prepared.data.n_isos
+    n_isos_per_gene = property(tables.n_isos_per_gene)
 
     @property
     def design_mtx(self) -> torch.Tensor | None:
@@ -388,7 +397,7 @@ class SplisosmGLMM(Described):
 
     @property
     def filtered_adata(self) -> AnnData:
-        """The filtered copy of the data, spots × isoforms. Raises :class:`NotReadyError` before ``setup_data``."""
+        """The filtered copy of the data, spots × isoforms; raises :class:`NotReadyError` before ``setup_data``."""
         return self.analysis.prepared.data.adata
 
     @property
@@ -407,15 +416,6 @@ class SplisosmGLMM(Described):
     def _given(self) -> AnalysisOptions:
         options = {option.name: getattr(self, option.name) for option in fields(AnalysisOptions) if option.init}
         return AnalysisOptions(**options | {"priors": self.priors or self._priors_name})
-
-    def _like(self, counts: Sequence[Tensor]) -> Self:
-        """An analysis like this one of other genes, ``(N, K)`` each; not fitted."""
-        twin = copy(self)  # with results of its own
-        if not self._given.is_marginal:  # tests rest on fits of their own then, and those of ``fit`` need no time
-            twin.fitting_configs = {**(self.fitting_configs or {}), "max_epochs": 0}
-        twin.adata = None
-        twin.hold(self.analysis.prepared.of_counts(counts))
-        return twin
 
     def __copy__(self) -> Self:
         twin, read = object.__new__(type(self)), self._read

@@ -9,10 +9,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyrosplice._tables.coordinates import SpatialKey, coordinates_name, read_coordinates, spatial_key_of
-from pyrosplice._usage.analysis.options import AnalysisOptions
 from pyrosplice.effects._field import Field
 from pyrosplice.errors import InvalidArgumentError
-from pyrosplice.spatial._connectivities import documented_edges, left_by_squidpy, stored_graph
+from pyrosplice.spatial._connectivities import left_by_squidpy, stored_graph
 from pyrosplice.spatial._graph import Graph
 from pyrosplice.spatial._sections import within_sections
 
@@ -20,7 +19,7 @@ NO_SPACE = " model_type='glm' needs no coordinates."
 
 
 def graph_key(
-    adata: AnnData, adj_key: str | None, spatial_key: object, k_neighbors: int, graph: Graph | None
+    adata: AnnData, adj_key: str | None, spatial_key: object, k_neighbors: int | None, graph: Graph | None
 ) -> str | None:
     """Key of the graph in ``obsp`` to take: the given one, or squidpy's where no other was asked for; None for none."""
     return adj_key or left_by_squidpy(adata.obsp, spatial_key, k_neighbors, graph)
@@ -45,13 +44,12 @@ def nearest_adjacency(
     places: tuple[AnnData, pd.DataFrame, SpatialKey],
     spots: NDArray[np.bool_],
     sections: NDArray[np.object_] | None,
-    options: AnalysisOptions,
+    field: Field,
     *,
     least: int,
 ) -> sp.csr_matrix:
-    """Graph of the nearest neighbors of some spots, within sections; those of fewer than ``least`` may have none."""
+    """A field's nearest neighbors of some spots, within sections; those of fewer than ``least`` may have none."""
     adata, obs, key = places
     coords = read_coordinates(key, adata.obsm, obs, hint=NO_SPACE)
-    field = Field(k_neighbors=int(options.k_neighbors), graph=documented_edges(options.graph))
     names = coordinates_name(key), "section_key"
     return field.adjacency(coords[spots], sections, names=names, least=least, stacklevel=6)

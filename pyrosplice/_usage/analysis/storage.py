@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyrosplice._io.archive import Archive, check_arguments, damage_named
 from pyrosplice._io.atomic import as_path
 from pyrosplice._io.codec import NEW, check_keys, check_sizes
 from pyrosplice._io.older import usage_1
+from pyrosplice._linalg.select import solver_for
 from pyrosplice._tables.coordinates import has_coordinates, spatial_key_of
 from pyrosplice._usage.analysis.extensions import Extensions, covariance_of, own_model, pack, unpack
 from pyrosplice._usage.analysis.fits import Analyzed, Holder
@@ -23,8 +24,13 @@ from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.reading.design import Design
 from pyrosplice._usage.reading.isoforms import IsoformData
 from pyrosplice._usage.records import UsageFit
+from pyrosplice.effects._effect_list import GivenEffect, described, field_of, read_effects, restored
+from pyrosplice.effects._field import ESTIMATE, Independent
+from pyrosplice.effects._field_family import car_family
 from pyrosplice.effects._group_block import GroupBlock
+from pyrosplice.effects._group_terms import random_effects
 from pyrosplice.errors import InvalidArgumentError, ModelFileError
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.guides._own_model import takes
 
 CLASSES = ("likelihood", "priors")  # arguments that may be objects of a person's own
@@ -46,6 +52,7 @@ class SavedData:
     spatial_key: Any = field(default=None, metadata={NEW: True})
     formula: str | None = field(default=None, metadata={NEW: True})
     groups: tuple[GroupBlock, ...] = field(default=(), metadata={NEW: True})
+    effects: Any = field(default=None, metadata={NEW: True})
     graph_key: str | None = field(default=None, metadata={NEW: True})
 
 
@@ -111,7 +118,8 @@ def _saved_data(prepared: Prepared) -> SavedData:
     """What is saved of the data."""
     data, columns = prepared.data, [positions.tolist() for positions in prepared.data.columns]
     rest = prepared.group_by_n_iso, prepared.section_key, prepared.design, prepared.spatial_key
-    more = prepared.formula, prepared.groups, prepared.graph_key
+    listed = None if prepared.listed is None else [described(one) for one in prepared.listed.given]
+    more = prepared.formula, prepared.groups, listed, prepared.graph_key
     return SavedData(data.adata, data.layer, data.gene_names, columns, *rest, *more)
 
 
@@ -125,15 +133,20 @@ def loaded_analysis(
     path = os.fspath(as_path(file))
     archive = Archive.load(path, kind.__name__, {1: usage_1})
     check_arguments(kind, _arguments(kind))
-    helped = map_location is not None or any(value is not None for value in given.values())
+    helped = map_location is not None or any(value is not None and value != () for value in given.values())
     with damage_named(repr(path), keep=(InvalidArgumentError,) if helped else ()):
         saved = archive.to(SavedUsage)
-        own = unpack(saved.extensions, given["likelihood"], given["priors"], given["covariance"], path=path)
+        effects = read_effects(given["effects"])
+        field = field_of(effects)
+        covariance = given["covariance"] if field is None or field.covariance is None else field.covariance
+        own = unpack(saved.extensions, given["likelihood"], given["priors"], covariance, path=path)
         own |= own_model(saved.extensions, given["model"], path=path)
         device = {} if map_location is None else {"device": str(map_location)}
         analysis = kind(**saved.options | device, **own)
         check_keys(saved.options, OPTIONS, "options")
-        analysis.hold(_prepared_of(saved, given["covariance"]), saved.fit, {"sv": saved.sv, "du": saved.du})
+        prepared = _prepared_of(saved, covariance)
+        prepared = replace(prepared, listed=_listed(saved.data, prepared, effects, path))
+        analysis.hold(prepared, saved.fit, {"sv": saved.sv, "du": saved.du})
         return analysis
 
 
@@ -144,8 +157,28 @@ def _prepared_of(saved: SavedUsage, covariance: object = None) -> Prepared:
     columns = tuple(np.asarray(positions, dtype=np.intp) for positions in stored.columns)
     data = IsoformData(stored.adata, stored.layer, stored.gene_names, columns)
     space = covariance_of(saved.extensions.covariance, covariance, n_spots)
-    keys = stored.section_key, stored.spatial_key, stored.formula, stored.groups, stored.graph_key
+    keys = stored.section_key, stored.spatial_key, stored.formula, None, stored.graph_key
     return Prepared(data, data.counts(), stored.design, space, stored.group_by_n_iso, *keys)
+
+
+def _listed(stored: SavedData, prepared: Prepared, given: Sequence[GivenEffect], path: str) -> BoundEffects | None:
+    """The list of random effects again; those of one's own are among the ``given``."""
+    obs = stored.adata.obs
+    if stored.effects is None:
+        terms = [term for block in stored.groups for term in random_effects(f"~ ({block.name})", obs, "groups")[1]]
+        return BoundEffects(tuple(terms), stored.groups) if terms else None
+    found = [restored(one, given, repr(path)) for one in stored.effects]
+    effects = tuple(one for one in found if one is not None)
+    unused = [one for one in given if not any(one is other for other in effects)]
+    if unused:
+        raise ModelFileError(f"effects: {path} was saved without {unused[0]!r}; leave it out.")
+    noise, field = any(isinstance(one, Independent) for one in effects), field_of(effects)
+    if field is None:
+        return BoundEffects(effects, stored.groups, noise=noise)
+    covariance = prepared.covariance
+    family = car_family(covariance.adjacency) if field.rho == ESTIMATE else None
+    of_field = covariance, solver_for(covariance), field.multiplier(obs), noise, family, prepared.sections
+    return BoundEffects(effects, stored.groups, *of_field)
 
 
 def _check(saved: SavedUsage, n_spots: int) -> None:

@@ -11,11 +11,23 @@ from anndata import AnnData
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._usage.analysis.fits import Analyzed
 from pyrosplice._usage.analysis.group_effects import standard_deviations
+from pyrosplice._usage.analysis.prepare import Prepared
 from pyrosplice._usage.reading.summary import feature_summary
 from pyrosplice.errors import NoResultsError, check_option
 
 TRAINING = ("converged", "best_loss", "best_epoch", "fitting_time_s", "n_iter")
 TESTS = {"sv": "test_spatial_variability", "du": "test_differential_usage"}
+
+
+class Preparing(Protocol):
+    """An analysis that has no data yet, or has."""
+
+    _prepared: Prepared | None
+
+
+def n_isos_per_gene(self: Preparing) -> list[int]:
+    """Number of isoforms of each gene after filtering."""
+    return [] if self._prepared is None else self._prepared.data.n_isos
 
 
 def extract_feature_summary(
@@ -83,7 +95,7 @@ def get_training_summary(self: Analyzed) -> pd.DataFrame:
         for gene in analysis.fit.genes
     ]
     table = pd.DataFrame(rows, index=pd.Index(analysis.prepared.gene_names, name="gene"))
-    return table.join(standard_deviations(analysis)) if analysis.prepared.groups else table
+    return table.join(standard_deviations(analysis)) if analysis.prepared.listed is not None else table
 
 
 def get_fitted_ratios_anndata(self: Analyzed, layer_name: str = "fitted_ratios") -> AnnData:

@@ -20,8 +20,9 @@ from pyrosplice._usage.gene_tests import variability_ratio
 from pyrosplice._usage.gene_tests.linearized import GeneTests, run_batches
 from pyrosplice._usage.gene_tests.missing_results import reasons_of
 from pyrosplice._usage.gene_tests.variability_ratio import FittedPair
+from pyrosplice.effects._effect_list import field_of
 from pyrosplice.effects._level_columns import columns_with_levels
-from pyrosplice.errors import NoResultsError, check_option
+from pyrosplice.errors import InvalidArgumentError, NoResultsError, check_option
 
 SCORE_BATCH = 256  # genes at a time in score tests, which fit nothing
 MORE = ("random_seed", "early_stop", "n_jobs", "n_draws", "null_law")  # options of the keywords
@@ -131,8 +132,7 @@ def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
             f"model_type={analysis.model_type!r} has no space; expected 'glmm-full' to test spatial variability."
         )
     if method == "score":
-        what = "method='score' takes a spot's total as given; use method='llr'"
-        check_of_isoforms(analysis.options.likelihood, what)
+        _check_score(analysis)
     if n_perms_per_gene is not None and not use_perm_null:
         warnings.warn("n_perms_per_gene: nothing is permuted without use_perm_null=True.", stacklevel=3)
     test = variability_score_tests if method == "score" else variability_ratio_tests
@@ -154,6 +154,19 @@ def test_spatial_variability(  # noqa: PLR0913 (a documented interface)
     return None
 
 
+def _check_score(analysis: UsageAnalysis) -> None:
+    """Raise where residuals do not tell of the field: random totals, a field that multiplies a column."""
+    listed = analysis.prepared.listed
+    field = None if listed is None else field_of(listed.given)
+    if field is not None and field.by is not None:
+        raise InvalidArgumentError(
+            f"method: 'score' tests a field of all spots, and {field!r} multiplies a column; use "
+            "test_component('space')."
+        )
+    what = "method='score' takes a spot's total as given; use method='llr'"
+    check_of_isoforms(analysis.options.likelihood, what)
+
+
 def variability_score_tests(
     analysis: UsageAnalysis, options: VariabilityOptions, *, show: bool
 ) -> tuple[GeneTests, dict[str, NDArray[np.float64]]]:
@@ -172,7 +185,9 @@ def variability_ratio_tests(
     analysis: UsageAnalysis, options: VariabilityOptions, *, show: bool
 ) -> tuple[GeneTests, dict[str, NDArray[np.float64]]]:
     """Likelihood-ratio tests of all genes, and what else there is to report of them."""
-    analysis.without_groups("method='llr'", "Use method='score', which adjusts for every level of them.")
+    analysis.without_groups(
+        "method='llr'", "Use test_component('space'), or method='score', which adjusts for every level of groups."
+    )
     task, more = _ratio_task(analysis, options)
     pairs = _fitted_pairs(analysis, with_design=_adjusted(analysis, options) is not None, show=show)
     calls = [(pair, *more) for pair in pairs]

@@ -13,6 +13,7 @@ from pyrosplice._hypothesis.coefficients.residual_variance import joint_dof
 from pyrosplice._hypothesis.coefficients.score import Linearized, ScoreVariance, score_variance
 from pyrosplice._hypothesis.coefficients.wald import contrast_test
 from pyrosplice._optimize.newton import solve_curvature
+from pyrosplice._usage.fitted_gene import FittedGene, stacked
 from pyrosplice._usage.gene_tests.covariate_law import (
     AveragedFit,
     Columns,
@@ -26,7 +27,7 @@ from pyrosplice._usage.gene_tests.terms import Contrast
 from pyrosplice._usage.glm import MultinomGLM
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec, stacked
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.glmm._design_information import covariate_information
 from pyrosplice.glmm._glm_objective import StandardCoordinates, covariance_from_information
 from pyrosplice.reasons import Reason

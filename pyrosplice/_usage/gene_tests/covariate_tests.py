@@ -20,6 +20,7 @@ from pyrosplice._hypothesis.coefficients.score import (
 )
 from pyrosplice._hypothesis.coefficients.surrogates import Surrogates, surrogate_test
 from pyrosplice._hypothesis.likelihood_ratio import chi2_sf, likelihood_ratio_test
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice._usage.gene_tests.coefficients import estimates
 from pyrosplice._usage.gene_tests.covariate_law import (
     MODEL,
@@ -35,7 +36,7 @@ from pyrosplice._usage.gene_tests.terms import Contrast, Term
 from pyrosplice._usage.glm import MultinomGLM
 from pyrosplice._usage.glmm import MultinomGLMM
 from pyrosplice._usage.reading.design import Design
-from pyrosplice._usage.records import FittedGene, ModelSpec
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.reasons import Reason
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice._usage.records import FittedGene
+from pyrosplice._usage.fitted_gene import FittedGene
 from pyrosplice.reasons import Reason
 
 WITHOUT_TESTS = (Reason.NO_COUNTS, Reason.SEPARATED, Reason.ALL_OR_NOTHING, Reason.NOT_FINITE, Reason.RAISED)

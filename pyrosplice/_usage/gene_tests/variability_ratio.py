@@ -20,9 +20,10 @@ from pyrosplice._hypothesis.variance.noise_freedom import noise_freedom
 from pyrosplice._hypothesis.variance.permutation import PermutationNull
 from pyrosplice._hypothesis.variance.ratio_null import spatial_ratio_null
 from pyrosplice._hypothesis.variance.spatial_kernel import SpatialKernel
+from pyrosplice._usage.fitted_gene import FittedGene, stacked
 from pyrosplice._usage.gene_tests.linearized import permutation_pvalues, permuted
 from pyrosplice._usage.glmm import MultinomGLMM
-from pyrosplice._usage.records import FittedGene, ModelSpec, stacked
+from pyrosplice._usage.records import ModelSpec
 from pyrosplice.effects._isoform_effect import SoftmaxBasis
 from pyrosplice.glmm._random_effect import LARGEST_LOGIT
 from pyrosplice.likelihoods._recombined import of_every_isoform

@@ -86,6 +86,15 @@ class Design:
         return Design(np.ascontiguousarray(self.values[:, list(columns)]), names, names)
 
     @property
+    def against_first(self) -> Design:
+        """The levels of each factor against its first one, as a formula codes them: columns that are estimable."""
+        kept = self.estimable
+        if len(kept) == len(self.names):
+            return self
+        names, terms = (tuple(own[i] for i in kept) for own in (self.names, self.terms))
+        return Design(np.ascontiguousarray(self.reduced), names, names, terms)
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """What belongs together: for each covariate its term of the formula, else its factor."""
         return self.given_terms or self.factors

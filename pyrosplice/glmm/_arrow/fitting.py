@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from pyrosplice.glmm._arrow.layout import SupportLayout, equal_rows
 from pyrosplice.glmm._arrow.parameter_search import LogPrior, OuterObjective, SearchStart
 from pyrosplice.glmm._arrow.problem_eliminator import eliminator_of
 from pyrosplice.glmm._arrow.standard_columns import StandardColumns
+from pyrosplice.glmm._latents import Latents
 from pyrosplice.glmm._separation import FAR_LOGIT, separated
 from pyrosplice.reasons import OPTIMA, Reason
 
@@ -284,7 +286,7 @@ class _Fitter:
             restricted=self.restricted,
             group_modes=tuple(mode for mode, _ in effects),
             group_sds=tuple(sd for _, sd in effects),
-            latents=found.latents,
+            latents=_positive(found.latents, self.eliminator.inner, outer.sds),
             gradient_norm=torch.from_numpy(ended[0].copy()),
             reason=reasons,
             n_iter=ended[1].n_iter,
@@ -368,3 +370,10 @@ def _rank(design: Array) -> int:
     columns = np.where(constant, design, design - design.mean(0)) if constant.any() else design
     size = np.linalg.norm(columns, axis=0)
     return int(np.linalg.matrix_rank(columns / np.where(size > 0, size, 1.0), tol=1e-10)) if design.shape[1] else 0
+
+
+def _positive(latents: Latents, inner: Sequence[str], sds: Tensor) -> Latents:
+    """Inner effects of standard deviations that are not negative: the search knows either sign."""
+    sign = {name: torch.where(sds[:, k] < 0, -1.0, 1.0)[:, None, None] for k, name in enumerate(inner)}
+    one = torch.ones(1, dtype=torch.float64)
+    return Latents(latents.field * sign.get("space", one), latents.noise * sign.get("noise", one))

@@ -1,4 +1,4 @@
-r"""Mean and variance of linear predictors in Laplace's posterior, at fitted and at new observations.
+r"""Mean and variance of one linear predictor in Laplace's posterior at new observations that no field reaches.
 
 Parameters are at their estimates. A new observation with covariates x, and z of every effect,
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyrosplice._modes import outside_inference_mode
@@ -21,7 +20,6 @@ from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.laid_out import LaidOut
 from pyrosplice.glmm._arrow.layout import equal_rows
-from pyrosplice.glmm._arrow.spots import SpotEliminator
 from pyrosplice.glmm._arrow.unknowns_posterior import ArrowPosterior
 
 Array = NDArray[np.float64]
@@ -42,12 +40,15 @@ class NewRows:
         z of each effect, (n, q).
     noise
         Whether each has an effect of its own, where the fit has such.
+    space_by
+        What multiplies the field at each, (n,); None for 1.
     """
 
     design: Array
     levels: NDArray[np.int64]
     columns: tuple[Array, ...]
     noise: bool = True
+    space_by: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -100,28 +101,3 @@ def of_new_levels(problem: EffectsProblem, fit: EffectsFit, rows: NewRows) -> Ar
     if problem.noise and rows.noise:
         out += fit.sds[:, [fit.inner.index("noise")]].square().numpy()
     return out
-
-
-@outside_inference_mode
-def fitted_predictors(problem: EffectsProblem, fit: EffectsFit) -> PredictorMoments:
-    """Moments of the predictors of the fitted observations, effects of single ones among them."""
-    laid_out = LaidOut(problem)
-    laid_out.eliminator = spots = SpotEliminator(
-        problem, torch.from_numpy(laid_out.layout.columns), torch.from_numpy(laid_out.layout.support)
-    )
-    variance = np.full(problem.counts.shape[:2], np.nan)
-    for genes, laplace in laid_out.at_fit(fit):
-        outer, map_ = laplace.mode.outer, laplace.mode.system.factor.map
-        point = laplace.search.point(outer, map_, laplace.unknowns, laplace.latents)
-        measure = spots.linearize(point).measure(torch.from_numpy(laplace.moments.blocks))
-        found = measure.covariance[:, :, 0, 0].numpy()
-        variance[genes.numpy()] = np.where(laplace.mode.found[:, None], found, np.nan)
-    offset = _offset(problem)
-    mean = fit.linear_predictor(problem)[..., 0].numpy() - offset
-    return PredictorMoments(mean, variance)
-
-
-def _offset(problem: EffectsProblem) -> Array | float:
-    if problem.offset is None:
-        return 0.0
-    return problem.offset if problem.offset.ndim == 1 else problem.offset[..., 0]

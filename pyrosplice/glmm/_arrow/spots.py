@@ -70,7 +70,7 @@ class SpotEliminator:
         self._model = MixedModel(
             problem.counts.to(torch.float64), None, solver, guarded(problem.likelihood, []), self.basis
         )
-        self._offset = self._offset_of(problem)
+        self._offset = self.offset_of(problem)
         self.inner = ("space",) * (problem.space is not None) + ("noise",) * problem.noise
         self.hyper = self._model.hyper
         self.n_supports, self.width = self.columns.n_supports, columns.shape[1] * self._model.n_predictors
@@ -149,7 +149,7 @@ class SpotEliminator:
             fixed = fixed + (self._offset if len(self._offset) == 1 else self._offset[at.genes])
         return self.changed(at.sds, fixed)
 
-    def _offset_of(self, problem: EffectsProblem) -> Tensor | None:
+    def offset_of(self, problem: EffectsProblem) -> Tensor | None:
         """Offset as ``(1 or G, N, Q)``, in the coordinates of the effects."""
         if problem.offset is None:
             return None

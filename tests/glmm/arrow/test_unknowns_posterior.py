@@ -15,8 +15,8 @@ from pyrosplice.glmm import CountGLMM
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.fitting import fit_effects
-from pyrosplice.glmm._arrow.predictor_moments import NEW_LEVEL, NO_LEVEL, NewRows, fitted_predictors, new_predictors
-from pyrosplice.glmm._arrow.predictors_in_space import predictors_in_space
+from pyrosplice.glmm._arrow.predictor_moments import NEW_LEVEL, NO_LEVEL, NewRows, new_predictors
+from pyrosplice.glmm._arrow.predictors_in_space import fitted_predictors, predictors_in_space
 from pyrosplice.posterior._effects_draws import plugged_in
 from pyrosplice.spatial._new_spots import FieldPlaces, NewSpots
 from tests.glmm.arrow import dense_laplace
@@ -160,14 +160,14 @@ def test_predictors_of_fitted_and_of_other_levels_have_the_dense_variance(layout
 def test_fitted_predictors_have_the_dense_variance_beside_fields_and_noise(seed: int) -> None:
     problem = named(random_problem(seed))
     fit = somewhere(problem, seed)
-    found = fitted_predictors(problem, fit)
+    found = fitted_predictors(problem, fit).of_one
     for gene in range(2):
         expected = Dense(problem, fit, gene).variance(one(problem, gene))
         torch.testing.assert_close(torch.from_numpy(found.variance[gene]), expected, rtol=1e-5, atol=1e-9)
     fit = fit_effects(problem)
     mean = fit.linear_predictor(problem)[..., 0].numpy()
     mean = mean - (0.0 if problem.offset is None else problem.offset)
-    np.testing.assert_allclose(fitted_predictors(problem, fit).mean, mean)
+    np.testing.assert_allclose(fitted_predictors(problem, fit).of_one.mean, mean, atol=1e-9)
 
 
 def test_a_new_level_has_the_variance_of_its_effect_and_a_new_cell_that_of_its_own() -> None:
@@ -207,7 +207,7 @@ def test_predictors_at_other_places_have_the_dense_variance(seed: int) -> None:
     assert problem.space is not None
     fit = somewhere(problem, seed)
     rows, places, weights = with_new_spots(problem, seed)
-    found = predictors_in_space(problem, fit, rows, places)
+    found = predictors_in_space(problem, fit, rows, places).of_one
     root = torch.linalg.cholesky(problem.space.dense_covariance())
     for gene in range(2):
         dense = Dense(problem, fit, gene)
@@ -224,3 +224,22 @@ def test_predictors_at_other_places_have_the_dense_variance(seed: int) -> None:
         expected = expected + (dense.values.noise**2 if problem.noise else 0.0)
         torch.testing.assert_close(torch.from_numpy(found.variance[gene]), expected, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(torch.from_numpy(found.mean[gene]), slopes @ dense.mode, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [2, 3, 7, 8, 12, 13, 17, 23, 28])
+def test_several_predictors_at_the_fitted_places_are_the_fitted_ones(seed: int) -> None:
+    """Two ways to one covariance: solves for every row, and the selected inverse of the fit; fields multiplied too."""
+    problem = replace(named(random_problem(seed)), noise=False)
+    fit = fit_effects(problem)
+    n = len(problem.design)
+    levels = np.column_stack([np.zeros((n, 0), np.int64), *(b.levels for b in problem.groups)])
+    levels[levels < 0] = NO_LEVEL
+    columns = tuple(b.columns * (b.levels >= 0)[:, None] for b in problem.groups)
+    rows = NewRows(problem.design, levels, columns, space_by=problem.space_by)
+    places = None if problem.space is None else FieldPlaces(np.arange(n), None)
+    found, expected = predictors_in_space(problem, fit, rows, places), fitted_predictors(problem, fit)
+    assert found.mean.shape[-1] == problem.counts.shape[-1] - 1
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-7)
+    np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-7)
+    offset = 0.0 if problem.offset is None else problem.offset[:, None]
+    np.testing.assert_allclose(found.mean, fit.linear_predictor(problem).numpy() - offset, atol=1e-6)

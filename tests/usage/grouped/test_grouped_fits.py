@@ -7,12 +7,13 @@ import pytest
 import torch
 from pyro.poutine import condition, trace
 
-from pyrosplice import SplisosmGLMM
-from pyrosplice._usage.grouped.grouped_glmm import GroupedGLMM
+from pyrosplice import MultinomGLMM, SplisosmGLMM
 from pyrosplice.effects import Groups
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
 from pyrosplice.glmm import log_density
 from pyrosplice.likelihoods import DirichletMultinomial
+from pyrosplice.spatial._sections import section_graph
+from pyrosplice.spatial.car import CarCovariance
 from tests.usage.grouped.tissues import NEWTON, QUIET, fitted, sections
 
 KINDS = (pytest.param("glmm-full", marks=pytest.mark.slow), "glmm-null", "glm")
@@ -58,7 +59,7 @@ def test_records_models_tables_and_files_say_the_same(kind, tmp_path):
     model = fitted(adata, "~ condition + (1 | donor/section)", kind=kind)
     model.save(tmp_path / "model")
     again = SplisosmGLMM.load(tmp_path / "model")
-    assert repr(again) == repr(model) and "groups   (1 | donor), (1 | donor:section)" in repr(model)
+    assert repr(again) == repr(model) and "effects  (1 | donor), (1 | donor:section)" in repr(model)
     for which in (model, again):
         table = which.random_effects("donor:section")
         assert list(table.columns) == ["gene", "level", "column", "isoform", "against", "effect", "se", "reason"]
@@ -80,15 +81,13 @@ def test_records_models_tables_and_files_say_the_same(kind, tmp_path):
 def test_a_model_of_ones_own_counts_is_that_of_the_analysis(likelihood):
     adata = sections(2, n_genes=1, side=3)
     analysis = fitted(adata, "~ age + (1 | section)", kind="glmm-full", likelihood=likelihood).get_gene_model("g0")
-    model = GroupedGLMM(likelihood=likelihood)
-    with pytest.raises(InvalidArgumentError, match="groups: expected an effect or more"):
+    model = MultinomGLMM(likelihood=likelihood, **NEWTON)
+    with pytest.raises(InvalidArgumentError, match="groups: expected"):
         model.setup_data(adata.layers["counts"], groups=())
     assert "no data" in repr(model)
+    space = CarCovariance(section_graph(adata.obsm["spatial"], adata.obs["section"], k_neighbors=4, graph="mutual"))
     model.setup_data(
-        adata.layers["counts"],
-        analysis.spec.space,
-        adata.obs[["age"]].to_numpy(),
-        groups=[Groups("section").bind(adata.obs)],
+        adata.layers["counts"], space, adata.obs[["age"]].to_numpy(), groups=Groups("section"), table=adata.obs
     )
     with pytest.raises(NotReadyError, match="call fit"):
         model.linear_predictor()
@@ -153,8 +152,6 @@ def test_what_rests_on_other_fits_is_refused_by_name():
     adata = sections(7, n_genes=1)
     model = fitted(adata, kind="glmm-full")
     for what, call in {
-        "posterior": model.posterior,
-        "check_calibration": model.check_calibration,
         "covariate_modes": model.covariate_modes,
         "method='llr'": lambda: model.test_spatial_variability("llr"),
         "from_null": lambda: model.fit(from_null=True),

@@ -14,6 +14,7 @@ from pyrosplice._usage.reading.design import Design
 from pyrosplice.effects import Groups
 from pyrosplice.effects._level_columns import columns_with_levels
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.glmm._bound_effects import BoundEffects
 from pyrosplice.likelihoods import Multinomial
 from tests.missing_results import check_reasons
 from tests.usage.grouped.tissues import NEWTON, QUIET, fitted, sections
@@ -36,7 +37,8 @@ def test_of_endless_counts_every_test_is_the_f_test_of_section_means(n_levels, n
     columns = (level[section][:, None] == np.arange(1, n_levels)).astype(float)
     names = tuple(f"level{k}" for k in range(1, n_levels))
     block = Groups("section").bind(pd.DataFrame({"section": section.astype(str)}))
-    spec = GroupedSpec(Design(columns, names, names), (block,), None, False, Multinomial(), effect)
+    design, effects = Design(columns, names, names), BoundEffects((), (block,))
+    spec = GroupedSpec(len(section), design, effects, Multinomial(), effect)
     means = np.stack([latent[:, level == k].mean(1) for k in range(n_levels)], 1)
     within = np.square(latent - means[:, level]).sum((1, 2))
     between = np.square(means[:, level] - latent.mean(1, keepdims=True)).sum((1, 2))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pyrosplice._expression.mixed.cell_effects import CellEffects
 from pyrosplice.effects._group_block import GroupBlock
 from pyrosplice.errors import InvalidArgumentError, listed
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
+from pyrosplice.glmm._bound_effects import BoundEffects
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Component:
     n_parameters
         How many variances and covariances leave with it.
     effect
-        Its number among the effects of groups; None of one in space or of each cell.
+        Its number among the effects of groups, or the name of another, ``"space"`` or ``"noise"``.
     kept
         The columns of that effect that stay, by number.
     """
 
     name: str
     n_parameters: int
-    effect: int | None = None
+    effect: int | str
     kept: tuple[int, ...] = ()
 
     def without(self, problem: EffectsProblem) -> EffectsProblem:
         """The model that lacks it."""
-        if self.effect is None:
-            gone = {"noise": False} if self.name == "cell" else {"space": None, "space_by": None}
+        if isinstance(self.effect, str):
+            gone = {"noise": False} if self.effect == "noise" else {"space": None, "space_by": None}
             return replace(problem, **gone)
         groups = list(problem.groups)
         whole = groups.pop(self.effect)
@@ -46,8 +46,10 @@ class Component:
         return replace(problem, groups=tuple(groups))
 
 
-def component_of(effects: CellEffects, asked: str) -> Component:
-    """The part that a person names: a term of the formula, columns of one as a term of their own, "space" or "cell".
+def component_of(effects: BoundEffects, asked: str, *, noise: str) -> Component:
+    """The part that a person names: a term of the formula, columns of one as a term of their own, "space" or ``noise``.
+
+    ``noise`` is what tables call the effect of every observation, ``"cell"``.
 
     Raises
     ------
@@ -55,10 +57,12 @@ def component_of(effects: CellEffects, asked: str) -> Component:
         Nothing of that name; an intercept while its slopes stay, which depends on where a covariate is zero.
     """
     names = [f"({block.name})" for block in effects.groups]
-    names += ["space"] * (effects.space is not None) + ["cell"] * effects.noise
+    inner = {"space": "space"} if effects.space is not None else {}
+    inner |= {noise: "noise"} if effects.noise else {}
+    names += inner
     text = " ".join(str(asked).split())
-    if text in ("space", "cell") and text in names:
-        return Component(text, 1)
+    if text in inner:
+        return Component(text, 1, inner[text])
     term = text.removeprefix("(").removesuffix(")").strip()
     for e, block in enumerate(effects.groups):
         if _spelled(term) == _spelled(block.name):
