@@ -73,8 +73,7 @@ class SparsePattern:
         """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for up to eight genes; ``blocks`` is (Q, Q, N, lanes ≤ 8)."""
         diagonal = zeros(self.n, q, q)
         if blocks is not None:
-            lanes = blocks.shape[-1]
-            diagonal[..., :lanes] = blocks[:, :, self.order].transpose(2, 0, 1, 3)
+            kernels.to_lanes(blocks.transpose(1, 0, 2, 3), self.order, diagonal)
         below = zeros(self.row.size, q, q)
         for a in range(q):
             diagonal[:, a, a] += self.diagonal[:, None]
@@ -100,14 +99,13 @@ class LaneFactor:
 
     def solve(self, rhs: np.ndarray, *, lower: bool = True) -> np.ndarray:
         """Solve for (R, Q, N, lanes) in and out; ``lower=False`` leaves out the forward half, as draws need."""
-        lanes = rhs.shape[-1]
         x = zeros(self.pattern.n, self.q, rhs.shape[0])
-        x[..., :lanes] = rhs[:, :, self.pattern.order].transpose(2, 1, 0, 3)
+        kernels.to_lanes(rhs, self.pattern.order, x)
         if lower:
             self._run(kernels.solve_lower, x)
         self._run(kernels.solve_upper, x)
-        out = np.empty_like(rhs)
-        out[:, :, self.pattern.order] = x[..., :lanes].transpose(2, 1, 0, 3)
+        out = np.empty(rhs.shape)
+        kernels.from_lanes(x, self.pattern.order, out)
         return out
 
     def inverse_blocks(self) -> np.ndarray:
@@ -116,8 +114,8 @@ class LaneFactor:
         diagonal, below = zeros(pattern.n, q, q), zeros(pattern.row.size, q, q)
         longest = int(np.diff(pattern.column_start).max(initial=0))
         self._run(kernels.selected_inverse, diagonal, below, zeros(2 * longest + 1, q, q))
-        out = np.empty((self.q, self.q, self.pattern.n, LANES))
-        out[:, :, self.pattern.order] = diagonal.transpose(1, 2, 0, 3)
+        out = np.empty((q, q, pattern.n, LANES))
+        kernels.from_lanes(diagonal, pattern.order, out)
         return out
 
 

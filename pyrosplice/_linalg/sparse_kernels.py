@@ -76,6 +76,26 @@ def update_lists(column_start, row, n):  # type: ignore[no-untyped-def]
     return start, column, at
 
 
+@compiled(nogil=True)
+def to_lanes(table, order, out):  # type: ignore[no-untyped-def]
+    """Write ``table`` (R, Q, N, lanes) as ``out`` (N, Q, R, LANES), its rows in the order of the factor."""
+    for i in range(order.size):
+        for a in range(table.shape[1]):
+            for r in range(table.shape[0]):
+                for lane in range(table.shape[3]):
+                    out[i, a, r, lane] = table[r, a, order[i], lane]
+
+
+@compiled(nogil=True)
+def from_lanes(table, order, out):  # type: ignore[no-untyped-def]
+    """Write ``table`` (N, Q, R, LANES) as ``out`` (R, Q, N, lanes), its rows in the order of the matrix."""
+    for i in range(order.size):
+        for r in range(out.shape[0]):
+            for a in range(out.shape[1]):
+                for lane in range(out.shape[3]):
+                    out[r, a, order[i], lane] = table[i, a, r, lane]
+
+
 @compiled(nogil=True, error_model="numpy")
 def factorize_lanes(column_start, row, update_start, update_column, update_at, diagonal, below, width):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Cholesky factor in place. A lane that is not positive definite ends as NaN, the others unharmed."""
