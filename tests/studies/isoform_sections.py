@@ -16,6 +16,7 @@ from pyrosplice._hypothesis.coefficients.unit_statistics import wald_of_units, w
 from pyrosplice._linalg.sparse import SparseSolver
 from pyrosplice._usage.analysis.grouped_usage import sphericity_of
 from pyrosplice.data import simulate_counts
+from pyrosplice.effects._isoform_effect import IsoformEffect
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import Coefficients, DesignUnits
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -33,7 +34,10 @@ CONDITION = np.array([[0.0, 1.0]])
 
 @dataclass(frozen=True)
 class Isoforms:
-    """Usage in sections of one condition each: which isoforms vary between sections, and by how much."""
+    """Usage in sections of one condition each: which isoforms vary between sections, and by how much.
+
+    Where all do the model is right, of a symmetric effect; where the last does it is that of the default.
+    """
 
     varying: Literal["all", "last"]
     section_sd: float
@@ -47,6 +51,10 @@ class Isoforms:
     fits = ("field", "(1 | section) + field")
     laws = ("normal", "one variance", "clip")
     bulk = "Hotelling"
+
+    @property
+    def isoform_effect(self) -> IsoformEffect:
+        return "symmetric" if self.varying == "all" else "independent"
 
     def covariance(self) -> CarCovariance:
         section = np.repeat(np.arange(self.n_sections), self.side**2)
@@ -64,6 +72,7 @@ class Isoforms:
         eta[..., 0] += self.effect * condition
         eta = eta[..., :-1] - eta[..., -1:]
         options = {"n_genes": n_genes, "depth": self.depth, "sigma": self.field_sd, "theta": 1.0, "seed": seed}
+        options |= {"n_isos": self.n_isoforms, "isoform_effect": self.isoform_effect}
         counts = simulate_counts(self.covariance(), effect=eta, **options)
         return pd.DataFrame({"section": section, "condition": condition}), counts.double().numpy()
 
@@ -74,6 +83,7 @@ class Isoforms:
             Multinomial(),
             groups=(group_block("section", spots["section"]),) if "section" in fit else (),
             space=SparseSolver(self.covariance().precision),
+            isoform_effect=self.isoform_effect,
         )
 
     def tested(self, fit: str, spots: pd.DataFrame, counts: Array) -> dict[str, Array]:
