@@ -49,3 +49,8 @@ def sphericity(variation: Array, df: float) -> Array:
         unbiased = np.clip(np.where(left > 0, ((df + 1) * effective - 2) / (q * left), 1.0), 1 / q, 1.0)
         found = unbiased + (q - 2) / (2 * q) * (effective / q - unbiased) if q > 1 else np.ones(len(trace))
     return np.where(known & (df > 1) & (square > 0), np.clip(found, 1 / q, 1.0), 1.0)
+
+
+def share_of(df: Array, share: Array | float) -> Array:
+    """Degrees of freedom ``(G,)`` times ε, at least one where there were so many."""
+    return np.maximum(df * share, np.minimum(df, 1.0))

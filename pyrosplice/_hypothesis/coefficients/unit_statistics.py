@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from pyrosplice._hypothesis.coefficients.sphericity import share_of
 from pyrosplice.glmm._arrow.coefficient_score import coefficient_score
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -40,7 +41,7 @@ def wald_tail(statistic: Array, k: int, df: Array, *, sphericity: Array | float 
 
 def _f_tail(f: Array, k: int, df: Array, sphericity: Array | float) -> Array:
     """Upper tail of F of ε k and ε ν degrees of freedom, ε the ``sphericity`` (G,) of what varies between units."""
-    left = np.where(np.isfinite(df), np.maximum(df * sphericity, np.minimum(df, 1.0)), 1.0)
+    left = np.where(np.isfinite(df), share_of(df, sphericity), 1.0)
     return np.asarray(stats.f.sf(f, k * np.asarray(sphericity), left), dtype=np.float64)
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrosplice._hypothesis.coefficients.sphericity import sphericity
+from pyrosplice._hypothesis.coefficients.sphericity import share_of, sphericity
 from pyrosplice._hypothesis.coefficients.unit_law import fewest_units, freedom_of
 from pyrosplice._hypothesis.coefficients.unit_statistics import (
     Reasons,
@@ -161,7 +161,7 @@ def unit_tests(
             statistic, ended = wald_of_units(fit, one.rows), worse_of(fit.reason)
             tail = wald_tail(statistic, k, freedom, sphericity=share)
         lost = ended != ""
-        found = statistic, tail, np.maximum(freedom * share, np.minimum(freedom, 1.0)), share
+        found = statistic, tail, share_of(freedom, share), share
         columns.append((*(np.where(lost, np.nan, values) for values in found), ended))
     return UnitTests(*(np.stack(values, 1) for values in zip(*columns, strict=True)))
 
@@ -190,7 +190,7 @@ def grouped_gene_effects(
     problem = spec.problem(counts)
     law = covariance_law(problem, fit)
     dof = [
-        freedom_of(law, one.rows, one.units, df, n_predictors=q) * sphericity_of(problem, fit, one.units, df)
+        share_of(freedom_of(law, one.rows, one.units, df, n_predictors=q), sphericity_of(problem, fit, one.units, df))
         for one in covariates
     ]
     usage = average_usage_effects(spec.predictor(genes), beta, covariance, given, changes_of(given, design.terms))
