@@ -19,10 +19,9 @@ from torch import Tensor
 from pyrosplice._linalg import selected_inverse
 from pyrosplice._linalg import sparse_kernels as kernels
 from pyrosplice._linalg.blocks import planar
+from pyrosplice._linalg.lanes import LANES, zeros
 from pyrosplice._linalg.solver import Factor, SpatialSolver
 from pyrosplice.errors import InvalidArgumentError
-
-LANES = kernels.LANES
 
 
 class SparsePattern:
@@ -72,11 +71,10 @@ class SparsePattern:
 
     def factorize(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
         """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for up to eight genes; ``blocks`` is (Q, Q, N, lanes ≤ 8)."""
-        diagonal = np.zeros((self.n, q, q, LANES))
+        diagonal = zeros(self.n, q, q)
         if blocks is not None:
-            lanes = blocks.shape[-1]
-            diagonal[..., :lanes] = blocks[:, :, self.order].transpose(2, 0, 1, 3)
-        below = np.zeros((self.row.size, q, q, LANES))
+            kernels.to_lanes(blocks.transpose(1, 0, 2, 3), self.order, diagonal)
+        below = zeros(self.row.size, q, q)
         for a in range(q):
             diagonal[:, a, a] += self.diagonal[:, None]
             below[self.at, a, a] = self.below[:, None]
@@ -101,22 +99,23 @@ class LaneFactor:
 
     def solve(self, rhs: np.ndarray, *, lower: bool = True) -> np.ndarray:
         """Solve for (R, Q, N, lanes) in and out; ``lower=False`` leaves out the forward half, as draws need."""
-        lanes = rhs.shape[-1]
-        x = np.zeros((self.pattern.n, self.q, rhs.shape[0], LANES))
-        x[..., :lanes] = rhs[:, :, self.pattern.order].transpose(2, 1, 0, 3)
+        x = zeros(self.pattern.n, self.q, rhs.shape[0])
+        kernels.to_lanes(rhs, self.pattern.order, x)
         if lower:
             self._run(kernels.solve_lower, x)
         self._run(kernels.solve_upper, x)
-        out = np.empty_like(rhs)
-        out[:, :, self.pattern.order] = x[..., :lanes].transpose(2, 1, 0, 3)
+        out = np.empty(rhs.shape)
+        kernels.from_lanes(x, self.pattern.order, out)
         return out
 
     def inverse_blocks(self) -> np.ndarray:
         """Diagonal blocks of the inverse, (Q, Q, N, LANES)."""
-        diagonal, below = np.empty_like(self.diagonal), np.empty_like(self.below)
-        self._run(kernels.selected_inverse, diagonal, below)
-        out = np.empty((self.q, self.q, self.pattern.n, LANES))
-        out[:, :, self.pattern.order] = diagonal.transpose(1, 2, 0, 3)
+        pattern, q = self.pattern, self.q
+        diagonal, below = zeros(pattern.n, q, q), zeros(pattern.row.size, q, q)
+        longest = int(np.diff(pattern.column_start).max(initial=0))
+        self._run(kernels.selected_inverse, diagonal, below, zeros(2 * longest + 1, q, q))
+        out = np.empty((q, q, pattern.n, LANES))
+        kernels.from_lanes(diagonal, pattern.order, out)
         return out
 
 

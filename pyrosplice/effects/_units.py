@@ -15,7 +15,7 @@ nlme, which is on the safe side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -112,6 +112,9 @@ class ContrastUnits:
         Degrees of freedom that coefficients of the same units take: ``df + spent`` are what these units have in all.
     of_observations
         Whether observations are the units.
+    compared
+        By place of an effect among those of the model, squares ``(q, q)`` of the combinations of its columns that the
+        contrast is compared with; none where observations are the units.
     """
 
     unit: str
@@ -119,6 +122,7 @@ class ContrastUnits:
     df: float
     spent: float
     of_observations: bool = False
+    compared: Mapping[int, Array] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class _Stratum:
         Those of all its effects.
     intercept
         Whether these span a constant within each group.
+    effects
+        Number of columns of each, by its place among all effects.
     """
 
     name: str
@@ -143,6 +149,16 @@ class _Stratum:
     groups: Rows
     columns: Array
     intercept: bool
+    effects: Mapping[int, int]
+
+    def compared(self, squares: Array) -> dict[int, Array]:
+        """Parts of ``squares`` (q, q) of all columns that are of each effect, where there are any."""
+        ends = np.cumsum(list(self.effects.values()))
+        parts = {
+            place: squares[end - width : end, end - width : end]
+            for (place, width), end in zip(self.effects.items(), ends, strict=True)
+        }
+        return {place: part for place, part in parts.items() if part.any()}
 
     @property
     def constant(self) -> Array:
@@ -265,11 +281,13 @@ class DesignUnits:
         outer = [s for s in outer if not self._carries(contrast, s.groups, s.constant)]
         around = max(outer, key=lambda s: len(s.groups), default=None)
         n, within = len(stratum.groups), self._rank(stratum.groups, stratum.constant)
+        whole = np.linalg.lstsq(stratum.columns, stratum.constant[:, 0], rcond=None)[0]
+        compared = stratum.compared(np.where(np.abs(np.outer(whole, whole)) > ESTIMABLE, np.outer(whole, whole), 0.0))
         if around is None:
             spent = float(len(contrast) - within)
-            return ContrastUnits(stratum.name, n, n - spent, spent)
+            return ContrastUnits(stratum.name, n, n - spent, spent, compared=compared)
         spent = float(self._rank(around.groups, around.constant) - within)
-        return ContrastUnits(stratum.name, n, n - len(around.groups) - spent, spent)
+        return ContrastUnits(stratum.name, n, n - len(around.groups) - spent, spent, compared=compared)
 
     def _by_slope(self, contrast: Array, stratum: _Stratum) -> ContrastUnits:
         """Groups that have slopes of their own of what the contrast compares."""
@@ -282,7 +300,9 @@ class DesignUnits:
         explained = self._rank(groups, others) - self._rank(groups, stratum.columns)
         n = int((directions > 0).sum())
         spent = float(explained / directions.max())
-        return ContrastUnits(stratum.name, n, float(directions.sum() / directions.max()) - spent, spent)
+        compared = stratum.compared(np.diag(np.isin(np.arange(stratum.columns.shape[1]), essential).astype(float)))
+        df = float(directions.sum() / directions.max()) - spent
+        return ContrastUnits(stratum.name, n, df, spent, compared=compared)
 
     def _left(self, groups: Rows, columns: Array) -> Array:
         """Right singular vectors ``(P, r)`` of what is left of the scaled design within groups; found once."""
@@ -318,16 +338,18 @@ def describe_units(
 
 def _strata(blocks: Sequence[GroupBlock]) -> tuple[_Stratum, ...]:
     """Effects by what they group: factors that put together the same observations are one."""
-    alike: dict[bytes, list[GroupBlock]] = {}
-    for block in blocks:
-        alike.setdefault(pd.factorize(block.levels)[0].tobytes(), []).append(block)
+    alike: dict[bytes, list[int]] = {}
+    for place, block in enumerate(blocks):
+        alike.setdefault(pd.factorize(block.levels)[0].tobytes(), []).append(place)
     out = []
-    for same in alike.values():
+    for places in alike.values():
+        same = [blocks[place] for place in places]
         levels, columns = same[0].levels, np.hstack([block.columns for block in same])
         groups = rows_of_levels(levels)
         name = same[0].name.rpartition("|")[2].strip()
         intercept = spanned(groups, columns, np.ones(len(levels)))
-        out.append(_Stratum(name, levels, groups, columns, intercept))
+        widths = {place: blocks[place].columns.shape[1] for place in places}
+        out.append(_Stratum(name, levels, groups, columns, intercept, widths))
     return tuple(out)
 
 

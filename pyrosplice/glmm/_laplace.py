@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrosplice._linalg.blocks import matmul, matvec
+from pyrosplice._linalg.blocks import last_sum, matmul, matvec
 from pyrosplice.glmm._latents import Latents
 from pyrosplice.glmm._mode import Mode, NewtonStep
 
@@ -118,11 +118,11 @@ class EffectMoments:
         step = self.step
         white = residual * latents.noise + adjoint.noise * score
         if step.noisy:
-            white = white - (step.information * self.cross_white.mT).sum(-1)
+            white = white - last_sum(step.information * self.cross_white.mT)
         spatial = torch.zeros_like(step.parameters.spatial)
         if step.model.solver is not None and self.cross_spatial is not None:
             spread = step.model.solver.spread
-            trace = (step.information * self.cross_spatial.mT).sum(-1)
+            trace = last_sum(step.information * self.cross_spatial.mT)
             spatial = (residual * spread(latents.field) + spread(adjoint.field) * score - trace).sum(1)
         return spatial, white
 

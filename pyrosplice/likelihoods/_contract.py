@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrosplice._linalg.blocks import last_max, last_sum, matvec
 from pyrosplice._overrides import Extensible, is_current, is_ours
 from pyrosplice.errors import InvalidArgumentError, NotStatedError
 from pyrosplice.likelihoods._by_distribution import drawn_from, each_spot, log_prob_of
@@ -668,9 +669,9 @@ class Multinomial(Likelihood):
         link = self.link_of(Multinomial)
         if link is not None:
             return torch.xlogy(counts, link(eta)).sum(-1)
-        top = eta.amax(-1).clamp_min(0.0)
-        normalizer = top + (torch.exp(eta - top.unsqueeze(-1)).sum(-1) + torch.exp(-top)).log()
-        return (counts[..., :-1] * eta).sum(-1) - counts.sum(-1) * normalizer
+        top = last_max(eta).clamp_min(0.0)
+        normalizer = top + (last_sum(torch.exp(eta - top.unsqueeze(-1))) + torch.exp(-top)).log()
+        return last_sum(counts[..., :-1] * eta) - last_sum(counts) * normalizer
 
     def mean(self, eta: Tensor) -> Tensor:
         """Expected usage of each isoform, ``softmax([η, 0])``."""
@@ -682,12 +683,12 @@ class Multinomial(Likelihood):
 
     def score(self, counts: Tensor, eta: Tensor) -> Tensor:
         """First derivative in the logits, counts less what is expected: ``y − n p``."""
-        return counts[..., :-1] - self._usage(eta) * counts.sum(-1, keepdim=True)
+        return counts[..., :-1] - self._usage(eta) * last_sum(counts).unsqueeze(-1)
 
     def information(self, counts: Tensor, eta: Tensor) -> Tensor:
         """Information of the counts about the logits, ``n (diag(p) − p p')``."""
         usage = self._usage(eta)
-        expected = usage * counts.sum(-1, keepdim=True)
+        expected = usage * last_sum(counts).unsqueeze(-1)
         information = -expected.unsqueeze(-1) * usage.unsqueeze(-2)
         torch.diagonal(information, dim1=-2, dim2=-1).add_(expected)
         return information
@@ -696,21 +697,20 @@ class Multinomial(Likelihood):
         """Derivative of the information, ``n p_m (C_mm − Σ_k C_kk p_k − 2 (C p)_m + 2 p' C p)``."""
         usage = self._usage(eta)
         diagonal = torch.diagonal(weight, dim1=-2, dim2=-1)
-        product = (weight * usage.unsqueeze(-2)).sum(-1)
-        common = ((2 * product - diagonal) * usage).sum(-1, keepdim=True)
-        return usage * counts.sum(-1, keepdim=True) * (diagonal - 2 * product + common)
+        along = 2 * matvec(weight, usage) - diagonal
+        common = last_sum(along * usage).unsqueeze(-1)
+        return usage * last_sum(counts).unsqueeze(-1) * (common - along)
 
     def _usage(self, eta: Tensor) -> Tensor:
-        top = eta.amax(-1, keepdim=True).clamp_min(0.0)
+        top = last_max(eta).clamp_min(0.0).unsqueeze(-1)
         odds = torch.exp(eta - top)
-        return odds / (odds.sum(-1, keepdim=True) + torch.exp(-top))
+        return odds / (last_sum(odds).unsqueeze(-1) + torch.exp(-top))
 
 
 def shaped(what: str, found: object, shape: tuple[int, ...]) -> Tensor:
     """What a method of a likelihood returned; refused unless it is a Tensor of that shape."""
     if not isinstance(found, Tensor) or found.shape != shape:
         other = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InvalidArgumentError(
-            f"likelihood: expected {what} to be a Tensor of shape {tuple(shape)}, found {other}."
-        )
+        what = f"{what} to be a Tensor of shape {tuple(shape)}"
+        raise InvalidArgumentError(f"likelihood: expected {what}, found {other}.")
     return found

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyrosplice._linalg.blocks import inverse_and_logdet, matmul, matvec, planar
+from pyrosplice._linalg.blocks import inverse_and_logdet, last_max, last_sum, matmul, matvec, planar
 from pyrosplice._linalg.lowrank import LowRankSolver
 from pyrosplice._linalg.select import solver_for, sparse_inverse
 from pyrosplice._linalg.solver import SpatialSolver
@@ -162,3 +162,20 @@ def test_block_operations(q: int) -> None:
     torch.testing.assert_close(logdet, torch.logdet(m))
     torch.testing.assert_close(matmul(planar(m), m), m @ m)
     torch.testing.assert_close(matvec(planar(m), m[..., 0]), (m @ m[..., :1])[..., 0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 1), (3, 4, 2), (2, 5), (2, 3, 4, 3)])
+@pytest.mark.parametrize("layout", ["planar", "rows", "swapped"])
+def test_sums_and_maxima_of_the_last_dimension(shape: tuple[int, ...], layout: str) -> None:
+    """In any layout, missing numbers stay missing, and derivatives are those of torch."""
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = {"planar": planar, "rows": torch.clone, "swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)}[
+        layout
+    ](x)
+    x[1] = torch.nan
+    torch.testing.assert_close(last_sum(x), x.sum(-1), equal_nan=True)
+    torch.testing.assert_close(last_max(x), x.amax(-1), equal_nan=True)
+    good = x[:1].requires_grad_(True)
+    for ours, theirs in ((last_sum, torch.sum), (last_max, torch.amax)):
+        slopes = [torch.autograd.grad(f(good).square().sum(), good)[0] for f in (ours, lambda y, g=theirs: g(y, -1))]
+        torch.testing.assert_close(*slopes)

@@ -2,12 +2,16 @@
 
     python -m tests.studies.effects_size donors [--genes 1000] [--setting "6 v 6"]
     python -m tests.studies.effects_size sections [--genes 1000]
+    python -m tests.studies.effects_size isoforms [--genes 500]
 
 ``donors``: cells of unequal donors, size factors, means .05 to 2; a condition between donors, or within them with an
 effect of the sample (donor and condition) or none. ``sections``: four against four sections of 16 × 16 spots with a
 field in each, usage and expression, with an effect of the section or none. Beside every fit: the naive one, whose
-units are cells, and the t-test of log pseudo-bulk. Tables with seed and commit:
-tests/studies/results/effects_donors.csv, effects_sections.csv.
+units are cells, and the t-test of log pseudo-bulk. ``isoforms``: a condition's test in all logits of three or five
+isoforms, of which all or the last vary between four against four sections of 10 × 10 spots
+(:mod:`tests.studies.isoform_sections`), by laws of one variance and of unequal ones, spots as units beside them, and
+Hotelling's test of sections' log odds. Tables with seed and commit:
+tests/studies/results/effects_donors.csv, effects_sections.csv, effects_isoforms.csv.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from pyrosplice.likelihoods import Binomial, NegativeBinomial
 from pyrosplice.spatial._sections import section_graph
 from pyrosplice.spatial.car import CarCovariance
 from tests.glmm.arrow.reference.blocks import group_block
+from tests.studies.isoform_sections import ISOFORMS, Isoforms
 from tests.studies.simulation import commit, places, save_row
 
 Array = NDArray[np.float64]
@@ -58,6 +63,9 @@ class Donors:
     effect: float = 0.0
     mean: tuple[float, float] = (0.05, 2.0)
     n_cells: int = 100
+
+    laws = LAWS
+    bulk = "t"
 
     @property
     def fits(self) -> tuple[str, ...]:
@@ -102,6 +110,10 @@ class Donors:
         y, offset = torch.as_tensor(counts)[..., None], np.log(cells["size"].to_numpy())
         return EffectsProblem(y, design, NegativeBinomial(), offset=offset, groups=groups)
 
+    def tested(self, fit: str, cells: pd.DataFrame, counts: Array) -> dict[str, Array]:
+        """As :func:`pvalues` has it."""
+        return pvalues(self, fit, cells, counts)
+
     def pseudo_bulk(self, cells: pd.DataFrame, counts: Array) -> Array:
         """P-values of t-tests of log pseudo-bulk per size, of samples, paired where donors have both conditions."""
         logs = log_bulk(counts, cells["sample"].to_numpy(), cells["size"].to_numpy())
@@ -123,6 +135,8 @@ class Sections:
     depth: float = 2.0
 
     fits = ("field", "(1 | section) + spot", "(1 | section) + field")
+    laws = LAWS
+    bulk = "t"
 
     def covariance(self) -> CarCovariance:
         section = np.repeat(np.arange(self.n_sections), self.side**2)
@@ -156,6 +170,10 @@ class Sections:
             noise="spot" in fit or (usage and fit == "field"),  # the latter is what is shipped for usage
         )
 
+    def tested(self, fit: str, spots: pd.DataFrame, counts: Array) -> dict[str, Array]:
+        """As :func:`pvalues` has it."""
+        return pvalues(self, fit, spots, counts)
+
     def pseudo_bulk(self, spots: pd.DataFrame, counts: Array) -> Array:
         """P-values of t-tests of sections: log counts, or the log odds of the first isoform."""
         first = counts[..., 0] if self.kind == "usage" else counts
@@ -167,7 +185,7 @@ class Sections:
         return stats.ttest_ind(logs[:, treated], logs[:, ~treated], axis=1).pvalue
 
 
-Setting = Donors | Sections
+Setting = Donors | Sections | Isoforms
 DONORS = {
     "6 v 6": Donors(12, False, 0.3),
     "6 v 6, donors alike": Donors(12, False, 0.0),
@@ -206,19 +224,17 @@ def log_bulk(counts: Array, units: Array, size: Array) -> Array:
     return np.log((counts @ member + 0.5) / (size @ member))
 
 
-def pvalues(setting: Setting, fit: str, table: pd.DataFrame, counts: Array) -> dict[str, Array]:
-    """P-values of the condition by each law, Satterthwaite's degrees of freedom, and milliseconds a gene."""
-    start = time.process_time()
+def pvalues(setting: Donors | Sections, fit: str, table: pd.DataFrame, counts: Array) -> dict[str, Array]:
+    """P-values of the condition by each law, and Satterthwaite's degrees of freedom."""
     problem = setting.problem(fit, table, counts)
     fitted = fit_effects(problem)
     satterthwaite = covariance_law(problem, fitted).df(torch.tensor(CONDITION)[None]).numpy()
-    seconds = time.process_time() - start
     z = (fitted.coefficients[:, 1, 0] / fitted.covariance[:, 1, 1].sqrt()).numpy()
     coefficients = Coefficients(problem.design, ["intercept", "condition"])
     between_within = DesignUnits(coefficients, problem.groups).of(CONDITION).df
     df = {law: degrees_of_freedom(satterthwaite, between_within, law) for law in LAWS}
     tails = {law: 2 * stats.t.sf(np.abs(z), of_law) for law, of_law in df.items()}
-    return tails | {"df": satterthwaite, "ms": np.full(len(z), 1e3 * seconds / len(z))}
+    return tails | {"df": satterthwaite}
 
 
 def study(setting: Setting, n_genes: int, seed: int) -> dict[tuple[str, str], dict[str, Array]]:
@@ -226,11 +242,13 @@ def study(setting: Setting, n_genes: int, seed: int) -> dict[tuple[str, str], di
     found: dict[tuple[str, str], list[dict[str, Array]]] = {}
     for layout in range(N_LAYOUTS):
         table, counts = setting.data(n_genes // N_LAYOUTS, seed + layout)
-        found.setdefault(("pseudo-bulk", "t"), []).append({"pvalue": setting.pseudo_bulk(table, counts)})
+        found.setdefault(("pseudo-bulk", setting.bulk), []).append({"pvalue": setting.pseudo_bulk(table, counts)})
         for fit in setting.fits:
-            tested = pvalues(setting, fit, table, counts)
-            more = {name: tested[name] for name in ("df", "ms")}
-            for law in LAWS:
+            start = time.process_time()
+            tested = setting.tested(fit, table, counts)
+            ms = 1e3 * (time.process_time() - start) / len(counts)
+            more = {"df": tested["df"], "ms": np.full(len(counts), ms)}
+            for law in setting.laws:
                 found.setdefault((fit, law), []).append({"pvalue": tested[law], **more})
     return {
         key: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for key, parts in found.items()
@@ -253,7 +271,7 @@ def rates(pvalue: Array) -> dict[str, object]:
 
 def main(part: str, n_genes: int, only: str | None) -> None:
     at = commit()
-    settings: dict[str, Setting] = {**(DONORS if part == "donors" else SECTIONS)}
+    settings: dict[str, Setting] = {"donors": DONORS, "sections": SECTIONS, "isoforms": ISOFORMS}[part]
     for name, setting in settings.items():
         if only in (None, name):
             seed = zlib.crc32(name.encode())
@@ -264,7 +282,7 @@ def main(part: str, n_genes: int, only: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["donors", "sections"])
+    parser.add_argument("part", choices=["donors", "sections", "isoforms"])
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--setting", help="one of them by name")
     given = parser.parse_args()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from pyrosplice._hypothesis.coefficients.sphericity import share_of
 from pyrosplice.glmm._arrow.coefficient_score import coefficient_score
 from pyrosplice.glmm._arrow.effects_fit import EffectsFit
 from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
@@ -23,7 +24,7 @@ Array = NDArray[np.float64]
 Reasons = NDArray[np.object_]
 
 
-def ratio_tail(statistic: Array, k: int, df: Array, in_all: Array) -> Array:
+def ratio_tail(statistic: Array, k: int, df: Array, in_all: Array, *, sphericity: Array | float = 1.0) -> Array:
     r"""P-values (G,) of likelihood ratios of k coefficients, by the F that they are in the balanced normal model.
 
     There :math:`LR = n \log(1 + k F / \nu)` exactly, where units have n degrees of freedom ``in_all`` (less
@@ -32,13 +33,18 @@ def ratio_tail(statistic: Array, k: int, df: Array, in_all: Array) -> Array:
     known = np.isfinite(df)
     with np.errstate(over="ignore", invalid="ignore"):
         f = np.expm1(statistic / in_all) * df / k
-        return np.where(known, stats.f.sf(f, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+        return np.where(known, _f_tail(f, k, df, sphericity), stats.chi2.sf(statistic, k))
 
 
-def wald_tail(statistic: Array, k: int, df: Array) -> Array:
+def wald_tail(statistic: Array, k: int, df: Array, *, sphericity: Array | float = 1.0) -> Array:
     """P-values (G,) of Wald and score statistics of k coefficients, whose k-th part is an F; χ² for infinite ``df``."""
-    known = np.isfinite(df)
-    return np.where(known, stats.f.sf(statistic / k, k, np.where(known, df, 1.0)), stats.chi2.sf(statistic, k))
+    return np.where(np.isfinite(df), _f_tail(statistic / k, k, df, sphericity), stats.chi2.sf(statistic, k))
+
+
+def _f_tail(f: Array, k: int, df: Array, sphericity: Array | float) -> Array:
+    """Upper tail of F of ε k and ε ν degrees of freedom, ε the ``sphericity`` (G,) of what varies between units."""
+    left = np.where(np.isfinite(df), share_of(df, sphericity), 1.0)
+    return np.asarray(stats.f.sf(f, k * np.asarray(sphericity), left), dtype=np.float64)
 
 
 def wald_of_units(fit: EffectsFit, rows: Array) -> Array:

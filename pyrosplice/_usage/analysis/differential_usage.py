@@ -128,9 +128,9 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         to. ``"clip"`` (default): Satterthwaite's, at most twice the between–within ones;
         ``"satterthwaite"`` or ``"between-within"`` alone; ``"normal"``: infinite; or a number. All K − 1 logits
         share the variance of an effect, so that those of the design count K − 1 times; of a covariate within groups
-        the curvature's, at most the design's. 400 genes without effect, three isoforms, depth 2, 4 against 4
-        sections of 64 spots: 4 to 7 % rejected at 5 % where sections vary as ``isoform_effect`` says, 7 to 8 %
-        (2 to 3 % at 1 %) where one isoform varies and the others do not; 36 to 47 % without ``(1 | section)``.
+        the curvature's, at most the design's. By ``"clip"`` numerator and denominator of F have ε times as many,
+        1 / (K − 1) to 1, as far as isoforms vary unequally between the units
+        (:mod:`pyrosplice._hypothesis.coefficients.sphericity`); by the others ε is 1.
 
     Returns
     -------
@@ -145,7 +145,8 @@ def test_differential_usage(  # noqa: PLR0913 (a documented interface)
         wherever a covariate varies: what its spots identify is tested, with its own ``df``. ``reason``, G lists of
         T: "" or why there is no p-value, among
         :class:`~pyrosplice.reasons.Reason`. With random effects of groups ``df`` is that of the denominator of F,
-        ``(G, T)``; ``n_tested``, ``(G, T)``, how many coefficients are tested together; ``unit``, G lists of T, what
+        ``(G, T)``; ``sphericity``, ``(G, T)``, the ε that is in it, and that the numerator's ``n_tested`` are times;
+        ``n_tested``, ``(G, T)``, how many coefficients are tested together; ``unit``, G lists of T, what
         the covariate is compared between (a grouping factor or ``"spots"``); and ``n_units`` how many there are.
 
     Warns

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrosplice._hypothesis.coefficients.sphericity import share_of, sphericity
 from pyrosplice._hypothesis.coefficients.unit_law import fewest_units, freedom_of
 from pyrosplice._hypothesis.coefficients.unit_statistics import (
     Reasons,
@@ -32,6 +33,9 @@ from pyrosplice._usage.gene_tests.terms import Contrast, contrasts_of
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
 from pyrosplice.effects._reference_df import DfRule
 from pyrosplice.effects._units import ContrastUnits
+from pyrosplice.glmm._arrow.between_units import variation_of_units
+from pyrosplice.glmm._arrow.effects_fit import EffectsFit
+from pyrosplice.glmm._arrow.effects_problem import EffectsProblem
 from pyrosplice.glmm._arrow.satterthwaite import covariance_law
 from pyrosplice.reasons import Reason
 
@@ -54,11 +58,15 @@ class UnitContrast:
 
 @dataclass(frozen=True)
 class UnitTests:
-    """Tests of a batch of genes ``(B, T)``: statistics, p-values, degrees of freedom, and why there is no p-value."""
+    """Tests of a batch of genes ``(B, T)``: statistics, p-values, and why there is none.
+
+    ``df`` is the denominator's degrees of freedom; ``sphericity`` is in it, and times ``n_tested`` the numerator's.
+    """
 
     statistic: Array
     pvalue: Array
     df: Array
+    sphericity: Array
     ended: Reasons
 
 
@@ -81,7 +89,7 @@ def grouped_usage_tests(
     ]
     found = run_batches(unit_tests, calls, description=options.method, n_jobs=analysis.jobs(None), show=show)
     shape = (analysis.n_genes, len(wanted))
-    whole = {name: np.full(shape, np.nan) for name in ("statistic", "pvalue", "df")}
+    whole = {name: np.full(shape, np.nan) for name in ("statistic", "pvalue", "df", "sphericity")}
     ended = np.full(shape, "", dtype=object)
     for some, part in zip(batches, found, strict=True):
         for name, values in whole.items():
@@ -125,7 +133,8 @@ def unit_tests(
 
     With Q logits a contrast of k rows is k Q coefficients, n units are n Q of them, and have Q times the degrees of
     freedom of one: the variance of an effect is that of all logits, and in the coordinates in which its covariance is
-    a multiple of I, they are replicates of each other.
+    a multiple of I, they are replicates of each other. As far as they are not, both are ε times as many
+    (:mod:`pyrosplice._hypothesis.coefficients.sphericity`).
     """
     problem, fit = spec.problem(counts), spec.restored(genes)
     law = covariance_law(problem, fit)
@@ -133,19 +142,28 @@ def unit_tests(
     for one in tested:
         k = q * len(one.rows)
         freedom = freedom_of(law, one.rows, one.units, df, n_predictors=q)
+        share = sphericity_of(problem, fit, one.units, df)
         if method == "lrt":
             statistic, ended = ratio_of_units(problem, one.rows, fit)
             freedom = np.minimum(freedom, q * one.units.df) if df == "clip" else freedom
-            tail = wald_tail(statistic, k, freedom)
+            tail = wald_tail(statistic, k, freedom, sphericity=share)
         elif method == "score":
             statistic, ended = score_of_units(problem, one.rows, fit)
-            tail = wald_tail(statistic, k, freedom)
+            tail = wald_tail(statistic, k, freedom, sphericity=share)
         else:
             statistic, ended = wald_of_units(fit, one.rows), worse_of(fit.reason)
-            tail = wald_tail(statistic, k, freedom)
+            tail = wald_tail(statistic, k, freedom, sphericity=share)
         lost = ended != ""
-        columns.append((*(np.where(lost, np.nan, values) for values in (statistic, tail, freedom)), ended))
+        found = statistic, tail, share_of(freedom, share), share
+        columns.append((*(np.where(lost, np.nan, values) for values in found), ended))
     return UnitTests(*(np.stack(values, 1) for values in zip(*columns, strict=True)))
+
+
+def sphericity_of(problem: EffectsProblem, fit: EffectsFit, units: ContrastUnits, df: DfRule | float) -> Array:
+    """How far logits are replicates of each other between the units of a contrast, ε ``(B,)``; 1 by other rules."""
+    if df != "clip" or units.of_observations or fit.coefficients.shape[2] == 1:
+        return np.ones(len(fit.coefficients))
+    return sphericity(variation_of_units(problem, fit, units.compared).numpy(), units.df)
 
 
 def grouped_gene_effects(
@@ -162,8 +180,12 @@ def grouped_gene_effects(
     given, q = torch.from_numpy(design.values), genes[0].n_logits
     order = torch.roll(torch.arange(fit.covariance.shape[-1]), -q)  # the intercept last
     beta, covariance = fit.coefficients[:, 1:], fit.covariance[:, order][:, :, order]
-    law = covariance_law(spec.problem(counts), fit)
-    dof = [freedom_of(law, one.rows, one.units, df, n_predictors=q) for one in covariates]
+    problem = spec.problem(counts)
+    law = covariance_law(problem, fit)
+    dof = [
+        share_of(freedom_of(law, one.rows, one.units, df, n_predictors=q), sphericity_of(problem, fit, one.units, df))
+        for one in covariates
+    ]
     usage = average_usage_effects(spec.predictor(genes), beta, covariance, given, changes_of(given, design.terms))
     odds, freedom = centered_log_odds(beta, covariance), torch.from_numpy(np.stack(dof, -1))
     return replace(odds, dof=freedom), replace(usage, dof=freedom)

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from pyrosplice import SplisosmGLMM
+from pyrosplice._hypothesis.coefficients.sphericity import sphericity
 from pyrosplice._usage.analysis.grouped_usage import UnitContrast, unit_tests
 from pyrosplice._usage.gene_tests.terms import Contrast
 from pyrosplice._usage.grouped.usage_problem import GroupedSpec
@@ -27,7 +28,7 @@ METHODS = ("wald", "lrt", "score")
 @pytest.mark.parametrize("n_isoforms", [2, 3, 4])
 @pytest.mark.parametrize("n_levels", [2, 3])
 def test_of_endless_counts_every_test_is_the_f_test_of_section_means(n_levels, n_isoforms, effect):
-    """Q logits of k contrasts are k Q coefficients, with Q times the degrees of freedom of one."""
+    """Q logits of k contrasts are k Q coefficients, with Q times the degrees of freedom of one; by default times ε."""
     rng, n_sections, q = np.random.default_rng(10 * n_levels + n_isoforms), 9, n_isoforms - 1
     section, level = np.repeat(np.arange(n_sections), 2), np.arange(n_sections) % n_levels
     root = np.linalg.cholesky(np.eye(q) + (effect == "symmetric"))
@@ -43,14 +44,18 @@ def test_of_endless_counts_every_test_is_the_f_test_of_section_means(n_levels, n
     within = np.square(latent - means[:, level]).sum((1, 2))
     between = np.square(means[:, level] - latent.mean(1, keepdims=True)).sum((1, 2))
     k, df = q * (n_levels - 1), q * (n_sections - n_levels)
-    expected = stats.f.sf(between / k / (within / df), k, df)
+    rest = latent - means[:, level]
+    share = sphericity(np.einsum("gsq,gsr->gqr", rest, rest), n_sections - n_levels)
     one = UnitContrast.of(spec, Contrast("level", np.eye(n_levels - 1)), "clip", stacklevel=1)
     assert (one.units.unit, one.units.n_units, one.units.df) == ("section", n_sections, n_sections - n_levels)
     genes = spec.fit(counts)
     for method in METHODS:
-        found = unit_tests(counts, spec, genes, [one], method, "clip")
-        np.testing.assert_allclose(found.df[:, 0], df, rtol=0.03, err_msg=method)  # by differences
-        np.testing.assert_allclose(found.pvalue[:, 0], expected, atol=2e-3, err_msg=method)
+        for rule, own in (("satterthwaite", np.ones(4)), ("clip", share)):
+            found = unit_tests(counts, spec, genes, [one], method, rule)
+            np.testing.assert_allclose(found.sphericity[:, 0], own, atol=1e-3, err_msg=method)
+            np.testing.assert_allclose(found.df[:, 0], df * own, rtol=0.03, err_msg=method)  # by differences
+            expected = stats.f.sf(between / k / (within / df), k * own, df * own)
+            np.testing.assert_allclose(found.pvalue[:, 0], expected, atol=2e-3, err_msg=method)
 
 
 @pytest.mark.slow
