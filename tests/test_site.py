@@ -84,7 +84,8 @@ def test_a_name_that_is_gone_has_no_page(api_pages, tmp_path):
 
 def test_the_gallery_draws_every_figure():
     cells = "\n".join(CELL.findall((DOCS / "gallery.md").read_text(encoding="utf-8")))
-    assert {name for name in ROOMS["plotting"] if f"plotting.{name}(" not in cells} == set()
+    functions = {name for name in ROOMS["plotting"] if name.islower()}  # what they return is no figure
+    assert {name for name in functions if f"plotting.{name}(" not in cells} == set()
 
 
 @pytest.mark.parametrize(
