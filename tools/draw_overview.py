@@ -32,7 +32,7 @@ def draw_usage(counted: Axes, fitted: Axes) -> None:
     table = plotting.usage_table(result, list(result.var_names))
     own = table[table["isoform"] == result.var_names[0]]
     for ax, column, title in ((counted, "raw", "isoform usage, as counted"), (fitted, "fitted", "as fitted")):
-        ax.scatter(own["x"], own["y"], c=own[column], s=19, marker="s", linewidths=0, cmap="viridis", vmin=0, vmax=1)
+        ax.scatter(own["x"], own["y"], c=own[column], s=30, marker="s", linewidths=0, cmap="viridis", vmin=0, vmax=1)
         ax.set(title=title, aspect="equal", xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 
@@ -47,7 +47,7 @@ def draw_effects(ax: Axes) -> None:
     adata = simulate_expression(cells, n_genes=120, mean=mean, donors="donor", donor_sd=0.4, seed=0)
     table = ExpressionGLM("~ drug + (1 + drug | donor)").fit(adata).test(factor="drug").summary()
     plotting.volcano(table, ax=ax, n_labels=0)
-    ax.set_title("a drug's effects, donors as units")
+    entitle(ax, "a drug's effects, donors as units")
 
 
 def draw_states(ax: Axes) -> None:
@@ -61,7 +61,14 @@ def draw_states(ax: Axes) -> None:
     states = GaussianMixture(num_components=3, covariance_type="full", random_state=0).fit(x)
     found = states.model_
     plotting.mixture_components(x, found.component_probs, found.means, found.covariances, ax=ax)
-    ax.set_title("states of cells")
+    entitle(ax, "states of cells")
+
+
+def entitle(ax: Axes, title: str) -> None:
+    """Put a title where a figure has its legend: the picture is to be read at a glance."""
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+    ax.set_title(title)
 
 
 def main(arguments: list[str]) -> int:
