@@ -32,7 +32,7 @@ def draw_usage(counted: Axes, fitted: Axes) -> None:
     table = plotting.usage_table(result, list(result.var_names))
     own = table[table["isoform"] == result.var_names[0]]
     for ax, column, title in ((counted, "raw", "isoform usage, as counted"), (fitted, "fitted", "as fitted")):
-        ax.scatter(own["x"], own["y"], c=own[column], s=30, marker="s", linewidths=0, cmap="viridis", vmin=0, vmax=1)
+        ax.scatter(own["x"], own["y"], c=own[column], s=36, marker="s", linewidths=0, cmap="viridis", vmin=0, vmax=1)
         ax.set(title=title, aspect="equal", xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 
