@@ -138,7 +138,7 @@ def problem_of_genes(problem: EffectsProblem, genes: Tensor) -> EffectsProblem:
 
 
 def _products(rows: Array, basis: Array) -> Array:
-    """``rows @ basis``, row by row alike, so that equal rows stay equal."""
+    """Multiply ``rows @ basis``, row by row alike, so that equal rows stay equal."""
     return np.stack([np.zeros(len(rows)), *((rows * own).sum(1) for own in basis.T)], 1)[:, 1:]
 
 
