@@ -7,6 +7,7 @@ them (``tests/test_tutorials.py``). Pages of public names are written from docst
 
 import hashlib
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -30,6 +31,11 @@ def digest_of_sources() -> str:
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
+
+CELLS = HERE / "_build" / "cells" / digest_of_sources()
+for stale in CELLS.parent.glob("*"):
+    if stale != CELLS:
+        shutil.rmtree(stale)
 
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -59,7 +65,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_excludepatterns = ["tutorials/*"]
-nb_execution_cache_path = str(HERE / "_build" / "cells" / digest_of_sources())
+nb_execution_cache_path = str(CELLS)
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True

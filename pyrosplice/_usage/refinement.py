@@ -126,7 +126,10 @@ def sampled_likelihood(self: Sampled, n_draws: int = 400, seed: int = 0) -> Marg
     n_draws, seed
         An even number of at least 50; of the draws.
 
-    Raises :class:`InvalidArgumentError` for another number of draws.
+    Raises
+    ------
+    InvalidArgumentError
+        Another number of draws.
 
     Examples
     --------

@@ -41,7 +41,7 @@ def listed_effects(
 def _sites(
     adata: AnnData, obs: pd.DataFrame, spots: NDArray[np.bool_], options: DataOptions, sites: FittedSites
 ) -> FittedSites:
-    """The same with positions of the spots, or the graph that squidpy left where no other was asked for."""
+    """Sites with positions of the spots, or the graph that squidpy left where no other was asked for."""
     key = graph_key(adata, None, options.spatial_key, *options.asked_neighbors)
     if key is not None:
         return replace(sites, adjacency=given_adjacency(adata, key, spots, sites.names), graph_key=key)

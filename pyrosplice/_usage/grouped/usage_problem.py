@@ -87,11 +87,11 @@ class GroupedSpec:
         return [np.flatnonzero(coordinates == value).tolist() for value in np.unique(coordinates)]
 
     def at(self, genes: Sequence[FittedGene]) -> GroupedSpec:
-        """The same with the field that these genes were fitted with, :meth:`alike` as they are."""
+        """Specification with the field that these genes were fitted with, :meth:`alike` as they are."""
         return self.at_values(torch.stack([gene.effects.space_values for gene in genes if gene.effects is not None]))
 
     def at_values(self, values: Tensor) -> GroupedSpec:
-        """The same with the field whose ρ was estimated at these values ``(G, R)``, all of them one."""
+        """Specification with the field whose ρ was estimated at these values ``(G, R)``, all of them one."""
         if self.effects.family is None:
             return self
         found = {self._place(value) for value in values[:, 0].tolist()}

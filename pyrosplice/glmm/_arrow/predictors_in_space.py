@@ -44,7 +44,7 @@ class LinkMoments:
 
     @property
     def of_one(self) -> PredictorMoments:
-        """The same of one predictor."""
+        """Moments of the first predictor, for models that have one."""
         return PredictorMoments(self.mean[..., 0], self.covariance[..., 0, 0])
 
 
