@@ -93,7 +93,7 @@ def same(typing: object, number: types.Type) -> tuple[Signature, Lowering]:
 
 @_of_kernels
 def plus_product(typing: object, total: types.Type, left: types.Type, right: types.Type) -> tuple[Signature, Lowering]:
-    """Add a product: ``total + left right``."""
+    """Add a product, ``total + left right``."""
 
     def lower(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         return _of_vectors(builder, "fmuladd", args[1], args[2], args[0])
@@ -103,7 +103,7 @@ def plus_product(typing: object, total: types.Type, left: types.Type, right: typ
 
 @_of_kernels
 def minus_product(typing: object, total: types.Type, left: types.Type, right: types.Type) -> tuple[Signature, Lowering]:
-    """Subtract a product: ``total − left right``."""
+    """Subtract a product, ``total − left right``."""
 
     def lower(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         return _of_vectors(builder, "fmuladd", builder.fneg(args[1]), args[2], args[0])
@@ -113,7 +113,7 @@ def minus_product(typing: object, total: types.Type, left: types.Type, right: ty
 
 @_of_kernels
 def minus(typing: object, vector: types.Type) -> tuple[Signature, Lowering]:
-    """Negate: ``−vector``."""
+    """Change the sign."""
 
     def lower(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         return builder.fneg(args[0])
@@ -123,7 +123,7 @@ def minus(typing: object, vector: types.Type) -> tuple[Signature, Lowering]:
 
 @_of_kernels
 def quotient(typing: object, left: types.Type, right: types.Type) -> tuple[Signature, Lowering]:
-    """Divide, as IEEE 754 has it: ``left / right``."""
+    """Divide, ``left / right``, as IEEE 754 has it."""
 
     def lower(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         return builder.fdiv(*args)
