@@ -37,6 +37,9 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
     seed: int = 0,
     nuts_options: NutsOptions | None = None,
     max_memory: str | float | None = None,
+    num_chains: int | None = None,
+    over_memory: str = "refuse",
+    quiet: bool = False,
 ) -> xr.DataTree:
     """Draw from the posterior: an ``xarray.DataTree`` with the groups that ArviZ reads, as of the isoform models.
 
@@ -53,7 +56,7 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
     Parameters
     ----------
     num_samples
-        Draws a gene (and chain); NUTS makes four at least.
+        Draws a gene: of ``"laplace"`` and ``"importance"`` in all, of NUTS in each chain (four at least).
     method
         ``"laplace"``: a Gaussian of location and scale, or of location and effects, together at the mode.
         ``"importance"``: these draws, resampled by their Pareto-smoothed weights. ``"nuts"``: the same Pyro model,
@@ -76,7 +79,10 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
     seed, nuts_options
         The seed of all that is random; options of ``method="nuts"``.
     max_memory
-        What the draws may take, as ``"4 GB"`` or bytes (half of the machine's memory by default); logged before.
+        What the draws may take, as ``"4 GB"`` or bytes (half of the memory that is free by default); logged before.
+    num_chains, over_memory, quiet
+        Chains (four by default), whether too many draws are refused or thinned, and no bar of progress: as of
+        :meth:`pyrosplice.MultinomGLM.posterior`.
 
     Raises
     ------
@@ -95,11 +101,12 @@ def draw_from_posterior(  # noqa: PLR0913 (a documented interface)
     >>> glm = ExpressionGLM("~ group").fit(simulate_expression(cells, n_genes=3, mean=3.0, seed=0))
     >>> tree = glm.posterior(num_samples=200, priors="weak", seed=0)
     >>> dict(tree["posterior"]["location"].sizes)
-    {'chain': 1, 'draw': 200, 'gene': 3, 'coefficient': 2}
+    {'chain': 4, 'draw': 50, 'gene': 3, 'coefficient': 2}
     """
     draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "priors": priors, "seed": seed}
     kept: dict[str, Any] = {"genes": genes, "groups": groups, "hyper": hyper}
-    asked = ExpressionDrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
+    limits: dict[str, Any] = {"max_memory": max_memory, "over_memory": over_memory, "quiet": quiet}
+    asked = ExpressionDrawOptions(**draws, **kept, **limits, nuts_options=nuts_options, num_chains=num_chains)
     if self._has_effects():
         return mixed_posterior(self._mixed_estimator(), asked)
     return expression_posterior(self._data(), asked)

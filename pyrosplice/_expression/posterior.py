@@ -24,11 +24,12 @@ from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.own_expression import model_arguments
 from pyrosplice._tables.names import places_of
-from pyrosplice.errors import InvalidArgumentError, check_integer, check_option
+from pyrosplice.errors import InvalidArgumentError, check_option
 from pyrosplice.likelihoods._cell_counts import CellCounts
+from pyrosplice.posterior._chains import ChainOptions, in_chains
 from pyrosplice.posterior._draw_options import METHODS
-from pyrosplice.posterior._memory import require_memory
-from pyrosplice.posterior._nuts import Coordinates, NutsOptions, run_chain
+from pyrosplice.posterior._nuts import Coordinates, NutsOptions, run_chains
+from pyrosplice.posterior._progress import bar, progress
 from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior._seeding import seeded
 from pyrosplice.posterior._tree import GROUPS, whole_numbers
@@ -95,29 +96,21 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpressionDrawOptions:
+class ExpressionDrawOptions(ChainOptions):
     """What is asked of the posterior of expression; :meth:`pyrosplice.ExpressionGLM.posterior` documents it."""
 
-    num_samples: int
-    method: str
-    priors: Priors
-    genes: str | Sequence[str | int] | None
-    groups: Sequence[str] | None
-    seed: int
-    nuts_options: NutsOptions | None
-    max_memory: str | float | None
+    priors: Priors = None
+    genes: str | Sequence[str | int] | None = None
+    groups: Sequence[str] | None = None
     hyper: str | None = None
 
     def __post_init__(self) -> None:
         check_option("method", self.method, METHODS)
-        check_integer("num_samples", self.num_samples, least=4 if self.method == "nuts" else 1)
-        check_integer("seed", self.seed, least=0)
+        self.check_chains()
         if self.hyper is not None:
             check_option("hyper", self.hyper, HYPER_OF_EFFECTS)
         for group in self.groups or ():
             check_option("groups", group, GROUPS)
-        if self.nuts_options is not None and self.method != "nuts":
-            raise InvalidArgumentError(f"nuts_options: method {self.method!r} does not use them.")
 
 
 def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> xr.DataTree:
@@ -129,14 +122,15 @@ def expression_posterior(estimator: Estimator, asked: ExpressionDrawOptions) -> 
         )
     data = data_of(estimator, asked.priors, asked.genes)
     made = GROUPS if asked.groups is None else asked.groups
-    method, n_draws, seed, options = asked.method, asked.num_samples, asked.seed, asked.nuts_options or NutsOptions()
-    n_chains = options.num_chains if method == "nuts" else 1
-    require_memory(_numbers_per_draw(data, made), n_chains * n_draws, asked.max_memory)
-    if method == "nuts":
-        theta, stats = _nuts(data, n_draws, seed, options)
-    else:
-        theta, stats = _laplace(data, n_draws, method, torch.Generator().manual_seed(seed))
-    return _tree(data, theta, stats, made, method, seed)
+    kept, seed = asked.within_memory(_numbers_per_draw(data, made)), asked.seed
+    method, n_draws, options = kept.method, kept.num_samples, kept.nuts_options or NutsOptions()
+    with progress(quiet=asked.quiet):
+        if method == "nuts":
+            theta, stats = _nuts(data, n_draws, seed, options)
+        else:
+            theta, stats = _laplace(data, n_draws, method, torch.Generator().manual_seed(seed))
+        tree = _tree(data, theta, stats, made, method, seed)
+    return in_chains(tree, asked, kept)
 
 
 def _numbers_per_draw(data: Data, groups: Sequence[str]) -> dict[str, float]:
@@ -175,7 +169,11 @@ def _laplace(data: Data, n_draws: int, method: str, generator: torch.Generator) 
     total = n_draws * (OVERSAMPLED if method == "importance" else 1)
     theta = guide.sample(total, generator=generator)
     proposal = guide.distribution.log_prob(theta)
-    likelihood = torch.stack([data.log_likelihood(one).sum(-1) for one in theta])
+    with bar(total, method, "draw") as shown:
+        likelihood = torch.empty(theta.shape[:-1], dtype=theta.dtype)
+        for place, one in enumerate(theta):
+            likelihood[place] = data.log_likelihood(one).sum(-1)
+            shown.update()
     draws = WeightedSites({"theta": theta}, likelihood + data.log_prior(theta) - proposal)
     sites, weights, k_hat = resampled(draws, n_draws, method, generator)
     weights = weights - weights.amax(0)
@@ -187,13 +185,14 @@ def _nuts(data: Data, n_draws: int, seed: int, options: NutsOptions) -> tuple[Te
     """Draws (C, S, G, D) of the Pyro model, gene by gene, in the coordinates of Laplace's Gaussian."""
     _, guide = fit_mode(data.model, data.counts)
     p, found = data.model.n_coefficients[0], []
-    for row, gene in enumerate(data.genes.tolist()):
-        with seeded(seed + gene):
-            one = _single(data.model, row)
-            draws = dist.MultivariateNormal(guide.theta[row], scale_tril=guide.factor[row]).sample(torch.Size([2000]))
-            pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
-            coordinates = Coordinates(partial(one, data.counts[[row]]), pilot)
-            chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]
+    with bar(len(data.genes) * options.iterations(n_draws), "nuts", "iteration") as shown:
+        for row, gene in enumerate(data.genes.tolist()):
+            with seeded(seed + gene):
+                law = dist.MultivariateNormal(guide.theta[row], scale_tril=guide.factor[row])
+                one, draws = _single(data.model, row), law.sample(torch.Size([2000]))
+                pilot = {"location": draws[:, None, None, :p], "scale": draws[:, None, None, p:]}
+                coordinates = Coordinates(partial(one, data.counts[[row]]), pilot)
+            chains = run_chains(coordinates, n_draws, options, (seed, gene), shown)
             values = [torch.cat([sites["location"], sites["scale"]], -1)[:, 0, 0] for sites, _ in chains]
             found.append((torch.stack(values), torch.stack([diverging for _, diverging in chains])))
     theta, diverging = (torch.stack(parts, 2) for parts in zip(*found, strict=True))

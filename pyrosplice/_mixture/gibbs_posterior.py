@@ -10,18 +10,20 @@ import torch
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrosplice._mixture.em.gibbs import GibbsSampler
 from pyrosplice._mixture.em.loop import block_size
 from pyrosplice._mixture.em.many import log_joint_of_cells
 from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
 from pyrosplice._mixture.em.row_blocks import RowBlocks, require_finite
-from pyrosplice._mixture.gaussian_mixture import MixtureParameters
+from pyrosplice._mixture.gaussian_mixture import MixtureParameters, as_matrices
 from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors, weak_prior
 from pyrosplice._mixture.rows import as_rows
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer
+from pyrosplice.posterior._progress import bar
 
+WIDER = 3.0
+"""Spread of the means that chains start at, over that of a posterior of all cells."""
 _SHAPES = {
     "full": ("component", "feature", "feature_other"),
     "tied": ("feature", "feature_other"),
@@ -32,13 +34,13 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class GibbsChains:
-    """Draws kept of a chain, sweeps before them, chains, the seed of all, and whether to show a progress bar."""
+    """Draws kept of a chain, sweeps before them, chains, the seed of all, and of how many sweeps a draw is one."""
 
     n_draws: int = 500
     n_warmup: int = 200
     n_chains: int = 4
     seed: int = 0
-    progress: bool = False
+    thin: int = 1
 
     def check(self) -> None:
         """Raise for numbers that no chain could have."""
@@ -46,6 +48,7 @@ class GibbsChains:
         check_integer("n_chains", self.n_chains)
         check_integer("n_warmup", self.n_warmup, least=0)
         check_integer("seed", self.seed, least=0)
+        check_integer("thin", self.thin)
 
 
 def sample_posterior(
@@ -58,8 +61,8 @@ def sample_posterior(
     """Draws from the posterior given the cells, by Gibbs sampling from a fit.
 
     Components are exchangeable, so each draw's labels are permuted to agree best with the fit's (assignment problem on
-    shared cells, Stephens 2000), unless priors tell components apart. Chains start at the fit: they explore the
-    posterior around its labelling.
+    shared cells, Stephens 2000), unless priors tell components apart. Chains start around the fit, each at means of its
+    own, :data:`WIDER` times as far apart as those of the posterior: they explore the posterior around its labelling.
 
     Parameters
     ----------
@@ -93,13 +96,25 @@ def sample_posterior(
     index = (torch.zeros(1, chains.n_chains, dtype=torch.int64),) * 2
     lead = fitted.select((None, None))  # type: ignore[arg-type]
     state = problem.standardization.forward(lead).select(index)
+    state = _dispersed(state, len(labels), generator)
     kept: list[tuple[MixtureParameters, Tensor, Tensor]] = []
-    for sweep in tqdm(range(chains.n_warmup + chains.n_draws), desc="Gibbs", disable=not chains.progress):
-        state, log_likelihood, overlap = sampler.sweep(state)
-        if sweep >= chains.n_warmup:
-            aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
-            kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
+    n_sweeps = chains.n_warmup + chains.n_draws * chains.thin
+    with bar(n_sweeps, f"Gibbs, {chains.n_chains} chains", "sweep") as shown:
+        for sweep in range(n_sweeps):
+            state, log_likelihood, overlap = sampler.sweep(state)
+            if sweep >= chains.n_warmup and (sweep + 1 - chains.n_warmup) % chains.thin == 0:
+                aligned, moved = aligned_to(state, overlap, exchangeable=known.exchangeable)
+                kept.append((problem.standardization.backward(aligned), log_likelihood, moved))
+            shown.update()
     return as_tree(kept, kind)
+
+
+def _dispersed(state: MixtureParameters, n_cells: int, generator: torch.Generator) -> MixtureParameters:
+    """Means of every chain of its own, as far from the fit's as a fraction of the cells would put them."""
+    roots = torch.linalg.cholesky(as_matrices(state.covariances, state.means, state.covariance_type))
+    noise = torch.randn(state.means.shape, generator=generator, dtype=state.means.dtype)
+    error = WIDER * (n_cells * state.weights).clamp_min(WIDER**2).rsqrt()  # an sd of the component at most
+    return replace(state, means=state.means + error[..., None] * (roots @ noise[..., None])[..., 0])
 
 
 def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePriors | SitePriors) -> SitePriors:

@@ -31,8 +31,10 @@ class MixturePosterior(FollowedMixture):
         groups: Sequence[str] | None = None,
         names: Mapping[str, Sequence[Any]] | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
         max_memory: str | float | None = None,
+        over_memory: str = "refuse",
+        quiet: bool = False,
     ) -> xr.DataTree:
         """Draw from the posterior given the cells: an ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -49,7 +51,7 @@ class MixturePosterior(FollowedMixture):
             ``"gibbs"`` draws from the posterior itself, at the price of an EM step a sweep, so there is no Laplace's
             method to approximate it. ``"nuts"``: the Pyro model, assignments summed out; small data only.
         num_chains, warmup_steps
-            Chains and iterations of each before its draws are kept.
+            Chains, each from means of its own around the fit, and iterations of each before its draws are kept.
         groups
             Optional groups (:mod:`pyrosplice.posterior._tree`), all by default. The predictive ones have chains ×
             draws × cells × features numbers, the log likelihood one a cell and draw.
@@ -58,9 +60,14 @@ class MixturePosterior(FollowedMixture):
         seed
             Seed of all that is random.
         progress
-            Show a progress bar (Gibbs).
+            Show a bar of sweeps or iterations from the start on (True) or never (False); after two seconds by default.
         max_memory
-            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default.
+            What the draws may take, as ``"4 GB"`` or bytes; half of the memory that is free by default.
+        over_memory
+            Where they would take more: ``"refuse"``, saying how many would go into it, or ``"thin"``, which warns once
+            and keeps one of every few iterations; the tree's attribute ``num_samples_asked`` has the number asked for.
+        quiet
+            Hide progress.
 
         Raises
         ------
@@ -94,6 +101,8 @@ class MixturePosterior(FollowedMixture):
             seed=seed,
             use_rep=self.use_rep,
             progress=progress,
+            quiet=quiet,
             max_memory=max_memory,
+            over_memory=over_memory,
         )
         return mixture_posterior(X, self.model_.parameters_of(), asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,8 +31,10 @@ from pyrosplice._mixture.patients.triplets import TripletDataset
 from pyrosplice._mixture.rows import as_rows
 from pyrosplice._tables.names import text_names
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, check_integer, check_option, check_switches
-from pyrosplice.posterior._memory import require_memory
-from pyrosplice.posterior._nuts import Coordinates, NutsOptions, run_chain
+from pyrosplice.posterior._chains import ASKED
+from pyrosplice.posterior._memory import OVER_MEMORY, draws_within
+from pyrosplice.posterior._nuts import Coordinates, NutsOptions, run_chains
+from pyrosplice.posterior._progress import AFTER, bar, progress
 from pyrosplice.posterior._seeding import seeded
 from pyrosplice.posterior._tree import GROUPS
 
@@ -55,19 +57,32 @@ class MixtureDrawOptions:
     names: Mapping[str, Sequence[Any]] | None = None
     seed: int = 0
     use_rep: str | None = None
-    progress: bool = False
+    progress: bool | None = None
+    quiet: bool = False
     max_memory: str | float | None = None
+    over_memory: str = "refuse"
+    thin: int = 1
 
     def check(self) -> None:
         """Raise for what no mixture could follow."""
         check_option("method", self.method, METHODS)
-        check_switches(progress=self.progress)
+        check_switches(quiet=self.quiet)
+        check_option("progress", self.progress, (None, True, False))
+        if self.quiet and self.progress:
+            raise InvalidArgumentError("progress, quiet: found True of both; leave one of them out.")
+        check_option("over_memory", self.over_memory, OVER_MEMORY)
         check_integer("num_samples", self.num_samples)
         check_integer("num_chains", self.num_chains)
         check_integer("warmup_steps", self.warmup_steps, least=0)
         check_integer("seed", self.seed, least=0)
         for group in self.made:
             check_option("groups", group, GROUPS)
+
+    def within_memory(self, per_draw: Mapping[str, float]) -> MixtureDrawOptions:
+        """The same with one of as many draws kept as memory asks for (``over_memory="thin"``), else refused."""
+        limits: dict[str, Any] = {"max_memory": self.max_memory, "over_memory": self.over_memory}
+        kept = draws_within(per_draw, self.num_samples, self.num_chains, least_by_step=1, **limits)
+        return replace(self, num_samples=kept.n_draws, thin=kept.step)
 
     @cached_property
     def made(self) -> Sequence[str]:
@@ -78,19 +93,23 @@ class MixtureDrawOptions:
 def mixture_posterior(X: object, fitted: MixtureParameters, asked: MixtureDrawOptions) -> xr.DataTree:
     """Draw from the posterior of a mixture; :meth:`pyrosplice.GaussianMixture.posterior` says how."""
     asked.check()
-    kind, n_chains, n_draws = fitted.covariance_type, asked.num_chains, asked.num_samples
+    kind = fitted.covariance_type
     rows = as_rows(X, size=block_size(fitted.means.shape[1], kind), use_rep=asked.use_rep, dtype=torch.float64)
     cells = torch.cat([rows.block(a, b)[0] for a, b in rows.spans()])
     prior = proper_prior(rows, fitted, one_prior(asked.prior, asked.priors))
     _check_names({} if asked.names is None else asked.names, cells, fitted)
-    require_memory(_numbers_per_draw(cells, fitted, asked.made), n_chains * n_draws, asked.max_memory)
-    if asked.method == "gibbs":
-        chains = GibbsChains(n_draws, asked.warmup_steps, n_chains, asked.seed, asked.progress)
-        tree = sample_posterior(cells, fitted, chains, prior=prior)
-    else:
-        options = NutsOptions(warmup_steps=asked.warmup_steps, num_chains=n_chains)
-        tree = _nuts(cells, fitted, prior, n_draws, options, asked.seed)
-    return _completed(tree, cells, fitted, prior, asked)
+    kept = asked.within_memory(_numbers_per_draw(cells, fitted, asked.made))
+    with progress(quiet=asked.quiet or asked.progress is False, after=0.0 if asked.progress else AFTER):
+        if kept.method == "gibbs":
+            chains = GibbsChains(kept.num_samples, kept.warmup_steps, kept.num_chains, kept.seed, kept.thin)
+            tree = sample_posterior(cells, fitted, chains, prior=prior)
+        else:
+            options = NutsOptions(kept.warmup_steps, kept.num_chains, thin=kept.thin)
+            tree = _nuts(cells, fitted, prior, kept.num_samples, options, kept.seed)
+        whole = _completed(tree, cells, fitted, prior, asked)
+    if kept.num_samples != asked.num_samples:
+        whole.attrs[ASKED] = int(asked.num_samples)
+    return whole
 
 
 def _check_names(names: Mapping[str, Sequence[Any]], cells: Tensor, fitted: MixtureParameters) -> None:
@@ -162,12 +181,14 @@ def _nuts(
 ) -> xr.DataTree:
     """NUTS on the Pyro model, assignments summed out, in coordinates from Gibbs draws."""
     kind = fitted.covariance_type
-    pilot = sample_posterior(cells, fitted, GibbsChains(N_PILOT, seed=seed), prior=prior)["posterior"]
+    with progress(quiet=True):
+        pilot = sample_posterior(cells, fitted, GibbsChains(N_PILOT, seed=seed), prior=prior)["posterior"]
     draws = {name: torch.from_numpy(np.array(pilot[name])).flatten(0, 1) for name in SITES}
     program = partial(gaussian_mixture, cells, n_components=fitted.n_components, covariance_type=kind, priors=prior)
-    with seeded(seed):
-        coordinates = Coordinates(program, draws, _transforms(kind))
-        chains = [run_chain(coordinates, n_draws, options) for _ in range(options.num_chains)]
+    with bar(options.iterations(n_draws), "nuts", "iteration") as shown:
+        with seeded(seed):
+            coordinates = Coordinates(program, draws, _transforms(kind))
+        chains = run_chains(coordinates, n_draws, options, (seed,), shown)
     flat = [
         torch.stack([sites[name] for sites, _ in chains], 1).flatten(0, 1)[None] for name in SITES
     ]  # (1, S · C, ...)

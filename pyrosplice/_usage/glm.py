@@ -369,13 +369,16 @@ class MultinomGLM(BaseModel):
         seed: int = 0,
         nuts_options: NutsOptions | None = None,
         max_memory: str | float | None = None,
+        num_chains: int | None = None,
+        over_memory: str = "refuse",
+        quiet: bool = False,
     ) -> xr.DataTree:
         r"""Posterior draws as an ``xarray.DataTree`` with the groups that ArviZ reads.
 
         Parameters
         ----------
         num_samples
-            Draws a gene (and chain); NUTS makes four at least.
+            Draws a gene: of ``"laplace"`` and ``"importance"`` in all, of NUTS in each chain (four at least).
         method
             ``"laplace"``: Gaussians of the coefficients and of ν; with one count a spot they are off, and
             :func:`~pyrosplice.posterior._laplace_check` says for which genes. ``"importance"``: these draws, resampled
@@ -394,19 +397,26 @@ class MultinomGLM(BaseModel):
             Optional groups to make (:mod:`pyrosplice.posterior._tree`); all by default.
         usage
             Whether to keep usage at every spot.
-        seed
-            Seed of all that is random.
-        nuts_options
-            Options of NUTS.
+        seed, nuts_options
+            Seed of all that is random; options of NUTS.
         max_memory
-            What the draws may take, as ``"4 GB"`` or bytes; half of the machine's memory by default. What they will
-            take is worked out, and logged, before anything is drawn.
+            What the draws may take, as ``"4 GB"`` or bytes; half of the memory that is free by default. What they
+            will take is worked out, and logged, before anything is drawn.
+        num_chains
+            Four by default, as ArviZ's R̂ wants. NUTS runs each from a start and seed of its own; independent draws are
+            divided in order, those that four does not divide (or below 16) into as many equal chains of four or more
+            as can be, else one. What is the same in every draw, or NaN (a gene without a fit), has R̂ NaN.
+        over_memory
+            ``"refuse"`` draws that would take more, saying how many would not; or ``"thin"``: warn, make fewer or keep
+            one of every few iterations of NUTS, and note the number asked for: attribute ``num_samples_asked``.
+        quiet
+            Hide the bar that appears after two seconds: of genes, or of iterations of NUTS by gene and chain.
 
         Raises
         ------
         InvalidArgumentError
-            More memory needed than allowed; options or genes that do not exist; a joint fit; flat priors where a proper
-            one is needed; more hyper-parameters than ``hyper`` is for.
+            More memory needed than allowed; draws that are not ``num_chains`` equal ones; no such option or gene; a
+            joint fit; flat priors where a proper one is needed; more hyper-parameters than ``hyper`` is for.
         NotReadyError
             Before ``setup_data``.
 
@@ -419,14 +429,15 @@ class MultinomGLM(BaseModel):
         >>> model.fit(quiet=True)
         >>> tree = model.posterior(num_samples=200, genes=[0, 3], seed=0)
         >>> dict(tree["posterior"]["bias_eta"].sizes)
-        {'chain': 1, 'draw': 200, 'gene': 2, 'logit': 2}
+        {'chain': 4, 'draw': 50, 'gene': 2, 'logit': 2}
         """
         self._require_data()
         self._shipped_only("posterior", "guide.sample_posterior(), or NUTS(estimator.model) from estimator.sites")
         require_followed(self)
         draws: dict[str, Any] = {"num_samples": num_samples, "method": method, "hyper": hyper, "seed": seed}
         kept: dict[str, Any] = {"genes": genes, "names": names, "groups": groups, "usage": usage}
-        asked = DrawOptions(**draws, **kept, nuts_options=nuts_options, max_memory=max_memory)
+        limits: dict[str, Any] = {"max_memory": max_memory, "over_memory": over_memory, "quiet": quiet}
+        asked = DrawOptions(**draws, **kept, **limits, nuts_options=nuts_options, num_chains=num_chains)
         return posterior_tree(self.posterior_problem(), asked)
 
     def posterior_problem(self) -> PosteriorProblem:

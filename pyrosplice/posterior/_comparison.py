@@ -14,6 +14,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.glmm._importance import RELIABLE
+from pyrosplice.posterior._chains import INDEPENDENT
 from pyrosplice.posterior._difference import Difference, counted, mean_difference, sd_difference
 from pyrosplice.posterior._genes import by_unit, entries_of, units_of
 
@@ -50,7 +51,7 @@ def compare_posteriors(
     Raises
     ------
     InvalidArgumentError
-        Different genes; fewer than 8 draws a chain.
+        Different genes; fewer than 8 draws a chain (of all, where they are independent).
 
     Examples
     --------
@@ -87,7 +88,9 @@ def compare_posteriors(
 
 def _flat(tree: xr.DataTree, site: str, gene: int) -> np.ndarray:
     values = by_unit(tree["posterior"][site])[:, :, gene]
-    return values.reshape(*values.shape[:2], -1)
+    values = values.reshape(*values.shape[:2], -1)
+    # which chain an independent draw is in says nothing, and short chains know less of the effective number
+    return values.reshape(1, -1, values.shape[2]) if tree.attrs.get("method") in INDEPENDENT else values
 
 
 def _row(ours: np.ndarray, theirs: np.ndarray, k_hat: float) -> dict[str, object]:

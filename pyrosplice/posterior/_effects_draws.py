@@ -29,7 +29,8 @@ from pyrosplice.glmm._arrow.parameter_posterior import parameter_posterior
 from pyrosplice.glmm._arrow.parameter_search import LogPrior
 from pyrosplice.glmm._arrow.unknowns_posterior import ArrowPosterior, UnknownsDraw
 from pyrosplice.glmm._effects_model import CountGLMM
-from pyrosplice.posterior._nuts import Coordinates, NutsOptions, require_samples, run_chain
+from pyrosplice.posterior._nuts import Coordinates, NutsOptions, require_samples, run_chains
+from pyrosplice.posterior._progress import bar
 from pyrosplice.posterior._sampling import OVERSAMPLED, WeightedSites, resampled
 from pyrosplice.posterior._seeding import seeded
 from pyrosplice.priors._sites import PLACES, SUPPORTS, Support, is_flat, log_prior
@@ -130,9 +131,11 @@ class ParameterPriors:
 def plugged_in(problem: EffectsProblem, fit: EffectsFit, n_draws: int, generator: torch.Generator) -> WeightedSites:
     """Draws at the parameters of a fit of these genes; NaN for a gene that has none."""
     engine, out = _Engine(problem), _Blank(n_draws, len(fit.reason))
-    for genes, laplace in engine.at_fit(fit):
-        for s, draw in enumerate(ArrowPosterior(laplace).draws(n_draws, generator)):
-            out.put(s, genes, engine.sites(laplace, draw, generator), draw.log_ratio)
+    with bar(n_draws * len(fit.reason), "posterior", "draw") as shown:
+        for genes, laplace in engine.at_fit(fit):
+            for s, draw in enumerate(ArrowPosterior(laplace).draws(n_draws, generator)):
+                out.put(s, genes, engine.sites(laplace, draw, generator), draw.log_ratio)
+                shown.update(len(genes))
     return out.sites(problem)
 
 
@@ -152,14 +155,16 @@ def integrated(
     engine, out = _Engine(problem), _Blank(n_proposals, len(law.mean))
     genes = torch.from_numpy(np.flatnonzero(np.isfinite(law.root).all((1, 2))))
     lanes = torch.cartesian_prod(torch.arange(n_proposals), genes)
-    for some in lanes.split(LANES) if len(genes) else ():
-        rows, own = some.unbind(1)
-        beta = law.fit.coefficients[own].flatten(1).numpy()
-        posterior = ArrowPosterior(engine.laplace(own, drawn.x[rows.numpy(), own.numpy()], beta))
-        (draw,) = posterior.draws(1, generator)
-        sites = engine.sites(posterior.laplace, draw, generator)
-        sites[VALUE] = torch.from_numpy(posterior.laplace.value[:, None])
-        out.put(rows, own, sites, draw.log_ratio + drawn.log_weight[rows.numpy(), own.numpy()])
+    with bar(len(lanes), "posterior", "draw") as shown:
+        for some in lanes.split(LANES) if len(genes) else ():
+            rows, own = some.unbind(1)
+            beta = law.fit.coefficients[own].flatten(1).numpy()
+            posterior = ArrowPosterior(engine.laplace(own, drawn.x[rows.numpy(), own.numpy()], beta))
+            (draw,) = posterior.draws(1, generator)
+            sites = engine.sites(posterior.laplace, draw, generator)
+            sites[VALUE] = torch.from_numpy(posterior.laplace.value[:, None])
+            out.put(rows, own, sites, draw.log_ratio + drawn.log_weight[rows.numpy(), own.numpy()])
+            shown.update(len(some))
     whole = out.sites(problem)
     value = whole.values.pop(VALUE)[..., 0] if VALUE in whole.values else torch.full_like(whole.log_weights, torch.nan)
     if method == "importance":
@@ -270,16 +275,17 @@ def nuts_of_effects(
             f"method: 'nuts' moves at most {MOST_SITES} numbers of a gene, coefficients, levels and cells' effects "
             f"together, found {size}; use method='importance'."
         )
-    found = []
-    for gene in range(len(problem.counts)):
-        own = problem_of_gene(problem, gene)
-        with seeded(seed + gene):
-            generator = torch.Generator().manual_seed(seed + gene)
-            laplace = integrated(own, known, N_PILOT, generator, method="laplace").values
-            pilot = laplace if all(bool(value.isfinite().all()) for value in laplace.values()) else None
-            coordinates = Coordinates(CountGLMM(own, priors=priors), pilot)
-            chains = [run_chain(coordinates, num_samples, options) for _ in range(options.num_chains)]
-        sites = {name: torch.stack([values[name][:, 0] for values, _ in chains]) for name in chains[0][0]}
-        found.append((sites, torch.stack([diverging for _, diverging in chains])))
+    found, n_genes = [], len(problem.counts)
+    with bar(n_genes * options.iterations(num_samples), "nuts", "iteration") as shown:
+        for gene in range(n_genes):
+            own = problem_of_gene(problem, gene)
+            with seeded(seed + gene):
+                generator = torch.Generator().manual_seed(seed + gene)
+                laplace = integrated(own, known, N_PILOT, generator, method="laplace").values
+                pilot = laplace if all(bool(value.isfinite().all()) for value in laplace.values()) else None
+                coordinates = Coordinates(CountGLMM(own, priors=priors), pilot)
+            chains = run_chains(coordinates, num_samples, options, (seed, gene), shown)
+            sites = {name: torch.stack([values[name][:, 0] for values, _ in chains]) for name in chains[0][0]}
+            found.append((sites, torch.stack([diverging for _, diverging in chains])))
     values = {name: torch.stack([sites[name] for sites, _ in found], 2) for name in found[0][0]}
     return values, torch.stack([diverging for _, diverging in found], 2)

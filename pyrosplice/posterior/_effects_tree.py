@@ -47,6 +47,18 @@ class AskedDraws(Protocol):
     def nuts_options(self) -> NutsOptions | None: ...
 
 
+def counted_steps(method: str) -> tuple[str, str]:
+    """What the bars of draws are called, and what they count."""
+    return ("nuts", "iteration") if method == "nuts" else ("posterior", "draw")
+
+
+def steps_of_gene(asked: AskedDraws) -> int:
+    """How much of that a gene is."""
+    if asked.method == "nuts":
+        return (asked.nuts_options or NutsOptions()).iterations(asked.num_samples)
+    return asked.num_samples * (OVERSAMPLED if asked.method == "importance" or asked.hyper == "integrate" else 1)
+
+
 @dataclass(frozen=True)
 class EffectsDraws:
     """Some genes of a fit with a list of effects, with priors by site of their Pyro model."""
@@ -196,8 +208,9 @@ def tree_of_effects(
         tree["log_prior"] = dataset({"lp": (LEAD, draws.log_prior(sites).numpy())})
     if "prior" in groups and not any(flat):
         with seeded(seed):
-            prior = prior_draws(draws.model, sites["beta"].shape[1], torch.arange(len(draws.problem.counts)))
-        prior = {name: value.expand(sites["beta"].shape[0], *value.shape) for name, value in prior.items()}
+            shape = sites["beta"].shape[:2]
+            prior = prior_draws(draws.model, shape.numel(), torch.arange(len(draws.problem.counts)))
+        prior = {name: value.unflatten(0, shape) for name, value in prior.items()}
         tree["prior"] = dataset(data.reported(prior))
         if "prior_predictive" in groups:
             tree["prior_predictive"] = counted(draws.counts(prior, generator))

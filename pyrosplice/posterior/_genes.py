@@ -83,7 +83,7 @@ def one_gene(tree: xr.DataTree, gene: object, *, isoform: object = None) -> xr.D
     >>> model.fit(quiet=True)
     >>> tree = one_gene(model.posterior(num_samples=100, seed=0), 0)
     >>> dict(tree["posterior"]["beta"].sizes)
-    {'chain': 1, 'draw': 100, 'covariate': 1, 'logit': 2}
+    {'chain': 4, 'draw': 25, 'covariate': 1, 'logit': 2}
     """
     if gene not in units_of(tree):
         raise InvalidArgumentError(f"gene: {gene!r} is not one of the {len(units_of(tree))} genes of the tree.")

@@ -11,6 +11,7 @@ The log weights of the draws x would make them exact. With W the normalised, Par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -71,12 +72,12 @@ def laplace_shifts(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> 
     if tree.attrs["method"] != "laplace":
         raise InvalidArgumentError(f"tree: expected draws of method='laplace', found {tree.attrs['method']!r}.")
     stats, posterior = tree["sample_stats"], tree["posterior"]
-    log_weights = torch.from_numpy(by_unit(stats["log_weight"])[0].copy())
+    log_weights = torch.from_numpy(by_unit(stats["log_weight"]).copy()).flatten(0, 1)
     weights, k_hat = torch.softmax(smoothed(log_weights), 0).numpy(), by_unit(stats["pareto_k"])[0, 0]
     rows = []
     for site in sites or [str(name) for name in posterior.data_vars if name not in DERIVED]:
-        values = by_unit(posterior[site])[0]
-        values = values.reshape(*values.shape[:2], -1)
+        values = by_unit(posterior[site])
+        values = values.reshape(values.shape[0] * values.shape[1], values.shape[2], -1)
         for position, gene in enumerate(units_of(tree)):
             for entry in entries_of(values[:, position]):
                 found = _shift(values[:, position, entry], weights[:, position])
@@ -109,7 +110,7 @@ def laplace_check(tree: xr.DataTree, *, sites: Sequence[str] | None = None) -> p
     ['fine', 'fine']
     """
     shifts = laplace_shifts(tree, sites=sites)
-    n_draws = tree["sample_stats"].sizes["draw"]
+    n_draws = math.prod(tree["sample_stats"].sizes[dim] for dim in ("chain", "draw"))
     rows = []
     for gene, table in shifts.groupby("gene", sort=False):
         rows.append(

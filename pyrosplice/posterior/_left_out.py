@@ -22,6 +22,7 @@ from pyrosplice.glmm._mode import MixedModel
 from pyrosplice.glmm._predictive_density import ROUGH, SpotGroups, log_predictive
 from pyrosplice.glmm._random_effect import unit_deviations
 from pyrosplice.posterior._problem import PosteriorProblem
+from pyrosplice.posterior._progress import bar
 
 AT_ONCE = 2**21  # numbers of the predictors of a chunk
 
@@ -31,9 +32,11 @@ def integrated_log_likelihood(problem: PosteriorProblem, sites: Mapping[str, Ten
     n_chains, n_draws, n_genes, n_spots, q = sites["nu"].shape
     flat = {name: value.flatten(0, 1) for name, value in sites.items()}
     fixed = all(bool((flat[name] == flat[name][:1]).all()) for name in problem.hyper_sites)
-    out = []
-    for rows in torch.arange(n_chains * n_draws).split(max(AT_ONCE // (n_genes * n_spots * q), 1)):
-        out.append(_density(problem, {name: value[rows] for name, value in flat.items()}, genes, fixed=fixed))
+    out, size = [], max(AT_ONCE // (n_genes * n_spots * q), 1)
+    with bar(n_chains * n_draws, "left out", "draw") as shown:
+        for rows in torch.arange(n_chains * n_draws).split(size):
+            out.append(_density(problem, {name: value[rows] for name, value in flat.items()}, genes, fixed=fixed))
+            shown.update(len(rows))
     density = torch.cat(out).unflatten(0, (n_chains, n_draws))
     if problem.likelihood.conditional:
         density = density.masked_fill(problem.counts[genes].sum(-1) == 0, 0.0)  # but for rounding

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -18,20 +19,32 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from torch import Tensor
+from tqdm import tqdm
 
-from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer, check_share
 from pyrosplice.glmm._distributions import SpatialEffect
 from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.posterior._problem import PosteriorProblem
+from pyrosplice.posterior._progress import bar
 from pyrosplice.posterior._seeding import seeded
 
 logger = logging.getLogger("pyrosplice")
 WHITE = "nu_white"
+WIDTH = 2.0  # of the box that chains start in, in posterior sds either side (an sd of 1.15), as Stan's
+TRIES = 100  # of a start with a finite density
 
 
 @dataclass(frozen=True)
 class NutsOptions:
-    """Settings of the sampler: warm-up iterations, chains, target acceptance and greatest tree depth.
+    """Settings of the sampler: warm-up iterations, chains, target acceptance, greatest tree depth and thinning.
+
+    Every chain has a start and a seed of its own, which do not depend on how many chains there are. Of ``thin``
+    iterations one draw is kept: ``num_samples`` draws take ``thin`` times as many iterations after warm-up.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number of which the sampler could make nothing.
 
     Examples
     --------
@@ -48,9 +61,20 @@ class NutsOptions:
     """
 
     warmup_steps: int = 200
-    num_chains: int = 1
+    num_chains: int = 4
     target_accept_prob: float = 0.85
     max_tree_depth: int = 7
+    thin: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("warmup_steps", self.warmup_steps, least=0)
+        for name in ("num_chains", "max_tree_depth", "thin"):
+            check_integer(name, getattr(self, name))
+        check_share("target_accept_prob", self.target_accept_prob)
+
+    def iterations(self, num_samples: int) -> int:
+        """Iterations of all chains together, warm-up among them."""
+        return self.num_chains * (self.warmup_steps + self.thin * num_samples)
 
 
 class WhitenedEffect(Reparam):
@@ -87,12 +111,14 @@ def nuts(
     """
     found = []
     require_samples(problem.priors)
-    for gene in genes.tolist():
-        program = single_gene(problem, gene)
-        with seeded(seed + gene):
-            draws = None if pilot is None else whitened_sites(program, pilot(gene))
-            coordinates = Coordinates(pyro.poutine.reparam(program, config={"nu": WhitenedEffect()}), draws)
-            chains = [_sites(program, *run_chain(coordinates, num_samples, options)) for _ in range(options.num_chains)]
+    with bar(len(genes) * options.iterations(num_samples), "nuts", "iteration") as shown:
+        for gene in genes.tolist():
+            program = single_gene(problem, gene)
+            with seeded(seed + gene):
+                draws = None if pilot is None else whitened_sites(program, pilot(gene))
+                coordinates = Coordinates(pyro.poutine.reparam(program, config={"nu": WhitenedEffect()}), draws)
+            drawn = run_chains(coordinates, num_samples, options, (seed, gene), shown)
+            chains = [_sites(program, *chain) for chain in drawn]
             found.append({name: torch.stack([chain[name] for chain in chains]) for name in chains[0]})
             logger.info("nuts: gene %d, %d divergent", gene, int(found[-1]["diverging"].sum()))
     draws = {name: torch.stack([one[name] for one in found], 2) for name in found[0]}
@@ -173,8 +199,21 @@ class Coordinates:
         return self._energy(self._split(params["u"]))
 
     def start(self) -> Tensor:
-        """Point where a chain starts: near the pilot's mean."""
-        return 0.5 * torch.randn_like(self._location)
+        """Point where a chain starts: uniform in a box around the pilot's mean, wider than the posterior.
+
+        Raises
+        ------
+        RefusedModelError
+            No finite density at any of :data:`TRIES` points.
+        """
+        for _ in range(TRIES):
+            point = WIDTH * (2 * torch.rand_like(self._location) - 1)
+            if bool(torch.isfinite(self.energy({"u": point}))):
+                return point
+        raise RefusedModelError(
+            f"method='nuts': none of {TRIES} points around the pilot's mean has a finite posterior density to start a "
+            "chain at; look at the fit of the gene and at the supports of the priors, or use method='importance'."
+        )
 
     def sites(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the sites at u (S, D)."""
@@ -199,8 +238,30 @@ def whitened_sites(program: MultinomialGLM, sites: Mapping[str, Tensor]) -> dict
     return {**sites, WHITE: program.effect(sites).whitened(sites["nu"])}
 
 
-def run_chain(coordinates: Coordinates, num_samples: int, options: NutsOptions) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of the sites ``(S, ...)`` and which of them diverged ``(S,)``."""
+Chain = tuple[dict[str, Tensor], Tensor]
+
+
+def run_chains(
+    coordinates: Coordinates, num_samples: int, options: NutsOptions, seed: tuple[int, ...], shown: tqdm
+) -> list[Chain]:
+    """Chains one after the other, each with a seed of its own that does not depend on their number.
+
+    ``shown`` counts iterations of all chains of one gene after the other.
+    """
+    found, each = [], options.iterations(num_samples)
+    unit = f"gene {shown.n // each + 1} of {shown.total // each}, " if shown.total else ""
+    for chain in range(options.num_chains):
+        shown.set_postfix_str(f"{unit}chain {chain + 1} of {options.num_chains}", refresh=False)
+        with seeded(int(np.random.SeedSequence([*seed, chain]).generate_state(1)[0])):
+            found.append(run_chain(coordinates, num_samples, options, lambda *_: shown.update()))
+    return found
+
+
+def run_chain(
+    coordinates: Coordinates, num_samples: int, options: NutsOptions, after_each: Callable[..., object] | None = None
+) -> Chain:
+    """Draws of the sites ``(S, ...)`` and which of them diverged ``(S,)``, or any that a draw was thinned from."""
+    iterations = num_samples * options.thin
     kernel = NUTS(
         potential_fn=coordinates.energy,
         target_accept_prob=options.target_accept_prob,
@@ -208,12 +269,20 @@ def run_chain(coordinates: Coordinates, num_samples: int, options: NutsOptions) 
     )
     with pyro.validation_enabled(False), torch.enable_grad():
         start = {"u": coordinates.start()}
-        mcmc = MCMC(kernel, num_samples, options.warmup_steps, initial_params=start, disable_progbar=True)
+        mcmc = MCMC(
+            kernel,
+            iterations,
+            options.warmup_steps,
+            initial_params=start,
+            disable_progbar=True,
+            hook_fn=after_each,
+        )
         mcmc.run()
-    diverging = torch.zeros(num_samples, dtype=torch.bool)
+    diverging = torch.zeros(iterations, dtype=torch.bool)
     diverging[torch.tensor(mcmc.diagnostics()["divergences"]["chain 0"], dtype=torch.int64)] = True
     with torch.no_grad():
-        return coordinates.sites(mcmc.get_samples()["u"]), diverging
+        kept = mcmc.get_samples()["u"][options.thin - 1 :: options.thin]
+        return coordinates.sites(kept), diverging.unflatten(0, (num_samples, options.thin)).any(1)
 
 
 def _sites(model: MultinomialGLM, values: dict[str, Tensor], diverging: Tensor) -> dict[str, Tensor]:

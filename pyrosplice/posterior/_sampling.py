@@ -20,6 +20,7 @@ from pyrosplice.posterior._gaussian import HyperPosterior, draw_integrated, draw
 from pyrosplice.posterior._grid import FINE, hyper_grid
 from pyrosplice.posterior._nuts import NutsOptions, nuts
 from pyrosplice.posterior._problem import PosteriorProblem, target_of
+from pyrosplice.posterior._progress import bar
 from pyrosplice.posterior._target import Target
 from pyrosplice.priors._sites import is_flat
 
@@ -83,11 +84,12 @@ def _weighted(
     generator = torch.Generator().manual_seed(int(seed))
     n_draws = num_samples * (OVERSAMPLED if method == "importance" else 1)
     found, size = [], 10**9 if hyper == "plug-in" else _INTEGRATED_AT_ONCE
-    for batch in problem.engine.batches():
-        for part in batch[torch.isin(batch, genes)].split(size):
-            if len(part):
-                draws = _proposals(problem, part, n_draws, method, hyper, generator)
-                found.append(resampled(draws, num_samples, method, generator))
+    chosen = [part for batch in problem.engine.batches() for part in batch[torch.isin(batch, genes)].split(size)]
+    with bar(len(genes), method, "gene") as shown:
+        for part in (part for part in chosen if len(part)):
+            draws = _proposals(problem, part, n_draws, method, hyper, generator)
+            found.append(resampled(draws, num_samples, method, generator))
+            shown.update(len(part))
     order = torch.argsort(torch.argsort(genes))
     sites = {name: torch.cat([part[0][name] for part in found], 1)[:, order].unsqueeze(0) for name in found[0][0]}
     weights = torch.cat([part[1] for part in found], 1)[:, order].unsqueeze(0)

@@ -250,8 +250,8 @@ def _prior_groups(
     genes = samples.genes
     n_chains, n_draws = samples.sites["bias_eta"].shape[:2]
     with seeded(seed):
-        sites = prior_draws(problem.program(), n_draws, genes)
-    chained = {name: value.expand(n_chains, *value.shape) for name, value in sites.items()}
+        sites = prior_draws(problem.program(), n_chains * n_draws, genes)
+    chained = {name: value.unflatten(0, (n_chains, n_draws)) for name, value in sites.items()}
     eta, bound = predictors(problem.design, chained, problem.likelihood.select(genes))
     out = {"prior": label.dataset({**chained, **derived(problem.design, chained, bound, eta, usage=False)})}
     if predictive:

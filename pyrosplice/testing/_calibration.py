@@ -81,7 +81,7 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
     method, hyper
         As of :meth:`MultinomGLM.posterior`. ``"nuts"`` is thinned by ten.
     nuts_options
-        Options of NUTS.
+        Options of NUTS; one chain by default.
     confidence
         Confidence of the bands, and of all verdicts together.
     seed
@@ -125,7 +125,8 @@ def calibrate(  # noqa: PLR0913 (options of a simulation, all by keyword)
         else:
             world = _of_model(model, size, {"priors": priors, **given})
         counts, truth = world.draw()
-    asked = {"method": method, "hyper": hyper, "nuts_options": nuts_options}
+    options = NutsOptions(num_chains=1) if method == "nuts" and nuts_options is None else nuts_options
+    asked = {"method": method, "hyper": hyper, "nuts_options": options}
     batches = torch.arange(size).split(check_integer("batch_size", batch_size))
     tasks = (
         delayed(_ranks)(
@@ -200,7 +201,8 @@ def _ranks(
     nuts = asked["method"] == "nuts"
     chains = n_chains(asked["method"], asked["nuts_options"])
     n_samples = max(4, -(-THINNED * n_draws // chains)) if nuts else n_draws
-    tree = world.fit(counts).posterior(num_samples=n_samples, groups=("log_likelihood",), seed=seed, **asked)
+    made: dict[str, Any] = {"num_samples": n_samples, "groups": ("log_likelihood",), "seed": seed, "quiet": True}
+    tree = world.fit(counts).posterior(**made, **asked)
     kept = np.linspace(0, chains * n_samples - 1, n_draws).round().astype(int)
 
     def drawn(values: object) -> NDArray[np.float64]:

@@ -141,7 +141,7 @@ def test_importance_draws_and_nuts_agree() -> None:
     adata = donors(4, n_donors=6, cells=8, genes=2)[:, :1].copy()
     glm = ExpressionGLM("~ treatment + (1 | donor)").fit(adata)
     options = NutsOptions(warmup_steps=150)
-    nuts = glm.posterior(num_samples=500, method="nuts", priors=PRIORS, nuts_options=options, groups=())
+    nuts = glm.posterior(num_samples=125, method="nuts", priors=PRIORS, nuts_options=options, groups=())
     assert nuts.attrs["hyper"] == "integrate"
     sites = ("location", "1 | donor", "dispersion", "1 | donor: sd")
     for method, off in (("importance", 0.1), ("laplace", 0.25)):

@@ -131,7 +131,7 @@ def test_the_mean_and_the_samples_of_another_density_are_not_its_parents(kind, g
     if counts.shape[-1] > 1:
         with pytest.raises(NotStatedError):
             simulate_isoforms(n_spots=9, n_genes=1, n_isoforms=counts.shape[-1], likelihood=own.bind_start(1, counts))
-    tree = model.posterior(num_samples=20, groups=("log_likelihood",))
+    tree = model.posterior(num_samples=20, num_chains=1, groups=("log_likelihood",))
     beta = torch.from_numpy(tree["posterior"].bias_eta.values)[0].unsqueeze(-2).expand(-1, -1, N_SPOTS, -1)
     if not own.free:
         density = torch.from_numpy(tree["log_likelihood"].counts.values)[0]

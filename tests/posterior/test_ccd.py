@@ -59,7 +59,9 @@ def test_a_split_normal_density_is_found_and_drawn_from(monkeypatch):
 
 def agree(model, *, n_draws=2000, hyper_sds=0.3, hyper_ratio=1.35):
     """β within a tenth of an sd and 10 %, intercepts .15 and 20 %, σ, logit θ and log concentration as told."""
-    grid, ccd = (model.posterior(num_samples=n_draws, hyper=hyper, groups=()) for hyper in ("integrate", "ccd"))
+    grid, ccd = (
+        model.posterior(num_samples=n_draws, hyper=hyper, groups=(), num_chains=1) for hyper in ("integrate", "ccd")
+    )
     logs = model.likelihood.free
     for site, shift, ratio in (
         ("beta", 0.1, 1.1),
@@ -91,8 +93,8 @@ def test_three_hyperparameters_as_on_the_grid():
 def test_four_hyperparameters_beside_nuts():
     """One (σ, θ) for each of two logits: by the design, and by importance sampling that starts from it."""
     model = mixed(*data(1, seed=13), share_variance=False)
-    options = NutsOptions(warmup_steps=100, max_tree_depth=6)
-    nuts = model.posterior(num_samples=200, method="nuts", nuts_options=options, groups=())
+    options = NutsOptions(warmup_steps=100, max_tree_depth=6, num_chains=2)
+    nuts = model.posterior(num_samples=100, method="nuts", nuts_options=options, groups=())
     for hyper, tolerance in (("ccd", 0.3), ("integrate", 0.2)):
         drawn = model.posterior(num_samples=1000, hyper=hyper, groups=())
         table = compare_posteriors(drawn, nuts, sites=("beta", "bias_eta", "sigma", "theta"))

@@ -228,7 +228,7 @@ def test_figures_of_a_posterior():
     axes = effect_forest(table)
     assert len(axes.get_yticklabels()) == 2
     assert variance_grid(grid_table(model, 0)).get_xlabel() == "σ"
-    drawn = tree["posterior_predictive"].counts.values[0, :, 0]
+    drawn = tree["posterior_predictive"].counts.values[:, :, 0].reshape(50, 25, -1)
     assert rootogram(tree["observed_data"].counts.values[0], drawn).get_xlabel() == "count"
     assert "1 of 1" in convergence_traces(model.logger.loss_history.numpy()).get_title()
     assert len(rank_histogram(np.arange(100), n_draws=99).patches) >= 20

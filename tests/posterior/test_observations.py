@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrosplice import ExpressionGLM, GaussianMixture, MultinomGLM, MultinomGLMM, SplisosmGLMM
-from pyrosplice._expression import posterior as expression_draws
 from pyrosplice._mixture import posterior_tree as mixture_draws
-from pyrosplice._usage.analysis import posterior_draws as usage_posterior
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods import DirichletMultinomial, Multinomial, Poisson
-from pyrosplice.posterior import _draws as usage_draws
-from pyrosplice.posterior import leave_one_out, one_gene
+from pyrosplice.posterior import _chains, leave_one_out, one_gene
+from pyrosplice.posterior._memory import Kept
 from pyrosplice.posterior._tree import GROUPS
 from pyrosplice.spatial.car import get_cov_sp
 
@@ -75,11 +73,12 @@ def test_memory_is_that_of_what_is_kept(family, groups, monkeypatch):
     """Up to the linear predictor, which is made on the way, and what belongs to no draw."""
     said = []
 
-    def heard(per_draw, n_draws, max_memory):
-        said.append(8 * n_draws * sum(per_draw.values()))
+    def heard(per_draw, n_draws, n_chains=1, **_):
+        said.append(8 * n_draws * n_chains * sum(per_draw.values()))
+        return Kept(n_draws)
 
-    for module in (usage_posterior, usage_draws, expression_draws, mixture_draws):
-        monkeypatch.setattr(module, "require_memory", heard)
+    for module in (_chains, mixture_draws):
+        monkeypatch.setattr(module, "draws_within", heard)
     tree = FAMILIES[family](groups=groups)
     datasets = {name: child.to_dataset() for name, child in tree.children.items()}
     fixed = sum(datasets.pop(name).nbytes for name in ("observed_data", "constant_data"))

@@ -53,7 +53,7 @@ def tree(model):
 
 @pytest.mark.slow
 def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
-    tree = model.posterior(num_samples=2000, groups=())
+    tree = model.posterior(num_samples=2000, groups=(), num_chains=1)
     posterior = tree["posterior"]
     assert float(posterior.sigma.std(("chain", "draw")).max()) < 1e-12  # plugged in
     beta = posterior.beta.values[0].reshape(2000, 2, 2)
@@ -72,7 +72,7 @@ def test_plugged_in_draws_have_the_mean_and_covariance_of_laplace(model):
 def test_weights_are_the_joint_density_over_the_proposal(model):
     """Weights of draws differ as the Pyro model's own log density and the proposal's do: a check by mean one."""
     for hyper in ("plug-in", "integrate"):
-        stats = model.posterior(num_samples=600, hyper=hyper, groups=())["sample_stats"]
+        stats = model.posterior(num_samples=600, hyper=hyper, groups=(), num_chains=1)["sample_stats"]
         assert (stats.pareto_k.values < 0.7).all()
         weight = np.exp(stats.log_weight.values[0])
         size = weight.sum(0) ** 2 / (weight**2).sum(0)
@@ -144,11 +144,11 @@ def test_log_likelihood_and_log_prior_are_those_of_the_pyro_model(model, tree):
 
 @pytest.mark.slow
 def test_importance_moves_towards_nuts_where_counts_are_low():
-    options = NutsOptions(warmup_steps=100, max_tree_depth=6)
+    options = NutsOptions(warmup_steps=100, max_tree_depth=6, num_chains=2)
     model = mixed(*data(1, depth=3.0))
-    nuts = model.posterior(num_samples=150, method="nuts", nuts_options=options, groups=())
+    nuts = model.posterior(num_samples=75, method="nuts", nuts_options=options, groups=())
     exact = model.posterior(num_samples=300, method="importance", hyper="integrate", groups=())
-    assert nuts["posterior"].nu.shape == (1, 150, 1, 25, 2)
+    assert nuts["posterior"].nu.shape == (2, 75, 1, 25, 2)
     assert not nuts["sample_stats"].diverging.values.all()
     table = compare_posteriors(exact, nuts)
     assert (table["shift"].abs() < 0.15 + 4 * table["shift_error"]).all(), table
@@ -177,15 +177,15 @@ def test_a_spatial_negative_binomial_model_has_a_posterior():
     counts, design = data(2)
     model = mixed(counts[..., :1], design, likelihood=NegativeBinomial(0.1))
     tree = model.posterior(num_samples=100, hyper="integrate", groups=("posterior_predictive", "log_likelihood"))
-    assert tree["posterior_predictive"].counts.shape == (1, 100, 2, 25, 1)
+    assert tree["posterior_predictive"].counts.shape == (4, 25, 2, 25, 1)
     assert (tree["sample_stats"].pareto_k < 0.9).all()
 
 
 def test_a_model_without_covariates_has_a_posterior_and_a_prior():
     tree = mixed(data(2)[0], None).posterior(num_samples=30, genes=[1])
     for group in ("prior", "posterior"):
-        assert tree[group].beta.shape == (1, 30, 1, 0, 2)
-    assert tree["prior_predictive"].counts.shape == (1, 30, 1, 25, 3)
+        assert tree[group].beta.shape == (3, 10, 1, 0, 2)
+    assert tree["prior_predictive"].counts.shape == (3, 10, 1, 25, 3)
 
 
 def test_what_cannot_be_drawn_is_refused_by_name(model):

@@ -116,8 +116,8 @@ def expression_ranks(n_simulations: int, *, method: str, seed: int, n_cells: int
     }
     tree = glm.posterior(num_samples=N_DRAWS, method=method, priors=own, groups=(), seed=seed)
     draws = tree["posterior"]
-    found = {f"location_{k}": (draws.location.values[0, ..., k] < location[:, k]).sum(0) for k in range(2)}
-    found["scale_0"] = (draws.scale.values[0, ..., 0] < scale).sum(0)
+    found = {f"location_{k}": (draws.location.values[..., k] < location[:, k]).sum((0, 1)) for k in range(2)}
+    found["scale_0"] = (draws.scale.values[..., 0] < scale).sum((0, 1))
     return pd.DataFrame({**found, "pareto_k": tree["sample_stats"].pareto_k.values[0, 0]})
 
 

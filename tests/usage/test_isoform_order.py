@@ -283,7 +283,7 @@ def test_draws_are_those_of_the_posterior_that_nuts_finds():
     model = fitted(counts[..., :3][:, :9], design[:9], grid(3), priors="weak")
     near = model.posterior(num_samples=500, method="importance", hyper="integrate", groups=())
     options = NutsOptions(warmup_steps=80, max_tree_depth=4)
-    exact = model.posterior(num_samples=200, method="nuts", groups=(), nuts_options=options)
+    exact = model.posterior(num_samples=50, method="nuts", groups=(), nuts_options=options)
     table = compare_posteriors(near, exact, sites=("beta", "bias_eta", "sigma", "nu"))
     assert (table["shift"].abs() < 0.15 + 4 * table["shift_error"]).all()
     assert ((table["sd_ratio"] - 1).abs() < 0.15 + 4 * table["sd_ratio_error"]).all()

@@ -17,9 +17,9 @@ from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.posterior import Arrays, ExpressionDrawOptions
 from pyrosplice._tables.names import places_of
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.posterior._chains import in_chains
 from pyrosplice.posterior._effects_tree import LEAD, EffectsDraws, Sites, tree_of_effects
-from pyrosplice.posterior._memory import require_memory
-from pyrosplice.posterior._nuts import NutsOptions
+from pyrosplice.posterior._progress import progress
 from pyrosplice.posterior._tree import GROUPS
 
 RESERVED = ("location", "log2_effect", "space", "noise", "gene", "cell", "coefficient", "chain", "draw")
@@ -102,10 +102,10 @@ def mixed_posterior(estimator: MixedEstimator, asked: ExpressionDrawOptions) -> 
         raise InvalidArgumentError(f"effects: {taken[0]!r} is the name of something else in a posterior; give another.")
     data = DrawnEffects(estimator, torch.from_numpy(which), asked.priors)
     made = GROUPS if asked.groups is None else asked.groups
-    n_chains = (asked.nuts_options or NutsOptions()).num_chains if asked.method == "nuts" else 1
-    require_memory(data.draws.numbers_per_draw(made, asked.method), n_chains * asked.num_samples, asked.max_memory)
-    sites, stats = data.draws.draw(asked)
-    tree = tree_of_effects(data, sites, stats, made, asked.seed)
+    kept = asked.within_memory(data.draws.numbers_per_draw(made, asked.method))
+    with progress(quiet=asked.quiet):
+        sites, stats = data.draws.draw(kept)
+        tree = tree_of_effects(data, sites, stats, made, asked.seed)
     hyper = "integrate" if asked.method == "nuts" else asked.hyper or "plug-in"
     tree.attrs |= {"inference_library": "pyrosplice", "method": asked.method, "hyper": hyper}
-    return tree
+    return in_chains(tree, asked, kept)

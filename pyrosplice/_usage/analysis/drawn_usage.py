@@ -13,11 +13,19 @@ import xarray as xr
 
 from pyrosplice._usage.analysis.fits import UsageAnalysis, batches_alike
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches
+from pyrosplice.posterior._chains import in_chains
 from pyrosplice.posterior._draw_options import DrawOptions
-from pyrosplice.posterior._effects_tree import LEAD, Arrays, EffectsDraws, Sites, tree_of_effects
+from pyrosplice.posterior._effects_tree import (
+    LEAD,
+    Arrays,
+    EffectsDraws,
+    Sites,
+    counted_steps,
+    steps_of_gene,
+    tree_of_effects,
+)
 from pyrosplice.posterior._genes import DENSITIES, joined, without_empty_spots
-from pyrosplice.posterior._memory import require_memory
-from pyrosplice.posterior._nuts import NutsOptions
+from pyrosplice.posterior._progress import bar, progress
 from pyrosplice.posterior._tree import GROUPS
 
 HYPER_OF_LISTS = ("plug-in", "integrate")
@@ -107,17 +115,16 @@ def listed_posterior(
     numbers: Counter[str] = Counter()
     for one in drawn:
         numbers.update(one.draws.numbers_per_draw(made, asked.method))
-    n_chains = (asked.nuts_options or NutsOptions()).num_chains if asked.method == "nuts" else 1
-    require_memory(numbers, n_chains * asked.num_samples, asked.max_memory)
-    trees = []
-    for one in drawn:
-        sites, stats = one.draws.draw(asked)
-        trees.append(without_empty_spots(tree_of_effects(one, sites, stats, made, asked.seed), DENSITIES))
+    kept, trees = asked.within_memory(numbers), []
+    with progress(quiet=asked.quiet), bar(len(positions) * steps_of_gene(kept), *counted_steps(kept.method)):
+        for one in drawn:
+            sites, stats = one.draws.draw(kept)
+            trees.append(without_empty_spots(tree_of_effects(one, sites, stats, made, asked.seed), DENSITIES))
     isoforms = {prepared.gene_names[gene]: prepared.isoform_names(gene) for gene in positions}
     tree = joined(trees, list(isoforms), isoforms)
     hyper = "integrate" if asked.method == "nuts" else asked.hyper
     tree.attrs |= {"inference_library": "pyrosplice", "method": asked.method, "hyper": hyper}
-    return tree
+    return in_chains(tree, asked, kept)
 
 
 def _groups_of(analysis: UsageAnalysis, asked: DrawOptions) -> Sequence[str]:

@@ -12,12 +12,13 @@ import xarray as xr
 from pyrosplice._usage.analysis.drawn_usage import listed_posterior
 from pyrosplice._usage.analysis.fits import Analyzed, UsageAnalysis
 from pyrosplice.errors import InvalidArgumentError
+from pyrosplice.posterior._chains import in_chains
 from pyrosplice.posterior._draw_options import DrawOptions
-from pyrosplice.posterior._draws import n_chains, posterior_tree
+from pyrosplice.posterior._draws import posterior_tree
 from pyrosplice.posterior._genes import joined
-from pyrosplice.posterior._memory import require_memory
 from pyrosplice.posterior._nuts import NutsOptions
 from pyrosplice.posterior._problem import PosteriorProblem
+from pyrosplice.posterior._progress import bar, progress
 from pyrosplice.posterior._tree import check_groups, numbers_per_draw
 
 
@@ -34,6 +35,9 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     nuts_options: NutsOptions | None = None,
     max_memory: str | float | None = None,
     priors: Mapping[str, Any] | None = None,
+    num_chains: int | None = None,
+    over_memory: str = "refuse",
+    quiet: bool = False,
 ) -> xr.DataTree:
     """Draw from the posteriors of the fitted models: one ``xarray.DataTree`` with the groups that ArviZ reads.
 
@@ -51,7 +55,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     genes
         Name(s) of the genes to draw from; all by default. The tree is large: the counts alone are draws × genes ×
         spots × isoforms, so draw from many genes with ``groups=()``.
-    num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory
+    num_samples, method, hyper, groups, usage, seed, nuts_options, max_memory, num_chains, over_memory, quiet
         As of :meth:`pyrosplice.MultinomGLM.posterior`.
     priors
         Of a fit with random terms or ``effects=``: Pyro distributions by site of :class:`~pyrosplice.glmm.CountGLMM`,
@@ -78,7 +82,7 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     >>> model.fit(print_progress=False)
     >>> tree = model.posterior("gene_2", num_samples=50)
     >>> dict(tree["posterior"]["sigma"].sizes), list(tree["posterior"].data_vars)
-    ({'chain': 1, 'draw': 50, 'gene': 1, 'component': 1}, ['beta', 'bias_eta', 'nu', 'sigma', 'theta_logit',
+    ({'chain': 2, 'draw': 25, 'gene': 1, 'component': 1}, ['beta', 'bias_eta', 'nu', 'sigma', 'theta_logit',
     'theta', 'sigma2'])
     """
     analysis = self.analysis
@@ -95,6 +99,9 @@ def posterior(  # noqa: PLR0913 (a documented interface)
         seed=seed,
         nuts_options=nuts_options,
         max_memory=max_memory,
+        num_chains=num_chains,
+        over_memory=over_memory,
+        quiet=quiet,
     )
     if prepared.listed is not None:
         return listed_posterior(analysis, positions, asked, priors)
@@ -104,17 +111,18 @@ def posterior(  # noqa: PLR0913 (a documented interface)
     parts = [own for batch in batches if (own := [gene for gene in batch if gene in positions])]
     problems = [usage_problem(analysis, own) for own in parts]
     asked.check()
-    _check_memory(problems, asked)
+    kept = _within_memory(problems, asked)
     names: dict[str, Sequence[Any]] = {"spot": prepared.data.adata.obs_names}
     design = prepared.design if analysis.fit.with_design else None
     if design is not None:
         names["covariate"] = [design.names[p] for p in design.estimable]
-    trees = []
-    for problem, own in zip(problems, parts, strict=True):
-        here = names | {"gene": [prepared.gene_names[gene] for gene in own]}
-        trees.append(posterior_tree(problem, replace(asked, names=here, max_memory="inf")))
+    trees, total = [], len(positions) * kept.steps_of_gene
+    with progress(quiet=quiet), bar(total, method, kept.step):
+        for problem, own in zip(problems, parts, strict=True):
+            here = names | {"gene": [prepared.gene_names[gene] for gene in own]}
+            trees.append(posterior_tree(problem, replace(kept, names=here, max_memory="inf")))
     isoforms = {prepared.gene_names[gene]: prepared.isoform_names(gene) for gene in positions}
-    return joined(trees, list(isoforms), isoforms)
+    return in_chains(joined(trees, list(isoforms), isoforms), asked, kept)
 
 
 def usage_problem(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorProblem:
@@ -124,15 +132,15 @@ def usage_problem(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorPro
     return spec.rebuild_estimable(analysis.counts(genes), [fit.genes[gene] for gene in genes]).posterior_problem()
 
 
-def _check_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> None:
-    """Raise where the draws of all of them, padded to the most isoforms, would not fit."""
+def _within_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> DrawOptions:
+    """As many draws as memory allows, where all of them, padded to the most isoforms, would not fit; else raise."""
     numbers: Counter[str] = Counter()
     widest = max(problem.counts.shape[-1] for problem in problems)
     for problem in problems:
         made = check_groups(problem, asked.groups, usage=asked.usage)
         more: dict[str, Any] = {"usage": asked.usage, "method": asked.method, "n_isos": widest}
         numbers.update(numbers_per_draw(problem, problem.n_genes, made, **more))
-    require_memory(numbers, n_chains(asked.method, asked.nuts_options) * asked.num_samples, asked.max_memory)
+    return asked.within_memory(numbers)
 
 
 def gene_positions(analysis: UsageAnalysis, genes: object) -> list[int]:
