@@ -217,8 +217,10 @@ def _draw(tables: Tables) -> dict[str, tuple[bytes, bytes]]:
     figures = {}
     for factor, table in tables.tests.items():
         label = "symbol" if "symbol" in table else "gene"
+        own = [name for name in tables.model.coefficient_names if name.startswith(f"{factor}[")]
+        of = own[0] if len(own) == 1 else factor  # the level, and so against which, where there is one
         figures[f"volcano_{factor}"] = partial(
-            plotting.volcano, table, effect="log2fc", label=label, effect_name=f"log2 fold change, {factor}"
+            plotting.volcano, table, effect="log2fc", label=label, effect_name=f"log2 fold change, {of}"
         )
         figures[f"qq_{factor}"] = partial(plotting.qq, table)
     if tables.space is not None:

@@ -182,9 +182,9 @@ def finish(folder: ResultsFolder, record: RunRecord, conclusion: Conclusion) -> 
     seeded = "no random numbers" if seed is None else f"seed {seed}"
     foot = f"pyrosplice {_version('pyrosplice')}; {seeded}; made by: {command_text(record.arguments)}"
     files = folder.files | {RECORD: "options, versions and warnings of this run, and the command that repeats it"}
-    folder.write(
-        PAGE, report_page(conclusion.title, conclusion.lead, sections, files=files, foot=foot).encode(), "this page"
-    )
+    lead = conclusion.lead + (f"\nWarnings: {len(record.warnings)}, at the end." if record.warnings else "")
+    page = report_page(conclusion.title, lead, sections, files=files, foot=foot)
+    folder.write(PAGE, page.encode(), "this page")
     folder.write(RECORD, record.to_json(conclusion.settings, folder.files), files[RECORD])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping
+
+import psutil
 
 from pyrosplice.errors import InvalidArgumentError
 
@@ -53,7 +54,7 @@ def require_memory(per_draw: Mapping[str, float], n_draws: int, max_memory: str 
 def as_bytes(memory: str | float | None) -> float:
     """Read an amount of memory, in bytes: a number, or text such as ``"4 GB"``; None for half of the machine's."""
     if memory is None:
-        return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return SHARE * psutil.virtual_memory().total
     text = str(memory).strip().lower()
     if text == "inf":
         return float("inf")
