@@ -1,6 +1,9 @@
 """The jobs of expression and of cell states leave what the library's own calls on the same data give."""
 
 import json
+import os
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -11,6 +14,7 @@ from pyrosplice import AnnData_TripletDataset, ExpressionGLM, fit_gmm, mixture_t
 from pyrosplice._jobs.command_line import run_command
 from pyrosplice.api import utils
 from pyrosplice.data import simulate_expression
+from tests.paths import ROOT
 from tests.test_report import PageReader
 
 FAST = ["--no-figures", "--quiet"]
@@ -105,3 +109,23 @@ def test_what_cannot_be_is_refused(cells, tmp_path, capsys, words, said):
     assert run_command([job, str(cells), *rest, "--out", str(tmp_path / "out"), *FAST]) == 1
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["expression", "--formula", "~ condition + (1 | patient)", "--test", "condition", "--write-h5ad"],
+        ["states", "--patient-key", "patient", "--components", "1-3", "--write-h5ad"],
+    ],
+)
+def test_a_program_draws_without_a_screen(cells, tmp_path, words):
+    job, *rest = words
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MPLBACKEND", None)
+    program = [sys.executable, "-m", "pyrosplice", job, str(cells), *rest, "--out", "out"]
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = PageReader((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    pictures = list((tmp_path / "out").glob("*.png"))
+    assert pictures and len(page.of("img")) == len(pictures)
