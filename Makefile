@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # One thread: on problems as small as these, threads that wait for each other cost more than they bring.
 demo: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pyrosplice.demo --output demo $(if $(DATA),--data $(DATA))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pyrosplice demo --out demo --force $(if $(DATA),--data $(DATA))
 
 # Tests that stand together stay together, and share what their modules fit; the worker that ends first takes the rest.
 test: $(VENV)/.installed

@@ -141,6 +141,16 @@ def report_page(
     return f"{start}<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
 
 
+def pictured(
+    pictures: Mapping[str, tuple[bytes, bytes | None]], name: str, alt: str, text: str
+) -> list[ReportFigure | ReportTable]:
+    """List the picture of that name, light and dark, if there is one."""
+    if name not in pictures:
+        return []
+    light, dark = pictures[name]
+    return [ReportFigure(light=light, dark=dark, alt=alt, text=text)]
+
+
 def themed_png(draw: Callable[[], Any]) -> tuple[bytes, bytes]:
     """Draw a figure for light and for dark pages, as PNG; ``draw`` returns matplotlib axes, in the style in use."""
     import matplotlib.pyplot as plt

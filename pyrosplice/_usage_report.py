@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from pyrosplice._report import ReportFigure, ReportSection, ReportTable
+from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured
 
 ALPHA = 0.05  # adjusted p-values up to here are counted as discoveries
 LOW = -0.005  # a bias of σ beyond this is worth a sentence
@@ -53,13 +53,6 @@ class UsageReport:
             sections.append(self._covariates(self.differential))
         return sections + ([self._recovery()] if self.truth else [])
 
-    def _picture(self, name: str, alt: str, text: str) -> list[ReportFigure]:
-        """The picture of that name, if there is one."""
-        if name not in self.pictures:
-            return []
-        light, dark = self.pictures[name]
-        return [ReportFigure(light=light, dark=dark, alt=alt, text=text)]
-
     def _fits(self) -> ReportSection:
         lost = int((~self.genes["converged"].astype(bool)).sum())
         went = "All fits converged." if not lost else f"{lost} fits did not converge: column reason says why."
@@ -89,7 +82,8 @@ class UsageReport:
             false = int((tests.loc[tests["gene"].isin(none), "pvalue_adj"] <= ALPHA).sum())
             text += f" Of the {len(none)} genes that were simulated without a spatial part, {false} are among them."
         parts: list[ReportFigure | ReportTable] = [
-            *self._picture(
+            *pictured(
+                self.pictures,
                 "spatial_variability_qq",
                 "Quantile-quantile plot of the p-values for spatial variability, with the band of uniform p-values.",
                 "Each point is a gene: its p-value against the one expected in its place if nothing varied in space. "
@@ -100,7 +94,8 @@ class UsageReport:
         for name in self.pictures:
             if name.startswith("usage_"):
                 gene = name.removeprefix("usage_")
-                parts += self._picture(
+                parts += pictured(
+                    self.pictures,
                     name,
                     f"Maps of the usage of each isoform of {gene}: raw ratios above, fitted ratios below.",
                     f"{gene}, one of the clearest: a column an isoform. Above, the share of a spot's molecules that is "
@@ -118,7 +113,8 @@ class UsageReport:
             f"Genes found at an adjusted p-value of at most {ALPHA:g}: {each}."
         )
         parts: list[ReportFigure | ReportTable] = []
-        parts += self._picture(
+        parts += pictured(
+            self.pictures,
             "differential_usage_qq",
             "Quantile-quantile plot of the p-values for differential usage, a curve a covariate.",
             "Each point is a gene and covariate. A curve that leaves the band upwards is a covariate that usage "
@@ -130,7 +126,8 @@ class UsageReport:
                 if count
                 else "No gene is found, so there is no line: whatever effects there are, they are not told from none"
             )
-            parts += self._picture(
+            parts += pictured(
+                self.pictures,
                 f"volcano_{name}",
                 f"Volcano plot for {name}: effect of the isoform that moves most against minus log10 p.",
                 f"Effect of {name} (of the isoform that moves most, in log-odds a unit of the covariate) against the "
@@ -150,7 +147,8 @@ class UsageReport:
             error = table["estimate"] - table["truth"]
             bias, rmse = float(error.mean()), float((error**2).mean() ** 0.5)
             rows.append({"of": SYMBOLS[name], "estimates": len(table), "bias": bias, "RMSE": rmse})
-            parts += self._picture(
+            parts += pictured(
+                self.pictures,
                 f"recovered_{name}",
                 f"Estimates of {SYMBOLS[name]} against the truth, with the line of equality.",
                 f"Bias {bias:+.3f}, root mean square error {rmse:.3f}. " + self._why(name, bias),

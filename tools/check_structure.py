@@ -34,8 +34,10 @@ MOST_OF_A_FIRST_WORD = 2  # files of a folder whose names start with the same wo
 def main() -> int:
     """Print every count, with what is wrong below it; the number of things that are wrong."""
     sys.path.insert(0, str(ROOT))
-    known = tomllib.loads(KNOWN.read_text())
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / PACKAGE).rglob("*.py")}
+    known = tomllib.loads(KNOWN.read_text(encoding="utf-8"))
+    texts = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / PACKAGE).rglob("*.py")
+    }
     files = {file: ast.parse(text) for file, text in texts.items()}
     circles, inside = import_circles(), sorted(imports_inside_functions(files))
     print(f"import circles: {len(circles)}")

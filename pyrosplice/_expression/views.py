@@ -29,9 +29,15 @@ class ViewedExpression(Protocol):
     formula_scale: str
     gene_names: NDArray[np.object_]
     estimator: Estimator | None
-    test: Callable[..., ExpressionTest]
-    variance_components: Callable[[], pd.DataFrame]
-    fitted_field: Callable[[], pd.DataFrame]
+
+    @property
+    def test(self) -> Callable[..., ExpressionTest]: ...
+
+    @property
+    def variance_components(self) -> Callable[[], pd.DataFrame]: ...
+
+    @property
+    def fitted_field(self) -> Callable[[], pd.DataFrame]: ...
 
     def summary(self) -> pd.DataFrame: ...
 

@@ -91,7 +91,7 @@ def criterion_curve(table: pd.DataFrame, *, criterion: str = "heldout_nll", ax: 
         ax.annotate(f"{count}", (float(k), 0), xytext=(0, -14), textcoords="offset points", ha="center")
     ax.set_xticks(candidates)
     ax.margins(y=0.12)
-    ax.set_xlabel("components" + (" (below the curve: patients best described by it)" if len(counts) else ""))
+    ax.set_xlabel("components" + ("\n(below the curve: patients best described by it)" if len(counts) else ""))
     ax.set_ylabel(f"{CRITERIA[criterion]}\nabove the patient's best")
     ax.legend(frameon=False)
     return ax
