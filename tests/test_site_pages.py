@@ -189,7 +189,5 @@ def test_names_that_pages_give_are_the_librarys(name):
 
 
 def test_names_that_are_not_the_librarys_are_found():
-    text = (
-        "`pyrosplice.GausianMixture`, `model.unit()`, `fit(batchsize=3)`, `k_comp=`; `units()`, `fit_gmm(k_comps=2)`."
-    )
+    text = "`pyrosplice.GausianMixture`, `model.unit()`, `fit(batchsize=3)`, `k_comp=`; `units()`, `fit_gmm(k_comps=2)`"
     assert strangers(text) == ["pyrosplice.GausianMixture", "unit", "batchsize=", "k_comp="]
