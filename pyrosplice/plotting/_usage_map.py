@@ -216,7 +216,8 @@ def _draw_panel(
 def _frame(ax: Axes, place: np.ndarray, diameter: float, look: _Look, picture: TissueImage | None) -> None:
     """Set up axes in which a unit is as long in both directions, with the picture below."""
     if picture is not None:
-        ax.imshow(picture.pixels, extent=picture.extent, alpha=picture.alpha, cmap="gray", zorder=0)
+        white = 255 if np.issubdtype(picture.pixels.dtype, np.integer) else 1  # not its own range: gray stays gray
+        ax.imshow(picture.pixels, cmap="gray", vmin=0, vmax=white, extent=picture.extent, alpha=picture.alpha, zorder=0)
     low, high = place.min(0) - diameter, place.max(0) + diameter
     left, right, top, bottom = look.crop or (low[0], high[0], low[1], high[1])
     ax.set_xlim(left, right)

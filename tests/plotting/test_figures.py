@@ -14,6 +14,7 @@ from scipy import sparse
 
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.plotting import (
+    TissueImage,
     dispersion,
     estimate_vs_truth,
     heatmap,
@@ -288,3 +289,10 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pyrosplice\[plot\]"):
         qq(uniform_table(4))
+
+
+@pytest.mark.parametrize(("pixels", "white"), [(np.full((4, 4), 0.8), 1), (np.full((4, 4), 200), 255)])
+def test_a_gray_picture_is_as_gray_as_its_pixels_say(tissue, pixels, white):
+    picture = TissueImage(pixels=pixels, scale=1.0)
+    axes = usage_map(usage_table(tissue, ["a", "b"]), tissue=picture)
+    assert {image.get_clim() for ax in axes.flat for image in ax.images} == {(0, white)}
