@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 from pyrosplice._jobs.command_options import command_parser
 from pyrosplice._jobs.demo_job import DemoOptions, run_demo
 from pyrosplice._jobs.expression_job import ExpressionOptions, run_expression
+from pyrosplice._jobs.job_progress import Steps, say, warnings_told
 from pyrosplice._jobs.results_folder import PAGE, Conclusion, OutputOptions, ResultsFolder, RunRecord, finish
 from pyrosplice._jobs.states_job import StatesOptions, run_states
-from pyrosplice._jobs.steps import Steps, say, warnings_told
 from pyrosplice._jobs.usage_figures import run_usage
 from pyrosplice._jobs.usage_job import UsageOptions
 from pyrosplice.errors import InvalidArgumentError, ModelFileError, NotReadyError

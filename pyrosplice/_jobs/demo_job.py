@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from anndata import AnnData
 
+from pyrosplice._jobs.job_progress import Steps
 from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder
-from pyrosplice._jobs.steps import Steps
 from pyrosplice._jobs.usage_figures import run_usage
 from pyrosplice._jobs.usage_job import ISOFORM_EFFECT, UsageOptions
 from pyrosplice.data import simulate_isoforms

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pyrosplice import ExpressionGLM, plotting, spatially_variable_genes
 from pyrosplice._jobs.input_file import check_column, check_coordinates, layer_of, read_cell_file
+from pyrosplice._jobs.job_progress import Steps
 from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, file_names, fingerprint
-from pyrosplice._jobs.steps import Steps
 from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured, themed_png
 from pyrosplice._tables.coordinates import SpatialKey
 from pyrosplice._usage_report import ALPHA

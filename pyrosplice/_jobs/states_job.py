@@ -15,8 +15,8 @@ from anndata import AnnData
 
 from pyrosplice import AnnData_TripletDataset, fit_gmm, mixture_table, patient_distances, plotting, selection_table
 from pyrosplice._jobs.input_file import MATRIX, check_column, read_cell_file
+from pyrosplice._jobs.job_progress import Steps
 from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, fingerprint
-from pyrosplice._jobs.steps import Steps
 from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured, themed_png
 from pyrosplice.errors import InvalidArgumentError, listed
 

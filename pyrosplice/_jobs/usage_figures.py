@@ -10,8 +10,8 @@ import numpy as np
 
 from pyrosplice import plotting
 from pyrosplice._jobs.input_file import read_cell_file
+from pyrosplice._jobs.job_progress import Steps
 from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, fingerprint
-from pyrosplice._jobs.steps import Steps
 from pyrosplice._jobs.usage_job import (
     MAX_COVARIATES,
     Analysis,

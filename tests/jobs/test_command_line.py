@@ -20,8 +20,8 @@ from pyrosplice import SplisosmGLMM
 from pyrosplice._jobs import command_line, help_texts, usage_figures
 from pyrosplice._jobs.command_line import JOBS, run_command
 from pyrosplice._jobs.command_options import command_parser
+from pyrosplice._jobs.job_progress import say
 from pyrosplice._jobs.results_folder import OutputOptions, ResultsFolder, file_names
-from pyrosplice._jobs.steps import say
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError
 from tests.test_report import PageReader
