@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from pyrosplice._tables.names import as_text
 from pyrosplice.errors import InvalidArgumentError, listed
 
 RECORD = "pyrosplice"  # entry of uns[key_added] that says what was written, and by what
+HELD = re.compile("%(?=(25)*2F)")  # what a name must not have where "/" stands as "%2F"
 PARTS = ("obs", "var", "obsm", "layers")
 
 
@@ -193,9 +195,12 @@ def array_of_booleans(values: NDArray[np.bool_], places: NDArray[np.intp] | None
 
 
 def storable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as h5ad and zarr hold it: text of objects, rows named by text; "/" in a column's name stands as "%2F"."""
+    """A table as h5ad and zarr hold it: text of objects, rows named by text; "/" in a column's name stands as "%2F".
+
+    "%2F" itself stands as "%252F", so that columns whose names differ stay apart.
+    """
     out = table.copy()
-    out.columns = [str(name).replace("/", "%2F") for name in out.columns]
+    out.columns = [HELD.sub("%25", str(name)).replace("/", "%2F") for name in out.columns]
     for name in out.columns:
         if out[name].dtype == object:
             out[name] = [str(value) for value in out[name]]

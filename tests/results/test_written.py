@@ -1,6 +1,7 @@
 """Results in an AnnData: paired by name, all or nothing, and the same after a file."""
 
 import functools
+import itertools
 import warnings
 
 import anndata as ad
@@ -10,7 +11,7 @@ import pytest
 
 import pyrosplice.api as de
 from pyrosplice import ExpressionGLM, GaussianMixture, SplisosmGLMM
-from pyrosplice._results.annotations import Annotations
+from pyrosplice._results.annotations import Annotations, storable_table
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.effects import Field
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
@@ -200,3 +201,12 @@ def test_columns_of_every_kind_are_spread():
     assert adata.obs["x_flag"].isna().sum() == N - 2 and bool(adata.obs["x_flag"].iloc[5])
     assert adata.obs["x_word"].iloc[[5, 2, 0]].tolist() == ["p", "q", ""]
     assert adata.obs["x_kind"].iloc[[5, 2]].tolist() == ["u", "v"] and adata.obs["x_kind"].isna().sum() == N - 2
+
+
+def test_columns_that_differ_stay_apart_without_their_slashes():
+    names = ["".join(parts) for k in range(5) for parts in itertools.product(["/", "%", "2F", "25", "a"], repeat=k)]
+    names = list(dict.fromkeys(names))
+    stored = storable_table(pd.DataFrame([range(len(names))], columns=names))
+    assert stored.columns.is_unique and not stored.columns.str.contains("/").any()
+    assert stored.iloc[0].tolist() == list(range(len(names)))
+    assert list(storable_table(pd.DataFrame(columns=["a/b", "50 %"])).columns) == ["a%2Fb", "50 %"]
