@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyrosplice._tables.names import as_text
+from pyrosplice._tables.names import as_text, check_word
 from pyrosplice.errors import InvalidArgumentError, listed
 
 RECORD = "pyrosplice"  # entry of uns[key_added] that says what was written, and by what
@@ -140,10 +140,7 @@ def check_target(adata: object, key_added: object) -> None:
     """Raise unless results can be written to ``adata`` under this key."""
     if not isinstance(adata, ad.AnnData):
         raise InvalidArgumentError(f"adata: expected an AnnData to write to, found {type(adata).__name__}.")
-    if not isinstance(key_added, str) or not key_added.strip() or "/" in key_added:
-        raise InvalidArgumentError(
-            f"key_added: expected a word without '/', which no h5ad file takes, found {key_added!r}."
-        )
+    check_word("key_added", key_added)
     if adata.is_view:
         raise InvalidArgumentError("key_added: adata is a view, which has no table of its own; give a copy of it.")
 

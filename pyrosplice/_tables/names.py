@@ -131,6 +131,14 @@ def text_names(given: Any, argument: str) -> list[str]:
     return [str(name) for name in given]
 
 
+def check_word(argument: str, given: object) -> None:
+    """Raise unless ``given`` can be the name of something in a file: text that is not blank, without "/"."""
+    if not isinstance(given, str) or not given.strip() or "/" in given:
+        raise InvalidArgumentError(
+            f"{argument}: expected a word without '/', which no h5ad file takes, found {given!r}."
+        )
+
+
 def as_text(index: pd.Index) -> pd.Index:
     """Names as text, missing ones as None; whole numbers of any type are written alike."""
     if isinstance(index, pd.MultiIndex):

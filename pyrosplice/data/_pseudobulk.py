@@ -99,7 +99,7 @@ def pseudobulk(
     table = cells.table if cells.table is not None else pd.DataFrame(index=adata.obs_names)
     for name, values in _constants(table, row, len(kept)).items():
         if name not in obs:
-            obs[name] = values.to_numpy() if values.dtype.kind in "biufM" else values.array
+            obs[name] = values.set_axis(obs.index)
     record = {"by": np.array(columns, dtype=object), "layer": layer or "X", "min_cells": least}
     record |= {"left_out": names[size < least], "dropped": int((group < 0).sum())}
     var = adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyrosplice._tables.columns import one_column
 from pyrosplice._tables.containers import as_dense
 from pyrosplice._tables.labels import read_labels
-from pyrosplice._tables.names import as_text, text_names
+from pyrosplice._tables.names import as_text, check_word, text_names
 from pyrosplice.data._counts_layer import counted
 from pyrosplice.errors import InvalidArgumentError, check_known, listed
 
@@ -69,8 +69,9 @@ def from_spatialdata(
     Raises
     ------
     InvalidArgumentError
-        No such table, region or coordinate system; a table that annotates nothing; instances that the element lacks, or
-        that stand twice in a region; shapes or labels in three dimensions; entries that are no counts.
+        No such table, region or coordinate system; a table that annotates nothing; instances that the element lacks,
+        that stand twice in a region or have no center; shapes or labels in three dimensions; entries that are no
+        counts.
 
     Examples
     --------
@@ -85,6 +86,7 @@ def from_spatialdata(
     >>> from_spatialdata(sdata).obsm["spatial"].tolist()
     [[4.0, 2.0], [0.0, 1.0]]
     """
+    check_word("spatial_key", spatial_key)
     name, given = _table(sdata, table)
     attrs = given.uns.get(ATTRS)
     keys = ("region", "region_key", "instance_key")
@@ -95,7 +97,9 @@ def from_spatialdata(
         )
     rows = one_column(given.obs, str(attrs["region_key"]), f"table {name!r}")
     labels = read_labels(rows, f"table {name!r}: obs[{attrs['region_key']!r}]")
-    wanted = list(labels.levels) if region is None else text_names(region, "region")
+    wanted = list(labels.levels) if region is None else list(dict.fromkeys(text_names(region, "region")))
+    if not wanted:
+        raise InvalidArgumentError(f"region: expected some of {list(labels.levels)}, found none.")
     for one in wanted:
         check_known("region", one, labels.levels, f"regions of table {name!r}, some of")
     kept = np.isin(labels.names, wanted)
@@ -142,6 +146,12 @@ def _places(sdata: SpatialDataLike, region: str, instances: pd.Index, system: st
             f"{absent[0]!r}); it has {listed(centers.index, near=str(absent[0]))}."
         )
     points = centers.loc[instances].to_numpy(dtype=np.float64)
+    unknown = np.flatnonzero(~np.isfinite(points).all(1))
+    if len(unknown):
+        raise InvalidArgumentError(
+            f"region {region!r}: expected finite centers, found {len(unknown)} of {len(points)} without (first: "
+            f"instance {instances[unknown[0]]!r}); is its geometry empty?"
+        )
     if system is None:
         return points
     check_known("coordinate_system", system, list(transforms), f"one of region {region!r}:")
@@ -163,8 +173,10 @@ def _centers(sdata: SpatialDataLike, region: str) -> tuple[pd.DataFrame, Mapping
         table = _pixel_means(element, region)
     elif region in sdata.points:
         element = sdata.points[region]
-        if "z" in element.columns:
-            raise InvalidArgumentError(f"region {region!r}: expected points in the plane, found some with z.")
+        if "z" in element.columns or not set(PLANE) <= set(element.columns):
+            raise InvalidArgumentError(
+                f"region {region!r}: expected points in the plane, x and y, found {list(element.columns)}."
+            )
         table = element[list(PLANE)]
         table = table.compute() if hasattr(table, "compute") else table
     else:

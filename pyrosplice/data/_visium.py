@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyrosplice._tables.columns import one_column
 from pyrosplice._tables.coordinates import read_coordinates
 from pyrosplice._tables.labels import read_labels
+from pyrosplice._tables.names import check_word
 from pyrosplice.data._counts_layer import counted
 from pyrosplice.data._space_ranger import (
     FeatureMatrix,
@@ -77,8 +78,9 @@ def from_visium(  # noqa: PLR0913 (what folders and AnnData differ in)
     Raises
     ------
     InvalidArgumentError
-        Files that are missing or of another layout; barcodes without a position; names that stand twice; ``in_tissue``
-        that is missing for some spots; entries that are no counts; options of the other kind of source.
+        Files that are missing or of another layout; barcodes without a position; names that stand twice; ``in_tissue``,
+        ids of genes or kinds of features that are missing for some; entries that are no counts; options of the other
+        kind of source.
 
     Examples
     --------
@@ -98,6 +100,8 @@ def from_visium(  # noqa: PLR0913 (what folders and AnnData differ in)
         _check_unused("an AnnData", counts=counts != "filtered", library_id=library_id is not None, images=not images)
         adata = _of_anndata(source, layer, library_key)
     elif isinstance(source, (str, os.PathLike)):
+        if library_id is not None:
+            check_word("library_id", library_id)
         _check_unused("a folder", layer=layer is not None, library_key=library_key is not None)
         adata = _of_folder(Path(source), counts, library_id, images=images)
     else:
@@ -179,8 +183,26 @@ def _with_symbols(given: AnnData) -> AnnData:
     adata = given.to_memory(copy=True) if given.isbacked or given.is_view else given.copy()
     adata.var["gene_symbol"] = adata.var_names.to_numpy(dtype=object)
     if "gene_ids" in adata.var:
-        adata.var_names = adata.var["gene_ids"].astype(str).to_numpy(dtype=object)
+        adata.var_names = _texts_of_all(adata.var, "gene_ids", "rename that column to keep var_names")
     return adata
+
+
+def _texts_of_all(var: pd.DataFrame, name: str, instead: str) -> NDArray[np.object_]:
+    """A column of ``var`` as text.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where it is missing or blank for some features.
+    """
+    labels = read_labels(one_column(var, name, "adata.var"), f"adata.var[{name!r}]", keep_missing=True)
+    if labels.missing.any():
+        first = var.index[labels.missing][0]
+        raise InvalidArgumentError(
+            f"adata.var[{name!r}]: expected it of every feature, found none of {int(labels.missing.sum())} of "
+            f"{len(var)} (first: {first!r}); fill it in, or {instead}."
+        )
+    return labels.names
 
 
 def _flags(column: pd.Series) -> NDArray[np.bool_]:
@@ -224,7 +246,7 @@ def _of_type(adata: AnnData, feature_type: str) -> AnnData:
                 f"feature_type: {feature_type!r} is asked for, and kinds of features are not known."
             )
         return adata
-    types = adata.var[FEATURE_TYPES].astype(str).to_numpy()
+    types = _texts_of_all(adata.var, FEATURE_TYPES, "give feature_type=None, which keeps all")
     check_option("feature_type", feature_type, sorted(set(types)))
     kept = types == feature_type
     if kept.all():

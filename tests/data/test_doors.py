@@ -182,6 +182,8 @@ def test_folders_that_are_none_are_refused(outs, tmp_path):
         (tmp_path / "none", {}, "expected a folder of Space Ranger, found none"),
         (outs, {"layer": "counts"}, "layer: it says nothing of a folder"),
         (3, {}, "expected a folder or an AnnData, found int"),
+        (outs, {"library_id": ""}, "library_id: expected a word without '/'"),
+        (outs, {"library_id": "a/b"}, "library_id: expected a word without '/'"),
         (outs, {"counts": "all"}, "counts: expected one of 'filtered', 'raw'"),
     ]
     for source, options, message in cases:
@@ -231,6 +233,13 @@ def test_the_anndata_of_scanpy_has_ids_as_names_and_is_not_changed():
         (lambda a: None, {"counts": "raw"}, "counts: it says nothing of an AnnData"),
         (lambda a: None, {"layer": "raw"}, "layer: adata.layers has no 'raw'"),
         (lambda a: None, {"feature_type": "Peaks"}, "kinds of features are not known"),
+        (
+            lambda a: a.var.__setitem__("gene_ids", [*GENES[:-1], None]),
+            {},
+            "'gene_ids'.: expected it of every",
+        ),
+        (lambda a: a.var.__setitem__("gene_ids", [*GENES[:-1], " "]), {}, "found none of 1 of 5"),
+        (lambda a: a.var.__setitem__("feature_types", [None, *["x"] * 4]), {}, "'feature_types'.*type=None"),
         (lambda a: a.obs.__setitem__("in_tissue", 0), {}, "none of 12 spots is under tissue"),
     ],
 )
@@ -293,6 +302,8 @@ def test_positions_are_centers_of_shapes_and_labels_by_instance():
     one = from_spatialdata(stand_in(), region="b", spatial_key="centers")
     np.testing.assert_allclose(one.obsm["centers"], [[1, 0.5], [3.5, 3]])
     assert list(one.obs_names) == ["y", "z"] and "spatial" not in one.obsm
+    twice = from_spatialdata(stand_in(), region=["b", "a", "b"])
+    assert list(twice.obs["where"].cat.categories) == ["b", "a"] and list(twice.obs_names) == list("wxyz")
 
 
 def test_labels_of_several_scales_are_read_at_the_first():
@@ -322,6 +333,14 @@ def test_coordinates_of_the_table_are_kept_where_they_are_the_same():
         (lambda s: s.tables.clear(), {}, "expected a table, found none"),
         (lambda s: s.tables["table"].uns.clear(), {}, "annotates no element"),
         (lambda s: None, {"region": "c"}, "region: expected regions of table 'table', some of .*found 'c'"),
+        (lambda s: None, {"region": []}, r"region: expected some of \['a', 'b'\], found none"),
+        *[(lambda s: None, {"spatial_key": key}, "spatial_key: expected a word") for key in (3, "", "a/b", ("x", "y"))],
+        (
+            lambda s: s.shapes.update(a=circles([1, 2], [0, np.nan], [0, 1])),
+            {},
+            "'a': expected finite centers, found 1 of 2 without .first: instance '2'",
+        ),
+        (lambda s: s.points.update(a=pd.DataFrame({"u": [1.0]})) or s.shapes.clear(), {}, r"x and y, found \['u'\]"),
         (lambda s: s.shapes.clear(), {}, "annotates 'a', which sdata lacks; it has"),
         (lambda s: None, {"coordinate_system": "mm"}, r"one of region 'a': \['global'\], found 'mm'"),
         (lambda s: s.tables["table"].obs.__setitem__("id", [1, 8, 3, 4]), {}, "1 of 2 instances .* not in it .*'8'"),

@@ -116,6 +116,26 @@ def test_entries_that_are_no_counts_are_refused(value):
             pseudobulk(adata, "donor")
 
 
+DTYPES = {
+    "Int64": [1, 2, None],
+    "boolean": [True, False, None],
+    "string": ["a", None, "c"],
+    "category": ["v", "u", None],
+    "float32": [1.5, np.nan, 2.0],
+    "int8": [1, 2, 3],
+    "bool": [True, False, True],
+    "datetime64[ns]": ["2020-01-01", "2021-01-01", None],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_of_one_value_a_sum_keep_their_type_and_what_is_missing(dtype):
+    adata, of = cells(), pd.Series(DTYPES[dtype], index=["d1", "d2", "d3"], dtype=dtype)
+    adata.obs["own"] = of.loc[adata.obs["donor"]].set_axis(adata.obs_names)
+    found = pseudobulk(adata, "donor").obs["own"]
+    pd.testing.assert_series_equal(found, of, check_names=False, check_index_type=False)
+
+
 def test_names_that_read_the_same_are_refused():
     adata = cells()[:4].copy()
     adata.obs["p"], adata.obs["q"] = ["a", "a_b", "a", "a_b"], ["b_c", "c", "b_c", "c"]
