@@ -15,6 +15,7 @@ from pyrosplice._expression import fit as expression_fit
 from pyrosplice._expression.count_matrix import CountMatrix, raw_blocks
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.formula_design import from_formula
+from pyrosplice._expression.mixed.cell_effects import EffectsRequest
 from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.spatial_null import glm_with_levels
 from pyrosplice._expression.positions import SPATIAL_KEY, SpotOptions, Spots
@@ -25,6 +26,7 @@ from pyrosplice._tables.cells import Cells
 from pyrosplice._tables.coordinates import spatial_key_of
 from pyrosplice._tables.names import places_of
 from pyrosplice._tables.random_terms import split_random_terms
+from pyrosplice.effects._group_terms import Groups
 from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.likelihoods._contract import Likelihood
 
@@ -157,7 +159,7 @@ def _glm_beside_groups(adata: ad.AnnData, formula: str, section_key: str | None,
     if section_key is not None:
         cells.levels(section_key, "section_key")
         if (section_key,) not in [term.by for term in split_random_terms(formula, "formula")[1]]:
-            formula = f"{formula} + (1 | `{section_key}`)"
+            read = read | {"effects": EffectsRequest((Groups(section_key),))}
     inputs = prepare(adata, formula_loc=formula, **read)
     return glm_with_levels(MixedEstimator(inputs))
 

@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrosplice._tables.names import square_by_name
+from pyrosplice.errors import InvalidArgumentError
 from pyrosplice.spatial._graph import Graph, adjacency_graph
 
 SPATIAL_CONNECTIVITIES = "spatial_connectivities"  # what squidpy.gr.spatial_neighbors calls it in obsp
@@ -57,10 +58,15 @@ def stored_graph(obsp: Mapping[str, object], key: str, names: pd.Index | None = 
     Raises
     ------
     InvalidArgumentError
-        Not square, negative, not finite, no numbers; names that are not those of the spots.
+        Not square, negative, not finite, no numbers; names that are not those of the spots; no edge between two spots.
     """
     name = f"adata.obsp[{key!r}]"
     graph = adjacency_graph(square_by_name(obsp[key], names, name, what="spot"), name=name)
+    if graph.nnz == np.count_nonzero(graph.diagonal()):
+        raise InvalidArgumentError(
+            f"{name}: expected neighbors, found a graph without an edge between two spots, beside which nothing is "
+            "spatial; make it again (squidpy.gr.spatial_neighbors), or ask for the nearest by k_neighbors."
+        )
     if key != SPATIAL_CONNECTIVITIES or not graph.diagonal().any():
         return graph
     graph = sp.csr_matrix(graph - sp.diags(np.asarray(graph.diagonal())))

@@ -228,3 +228,28 @@ def test_sections_and_domains_in_columns(tissue):
     assert Domains(spatial_key=["x", "y"]).spatial_key == ("x", "y")
     with pytest.raises(InvalidArgumentError, match=r"Domains\(spatial_key\): expected a key"):
         Domains(spatial_key=("x",))
+
+
+@pytest.mark.parametrize("diagonal", [0.0, 1.0])
+@pytest.mark.parametrize("key", [KEY, "mine"])
+def test_a_graph_without_an_edge_is_refused_everywhere(tissue, key, diagonal):
+    del tissue.obsp[KEY]
+    tissue.obsp[key] = sp.identity(N, format="csr") * diagonal
+    named = {} if key == KEY else {"adj_key": key}
+    calls = [
+        lambda: usages(tissue, **named),
+        lambda: spatially_variable_genes(tissue, layer="counts", **named),
+        lambda: ExpressionGLM("~ 1").fit(tissue, layer="counts").test_spatial_variability(**named),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgumentError, match=rf"obsp\['{key}'\]: expected neighbors, found a graph without"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["slide `A`", "a b", "a:b", "a/b", "1", "(1 | x)"])
+def test_sections_of_any_name_have_levels_beside_random_terms(tissue, name):
+    tissue.obs["donor"] = np.tile(["u", "v", "w"], N // 3)
+    given = {"layer": "counts", "formula": "~ (1 | donor)", "k_neighbors": 4}
+    plain = spatially_variable_genes(tissue, section_key="slide", **given)
+    tissue.obs[name] = tissue.obs["slide"]
+    pd.testing.assert_frame_equal(spatially_variable_genes(tissue, section_key=name, **given), plain)
