@@ -97,7 +97,7 @@ def t_test(  # noqa: PLR0913 (a documented interface)
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.t_test", options, PLAIN))
     groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
-    return _t_test(groups, groups.index, plain)
+    return _named(_t_test(groups, groups.index, plain), grouping, groups, "t-test")
 
 
 def _t_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
@@ -171,7 +171,7 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
     options = {**options, "is_logged": is_logged, "is_sig_zerovar": is_sig_zerovar}
     plain = PlainOptions(**known_options("test.rank_test", options, PLAIN))
     groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
-    return _rank_test(groups, groups.index, plain)
+    return _named(_rank_test(groups, groups.index, plain), grouping, groups, "rank")
 
 
 def _rank_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
@@ -263,7 +263,14 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
     test = _test_name(test)
     options = _options("test.two_sample", test, {"as_numeric": as_numeric, **options})
     groups = two_groups(GroupedCells(data, grouping, gene_names, sample_description, layer=layer, missing=missing))
-    return _between(groups, groups.index == 0, groups.index == 1, test, options)
+    return _named(_between(groups, groups.index == 0, groups.index == 1, test, options), grouping, groups, test)
+
+
+def _named(test: ExpressionTest, grouping: Any, groups: GroupedCells, method: str) -> ExpressionTest:
+    """The test with what tables and files call it: the second group over the first, as of all pairs."""
+    first, second = (label_name(name) for name in groups.names)
+    name = f"{second} vs {first}"
+    return replace(test, name=name, groupby=_grouping_name(grouping), reference=first, method=method)
 
 
 def _between(
@@ -362,8 +369,12 @@ def _place_of(reference: Any, names: Sequence[Any]) -> int | None:
 
 def _described(tested: ExpressionTests, grouping: Any, reference: str, test: str) -> ExpressionTests:
     """The tests with the words that tables and files say of them."""
-    groupby = grouping if isinstance(grouping, str) else str(getattr(grouping, "name", None) or "groups")
-    return replace(tested, groupby=groupby, reference=reference, method=test)
+    return replace(tested, groupby=_grouping_name(grouping), reference=reference, method=test)
+
+
+def _grouping_name(grouping: Any) -> str:
+    """The column that holds the groups, by its name where it has one."""
+    return grouping if isinstance(grouping, str) else str(getattr(grouping, "name", None) or "groups")
 
 
 def _group_means_model(groups: GroupedCells, options: dict[str, Any]) -> Any:

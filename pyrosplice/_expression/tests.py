@@ -89,6 +89,12 @@ def wald(
     return wald_repeated(estimator, factor_loc_totest, coef_to_test)
 
 
+def named_test(test: ExpressionTest, tested: Names | None, method: str) -> ExpressionTest:
+    """The test with what tables and files call it: the factors, coefficients or column that were tested, and how."""
+    name = " + ".join(text_names(tested, "factor")) or "contrast"
+    return replace(test, name=name, groupby=name, method=method)
+
+
 def wald_repeated(
     det: ExpressionTest | Estimator, factor_loc_totest: Names | None = None, coef_to_test: Names | None = None
 ) -> ExpressionTest:
@@ -109,7 +115,8 @@ def wald_repeated(
     if not isinstance(estimator, Estimator):
         raise InvalidArgumentError("det: expected a result of test.wald or an estimator of fit.model.")
     tested = tested_columns(estimator.input_data.location, factor_loc_totest, coef_to_test)
-    return linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
+    result = linear_test(estimator, unit_rows(tested, estimator.model.design_loc_names))
+    return named_test(result, coef_to_test if factor_loc_totest is None else factor_loc_totest, "wald")
 
 
 def linear_test(estimator: Estimator, contrast: Array) -> ExpressionTest:
@@ -258,10 +265,17 @@ def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
+    result = named_test(result, terms_of(full.input_data.location, new) or "scale", "lrt")
     if not new:  # the models differ in their scales only: there is no fold change
         none = np.full(len(pval), np.nan)
         result = replace(result, effect=none, effect_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
     return with_statistic(result, statistic, pval, otherwise=reduced.reason)
+
+
+def terms_of(design: DesignMatrix, columns: Sequence[str]) -> list[str]:
+    """The terms that some columns are of, each once, those without one under their own names."""
+    of = dict(zip(design.names, design.terms, strict=True))
+    return list(dict.fromkeys(name if of[name] == "1" else of[name] for name in columns))
 
 
 def _check_nested(full: Estimator, reduced: Estimator) -> None:
@@ -322,7 +336,7 @@ def score(
     theta[:, where], theta[:, n_all:] = reduced.fit.theta[:, : len(kept)], reduced.fit.theta[:, len(kept) :]
     statistic, pval, step, se = score_statistic(big.source, theta, np.array(which))
     largest, genes = np.argmax(np.abs(np.nan_to_num(step)), axis=1), np.arange(len(step))
-    return ExpressionTest(
+    found = ExpressionTest(
         gene_ids=full.counts.gene_names,
         pval=pval,
         statistic=statistic,
@@ -332,6 +346,7 @@ def score(
         fit_ended=reduced.fit.reason,
         link=mean_link(full.likelihood),
     )
+    return named_test(found, coef_to_test if factor_loc_totest is None else factor_loc_totest, "score")
 
 
 def refuse_random_terms(method: str, *formulas: str | None) -> None:

@@ -158,6 +158,44 @@ def test_patients_are_tabulated_with_their_own_components_or_shared_ones():
         mixture_table({})
 
 
+NAMED = {
+    "factor": (lambda a: de.test.wald(a, "g", formula_loc="~ g"), "g", "wald"),
+    "factors": (lambda a: de.test.wald(a, ["g", "lane"], formula_loc="~ g + lane"), "g + lane", "wald"),
+    "coefficient": (lambda a: de.test.wald(a, coef_to_test="g[T.b]", formula_loc="~ g"), "g[T.b]", "wald"),
+    "again": (
+        lambda a: de.test.wald_repeated(de.test.wald(a, "g", formula_loc="~ g + lane"), "lane"),
+        "lane",
+        "wald",
+    ),
+    "lrt": (lambda a: de.test.lrt(a, "~ g + lane", "~ lane"), "g", "lrt"),
+    "lrt of two": (lambda a: de.test.lrt(a, "~ g + lane", "~ 1"), "g + lane", "lrt"),
+    "lrt of scales": (lambda a: de.test.lrt(a, "~ g", "~ g", "~ g", "~ 1"), "scale", "lrt"),
+    "lrt beside donors": (lambda a: de.test.lrt(a, "~ half + (1 | donor)", "~ (1 | donor)"), "half", "lrt"),
+    "score": (lambda a: de.test.score(a, "g", formula_loc="~ g"), "g", "score"),
+    "score beside donors": (lambda a: de.test.score(a, "half", formula_loc="~ half + (1 | donor)"), "half", "score"),
+    "t": (lambda a: de.test.t_test(a, "half"), "y vs x", "t-test"),
+    "rank": (lambda a: de.test.rank_test(a, "half"), "y vs x", "rank"),
+    "two": (lambda a: de.test.two_sample(a, "half", test="lrt"), "y vs x", "lrt"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_was_tested_is_named_in_tables_and_files(name):
+    call, contrast, method = NAMED[name]
+    adata = cells()
+    adata.obs["lane"], adata.obs["half"] = np.tile(["p", "q"], 24), np.repeat(["x", "y"], 24)
+    found = call(adata)
+    assert set(found.to_frame()["contrast"]) == {contrast} and found.method == method
+    found.write(adata)
+    assert adata.uns["rank_genes_groups"]["names"].dtype.names == (contrast,)
+    assert adata.uns["rank_genes_groups"]["params"]["method"] == method
+    if contrast == "y vs x":
+        assert (
+            adata.uns["rank_genes_groups"]["params"] | {"groupby": "half", "reference": "x"}
+            == (adata.uns["rank_genes_groups"]["params"])
+        )
+
+
 def test_every_group_against_a_reference_is_the_test_of_the_two():
     adata = cells()
     tested = de.test.versus_rest(adata, "g", test="wald", reference="b")

@@ -13,7 +13,7 @@ from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._expression.results import ExpressionTest
-from pyrosplice._expression.tests import FIT_OPTIONS, FITTING, Names, tested_columns, unit_rows
+from pyrosplice._expression.tests import FIT_OPTIONS, FITTING, Names, named_test, terms_of, tested_columns, unit_rows
 from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError
 
@@ -82,7 +82,8 @@ def nested_ratio(
             f"reduced_formula_loc: beside random terms expected some of the columns {names} and no others, found "
             f"{kept}; contrasts are tested by ExpressionGLM(...).fit(data).test(contrast, method='lrt')."
         )
-    return _tested(full, [name for name in names if name not in kept], "lrt")
+    new = [name for name in names if name not in kept]
+    return named_test(_tested(full, new, "lrt"), terms_of(full.input_data.location, new), "lrt")
 
 
 def effects_score(
@@ -116,7 +117,8 @@ def effects_score(
         return expression_tests.score(data, factor_loc_totest, coef_to_test, formula_loc, formula_scale, **fit_options)
     options = known_options("test.score", fit_options, FIT_OPTIONS)
     full = expression_fit.model(data, formula_loc, formula_scale, **options)
-    return _tested(full, tested_columns(full.input_data.location, factor_loc_totest, coef_to_test), "score")
+    found = _tested(full, tested_columns(full.input_data.location, factor_loc_totest, coef_to_test), "score")
+    return named_test(found, coef_to_test if factor_loc_totest is None else factor_loc_totest, "score")
 
 
 def _random_terms(formula: Any) -> tuple[Any, ...]:
@@ -130,4 +132,4 @@ def _tested(full: Any, columns: list[str], method: str) -> ExpressionTest:
     data = full.input_data
     given = data.constraints_loc, full.record, data.counts.gene_names, full.gene_means, full
     found = MixedResults(full.fit, *given).test(unit_rows(columns, data.location.names), method, "clip")
-    return replace(found, link=mean_link(data.likelihood), estimator=full, name=" + ".join(columns), method=method)
+    return replace(found, link=mean_link(data.likelihood), estimator=full)
