@@ -113,7 +113,12 @@ class FollowedExpression:
 
     @property
     def sites(self) -> dict[str, Tensor]:
-        """Estimate of every latent site of the model, those of a model of your own among them; copies."""
+        """Estimates of the model's sites, ``(G, 1, ·)`` each; copies.
+
+        Of the shipped model: ``location`` and ``scale``, the free coefficients. Those are all of it, but for a fit with
+        random effects, whose others are tables: ``variance_components()``, levels in ``random_effects()``, the field
+        in ``fitted_field()``. Of a model of your own: every latent site.
+        """
         own = self._saved_own if self._own is None else self._own
         if own is not None:
             return own.copies()

@@ -163,6 +163,8 @@ class GaussianMixtureModel(nn.Module):
     def place(self, component: Tensor, noise: Tensor) -> Tensor:
         """Cells ``(N, D)`` of given components ``(N,)`` made from standard normal ``noise`` ``(N, D)``.
 
+        Noise of another type is taken in that of the means, which the cells then have.
+
         Examples
         --------
         >>> import torch
@@ -174,6 +176,7 @@ class GaussianMixtureModel(nn.Module):
         >>> bool(torch.allclose(cells, mixture.model_.means))  # without noise
         True
         """
+        noise = noise.to(self.means.dtype)
         out = torch.empty_like(noise)
         for k in range(self.means.size(0)):
             mine = component == k

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 from torch.nn import Parameter
 
-from pyrosplice.errors import RefusedModelError, check_switches
+from pyrosplice.errors import NotReadyError, RefusedModelError, check_switches
 from pyrosplice.guides._auto_units import AutoUnits
 from pyrosplice.guides._curvature import Curvature
 from pyrosplice.guides._first_points import SiteStart
@@ -192,6 +192,13 @@ class AutoUnitNormal(AutoUnits):
     def take(self, source: AutoNewtonMAP) -> None:
         """Make the optimum of another guide, and the curvature there, one's own.
 
+        Of a guide that knows its data: one that ``laplace_approximation`` has made, or that was fitted itself.
+
+        Raises
+        ------
+        NotReadyError
+            A guide that has not seen data, or a source that was not fitted.
+
         Examples
         --------
         >>> import pyro, torch
@@ -209,6 +216,11 @@ class AutoUnitNormal(AutoUnits):
         >>> bool((gaussian.median()["level"] == guide.median()["level"]).all())
         True
         """
+        if self._density is None:
+            raise NotReadyError(
+                f"{type(self).__name__}.take: this guide has seen no data, at which the curvature could be taken; call "
+                f"laplace_approximation(*data) of the fitted guide, which makes a {type(self).__name__} that has."
+            )
         with torch.inference_mode(False), torch.enable_grad():
             curvature = Curvature(self.density, tuple(self.density.latents))
             point = source.loc.detach().clone()

@@ -379,7 +379,8 @@ def predictive_intervals(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     Returns
     -------
     Axes
-        One collection a statistic: position of the observed value, row. Values beyond ±4 are drawn there, as arrows.
+        A collection of the intervals, then one a statistic: position of the observed value, row. Values beyond ±4 are
+        drawn there, with an arrow outwards.
 
     Examples
     --------

@@ -16,7 +16,8 @@ class InverseWishart(TorchDistribution):
     .. math:: p(\Sigma) = \frac{|\Psi|^{\nu/2}}{2^{\nu D/2}\,\Gamma_D(\nu/2)}
               |\Sigma|^{-(\nu+D+1)/2} \exp\{-\tfrac12 \operatorname{tr}(\Psi\Sigma^{-1})\}.
 
-    Its mean is :math:`\Psi/(\nu-D-1)` for :math:`\nu > D+1`.
+    Its mean is :math:`\Psi/(\nu-D-1)` for :math:`\nu > D+1`, and NaN for less, where there is none; its mode
+    :math:`\Psi/(\nu+D+1)`.
 
     Parameters
     ----------
@@ -55,6 +56,18 @@ class InverseWishart(TorchDistribution):
         return InverseWishart(
             self.dof.expand(batch_shape), self.scale.expand(torch.Size(batch_shape) + self.event_shape)
         )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, ``batch_shape + (D, D)``; NaN where ν is at most D + 1, as its tails are then too heavy for one."""
+        excess = (self.dof - self.event_shape[-1] - 1)[..., None, None]
+        return torch.where(excess > 0, self.scale / excess, torch.nan)
+
+    @property
+    def mode(self) -> Tensor:
+        """Mode, ``batch_shape + (D, D)``; NaN where ν is at most -(D + 1), as the density then has none."""
+        total = (self.dof + self.event_shape[-1] + 1)[..., None, None]
+        return torch.where(total > 0, self.scale / total, torch.nan)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each covariance matrix, constants included."""

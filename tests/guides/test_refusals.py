@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyrosplice.errors import InvalidArgumentError, NotReadyError, RefusedModelError
-from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, FitOptions
+from pyrosplice.guides import AutoMarginalLaplace, AutoNewtonMAP, AutoUnitNormal, FitOptions
 from tests.guides.test_closed_forms import draws, normal_normal
 
 y = torch.tensor([0.3, -1.0, 2.0, 0.1, 0.6], dtype=torch.float64)
@@ -158,3 +158,14 @@ def test_values_of_log_marginal():
         guide.log_marginal({**at, "sd": at["sd"][:1]})
     with pytest.raises(InvalidArgumentError, match="quantiles"):
         guide.quantiles([1.5])
+
+
+def test_a_guide_without_data_says_how_one_with_them_is_made():
+    fitted = AutoNewtonMAP(normal_normal).fit(y)
+    with pytest.raises(NotReadyError, match=r"AutoUnitNormal.take: .* call laplace_approximation\(\*data\)"):
+        AutoUnitNormal(normal_normal).take(fitted)
+    gaussian = fitted.laplace_approximation(y)
+    gaussian.take(fitted)
+    assert torch.equal(gaussian.optimum.value, fitted.optimum.value)
+    with pytest.raises(NotReadyError, match="call fit first"):
+        gaussian.take(AutoNewtonMAP(normal_normal))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import invwishart
 
+from pyrosplice import GaussianMixture
 from pyrosplice._mixture.em.loop import EMOptions
 from pyrosplice._mixture.em.missing import missing_log_joint
 from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
@@ -58,6 +59,36 @@ def test_inverse_wishart_density_and_draws_agree_with_scipy():
     expected = [theirs.logpdf(d.numpy()) for d in draws[:5]]
     np.testing.assert_allclose(ours.log_prob(draws[:5]).numpy(), expected, rtol=1e-10)
     np.testing.assert_allclose(draws.mean(0).numpy(), scale.numpy() / 3, atol=0.03)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_moments_of_inverse_wisharts_are_those_of_scipy_or_missing(dim):
+    scale = torch.eye(dim, dtype=F64) + 0.3
+    dof = torch.tensor([dim + 1.5, dim + 4.0, dim + 1.0, dim - 0.5, -(dim + 1.0)], dtype=F64)
+    prior = InverseWishart(dof, scale)
+    for k in range(2):
+        known = invwishart(float(dof[k]), scale.numpy())
+        np.testing.assert_allclose(prior.mean[k], np.reshape(known.mean(), (dim, dim)))
+        np.testing.assert_allclose(prior.mode[k], np.reshape(known.mode(), (dim, dim)))
+    assert prior.mean[2:].isnan().all() and prior.mode[4].isnan().all() and prior.mode[3].isfinite().all()
+    for k, step in ((3, 1.001), (3, 0.999)):  # a penalty has its mode there too
+        density = InverseWishart(dof[k], scale)
+        assert density.log_prob(density.mode) > density.log_prob(density.mode * step)
+    assert InverseWishart(dim + 3.0, scale.float()).mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.float64])
+def test_noise_of_any_type_is_placed_in_that_of_the_model(kind, dtype, model_dtype):
+    x = np.random.default_rng(0).normal(size=(60, 2)) + 8 * (np.arange(60)[:, None] % 2)
+    mixture = GaussianMixture(2, covariance_type=kind, random_state=0).fit(x)
+    model = mixture.model_.to(model_dtype)
+    noise = torch.linspace(-1, 1, 10).reshape(5, 2).to(dtype)
+    component = torch.tensor([0, 1, 0, 1, 1])
+    cells = model.place(component, noise)
+    assert cells.dtype == model_dtype
+    torch.testing.assert_close(cells, model.place(component, noise.to(model_dtype)))
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
