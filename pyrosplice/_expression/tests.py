@@ -265,14 +265,14 @@ def compare_fits(full: Estimator, reduced: Estimator) -> ExpressionTest:
     statistic, pval = likelihood_ratio(*comparable(full.fit, reduced.fit), df)
     new = [n for n in full.model.design_loc_names if n not in reduced.model.design_loc_names]
     result = wald_repeated(full, coef_to_test=new or full.model.design_loc_names[-1:])
-    result = named_test(result, terms_of(full.input_data.location, new) or "scale", "lrt")
+    result = named_test(result, tested_terms(full.input_data.location, new) or "scale", "lrt")
     if not new:  # the models differ in their scales only: there is no fold change
         none = np.full(len(pval), np.nan)
         result = replace(result, effect=none, effect_se=None, extra=result.extra | {"coef_mle": none, "coef_sd": none})
     return with_statistic(result, statistic, pval, otherwise=reduced.reason)
 
 
-def terms_of(design: DesignMatrix, columns: Sequence[str]) -> list[str]:
+def tested_terms(design: DesignMatrix, columns: Sequence[str]) -> list[str]:
     """The terms that some columns are of, each once, those without one under their own names."""
     of = dict(zip(design.names, design.terms, strict=True))
     return list(dict.fromkeys(name if of[name] == "1" else of[name] for name in columns))

@@ -216,6 +216,7 @@ class AutoUnitNormal(AutoUnits):
         >>> bool((gaussian.median()["level"] == guide.median()["level"]).all())
         True
         """
+        found = source.optimum  # which raises where the source was not fitted
         if self._density is None:
             raise NotReadyError(
                 f"{type(self).__name__}.take: this guide has seen no data, at which the curvature could be taken; call "
@@ -225,7 +226,7 @@ class AutoUnitNormal(AutoUnits):
             curvature = Curvature(self.density, tuple(self.density.latents))
             point = source.loc.detach().clone()
             hessian = curvature.expand(point[:, :0], point).hessian
-            self._optimum, self._path = source.optimum, source.path
+            self._optimum, self._path = found, source.path
             try:
                 self._posterior = UnitNormal(point, hessian, curvature)
             except ValueError as error:

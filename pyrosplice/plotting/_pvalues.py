@@ -19,6 +19,7 @@ from pyrosplice.plotting._style import (
     groups,
     ink,
     new_axes,
+    number_column,
     percent,
     verbatim,
 )
@@ -84,7 +85,7 @@ def qq(
     ax = new_axes(ax, figsize=(4.6, 4.2))
     sizes = set()
     for (name, group), color, marker in zip(split, OKABE_ITO, MARKERS, strict=False):
-        values = group[pvalue].to_numpy(dtype=np.float64)
+        values = number_column(group, pvalue)
         seen = np.sort(values[~np.isnan(values)])
         sizes.add(seen.size)
         ax.plot(

@@ -87,7 +87,12 @@ def percent(share: float) -> str:
 
 
 def require_columns(table: pd.DataFrame, *columns: str) -> None:
-    """Raise :class:`InvalidArgumentError` unless ``table`` has rows and every one of ``columns``."""
+    """Raise :class:`InvalidArgumentError` unless ``table`` is one, and has rows and every one of ``columns``, once."""
+    if not isinstance(table, pd.DataFrame):
+        raise InvalidArgumentError(f"table: expected a DataFrame, found {type(table).__name__}.")
+    twice = [column for column in columns if list(table.columns).count(column) > 1]
+    if twice:
+        raise InvalidArgumentError(f"table: expected the columns {twice} once, found several of that name.")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InvalidArgumentError(f"table: expected the columns {missing}, found {list(table.columns)}.")
@@ -95,10 +100,18 @@ def require_columns(table: pd.DataFrame, *columns: str) -> None:
         raise InvalidArgumentError("table: expected at least one row, found none.")
 
 
+def number_column(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as float64, NaN where it is missing; what is no number raises."""
+    require_columns(table, column)
+    try:
+        return table[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"table[{column!r}]: expected numbers, found others ({error}).") from error
+
+
 def checked_pvalues(table: pd.DataFrame, column: str) -> np.ndarray:
     """P-values as float64; a missing one (NaN) stays missing, one outside [0, 1] raises."""
-    require_columns(table, column)
-    values = table[column].to_numpy(dtype=np.float64)
+    values = number_column(table, column)
     outside = (values < 0) | (values > 1)
     if outside.any():
         raise InvalidArgumentError(

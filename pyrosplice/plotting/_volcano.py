@@ -18,6 +18,7 @@ from pyrosplice.plotting._style import (
     checked_pvalues,
     ink,
     new_axes,
+    number_column,
     require_columns,
     verbatim,
 )
@@ -154,7 +155,7 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     """
     require_columns(table, mean)
     shown = _judged(table, effect, pvalue_adj, label, alpha, min_effect)
-    place = table[mean].to_numpy(dtype=np.float64)
+    place = number_column(table, mean)
     shown, left_out = _placed(shown.assign(_x=np.where(place > 0, place, np.nan)), effect, "_y", ["_x"])
     ax = new_axes(ax, figsize=(5.6, 4.6))
     ax.set_xscale("log")
@@ -178,8 +179,9 @@ def _judged(
     check_share("alpha", alpha)
     check_number("min_effect", min_effect)
     require_columns(table, effect, label)
-    found = (checked_pvalues(table, pvalue_adj) <= alpha) & (table[effect].abs() >= min_effect)
-    return table.assign(group=np.where(found, np.where(table[effect] < 0, "lower", "higher"), "not significant"))
+    size = number_column(table, effect)
+    found = (checked_pvalues(table, pvalue_adj) <= alpha) & (np.abs(size) >= min_effect)
+    return table.assign(group=np.where(found, np.where(size < 0, "lower", "higher"), "not significant"))
 
 
 def _heights(p: np.ndarray, floor: float | None) -> tuple[np.ndarray, float]:
@@ -193,7 +195,7 @@ def _heights(p: np.ndarray, floor: float | None) -> tuple[np.ndarray, float]:
 
 def _placed(shown: pd.DataFrame, effect: str, axis: str, others: list[str]) -> tuple[pd.DataFrame, int]:
     """Rows that have a place, infinite effects beyond all others on ``axis``, and how many have none."""
-    value = shown[effect].to_numpy(dtype=np.float64)
+    value = number_column(shown, effect)
     finite = np.abs(value[np.isfinite(value)])
     edge = BEYOND * float(finite.max(initial=0.0) or 1.0)
     shown = shown.assign(**{axis: np.clip(value, -edge, edge)})

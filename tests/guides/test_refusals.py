@@ -161,11 +161,15 @@ def test_values_of_log_marginal():
 
 
 def test_a_guide_without_data_says_how_one_with_them_is_made():
-    fitted = AutoNewtonMAP(normal_normal).fit(y)
+    def plain(y):
+        with pyro.plate("genes", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0 * ones(y), 1.0)), 1.0), obs=y)
+
+    fitted = AutoNewtonMAP(plain).fit(y)
     with pytest.raises(NotReadyError, match=r"AutoUnitNormal.take: .* call laplace_approximation\(\*data\)"):
-        AutoUnitNormal(normal_normal).take(fitted)
+        AutoUnitNormal(plain).take(fitted)
     gaussian = fitted.laplace_approximation(y)
     gaussian.take(fitted)
     assert torch.equal(gaussian.optimum.value, fitted.optimum.value)
     with pytest.raises(NotReadyError, match="call fit first"):
-        gaussian.take(AutoNewtonMAP(normal_normal))
+        gaussian.take(AutoNewtonMAP(plain))

@@ -314,3 +314,30 @@ def test_lowest_and_highest_values_of_a_map_can_be_told_apart_and_the_lowest_fro
     low, high = luminance(colors(0.0)[:3]), luminance(colors(1.0)[:3])
     assert (high + 0.05) / (low + 0.05) > 5
     assert style == "default" or (low + 0.05) / 0.05 > 2
+
+
+OF_TESTS = {
+    "volcano": (plotting.volcano, ["effect", "pvalue", "pvalue_adj"]),
+    "ma": (plotting.ma, ["effect", "mean", "pvalue_adj"]),
+    "qq": (plotting.qq, ["pvalue"]),
+}
+
+
+@pytest.mark.parametrize("figure", OF_TESTS)
+@pytest.mark.parametrize("given", [3, None, "table", [0.1, 0.2], np.ones(3), pd.Series([0.1]), {"pvalue": [0.1]}])
+def test_what_is_no_table_is_refused(figure, given):
+    with pytest.raises(InvalidArgumentError, match="table: expected a DataFrame, found"):
+        OF_TESTS[figure][0](given)
+
+
+@pytest.mark.parametrize(("figure", "column"), [(name, column) for name, (_, own) in OF_TESTS.items() for column in own])
+def test_columns_that_hold_no_numbers_or_stand_twice_are_refused(figure, column):
+    draw, table = OF_TESTS[figure][0], gene_tests(5)
+    for dtype in ("Float64", "float32", object):  # which are numbers, missing ones too
+        same = table.astype({column: dtype})
+        same.loc[1, column] = pd.NA if dtype == "Float64" else np.nan
+        draw(same)
+    with pytest.raises(InvalidArgumentError, match=f"'{column}'.: expected numbers"):
+        draw(table.assign(**{column: "x"}))
+    with pytest.raises(InvalidArgumentError, match="once, found several of that name"):
+        draw(pd.concat([table, table[[column]]], axis=1))

@@ -13,7 +13,15 @@ from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import mean_link
 from pyrosplice._expression.prepared_inputs import prepare
 from pyrosplice._expression.results import ExpressionTest
-from pyrosplice._expression.tests import FIT_OPTIONS, FITTING, Names, named_test, terms_of, tested_columns, unit_rows
+from pyrosplice._expression.tests import (
+    FIT_OPTIONS,
+    FITTING,
+    Names,
+    named_test,
+    tested_columns,
+    tested_terms,
+    unit_rows,
+)
 from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError
 
@@ -83,7 +91,7 @@ def nested_ratio(
             f"{kept}; contrasts are tested by ExpressionGLM(...).fit(data).test(contrast, method='lrt')."
         )
     new = [name for name in names if name not in kept]
-    return named_test(_tested(full, new, "lrt"), terms_of(full.input_data.location, new), "lrt")
+    return named_test(_tested(full, new, "lrt"), tested_terms(full.input_data.location, new), "lrt")
 
 
 def effects_score(
