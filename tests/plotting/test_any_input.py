@@ -330,7 +330,7 @@ def test_what_is_no_table_is_refused(figure, given):
         OF_TESTS[figure][0](given)
 
 
-@pytest.mark.parametrize(("figure", "column"), [(name, column) for name, (_, own) in OF_TESTS.items() for column in own])
+@pytest.mark.parametrize(("figure", "column"), [(name, column) for name in OF_TESTS for column in OF_TESTS[name][1]])
 def test_columns_that_hold_no_numbers_or_stand_twice_are_refused(figure, column):
     draw, table = OF_TESTS[figure][0], gene_tests(5)
     for dtype in ("Float64", "float32", object):  # which are numbers, missing ones too
