@@ -191,3 +191,16 @@ def test_names_that_pages_give_are_the_librarys(name):
 def test_names_that_are_not_the_librarys_are_found():
     text = "`pyrosplice.GausianMixture`, `model.unit()`, `fit(batchsize=3)`, `k_comp=`; `units()`, `fit_gmm(k_comps=2)`"
     assert strangers(text) == ["pyrosplice.GausianMixture", "unit", "batchsize=", "k_comp="]
+
+
+OTHER_PACKAGES = re.compile(r"\b(splisosm|diffxpy|pycave|ggml_ot|spatialdata)\b")  # which the suite has not
+NO_CODE = {"bash", "bibtex", "sh", "text"}
+
+
+@pytest.mark.parametrize("name", pages_of_text())
+def test_python_that_a_page_shows_is_run_unless_it_needs_what_is_not_here(name):
+    """Cells by the build, ``python`` by the suite; ``py`` is only shown."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for language, code in re.findall(r"^```(\S+)[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        assert language.startswith("{") or language in {"python", "py", *NO_CODE}, language
+        assert language != "py" or OTHER_PACKAGES.search(code), code
