@@ -30,7 +30,7 @@ RESULTS = (ExpressionTest, ExpressionTests, ContinuousTest, QuasiFit, Partition,
 SLOW = {  # examples of over two seconds, which make test-long runs
     "pyrosplice._usage.analysis.differential_usage.covariate_modes",
     "pyrosplice._usage.analysis.own_calibration.check_calibration",
-    "pyrosplice._usage.glmm.MultinomGLMM.refine",
+    "pyrosplice._usage.refinement.refined_estimates",
     "pyrosplice.guides",
     "pyrosplice.posterior._nuts.NutsOptions",
     "pyrosplice.spatial._domains.Domains",

@@ -79,7 +79,7 @@ class MixtureDrawOptions:
             check_option("groups", group, GROUPS)
 
     def within_memory(self, per_draw: Mapping[str, float]) -> MixtureDrawOptions:
-        """The same with one of as many draws kept as memory asks for (``over_memory="thin"``), else refused."""
+        """Keep one of as many draws as memory asks for (``over_memory="thin"``), else refuse."""
         limits: dict[str, Any] = {"max_memory": self.max_memory, "over_memory": self.over_memory}
         kept = draws_within(per_draw, self.num_samples, self.num_chains, least_by_step=1, **limits)
         return replace(self, num_samples=kept.n_draws, thin=kept.step)

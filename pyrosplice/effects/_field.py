@@ -307,7 +307,15 @@ class Field:
         return values
 
     def multiplier_of(self, table: pd.DataFrame) -> NDArray[np.float64]:
-        """Values ``(n,)`` of the column that multiplies the field in any table, all the same too."""
+        """Values ``(n,)`` of the column that multiplies the field in any table, all the same too.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from pyrosplice.effects import Field
+        >>> Field(by="tumor").multiplier_of(pd.DataFrame({"tumor": [True, False]}))
+        array([1., 0.])
+        """
         column = one_column(table, str(self.by), "Field, by")
         if not (is_numeric(column) or pd.api.types.is_bool_dtype(column)):
             raise InvalidArgumentError(

@@ -81,7 +81,7 @@ class ChainOptions:
             )
 
     def settled(self) -> Self:
-        """The same with a number of chains."""
+        """Take a number of chains."""
         if self.method == "nuts":
             options = self.nuts_options or NutsOptions()
             number = options.num_chains if self.num_chains is None else self.num_chains

@@ -73,7 +73,14 @@ class NutsOptions:
         check_share("target_accept_prob", self.target_accept_prob)
 
     def iterations(self, num_samples: int) -> int:
-        """Iterations of all chains together, warm-up among them."""
+        """Iterations of all chains together, warm-up among them.
+
+        Examples
+        --------
+        >>> from pyrosplice.posterior import NutsOptions
+        >>> NutsOptions(warmup_steps=100, num_chains=2).iterations(50)
+        300
+        """
         return self.num_chains * (self.warmup_steps + self.thin * num_samples)
 
 

@@ -394,7 +394,7 @@ def test_figure_shows_the_pvalues_of_the_null_genes(fixed):
     ax = check.plot()
     curves = [line for line in ax.lines if line.get_marker() != "None"]
     assert len(curves) == fixed.n_factors and all(line.get_xdata().size == 20 for line in curves)
-    assert len(check.plot(covariates="smooth", band="pointwise").get_legend().get_texts()) == 1
+    assert len(check.plot(covariates="smooth", band="pointwise").get_legend().get_texts()) == 2  # points and band
     with pytest.raises(InvalidArgumentError, match="covariates"):
         check.plot(covariates="typo")
     with pytest.raises(InvalidArgumentError, match="band"):

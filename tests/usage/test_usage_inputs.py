@@ -234,6 +234,7 @@ WRONG = {
     "min_component_size": 2.5,
     "covariance": object(),
     "section_key": ["half"],
+    "effects": 3,
     "missing": "ignore",
 }
 

@@ -142,7 +142,7 @@ def test_what_no_file_holds_is_refused_before_the_fit(adata):
 def test_space_that_is_not_there(adata):
     with pytest.raises(InvalidArgumentError, match="spatial_key"):
         SplisosmGLMM().setup_data(adata, spatial_key=None)
-    with pytest.warns(UserWarning), pytest.raises(InvalidArgumentError, match="min_component_size: no component"):
+    with pytest.raises(InvalidArgumentError, match="min_component_size: no component"):
         SplisosmGLMM().setup_data(adata, min_component_size=1000)
 
 

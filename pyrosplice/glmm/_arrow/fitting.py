@@ -52,7 +52,7 @@ class EffectsOptions:
     max_iter
         Evaluations of a gene at most.
     mode_tolerance
-        Newton decrement of the modes where searches end, in nats²; on the way it is up to 1e-2.
+        Newton decrement of the modes where searches end, in nats²; on the way it is up to 1e-4.
     batch_genes
         Genes that are worked on together; None for as many as stay within 256 MB, 64 at most.
     """

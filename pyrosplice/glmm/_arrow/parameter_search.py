@@ -30,7 +30,7 @@ LogPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOG_HYPER = (-12.0, 12.0)  # beyond, a dispersion makes no difference to any count below 10^5, nor a concentration
 SD_STEP, HYPER_STEP = 0.25, 1.0  # longest steps, in units of the data and in logs (a prototype)
 PROBE = 0.05  # change of an inner sd or log whose effect on the gradient is the first curvature
-LOOSE = 1e-2  # largest Newton decrement of a mode on the way: value and gradient are carried to the mode from there
+LOOSE = 1e-4  # largest Newton decrement of a mode on the way: value and gradient are carried to the mode from there
 SHARE = 1e-2  # of the squared gradient before, in nats, that the next mode's decrement may be
 LEAST_CURVATURE = 0.5  # of those, in units of the data
 
