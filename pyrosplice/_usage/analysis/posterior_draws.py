@@ -133,7 +133,7 @@ def usage_problem(analysis: UsageAnalysis, genes: Sequence[int]) -> PosteriorPro
 
 
 def _within_memory(problems: Sequence[PosteriorProblem], asked: DrawOptions) -> DrawOptions:
-    """Take as many draws as memory allows, where all of them, padded to the most isoforms, would not fit; else raise."""
+    """Take as many draws as memory allows, where all, padded to the most isoforms, would not fit; else raise."""
     numbers: Counter[str] = Counter()
     widest = max(problem.counts.shape[-1] for problem in problems)
     for problem in problems:
