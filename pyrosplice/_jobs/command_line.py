@@ -91,6 +91,7 @@ def _run(given: Namespace, words: tuple[str, ...], program: str) -> tuple[str, s
     job, told, started = JOBS[given.job], list[str](), datetime.now(UTC)
     options, output = _chosen(job.options, given), _chosen(OutputOptions, given)
     folder = ResultsFolder(output)
+    folder.keep_input(getattr(options, "data", None))
     folder.open()
     steps = Steps(job.n_steps, show=not output.quiet)
     try:

@@ -201,7 +201,7 @@ def _add_states(parser: argparse.ArgumentParser) -> None:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     default = DemoOptions()
     add = parser.add_argument_group("the simulated tissue").add_argument
-    add("--n-spots", type=_whole(4), metavar="N", help=f"its size (default: {default.n_spots})")
+    add("--n-spots", type=_whole(5), metavar="N", help=f"its size (default: {default.n_spots})")
     add("--n-genes", type=_whole(1), metavar="N", help=f"its genes (default: {default.n_genes})")
     other = parser.add_argument_group("or a file, as by 'pyrosplice usage'").add_argument
     other("--data", type=_path, metavar="FILE", help="h5ad file or zarr folder, in the place of the simulation")

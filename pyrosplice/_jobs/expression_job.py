@@ -13,9 +13,17 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyrosplice import ExpressionGLM, plotting, spatially_variable_genes
-from pyrosplice._jobs.input_file import check_column, check_coordinates, layer_of, read_cell_file
+from pyrosplice._jobs.input_file import (
+    check_column,
+    check_coordinates,
+    check_unique,
+    check_used,
+    columns_used,
+    layer_of,
+    read_cell_file,
+)
 from pyrosplice._jobs.job_progress import Steps
-from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, file_names, fingerprint
+from pyrosplice._jobs.results_folder import ANNOTATED, Conclusion, ResultsFolder, file_names, fingerprint
 from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured, themed_png
 from pyrosplice._tables.coordinates import SpatialKey
 from pyrosplice._usage_report import ALPHA
@@ -86,6 +94,8 @@ def run_expression(options: ExpressionOptions, folder: ResultsFolder, steps: Ste
         adata = read_cell_file(options.data)
         layer = layer_of(adata, options.layer)
         _check(adata, options)
+        if folder.options.write_h5ad:
+            check_unique(adata.obs_names, "cells")
         for column, level in options.reference.items():
             adata.obs[column] = with_reference(adata.obs[column], column, level)
     with steps.step("fitting"):
@@ -112,8 +122,12 @@ def run_expression(options: ExpressionOptions, folder: ResultsFolder, steps: Ste
 
 def _check(adata: AnnData, options: ExpressionOptions) -> None:
     """Check that the data have what the options name, before anything is fitted."""
-    for column in options.as_numeric:
-        check_column(adata.obs, "--as-numeric", column)
+    check_unique(adata.var_names, "genes")
+    formulas = {"--formula": options.formula, "--scale-formula": options.scale_formula}
+    used = [name for option, formula in formulas.items() for name in columns_used(adata.obs, option, formula)]
+    check_used(adata.obs, "--as-numeric", options.as_numeric, used, "the formulas")
+    labels = [name for name in used if name not in options.as_numeric]
+    check_used(adata.obs, "--reference", options.reference, labels, "labels in the formulas")
     named: dict[str, str | None] = {"--donors": options.donors, "--section-key": options.section_key}
     if options.size_factors not in (TOTAL, NONE):
         named["--size-factors"] = options.size_factors
@@ -177,7 +191,7 @@ def _tabulate(model: ExpressionGLM, adata: AnnData, layer: str | None, options: 
         coefficients=_with_symbols(model.summary(), symbols),
         tests=tests,
         variances=model.variance_components() if mixed else None,
-        space=None if options.spatial_key is None else _with_symbols(_in_space(adata, layer, options), symbols),
+        space=None if options.spatial_key is None else _with_symbols(_in_space(model, adata, layer, options), symbols),
     )
 
 
@@ -189,13 +203,19 @@ def _genes(model: ExpressionGLM) -> pd.DataFrame:
     return ended
 
 
-def _in_space(adata: AnnData, layer: str | None, options: ExpressionOptions) -> pd.DataFrame:
+def _in_space(model: ExpressionGLM, adata: AnnData, layer: str | None, options: ExpressionOptions) -> pd.DataFrame:
+    """Test the cells that were fitted, with their size factors as they were."""
+    sizes = size_factors_of(adata, layer, options.size_factors)
+    used = None if model.estimator is None else model.estimator.input_data.cells.used
+    if used is not None:
+        adata = adata[used].copy()
+        sizes = sizes if sizes is None or isinstance(sizes, str) else sizes[used]
     table = spatially_variable_genes(
         adata,
         layer=layer,
         formula=options.formula,
         as_numeric=options.as_numeric,
-        size_factors=size_factors_of(adata, layer, options.size_factors),
+        size_factors=sizes,
         spatial_key=options.spatial_key or "spatial",
         section_key=options.section_key,
         likelihood=options.noise_model,
@@ -248,7 +268,7 @@ def _write(tables: Tables, adata: AnnData, folder: ResultsFolder) -> dict[str, s
     tables.model.save(folder.path("model.pyrosplice", "the fitted model; ExpressionGLM.load reads it"))
     if folder.options.write_h5ad:
         tables.model.write(adata)
-        folder.write_anndata(adata, "annotated.h5ad", "the data with the fit in it, as ExpressionGLM.write does")
+        folder.write_anndata(adata, ANNOTATED, "the data with the fit in it, as ExpressionGLM.write does")
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import anndata
@@ -9,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrosplice._tables.coordinates import SpatialKey, has_coordinates
+from pyrosplice._tables.formulas import formula_source
+from pyrosplice._tables.random_terms import split_random_terms
 from pyrosplice.errors import InvalidArgumentError, listed
 
 LAYER = "counts"  # read where the file has it and nothing else is asked for
@@ -62,6 +65,44 @@ def check_column(table: pd.DataFrame, option: str, name: str, of: str = "obs") -
     if name not in table.columns:
         raise InvalidArgumentError(
             f"{option}: expected a column of {of}, {listed(table.columns, near=name)}, found {name!r}."
+        )
+
+
+def columns_used(table: pd.DataFrame, option: str, formula: str, *, groups: bool = False) -> list[str]:
+    """Columns of the table that a formula uses, those of its random terms among them; with ``groups``, their factors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is no formula, or of columns that the table does not have.
+    """
+    columns = [str(name) for name in table.columns]
+    rest, terms = split_random_terms(formula, option)
+    used = [
+        name for part in (rest, *(term.left for term in terms)) for name in formula_source(part, columns, option)[1]
+    ]
+    used += [name for term in terms for name in term.by] if groups else []
+    return list(dict.fromkeys(used))
+
+
+def check_used(table: pd.DataFrame, option: str, names: Iterable[str], used: Sequence[str], where: str) -> None:
+    """Raise :class:`~pyrosplice.errors.InvalidArgumentError` for columns that are absent, or that nothing uses."""
+    for name in names:
+        check_column(table, option, name)
+        if name not in used:
+            raise InvalidArgumentError(
+                f"{option}: expected a column of {where}, {listed(used, near=name)}, found {name!r}, which would "
+                "change nothing."
+            )
+
+
+def check_unique(names: pd.Index, what: str) -> None:
+    """Raise :class:`~pyrosplice.errors.InvalidArgumentError` where two cells or genes have one name."""
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise InvalidArgumentError(
+            f"FILE: expected names of {what} that stand once, found {len(twice)} more than once, e.g. "
+            f"{str(twice[0])!r}; make them unique (var_names_make_unique, obs_names_make_unique)."
         )
 
 

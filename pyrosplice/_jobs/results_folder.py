@@ -27,6 +27,7 @@ from pyrosplice._report import ReportSection, report_page
 from pyrosplice.errors import InvalidArgumentError
 
 PAGE, RECORD = "index.html", "run.json"
+ANNOTATED, RATIOS = ANNDATA_FILES = "annotated.h5ad", "fitted_ratios.h5ad"  # what else could be read again
 VERSIONS = ("pyrosplice", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "matplotlib")
 MOST_LETTERS = (
     80  # of a name of a file: with the folder's, far below the 260 of Windows and the 255 bytes of ext4 and APFS
@@ -91,6 +92,25 @@ class ResultsFolder:
             raise InvalidArgumentError(
                 f"--out: {str(self.place)!r} holds something already ({shown}); "
                 "name another folder, or give --force to replace what an earlier run wrote there."
+            )
+
+    def keep_input(self, data: Path | None) -> None:
+        """Raise where the file that is read would be replaced, or is a folder that would be written into.
+
+        Raises
+        ------
+        InvalidArgumentError
+            It is one of what an earlier run wrote here, has a name that a job writes, or has this folder in it.
+        """
+        if data is None or not data.exists():
+            return
+        source, place = data.resolve(), self.place.resolve()
+        if source == place or source in place.parents:
+            raise InvalidArgumentError(f"--out: {str(self.place)!r} is in the data that are read; name another folder.")
+        if source.parent == place and source.name in {*ANNDATA_FILES, *_listed_files(place / RECORD)}:
+            raise InvalidArgumentError(
+                f"--out: {str(self.place)!r} has the data that are read, {source.name!r}, which this run would "
+                "replace; name another folder."
             )
 
     def discard(self) -> None:

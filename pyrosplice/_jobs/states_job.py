@@ -16,7 +16,7 @@ from anndata import AnnData
 from pyrosplice import AnnData_TripletDataset, fit_gmm, mixture_table, patient_distances, plotting, selection_table
 from pyrosplice._jobs.input_file import MATRIX, check_column, read_cell_file
 from pyrosplice._jobs.job_progress import Steps
-from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, fingerprint
+from pyrosplice._jobs.results_folder import ANNOTATED, Conclusion, ResultsFolder, fingerprint
 from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured, themed_png
 from pyrosplice.errors import InvalidArgumentError, listed
 
@@ -254,7 +254,7 @@ def _write(states: States, folder: ResultsFolder) -> dict[str, str]:
         names["distances"] = folder.write_table("distances", table, "mixture-Wasserstein distances between patients")
     if folder.options.write_h5ad:
         said = f"the data with the mixtures in uns[{KEY!r}], obs[{KEY + '_comp'!r}] and obsm[{KEY + '_resp'!r}]"
-        folder.write_anndata(states.adata, "annotated.h5ad", said)
+        folder.write_anndata(states.adata, ANNOTATED, said)
     return names
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pyrosplice import plotting
 from pyrosplice._jobs.input_file import read_cell_file
 from pyrosplice._jobs.job_progress import Steps
-from pyrosplice._jobs.results_folder import Conclusion, ResultsFolder, fingerprint
+from pyrosplice._jobs.results_folder import ANNOTATED, RATIOS, Conclusion, ResultsFolder, fingerprint
 from pyrosplice._jobs.usage_job import (
     MAX_COVARIATES,
     Analysis,
@@ -19,6 +19,7 @@ from pyrosplice._jobs.usage_job import (
     UsageOptions,
     analyze,
     discoveries,
+    isoforms_of,
     usage_input,
     usage_summary,
     with_effects,
@@ -113,11 +114,11 @@ def write_usage_files(analysis: Analysis, read: UsageInput, folder: ResultsFolde
     for name, table in analysis.truth.items():
         folder.write_table(f"recovered_{name}", table, f"estimated {SYMBOLS[name]} beside the truth")
     ratios = "fitted usage of every isoform in every spot, an AnnData"
-    folder.write_anndata(analysis.model.get_fitted_ratios_anndata(), "fitted_ratios.h5ad", ratios)
+    folder.write_anndata(analysis.model.get_fitted_ratios_anndata(), RATIOS, ratios)
     analysis.model.save(folder.path("model.pyrosplice", "the fitted model; SplisosmGLMM.load reads it"))
     if folder.options.write_h5ad:
         analysis.model.write(read.adata)
-        folder.write_anndata(read.adata, "annotated.h5ad", "the data with fits and tests in it, SplisosmGLMM.write")
+        folder.write_anndata(read.adata, ANNOTATED, "the data with fits and tests in it, SplisosmGLMM.write")
 
 
 def _draw(analysis: Analysis, read: UsageInput, options: UsageOptions) -> dict[str, Picture]:
@@ -144,7 +145,7 @@ def _maps(analysis: Analysis, read: UsageInput, options: UsageOptions) -> dict[s
     adata = analysis.model.get_fitted_ratios_anndata()
     maps: dict[str, Drawing] = {}
     for gene in analysis.spatial.nsmallest(N_MAPS, "pvalue")["gene"]:  # type: ignore[union-attr]
-        isoforms = list(adata.var_names[adata.var[options.gene_key] == gene])
+        isoforms = list(isoforms_of(adata.var, options.gene_key, gene))
         table = plotting.usage_table(
             adata,
             isoforms,

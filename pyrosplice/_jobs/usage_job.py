@@ -16,7 +16,14 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrosplice import MultinomGLMM, SplisosmGLMM
-from pyrosplice._jobs.input_file import as_labels, check_column, check_coordinates, layer_of
+from pyrosplice._jobs.input_file import (
+    as_labels,
+    check_column,
+    check_coordinates,
+    check_used,
+    columns_used,
+    layer_of,
+)
 from pyrosplice._tables.coordinates import SpatialKey, has_coordinates
 from pyrosplice._usage_report import ALPHA, SYMBOLS
 from pyrosplice.effects._isoform_effect import IsoformEffect
@@ -117,6 +124,10 @@ def usage_input(adata: AnnData, options: UsageOptions) -> UsageInput:
         check_column(adata.obs, "--section-key", options.section_key)
     if options.covariates and options.formula is not None:
         raise InvalidArgumentError("--covariate, --formula: expected one of the two; the formula has the covariates.")
+    used = list(options.covariates)
+    if options.formula is not None:
+        used = columns_used(adata.obs, "--formula", options.formula, groups=True)
+    check_used(adata.obs, "--as-label", options.as_label, used, "--covariate or --formula")
     key = _coordinates(adata, options)
     design = options.formula if options.formula is not None else (list(options.covariates) or None)
     if key is None and design is None:
@@ -208,7 +219,7 @@ def effect_table(model: SplisosmGLMM, group_iso_by: str) -> pd.DataFrame:
     var = model.filtered_adata.var
     parts = []
     for gene, fit in zip(model.gene_names, model.get_fitted_models(), strict=True):
-        isoforms = var.index[var[group_iso_by] == gene]
+        isoforms = isoforms_of(var, group_iso_by, gene)
         effect = np.pad(fit.beta.detach().cpu().numpy()[0], ((0, 0), (0, 1)))  # (P, K)
         parts.append(
             pd.DataFrame(
@@ -221,6 +232,11 @@ def effect_table(model: SplisosmGLMM, group_iso_by: str) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def isoforms_of(var: pd.DataFrame, group_iso_by: str, gene: str) -> pd.Index:
+    """Names of the isoforms of a gene, whose name is the text of what the column has (numbers, categories)."""
+    return var.index[var[group_iso_by].astype(str) == gene]
 
 
 def strongest_effect(effects: pd.DataFrame) -> pd.DataFrame:

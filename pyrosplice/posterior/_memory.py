@@ -99,7 +99,7 @@ def as_bytes(memory: str | float | None) -> float:
     text = str(memory).strip().lower()
     if text == "inf":
         return float("inf")
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)i?b?", text)
-    if match is None or isinstance(memory, bool) or not float(match[1]) > 0:
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*([kmgt]?)i?b?", text)
+    if match is None or isinstance(memory, bool) or not float(match[1] + (match[2] or "")) > 0:
         raise InvalidArgumentError(f"max_memory: expected bytes, or text such as '4 GB', found {memory!r}.")
-    return float(match[1]) * _UNITS[match[2]]
+    return float(match[1] + (match[2] or "")) * _UNITS[match[3]]
