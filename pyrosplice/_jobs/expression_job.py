@@ -16,7 +16,7 @@ from pyrosplice import ExpressionGLM, plotting, spatially_variable_genes
 from pyrosplice._jobs.input_file import (
     check_column,
     check_coordinates,
-    check_unique,
+    check_names_once,
     check_used,
     columns_used,
     layer_of,
@@ -95,7 +95,7 @@ def run_expression(options: ExpressionOptions, folder: ResultsFolder, steps: Ste
         layer = layer_of(adata, options.layer)
         _check(adata, options)
         if folder.options.write_h5ad:
-            check_unique(adata.obs_names, "cells")
+            check_names_once(adata.obs_names, "cells")
         for column, level in options.reference.items():
             adata.obs[column] = with_reference(adata.obs[column], column, level)
     with steps.step("fitting"):
@@ -122,7 +122,7 @@ def run_expression(options: ExpressionOptions, folder: ResultsFolder, steps: Ste
 
 def _check(adata: AnnData, options: ExpressionOptions) -> None:
     """Check that the data have what the options name, before anything is fitted."""
-    check_unique(adata.var_names, "genes")
+    check_names_once(adata.var_names, "genes")
     formulas = {"--formula": options.formula, "--scale-formula": options.scale_formula}
     used = [name for option, formula in formulas.items() for name in columns_used(adata.obs, option, formula)]
     check_used(adata.obs, "--as-numeric", options.as_numeric, used, "the formulas")

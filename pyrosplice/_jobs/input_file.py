@@ -96,7 +96,7 @@ def check_used(table: pd.DataFrame, option: str, names: Iterable[str], used: Seq
             )
 
 
-def check_unique(names: pd.Index, what: str) -> None:
+def check_names_once(names: pd.Index, what: str) -> None:
     """Raise :class:`~pyrosplice.errors.InvalidArgumentError` where two cells or genes have one name."""
     if not names.is_unique:
         twice = names[names.duplicated()].unique()
