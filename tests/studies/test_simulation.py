@@ -10,27 +10,27 @@ from scipy.stats import binom
 from tests.studies import expression_small_groups, laplace_nuts, sv_coverage
 from tests.studies.sv_shapes import COVERED, SHAPES, Cell, nulls, simulate
 
-pytestmark = pytest.mark.slow
-
 FOLDER = Path(__file__).parent
 DRAWS_COUNTS = {"poisson", "multinomial", "binomial", "negative_binomial", "Poisson", "Multinomial"}
 MAKES_FAULTS = "calibration_finds_faults.py"  # whose genes are seen where no simulator would put them
-FIELDS_OF_COUNTS = (
+EFFECTS_ON_COUNTS = (
+    "effects_methods.py",
     "effects_size.py",
     "sv_expression.py",
     "variance_components.py",
-)  # of expression: no simulator has them
+)  # of expression: no simulator has such donors and fields
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_no_study_draws_counts_itself(path):
-    if path.name in (MAKES_FAULTS, *FIELDS_OF_COUNTS, Path(__file__).name):
+    if path.name in (MAKES_FAULTS, *EFFECTS_ON_COUNTS, Path(__file__).name):
         return
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     named = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
     assert named & DRAWS_COUNTS == set(), "use the simulators of pyrosplice.data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", ["none", "field", "domains", "gradient", "hot-spot", "stripes", "ring"])
 def test_shapes_are_in_the_usage(truth):
     """Between spots, log ratios vary by the noise (.5² a logit) and by the pattern (mean square 1)."""
@@ -41,6 +41,7 @@ def test_shapes_are_in_the_usage(truth):
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 def test_spots_are_covered_as_the_cell_says():
     cell = COVERED[0]
     totals = simulate(cell, 5, seed=0).sum(-1)
@@ -50,6 +51,7 @@ def test_spots_are_covered_as_the_cell_says():
     assert all(cell.effect == 0 for cell in nulls(SHAPES)) and len(nulls(SHAPES)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [c for _, c in sv_coverage.cells() if c.layout in ("grid 8", "grid 12")], ids=str)
 def test_few_spots_and_uneven_totals_keep_the_level(cell):
     pvalue = sv_coverage.pvalues(cell, 300, seed=4).numpy()
@@ -61,6 +63,7 @@ def test_few_spots_and_uneven_totals_keep_the_level(cell):
         assert (pvalue < 0.1).sum() >= low
 
 
+@pytest.mark.slow
 def test_donors_and_small_groups_keep_the_level_where_tests_know_of_them():
     most = binom.ppf(0.9995, 60, 0.05) / 60
     rows = expression_small_groups.donors(60, 1, {"6 equal": expression_small_groups.DONORS["6 equal"]})
@@ -69,6 +72,7 @@ def test_donors_and_small_groups_keep_the_level_where_tests_know_of_them():
     assert all(row["tested"] >= 55 and row["at 5.0%"] <= most for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1.0, 5.0])
 def test_genes_of_the_posterior_studies_have_the_stated_depth(depth):
     model = laplace_nuts.model_of(20, depth)
