@@ -18,7 +18,7 @@ from pyrosplice._hypothesis.fdr import adjust_jointly
 from pyrosplice._hypothesis.test_table import TestTable
 from pyrosplice._representation import FDR, Described
 from pyrosplice._results.layouts import GeneSymbols
-from pyrosplice._tables.labels import label_name
+from pyrosplice._tables.labels import comparison_name, label_name
 from pyrosplice.errors import InvalidArgumentError, listed
 
 MOST_LISTED = 12  # comparisons in the text
@@ -84,7 +84,7 @@ class ExpressionTests(Described):
         correction = "all comparisons at once" if self.pval_correction == "global" else "each comparison on its own"
         corrected = self.qval
         found = {key: corrected[self._place(key)] <= FDR for key in self.tests}
-        words = [f"{' : '.join(map(str, key))} ({int(which.sum())})" for key, which in found.items()]
+        words = [f"{_contrast_name(key)} ({int(which.sum())})" for key, which in found.items()]
         listed = ", ".join(words[:MOST_LISTED]) + (", …" if len(words) > MOST_LISTED else "")
         return {"tested": f"{len(self.gene_ids)} genes", f"found at FDR {FDR:.0%}": listed, "corrected": correction}
 
@@ -425,7 +425,8 @@ class ExpressionTests(Described):
         pairs = [(i, j) for i in rows for j in columns if i != j]
         if not pairs:
             raise InvalidArgumentError(f"groups0: no pair of two groups among {groups0!r} and {groups1!r}.")
-        return self._smallest(pairs, [f"{self.groups[i]} vs {self.groups[j]}" for i, j in pairs], thresholds)
+        names = [_contrast_name((self.groups[i], self.groups[j])) for i, j in pairs]
+        return self._smallest(pairs, names, thresholds)
 
     def summary_group(self, group: Any, **thresholds: Any) -> pd.DataFrame:
         """Table of one group or part, with the q-values of the whole family.
@@ -451,8 +452,8 @@ class ExpressionTests(Described):
     ) -> pd.DataFrame:
         """Tabulate all comparisons, a row a comparison and gene; arguments as of :meth:`ExpressionTest.to_frame`.
 
-        ``contrast`` is the group (of tests against the rest or a reference) or ``"b vs a"``, b over a. q-values are
-        those of the whole family.
+        ``contrast`` is the group (of tests against the rest or a reference) or ``"b vs a"``, b over a; a group whose
+        own name would make that ambiguous (``"c vs a"``) stands in quotes. q-values are those of the whole family.
 
         Examples
         --------
@@ -502,6 +503,8 @@ class ExpressionTests(Described):
     def summary(self, **thresholds: Any) -> pd.DataFrame:
         """Table with one row a gene: the smallest p-value over comparisons, the fold change there, and which it is.
 
+        ``comparison`` has the names of ``contrast`` in :meth:`to_frame`: ``"b vs a"`` is b over a.
+
         Examples
         --------
         >>> import numpy as np, pandas as pd
@@ -516,7 +519,7 @@ class ExpressionTests(Described):
         0  gene_1          T
         """
         places = [self._place(key) for key in self.tests]
-        return self._smallest(places, [" vs ".join(str(k) for k in key) for key in self.tests], thresholds)
+        return self._smallest(places, [_contrast_name(key) for key in self.tests], thresholds)
 
     def _smallest(self, places: Sequence[tuple[int, ...]], names: list[str], given: dict[str, Any]) -> pd.DataFrame:
         at = tuple(np.array(index) for index in zip(*places, strict=True))
@@ -537,4 +540,4 @@ class ExpressionTests(Described):
 
 def _contrast_name(key: tuple[Any, ...]) -> str:
     """Name of a comparison: its group, or the second of two over the first."""
-    return " vs ".join(label_name(group) for group in key[::-1])
+    return label_name(key[0]) if len(key) == 1 else comparison_name(key[1], key[0])

@@ -23,7 +23,7 @@ from pyrosplice._expression.comparisons import ExpressionTests
 from pyrosplice._expression.results import ExpressionTest
 from pyrosplice._expression.size_factors import resolve_size_factors
 from pyrosplice._expression.statistics import Moments, mann_whitney, welch
-from pyrosplice._tables.labels import label_name
+from pyrosplice._tables.labels import comparison_name, label_name
 from pyrosplice.errors import InvalidArgumentError, check_option, check_switches, listed
 from pyrosplice.reasons import Reason
 
@@ -268,9 +268,9 @@ def two_sample(  # noqa: PLR0913 (a documented interface)
 
 def _named(test: ExpressionTest, grouping: Any, groups: GroupedCells, method: str) -> ExpressionTest:
     """The test with what tables and files call it: the second group over the first, as of all pairs."""
-    first, second = (label_name(name) for name in groups.names)
-    name = f"{second} vs {first}"
-    return replace(test, name=name, groupby=_grouping_name(grouping), reference=first, method=method)
+    first, second = groups.names
+    name = comparison_name(second, first)
+    return replace(test, name=name, groupby=_grouping_name(grouping), reference=label_name(first), method=method)
 
 
 def _between(

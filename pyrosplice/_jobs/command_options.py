@@ -99,7 +99,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="write to a folder that holds something; replaces what an earlier run wrote",
     )
     add("--no-figures", dest="figures", action="store_false", help="tables and page only; without matplotlib")
-    add("--parquet", action="store_true", help="write tables as parquet too (needs pyarrow)")
+    add("--parquet", action="store_true", help="write tables as parquet too (needs pyarrow: pyrosplice[parquet])")
     add("--write-h5ad", action="store_true", help="write annotated.h5ad: the data with the results in it")
     add("--quiet", action="store_true", help="no progress on standard error")
 

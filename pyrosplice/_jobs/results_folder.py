@@ -32,7 +32,7 @@ VERSIONS = ("pyrosplice", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "annd
 MOST_LETTERS = (
     80  # of a name of a file: with the folder's, far below the 260 of Windows and the 255 bytes of ext4 and APFS
 )
-REQUIRED_FOR = {"matplotlib": ("figures", "plot", "--no-figures"), "pyarrow": ("parquet", None, "no --parquet")}
+REQUIRED_FOR = {"matplotlib": ("drawing", "plot", "--no-figures"), "pyarrow": ("--parquet", "parquet", "no --parquet")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +253,9 @@ def _check_packages(options: OutputOptions) -> None:
     for package, needed in (("matplotlib", options.figures), ("pyarrow", options.parquet)):
         if needed and _version(package) is None:
             what, extra, otherwise = REQUIRED_FOR[package]
-            install = f"'pyrosplice[{extra}]'" if extra else package
-            raise InvalidArgumentError(f"{what}: need {package}; pip install {install}, or give {otherwise}.")
+            raise InvalidArgumentError(
+                f"{what}: needs {package}; pip install 'pyrosplice[{extra}]', or give {otherwise}."
+            )
 
 
 def _listed_files(record: Path) -> list[str]:

@@ -19,6 +19,7 @@ from pyrosplice._jobs.job_progress import Steps
 from pyrosplice._jobs.results_folder import ANNOTATED, Conclusion, ResultsFolder, fingerprint
 from pyrosplice._report import ReportFigure, ReportSection, ReportTable, pictured, themed_png
 from pyrosplice.errors import InvalidArgumentError, listed
+from pyrosplice.reasons import OPTIMA, Reason
 
 REPRESENTATION = "X_pca"  # fitted where the file has it and nothing else is asked for
 MOST_FEATURES = 50  # of X without being asked for: full covariances of more are no description of a few hundred cells
@@ -270,7 +271,21 @@ def _lead(states: States, use_rep: str | None) -> str:
     left = f" and {len(numbers) - 20} more" if len(numbers) > 20 else ""
     what = f"obsm[{use_rep!r}]" if use_rep else "X"
     who = f"of {len(numbers)} patients" if len(numbers) > 1 else f"of {next(iter(numbers))}"
-    return f"{len(states.cells)} cells {who}, by {what}.\nComponents: {told}{left}."
+    return f"{len(states.cells)} cells {who}, by {what}.\nComponents: {told}{left}.\n{_ended(states)}"
+
+
+def _ended(states: States) -> str:
+    """How the fits ended: those that did not converge by patient and why."""
+    names = ["all patients"] if states.dataset.identical_supports else states.dataset.names
+    reasons = dict(zip(names, map(Reason, states.dataset.gmm["distribution_reasons"]), strict=False))
+    others = {name: reason for name, reason in reasons.items() if reason not in OPTIMA}
+    if not others:
+        return "All fits converged."
+    causes = {reason: [name for name, one in others.items() if one == reason] for reason in others.values()}
+    told = [f"{listed(names)} ({reason}: {reason.text})" for reason, names in causes.items()]
+    mend = " Give --max-iter more, or --prior weak." if Reason.MAX_EPOCHS in causes else ""
+    mend += " Give fewer --components, or --prior pooled." if Reason.FEW_CELLS in causes else ""
+    return f"{len(others)} of {len(reasons)} fits did not converge: {'; '.join(told)}.{mend}"
 
 
 def _sections(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosplice._mixture.density_module import GaussianMixtureModel
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
-from pyrosplice._results.annotations import Annotations, check_target, storable_table
+from pyrosplice._results.annotations import Annotations, check_target, places_in, storable_table
 from pyrosplice.reasons import Reason
 
 
@@ -97,7 +97,8 @@ def write_states(self: FittedMixture, adata: ad.AnnData, key_added: str = "mixtu
     Raises
     ------
     InvalidArgumentError
-        A view; other features; a key that is not of an earlier mixture; cells that have missing values.
+        A view; other features; names of cells that stand twice; a key that is not of an earlier mixture; cells that
+        have missing values.
 
     Examples
     --------
@@ -115,6 +116,7 @@ def write_states(self: FittedMixture, adata: ad.AnnData, key_added: str = "mixtu
     table = mixture_frame(self)
     m = int(table["component"].max()) + 1
     described = {name: np.empty(0) for name in ("state", "probability", "log_density")}
+    places_in(adata.obs_names, adata.obs_names, "adata.obs_names", "cell")  # refuses names that stand twice
     Annotations(kind="GaussianMixture", obs=described, obsm={"responsibilities": np.empty(0)}).check(adata, key_added)
     log_resp, log_density = (torch.cat(parts).double() for parts in zip(*self._evaluate(adata), strict=True))
     resp: NDArray[np.float64] = log_resp.exp().numpy()

@@ -154,7 +154,7 @@ def places_in(wanted: pd.Index, names: pd.Index, argument: str, what: str) -> ND
         One that is not there, or stands twice on either side.
     """
     theirs, ours = as_text(wanted), as_text(names)
-    for whose, index in (("the result", theirs), (argument, ours)):
+    for whose, index in ((argument, ours), ("the result", theirs)):
         if not index.is_unique:
             twice = index[index.duplicated()][0]
             raise InvalidArgumentError(f"{argument}: {twice!r} stands more than once in {whose}; make names unique.")

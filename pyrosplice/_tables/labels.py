@@ -100,6 +100,20 @@ def label_name(value: Any) -> str:
     return str(value)
 
 
+def comparison_name(group: Any, base: Any) -> str:
+    """Name of a comparison, the group over the base: ``"T vs B"``, and another for every two groups.
+
+    A label that has " vs " in it, or ends or begins with it, stands in quotes, as one does that begins with a quote:
+    ``"c vs a" vs b`` is not ``c vs "a vs b"``.
+    """
+    return " vs ".join(map(_unmistakable, (group, base)))
+
+
+def _unmistakable(label: Any) -> str:
+    text = label_name(label)
+    return repr(text) if " vs " in f" {text} " or text[:1] in ("'", '"') else text
+
+
 def _series(values: Any, argument: str) -> pd.Series:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()

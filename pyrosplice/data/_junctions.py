@@ -66,8 +66,8 @@ def from_junctions(
     Raises
     ------
     InvalidArgumentError
-        Missing columns, files, names or genes; counts that are negative, fractional or missing; a cell and feature, or
-        a junction of a file, that stand twice; a feature of two genes; cells that ``obs`` lacks.
+        Missing columns, files, names or genes; no cell or no feature; counts that are negative, fractional or missing;
+        a cell and feature, or a junction of a file, that stand twice; a feature of two genes; cells that ``obs`` lacks.
 
     Examples
     --------
@@ -199,6 +199,11 @@ def _assembled(
     counts: sp.csr_matrix, cells: pd.Index, var: pd.DataFrame, obs: pd.DataFrame | None, spatial: Sequence[str] | None
 ) -> AnnData:
     check_unique("source, cells", cells)
+    if 0 in counts.shape:
+        raise InvalidArgumentError(
+            f"source: expected counts of at least one cell and one feature, found {counts.shape[0]} cells and "
+            f"{counts.shape[1]} features; is it the right table or file, and did a filter leave nothing of it?"
+        )
     if obs is None:
         if spatial is not None:
             raise InvalidArgumentError("spatial: expected obs beside it, whose columns these are.")

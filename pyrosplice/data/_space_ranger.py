@@ -119,7 +119,9 @@ def _parquet(file: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
     except ImportError as error:
-        raise InvalidArgumentError(f"{file.name}: reading it needs pyarrow (pip install pyarrow).") from error
+        raise InvalidArgumentError(
+            f"{file.name}: reading it needs pyarrow (pip install 'pyrosplice[parquet]')."
+        ) from error
 
 
 def _of_h5(file: Path) -> FeatureMatrix:

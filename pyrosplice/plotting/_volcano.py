@@ -54,7 +54,7 @@ def volcano(  # noqa: PLR0913 (what a figure shows, all by keyword)
         One row a gene (and covariate: select one covariate first).
     effect, pvalue, pvalue_adj, label
         Columns: signed effect, p-value, p-value adjusted for multiple testing, name to print. Rows with a missing
-        effect or p-value are left out, and counted above the figure. ``pvalue`` may be the adjusted one too: the axis
+        effect or p-value are left out, and counted below the figure. ``pvalue`` may be the adjusted one too: the axis
         then says so.
     alpha, min_effect
         A point is coloured when its adjusted p-value is at most ``alpha`` and its effect, either way, at least
@@ -141,8 +141,13 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
 ) -> Axes:
     """Draw effects against the gene's mean on a logarithmic axis; coloured and named as in :func:`volcano`.
 
-    Genes whose mean is zero have no place on the axis and are left out, and counted above the figure; everything else
-    as there.
+    Genes whose mean is zero, or missing, have no place on the axis and are left out, and counted below the figure;
+    everything else as there.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As of :func:`volcano`; a negative mean, as data that were centered or scaled have.
 
     Examples
     --------
@@ -155,7 +160,7 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     """
     require_columns(table, mean)
     shown = _judged(table, effect, pvalue_adj, label, alpha, min_effect)
-    place = number_column(table, mean)
+    place = _means(table, mean)
     shown, left_out = _placed(shown.assign(_x=np.where(place > 0, place, np.nan)), effect, "_y", ["_x"])
     ax = new_axes(ax, figsize=(5.6, 4.6))
     ax.set_xscale("log")
@@ -170,6 +175,19 @@ def ma(  # noqa: PLR0913 (what a figure shows, all by keyword)
     _legend(ax, _title(alpha, "", min_effect, left_out))
     _name(ax, shown, pvalue_adj, names, n_labels, label)
     return ax
+
+
+def _means(table: pd.DataFrame, column: str) -> np.ndarray:
+    """Means, which have a logarithm or are none; a negative one raises."""
+    values = number_column(table, column)
+    below = np.flatnonzero(values < 0)
+    if len(below):
+        raise InvalidArgumentError(
+            f"table[{column!r}]: expected means of at least 0, since their axis is logarithmic, found "
+            f"{values[below[0]]:g} in row {below[0]} and {len(below)} negative ones in all; are these data centered or "
+            "scaled? Draw plotting.volcano, or name a column of means of counts with mean=."
+        )
+    return values
 
 
 def _judged(
@@ -252,7 +270,15 @@ def _title(alpha: float, drawn: str, min_effect: float, left_out: int) -> str:
 
 
 def _legend(ax: Axes, title: str) -> None:
-    options: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    """Below the horizontal axis and its name, so that a title has the place above the figure."""
+    from matplotlib.transforms import ScaledTranslation
+
+    ticks, name = ax.xaxis.get_major_ticks()[0], ax.xaxis.label
+    lines = name.get_text().count("\n") + 1
+    points = ticks.get_pad() + 1.3 * (ticks.label1.get_fontsize() + lines * name.get_fontsize()) + ax.xaxis.labelpad + 5
+    below = ax.transAxes + ScaledTranslation(0, -points / 72, ax.get_figure(root=True).dpi_scale_trans)
+    options: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 3, "frameon": False}
+    options |= {"bbox_transform": below, "borderaxespad": 0.0}
     legend = ax.legend(title=title, fontsize=9, columnspacing=1.2, handletextpad=0.2, **options)
     legend.get_title().set_multialignment("center")
 

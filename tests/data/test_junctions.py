@@ -204,3 +204,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path, text, message):
         from_junctions({"s": tmp_path / "x.tab"})
     with pytest.raises(InvalidArgumentError, match="expected SJ/raw of STARsolo"):
         from_junctions(tmp_path)
+
+
+@pytest.mark.parametrize("obs", [None, pd.DataFrame(index=["a", "b"])])
+@pytest.mark.parametrize("empty", [LONG[:0], WIDE[:0], WIDE.iloc[:, :0], "sample"])
+def test_what_has_no_cell_or_no_feature_is_refused(empty, obs, tmp_path):
+    genes = GENES if empty is not LONG[:0] and isinstance(empty, pd.DataFrame) and "gene" not in empty else None
+    if isinstance(empty, str):
+        (tmp_path / "a.SJ.out.tab").write_text("")
+        empty = {"a": tmp_path / "a.SJ.out.tab"}
+    with pytest.raises(InvalidArgumentError, match=r"at least one cell and one feature, found|a\.SJ\.out\.tab"):
+        from_junctions(empty, genes=genes, obs=obs)

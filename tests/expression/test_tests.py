@@ -167,7 +167,34 @@ def test_pairwise(data, test):
     assert result.pval_pairs("a", ["b", "c"]).shape == (1, 2, 12)
     raw = np.stack([result.pval[0, 1], result.pval[0, 2], result.pval[1, 2]])
     np.testing.assert_allclose(result.qval[0, 2], adjust_jointly(raw)[1])
-    assert result.summary()["comparison"].iloc[0] in ("a vs b", "b vs c")
+    assert result.summary()["comparison"].iloc[0] in ("b vs a", "c vs b")
+
+
+@pytest.mark.parametrize(
+    "labels", [["B", "NK", "T"], ["a", "b", "c vs a", "a vs b", "c"], ["vs", "a vs", "'a'", "vs a"]]
+)
+def test_a_comparison_has_one_name_in_every_table_and_no_other_has_it(labels):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(labels, 12)
+    result = de.test.pairwise(rng.poisson(3.0, (len(groups), 3)), groups, test="t-test")
+    frame, k = result.to_frame(), len(labels)
+    assert frame.groupby(["contrast", "gene"]).size().eq(1).all() and frame["contrast"].nunique() == k * (k - 1) // 2
+    smallest = frame.loc[frame.groupby("gene")["pvalue"].idxmin()].set_index("gene")
+    summary = result.summary().set_index("gene").loc[smallest.index]
+    assert summary["comparison"].tolist() == smallest["contrast"].tolist()
+    np.testing.assert_allclose(summary["effect"], smallest["log2fc"])
+    adata = ad.AnnData(np.zeros((2, 3)), var=pd.DataFrame(index=result.gene_ids.astype(str)))
+    result.write(adata)
+    assert set(adata.uns["rank_genes_groups"]["names"].dtype.names) == set(frame["contrast"])
+
+
+def test_pairs_of_a_picked_order_are_named_as_their_fold_changes_read():
+    counts = np.repeat([[2.0], [2.1], [20.0]], 30, axis=0) + np.tile([[0.0], [1.0]], (45, 1))
+    result = de.test.pairwise(counts, np.repeat(["B", "NK", "T"], 30), test="t-test")
+    for pair, name, sign in ((("B", "T"), "T vs B", 1), (("T", "B"), "B vs T", -1)):
+        row = result.summary_pairs(*pair).iloc[0]
+        assert row["comparison"] == name and np.sign(row["log2fc"]) == sign
+    assert result.summary().loc[0, "comparison"] in repr(result)
 
 
 def test_pairwise_z_is_two_means_over_their_standard_error(data):

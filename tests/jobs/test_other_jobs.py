@@ -1,5 +1,6 @@
 """The jobs of expression and of cell states leave what the library's own calls on the same data give."""
 
+import html
 import json
 import os
 import subprocess
@@ -65,6 +66,51 @@ def test_states_are_those_of_the_library(cells, tmp_path):
     np.testing.assert_allclose(distances, patient_distances(dataset), atol=1e-8)
     assert len(pd.read_csv(out / "cells.csv")) == 120
     assert "states" in anndata.read_h5ad(out / "annotated.h5ad").uns
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--components", "2"], "All fits converged."),
+        (["--components", "4", "--max-iter", "1"], "3 of 3 fits did not converge: ['P 1', 'P/2', 'p 1'] (max_epochs"),
+        (["--components", "4", "--max-iter", "1", "--sharing", "global"], "1 of 1 fits did not converge: ['all"),
+    ],
+)
+def test_the_page_says_how_the_fits_ended(cells, tmp_path, options, told):
+    words = ["states", cells, "--patient-key", "patient", *options, "--out", tmp_path / "out", *FAST]
+    assert run_command([str(word) for word in words]) == 0
+    page = html.unescape((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert told in page and ("--max-iter more" in page) == ("--max-iter" in options)
+
+
+def test_the_page_says_which_patients_have_too_few_cells(cells, tmp_path):
+    adata = anndata.read_h5ad(cells)
+    adata.obsm["X_pca"][:40] = adata.obsm["X_pca"][0]  # the first patient's cells are one point
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["states", tmp_path / "cells.h5ad", "--patient-key", "patient", "--components", "2", "--prior", "pooled"]
+    assert run_command([str(word) for word in [*words, "--out", tmp_path / "out", *FAST]]) == 0
+    page = html.unescape((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert "1 of 3 fits did not converge: ['P 1'] (few_cells" in page and "Give fewer --components" in page
+
+
+@pytest.mark.parametrize(
+    "words", [[*ANSWER, "--spatial-key", "spatial"], ["states", "--patient-key", "patient", "--components", "1-2"]]
+)
+def test_parquet_has_what_csv_has(cells, tmp_path, words):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "out"
+    assert run_command([words[0], str(cells), *words[1:], "--parquet", "--out", str(out), *FAST]) == 0
+    tables = sorted(out.glob("*.csv"))
+    assert tables and {path.stem for path in tables} == {path.stem for path in out.glob("*.parquet")}
+    for path in tables:
+        written, table = pd.read_parquet(path.with_suffix(".parquet")), pd.read_csv(path, keep_default_na=False)
+        assert list(written) == list(table) and len(written) == len(table)
+        for name in table:
+            numbers = pd.api.types.is_numeric_dtype(written[name]) and written[name].dtype != bool
+            if numbers:
+                np.testing.assert_allclose(pd.to_numeric(table[name], errors="coerce"), written[name], rtol=1e-12)
+            else:
+                assert written[name].astype(str).tolist() == table[name].astype(str).tolist(), (path, name)
 
 
 @pytest.mark.parametrize("components", ["2", "1-3"])

@@ -186,6 +186,26 @@ def test_mixture_ellipses_hold_half_and_nine_tenths():
     np.testing.assert_allclose(ax.collections[0].get_offsets(), draws[:50])
 
 
+@pytest.mark.parametrize("draw", [volcano, ma])
+@pytest.mark.parametrize("size", [6.0, 10.0, 18.0])
+def test_a_title_stands_above_and_the_legend_below_the_names_of_the_axes(effects, draw, size):
+    with plt.rc_context({"font.size": size}):
+        ax = draw(effects.assign(mean=np.arange(1.0, len(effects) + 1)), effect_name="an effect\nof two lines")
+        ax.set_title("A title\nof two lines")
+        ax.figure.set_size_inches(7, 7)
+        ax.figure.canvas.draw()
+    legend, title, name = (one.get_window_extent() for one in (ax.get_legend(), ax.title, ax.xaxis.label))
+    assert title.y0 >= ax.get_window_extent().y1 and legend.y1 <= name.y0
+    assert all(box.y0 >= 0 and box.y1 <= ax.figure.bbox.height for box in (legend, title))
+
+
+def test_ma_refuses_negative_means(effects):
+    means = [10.0, -0.5, 0.0, np.nan, -3.0][: len(effects)]
+    with pytest.raises(InvalidArgumentError, match=r"found -0\.5 in row 1 and 2 negative"):
+        ma(effects.assign(mean=means))
+    ma(effects.assign(mean=np.abs(means)))
+
+
 def test_volcano_without_a_discovery_has_no_threshold(effects):
     ax = volcano(effects.assign(pvalue_adj=0.9))
     assert not ax.texts

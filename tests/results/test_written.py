@@ -210,3 +210,14 @@ def test_columns_that_differ_stay_apart_without_their_slashes():
     assert stored.columns.is_unique and not stored.columns.str.contains("/").any()
     assert stored.iloc[0].tolist() == list(range(len(names)))
     assert list(storable_table(pd.DataFrame(columns=["a/b", "50 %"])).columns) == ["a%2Fb", "50 %"]
+
+
+def test_cells_of_one_name_are_refused_before_a_density_is_evaluated(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(60, 2)) + 8 * (np.arange(60)[:, None] % 2)
+    mixture = GaussianMixture(2, random_state=0).fit(x)
+    adata = ad.AnnData(x)
+    adata.obs_names = [f"cell {i // 2}" for i in range(60)]
+    monkeypatch.setattr(GaussianMixture, "_evaluate", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(InvalidArgumentError, match=r"'cell 0' stands more than once in adata.obs_names"):
+        mixture.write(adata)
+    assert not adata.uns and adata.obs.empty
