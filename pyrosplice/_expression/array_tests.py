@@ -148,7 +148,7 @@ def mann_whitney_u_test(x0: Any, x1: Any) -> Array:
     array([False,  True])
     """
     first, second = _observations(x0, x1)
-    pval = mann_whitney(_dense(first).T, _dense(second).T)[1]
+    _, pval, _ = mann_whitney(_dense(first).T, _dense(second).T)
     return np.where(np.isnan(pval) & _finite(first) & _finite(second), 1.0, pval)  # all observations tied
 
 

@@ -496,6 +496,35 @@ class ExpressionTests(Described):
         """
         return replace(self, tests={key: test.against_threshold(lfc_threshold) for key, test in self.tests.items()})
 
+    def one_sided(self, alternative: str, *, lfc_threshold: float = 0.0) -> ExpressionTests:
+        """Test every comparison in one direction, as :meth:`ExpressionTest.one_sided` does.
+
+        Raises
+        ------
+        InvalidArgumentError
+            All pairs of groups, of which each has both directions; tests whose statistic has no sign.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> import pyrosplice.api as de
+        >>> from pyrosplice.data import simulate_expression
+        >>> cells = pd.DataFrame({"type": np.repeat(["B", "NK", "T"], 40)})
+        >>> mean = np.where((cells["type"] == "T").to_numpy()[:, None] & (np.arange(3) == 0), 12.0, 3.0)
+        >>> adata = simulate_expression(cells, n_genes=3, mean=mean, seed=0)  # the first gene is higher in T cells
+        >>> tests = de.test.versus_rest(adata, "type", test="t-test").one_sided("greater")
+        >>> tests.to_frame().query("pvalue_adj < 0.05")[["gene", "contrast", "alternative"]]
+             gene contrast alternative
+        6  gene_1        T     greater
+        """
+        if any(len(key) == 2 for key in self.tests):
+            raise InvalidArgumentError(
+                "alternative: pairs of groups have two directions each, and these are all pairs; use test.two_sample "
+                "for one pair, or test.versus_rest, with a reference= or against all others."
+            )
+        tests = {key: test.one_sided(alternative, lfc_threshold=lfc_threshold) for key, test in self.tests.items()}
+        return replace(self, tests=tests)
+
     top_table = contrast_tables.top_table
     to_matrix = contrast_tables.to_matrix
     write = contrast_tables.write_tests

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from pyrosplice._results.annotations import Annotations, storable_table
 from pyrosplice._results.layouts import GeneSymbols, in_layout, top_rows, wide_statistics, with_symbols
-from pyrosplice._results.rank_genes import rank_genes_groups, signed_scores
+from pyrosplice._results.rank_genes import one_way_scores, rank_genes_groups, signed_scores
 from pyrosplice.errors import check_option
 
 FIRST = ("gene", "contrast", "mean", "log2fc", "effect", "se", "lower", "upper", "statistic", "score")
-AFTER = ("pvalue", "pvalue_adj", "reason", "fit_ended", "df", "unit", "n_units", "lfc_threshold")
+AFTER = ("pvalue", "pvalue_adj", "reason", "fit_ended", "df", "unit", "n_units")
+ASKED = ("lfc_threshold", "alternative", "filtered")
 OF_GENES = ("log2fc", "score", "pvalue", "pvalue_adj", "reason")
 
 
@@ -42,10 +43,14 @@ def joined_contrasts(
     """One tidy table of the tables of several contrasts, by name, a row a contrast and gene."""
     parts = []
     for name, frame in frames:
-        score = signed_scores(frame["pvalue"].to_numpy(), frame.get("effect", frame["log2fc"]).to_numpy())
+        effect, pvalue = frame.get("effect", frame["log2fc"]).to_numpy(), frame["pvalue"].to_numpy()
+        direction = frame["alternative"].iloc[0] if "alternative" in frame and len(frame) else "two-sided"
+        score = signed_scores(pvalue, effect) if direction == "two-sided" else one_way_scores(pvalue, direction)
         part = frame.assign(contrast=name, score=score)
-        parts.append(part[[column for column in (*FIRST, *AFTER) if column in part]])
-    return in_layout(with_symbols(pd.concat(parts, ignore_index=True), gene_symbols), layout)
+        parts.append(part[[column for column in (*FIRST, *AFTER, *ASKED) if column in part]])
+    table = in_layout(with_symbols(pd.concat(parts, ignore_index=True), gene_symbols), layout)
+    table.attrs |= parts[0].attrs if len(parts) == 1 else {}
+    return table
 
 
 def top_table(

@@ -28,6 +28,7 @@ from pyrosplice._expression.mixed.mixed_estimator import MixedEstimator
 from pyrosplice._expression.mixed.mixed_record import MixedRecord
 from pyrosplice._expression.mixed.unit_tests import MixedResults
 from pyrosplice._expression.noise_models import one_choice
+from pyrosplice._expression.outlier_counts import outlier_counts
 from pyrosplice._expression.own_expression import FollowedExpression, glm_fit_of
 from pyrosplice._expression.positions import SPATIAL_KEY, Spots
 from pyrosplice._expression.predicted_cells import predict_cells
@@ -245,6 +246,7 @@ class ExpressionGLM(FollowedExpression, Described):
         donors: Any = None,
         df: DfRule | float | None = None,
         lfc_threshold: float = 0.0,
+        alternative: str = "two-sided",
     ) -> ExpressionTest:
         """Test contrasts of location coefficients, a factor, or coefficients; the notes say by which method.
 
@@ -277,6 +279,8 @@ class ExpressionGLM(FollowedExpression, Described):
         lfc_threshold
             Test against ``|log2fc| <= lfc_threshold`` (:meth:`ExpressionTest.against_threshold`): one coefficient, by
             ``"wald"``, ``"robust"``, ``"glmm"`` or beside random effects by ``"wald"``.
+        alternative
+            ``"two-sided"``, or ``"greater"`` or ``"less"`` (:meth:`ExpressionTest.one_sided`), of the same tests.
 
         Sizes and power of each: :mod:`pyrosplice._expression.methods`.
 
@@ -294,10 +298,12 @@ class ExpressionGLM(FollowedExpression, Described):
         """
         check_option("method", method, METHODS)
         rows = contrast_rows(self._design(), contrast, factor, coefficient)
-        check_threshold(lfc_threshold, method, rows, self._link)
+        check_threshold(lfc_threshold, alternative, method, rows, self._link)
         found = self._tested(rows, method, donors, df)
         name = " + ".join(text_names(factor if coefficient is None else coefficient, "factor")) or "contrast"
         found = replace(found, name=name, groupby=name, method=method)
+        if alternative != "two-sided":
+            return found.one_sided(alternative, lfc_threshold=lfc_threshold)
         return found.against_threshold(lfc_threshold) if lfc_threshold else found
 
     def _tested(self, rows: Array, method: str, donors: Any, df: DfRule | float | None) -> ExpressionTest:
@@ -387,6 +393,7 @@ class ExpressionGLM(FollowedExpression, Described):
     predict = predict_cells
     to_frame, top_table, write = views.to_frame, views.top_genes, views.write_fit
     aic, bic = views.aic, views.bic
+    outlier_counts = outlier_counts
     variance_components = effect_tables.variance_components
     random_effects = effect_tables.level_effects
     test_component = component_tests.test_component

@@ -109,7 +109,17 @@ def _t_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions
     result = _plain_result(groups, first, second, statistic, pval, options)
     if options.is_logged:
         result.effect_se = se
-    return result
+    sign = np.where(np.isfinite(statistic), np.sign(statistic), np.sign(result.effect))
+    return replace(result, tails=_halves(result, sign))
+
+
+def _halves(test: ExpressionTest, sign: Array) -> Array:
+    """P-values of the alternatives higher and lower ``(2, G)`` of a statistic of this sign, whose law is symmetric.
+
+    A gene with one value in all cells has 1 both ways, as it has two-sided.
+    """
+    half = np.where((sign == 0) & np.asarray(test.zero_variance), test.pval, test.pval / 2)
+    return np.stack([np.where(way * sign < 0, 1 - half, half) for way in (1, -1)])
 
 
 def _plain_result(
@@ -177,15 +187,17 @@ def rank_test(  # noqa: PLR0913 (a documented interface)
 def _rank_test(groups: GroupedCells, index: NDArray[np.intp], options: PlainOptions) -> ExpressionTest:
     n_genes = groups.counts.shape[1]
     factors = resolve_size_factors(options.size_factors, groups.cells)
-    statistic, pval = np.empty(n_genes), np.empty(n_genes)
+    statistic, pval, tails = np.empty(n_genes), np.empty(n_genes), np.empty((2, n_genes))
     step = options.block[1] or GENES_AT_A_TIME
     for start in range(0, n_genes, step):
         genes = np.arange(start, min(start + step, n_genes))
         y = groups.counts.genes(genes)
         y = y if factors is None else y / factors
-        statistic[genes], pval[genes] = mann_whitney(y[:, index == 0], y[:, index == 1])
+        statistic[genes], pval[genes], tails[:, genes] = mann_whitney(y[:, index == 0], y[:, index == 1])
     first, second = moments_of_two(groups, index, options)
-    return _plain_result(groups, first, second, statistic, pval, options)
+    result = _plain_result(groups, first, second, statistic, pval, options)
+    by_mean = _halves(result, np.nan_to_num(np.sign(result.effect)))  # what a constant gene's p-value is taken from
+    return replace(result, tails=np.where(np.asarray(result.zero_variance), by_mean, tails))
 
 
 def _test_name(test: Any) -> str:

@@ -133,8 +133,11 @@ def welch(first: Moments, second: Moments) -> tuple[Array, Array, Array]:
     return t, np.minimum(2 * stats.t.sf(np.abs(t), df), 1.0), se
 
 
-def mann_whitney(first: Array, second: Array) -> tuple[Array, Array]:
-    """Mann–Whitney U of ``second`` ``(g, n2)`` over ``first`` ``(g, n1)``, and its normal p-value, ties corrected."""
+def mann_whitney(first: Array, second: Array) -> tuple[Array, Array, Array]:
+    """Mann–Whitney U of ``second`` ``(g, n2)`` over ``first`` ``(g, n1)``, and its normal p-values, ties corrected.
+
+    Two-sided, and of the alternatives that ``second`` is higher, and lower ``(2, g)``.
+    """
     n1, n2 = first.shape[1], second.shape[1]
     n = n1 + n2
     both = np.concatenate([second, first], axis=1)
@@ -144,5 +147,7 @@ def mann_whitney(first: Array, second: Array) -> tuple[Array, Array]:
     ties = np.array([(c * (c * c - 1.0)).sum() for c in (np.unique(r, return_counts=True)[1] for r in ordered)])
     sd = np.sqrt(n1 * n2 / 12 * ((n + 1) - ties / (n * (n - 1))))
     with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0) / sd
-    return u, np.where(sd > 0, np.minimum(2 * stats.norm.sf(z), 1.0), np.nan)
+        off = u - n1 * n2 / 2
+        z = np.maximum(np.abs(off) - 0.5, 0.0) / sd
+        ways = stats.norm.sf(np.stack([off - 0.5, -off - 0.5]) / sd)
+    return u, np.where(sd > 0, np.minimum(2 * stats.norm.sf(z), 1.0), np.nan), np.where(sd > 0, ways, np.nan)

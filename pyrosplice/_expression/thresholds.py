@@ -10,13 +10,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrosplice._expression.call_options import known_options
-from pyrosplice._hypothesis.beyond_threshold import threshold_test
-from pyrosplice.errors import InvalidArgumentError, check_number, check_share, is_number
+from pyrosplice._hypothesis.beyond_threshold import one_sided_test, threshold_test
+from pyrosplice.errors import InvalidArgumentError, check_number, check_option, check_share, is_number
 
 Array = NDArray[np.float64]
 LOG = "log"  # the link with which a difference of predictors is the logarithm of a fold change
 LOG_2 = math.log(2.0)
 BY_ESTIMATE = ("wald", "robust", "glmm")  # methods whose p-value is of an estimate over its standard error
+ALTERNATIVES = ("two-sided", "greater", "less")
 THRESHOLDS = ("qval_thres", "fc_upper_thres", "fc_lower_thres", "mean_thres")
 
 
@@ -48,16 +49,19 @@ def check_fold_changes(link: str | None, option: str) -> None:
         )
 
 
-def check_threshold(lfc_threshold: Any, method: str, rows: Array, link: str | None) -> None:
-    """Raise where a threshold of fold changes is asked of a test that has none, before any work is done."""
-    if check_number("lfc_threshold", lfc_threshold) == 0:
+def check_threshold(lfc_threshold: Any, alternative: Any, method: str, rows: Array, link: str | None) -> None:
+    """Raise where a threshold or a direction is asked of a test that has none, before any work is done."""
+    check_option("alternative", alternative, ALTERNATIVES)
+    if check_number("lfc_threshold", lfc_threshold) != 0:
+        check_fold_changes(link, "lfc_threshold")
+    elif alternative == "two-sided":
         return
-    check_fold_changes(link, "lfc_threshold")
     if method not in BY_ESTIMATE or len(rows) > 1:
         asked = f"method {method!r}" if len(rows) == 1 else f"{len(rows)} coefficients together"
+        option = "lfc_threshold" if lfc_threshold else "alternative"
         raise InvalidArgumentError(
-            f"lfc_threshold: expected one coefficient, tested by one of {list(BY_ESTIMATE)}, found {asked}; the others "
-            "are tests of no difference at all. Leave it out, or choose one of these."
+            f"{option}: expected one coefficient, tested by one of {list(BY_ESTIMATE)}, found {asked}; the others "
+            "are tests of no difference at all, either way. Leave it out, or choose one of these."
         )
 
 
@@ -67,9 +71,16 @@ class WaldResult(Protocol):
     effect: Array
     effect_se: Array | None
     pval: Array
+    statistic: Array
     df: Any
     link: str | None
     is_wald: bool
+    tails: Array | None
+    method: str
+
+    @property
+    def kept(self) -> object:
+        """Which genes q-values are of, None for all."""
 
 
 def beyond(test: WaldResult, lfc_threshold: Any) -> tuple[Array, Array]:
@@ -84,6 +95,7 @@ def beyond(test: WaldResult, lfc_threshold: Any) -> tuple[Array, Array]:
     """
     check_fold_changes(test.link, "lfc_threshold")
     threshold = LOG_2 * check_number("lfc_threshold", lfc_threshold)
+    _check_unfiltered(test)
     if not test.is_wald or test.effect_se is None:
         raise InvalidArgumentError(
             "lfc_threshold: expected a test of one coefficient by its estimate over its standard error (methods "
@@ -93,6 +105,44 @@ def beyond(test: WaldResult, lfc_threshold: Any) -> tuple[Array, Array]:
     statistic, pval = threshold_test(test.effect, test.effect_se, threshold, test.df)
     tested = np.isfinite(test.pval)
     return np.where(tested, statistic, np.nan), np.where(tested, pval, np.nan)
+
+
+def one_way(test: WaldResult, alternative: Any, lfc_threshold: Any) -> tuple[Array, Array]:
+    """Statistic and p-value of a test in one direction ``(G,)`` each; NaN where the test has no p-value.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As :meth:`pyrosplice._expression.results.ExpressionTest.one_sided` says.
+    """
+    check_option("alternative", alternative, ALTERNATIVES[1:])
+    threshold, greater = LOG_2 * check_number("lfc_threshold", lfc_threshold), alternative == "greater"
+    _check_unfiltered(test)
+    if threshold:
+        check_fold_changes(test.link, "lfc_threshold")
+    if test.is_wald and test.effect_se is not None:
+        statistic, pval = one_sided_test(test.effect, test.effect_se, threshold, test.df, greater=greater)
+    elif test.tails is not None and not threshold:
+        statistic, pval = test.statistic, test.tails[0 if greater else 1]
+    else:
+        raise InvalidArgumentError(
+            f"{'lfc_threshold' if threshold else 'alternative'}: expected a test whose statistic has a sign (an "
+            "estimate over its standard error: methods 'wald', 'robust' and 'glmm', Wald tests of two groups; without "
+            f"a threshold also t and rank tests), found {test.method!r}; ratio, score, quasi-likelihood and 'cluster' "
+            "tests, those of several coefficients, and those that are one-sided or against a threshold already, have "
+            "none."
+        )
+    tested = np.isfinite(test.pval)
+    return np.where(tested, statistic, np.nan), np.where(tested, pval, np.nan)
+
+
+def _check_unfiltered(test: WaldResult) -> None:
+    """Raise where genes were filtered for other p-values than those asked for now."""
+    if test.kept is not None:
+        raise InvalidArgumentError(
+            "filtered: the cut was chosen for the p-values of the test that was filtered; ask for the threshold or the "
+            "direction first, and filter what it gives."
+        )
 
 
 def tail_of(level: Any) -> float:

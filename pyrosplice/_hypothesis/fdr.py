@@ -21,7 +21,7 @@ def adjust_pvalues(pvalues: ArrayLike) -> np.ndarray:
         Adjusted p-values of the same shape.
     """
     values = np.array(pvalues, dtype=np.float64)
-    columns = values.reshape(len(values), -1)
+    columns = values.reshape(len(values), -1) if values.size else values
     for column in columns.T:
         tested = ~np.isnan(column)
         if tested.any():

@@ -12,12 +12,19 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 SMALLEST = float(np.finfo(np.float64).tiny)
+MOST_SCORE = float(stats.norm.isf(SMALLEST))
 FIELDS = {"names": "gene", "scores": "score", "pvals": "pvalue", "pvals_adj": "pvalue_adj", "logfoldchanges": "log2fc"}
 
 
 def signed_scores(pvalue: Array, effect: Array) -> Array:
     """Standard normal scores ``(G,)`` of two-sided p-values, with the sign of the effect; NaN without a p-value."""
     return np.sign(effect) * stats.norm.isf(np.clip(pvalue, SMALLEST, 1.0) / 2)
+
+
+def one_way_scores(pvalue: Array, alternative: str) -> Array:
+    """Standard normal scores ``(G,)`` of one-sided p-values: positive where expression is higher."""
+    score = stats.norm.isf(np.clip(pvalue, SMALLEST, 1.0))
+    return np.maximum(score, -MOST_SCORE) if alternative == "greater" else np.minimum(-score, MOST_SCORE)
 
 
 def rank_genes_groups(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

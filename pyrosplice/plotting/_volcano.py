@@ -19,12 +19,14 @@ from pyrosplice.plotting._style import (
     ink,
     new_axes,
     number_column,
+    pyplot,
     require_columns,
     verbatim,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 COLORS = {"not significant": GRAY, "lower": OKABE_ITO[0], "higher": OKABE_ITO[1]}
 SMALLEST = float(np.nextafter(0, 1))
@@ -274,13 +276,18 @@ def _legend(ax: Axes, title: str) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     ticks, name = ax.xaxis.get_major_ticks()[0], ax.xaxis.label
-    lines = name.get_text().count("\n") + 1
-    points = ticks.get_pad() + 1.3 * (ticks.label1.get_fontsize() + lines * name.get_fontsize()) + ax.xaxis.labelpad + 5
-    below = ax.transAxes + ScaledTranslation(0, -points / 72, ax.get_figure(root=True).dpi_scale_trans)
+    height = _points(ticks.label1) + _points(name) * (name.get_text().count("\n") + 1)
+    gaps = sum(pyplot().rcParams[f"xtick.major.{part}"] for part in ("size", "pad")) + ax.xaxis.labelpad + 5
+    below = ScaledTranslation(0, -(height + gaps) / 72, ax.figure.dpi_scale_trans)
     options: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 3, "frameon": False}
-    options |= {"bbox_transform": below, "borderaxespad": 0.0}
+    options |= {"bbox_transform": ax.transAxes + below, "borderaxespad": 0.0}
     legend = ax.legend(title=title, fontsize=9, columnspacing=1.2, handletextpad=0.2, **options)
     legend.get_title().set_multialignment("center")
+
+
+def _points(text: Text) -> float:
+    """Height of a line of text."""
+    return 1.3 * float(text.get_fontsize())
 
 
 def _name(ax: Axes, shown: pd.DataFrame, order: str, names: Sequence[str] | None, n_labels: int, label: str) -> None:
