@@ -13,6 +13,7 @@ from tools import check_links
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+NOT_PYTHON = re.compile(r"^(?:[:!].*\n|%%bash\n(?:.*\n)*)", re.MULTILINE)  # options of a cell; what a shell runs
 CELL = re.compile(r"```\{code-cell\}[^\n]*\n(.*?)```", re.DOTALL)
 
 
@@ -99,7 +100,7 @@ def test_a_page_with_cells_says_that_it_is_a_notebook(name):
     assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n")
     assert CELL.findall(text)
     for cell in CELL.findall(text):
-        compile(re.sub(r"^[:!].*\n", "", cell, flags=re.MULTILINE), name, "exec")  # options; what a shell runs
+        compile(NOT_PYTHON.sub("", cell), name, "exec")
 
 
 def test_no_page_is_a_stub():
