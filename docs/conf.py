@@ -54,6 +54,7 @@ extensions = [
     "sphinx_design",
     "api_pages",
     "mathml",
+    "shell_lines",
     "shown_figures",
     "staged_tutorials",
 ]

@@ -13,7 +13,7 @@ from tools import check_links
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-NOT_PYTHON = re.compile(r"^(?:[:!].*\n|%%bash\n(?:.*\n)*)", re.MULTILINE)  # options of a cell; what a shell runs
+NOT_PYTHON = re.compile(r"^(?::.*|!(?:.*\\\n)*.*)\n", re.MULTILINE)  # options of a cell; what a shell runs
 CELL = re.compile(r"```\{code-cell\}[^\n]*\n(.*?)```", re.DOTALL)
 
 
@@ -157,3 +157,11 @@ def test_the_picture_of_the_first_page_is_drawn_by_its_script(tmp_path):
     subprocess.run([sys.executable, str(script), str(picture)], check=True, cwd=tmp_path)
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert (DOCS / "_static" / "overview.png").stat().st_size < 200_000
+
+
+def test_a_command_of_the_shell_may_go_on_in_the_next_line(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    shell_lines = pytest.importorskip("shell_lines")
+    tokens = [(str(kind), text) for kind, text in shell_lines.ShellLines().get_tokens("!a \\\n    --b c\nd = 1\n")]
+    assert not [text for kind, text in tokens if "Error" in kind]
+    assert ("Token.Name", "d") in tokens and "".join(text for _, text in tokens) == "!a \\\n    --b c\nd = 1\n"
