@@ -20,6 +20,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MPLBACKEND", None)
 os.environ["TQDM_DELAY"] = "3600"  # seconds before a bar is drawn
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # by tqdm, for want of a widget that no page shows
 
 
 def digest_of_sources() -> str:

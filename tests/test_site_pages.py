@@ -34,6 +34,7 @@ OTHERS = {  # of anndata, Pyro and scanpy; and "diag(a) B diag(a)" of the glossa
     "rank_genes_groups_df",
     "read_h5ad",
 }
+WITH_CODE = ("docs/howto/", "docs/guide/", "docs/gallery.md", "docs/what-this-is-not.md")
 WIDEST = 72  # letters of code that are seen without scrolling, in the theme's column
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FENCE = re.compile(r"^(`{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
@@ -51,7 +52,7 @@ def rows(text: str, header: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-@pytest.mark.parametrize("name", [name for name in pages_of_text() if name.startswith(("docs/howto/", "docs/guide/"))])
+@pytest.mark.parametrize("name", [name for name in pages_of_text() if name.startswith(WITH_CODE)])
 def test_code_of_pages_is_no_wider_than_the_page(name: str) -> None:
     blocks = [found[0] for found in FENCE.finditer((ROOT / name).read_text(encoding="utf-8"))]
     wide = [line for block in blocks for line in block.splitlines() if len(line) > WIDEST]
