@@ -113,15 +113,15 @@ def results():
     return {"test": de.test.wald(CELLS, "g", **FIT), "tests": de.test.pairwise(CELLS, "donor", test="t-test")}
 
 
+USUAL = {"group1": "u", "group2": "v", "group": "u", "alternative": "greater"}
+
+
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_methods_of_results_take_or_refuse(kind, name, results):
     method = getattr(results[kind], name)
     named = inspect.signature(method).parameters
-    usual = {
-        n: value
-        for n, value in (("group1", "u"), ("group2", "v"), ("group", "u"), ("adata", CELLS.copy()))
-        if n in named
-    }
+    usual = {n: value for n, value in USUAL.items() if n in named}
+    usual |= {"adata": CELLS.copy()} if "adata" in named else {}
     thresholds = ["qval_thres", "fc_upper_thres", "nonsense"] if "thresholds" in named else []
     for argument in [n for n in named if n != "thresholds"] + thresholds:
         for value in ODD:
