@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -411,7 +412,9 @@ class ExpressionTest(Described):
             raise InvalidArgumentError("filtered: this test is filtered already; filter the test that it was made of.")
         of = "mean" if by is None else str(getattr(by, "name", None) or "by")
         values = self.mean if by is None else numbers_of(by, self.gene_ids)
-        return replace(self, kept=cut_for_most(self.pval, values, check_share("alpha", alpha), by=of))
+        found = copy.copy(self)
+        found.kept = cut_for_most(self.pval, values, check_share("alpha", alpha), by=of)
+        return found
 
     top_table = contrast_tables.top_table
     to_matrix = contrast_tables.to_matrix

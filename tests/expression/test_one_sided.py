@@ -207,6 +207,17 @@ def test_filtered_q_values_are_of_the_kept_genes_alone_and_p_values_stay(cells):
     assert named.summary().attrs["independent_filtering"]["by"] == "depth"
 
 
+def test_a_test_of_curves_can_be_filtered_and_has_no_direction(cells):
+    data = cells.copy()
+    data.obs["time"] = np.linspace(0, 1, 90)
+    curves = de.test.continuous_1d(data, "time", formula_loc="~ 1 + time", df=3)
+    filtered = curves.filtered()
+    assert type(filtered) is type(curves) and curves.kept is None
+    assert filtered.summary(non_numeric=True).attrs["independent_filtering"]["by"] == "mean"
+    with pytest.raises(InvalidArgumentError, match="alternative"):
+        curves.one_sided("greater")
+
+
 def test_filtering_by_the_mean_keeps_the_false_discovery_rate():
     shares = []
     for seed in range(60):
