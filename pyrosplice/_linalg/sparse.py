@@ -1,27 +1,37 @@
-"""Sparse precision matrices: block Cholesky, solves, determinants and diagonals of inverses, eight genes at a time.
+"""Sparse precision matrices: block Cholesky, solves, determinants and diagonals of inverses.
 
 The pattern is analysed once for a graph (minimum-degree ordering, symbolic factor); genes share it. In the plane the
-factor of N spots has O(N log N) blocks and costs O(N^1.5), against O(N³) for a dense one.
+factor of N spots has O(N log N) blocks and costs O(N^1.5), against O(N³) for a dense one. Many genes of few spots are
+worked on eight at a time (:mod:`~pyrosplice._linalg.lane_factor`), few genes or many spots one gene at a time
+(:mod:`~pyrosplice._linalg.supernodal`), which :data:`SPOTS_A_GENE` decides: the same numbers, up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh, spilu, splu
+from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
-from pyrosplice._linalg import selected_inverse
-from pyrosplice._linalg import sparse_kernels as kernels
 from pyrosplice._linalg.blocks import planar
-from pyrosplice._linalg.lanes import LANES, zeros
+from pyrosplice._linalg.lane_factor import LaneFactor, LanePattern
+from pyrosplice._linalg.lanes import LANES
 from pyrosplice._linalg.solver import Factor, SpatialSolver
+from pyrosplice._linalg.supernodal import OrderedMatrix, SupernodalFactor, Supernodes
 from pyrosplice.errors import InvalidArgumentError
+
+SPOTS_A_GENE = 2_000
+"""Spots for each gene of eight from which genes are factored one at a time, by supernodes.
+
+On grids of 2,500, 10,000 and 40,000 spots the factor and selected inverse of eight genes in lanes cost what those of 3,
+6 and 12 genes cost by supernodes, of one to three logits.
+"""
 
 
 class SparsePattern:
@@ -35,88 +45,52 @@ class SparsePattern:
 
     def __init__(self, matrix: sp.spmatrix):
         matrix = sp.csc_matrix(matrix, dtype=np.float64)
-        n = matrix.shape[0]
+        self.n = n = matrix.shape[0]
         if matrix.shape != (n, n) or abs(matrix - matrix.T).max() > 1e-10 * abs(matrix).max():
             raise InvalidArgumentError(f"matrix: expected a symmetric square matrix, found shape {matrix.shape}.")
-        self.n = n
-        self.order = _minimum_degree(matrix)
-        ordered = matrix[self.order][:, self.order]
-        lower = sp.tril(ordered, -1).tocsc()
-        lower.sort_indices()
-        self.column_start, self.row = kernels.symbolic_factor(
-            lower.indptr.astype(np.int64), lower.indices.astype(np.int64), n
-        )
-        self.updates = kernels.update_lists(self.column_start, self.row, n)
-        self.diagonal = np.ascontiguousarray(ordered.diagonal())
-        column = np.repeat(np.arange(n), np.diff(self.column_start))
-        entries = lower.tocoo()
-        self.at = np.searchsorted(column * n + self.row, entries.col.astype(np.int64) * n + entries.row)
-        self.below = entries.data
+        self.supernodes = Supernodes.of(matrix)
+        self.values = OrderedMatrix.of(matrix, self.supernodes.order)
+
+    @cached_property
+    def lanes(self) -> LanePattern:
+        """The same for eight genes at a time."""
+        return LanePattern(self.supernodes.order, self.values)
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers that the factor of one logit of a gene among many holds, and its selected inverse."""
+        return self.supernodes.n_numbers if self._by_gene(LANES) else 2 * (self.lanes.row.size + self.n)
 
     def inverse_diagonal(self, matrix: sp.spmatrix | None = None) -> np.ndarray:
         """Diagonal of the inverse, (N,): of the matrix itself, or of another with the same pattern."""
-        values, entries = self.diagonal, self.below
+        values = self.values
         if matrix is not None:
-            ordered = sp.csc_matrix(matrix, dtype=np.float64)[self.order][:, self.order]
-            lower = sp.tril(ordered, -1).tocsc()
-            lower.sort_indices()
-            values, entries = ordered.diagonal(), lower.data
-        diagonal, below = np.array(values), np.zeros(self.row.size)
-        below[self.at] = entries
-        start, column, at = self.updates
-        selected_inverse.factorize_one(self.column_start, self.row, start, column, at, diagonal, below)
-        out = np.empty(self.n)
-        out[self.order] = selected_inverse.invert(self.column_start, self.row, diagonal, below)
-        return out
+            values = OrderedMatrix.of(sp.csc_matrix(matrix, dtype=np.float64), self.supernodes.order)
+        return SupernodalFactor(self.supernodes, values).inverse_blocks()[0, 0, :, 0]
 
-    def factorize(self, blocks: np.ndarray | None, q: int) -> LaneFactor:
-        """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for up to eight genes; ``blocks`` is (Q, Q, N, lanes ≤ 8)."""
-        diagonal = zeros(self.n, q, q)
-        if blocks is not None:
-            kernels.to_lanes(blocks.transpose(1, 0, 2, 3), self.order, diagonal)
-        below = zeros(self.row.size, q, q)
-        for a in range(q):
-            diagonal[:, a, a] += self.diagonal[:, None]
-            below[self.at, a, a] = self.below[:, None]
-        start, column, at = self.updates
-        kernels.factorize_lanes(self.column_start, self.row, start, column, at, diagonal, below, _width(q))
-        return LaneFactor(self, diagonal, below)
+    def groups(self, n_genes: int) -> list[slice]:
+        """Genes that are factored together: one, or up to eight."""
+        eights = [slice(g, min(g + LANES, n_genes)) for g in range(0, n_genes, LANES)]
+        return [
+            group
+            for eight in eights
+            for group in (
+                [slice(g, g + 1) for g in range(eight.start, eight.stop)]
+                if self._by_gene(eight.stop - eight.start)
+                else [eight]
+            )
+        ]
 
+    def factorize(self, blocks: np.ndarray | None, q: int) -> LaneFactor | SupernodalFactor:
+        """Factor ``matrix ⊗ I_Q + blockdiag(blocks)`` for one of the groups; ``blocks`` is (Q, Q, N, G)."""
+        n_genes = 1 if blocks is None else blocks.shape[-1]
+        if n_genes == 1 and self._by_gene(1):
+            return SupernodalFactor(self.supernodes, self.values, None if blocks is None else blocks[..., 0], q)
+        return self.lanes.factorize(blocks, q)
 
-class LaneFactor:
-    """Cholesky factor of up to eight genes; arrays have the gene last."""
-
-    def __init__(self, pattern: SparsePattern, diagonal: np.ndarray, below: np.ndarray):
-        self.pattern, self.diagonal, self.below = pattern, diagonal, below
-        self.q = diagonal.shape[1]
-
-    def _run(self, kernel: Callable[..., None], *arrays: np.ndarray) -> None:
-        kernel(self.pattern.column_start, self.pattern.row, self.diagonal, self.below, *arrays, _width(self.q))
-
-    def logdet(self) -> np.ndarray:
-        """Log determinant of each gene in the lanes, (LANES,)."""
-        return 2 * np.log(np.einsum("naal->nal", self.diagonal)).sum((0, 1))
-
-    def solve(self, rhs: np.ndarray, *, lower: bool = True) -> np.ndarray:
-        """Solve for (R, Q, N, lanes) in and out; ``lower=False`` leaves out the forward half, as draws need."""
-        x = zeros(self.pattern.n, self.q, rhs.shape[0])
-        kernels.to_lanes(rhs, self.pattern.order, x)
-        if lower:
-            self._run(kernels.solve_lower, x)
-        self._run(kernels.solve_upper, x)
-        out = np.empty(rhs.shape)
-        kernels.from_lanes(x, self.pattern.order, out)
-        return out
-
-    def inverse_blocks(self) -> np.ndarray:
-        """Diagonal blocks of the inverse, (Q, Q, N, LANES)."""
-        pattern, q = self.pattern, self.q
-        diagonal, below = zeros(pattern.n, q, q), zeros(pattern.row.size, q, q)
-        longest = int(np.diff(pattern.column_start).max(initial=0))
-        self._run(kernels.selected_inverse, diagonal, below, zeros(2 * longest + 1, q, q))
-        out = np.empty((q, q, pattern.n, LANES))
-        kernels.from_lanes(diagonal, pattern.order, out)
-        return out
+    def _by_gene(self, n_genes: int) -> bool:
+        """Whether so many genes are factored one at a time."""
+        return self.n >= SPOTS_A_GENE * n_genes
 
 
 def inverse_diagonal(matrix: sp.spmatrix) -> np.ndarray:
@@ -158,7 +132,7 @@ class SparseSolver(SpatialSolver):
     @property
     def factor_blocks(self) -> int:
         """Numbers that the sparse factor and its selected inverse hold."""
-        return 2 * (self.pattern.row.size + self.n_spots)
+        return self.pattern.n_numbers
 
     def spread(self, latent: Tensor) -> Tensor:
         """Take latents to the field: the same numbers here."""
@@ -177,9 +151,8 @@ class SparseSolver(SpatialSolver):
     def factorize(self, blocks: Tensor) -> SparseFactor:
         """Sparse Cholesky of ``P ⊗ I + blockdiag(blocks)``."""
         memory = planar(blocks).permute(2, 3, 1, 0).numpy()  # (Q, Q, N, B)
-        q, n_genes = memory.shape[0], memory.shape[-1]
-        groups = [memory[..., g : g + LANES] for g in range(0, n_genes, LANES)]
-        return SparseFactor(_in_threads(lambda group: self.pattern.factorize(group, q), groups), n_genes)
+        q, groups = memory.shape[0], self.pattern.groups(memory.shape[-1])
+        return SparseFactor(_in_threads(lambda group: self.pattern.factorize(memory[..., group], q), groups), groups)
 
     def color(self, noise: Tensor) -> Tensor:
         """Make fields from standard normal numbers, ``L⁻ᵀ noise``: genes and logits share one factor."""
@@ -189,14 +162,14 @@ class SparseSolver(SpatialSolver):
 
 
 class SparseFactor(Factor):
-    """Factors of a batch: a :class:`LaneFactor` for every eight genes, on as many threads as torch has."""
+    """Factors of a batch, one for each group of genes, on as many threads as torch has."""
 
-    def __init__(self, lanes: list[LaneFactor], n_genes: int):
-        self.lanes, self.n_genes = lanes, n_genes
+    def __init__(self, parts: list[LaneFactor | SupernodalFactor], groups: list[slice]):
+        self._parts, self._groups = parts, groups
 
     def logdet(self) -> Tensor:
         """Log determinant ``log |S|`` of each gene, (B,)."""
-        return torch.from_numpy(np.concatenate([lane.logdet() for lane in self.lanes])[: self.n_genes])
+        return torch.from_numpy(np.concatenate([part.logdet() for part in self._parts]))
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Solve with the factor, ``S⁻¹ rhs``."""
@@ -209,21 +182,15 @@ class SparseFactor(Factor):
     def _solve(self, rhs: Tensor, *, lower: bool) -> Tensor:
         single = rhs.dim() == 3
         memory = planar(rhs.unsqueeze(-1) if single else rhs).permute(3, 2, 1, 0).numpy()  # (R, Q, N, B)
-        jobs = [(lane, memory[..., g * LANES : (g + 1) * LANES]) for g, lane in enumerate(self.lanes)]
+        jobs = [(part, memory[..., group]) for part, group in zip(self._parts, self._groups, strict=True)]
         parts = _in_threads(lambda job: job[0].solve(job[1], lower=lower), jobs)
         out = torch.from_numpy(np.concatenate(parts, -1) if len(parts) > 1 else parts[0]).permute(3, 2, 1, 0)
         return out.squeeze(-1) if single else out
 
     def spot_covariance(self) -> Tensor:
         """Diagonal blocks of ``S⁻¹`` by selected inversion."""
-        parts = _in_threads(lambda lane: lane.inverse_blocks(), self.lanes)
-        memory = np.concatenate(parts, -1)[..., : self.n_genes]
-        return torch.from_numpy(memory).permute(3, 2, 0, 1)
-
-
-def _width(q: int) -> tuple[int, ...] | np.ndarray:
-    """A length that the compiler knows where it unrolls; beyond, one compiled kernel serves every Q."""
-    return (0,) * q if q <= kernels.UNROLLED else np.empty(q, np.int8)
+        parts = _in_threads(lambda part: part.inverse_blocks(), self._parts)
+        return torch.from_numpy(np.concatenate(parts, -1)).permute(3, 2, 0, 1)
 
 
 def _in_threads(task: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
@@ -234,13 +201,3 @@ def _in_threads(task: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
         return [task(job) for job in jobs]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(task, jobs))
-
-
-def _minimum_degree(matrix: sp.csc_matrix) -> np.ndarray:
-    """Fill-reducing order by multiple minimum degree; SuperLU has it, with a factor, here one of the diagonal alone."""
-    pattern = abs(matrix)
-    dominant = pattern + sp.diags(np.asarray(pattern.sum(0)).ravel() + 1.0)  # pivots stay on the diagonal
-    options = {"SymmetricMode": True, "DiagPivotThresh": 0.0}
-    diagonal_alone = {"drop_tol": 1.0, "fill_factor": 1.0}
-    found = spilu(dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options, **diagonal_alone)
-    return np.argsort(found.perm_c)

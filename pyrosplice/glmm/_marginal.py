@@ -184,12 +184,13 @@ def search_spatial(
 
 
 def genes_at_once(n_spots: int, n_predictors: int, n_latent_blocks: int, *, memory: float = 5e8) -> int:
-    """Genes worked on together so that factors and Q × Q blocks stay within ``memory`` bytes; a multiple of 8.
+    """Genes worked on together so that factors and Q × Q blocks stay within ``memory`` bytes: under 8, or a multiple.
 
     ``n_latent_blocks`` is the number of Q × Q blocks of a factor and its inverse.
     """
     per_gene = 8.0 * n_predictors**2 * (n_latent_blocks + 30 * n_spots)
-    return int(min(max(memory / per_gene // 8, 1), 8)) * 8
+    most = int(max(memory / per_gene, 1))
+    return most if most < 8 else min(most // 8, 8) * 8
 
 
 def batches_of(counts: Tensor, n_predictors: int, solver: SpatialSolver | None) -> list[Tensor]:

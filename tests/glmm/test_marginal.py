@@ -145,7 +145,9 @@ def test_fixed_sigma_and_priors() -> None:
     np.testing.assert_allclose(tight.theta, 0.5, atol=0.05)
 
 
-def test_genes_at_once_is_a_positive_multiple_of_eight() -> None:
+def test_genes_at_once_are_few_or_a_multiple_of_eight() -> None:
     assert genes_at_once(256, 2, 2_000) == 64
-    assert genes_at_once(10_000_000, 9, 10**9) == 8
+    assert genes_at_once(10_000_000, 9, 10**9) == 1
+    assert genes_at_once(100_000, 1, 4_600_000) == 8
+    assert genes_at_once(200_000, 1, 10_000_000) == 3
     assert genes_at_once(10_000, 2, 2 * 190_000) % 8 == 0
