@@ -53,7 +53,7 @@ class SparsePattern:
 
     @cached_property
     def lanes(self) -> LanePattern:
-        """The same for eight genes at a time."""
+        """Elimination of eight genes at a time."""
         return LanePattern(self.supernodes.order, self.values)
 
     @property

@@ -42,7 +42,7 @@ def test_expression_model_and_test_say_what_they_are_and_found(cells, tmp_path):
 def test_several_tests_count_what_each_found(cells):
     counts, about = cells
     pairs = de.test.pairwise(counts[:, :5], grouping="group", sample_description=about, test="wald")
-    assert "a : b (1), a : c (0), b : c (1)" in repr(pairs)
+    assert "b vs a (1), c vs a (0), c vs b (1)" in repr(pairs)
     rest = de.test.versus_rest(counts[:, :5], grouping="group", sample_description=about, test="wald")
     assert "b (1)" in repr(rest) and "all comparisons at once" in rest._repr_html_()
 
