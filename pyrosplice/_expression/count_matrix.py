@@ -128,11 +128,7 @@ class CountMatrix:
             self.check(block.T, 0)
             return block
         if self.in_memory:
-            if self._columns is None:
-                self._columns = self._matrix.tocsc()
-            some = self._columns[:, which]
-            self.check(some.data, 0)
-            return np.ascontiguousarray(some.toarray().T, dtype=np.float64)
+            return np.ascontiguousarray(self.columns(which).toarray().T, dtype=np.float64)
         first, held = self._held
         if not len(held) or which.min() < first or which.max() >= first + len(held):
             first = int(which.min())
@@ -143,6 +139,16 @@ class CountMatrix:
                 held[:, rows] = (some.toarray() if sp.issparse(some) else some).T
             self._held = (first, held)
         return held[which - first]
+
+    def columns(self, which: NDArray[np.intp]) -> sp.csc_matrix:
+        """Counts of some genes as a CSC matrix ``(N, g)``, checked."""
+        if not (self.in_memory and sp.issparse(self._matrix)):
+            return sp.csr_matrix(self.genes(which)).T
+        if self._columns is None:
+            self._columns = self._matrix.tocsc()
+        some = self._columns[:, which]
+        self.check(some.data, 0)
+        return some
 
     def check(self, values: NDArray[Any], first_cell: int) -> None:
         """Raise for entries that cannot be counts; warn once of fractional ones."""

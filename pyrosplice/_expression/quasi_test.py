@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pyrosplice._expression.engine.dispersion import Dispersions, adjusted_profile, trend_and_shrink
 from pyrosplice._expression.engine.gene_fits import GlmFit, default_starter, fit_glm
 from pyrosplice._expression.engine.joint_newton import NewtonOptions
-from pyrosplice._expression.engine.pseudo_cells import Rows
 from pyrosplice._expression.engine.row_source import RowSource
+from pyrosplice._expression.engine.sparse_rows import FitRows
 from pyrosplice._expression.estimator import Estimator
 from pyrosplice._expression.noise_models import estimates_dispersion
 from pyrosplice._expression.quasi_likelihood import SqueezedVariance, expected_unit_deviance, quasi_f, squeeze_variance
@@ -105,7 +105,7 @@ def quasi_test(estimator: Estimator, quasi: QuasiFit, contrast: Array) -> tuple[
     source = estimator.source.with_location(kept)
     begin, p = default_starter(source), kept.shape[1]
 
-    def start(rows: Rows, which: NDArray[np.intp]) -> torch.Tensor:
+    def start(rows: FitRows, which: NDArray[np.intp]) -> torch.Tensor:
         theta = begin(rows, which)
         theta[:, p:] = torch.as_tensor(quasi.fit.theta[which, quasi.fit.n_location :], device=theta.device)
         return theta

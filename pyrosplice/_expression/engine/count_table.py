@@ -44,6 +44,10 @@ class CountTable:
         """The table of some of the genes."""
         return CountTable(*(getattr(self, f)[genes] for f in ("exceed", "values", "multiplicity", "constant")))
 
+    def sum_counts(self) -> Tensor:
+        """Weighted sum of counts of each gene ``(G,)``."""
+        return self.exceed.sum((1, 2)) + (self.multiplicity * self.values).sum((1, 2))
+
     def sum_squares(self) -> Tensor:
         """Weighted sum of squared counts, ``Σ w y²``, of each gene ``(G,)``."""
         odd = 2 * torch.arange(self.exceed.shape[-1], dtype=self.exceed.dtype, device=self.exceed.device) + 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from pyrosplice._expression.engine.gene_fits import GlmFit, fisher_location
+from pyrosplice._expression.engine.gene_fits import GlmFit
 from pyrosplice._expression.engine.joint_newton import DIRECT_ZETA, Newton, NewtonOptions, derivatives
 from pyrosplice._expression.engine.pseudo_cells import Rows
 from pyrosplice._expression.engine.row_source import RowSource
@@ -130,7 +130,7 @@ def adjusted_profile(source: RowSource, fit: GlmFit, grid: Array = GRID) -> Arra
             theta[:, -1] = zeta
             theta = reprofile(rows, source.likelihood, theta)
             value = derivatives(rows, source.likelihood, theta).value
-            penalty = torch.linalg.slogdet(fisher_location(rows, source.likelihood, theta))[1]
+            penalty = torch.linalg.slogdet(rows.fisher(source.likelihood, theta))[1]
             out[which, k] = (value - 0.5 * penalty).cpu().numpy() - volume
     return out
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from pyrosplice._expression.engine.basis import Basis
 from pyrosplice._expression.engine.joint_newton import (
     BOUNDARY_ZETA,
-    Derivatives,
     LogPrior,
     Newton,
     NewtonOptions,
@@ -24,8 +24,9 @@ from pyrosplice._expression.engine.joint_newton import (
     derivatives,
     solve_ascent,
 )
-from pyrosplice._expression.engine.pseudo_cells import Rows
+from pyrosplice._expression.engine.pseudo_cells import Derivatives, Rows, SearchEnd
 from pyrosplice._expression.engine.row_source import RowSource
+from pyrosplice._expression.engine.sparse_rows import FitRows
 from pyrosplice._expression.noise_models import faults_named, held_scale, mean_link
 from pyrosplice._optimize.convergence import FitCode, reasons_of_codes
 from pyrosplice._optimize.newton import UPWARD, has_curvature
@@ -36,7 +37,7 @@ from pyrosplice.likelihoods._normal import Normal
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 MOMENT_RANGE = (1e-3, 10.0)  # dispersions at which a fit may start
-Start = Callable[[Rows, Index], Tensor]
+Start = Callable[[FitRows, Index], Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ def fit_glm(
     options
         Stopping rules and which coefficients to hold.
     """
-    design = source.design
-    n_genes, p, r = source.counts.shape[1], design.x.shape[1], design.z.shape[1]
-    d = p + r
+    n_genes, p = source.counts.shape[1], source.design.x.shape[1]
+    d = p + source.design.z.shape[1]
     fit = GlmFit(
         np.full((n_genes, d), np.nan),
         np.full(n_genes, np.nan),
@@ -146,9 +146,9 @@ def fit_glm(
         source.reach,
     )
     begin, errors, tried = start or default_starter(source), [], 0
-    for which, rows in source.conditioned.blocks(genes):
+    for which, rows in source.conditioned.blocks(genes, fitted=True):
         if prior is None:
-            empty = (rows.total.abs().sum(1) <= 0.0).cpu().numpy()
+            empty = rows.without_counts.cpu().numpy()
             fit.code[which[empty]], fit.log_likelihood[which[empty]] = int(FitCode.ALL_ZERO), 0.0
             if empty.any():
                 which, rows = which[~empty], rows.select(torch.as_tensor(~empty).nonzero()[:, 0].to(rows.x.device))
@@ -167,7 +167,7 @@ class _Block:
     """Genes that are fitted together, in the coordinates of the fit's basis."""
 
     which: Index
-    rows: Rows
+    rows: FitRows
     start: Start
     prior: Callable[[Index], LogPrior] | None
 
@@ -198,9 +198,12 @@ def _solve_block(fit: GlmFit, block: _Block, likelihood: Likelihood, options: Ne
     newton = Newton(rows, likelihood, prior=log_prior, options=options)
     start = block.start(rows, which)
     solution = newton.run(start if basis.trivial else start @ torch.as_tensor(basis.inverse.T.copy()).to(start))
+    optimum = rows.optimum(likelihood, solution.theta)
     if newton.one_dispersion and log_prior is None:
-        _try_boundary(newton, solution)
-    record(fit, which, rows, likelihood, solution.theta, log_prior)
+        moved = _try_boundary(newton, solution, optimum.poisson_bound)
+        if len(moved):
+            optimum.replace(moved, rows.select(moved).optimum(likelihood, solution.theta[moved]))
+    record(fit, which, optimum, solution.theta, log_prior)
     fit.code[which], fit.n_iter[which] = solution.code.cpu().numpy(), solution.n_iter.cpu().numpy()
     fit.log_likelihood[which] = solution.value.cpu().numpy()
     fit.code[which[_at_saddle(fit, which, newton.held.cpu().numpy())]] = int(FitCode.SADDLE)
@@ -230,41 +233,37 @@ def _inner_prior(prior: LogPrior, basis: Basis) -> LogPrior:
     return inner
 
 
-def _try_boundary(newton: Newton, solution: Solution) -> None:
-    """Where the Poisson boundary may beat the interior optimum found (both can be maxima), fit from there and see."""
-    rows, theta = newton.rows, solution.theta.clone()
+def _try_boundary(newton: Newton, solution: Solution, bound: Tensor) -> Tensor:
+    """Where the Poisson boundary may beat the interior optimum found (both can be maxima), fit from there and see.
+
+    ``bound`` ``(G,)`` is what a first look at the boundary cannot exceed. Returns the genes that moved there.
+    """
+    some = ((solution.code == int(FitCode.CONVERGED)) & (bound > solution.value)).nonzero()[:, 0]
+    rows, theta = newton.rows.select(some), solution.theta[some]
     theta[:, -1] = BOUNDARY_ZETA
     d = derivatives(rows, newton.likelihood, theta)
     p = rows.x.shape[1]
     gain = solve_ascent(d.information[:, :p, :p], d.gradient[:, :p])[0].mul(d.gradient[:, :p]).sum(1)
-    close = (solution.code == int(FitCode.CONVERGED)) & (d.value + gain > solution.value)
-    some = close.nonzero()[:, 0]
+    close = (d.value + gain > solution.value[some]).nonzero()[:, 0]
+    some = some[close]
     if not len(some):
-        return
-    other = Newton(rows.select(some), newton.likelihood, options=newton.options).run(theta[some])
+        return some
+    other = Newton(rows.select(close), newton.likelihood, options=newton.options).run(theta[close])
     better = other.value > solution.value[some]
     for mine, its in ((solution.theta, other.theta), (solution.value, other.value), (solution.code, other.code)):
         mine[some[better]] = its[better]
     solution.n_iter[some] += other.n_iter
+    return some[better]
 
 
-def record(
-    fit: GlmFit, which: Index, rows: Rows, likelihood: Likelihood, theta: Tensor, prior: LogPrior | None = None
-) -> None:
+def record(fit: GlmFit, which: Index, optimum: SearchEnd, theta: Tensor, prior: LogPrior | None = None) -> None:
     """Write the coefficients of a block, given in the basis of the fit, and both information matrices there."""
-    d = derivatives(rows, likelihood, theta)
-    d = d if prior is None else d + prior(theta, torch.arange(len(theta), device=theta.device))
+    d, genes = optimum.derivatives, torch.arange(len(theta), device=theta.device)
+    d = d if prior is None else d + prior(theta, genes)
     fit.theta[which] = fit.basis.outward(theta.cpu().numpy())
     fit.gradient[which] = fit.basis.gradient(d.gradient.cpu().numpy())
     fit.inner_information[which] = d.information.cpu().numpy()
-    fit.inner_fisher[which] = fisher_location(rows, likelihood, theta).cpu().numpy()
-
-
-def fisher_location(rows: Rows, likelihood: Likelihood, theta: Tensor) -> Tensor:
-    """Expected information of the location coefficients ``(G, P, P)``; observed where the likelihood gives none."""
-    p = rows.x.shape[1]
-    eta, zeta = rows.eta(theta[:, :p]), rows.zeta(theta[:, p:])
-    return rows.design.gram(likelihood.location_information(rows.total, rows.weight, eta, zeta))
+    fit.inner_fisher[which] = optimum.fisher.cpu().numpy()
 
 
 def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Array, Array, Array, Array]:
@@ -275,10 +274,10 @@ def score_statistic(source: RowSource, theta: Array, tested: Index) -> tuple[Arr
     p, k = source.design.x.shape[1], len(tested)
     location = source.basis.part(slice(0, p))
     statistic, step, se = (np.full(shape, np.nan) for shape in ((len(theta),), (len(theta), k), (len(theta), k)))
-    for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(theta).all(1))):
+    for which, rows in source.conditioned.blocks(np.flatnonzero(np.isfinite(theta).all(1)), fitted=True):
         at = torch.as_tensor(source.basis.inward(theta[which]), device=rows.x.device)
         gradient = location.gradient(derivatives(rows, source.likelihood, at).gradient[:, :p].cpu().numpy())[:, tested]
-        inner = safe_inverse(fisher_location(rows, source.likelihood, at).cpu().numpy())
+        inner = safe_inverse(rows.fisher(source.likelihood, at).cpu().numpy())
         covariance = location.covariance(inner)[:, tested][:, :, tested]
         step[which] = (covariance @ gradient[:, :, None])[:, :, 0]
         statistic[which] = (step[which] * gradient).sum(1)
@@ -313,13 +312,14 @@ def default_starter(source: RowSource, *, location: str = "closed_form", scale: 
     group = torch.as_tensor(source.group, device=source.device)
     link = mean_link(source.likelihood)
 
-    def start(rows: Rows, _: Index) -> Tensor:
+    def start(rows: FitRows, _: Index) -> Tensor:
         if link == "log":
             a = log_link_location(rows, group, location)
         else:
-            observed = _observed(rows)
+            dense = cast(Rows, rows)  # sparse ones are negative binomial, whose link is the log
+            observed = _observed(dense)
             level = observed if link == "identity" else source.likelihood.start(observed.unsqueeze(-1))
-            a = _nearest_location(rows, level)
+            a = _nearest_location(dense, level)
         zeta = _first_zeta(rows, a, source.likelihood, scale)
         b = rows.z.new_zeros(rows.n_genes, rows.z.shape[1])
         b = b if zeta is None else _solve_rows(rows.z, zeta - rows.zeta_offset)
@@ -329,52 +329,52 @@ def default_starter(source: RowSource, *, location: str = "closed_form", scale: 
     return start
 
 
-def log_link_location(rows: Rows, group: Tensor, how: str) -> Tensor:
+def log_link_location(rows: FitRows, group: Tensor, how: str) -> Tensor:
     """Location coefficients ``(G, P)`` from the groups' mean rates (least squares on their logs) or the overall one."""
-    size = rows.weight * rows.offset.exp()
-    rate = ((rows.total.sum(1) + 1e-3) / size.sum(1)).log()
     if how == "all_zero":
         return rows.x.new_zeros(rows.n_genes, rows.x.shape[1])
     ones = rows.design.pseudo_inverse.sum(0, keepdim=True)
     if how == "standard":
-        return rate[:, None] * ones
+        return ((rows.sum_counts + 1e-3) / rows.exposure).log()[:, None] * ones
     if len(group) == int(group.max()) + 1:  # every row a group
-        logs = torch.log((rows.total + 0.1 * rows.weight) / size.clamp_min(1e-300))
-        return _rescale(rows, logs @ rows.design.pseudo_inverse, ones)
-    n_groups = int(group.max()) + 1
+        return _rescale(rows, rows.log_rates(), ones)
+    return _rescale(rows, _group_log_rates(cast(Rows, rows), group), ones)  # sparse rows are not grouped
+
+
+def _group_log_rates(rows: Rows, group: Tensor) -> Tensor:
+    """Least-squares coefficients ``(G, P)`` of the log rates of the groups of rows."""
+    n_groups, size = int(group.max()) + 1, rows.weight * rows.offset.exp()
     weight = rows.weight.mean(0)
     cells = weight.new_zeros(n_groups).index_add_(0, group, weight).clamp_min(1e-12)
     total = rows.total.new_zeros(rows.n_genes, n_groups).index_add_(1, group, rows.total.contiguous())
     exposure = size.new_zeros(size.shape[0], n_groups).index_add_(1, group, size)
     x = rows.x.new_zeros(n_groups, rows.x.shape[1]).index_copy_(0, group, rows.x)
     logs = torch.log((total.clamp_min(0) + 0.1 * cells) / exposure.clamp_min(1e-300))
-    return _rescale(rows, _solve_rows(x * cells.sqrt()[:, None], logs * cells.sqrt()), ones)
+    return _solve_rows(x * cells.sqrt()[:, None], logs * cells.sqrt())
 
 
-def _rescale(rows: Rows, a: Tensor, ones: Tensor) -> Tensor:
+def _rescale(rows: FitRows, a: Tensor, ones: Tensor) -> Tensor:
     """Move along ``ones`` until the fitted total is the observed one."""
-    fitted = (rows.weight * rows.eta(a).clamp_max(50.0).exp()).sum(1)
-    return a + torch.log((rows.total.sum(1) + 1e-3) / fitted)[:, None] * ones
+    return a + torch.log((rows.sum_counts + 1e-3) / rows.mean_total(a))[:, None] * ones
 
 
-def _moment_zeta(rows: Rows, a: Tensor) -> Tensor:
+def _moment_zeta(rows: FitRows, a: Tensor) -> Tensor:
     """Minus the log of the dispersion that matches the second moment about the fitted means ``(G,)``."""
     assert rows.table is not None
-    mu = rows.eta(a).clamp_max(50.0).exp()
-    weighted = rows.weight * mu
-    square = (weighted * mu).sum(1)
-    excess = rows.table.sum_squares() - 2 * (rows.total * mu).sum(1) + square - weighted.sum(1)
+    total, square, product = rows.mean_sums(a)
+    excess = rows.table.sum_squares() - 2 * product + square - total
     freedom = (rows.weight.sum(1) / (rows.weight.sum(1) - rows.x.shape[1]).clamp_min(1.0)).clamp_max(3.0)
     return -torch.log((freedom * excess / square).clamp(*MOMENT_RANGE))
 
 
-def _first_zeta(rows: Rows, a: Tensor, likelihood: Likelihood, how: str) -> Tensor | None:
+def _first_zeta(rows: FitRows, a: Tensor, likelihood: Likelihood, how: str) -> Tensor | None:
     """Scale predictor to start from ``(G, 1)``: held, by moments, or of the start value; None for zero."""
     held = held_scale(likelihood)
     if held is not None:
         return torch.full_like(a[:, :1], held)
     if isinstance(likelihood, Normal) and is_ours(type(likelihood)):
-        spread = (rows.weight * (_observed(rows) - rows.eta(a)).square()).sum(1) / rows.weight.sum(1)
+        dense = cast(Rows, rows)
+        spread = (dense.weight * (_observed(dense) - dense.eta(a)).square()).sum(1) / dense.weight.sum(1)
         return 0.5 * torch.log(spread.clamp_min(1e-20))[:, None]
     if how == "closed_form" and rows.table is not None:
         return _moment_zeta(rows, a)[:, None]

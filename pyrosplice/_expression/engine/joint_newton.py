@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from pyrosplice._expression.engine.pseudo_cells import Rows, weighted_gram
+from pyrosplice._expression.engine.pseudo_cells import Derivatives
+from pyrosplice._expression.engine.sparse_rows import FitRows
 from pyrosplice._optimize.convergence import FitCode
 from pyrosplice.likelihoods._contract import Likelihood
 
@@ -37,20 +38,6 @@ class NewtonOptions:
     fit_scale: bool = True
 
 
-@dataclass(frozen=True)
-class Derivatives:
-    """Log density ``(G,)``, gradient ``(G, D)`` and observed information ``(G, D, D)``, location first."""
-
-    value: Tensor
-    gradient: Tensor
-    information: Tensor
-
-    def __add__(self, other: Derivatives) -> Derivatives:
-        return Derivatives(
-            self.value + other.value, self.gradient + other.gradient, self.information + other.information
-        )
-
-
 LogPrior = Callable[[Tensor, Tensor], Derivatives]  # of theta (g, D) and which genes of the block they are (g,)
 
 
@@ -64,22 +51,9 @@ class Solution:
     n_iter: Tensor
 
 
-def derivatives(rows: Rows, likelihood: Likelihood, theta: Tensor) -> Derivatives:
+def derivatives(rows: FitRows, likelihood: Likelihood, theta: Tensor) -> Derivatives:
     """Log density of each gene and its first two derivatives in ``theta`` ``(G, P + R)``."""
-    p = rows.x.shape[1]
-    a, b = theta[:, :p], theta[:, p:]
-    t = likelihood.terms(rows.total, rows.weight, rows.eta(a), rows.zeta(b))
-    value = t.value.sum(-1)
-    g_b = t.g_zeta.expand(-1, len(rows.z)) @ rows.z
-    information = rows.design.information(t.h_eta, t.h_cross, t.h_zeta)
-    if rows.table is not None:
-        value = value + rows.table.constant
-        if likelihood.is_negative_binomial:
-            levels, slope, curve = rows.table.terms(rows.zeta_levels(b))
-            value = value + levels.sum(-1)
-            g_b = g_b + slope @ rows.level_z
-            information[:, p:, p:] += weighted_gram(curve, rows.level_z, rows.level_z)
-    return Derivatives(value, torch.cat([t.g_eta @ rows.x, g_b], 1), information)
+    return rows.derivatives(likelihood, theta)
 
 
 @dataclass
@@ -132,7 +106,12 @@ class Newton:
     """
 
     def __init__(
-        self, rows: Rows, likelihood: Likelihood, *, prior: LogPrior | None = None, options: NewtonOptions | None = None
+        self,
+        rows: FitRows,
+        likelihood: Likelihood,
+        *,
+        prior: LogPrior | None = None,
+        options: NewtonOptions | None = None,
     ) -> None:
         self.rows, self.likelihood, self.prior = rows, likelihood, prior
         self.options = options or NewtonOptions()
@@ -166,7 +145,7 @@ class Newton:
         out.code[active.index[adrift]] = int(FitCode.SEPARATED)
         return out
 
-    def _advance(self, active: _Active, rows: Rows, point: Tensor) -> Tensor:
+    def _advance(self, active: _Active, rows: FitRows, point: Tensor) -> Tensor:
         """Take ``point`` where it is no worse and set the next step, else halve the step; which genes are done."""
         d = derivatives(rows, self.likelihood, point)
         if self.prior is not None:
@@ -216,7 +195,7 @@ class Newton:
         reach = step.abs() * self.reach
         return torch.stack([reach[:, : self.p].sum(1), reach[:, self.p :].sum(1)], 1) / MAX_STEP
 
-    def _rescue(self, active: _Active, rows: Rows, d: Derivatives, stopped: Tensor) -> Tensor:
+    def _rescue(self, active: _Active, rows: FitRows, d: Derivatives, stopped: Tensor) -> Tensor:
         """Genes that stopped at α = 0 where the density still rises in α: sent back inside, by moments."""
         if not bool(stopped.any()):
             return stopped
@@ -224,9 +203,7 @@ class Newton:
         rescued = stopped & (rise > 1e-7) & (active.rescues < 2)
         genes = rescued.nonzero()[:, 0]
         if len(genes):
-            some = rows.select(genes)
-            mu = some.eta(active.base[genes, : self.p]).exp()
-            curve = 0.5 * (some.weight * mu.square()).sum(1)
+            curve = 0.5 * rows.select(genes).mean_sums(active.base[genes, : self.p])[1]
             active.rescues[genes] += 1
             active.step[genes] = 0
             active.step[genes, -1] = -(rise[genes] / curve).log().clamp(-DIRECT_ZETA, 2.0) - active.base[genes, -1]

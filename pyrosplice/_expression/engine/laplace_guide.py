@@ -18,7 +18,8 @@ from torch import Tensor
 from pyrosplice._expression.count_matrix import CountMatrix
 from pyrosplice._expression.engine.basis import Basis
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm
-from pyrosplice._expression.engine.joint_newton import Derivatives, LogPrior, NewtonOptions
+from pyrosplice._expression.engine.joint_newton import LogPrior, NewtonOptions
+from pyrosplice._expression.engine.pseudo_cells import Derivatives
 from pyrosplice._expression.engine.row_source import Design, RowSource
 from pyrosplice._expression.expression_model import ExpressionModel
 from pyrosplice._overrides import is_ours

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrosplice._expression.engine.count_table import CountTable
+from pyrosplice.likelihoods._contract import Likelihood
 
 Array = NDArray[np.float64]
 PRECISION = 1e-17  # aimed-at error of the interpolant, relative to the function's size in its strip
 MAX_NODES = 64
+LOG_MEAN_LIMIT = 50.0  # of means at a start
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,45 @@ def symmetric(upper: Tensor, size: int) -> Tensor:
     place = torch.empty(size, size, dtype=torch.long, device=upper.device)
     place[i, j] = place[j, i] = torch.arange(len(i), device=upper.device)
     return upper[:, place]
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Log density ``(G,)``, gradient ``(G, D)`` and observed information ``(G, D, D)``, location first."""
+
+    value: Tensor
+    gradient: Tensor
+    information: Tensor
+
+    def __add__(self, other: Derivatives) -> Derivatives:
+        return Derivatives(
+            self.value + other.value, self.gradient + other.gradient, self.information + other.information
+        )
+
+
+@dataclass(frozen=True)
+class SearchEnd:
+    """What is to know of each gene where a search ended.
+
+    Attributes
+    ----------
+    derivatives
+        Of the log density.
+    fisher
+        Expected information of the location coefficients ``(G, P, P)``.
+    poisson_bound
+        What the log density at the Poisson boundary, one Newton step on, does not exceed ``(G,)``.
+    """
+
+    derivatives: Derivatives
+    fisher: Tensor
+    poisson_bound: Tensor
+
+    def replace(self, genes: Tensor, other: SearchEnd) -> None:
+        """Put those of ``other`` in the place of some genes'."""
+        d, new = self.derivatives, other.derivatives
+        d.value[genes], d.gradient[genes], d.information[genes] = new.value, new.gradient, new.information
+        self.fisher[genes], self.poisson_bound[genes] = other.fisher, other.poisson_bound
 
 
 @dataclass(frozen=True)
@@ -132,6 +173,65 @@ class Rows:
             weight=self.weight if self.weight.shape[0] == 1 else self.weight[genes],
             table=None if self.table is None else self.table.select(genes),
         )
+
+    @property
+    def without_counts(self) -> Tensor:
+        """Which genes have no entry but zeros ``(G,)``."""
+        return self.total.abs().sum(1) <= 0.0
+
+    @property
+    def sum_counts(self) -> Tensor:
+        """Weighted total count of each gene ``(G,)``."""
+        return self.total.sum(1)
+
+    @property
+    def exposure(self) -> Tensor:
+        """Sum of the weighted size factors ``(1,)`` or ``(G,)``."""
+        return (self.weight * self.offset.exp()).sum(1)
+
+    def derivatives(self, likelihood: Likelihood, theta: Tensor) -> Derivatives:
+        """Log density of each gene and its first two derivatives in ``theta`` ``(G, P + R)``."""
+        p = self.x.shape[1]
+        a, b = theta[:, :p], theta[:, p:]
+        t = likelihood.terms(self.total, self.weight, self.eta(a), self.zeta(b))
+        value = t.value.sum(-1)
+        g_b = t.g_zeta.expand(-1, len(self.z)) @ self.z
+        information = self.design.information(t.h_eta, t.h_cross, t.h_zeta)
+        if self.table is not None:
+            value = value + self.table.constant
+            if likelihood.is_negative_binomial:
+                levels, slope, curve = self.table.terms(self.zeta_levels(b))
+                value = value + levels.sum(-1)
+                g_b = g_b + slope @ self.level_z
+                information[:, p:, p:] += weighted_gram(curve, self.level_z, self.level_z)
+        return Derivatives(value, torch.cat([t.g_eta @ self.x, g_b], 1), information)
+
+    def fisher(self, likelihood: Likelihood, theta: Tensor) -> Tensor:
+        """Expected information of the location coefficients ``(G, P, P)``; observed where the likelihood gives none."""
+        p = self.x.shape[1]
+        eta, zeta = self.eta(theta[:, :p]), self.zeta(theta[:, p:])
+        return self.design.gram(likelihood.location_information(self.total, self.weight, eta, zeta))
+
+    def optimum(self, likelihood: Likelihood, theta: Tensor) -> SearchEnd:
+        """What is to know of each gene at the end of a search."""
+        d = self.derivatives(likelihood, theta)
+        return SearchEnd(d, self.fisher(likelihood, theta), torch.full_like(d.value, torch.inf))
+
+    def mean_total(self, a: Tensor) -> Tensor:
+        """Weighted sum of the means that are exponentials of the predictor, ``(G,)``."""
+        return (self.weight * self.eta(a).clamp_max(LOG_MEAN_LIMIT).exp()).sum(1)
+
+    def mean_sums(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sums of such means, of their squares, and of counts times means, each ``(G,)``."""
+        mu = self.eta(a).clamp_max(LOG_MEAN_LIMIT).exp()
+        weighted = self.weight * mu
+        return weighted.sum(1), (weighted * mu).sum(1), (self.total * mu).sum(1)
+
+    def log_rates(self) -> Tensor:
+        """Least-squares coefficients of the rows' log rates on the location design ``(G, P)``."""
+        size = self.weight * self.offset.exp()
+        logs = torch.log((self.total + 0.1 * self.weight) / size.clamp_min(1e-300))
+        return logs @ self.design.pseudo_inverse
 
     def eta(self, a: Tensor) -> Tensor:
         """Location predictor ``(G, N)`` at coefficients ``a`` ``(G, P)``."""

@@ -20,7 +20,8 @@ from scipy.special import voigt_profile
 from torch import Tensor
 
 from pyrosplice._expression.engine.gene_fits import GlmFit, fit_glm
-from pyrosplice._expression.engine.joint_newton import Derivatives, LogPrior, NewtonOptions
+from pyrosplice._expression.engine.joint_newton import LogPrior, NewtonOptions
+from pyrosplice._expression.engine.pseudo_cells import Derivatives
 from pyrosplice._expression.engine.row_source import RowSource
 from pyrosplice._optimize.convergence import FitCode
 
