@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from pyrosplice._mixture.em.gibbs import GibbsSampler
+from pyrosplice._mixture.em.gibbs import ChainNoise, GibbsSampler
 from pyrosplice._mixture.em.loop import block_size
 from pyrosplice._mixture.em.many import log_joint_of_cells
 from pyrosplice._mixture.em.one_fit import MixtureForm, Problem
@@ -21,6 +21,7 @@ from pyrosplice._mixture.mixture_prior import MixturePriors, SitePriors, weak_pr
 from pyrosplice._mixture.rows import as_rows
 from pyrosplice.errors import InvalidArgumentError, RefusedModelError, check_integer
 from pyrosplice.posterior._progress import bar
+from pyrosplice.posterior._seeding import seed_of_chain
 
 WIDER = 3.0
 """Spread of the means that chains start at, over that of a posterior of all cells."""
@@ -34,7 +35,10 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class GibbsChains:
-    """Draws kept of a chain, sweeps before them, chains, the seed of all, and of how many sweeps a draw is one."""
+    """Draws kept of a chain, sweeps before them, chains, the seed of all, and of how many sweeps a draw is one.
+
+    A chain's draws do not depend on how many chains there are.
+    """
 
     n_draws: int = 500
     n_warmup: int = 200
@@ -91,12 +95,12 @@ def sample_posterior(
     known = proper_prior(rows, fitted, prior)
     problem = Problem.of(rows, MixtureForm(kind, known, 0.0), features=True)
     labels = component_labels([rows.block(a, b)[0] for a, b in rows.spans()], fitted)
-    generator = torch.Generator().manual_seed(int(chains.seed))
-    sampler = GibbsSampler(problem.starter, problem.penalty, labels, generator, fitted.n_components)
+    noise = ChainNoise([seed_of_chain((chains.seed,), chain) for chain in range(chains.n_chains)])
+    sampler = GibbsSampler(problem.starter, problem.penalty, labels, noise, fitted.n_components)
     index = (torch.zeros(1, chains.n_chains, dtype=torch.int64),) * 2
     lead = fitted.select((None, None))  # type: ignore[arg-type]
     state = problem.standardization.forward(lead).select(index)
-    state = _dispersed(state, len(labels), generator)
+    state = _dispersed(state, len(labels), noise)
     kept: list[tuple[MixtureParameters, Tensor, Tensor]] = []
     n_sweeps = chains.n_warmup + chains.n_draws * chains.thin
     with bar(n_sweeps, f"Gibbs, {chains.n_chains} chains", "sweep") as shown:
@@ -109,12 +113,13 @@ def sample_posterior(
     return as_tree(kept, kind)
 
 
-def _dispersed(state: MixtureParameters, n_cells: int, generator: torch.Generator) -> MixtureParameters:
+def _dispersed(state: MixtureParameters, n_cells: int, noise: ChainNoise) -> MixtureParameters:
     """Means of every chain of its own, as far from the fit's as a fraction of the cells would put them."""
     roots = torch.linalg.cholesky(as_matrices(state.covariances, state.means, state.covariance_type))
-    noise = torch.randn(state.means.shape, generator=generator, dtype=state.means.dtype)
     error = WIDER * (n_cells * state.weights).clamp_min(WIDER**2).rsqrt()  # an sd of the component at most
-    return replace(state, means=state.means + error[..., None] * (roots @ noise[..., None])[..., 0])
+    return replace(
+        state, means=state.means + error[..., None] * (roots @ noise.normal(*state.means.shape[2:])[..., None])[..., 0]
+    )
 
 
 def proper_prior(rows: RowBlocks, fitted: MixtureParameters, prior: MixturePriors | SitePriors) -> SitePriors:

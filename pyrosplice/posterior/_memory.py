@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +22,7 @@ OVER_MEMORY = ("refuse", "thin")
 WORKING = 2.0
 """Peak over what is kept: a second copy of the largest arrays while they are made and labelled."""
 NUMBER = 8  # bytes
+_PACKAGE = str(Path(__file__).parents[1])
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -76,9 +79,17 @@ def draws_within(
         f"over_memory='thin': {whole} draws need about {needed / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB "
         f"allowed; {kept.n_draws * n_chains} are {f'kept, one of every {step}' if by_step else 'made'} "
         f"({n_chains} chain{'s' * (n_chains > 1)} of {kept.n_draws}).",
-        stacklevel=6,
+        stacklevel=_level_of_caller(),
     )
     return kept
+
+
+def _level_of_caller() -> int:
+    """How many calls above the one that asks the first line stands that is not the library's: doors differ in depth."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _too_much(per_draw: Mapping[str, float], n_draws: int, limit: float, fitting: int) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -26,7 +25,7 @@ from pyrosplice.glmm._distributions import SpatialEffect
 from pyrosplice.glmm._multinomial import MultinomialGLM, MultinomialGLMM
 from pyrosplice.posterior._problem import PosteriorProblem
 from pyrosplice.posterior._progress import bar
-from pyrosplice.posterior._seeding import seeded
+from pyrosplice.posterior._seeding import seed_of_chain, seeded
 
 logger = logging.getLogger("pyrosplice")
 WHITE = "nu_white"
@@ -259,7 +258,7 @@ def run_chains(
     unit = f"gene {shown.n // each + 1} of {shown.total // each}, " if shown.total else ""
     for chain in range(options.num_chains):
         shown.set_postfix_str(f"{unit}chain {chain + 1} of {options.num_chains}", refresh=False)
-        with seeded(int(np.random.SeedSequence([*seed, chain]).generate_state(1)[0])):
+        with seeded(seed_of_chain(seed, chain)):
             found.append(run_chain(coordinates, num_samples, options, lambda *_: shown.update()))
     return found
 

@@ -102,12 +102,20 @@ class InverseWishart(TorchDistribution):
         torch.Size([5, 2, 2])
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        dim = shape[-1]
-        normal = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device, generator=generator).tril(-1)
-        steps = torch.arange(dim, dtype=self.scale.dtype, device=self.scale.device)
-        half = ((self.dof[..., None] - steps) / 2).expand(shape[:-1]).contiguous()
-        chi2 = 2 * torch._standard_gamma(half, generator=generator)
-        bartlett = normal + torch.diag_embed(chi2.sqrt())
-        factor = torch.linalg.cholesky(self.scale).mT.expand(shape)
-        root = torch.linalg.solve_triangular(bartlett, factor, upper=False)
-        return root.mT @ root
+        return inverse_wishart_of(
+            self.scale, wishart_factor(self.dof.to(self.scale).expand(shape[:-2]), shape[-1], generator)
+        )
+
+
+def wishart_factor(dof: Tensor, dim: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw A, lower triangular ``(..., D, D)``, such that A Aᵀ is standard Wishart with ``dof`` degrees of freedom."""
+    normal = torch.randn((*dof.shape, dim, dim), dtype=dof.dtype, device=dof.device, generator=generator).tril(-1)
+    steps = torch.arange(dim, dtype=dof.dtype, device=dof.device)
+    chi2 = 2 * torch._standard_gamma(((dof[..., None] - steps) / 2).contiguous(), generator=generator)
+    return normal + torch.diag_embed(chi2.sqrt())
+
+
+def inverse_wishart_of(scale: Tensor, factor: Tensor) -> Tensor:
+    """Σ = C A⁻ᵀ A⁻¹ Cᵀ with Ψ = C Cᵀ: an inverse Wishart draw of the scale Ψ from one of :func:`wishart_factor`."""
+    root = torch.linalg.solve_triangular(factor, torch.linalg.cholesky(scale).mT.expand(factor.shape), upper=False)
+    return root.mT @ root

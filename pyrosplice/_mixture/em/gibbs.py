@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,39 @@ from pyrosplice._mixture.em.loop import QuadraticExpectation
 from pyrosplice._mixture.em.m_step import Penalty, component_scatter, pulled_scatter
 from pyrosplice._mixture.em.sufficient_statistics import Moments, coefficients, moments_of, responsibilities_
 from pyrosplice._mixture.gaussian_mixture import MixtureParameters
-from pyrosplice.priors._inverse_wishart import InverseWishart
+from pyrosplice.priors._inverse_wishart import inverse_wishart_of, wishart_factor
+
+
+class ChainNoise:
+    """Random numbers of chains, each from a generator of its own, so that a chain is the same beside any others.
+
+    Parameters
+    ----------
+    seeds
+        One a chain.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers ``(J, *shape)``."""
+        return torch.stack([torch.rand(shape, dtype=torch.float64, generator=own) for own in self._generators])
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers ``(1, J, *shape)``."""
+        return torch.stack([torch.randn(shape, dtype=torch.float64, generator=own) for own in self._generators])[None]
+
+    def gamma(self, concentration: Tensor) -> Tensor:
+        """Gamma numbers of rate one, one for each of the concentrations ``(1, J, ...)``."""
+        return self._each(lambda own, generator: torch._standard_gamma(own, generator=generator), concentration)
+
+    def wishart(self, dof: Tensor, dim: int) -> Tensor:
+        """Factors ``(1, J, ..., D, D)`` of standard Wishart matrices with degrees of freedom ``(1, J, ...)``."""
+        return self._each(lambda own, generator: wishart_factor(own, dim, generator), dof)
+
+    def _each(self, draw: Callable[[Tensor, torch.Generator], Tensor], given: Tensor) -> Tensor:
+        return torch.stack([draw(own, made) for own, made in zip(given[0], self._generators, strict=True)])[None]
 
 
 class GibbsSampler:
@@ -25,8 +58,8 @@ class GibbsSampler:
         The prior in standardised units, proper.
     labels
         A reference label of each cell, ``(N,)``; draws report how their labels overlap with it.
-    generator
-        Generator of all draws.
+    noise
+        Random numbers of the chains.
     n_components
         M.
     """
@@ -36,11 +69,11 @@ class GibbsSampler:
         expectation: QuadraticExpectation,
         penalty: Penalty,
         labels: Tensor,
-        generator: torch.Generator,
+        noise: ChainNoise,
         n_components: int,
     ) -> None:
         self._expectation, self._penalty = expectation, penalty
-        self._generator = generator
+        self._noise = noise
         self._reference = torch.nn.functional.one_hot(labels, n_components).to(torch.float64)
 
     def sweep(self, parameters: MixtureParameters) -> tuple[MixtureParameters, Tensor, Tensor]:
@@ -75,7 +108,7 @@ class GibbsSampler:
 
     def _draw_labels(self, resp: Tensor) -> Tensor:
         """One-hot labels ``(J, M, n)`` from responsibilities of the same shape."""
-        uniform = torch.rand(resp.shape[0], 1, resp.shape[2], dtype=resp.dtype, generator=self._generator)
+        uniform = self._noise.uniform(1, resp.shape[2])
         label = (resp.cumsum(1) < uniform).sum(1).clamp_max(resp.shape[1] - 1)
         return torch.zeros_like(resp).scatter_(1, label[:, None], 1)
 
@@ -86,18 +119,16 @@ class GibbsSampler:
         counts, center, scatter = component_scatter(moments, previous)
         scatter = pulled_scatter(scatter, penalty.pull, counts, center, previous.means, kind)
         concentration = 1.0 if penalty.concentration_excess is None else penalty.concentration_excess + 1
-        gamma = torch._standard_gamma(counts + concentration, generator=self._generator)
+        gamma = self._noise.gamma(counts + concentration)
         posterior_scale = scatter + penalty.scale
         if kind in ("full", "tied"):
             cells = counts if kind == "full" else counts.sum(-1)
-            covariances = InverseWishart(penalty.dof + cells, posterior_scale, validate_args=False).draw(
-                generator=self._generator
-            )
+            covariances = inverse_wishart_of(posterior_scale, self._noise.wishart(penalty.dof + cells, dim))
         else:
             cells = counts[..., None].expand(scatter.shape) if kind == "diag" else counts * dim
             half = (penalty.dof + cells) / 2
-            covariances = posterior_scale / 2 / torch._standard_gamma(half, generator=self._generator)
+            covariances = posterior_scale / 2 / self._noise.gamma(half)
         drawn = replace(previous, weights=gamma / gamma.sum(-1, keepdim=True), covariances=covariances)
         root = penalty.pull.roots(counts, drawn)
-        noise = torch.randn(center.shape, dtype=center.dtype, generator=self._generator)
+        noise = self._noise.normal(*center.shape[2:])
         return replace(drawn, means=penalty.pull.means(counts, center, drawn) + (root @ noise[..., None])[..., 0])
