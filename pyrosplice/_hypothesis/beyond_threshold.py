@@ -14,8 +14,9 @@ def threshold_test(effect: Array, se: Array, threshold: float, df: Array | float
 
     .. math:: p = P(T > (|b| - c) / s) + P(T > (|b| + c) / s)
 
-    which is uniform at either end of the null, and the two-sided p-value where c is 0. Normal, or Student's t with
-    ``df``: with a standard error of 5 degrees of freedom, and c one true standard error, 4.7 % are below 5 %. NaN where
+    which is uniform at either end of the null where the standard error is known, and the two-sided p-value where c is
+    0. Normal, or Student's t with ``df``, whose level is then a little below: with c one true standard error, 4.7 % of
+    p-values are below 5 % at 5 degrees of freedom, and 4.4 to 5.0 % at 3, by the size of c. NaN where
     effect or standard error are not finite. Source: McCarthy & Smyth (2009) Bioinformatics 25:765.
     """
     size, error = _known(np.abs(effect), se)

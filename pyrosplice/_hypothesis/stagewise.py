@@ -33,7 +33,7 @@ class StagewiseResult:
         Genes' p-values, adjusted (Benjamini–Hochberg) ``(G,)``.
     confirmed
         Isoforms' p-values, adjusted for both stages ``(R,)``: at most α is a rejection at the α of the call, and at no
-        other. 1 for those of genes that were not found, NaN for those without a test.
+        other. 1 for those of genes that were not found, NaN for those without a test, or whose gene has none.
     """
 
     screened: Array
@@ -56,8 +56,9 @@ def stagewise_tests(
     alpha
         Overall false discovery rate.
     within
-        ``"shares"``: a gene that has changed has two isoforms that have; ``"any"``: one at least. Where an isoform of
-        a gene has no test, it may be the one, and the others are held to all of their number (Holm).
+        ``"shares"``: a gene that has changed has two isoforms that have; every isoform of the whole must be listed, since
+        one that is left out may be the other. ``"any"``: one at least. Where an isoform of a gene has no test, it may
+        be the one, and the others are held to all of their number (Holm).
 
     Raises
     ------
@@ -68,10 +69,11 @@ def stagewise_tests(
     check_option("within", within, get_args(Within))
     gene_p, p, of = np.asarray(gene_pvalue, float), np.asarray(pvalue, float), np.asarray(gene)
     _check(gene_p, p, of)
+    of = of.astype(np.intp)
     screened = adjust_pvalues(gene_p)
     found = screened <= alpha
     tested = int(np.isfinite(gene_p).sum())
-    confirmed = np.where(np.isnan(p), np.nan, 1.0)
+    confirmed = np.where(np.isnan(p) | np.isnan(gene_p[of]), np.nan, 1.0)
     for g in np.flatnonzero(found):
         own = np.flatnonzero(of == g)
         adjusted = _within_gene(p[own], within) * tested / found.sum()

@@ -10,6 +10,7 @@ from scipy import stats
 from pyrosplice import SplisosmGLMM
 from pyrosplice._hypothesis.fdr import adjust_pvalues
 from pyrosplice._hypothesis.stagewise import stagewise_tests
+from pyrosplice._usage.analysis.isoform_tests import _by_stages
 from pyrosplice.data import simulate_isoforms
 from pyrosplice.errors import InvalidArgumentError, NotReadyError
 
@@ -52,10 +53,26 @@ def test_two_isoforms_of_a_gene_that_was_found_have_both_changed():
 
 def test_isoforms_without_a_test_leave_the_others_to_all_of_their_number():
     found = stagewise_tests([1e-6, np.nan], [0.03, np.nan, 0.04, 0.001, 0.9], [0, 0, 0, 1, 1])
-    np.testing.assert_allclose(found.confirmed, [0.06, np.nan, 0.06, 1, 1])
+    np.testing.assert_allclose(found.confirmed, [0.06, np.nan, 0.06, np.nan, np.nan])
     assert np.isnan(found.screened[1])
     nothing = stagewise_tests([np.nan], [np.nan, np.nan], [0, 0])
     assert np.isnan(nothing.confirmed).all()
+
+
+def test_no_genes_and_no_isoforms_are_no_tests():
+    for genes in ([], [0.5]):
+        nothing = stagewise_tests(genes, [], [])
+        assert nothing.screened.shape == (len(genes),) and nothing.confirmed.shape == (0,)
+
+
+def test_isoforms_of_a_gene_that_could_not_be_screened_have_its_reason():
+    table = pd.DataFrame(
+        {"covariate": "x", "position": [0, 0, 1, 1], "pvalue": [0.01, 0.02, np.nan, 0.3], "reason": ["", "", "b", ""]}
+    )
+    screen = {"pvalue": np.array([[np.nan], [0.2]]), "reason": [["few counts"], [""]]}
+    out = _by_stages(table, screen, ["x"], 0.05)
+    assert out["reason"].tolist() == ["few counts", "few counts", "b", ""]
+    assert np.isnan(out["pvalue_stagewise"]).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_isoforms(  # noqa: PLR0913 (what is tested, and how, by keyword)
         One row a gene, covariate and isoform: ``effect``, ``se``, ``lower``, ``upper``, ``statistic``, ``pvalue`` (of
         the isoform alone), ``pvalue_adj`` (Benjamini–Hochberg over all isoforms of a covariate), ``reason``, ``df``,
         ``gene_pvalue``, ``gene_pvalue_adj`` and ``pvalue_stagewise``: at most ``alpha`` is a rejection, 1 where the
-        gene was not found.
+        gene was not found, NaN (with the gene's ``reason``) where it could not be tested.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def test_isoforms(  # noqa: PLR0913 (what is tested, and how, by keyword)
     else:
         given: dict[str, Any] = {"variance": variance, "law": law, "df": df, "n_surrogates": None, "random_seed": None}
         options = UsageTestOptions(method="wald", by="covariate", contrasts=None, **given)
-        screen = usage_tests(analysis, options, show=False)["pvalue"]
+        screen = usage_tests(analysis, options, show=False)
     return _by_stages(table, screen, list(design.names), alpha)
 
 
@@ -144,14 +144,17 @@ def _isoform_rows(
     return pd.concat([tables[g] for g in range(analysis.n_genes)], ignore_index=True)
 
 
-def _by_stages(table: pd.DataFrame, screen: Array | None, covariates: list[str], alpha: float) -> pd.DataFrame:
-    """The table with p-values adjusted over isoforms, and stage by stage, for each covariate."""
+def _by_stages(table: pd.DataFrame, screen: dict[str, Any] | None, covariates: list[str], alpha: float) -> pd.DataFrame:
+    """The table with p-values adjusted over isoforms, and stage by stage, for each covariate.
+
+    An isoform with a test in a gene without one has the gene's reason.
+    """
     out = table.assign(gene_pvalue=np.nan, gene_pvalue_adj=np.nan, pvalue_stagewise=np.nan)
     n_genes = int(table["position"].max()) + 1
     for t, name in enumerate(covariates):
         rows = np.flatnonzero(table["covariate"] == name)
         pvalue, gene = (table[column].to_numpy()[rows] for column in ("pvalue", "position"))
-        tested = _smallest(pvalue, gene, n_genes) if screen is None else screen[:, t]
+        tested = _smallest(pvalue, gene, n_genes) if screen is None else screen["pvalue"][:, t]
         found = stagewise_tests(tested, pvalue, gene, alpha=alpha, within="any" if screen is None else "shares")
         columns = {
             "pvalue_adj": adjust_pvalues(pvalue),
@@ -161,6 +164,9 @@ def _by_stages(table: pd.DataFrame, screen: Array | None, covariates: list[str],
         }
         for column, values in columns.items():
             out.loc[out.index[rows], column] = values
+        if screen is not None:
+            lost = rows[np.isnan(tested[gene]) & (table["reason"].to_numpy()[rows] == "")]
+            out.loc[out.index[lost], "reason"] = np.array(screen["reason"])[table["position"].to_numpy()[lost], t]
     return out.drop(columns="position")
 
 
