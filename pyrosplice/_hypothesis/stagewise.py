@@ -56,7 +56,7 @@ def stagewise_tests(
     alpha
         Overall false discovery rate.
     within
-        ``"shares"``: a gene that has changed has two isoforms that have; every isoform of the whole must be listed, since
+        ``"shares"``: a gene that has changed has two isoforms that have; every isoform of the whole must be listed, as
         one that is left out may be the other. ``"any"``: one at least. Where an isoform of a gene has no test, it may
         be the one, and the others are held to all of their number (Holm).
 
