@@ -8,11 +8,16 @@ covariance is in units of the model's. By Box's (1954) approximation both have �
 .. math:: \epsilon = \frac{(\sum \lambda)^2}{Q \sum \lambda^2}, \qquad \tfrac1Q \le \epsilon \le 1,
 
 exact where all λ are equal (ε = 1, the law of one variance), and where there is one (ε = 1 / Q, a t of ν). It is
-estimated from the units' effects, which in the normal model are independent of the coefficients, by the same quotient of
-their own sums (Greenhouse and Geisser 1959). Chance makes that too small where Q is not small beside ν, and the test
-conservative there; a correction for it (Huynh and Feldt 1976, Lecoutre 1991), or a mean of both, is too large where one λ
-stands beside small others, and far out in the tail, where thousands of genes are judged, it rejects several times too
-often.
+estimated from the units' effects, which in the normal model are independent of the coefficients, by the same quotient
+of their own sums (Greenhouse and Geisser 1959). Chance makes that too small where Q is not small beside ν, and the test
+conservative there; a correction for it (Huynh and Feldt 1976, Lecoutre 1991) makes it too large where one λ stands
+beside small others, and far out in the tail, where thousands of genes are judged, rejects several times too often.
+
+Normal effects, 100,000 draws a cell, Q = 2, 3 and 5, ν = 2 to 30, all λ equal, a single one, one beside others of .1 or
+.3 (``sphericity.csv`` of tests/studies/results): at most 5.1 % at 5 %, 1.4 % at 1 % and .27 % at .1 % (with the
+correction 8.3, 3.4 and 1.0 %, with ε = 1 21, 14 and 8.3 %); where all λ are equal and ν = 3, 6, 10 and 30 2.6, 3.6, 4.2
+and 4.6 % for Q = 2, .6, 1.8, 2.6 and 4.0 % for Q = 5. A shift in one predictor of three standard errors, all λ equal,
+is then detected at 5 % in 38, 59, 66 and 74 % and in 14, 34, 45 and 57 % (with ε = 1 53, 65, 70, 75 and 46, 54, 57, 60).
 """
 
 from __future__ import annotations
