@@ -17,7 +17,7 @@ Normal effects, 100,000 draws a cell, Q = 2, 3 and 5, ν = 2 to 30, all λ equal
 .3 (``sphericity.csv`` of tests/studies/results): at most 5.1 % at 5 %, 1.4 % at 1 % and .27 % at .1 % (with the
 correction 8.3, 3.4 and 1.0 %, with ε = 1 21, 14 and 8.3 %); where all λ are equal and ν = 3, 6, 10 and 30 2.6, 3.6, 4.2
 and 4.6 % for Q = 2, .6, 1.8, 2.6 and 4.0 % for Q = 5. A shift in one predictor of three standard errors, all λ equal,
-is then detected at 5 % in 38, 59, 66 and 74 % and in 14, 34, 45 and 57 % (with ε = 1 53, 65, 70, 75 and 46, 54, 57, 60).
+is detected at 5 % in 38, 59, 66 and 74 % and in 14, 34, 45 and 57 % (with ε = 1 53, 65, 70, 75 and 46, 54, 57, 60).
 """
 
 from __future__ import annotations
