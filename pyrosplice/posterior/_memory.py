@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ OVER_MEMORY = ("refuse", "thin")
 WORKING = 2.0
 """Peak over what is kept: a second copy of the largest arrays while they are made and labelled."""
 NUMBER = 8  # bytes
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 

@@ -211,7 +211,7 @@ def test_chains_of_sweeps_begin_apart(cells, kind):
 
 
 @pytest.mark.slow
-def test_nuts_of_every_family_has_four_chains_that_begin_apart_and_agree(usage, mixture, cells):
+def test_nuts_of_usage_and_mixtures_has_four_chains_that_begin_apart_and_agree(usage, mixture, cells):
     options = NutsOptions(warmup_steps=60, max_tree_depth=5)
     for tree in (
         usage.posterior(num_samples=60, method="nuts", genes=[0], groups=(), nuts_options=options),
