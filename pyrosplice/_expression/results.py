@@ -342,9 +342,10 @@ class ExpressionTest(Described):
 
         Where counts are few and groups unequal the two tails of a Wald test are not alike: of 3,000 null genes with 500
         and 20 cells, mean 0.2, dispersion 0.5, 5.5 and 1.6 % were below 5 and 1 % for "higher in the 20 cells", 0.03
-        and 0 % for "lower" (``"robust"``: 5.3, 1.5, 0.03, 0); with 200 and 200 cells of mean 2: 5.3, 0.7, 5.0, 1.0. With
-        6 and 6 samples of mean 50, dispersion 0.2, the normal law of the Wald test is too narrow one-sided as two-sided:
-        8.8 and 3.4, 8.0 and 3.0 % (two-sided 10.7 and 4.0); Student's t of log counts (``t_test``) has 5.2 and 4.2 % at 5.
+        and 0 % for "lower" (``"robust"``: 5.3, 1.5, 0.03, 0); with 200 and 200 cells of mean 2: 5.3, 0.7, 5.0, 1.0.
+        With 6 and 6 samples of mean 50, dispersion 0.2, the Wald test's normal law is too narrow, one-sided as
+        two-sided: 8.8 and 3.4, 8.0 and 3.0 % (two-sided 10.7 and 4.0); Student's t of log counts (``t_test``) has 5.2
+        and 4.2 % at 5.
 
         Parameters
         ----------
